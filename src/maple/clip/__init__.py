@@ -1,0 +1,7 @@
+"""The frozen backbone: any CLIP, opened at its seams (embed, enter, blocks, finish). Knows nothing of prompts."""
+
+from maple.clip.backbone import Backbone, Preprocessing
+from maple.clip.load import PRECISIONS, load_clip
+from maple.clip.towers import ImageTower, TextTower
+
+__all__ = ["PRECISIONS", "Backbone", "ImageTower", "Preprocessing", "TextTower", "load_clip"]

@@ -1,0 +1,196 @@
+"""A loaded CLIP: two towers with seams, its tokenizer and preprocessing, frozen."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from open_clip.model import convert_weights_to_lp
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import LayerNorm, LayerNormFp32
+from torch import Tensor, nn
+
+from maple.clip.towers import ImageTower, TextTower
+from maple.errors import BackboneError, ClassNamesError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the image tower expects: square size R in pixels, channel means and deviations of [0, 1] values."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+
+
+class Backbone:
+    """A frozen CLIP. No parameter of it ever receives a gradient, and it is always in evaluation mode.
+
+    Args:
+        model: an open_clip model in float32; it is frozen, moved and converted in place.
+        name: what the user called it; with `pretrained`, how to load it again.
+        preprocessing: the image side's input.
+        tokenizer: callable from sentences to ids [n, T].
+        precision: fp32, bf16 or fp16: of the large weights and of the states between blocks. Norms,
+            prompts, features, logits and losses stay float32.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        name: str,
+        pretrained: str | None,
+        preprocessing: Preprocessing,
+        tokenizer: Callable[[Sequence[str]], Tensor],
+        precision: str = "fp32",
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.name = name
+        self.pretrained = pretrained
+        self.preprocessing = preprocessing
+        self.precision = precision
+        self.device = torch.device(device)
+        self.dtype = DTYPES[precision]
+        self._tokenizer = tokenizer
+        self._model = model.eval().requires_grad_(False)
+        self.fingerprint = fingerprint(model.state_dict())
+        self.logit_scale = float(model.logit_scale.detach().float().exp())
+        self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
+        _convert(model, self.dtype)
+        model.to(self.device)
+        self.text = TextTower(model, self.dtype)
+        self.image = ImageTower(model, self.dtype)
+        if self.dtype != torch.float32:
+            self._autocast_whole_towers()
+        self.embed_dim = self._embed_dim()
+
+    @property
+    def model(self) -> Any:
+        """The open_clip model itself, for export and tests; do not train it."""
+        return self._model
+
+    def tokenize(self, sentences: Sequence[str]) -> Tensor:
+        """Sentences to padded ids [n, T], int64, T the context length.
+
+        Raises:
+            ClassNamesError: a sentence has more tokens than the context holds; it is named, never cut.
+        """
+        ids = self._tokenizer(list(sentences)).to(torch.int64)
+        for sentence, row in zip(sentences, ids, strict=True):
+            if row[-1] != 0:
+                self._refuse_cut(sentence)
+        return ids
+
+    def word_ids(self, text: str) -> list[int]:
+        """The vocabulary ids of `text`, without SOS and EOT."""
+        ids = self.tokenize([text])[0]
+        end = int(self.text.end_positions(ids[None])[0])
+        return [int(i) for i in ids[1:end]]
+
+    def _refuse_cut(self, sentence: str) -> None:
+        if not isinstance(self._tokenizer, SimpleTokenizer):
+            return
+        needed = len(self._tokenizer.encode(sentence)) + 2
+        if needed > self.text.context_length:
+            raise ClassNamesError(
+                f"{sentence!r} needs {needed} tokens, but this CLIP reads at most {self.text.context_length}; "
+                "shorten the class name, the template, or the prompt"
+            )
+
+    def _embed_dim(self) -> int:
+        projection = getattr(self._model, "text_projection", None)
+        if isinstance(projection, nn.Parameter):
+            return int(projection.shape[1])
+        with torch.no_grad():
+            ids = torch.as_tensor(self._tokenizer(["a"]), device=self.device)
+            return int(self.text.plain(ids).shape[-1])
+
+    def _autocast_whole_towers(self) -> None:
+        """Towers without seams keep float32 weights and run under autocast, as their own libraries expect."""
+        for tower in (self.text, self.image):
+            if tower.obstacle is not None:
+                tower.encode = _autocasted(tower.encode, self.device.type, self.dtype)
+
+
+def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
+    """Identify frozen weights: the same for every file format and load precision of the same checkpoint.
+
+    Each tensor is hashed as float32 with its name and shape (names of open_clip's layout), so a half
+    precision archive and its float32 copy agree. Returns 32 hexadecimal digits.
+    """
+
+    def digest(item: tuple[str, Tensor]) -> bytes:
+        name, tensor = item
+        shape = tuple(tensor.shape) or (1,)
+        hasher = hashlib.blake2b(f"{name}:{shape}:".encode(), digest_size=16)
+        hasher.update(tensor.detach().to("cpu", torch.float32).contiguous().reshape(-1).numpy().data)
+        return hasher.digest()
+
+    with ThreadPoolExecutor() as pool:
+        parts = list(pool.map(digest, sorted(state_dict.items())))
+    return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
+
+
+def preprocessing_of(config: Mapping[str, Any]) -> Preprocessing:
+    """Read open_clip's preprocess settings.
+
+    Raises:
+        BackboneError: the image side is not square.
+    """
+    size = config["size"]
+    sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(set(sides)) != 1:
+        raise BackboneError(f"this CLIP reads images of {sides} pixels; only square ones are supported")
+    mean, std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
+    return Preprocessing(int(sides[0]), mean, std, str(config.get("interpolation") or "bicubic"))  # type: ignore[arg-type]
+
+
+def _convert(model: Any, dtype: torch.dtype) -> None:
+    """Large weights to `dtype`, norms in float32: what open_clip does, but after the weights were identified."""
+    if dtype == torch.float32:
+        return
+    native_text = _text_part(model)
+    parts = [part for part in (native_text, _image_part(model)) if part is not None]
+    for part in parts:
+        for module in part.modules():
+            for child_name, child in module.named_children():
+                if isinstance(child, nn.LayerNorm) and type(child) is LayerNorm:
+                    setattr(module, child_name, _float32_norm(child))
+        convert_weights_to_lp(part, dtype)
+    if native_text is model.__dict__.get("_modules", {}).get("transformer") and isinstance(
+        model.text_projection, nn.Parameter
+    ):
+        model.ln_final = _float32_norm(model.ln_final)
+        model.text_projection.data = model.text_projection.data.to(dtype)
+
+
+def _text_part(model: Any) -> nn.Module | None:
+    if TextTower(model, torch.float32).obstacle is not None:
+        return None
+    part: nn.Module = model.text if hasattr(model, "text") else model.transformer
+    return part
+
+
+def _image_part(model: Any) -> nn.Module | None:
+    part: nn.Module = model.visual
+    return part if ImageTower(model, torch.float32).obstacle is None else None
+
+
+def _float32_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
+    copy = LayerNormFp32(norm.normalized_shape, eps=norm.eps)
+    copy.weight, copy.bias = norm.weight, norm.bias
+    return copy.eval()  # type: ignore[no-any-return]
+
+
+def _autocasted(encode: Callable[[Tensor], Tensor], device_type: str, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    def run(inputs: Tensor) -> Tensor:
+        with torch.autocast(device_type, dtype):
+            return encode(inputs)
+
+    return run

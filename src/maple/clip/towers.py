@@ -1,0 +1,162 @@
+"""CLIP's two towers, cut where prompts can enter.
+
+A tower runs as `embed -> enter -> block 0 .. block L-1 -> finish`. The cuts are the only thing the
+published forks of CLIP exist for; here they are read from an untouched open_clip model, and this file is
+the only one that knows its insides. Towers that cannot be cut (ResNets, timm, text towers with their own
+pooling token) still run whole, through `plain`.
+
+Source: CLIP (Radford et al., 2021), section 2.4; muzairkhattak/multimodal-prompt-learning@69bce21
+clip/model.py:313-328 and 452-463 for where prompts enter.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from open_clip.transformer import TextTransformer, VisionTransformer
+from torch import Tensor, nn
+
+from maple.errors import UnsupportedTowerError
+
+
+class TextTower:
+    """The text side of a CLIP: ids [C, T] to raw features [C, D].
+
+    Attributes:
+        width: Ht, the channels of a text token.
+        depth: L, the number of blocks.
+        context_length: the longest sentence, SOS and EOT counted.
+        obstacle: why prompts cannot enter, or None when they can.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        tower = getattr(model, "text", model)
+        self.dtype = dtype
+        self.encode: Callable[[Tensor], Tensor] = model.encode_text
+        self.obstacle = _text_obstacle(model, tower)
+        self.context_length = int(model.context_length if hasattr(model, "context_length") else tower.context_length)
+        if self.obstacle is not None:
+            self.width = self.depth = 0
+            return
+        self._tower = tower
+        self._pool_type = str(getattr(model, "text_pool_type", getattr(tower, "pool_type", "argmax")))
+        self._eos_id = int(getattr(model, "text_eos_id", getattr(tower, "eos_id", None)) or 0)
+        self._blocks = list(tower.transformer.resblocks)
+        self.width = int(tower.token_embedding.weight.shape[1])
+        self.depth = len(self._blocks)
+
+    def require_promptable(self, method: str) -> None:
+        """Raise UnsupportedTowerError when `method` needs prompts in a tower that has no place for them."""
+        if self.obstacle is not None:
+            raise UnsupportedTowerError(f"{method} puts prompts into the text tower, but {self.obstacle}")
+
+    def plain(self, ids: Tensor) -> Tensor:
+        """The tower as published: ids [C, T] -> raw features [C, D]."""
+        return self.encode(ids)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings of ids [C, T], without positions: [C, T, Ht]."""
+        return cast(Tensor, self._tower.token_embedding(ids)).to(self.dtype)
+
+    def enter(self, states: Tensor) -> Tensor:
+        """Add positional embeddings to [C, T, Ht]; T may be shorter than the context."""
+        positions: Tensor = self._tower.positional_embedding[: states.shape[1]]
+        return states + positions.to(states.dtype)
+
+    def block(self, layer: int, states: Tensor) -> Tensor:
+        """Block `layer` under the causal mask: [C, T, Ht] -> [C, T, Ht]."""
+        length = states.shape[1]
+        return cast(Tensor, self._blocks[layer](states, attn_mask=self._tower.attn_mask[:length, :length]))
+
+    def finish(self, states: Tensor) -> Tensor:
+        """Final norm and projection of the EOT states [C, Ht]: raw features [C, D]."""
+        states = self._tower.ln_final(states)
+        projection = self._tower.text_projection
+        if projection is None:
+            return states
+        return cast(Tensor, projection(states) if isinstance(projection, nn.Linear) else states @ projection)
+
+    def end_positions(self, ids: Tensor) -> Tensor:
+        """Where each sentence of ids [C, T] is read: [C] int64, the position of its EOT token."""
+        if self._pool_type == "eos":
+            return torch.eq(ids, self._eos_id).int().argmax(dim=-1)
+        return ids.argmax(dim=-1)
+
+    def words(self, ids: Sequence[int]) -> Tensor:
+        """Embeddings of the vocabulary ids [n], float32: [n, Ht]."""
+        table = self._tower.token_embedding.weight
+        return cast(Tensor, table[torch.as_tensor(list(ids), device=table.device)]).detach().float()
+
+
+class ImageTower:
+    """The image side of a CLIP: images [B, 3, R, R] to raw features [B, D].
+
+    Attributes:
+        width: Hv, the channels of a visual token (0 where prompts cannot enter).
+        depth: L, the number of blocks (0 where prompts cannot enter).
+        obstacle: why prompts cannot enter, or None when they can.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.encode: Callable[[Tensor], Tensor] = model.encode_image
+        self._tower: Any = model.visual
+        self.obstacle = _image_obstacle(self._tower)
+        self._blocks = [] if self.obstacle is not None else list(self._tower.transformer.resblocks)
+        self.width = 0 if self.obstacle is not None else int(self._tower.conv1.weight.shape[0])
+        self.depth = len(self._blocks)
+
+    def require_promptable(self, method: str) -> None:
+        """Raise UnsupportedTowerError when `method` needs prompts in a tower that has no place for them."""
+        if self.obstacle is not None:
+            raise UnsupportedTowerError(
+                f"{method} puts prompts into the image tower, but {self.obstacle}; "
+                "use a ViT backbone, or a method that leaves the image tower alone: "
+                "zero_shot, coop, cocoop, deep_language"
+            )
+
+    def plain(self, images: Tensor) -> Tensor:
+        """The tower as published: images [B, 3, R, R] -> raw features [B, D]."""
+        return self.encode(images if self.obstacle is not None else images.to(self.dtype))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Class token and patches with positions, before the pre-norm: [B, 1 + N, Hv]."""
+        tower = self._tower
+        patches = tower.conv1(images.to(self.dtype)).flatten(2).transpose(1, 2)
+        first = tower.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        positions: Tensor = tower.positional_embedding
+        return torch.cat([first, patches], dim=1) + positions.to(patches.dtype)
+
+    def enter(self, states: Tensor) -> Tensor:
+        """The norm before the blocks: [B, n, Hv] -> [B, n, Hv]."""
+        return cast(Tensor, self._tower.ln_pre(states))
+
+    def block(self, layer: int, states: Tensor) -> Tensor:
+        """Block `layer`: [B, n, Hv] -> [B, n, Hv]."""
+        return cast(Tensor, self._blocks[layer](states))
+
+    def finish(self, states: Tensor) -> Tensor:
+        """Pool, norm and project the class token and patches [B, 1 + N, Hv] (no prompts): [B, D]."""
+        pooled: Tensor = self._tower._pool(states)[0]
+        return pooled if self._tower.proj is None else pooled @ self._tower.proj
+
+
+def _text_obstacle(model: Any, tower: Any) -> str | None:
+    if tower is not model and not isinstance(tower, TextTransformer):
+        return f"its text tower is a {type(tower).__name__}, which has no seams between blocks"
+    if getattr(tower, "cls_emb", None) is not None:
+        return "its text tower reads an extra class token (CoCa), not the EOT token"
+    if tower.attn_mask is None:
+        return "its text tower is not causal"
+    pool_type = getattr(model, "text_pool_type", getattr(tower, "pool_type", "argmax"))
+    if pool_type not in ("argmax", "eos"):
+        return f"its text tower pools by {pool_type!r}, not at the EOT token"
+    return None
+
+
+def _image_obstacle(tower: Any) -> str | None:
+    if not isinstance(tower, VisionTransformer):
+        return f"its image tower is a {type(tower).__name__}, not a CLIP vision transformer"
+    if tower.attn_pool is not None:
+        return "its image tower pools by attention over all tokens (CoCa)"
+    return None

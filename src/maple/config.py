@@ -1,0 +1,185 @@
+"""Validated settings: what a run is, from a preset, a file and the command line."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from maple.errors import ConfigError, one_of
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown names are refused, values are fixed once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_explain(type(self), error)) from None
+
+    def changed(self, **values: Any) -> Self:
+        """A copy with other values, validated again."""
+        return type(self)(**{**self.model_dump(), **values})
+
+
+class BackboneSettings(Settings):
+    """Which frozen CLIP, as `load_clip` takes it."""
+
+    name: str = "ViT-B-16"
+    pretrained: str | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+
+class DataSettings(Settings):
+    """Which images. `classes` is the part of the sorted labels that is trained on (SPEC: base-to-novel)."""
+
+    dataset: str = ""
+    root: str | None = None
+    shots: Positive | None = 16
+    classes: Literal["all", "base", "novel"] = "all"
+    class_names: dict[str, str] = {}
+
+
+class TrainSettings(Settings):
+    """How prompts are trained. Source: SPEC section 4; Dassl.pytorch@c61a1b5 dassl/optim."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.002
+    momentum: Fraction = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    epochs: Annotated[int, Field(ge=0)] = 5
+    warmup_epochs: Annotated[int, Field(ge=0)] = 1
+    warmup_lr: Annotated[float, Field(ge=0)] = 1e-5
+    schedule: Literal["cosine", "constant"] = "cosine"
+    batch_size: Positive = 4
+    micro_batch: Positive | None = None
+    drop_last: bool = True
+    crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.08, 1.0)
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    workers: Annotated[int, Field(ge=0)] = 0
+
+
+class EvaluateSettings(Settings):
+    """How predictions are measured."""
+
+    batch_size: Positive = 100
+    workers: Annotated[int, Field(ge=0)] = 0
+
+
+class RunSettings(Settings):
+    """Everything that decides the result of a run.
+
+    `method` holds the method's name under "name" and its own settings; the method's class validates them.
+    """
+
+    method: dict[str, Any] = {"name": "maple"}
+    backbone: BackboneSettings = BackboneSettings()
+    data: DataSettings = DataSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    seed: Annotated[int, Field(ge=0)] = 1
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped presets, such as `maple_base-to-novel`."""
+    folder = resources.files("maple") / "presets"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The settings of a shipped preset, or of a TOML file of the user's.
+
+    Raises:
+        ConfigError: neither a preset nor a file, or not TOML.
+    """
+    if name in preset_names():
+        text = (resources.files("maple") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+    else:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"{one_of('preset', name, preset_names())}, or the path of a TOML file")
+        text = path.read_text(encoding="utf-8")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name} is not valid TOML: {error}") from error
+
+
+def resolve(layers: Sequence[Mapping[str, Any]], overrides: Sequence[str] = ()) -> RunSettings:
+    """Lay dictionaries over the defaults, later ones on top, then `section.key=value` overrides.
+
+    A later layer that names another method replaces the method's settings as a whole. A preset's `rules` give other
+    epochs for some shots or data sets; the first that fits holds, unless the epochs are set after the preset.
+
+    Raises:
+        ConfigError: unknown key, wrong type, out of range, or an override not of the form key=value.
+    """
+    merged: dict[str, Any] = {}
+    rules: list[dict[str, Any]] = []
+    for layer in layers:
+        plain = {key: value for key, value in layer.items() if key != "rules"}
+        rules = layer.get("rules", [] if "epochs" in plain.get("train", {}) else rules)
+        _merge(merged, plain)
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not all(key.split(".")):
+            raise ConfigError(f"--set {override!r} must have the form section.key=value, as in train.lr=0.002")
+        nested: Any = _parse_value(value)
+        for part in reversed(key.strip().split(".")):
+            nested = {part: nested}
+        if not isinstance(nested, dict):
+            raise ConfigError(f"--set {override!r} names no setting")
+        rules = [] if "epochs" in nested.get("train", {}) else rules
+        _merge(merged, nested)
+    settings = RunSettings(**merged)
+    for rule in rules:
+        data = settings.data
+        if data.shots in rule.get("shots", [data.shots]) and data.dataset in rule.get("dataset", [data.dataset]):
+            return settings.changed(train={**settings.train.model_dump(), "epochs": rule["epochs"]})
+    return settings
+
+
+def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        current = base.get(key)
+        other_method = (
+            key == "method"
+            and isinstance(current, dict)
+            and isinstance(value, Mapping)
+            and value.get("name", current.get("name")) != current.get("name")
+        )
+        if isinstance(value, Mapping) and isinstance(current, dict) and not other_method:
+            _merge(current, value)
+        else:
+            base[key] = _deep(value)
+
+
+def _deep(value: Any) -> Any:
+    return {key: _deep(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
+
+
+def _parse_value(text: str) -> Any:
+    """A TOML value; anything that is not one is taken as a string, so that names need no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(model: type[BaseModel], error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(one_of("setting", place, model.model_fields))
+        else:
+            lines.append(f"{place} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
+    return f"{model.__name__}: " + "; ".join(lines)

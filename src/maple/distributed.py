@@ -1,0 +1,56 @@
+"""One process or several: who am I, and sums over all of us. Accelerate does the work when there are several."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The group of processes that share one training run.
+
+    Attributes:
+        rank: which one this is, from 0.
+        count: how many there are.
+        device: where this one computes.
+    """
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and talks to the user."""
+        return self.rank == 0
+
+    def sum_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes."""
+        if self.count > 1:
+            for tensor in tensors:
+                torch.distributed.all_reduce(tensor)
+
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+
+def this_process(device: str | None = None) -> Processes:
+    """Join the group that `accelerate launch` (or torchrun) started; alone, just choose a device.
+
+    Args:
+        device: where to compute; without it the first GPU, or this process's own, or the CPU.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        state: Any = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+        return Processes(state.process_index, state.num_processes, state.device)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Processes(0, 1, torch.device(device))

@@ -1,0 +1,48 @@
+"""The package's errors: each message names the value, what is allowed, and what to do."""
+
+from collections.abc import Iterable
+
+
+class MapleError(Exception):
+    """Base of every error that maple raises on purpose; the command line prints it without a traceback."""
+
+
+class ConfigError(MapleError):
+    """A setting is unknown, of the wrong type, or outside its range."""
+
+
+class BackboneError(MapleError):
+    """A CLIP cannot be found, read or recognised."""
+
+
+class UnsupportedTowerError(BackboneError):
+    """A method wants to put prompts into a tower that has no place for them (a ResNet, a timm tower)."""
+
+
+class ClassNamesError(MapleError):
+    """A list of class names is empty, malformed, too long for the text tower, or does not fit the method."""
+
+
+class DataError(MapleError):
+    """A data set, split file, folder or item list is missing or malformed."""
+
+
+class ImageError(DataError):
+    """One image cannot be used; the message begins with its path."""
+
+
+class CheckpointError(MapleError):
+    """A prompts file is unreadable, incomplete, or belongs to another backbone or configuration."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A pickle asks for code that a checkpoint of tensors never needs; nothing of it was executed."""
+
+
+class TrainingDivergedError(MapleError):
+    """The loss or a gradient stopped being finite."""
+
+
+def one_of(what: str, value: object, allowed: Iterable[object]) -> str:
+    """Say that `value` is not a known `what`, and list what is."""
+    return f"unknown {what} {value!r}; choose one of: {', '.join(str(item) for item in allowed)}"
