@@ -1,0 +1,63 @@
+"""The methods: one file per paper, and a dictionary."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Generator
+
+from maple.clip import Backbone
+from maple.errors import ConfigError, one_of
+from maple.methods.base import Method, MethodSettings
+from maple.methods.cocoop import CoCoOp
+from maple.methods.coop import CoOp
+from maple.methods.independent_vl import VPT, DeepLanguage, IndependentVL
+from maple.methods.maple import MaPLe
+from maple.methods.zero_shot import ZeroShot
+
+METHODS: dict[str, type[Method]] = {
+    "zero_shot": ZeroShot,
+    "coop": CoOp,
+    "cocoop": CoCoOp,
+    "deep_language": DeepLanguage,
+    "vpt": VPT,
+    "independent_vl": IndependentVL,
+    "maple": MaPLe,
+}
+
+__all__ = ["METHODS", "Method", "MethodSettings", "build_method", "method_settings"]
+
+
+def method_settings(description: Mapping[str, Any]) -> tuple[str, MethodSettings]:
+    """Validate {"name": ..., **settings}: (name, the method's settings with defaults filled in).
+
+    Raises:
+        ConfigError: unknown method, unknown setting, or a value outside its range.
+    """
+    values = dict(description)
+    name = values.pop("name", None)
+    if name not in METHODS:
+        raise ConfigError(one_of("method", name, METHODS))
+    return name, METHODS[name].Settings(**values)
+
+
+def build_method(
+    description: Mapping[str, Any],
+    backbone: Backbone,
+    class_names: Sequence[str],
+    *,
+    generator: Generator | None = None,
+) -> Method:
+    """Make a method with freshly drawn prompts.
+
+    Args:
+        description: {"name": one of METHODS, **its settings}.
+        generator: the source of randomness, on the CPU; seed 0 without one.
+
+    Raises:
+        ConfigError, ClassNamesError, UnsupportedTowerError: the settings do not fit the backbone or the names.
+    """
+    name, settings = method_settings(description)
+    constructor: Any = METHODS[name]
+    method: Method = constructor(settings, backbone, class_names, generator or torch.Generator().manual_seed(0))
+    return method

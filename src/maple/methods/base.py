@@ -1,0 +1,166 @@
+"""The contract of a method: all that a paper has to provide."""
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maple.clip import Backbone
+from maple.config import Settings
+from maple.errors import CheckpointError, ConfigError
+from maple.prompts import PromptedClasses, TemplateClasses, encode_image, unit
+from maple.prompts.splice import clean_class_names
+
+
+class MethodSettings(Settings):
+    """Base of a method's own settings."""
+
+
+class Method(nn.Module):
+    """A classifier made of a frozen backbone and some prompt parameters.
+
+    A subclass creates its parameters in `__init__` (drawing from the given generator only), sets `self.classes`
+    to the class side it needs, calls `self.set_class_names(...)` last, and overrides `text_prompts` and
+    `vision_prompts`, or whatever else its paper changes. The backbone is not a submodule: it is never trained,
+    saved or counted, and `parameters()` are exactly the learned ones, under their contract names.
+
+    Attributes:
+        title, paper, summary: for `maple methods`.
+        Settings: the settings class.
+        classes_depend_on_image: text features differ per image (CoCoOp), so they cannot be cached.
+        log_names: the names in the logs of `loss` (a process without images must know them too).
+    """
+
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    summary: ClassVar[str]
+    Settings: ClassVar[type[MethodSettings]]
+    classes_depend_on_image: ClassVar[bool] = False
+    log_names: ClassVar[tuple[str, ...]] = ("cross_entropy", "accuracy")
+
+    classes: PromptedClasses | TemplateClasses
+
+    def __init__(self, settings: MethodSettings, backbone: Backbone) -> None:
+        super().__init__()
+        self.settings = settings
+        self._frozen = (backbone,)
+        self.class_names: tuple[str, ...] = ()
+        self._embeddings: tuple[bytes, Tensor] | None = None
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen CLIP."""
+        return self._frozen[0]
+
+    def text_prompts(self) -> list[Tensor]:
+        """Prompt tokens of the text tower, one tensor per layer: [P, Ht], or [C, P, Ht]."""
+        return []
+
+    def vision_prompts(self) -> list[Tensor]:
+        """Prompt tokens of the image tower, one tensor [P, Hv] per layer."""
+        return []
+
+    def prompt_parameters(self) -> dict[str, nn.Parameter]:
+        """The learned parameters by contract name: what is trained, saved and counted."""
+        return dict(self.named_parameters())
+
+    def set_class_names(self, names: Sequence[str]) -> None:
+        """Speak of these C classes from now on; no trained tensor is touched.
+
+        Raises:
+            ClassNamesError: an empty list, an empty name, or a name too long for the text tower.
+        """
+        clean_class_names(names)
+        self.classes.set_class_names(names)
+        self.class_names = tuple(names)
+
+    def encode_classes(self) -> Tensor:
+        """Unit text features [C, D] of the current classes."""
+        if isinstance(self.classes, TemplateClasses):
+            return self.classes.features
+        return self.classes.encode(self.text_prompts())
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Unit image features [B, D] of normalised images [B, 3, R, R]."""
+        return unit(encode_image(self.backbone.image, images, self.vision_prompts()))
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Scaled cosines [B, C] of unit features [B, D] and [C, D]."""
+        return self.backbone.logit_scale * image_features @ text_features.T
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, C] of normalised images [B, 3, R, R], everything computed afresh."""
+        return self.logits(self.encode_images(images), self.encode_classes())
+
+    @torch.no_grad()
+    def class_embeddings(self) -> Tensor:
+        """`encode_classes()`, computed once per state of the prompts and class names: [C, D].
+
+        The state is told by the content of the parameters, so no way of changing them goes unnoticed.
+        """
+        state = self._state_digest()
+        if self._embeddings is None or self._embeddings[0] != state:
+            self._embeddings = (state, self.encode_classes())
+        return self._embeddings[1]
+
+    @torch.no_grad()
+    def predict_logits(self, images: Tensor) -> Tensor:
+        """Logits [B, C], with class embeddings from the cache."""
+        return self.logits(self.encode_images(images), self.class_embeddings())
+
+    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What training minimises: (scalar, logs); the logs hold each term and "accuracy", as scalars.
+
+        Args:
+            images: [B, 3, R, R], normalised.
+            labels: [B] int64, indices into the current class names.
+        """
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels)
+        return loss, {"cross_entropy": loss.detach(), "accuracy": batch_accuracy(logits, labels)}
+
+    def on_epoch_end(self, epoch: int, epochs: int) -> None:
+        """Called after epoch `epoch` (from 0) of `epochs`."""
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What besides the prompts a resumed training needs (an average of prompts, say); nothing by default."""
+        return {}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `training_state` gave.
+
+        Raises:
+            CheckpointError: the state is not this method's.
+        """
+        if state:
+            raise CheckpointError(f"{self.title} keeps no training state, but the resume state has {sorted(state)}")
+
+    def _state_digest(self) -> bytes:
+        hasher = blake2b(repr(self.class_names).encode(), digest_size=16)
+        for name, parameter in self.prompt_parameters().items():
+            hasher.update(name.encode())
+            hasher.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return hasher.digest()
+
+
+def batch_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The fraction of logits [B, C] whose largest is at the label [B]: a scalar."""
+    return (logits.detach().argmax(dim=-1) == labels).float().mean()
+
+
+def check_depth(depth: int, available: int, *, setting: str, tower: str) -> None:
+    """Refuse to prompt more layers than a tower has.
+
+    Raises:
+        ConfigError: depth > available.
+    """
+    if depth > available:
+        raise ConfigError(f"{setting}={depth}, but the {tower} tower has {available} blocks; choose 1 to {available}")
+
+
+def prompt_list(tokens: Sequence[Tensor], backbone: Backbone) -> nn.ParameterList:
+    """Learned tokens, one tensor per layer, float32, on the backbone's device."""
+    return nn.ParameterList(nn.Parameter(token.to(backbone.device, torch.float32)) for token in tokens)

@@ -1,0 +1,94 @@
+"""CoCoOp: CoOp whose tokens are shifted by a function of each image.
+
+Source: Zhou et al., "Conditional Prompt Learning for Vision-Language Models", CVPR 2022; KaiyangZhou/CoOp@ff61507
+trainers/cocoop.py:60-203.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from maple.clip import Backbone
+from maple.errors import ConfigError
+from maple.methods.base import Method, MethodSettings, prompt_list
+from maple.prompts import PromptedClasses
+from maple.prompts.coupling import seeded_linear
+from maple.prompts.initialise import first_tokens
+
+_SENTENCES_AT_ONCE = 1024
+
+
+class CoCoOpSettings(MethodSettings):
+    """`meta_net_reduction`: the meta-network's hidden width is D divided by it; a smaller one is "heavier CoCoOp"."""
+
+    prompt_length: int = Field(4, ge=1)
+    init_text: str = "a photo of a"
+    meta_net_reduction: int = Field(16, ge=1)
+
+
+class CoCoOp(Method):
+    """The image's feature, through a small network, is added to every text token: text features per image."""
+
+    title = "CoCoOp"
+    paper = "Conditional Prompt Learning for Vision-Language Models, CVPR 2022"
+    summary = "CoOp + a meta-network of the image feature, added to every token: text features are per image"
+    Settings = CoCoOpSettings
+    classes_depend_on_image = True
+
+    classes: PromptedClasses
+
+    def __init__(
+        self, settings: CoCoOpSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
+    ) -> None:
+        super().__init__(settings, backbone)
+        backbone.text.require_promptable(self.title)
+        hidden = backbone.embed_dim // settings.meta_net_reduction
+        if hidden < 1:
+            raise ConfigError(
+                f"meta_net_reduction={settings.meta_net_reduction} leaves no hidden unit: "
+                f"this CLIP's features have {backbone.embed_dim} dimensions; choose 1 to {backbone.embed_dim}"
+            )
+        self.classes = PromptedClasses(backbone, prompt_length=settings.prompt_length, init_text=settings.init_text)
+        tokens = first_tokens(backbone, settings.init_text, settings.prompt_length, generator)
+        self.text_prompt = prompt_list([tokens], backbone)
+        self.meta_net = nn.ModuleList(
+            [
+                seeded_linear(backbone.embed_dim, hidden, generator),
+                seeded_linear(hidden, backbone.text.width, generator),
+            ]
+        ).to(backbone.device)
+        self.set_class_names(class_names)
+
+    def encode_classes(self) -> Tensor:
+        """Not defined without an image.
+
+        Raises:
+            ConfigError: always; use `forward`, or `encode_classes_for`.
+        """
+        raise ConfigError("CoCoOp's text features depend on the image; use encode_classes_for(image_features)")
+
+    def encode_classes_for(self, image_features: Tensor) -> Tensor:
+        """Unit text features [B, C, D] for each of the unit image features [B, D]."""
+        hidden = torch.relu(self.meta_net[0](image_features))
+        prompts = self.text_prompt[0] + self.meta_net[1](hidden)[:, None]
+        count = len(self.class_names)
+        sentences = self.classes.sentences.repeated(len(image_features))
+        features = self.classes.encode([prompts.repeat_interleave(count, dim=0)], sentences)
+        return features.reshape(len(image_features), count, -1)
+
+    def _logits_of(self, image_features: Tensor) -> Tensor:
+        text_features = self.encode_classes_for(image_features)
+        return self.backbone.logit_scale * torch.einsum("bd,bcd->bc", image_features, text_features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, C] of normalised images [B, 3, R, R]."""
+        return self._logits_of(self.encode_images(images))
+
+    @torch.no_grad()
+    def predict_logits(self, images: Tensor) -> Tensor:
+        """Logits [B, C], a few images at a time so that B * C sentences fit into memory."""
+        image_features = self.encode_images(images)
+        at_once = max(1, _SENTENCES_AT_ONCE // len(self.class_names))
+        return torch.cat([self._logits_of(chunk) for chunk in image_features.split(at_once)])

@@ -1,0 +1,86 @@
+"""MaPLe: prompts in both towers, those of one computed from those of the other.
+
+Source: Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023, section 3; muzairkhattak/multimodal-prompt-
+learning@69bce21 trainers/maple.py:68-204. Departs: the coupled side and the width of every map follow the backbone,
+where the reference has the literals 512 and 768.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+from torch import Generator, Tensor
+
+from maple.clip import Backbone
+from maple.methods.base import Method, MethodSettings, check_depth, prompt_list
+from maple.prompts import Coupling, PromptedClasses, random_tokens, word_tokens
+from maple.prompts.coupling import Direction, Sharing
+from maple.prompts.initialise import first_tokens, words_if_short
+
+
+class MaPLeSettings(MethodSettings):
+    """`prompt_depth` 1 is shallow MaPLe; `coupling_sharing` unified is MaPLe-dagger.
+
+    `coupling_direction` vision_to_text learns the vision tokens (all random) and computes the text tokens.
+    `deep_init` words starts the text tokens of every layer, not only the first, at the words of `init_text`; an empty
+    `init_text` starts all layers at random (the three initialisations of the paper's appendix).
+    """
+
+    prompt_length: int = Field(2, ge=1)
+    prompt_depth: int = Field(9, ge=1)
+    init_text: str = "a photo of a"
+    deep_init: Literal["random", "words"] = "random"
+    coupling_sharing: Sharing = "per_layer"
+    coupling_direction: Direction = "text_to_vision"
+
+
+class MaPLe(Method):
+    """Coupled prompts in the first J layers of both towers."""
+
+    title = "MaPLe"
+    paper = "MaPLe: Multi-modal Prompt Learning, CVPR 2023"
+    summary = "tokens in the first layers of both towers, the vision tokens computed from the text tokens"
+    Settings = MaPLeSettings
+
+    def __init__(
+        self, settings: MaPLeSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
+    ) -> None:
+        super().__init__(settings, backbone)
+        backbone.text.require_promptable(self.title)
+        backbone.image.require_promptable(self.title)
+        depth, length = settings.prompt_depth, settings.prompt_length
+        check_depth(depth, backbone.text.depth, setting="prompt_depth", tower="text")
+        check_depth(depth, backbone.image.depth, setting="prompt_depth", tower="image")
+        words = words_if_short(settings.init_text, length)
+        forward = settings.coupling_direction == "text_to_vision"
+        if forward:
+            self.text_prompt = prompt_list(_text_tokens(settings, words, backbone, generator), backbone)
+        else:
+            width = backbone.image.width
+            tokens = [random_tokens(length, width, generator=generator) for _ in range(depth)]
+            self.vision_prompt = prompt_list(tokens, backbone)
+        widths = (backbone.text.width, backbone.image.width)
+        inputs, outputs = widths if forward else widths[::-1]
+        self.coupling = Coupling(inputs, outputs, depth, settings.coupling_sharing, generator).to(backbone.device)
+        self._forward = forward
+        self.classes = PromptedClasses(backbone, prompt_length=length, init_text=words)
+        self.set_class_names(class_names)
+
+    def text_prompts(self) -> list[Tensor]:
+        """J tensors [P, Ht]."""
+        return list(self.text_prompt) if self._forward else self.coupling.couple(list(self.vision_prompt))
+
+    def vision_prompts(self) -> list[Tensor]:
+        """J tensors [P, Hv]."""
+        return self.coupling.couple(list(self.text_prompt)) if self._forward else list(self.vision_prompt)
+
+
+def _text_tokens(settings: MaPLeSettings, words: str, backbone: Backbone, generator: Generator) -> list[Tensor]:
+    length = settings.prompt_length
+    first = first_tokens(backbone, words, length, generator)
+    if settings.deep_init == "words" and words.strip():
+        deep = [word_tokens(backbone, words, length) for _ in range(settings.prompt_depth - 1)]
+    else:
+        width = backbone.text.width
+        deep = [random_tokens(length, width, generator=generator) for _ in range(settings.prompt_depth - 1)]
+    return [first, *deep]

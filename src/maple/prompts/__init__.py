@@ -1,0 +1,21 @@
+"""Prompt tokens: how they start, how two towers' tokens are coupled, where they enter, and the one block loop."""
+
+from maple.prompts.classes import PromptedClasses, TemplateClasses
+from maple.prompts.coupling import Coupling
+from maple.prompts.encode import encode_image, encode_text, unit
+from maple.prompts.initialise import PROMPT_STD, random_tokens, word_tokens
+from maple.prompts.splice import Sentences, write_sentences
+
+__all__ = [
+    "PROMPT_STD",
+    "Coupling",
+    "PromptedClasses",
+    "Sentences",
+    "TemplateClasses",
+    "encode_image",
+    "encode_text",
+    "random_tokens",
+    "unit",
+    "word_tokens",
+    "write_sentences",
+]

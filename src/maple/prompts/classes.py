@@ -1,0 +1,68 @@
+"""The class side of a classifier: class names to unit text features, with learned tokens or with fixed sentences."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from maple.clip import Backbone
+from maple.errors import ConfigError
+from maple.prompts.encode import encode_text, unit
+from maple.prompts.splice import Position, Sentences, clean_class_names, write_sentences
+
+_FIXED_CHUNK = 256
+
+
+class PromptedClasses:
+    """Sentences with slots for prompt tokens, rewritten whenever the class names change."""
+
+    def __init__(self, backbone: Backbone, *, prompt_length: int, init_text: str, position: Position = "end") -> None:
+        self._backbone = backbone
+        self._length = prompt_length
+        self._init_text = init_text
+        self._position: Position = position
+        self.sentences: Sentences
+
+    def set_class_names(self, names: Sequence[str]) -> None:
+        """Write one sentence per name."""
+        self.sentences = write_sentences(
+            self._backbone,
+            names,
+            prompt_length=self._length,
+            init_text=self._init_text,
+            position=self._position,
+        )
+
+    def encode(self, prompts: Sequence[Tensor], sentences: Sentences | None = None) -> Tensor:
+        """Unit text features [C, D] with `prompts`, J tensors [P, Ht] or [C, P, Ht]."""
+        return unit(encode_text(self._backbone.text, sentences or self.sentences, prompts))
+
+
+class TemplateClasses:
+    """Fixed sentences, encoded once: each class is the normalised mean of its normalised template features.
+
+    Source: CLIP section 3.1.4; KaiyangZhou/CoOp@ff61507 trainers/zsclip.py:58-97.
+    """
+
+    def __init__(self, backbone: Backbone, templates: Sequence[str]) -> None:
+        if not templates:
+            raise ConfigError("templates is empty; give at least one sentence with {} where the class name goes")
+        for template in templates:
+            if template.count("{}") != 1:
+                raise ConfigError(f"template {template!r} must hold exactly one {{}}, where the class name goes")
+        self._backbone = backbone
+        self._templates = tuple(templates)
+        self.features: Tensor
+
+    def set_class_names(self, names: Sequence[str]) -> None:
+        """Encode every class in every template: `features` [C, D], unit-norm."""
+        cleaned = clean_class_names(names)
+        total: Tensor | float = 0.0
+        for template in self._templates:
+            total = total + self._encode([template.replace("{}", name) for name in cleaned])
+        self.features = unit(torch.as_tensor(total))
+
+    @torch.no_grad()
+    def _encode(self, sentences: Sequence[str]) -> Tensor:
+        ids = self._backbone.tokenize(sentences).to(self._backbone.device)
+        return torch.cat([unit(self._backbone.text.plain(chunk)) for chunk in ids.split(_FIXED_CHUNK)])

@@ -1,0 +1,48 @@
+"""Coupling functions: the tokens of one tower computed from those of the other, layer by layer.
+
+Source: MaPLe section 3.3 (the vision-language coupling function F); its sharing and direction are ablated in the
+paper's appendix. MaPLe@69bce21 trainers/maple.py:103-118.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Generator, Tensor, nn
+from torch.nn.utils import skip_init
+
+Sharing = Literal["per_layer", "unified"]
+Direction = Literal["text_to_vision", "vision_to_text"]
+
+
+class Coupling(nn.ModuleList):
+    """J linear maps, or one for all layers, from tokens [P, H_in] to tokens [P, H_out].
+
+    The first layer's map is drawn on its own. Those of deeper layers start as identical copies of one other map
+    (the reference deep-copies one Linear), and then train apart. Initial values are torch.nn.Linear's defaults.
+    """
+
+    def __init__(self, inputs: int, outputs: int, depth: int, sharing: Sharing, generator: Generator) -> None:
+        super().__init__([seeded_linear(inputs, outputs, generator)])
+        self.depth = depth
+        if sharing == "unified" or depth == 1:
+            return
+        deep = seeded_linear(inputs, outputs, generator)
+        for _ in range(depth - 1):
+            copy = skip_init(nn.Linear, inputs, outputs)
+            copy.load_state_dict(deep.state_dict())
+            self.append(copy)
+
+    def couple(self, prompts: Sequence[Tensor]) -> list[Tensor]:
+        """Map the prompts of each layer: J tensors [P, H_in] to J tensors [P, H_out]."""
+        maps = list(self) if len(self) > 1 else [self[0]] * self.depth
+        return [function(prompt) for function, prompt in zip(maps, prompts, strict=True)]
+
+
+def seeded_linear(inputs: int, outputs: int, generator: Generator) -> nn.Linear:
+    """A Linear with torch's default distribution, drawn from `generator` and not from the global state."""
+    linear: nn.Linear = skip_init(nn.Linear, inputs, outputs)
+    bound = 1 / math.sqrt(inputs)
+    nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
+    nn.init.uniform_(linear.bias, -bound, bound, generator=generator)
+    return linear

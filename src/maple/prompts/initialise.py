@@ -1,0 +1,43 @@
+"""How prompt tokens start: from a normal distribution, or from the embeddings of words."""
+
+import torch
+from torch import Generator, Tensor
+
+from maple.clip import Backbone
+from maple.errors import ConfigError
+
+PROMPT_STD = 0.02
+_LONGEST_WORD_PROMPT = 4
+
+
+def random_tokens(*shape: int, generator: Generator) -> Tensor:
+    """Tokens of `shape` drawn from N(0, 0.02), float32. Source: MaPLe@69bce21 trainers/maple.py:97-99."""
+    return torch.randn(shape, generator=generator) * PROMPT_STD
+
+
+def word_tokens(backbone: Backbone, text: str, length: int) -> Tensor:
+    """The embeddings [P, Ht] of the first `length` tokens of `text`.
+
+    Raises:
+        ConfigError: `text` has fewer tokens.
+    """
+    ids = backbone.word_ids(text.replace("_", " "))
+    if len(ids) < length:
+        raise ConfigError(f"init_text {text!r} has {len(ids)} tokens, fewer than prompt_length={length}")
+    return backbone.text.words(ids[:length]).cpu()
+
+
+def words_if_short(init_text: str, length: int) -> str:
+    """`init_text`, or nothing when the prompt is longer than four tokens.
+
+    The published MaPLe and IVLP start longer prompts at random whatever the words, and the sentence then reads
+    "X X ... X {class}.". Source: MaPLe@69bce21 trainers/maple.py:84-101, trainers/independentVL.py.
+    """
+    return init_text if length <= _LONGEST_WORD_PROMPT else ""
+
+
+def first_tokens(backbone: Backbone, init_text: str, length: int, generator: Generator) -> Tensor:
+    """First-layer text tokens [P, Ht]: words where there are any, else random."""
+    if init_text.strip():
+        return word_tokens(backbone, init_text, length)
+    return random_tokens(length, backbone.text.width, generator=generator)
