@@ -1,0 +1,33 @@
+"""Data: items and their splits, images, transforms, batches. Nothing here knows a model."""
+
+from maple.data.catalogue import CATALOGUE, DatasetSpec, load_dataset, read_split
+from maple.data.folders import load_folder
+from maple.data.images import ImageStore, read_image
+from maple.data.loaders import Batch, derive_seed, eval_batches, steps_per_epoch, train_batches
+from maple.data.records import Dataset, Item, items_hash
+from maple.data.sampling import base_novel_classes, sample_few_shot, select_classes, select_dataset
+from maple.data.transforms import EvalTransform, TrainTransform
+
+__all__ = [
+    "CATALOGUE",
+    "Batch",
+    "Dataset",
+    "DatasetSpec",
+    "EvalTransform",
+    "ImageStore",
+    "Item",
+    "TrainTransform",
+    "base_novel_classes",
+    "derive_seed",
+    "eval_batches",
+    "items_hash",
+    "load_dataset",
+    "load_folder",
+    "read_image",
+    "read_split",
+    "sample_few_shot",
+    "select_classes",
+    "select_dataset",
+    "steps_per_epoch",
+    "train_batches",
+]

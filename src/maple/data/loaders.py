@@ -1,0 +1,203 @@
+"""Batches of image tensors, the same whatever the number of processes, workers and interruptions."""
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from maple.data.images import ImageStore
+from maple.data.records import Item
+from maple.errors import ConfigError
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B images [B, 3, R, R] float32, normalised, and their labels [B] int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """Return B."""
+        return len(self.labels)
+
+
+class RandomView(Protocol):
+    """Turns an RGB image into a tensor [3, R, R] with randomness from a generator; `TrainTransform` is one."""
+
+    size: int
+
+    def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
+        """Return one view."""
+        ...
+
+
+class FixedView(Protocol):
+    """Turns an RGB image into a tensor [3, R, R]; `EvalTransform` is one."""
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return the view."""
+        ...
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Return a 63-bit seed that depends on every part, the same on every machine and in every process."""
+    digest = hashlib.sha256(json.dumps(parts).encode("ascii")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def steps_per_epoch(n_items: int, batch_size: int, drop_last: bool = True) -> int:
+    """Return the number of batches of one pass over `n_items`.
+
+    A short last batch is dropped only if there is a full one.
+
+    Raises:
+        ConfigError: `batch_size` is below 1.
+
+    Source: KaiyangZhou/Dassl.pytorch@c61a1b5 dassl/data/data_manager.py `build_data_loader`.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+    if drop_last and n_items >= batch_size:
+        return n_items // batch_size
+    return -(-n_items // batch_size)
+
+
+def train_batches(
+    items: Sequence[Item],
+    store: ImageStore,
+    transform: RandomView,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    drop_last: bool = True,
+    start: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+) -> Iterator[tuple[Batch, int]]:
+    """Iterate over one epoch in random order: this process's part of each global batch, and the global length.
+
+    The order depends on `seed` and `epoch`; the view of an image on these and its position in the order. So neither
+    the number of processes nor of worker threads changes anything, and `start` (global batches to leave out, when
+    resuming) continues exactly. Process `rank` of `world_size` gets its contiguous share of each global batch of
+    `batch_size`, possibly empty ([0, 3, R, R]). `num_workers` threads read ahead; with 0 the caller's thread reads.
+    Touches no global generator.
+
+    Raises:
+        ConfigError: a number is out of its range (at the call).
+        ImageError: an image cannot be used (while iterating).
+    """
+    steps = steps_per_epoch(len(items), batch_size, drop_last)
+    _check_workers(num_workers)
+    if not 0 <= start <= steps:
+        raise ConfigError(f"start is batch {start}; this epoch has {steps} batches, so it must be 0 to {steps}")
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank is {rank} of world_size {world_size}; it must be 0 to {world_size - 1}")
+    order = torch.randperm(len(items), generator=_generator("order", seed, epoch)).tolist()
+    shares = [
+        _share(step * batch_size, min((step + 1) * batch_size, len(items)), rank, world_size)
+        for step in range(start, steps)
+    ]
+
+    def view(position: int) -> tuple[Tensor, int]:
+        item = items[order[position]]
+        generator = _generator("augment", seed, epoch, position)
+        return transform(store.get(item.path), generator), item.label
+
+    def batches() -> Iterator[tuple[Batch, int]]:
+        wanted = (position for share, _ in shares for position in share)
+        with closing(_in_order(view, wanted, num_workers, ahead=2 * batch_size)) as views:
+            for share, length in shares:
+                yield _collate(list(islice(views, len(share))), transform.size), length
+
+    return batches()
+
+
+def eval_batches(
+    items: Sequence[Item],
+    source: ImageStore | Path,
+    transform: FixedView,
+    *,
+    batch_size: int = 100,
+    num_workers: int = 0,
+) -> Iterator[Batch]:
+    """Iterate over all items in their order, the last batch short.
+
+    `source` is the root of the data set, whose images are then not kept in memory, or a store. `num_workers` threads
+    read ahead; with 0 the caller's thread reads.
+
+    Raises:
+        ConfigError: a number is out of its range (at the call).
+        ImageError: an image cannot be used (while iterating).
+    """
+    steps = steps_per_epoch(len(items), batch_size, drop_last=False)
+    _check_workers(num_workers)
+    store = source if isinstance(source, ImageStore) else ImageStore(source, max_bytes=0)
+
+    def view(item: Item) -> tuple[Tensor, int]:
+        return transform(store.get(item.path)), item.label
+
+    def batches() -> Iterator[Batch]:
+        with closing(_in_order(view, items, num_workers, ahead=2 * batch_size)) as views:
+            for _ in range(steps):
+                yield _collate(list(islice(views, batch_size)), size=0)
+
+    return batches()
+
+
+def _in_order(
+    function: Callable[[_Key], _Value], keys: Iterable[_Key], num_workers: int, ahead: int
+) -> Generator[_Value, None, None]:
+    """Map `function` over `keys`, in their order, at most `ahead` results early; an exception comes out unchanged."""
+    if num_workers == 0:
+        yield from map(function, keys)
+        return
+    # Threads, not processes: they share the store of decoded images, and decoding and resizing release the lock.
+    executor = ThreadPoolExecutor(num_workers, thread_name_prefix="maple-images")
+    waiting: deque[Future[_Value]] = deque()
+    remaining = iter(keys)
+    try:
+        waiting.extend(executor.submit(function, key) for key in islice(remaining, max(ahead, num_workers)))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(executor.submit(function, key) for key in islice(remaining, 1))
+            yield result
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _share(first: int, last: int, rank: int, world_size: int) -> tuple[range, int]:
+    """Return the positions of process `rank` among those of a global batch, `first` to `last`, and their number."""
+    length = last - first
+    return range(first + length * rank // world_size, first + length * (rank + 1) // world_size), length
+
+
+def _collate(views: Sequence[tuple[Tensor, int]], size: int) -> Batch:
+    labels = torch.tensor([label for _, label in views], dtype=torch.int64)
+    if not views:
+        return Batch(torch.empty(0, 3, size, size, dtype=torch.float32), labels)
+    return Batch(torch.stack([image for image, _ in views]), labels)
+
+
+def _generator(*parts: int | str) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def _check_workers(num_workers: int) -> None:
+    if num_workers < 0:
+        raise ConfigError(f"num_workers is {num_workers}; it must be 0 (no extra threads) or more")

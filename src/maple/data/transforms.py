@@ -1,0 +1,162 @@
+"""From an RGB image to the tensor a CLIP vision tower reads, in training and in evaluation."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from maple.errors import ConfigError, one_of
+
+INTERPOLATIONS: dict[str, InterpolationMode] = {
+    "bicubic": InterpolationMode.BICUBIC,
+    "bilinear": InterpolationMode.BILINEAR,
+}
+
+_CROP_TRIES = 10
+_MAX_ASPECT = 64
+
+
+class _ToInput:
+    """The part both transforms share: the settings, checked, and the last step from pixels to normalised values."""
+
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str) -> None:
+        if size < 1:
+            raise ConfigError(f"image size is {size}; it must be at least 1 pixel")
+        for what, values in (("mean", mean), ("std", std)):
+            if len(values) != 3:
+                raise ConfigError(f"image {what} is {tuple(values)}; give three numbers, for red, green and blue")
+        if min(std) <= 0:
+            raise ConfigError(f"image std is {tuple(std)}; its three numbers must be above 0")
+        if interpolation not in INTERPOLATIONS:
+            raise ConfigError(one_of("interpolation", interpolation, INTERPOLATIONS))
+        self.size = size
+        self.interpolation = INTERPOLATIONS[interpolation]
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+        # In float32 and with one operation per step, so that the values equal torchvision's to the bit.
+        self._mean = np.array(self.mean, dtype=np.float32).reshape(3, 1, 1)
+        self._std = np.array(self.std, dtype=np.float32).reshape(3, 1, 1)
+
+    def _normalised(self, image: Image.Image) -> Tensor:
+        # NumPy rather than torch: in loader threads it starts no thread pools of its own.
+        pixels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
+        pixels /= np.float32(255)
+        pixels -= self._mean
+        pixels /= self._std
+        return torch.from_numpy(pixels)
+
+
+class TrainTransform(_ToInput):
+    """Random resized crop, random horizontal flip, normalisation; all randomness from the generator passed in."""
+
+    def __init__(
+        self,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: float = 0.5,
+        interpolation: str = "bicubic",
+    ) -> None:
+        """Crop a part of the area within `scale`, of an aspect within `ratio`, to `size` x `size` pixels.
+
+        `mean` and `std` are those of the backbone, for red, green and blue in 0..1; `flip` is a probability.
+
+        Raises:
+            ConfigError: a setting is out of its range.
+
+        Source: muzairkhattak/multimodal-prompt-learning@69bce21 configs/trainers/MaPLe/
+        vit_b16_c2_ep5_batch4_2ctx.yaml:9-14; KaiyangZhou/Dassl.pytorch@c61a1b5 dassl/data/transforms/transforms.py.
+        """
+        super().__init__(size, mean, std, interpolation)
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ConfigError(f"crop scale is {scale}; give two fractions of the area, 0 < smallest <= largest <= 1")
+        if not 0 < ratio[0] <= ratio[1]:
+            raise ConfigError(f"crop ratio is {ratio}; give two aspects, 0 < narrowest <= widest")
+        if not 0 <= flip <= 1:
+            raise ConfigError(f"flip probability is {flip}; it must be between 0 and 1")
+        self.scale = scale
+        self.ratio = ratio
+        self.flip = flip
+
+    def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
+        """Return one augmented view [3, R, R] of an RGB image; equal generators give equal views."""
+        top, left, height, width = crop_box(image.height, image.width, self.scale, self.ratio, generator)
+        cropped = transforms.resized_crop(
+            image, top, left, height, width, [self.size, self.size], interpolation=self.interpolation, antialias=True
+        )
+        if torch.rand(1, generator=generator).item() < self.flip:
+            cropped = transforms.horizontal_flip(cropped)
+        return self._normalised(cropped)
+
+
+class EvalTransform(_ToInput):
+    """Resize of the shorter side, central crop, normalisation: what CLIP itself was evaluated with."""
+
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str = "bicubic") -> None:
+        """Prepare images for a tower that reads `size` x `size` pixels.
+
+        Raises:
+            ConfigError: a setting is out of its range.
+
+        Source: open_clip 3.3.0 src/open_clip/transform.py `image_transform(is_train=False)`, equal to the bit but for
+        strips of an image, more than 64 times as long as wide.
+        """
+        super().__init__(size, mean, std, interpolation)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return an RGB image as a tensor [3, R, R]."""
+        resized = transforms.resize(_shortened(image), [self.size], interpolation=self.interpolation, antialias=True)
+        return self._normalised(transforms.center_crop(resized, [self.size, self.size]))
+
+
+def crop_box(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
+) -> tuple[int, int, int, int]:
+    """Draw the top, left, height and width of a random crop of an image of `height` x `width` pixels.
+
+    The area is uniform in `scale`, the logarithm of the aspect uniform between those of `ratio`; when ten draws do
+    not fit, the largest central crop whose aspect lies within `ratio` is taken.
+
+    Source: torchvision `RandomResizedCrop.get_params`, same draws in the same order, from `generator`.
+    """
+    log_ratio = torch.log(torch.tensor(ratio, dtype=torch.float32))
+    for _ in range(_CROP_TRIES):
+        area = (
+            height
+            * width
+            * torch.empty(1, dtype=torch.float32).uniform_(scale[0], scale[1], generator=generator).item()
+        )
+        log_aspect = torch.empty(1, dtype=torch.float32).uniform_(
+            log_ratio[0].item(), log_ratio[1].item(), generator=generator
+        )
+        aspect = torch.exp(log_aspect).item()
+        crop_width = round(math.sqrt(area * aspect))
+        crop_height = round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(torch.randint(0, height - crop_height + 1, size=(1,), generator=generator).item())
+            left = int(torch.randint(0, width - crop_width + 1, size=(1,), generator=generator).item())
+            return top, left, crop_height, crop_width
+    crop_height, crop_width = height, width
+    if width / height < ratio[0]:
+        crop_height = max(1, round(width / ratio[0]))
+    elif width / height > ratio[1]:
+        crop_width = max(1, round(height * ratio[1]))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def _shortened(image: Image.Image) -> Image.Image:
+    """Cut the far ends off a strip of an image: resizing all of it would fill the memory, only the middle is kept."""
+    width, height = image.size
+    longest = min(width, height) * _MAX_ASPECT
+    if max(width, height) <= longest:
+        return image
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))

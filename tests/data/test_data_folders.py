@@ -1,0 +1,202 @@
+"""Folders of a user's own images."""
+
+import logging
+import os
+import shutil
+import unicodedata
+from pathlib import Path
+
+import pytest
+from data_helpers import save_image
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maple.data import load_dataset, load_folder
+from maple.data.folders import _split
+from maple.errors import ConfigError, DataError
+
+
+def make_classes(root: Path, counts: dict[str, int]) -> Path:
+    for name, count in counts.items():
+        for index in range(count):
+            save_image(root / name / f"{index}.png", index)
+    return root
+
+
+def test_class_named_folders_are_a_data_set(tmp_path: Path) -> None:
+    make_classes(tmp_path / "pets", {"zebra_fish": 4, "Cat": 8, "dog": 1})
+    dataset = load_dataset(str(tmp_path / "pets"), None)
+    assert dataset.name == "pets"
+    assert dataset.class_names == ("Cat", "dog", "zebra_fish")
+    assert dataset.counts() == {"train": 10, "val": 0, "test": 3, "classes": 3}
+    assert [item.class_name for item in dataset.test] == ["Cat", "Cat", "zebra_fish"]
+    assert all(dataset.file(item).is_file() for item in dataset.train + dataset.test)
+
+
+def test_images_may_lie_deeper_in_their_class(tmp_path: Path) -> None:
+    make_classes(tmp_path, {"a": 1, "b": 1})
+    save_image(tmp_path / "a/2024/may/x.jpg")
+    dataset = load_folder(tmp_path, test_fraction=0)
+    assert [item.path for item in dataset.train] == ["a/0.png", "a/2024/may/x.jpg", "b/0.png"]
+
+
+def test_the_split_does_not_depend_on_the_order_of_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_classes(tmp_path, {"a": 9, "b": 12})
+    first = load_folder(tmp_path, seed=3)
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path), reverse=True))
+    assert load_folder(tmp_path, seed=3) == first
+    assert load_folder(tmp_path, seed=4) != first
+    assert load_folder(tmp_path, seed=0) == load_folder(tmp_path)
+
+
+def test_another_class_leaves_the_split_of_the_others_alone(tmp_path: Path) -> None:
+    make_classes(tmp_path, {"b": 9, "c": 9})
+    before = {item.path for item in load_folder(tmp_path).test}
+    make_classes(tmp_path, {"a": 9})
+    assert before < {item.path for item in load_folder(tmp_path).test}
+
+
+@given(
+    count=st.integers(1, 60),
+    seed=st.integers(0, 99),
+    val=st.floats(0, 0.5, exclude_max=True),
+    test=st.floats(0, 0.5),
+)
+def test_a_split_is_a_partition_that_keeps_an_image_for_training(
+    count: int, seed: int, val: float, test: float
+) -> None:
+    paths = [f"{index:03}" for index in range(count)]
+    parts = _split({"a": paths}, seed, val, test)
+    assert sorted(parts["train"]["a"] + parts["val"]["a"] + parts["test"]["a"]) == paths
+    assert parts["train"]["a"]
+    if test > 0 and count > 1:
+        assert parts["test"]["a"]
+
+
+def test_train_val_and_test_folders_are_used_as_they_stand(tmp_path: Path) -> None:
+    make_classes(tmp_path / "Train", {"a": 3, "b": 3})
+    make_classes(tmp_path / "valid", {"a": 1, "b": 1})
+    make_classes(tmp_path / "TEST", {"a": 2, "b": 2})
+    dataset = load_folder(tmp_path)
+    assert dataset.counts() == {"train": 6, "val": 2, "test": 4, "classes": 2}
+    assert dataset.test[0].path == "TEST/a/0.png"
+
+
+def test_a_val_folder_alone_is_the_test_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_classes(tmp_path / "train", {"a": 3, "b": 3})
+    make_classes(tmp_path / "val", {"a": 1})
+    with caplog.at_level(logging.INFO):
+        dataset = load_folder(tmp_path)
+    assert (len(dataset.val), len(dataset.test)) == (0, 1)
+    assert "its val folder is the test part" in caplog.text
+    assert "has no images of 'b'" in caplog.text
+
+
+def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    make_classes(tmp_path / "train", {"a": 1, "b": 1})
+    (tmp_path / "test").mkdir()
+    with pytest.raises(DataError, match="the test part holds no images"):
+        load_folder(tmp_path)
+    make_classes(tmp_path / "test", {"c": 1})
+    with pytest.raises(DataError, match="lacks classes of the test part: 'c'"):
+        load_folder(tmp_path)
+    make_classes(tmp_path / "validation", {"a": 1})
+    make_classes(tmp_path / "val", {"a": 1})
+    with pytest.raises(DataError, match="val and validation both look like the val part"):
+        load_folder(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    make_classes(tmp_path, {"train": 2, "car": 2})
+    assert load_folder(tmp_path).class_names == ("car", "train")
+
+
+def test_litter_is_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_classes(tmp_path, {"a": 2, "b": 2})
+    for litter in (".hidden/x.png", "__MACOSX/x.png", "a/.thumbs/x.png", "a/._0.png"):
+        save_image(tmp_path / litter)
+    for text in ("a/notes.txt", "a/BM.md", "b/labels.csv", "a/Thumbs.db", "b/desktop.ini", "readme.txt", "b/.DS_Store"):
+        (tmp_path / text).write_text("BM P1 text")
+    with caplog.at_level(logging.INFO):
+        dataset = load_folder(tmp_path)
+    assert dataset.class_names == ("a", "b")
+    assert len(dataset.train + dataset.test) == 4
+    assert "skipped 3 files (no image)" in caplog.text
+    assert "skipped 1 files (outside a class folder)" in caplog.text
+
+
+def test_images_are_recognised_by_extension_or_signature(tmp_path: Path) -> None:
+    make_classes(tmp_path, {"a": 1, "b": 1})
+    shutil.copy(tmp_path / "a/0.png", tmp_path / "a/no_extension")
+    shutil.copy(tmp_path / "a/0.png", tmp_path / "a/photo.download")
+    for extension in ("JPG", "jpeg", "webp", "gif", "bmp", "tif"):
+        save_image(tmp_path / f"b/x.{extension}")
+    dataset = load_folder(tmp_path, test_fraction=0)
+    assert len(dataset.train) == 10
+
+
+def test_symbolic_links_are_followed_but_not_in_circles(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_classes(tmp_path / "data", {"a": 1, "b": 1})
+    make_classes(tmp_path / "elsewhere", {"more": 2})
+    (tmp_path / "data/a/loop").symlink_to(tmp_path / "data/a")
+    (tmp_path / "data/a/more").symlink_to(tmp_path / "elsewhere/more")
+    (tmp_path / "data/b/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "data/b/self.jpg").symlink_to(tmp_path / "data/b/self.jpg")
+    dataset = load_folder(tmp_path / "data", test_fraction=0)
+    assert [item.path for item in dataset.train] == ["a/0.png", "a/more/0.png", "a/more/1.png", "b/0.png"]
+    assert "links back" in caplog.text
+
+
+def test_names_agree_between_unicode_forms(tmp_path: Path) -> None:
+    name = "caf\u00e9"
+    for form in ("NFC", "NFD"):
+        make_classes(tmp_path / form, {unicodedata.normalize(form, name): 6, "cafz": 6})
+    composed, decomposed = (load_folder(tmp_path / form) for form in ("NFC", "NFD"))
+    assert composed.class_names == decomposed.class_names == ("cafz", name)
+    assert [item.label for item in composed.test] == [item.label for item in decomposed.test]
+    assert [Path(item.path).name for item in composed.test] == [Path(item.path).name for item in decomposed.test]
+    assert all(decomposed.file(item).is_file() for item in decomposed.train)
+    renamed = load_folder(tmp_path / "NFD", class_names={unicodedata.normalize("NFD", name): "a coffee house"})
+    assert renamed.class_names == ("cafz", "a coffee house")
+    if len(os.listdir(make_classes(tmp_path / "NFC", {unicodedata.normalize("NFD", name): 1}))) == 3:
+        with pytest.raises(DataError, match="same name in another Unicode form"):
+            load_folder(tmp_path / "NFC")
+
+
+def test_class_names_map_folders(tmp_path: Path) -> None:
+    make_classes(tmp_path, {"n01": 2, "n02": 2})
+    dataset = load_folder(tmp_path, class_names={"n02": "goldfish"})
+    assert dataset.class_names == ("n01", "goldfish")
+    assert {item.class_name for item in dataset.train if item.label == 1} == {"goldfish"}
+    with pytest.raises(DataError, match="class 0 has an empty name"):
+        load_folder(tmp_path, class_names={"n01": ""})
+
+
+def test_folders_that_are_no_data_set_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no such folder"):
+        load_folder(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="holds no class folders"):
+        load_folder(tmp_path)
+    make_classes(tmp_path, {"only": 3})
+    with pytest.raises(DataError, match="only one class, 'only',"):
+        load_folder(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/notes.txt").write_text("none")
+    with pytest.raises(DataError, match="no usable images in class 'empty'"):
+        load_folder(tmp_path)
+
+
+@pytest.mark.parametrize(("val", "test"), [(-0.1, 0.2), (0.0, -1.0), (0.5, 0.5), (float("nan"), 0.1)])
+def test_impossible_fractions_are_refused(tmp_path: Path, val: float, test: float) -> None:
+    with pytest.raises(ConfigError, match="must sum to less than 1"):
+        load_folder(tmp_path, val_fraction=val, test_fraction=test)
+
+
+def test_real_folders(data_root: Path) -> None:
+    pets = load_dataset(str(data_root / "pets"), None)
+    assert pets.num_classes == 37
+    assert len(pets.train) + len(pets.test) == 370
+    assert load_dataset(str(data_root / "pacs/sketch"), None).num_classes == 7

@@ -1,0 +1,312 @@
+"""Images of every awkward kind, and the store."""
+
+import contextlib
+import io
+import pickle
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_helpers import save_image
+from PIL import Image, ImageFile
+
+from maple.data import ImageStore, read_image
+from maple.data.images import is_image_file
+from maple.errors import ConfigError, ImageError
+
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+def png(width: int, height: int, bit_depth: int = 8, colour: int = 2, rows: bytes = b"") -> bytes:
+    """Return a PNG whose header may promise more than its data holds."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def half_red_half_blue(mode: str = "RGB") -> Image.Image:
+    """Return an image 8 wide, 4 high: left half red, right half blue."""
+    image = Image.new("RGB", (8, 4), RED)
+    image.paste(BLUE, (4, 0, 8, 4))
+    return image.convert(mode)
+
+
+def encoded(image: Image.Image, extension: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, extension, **options)
+    return buffer.getvalue()
+
+
+def near(pixel: object, colour: tuple[int, int, int], tolerance: int = 12) -> bool:
+    return bool(np.abs(np.subtract(pixel, colour)).max() <= tolerance)
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "gif", "bmp", "tiff", "ppm", "tga"])
+def test_ordinary_images_are_those_of_pil(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"x.{extension}"
+    half_red_half_blue().save(path)
+    image = read_image(path)
+    assert (image.mode, image.size) == ("RGB", (8, 4))
+    with Image.open(path) as expected:
+        assert np.array_equal(np.asarray(image), np.asarray(expected.convert("RGB")))
+    assert type(image) is Image.Image
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
+def test_modes_become_rgb_as_pil_does(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("x.jpg" if mode in ("CMYK", "YCbCr") else "x.png")
+    half_red_half_blue(mode).save(path)
+    image = read_image(path)
+    with Image.open(path) as expected:
+        assert np.array_equal(np.asarray(image), np.asarray(expected.convert("RGB")))
+
+
+def test_cmyk_colours_are_not_inverted() -> None:
+    image = read_image(encoded(half_red_half_blue("CMYK"), "jpeg", quality=95, subsampling=0))
+    assert near(image.getpixel((0, 0)), RED, 20)
+
+
+def test_transparency_is_laid_on_white() -> None:
+    rgba = half_red_half_blue("RGBA")
+    rgba.putpixel((0, 0), (0, 0, 0, 0))
+    palette = half_red_half_blue("P")
+    red_index = palette.getpixel((0, 0))
+    grey = Image.new("LA", (2, 1), (0, 0))
+    keyed = half_red_half_blue()
+    files: dict[str, tuple[bytes, tuple[int, int, int]]] = {
+        "rgba": (encoded(rgba, "png"), RED),
+        "palette": (encoded(palette, "png", transparency=red_index), WHITE),
+        "palette_alphas": (encoded(palette, "png", transparency=bytes([0] * 256)), WHITE),
+        "keyed": (encoded(keyed, "png", transparency=RED), WHITE),
+        "grey": (encoded(grey, "png"), WHITE),
+        "webp": (encoded(Image.new("RGBA", (2, 1), (9, 9, 9, 0)), "webp", lossless=True), WHITE),
+    }
+    for name, (data, second) in files.items():
+        image = read_image(data)
+        assert image.mode == "RGB"
+        assert image.getpixel((0, 0)) == WHITE, name
+        assert image.getpixel((1, 0)) == second, name
+
+
+def test_half_transparent_pixels_are_mixed_with_white() -> None:
+    image = read_image(encoded(Image.new("RGBA", (1, 1), (0, 0, 0, 128)), "png"))
+    assert near(image.getpixel((0, 0)), (127, 127, 127), 1)
+
+
+@pytest.mark.parametrize("extension", ["png", "tiff", "ppm"])
+def test_sixteen_bit_grey_is_scaled_not_clipped(extension: str) -> None:
+    values = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
+    image = read_image(encoded(Image.fromarray(values), extension))
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_sixteen_bit_colour_is_scaled() -> None:
+    data = png(1, 1, bit_depth=16, rows=b"\0" + struct.pack(">HHH", 65535, 32896, 0))
+    assert near(read_image(data).getpixel((0, 0)), (255, 128, 0), 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[-100, 0, 100]], dtype=np.int32), [0, 128, 255]),
+        (np.array([[0, 1_000_000]], dtype=np.int32), [0, 255]),
+        (np.array([[7, 7]], dtype=np.int32), [0, 0]),
+        (np.array([[0.0, 0.5, 1.0]], dtype=np.float32), [0, 128, 255]),
+        (np.array([[0.0, 100.2, 255.0]], dtype=np.float32), [0, 100, 255]),
+        (np.array([[-1.0, 0.0, 1.0]], dtype=np.float32), [0, 128, 255]),
+        (np.array([[5000.0, 5000.0]], dtype=np.float32), [0, 0]),
+    ],
+)
+def test_deep_grey_values_keep_their_shades(values: np.ndarray, expected: list[int]) -> None:
+    image = read_image(encoded(Image.fromarray(values), "tiff"))
+    assert np.asarray(image)[0, :, 2].tolist() == expected
+
+
+def test_floats_that_are_no_numbers_are_refused() -> None:
+    data = encoded(Image.fromarray(np.array([[0.0, np.nan]], dtype=np.float32)), "tiff")
+    with pytest.raises(ImageError, match="not finite numbers"):
+        read_image(data)
+
+
+@pytest.mark.parametrize("extension", ["gif", "webp", "png", "tiff"])
+def test_the_first_frame_of_an_animation_is_taken(extension: str) -> None:
+    options = {"lossless": True} if extension == "webp" else {}
+    frames = [Image.new("RGB", (4, 4), BLUE), Image.new("RGB", (4, 4), RED)]
+    data = encoded(frames[1], extension, save_all=True, append_images=frames[:1], **options)
+    image = read_image(data)
+    assert image.size == (4, 4)
+    assert image.getpixel((1, 1)) == RED
+
+
+@pytest.mark.parametrize("extension", ["jpeg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(extension: str, orientation: int) -> None:
+    image = half_red_half_blue().resize((64, 32), Image.Resampling.NEAREST)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = read_image(encoded(image, extension, exif=exif))
+    assert upright.size == ((64, 32) if orientation < 5 else (32, 64))
+    far = {1: (60, 16), 2: (4, 16), 3: (4, 16), 4: (60, 16), 5: (16, 60), 6: (16, 60), 7: (16, 4), 8: (16, 4)}
+    assert near(upright.getpixel(far[orientation]), BLUE)
+
+
+def test_unreadable_exif_costs_no_image() -> None:
+    data = encoded(half_red_half_blue(), "png", exif=b"Exif\0\0garbage that is no TIFF header")
+    assert read_image(data).size == (8, 4)
+
+
+def _truncated_jpeg(path: Path) -> None:
+    data = encoded(Image.effect_noise((200, 200), 90), "jpeg")
+    path.write_bytes(data[: len(data) // 2])
+
+
+def _truncated_png(path: Path) -> None:
+    data = encoded(Image.effect_noise((200, 200), 90), "png")
+    path.write_bytes(data[: len(data) // 2])
+
+
+def _corrupt_png(path: Path) -> None:
+    data = bytearray(encoded(Image.effect_noise((50, 50), 90), "png"))
+    data[60:90] = b"\xff" * 30
+    path.write_bytes(bytes(data))
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut.jpg": (_truncated_jpeg, "damaged or cut short"),
+    "cut.png": (_truncated_png, "damaged or cut short"),
+    "corrupt.png": (_corrupt_png, "damaged"),
+    "head.jpg": (lambda path: path.write_bytes(b"\xff\xd8\xff"), "is damaged"),
+    "head.png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "damaged"),
+    "text.jpg": (lambda path: path.write_text("these are words\n" * 50), "is no image that PIL can read"),
+    "page.png": (lambda path: path.write_text("<!DOCTYPE html><html>404</html>"), "is no image that PIL can read"),
+    "zeros.jpg": (lambda path: path.write_bytes(bytes(4096)), "is no image|damaged"),
+    "drawing.eps": (lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "is no image"),
+    "empty.jpg": (lambda path: path.touch(), r"is empty \(0 bytes\)"),
+    "folder.jpg": (lambda path: path.mkdir(), "is a folder"),
+    "missing.jpg": (lambda _: None, "there is no such file"),
+    "bomb.png": (lambda path: path.write_bytes(png(60_000, 60_000)), "60000 x 60000 pixels, more than the allowed"),
+    "big.png": (lambda path: path.write_bytes(png(13_400, 13_400)), "13400 x 13400 pixels, more than the allowed"),
+    "short.png": (lambda path: path.write_bytes(png(64, 64)), "damaged or cut short"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_unusable_images_are_named_with_problem_and_fix(tmp_path: Path, name: str) -> None:
+    make, message = BROKEN[name]
+    path = tmp_path / name
+    make(path)
+    with pytest.raises(ImageError, match=message) as caught:
+        read_image(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("extension", ["jpeg", "png", "gif", "webp", "tiff", "bmp", "ppm"])
+def test_damage_anywhere_gives_an_image_or_an_image_error(extension: str) -> None:
+    whole = encoded(Image.effect_noise((16, 16), 60).convert("RGB"), extension)
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        data = bytearray(whole[: int(random.integers(1, len(whole) + 1))])
+        for position in random.integers(0, len(data), 4):
+            data[position] = int(random.integers(256))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with contextlib.suppress(ImageError):
+                assert read_image(bytes(data), max_pixels=10**6).mode == "RGB"
+
+
+def test_the_pixel_limit_can_be_changed_and_warns_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.new("RGB", (100, 100)), "png")
+    with pytest.raises(ImageError, match="100 x 100 pixels, more than the allowed 9999"):
+        read_image(data, max_pixels=9999)
+    # PIL would warn at once, or refuse, with its own limit so low; ours alone decides.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert read_image(data, max_pixels=10_000).size == (100, 100)
+    with pytest.raises(ConfigError, match="max_pixels is 0"):
+        read_image(data, max_pixels=0)
+
+
+def test_settings_of_pil_are_left_alone() -> None:
+    before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters))
+    read_image(encoded(half_red_half_blue(), "png"))
+    assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters)) == before
+
+
+class _Pipe(io.BytesIO):
+    def seekable(self) -> bool:
+        return False
+
+
+def test_bytes_and_streams_are_read_too(tmp_path: Path) -> None:
+    data = encoded(half_red_half_blue(), "png")
+    path = tmp_path / "x.png"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        sources = [data, io.BytesIO(data), _Pipe(data), file, str(path), path]
+        assert len({read_image(source).tobytes() for source in sources}) == 1
+        assert not file.closed
+    with pytest.raises(ImageError, match=r"^<bytes>: "):
+        read_image(b"no image")
+    with pytest.raises(ImageError, match=r"^<stream>: "):
+        read_image(io.BytesIO(b""))
+
+
+def test_image_files_are_told_from_others(tmp_path: Path) -> None:
+    assert is_image_file(save_image(tmp_path / "a.JPEG"))
+    (tmp_path / "b").write_bytes(encoded(half_red_half_blue(), "webp"))
+    assert is_image_file(tmp_path / "b")
+    for name in ("notes.txt", "table.csv", "paper.pdf", "clip.mpg", "data.h5"):
+        (tmp_path / name).write_text("RIFF GIF BM %PDF")
+        assert not is_image_file(tmp_path / name)
+    (tmp_path / "folder.jpg").mkdir()
+    assert not is_image_file(tmp_path / "folder.jpg")
+    assert not is_image_file(tmp_path / "nowhere.jpg")
+
+
+def test_a_store_decodes_once_within_its_budget(tmp_path: Path) -> None:
+    for name in "abc":
+        save_image(tmp_path / f"{name}.png", size=(10, 10))
+    store = ImageStore(tmp_path, max_bytes=800)
+    for _ in range(3):
+        for name in "abc":
+            assert store.get(f"{name}.png").size == (10, 10)
+    assert store.decodes == 2 + 3
+    assert store.used_bytes == 800
+    assert store.get("a.png") is store.get("a.png")
+    with pytest.raises(ImageError, match=r"nowhere.png: there is no such file"):
+        store.get("nowhere.png")
+    with pytest.raises(ConfigError, match="max_bytes is -1"):
+        ImageStore(tmp_path, max_bytes=-1)
+
+
+def test_threads_share_a_store(tmp_path: Path) -> None:
+    for index in range(5):
+        save_image(tmp_path / f"{index}.png", index, size=(200, 200))
+    store = ImageStore(tmp_path)
+    barrier = threading.Barrier(8)
+
+    def work(_: int) -> int:
+        barrier.wait()
+        return sum(store.get(f"{index}.png").width for index in range(5))
+
+    with ThreadPoolExecutor(8) as executor:
+        assert set(executor.map(work, range(8))) == {1000}
+    assert store.decodes == 5
+
+
+def test_a_store_survives_pickling_empty(tmp_path: Path) -> None:
+    save_image(tmp_path / "a.png")
+    store = ImageStore(tmp_path, max_bytes=5000, max_pixels=1000)
+    store.get("a.png")
+    copy = pickle.loads(pickle.dumps(store))
+    assert (copy.root, copy.max_bytes, copy.max_pixels, copy.decodes) == (tmp_path, 5000, 1000, 0)
+    assert copy.get("a.png").tobytes() == store.get("a.png").tobytes()
