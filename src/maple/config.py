@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,9 +17,11 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class Settings(BaseModel):
     """Base of all settings: unknown names are refused, values are fixed once made."""
 
+    section: ClassVar[str] = ""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -33,6 +35,8 @@ class Settings(BaseModel):
 class BackboneSettings(Settings):
     """Which frozen CLIP, as `load_clip` takes it."""
 
+    section = "backbone."
+
     name: str = "ViT-B-16"
     pretrained: str | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -41,6 +45,7 @@ class BackboneSettings(Settings):
 class DataSettings(Settings):
     """Which images. `classes` is the part of the sorted labels that is trained on (SPEC: base-to-novel)."""
 
+    section = "data."
     dataset: str = ""
     root: str | None = None
     shots: Positive | None = 16
@@ -51,6 +56,7 @@ class DataSettings(Settings):
 class TrainSettings(Settings):
     """How prompts are trained. Source: SPEC section 4; Dassl.pytorch@c61a1b5 dassl/optim."""
 
+    section = "train."
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.002
     momentum: Fraction = 0.9
@@ -70,6 +76,7 @@ class TrainSettings(Settings):
 class EvaluateSettings(Settings):
     """How predictions are measured."""
 
+    section = "evaluate."
     batch_size: Positive = 100
     workers: Annotated[int, Field(ge=0)] = 0
 
@@ -86,6 +93,22 @@ class RunSettings(Settings):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     seed: Annotated[int, Field(ge=0)] = 1
+
+
+SECTIONS = tuple(RunSettings.model_fields)
+
+
+class EpochsRule(Settings):
+    """Other epochs than the preset's, for some numbers of shots and some data sets (any, where not given)."""
+
+    epochs: Annotated[int, Field(ge=0)]
+    shots: list[int] | None = None
+    dataset: list[str] | None = None
+
+    def fits(self, data: DataSettings) -> bool:
+        """Whether the rule speaks of this data."""
+        shots_fit = self.shots is None or data.shots in self.shots
+        return shots_fit and (self.dataset is None or data.dataset in self.dataset)
 
 
 def preset_names() -> list[str]:
@@ -106,7 +129,10 @@ def read_preset(name: str) -> dict[str, Any]:
         path = Path(name).expanduser()
         if not path.is_file():
             raise ConfigError(f"{one_of('preset', name, preset_names())}, or the path of a TOML file")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{name} cannot be read as UTF-8 text: {error}") from error
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -118,16 +144,29 @@ def resolve(layers: Sequence[Mapping[str, Any]], overrides: Sequence[str] = ()) 
 
     A later layer that names another method replaces the method's settings as a whole. A preset's `rules` give other
     epochs for some shots or data sets; the first that fits holds, unless the epochs are set after the preset.
+    Overrides are one layer: their order matters only where two set the same key.
 
     Raises:
         ConfigError: unknown key, wrong type, out of range, or an override not of the form key=value.
     """
-    merged: dict[str, Any] = {}
-    rules: list[dict[str, Any]] = []
-    for layer in layers:
+    merged: dict[str, Any] = {"method": dict(RunSettings().method)}
+    rules: list[EpochsRule] = []
+    for layer in [*layers, _override_layer(overrides)]:
         plain = {key: value for key, value in layer.items() if key != "rules"}
-        rules = layer.get("rules", [] if "epochs" in plain.get("train", {}) else rules)
+        if "rules" in layer:
+            rules = _read_rules(layer["rules"])
+        elif _sets_epochs(plain):
+            rules = []
         _merge(merged, plain)
+    settings = RunSettings(**merged)
+    rule = next((rule for rule in rules if rule.fits(settings.data)), None)
+    if rule is None:
+        return settings
+    return settings.changed(train=settings.train.changed(epochs=rule.epochs))
+
+
+def _override_layer(overrides: Sequence[str]) -> dict[str, Any]:
+    layer: dict[str, Any] = {}
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator or not all(key.split(".")):
@@ -137,14 +176,21 @@ def resolve(layers: Sequence[Mapping[str, Any]], overrides: Sequence[str] = ()) 
             nested = {part: nested}
         if not isinstance(nested, dict):
             raise ConfigError(f"--set {override!r} names no setting")
-        rules = [] if "epochs" in nested.get("train", {}) else rules
-        _merge(merged, nested)
-    settings = RunSettings(**merged)
-    for rule in rules:
-        data = settings.data
-        if data.shots in rule.get("shots", [data.shots]) and data.dataset in rule.get("dataset", [data.dataset]):
-            return settings.changed(train={**settings.train.model_dump(), "epochs": rule["epochs"]})
-    return settings
+        _merge_all(layer, nested)
+    if "rules" in layer:
+        raise ConfigError(f"rules belong into a preset, not into --set; {one_of('setting', 'rules', SECTIONS)}")
+    return layer
+
+
+def _read_rules(rules: Any) -> "list[EpochsRule]":
+    if not isinstance(rules, list) or not all(isinstance(rule, Mapping) for rule in rules):
+        raise ConfigError(f"rules = {rules!r}: must be tables, each under [[rules]], with epochs and shots or dataset")
+    return [EpochsRule(**rule) for rule in rules]
+
+
+def _sets_epochs(layer: Mapping[str, Any]) -> bool:
+    train = layer.get("train")
+    return isinstance(train, Mapping) and "epochs" in train
 
 
 def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
@@ -156,8 +202,17 @@ def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
             and isinstance(value, Mapping)
             and value.get("name", current.get("name")) != current.get("name")
         )
-        if isinstance(value, Mapping) and isinstance(current, dict) and not other_method:
-            _merge(current, value)
+        if other_method:
+            base[key] = _deep(value)
+        else:
+            _merge_all(base, {key: value})
+
+
+def _merge_all(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        current = base.get(key)
+        if isinstance(value, Mapping) and isinstance(current, dict):
+            _merge_all(current, value)
         else:
             base[key] = _deep(value)
 
@@ -174,12 +229,12 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def _explain(model: type[BaseModel], error: ValidationError) -> str:
+def _explain(model: type[Settings], error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"])
+        place = model.section + ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             lines.append(one_of("setting", place, model.model_fields))
         else:
             lines.append(f"{place} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
-    return f"{model.__name__}: " + "; ".join(lines)
+    return "; ".join(lines)

@@ -39,13 +39,16 @@ def score(logits: Floats, labels: Integers) -> Scores:
     """Measure logits [n, C] against labels [n].
 
     Raises:
-        ValueError: no rows, or labels outside 0 .. C - 1.
+        ValueError: no rows, logits that are not finite, or labels outside 0 .. C - 1.
     """
     count, classes = logits.shape
+    labels = np.asarray(labels).astype(np.int64)  # narrower integers would overflow in the confusion matrix
     if count == 0:
         raise ValueError("there are no images to score")
     if len(labels) != count or labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels must be {count} whole numbers from 0 to {classes - 1}")
+    if not np.isfinite(logits).all():
+        raise ValueError("logits must be finite; a NaN would count as the best of its row")
     predicted = logits.argmax(axis=1)
     confusion = np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
     totals, hits = confusion.sum(axis=1), confusion.diagonal()

@@ -18,6 +18,8 @@ from maple.prompts.splice import clean_class_names
 class MethodSettings(Settings):
     """Base of a method's own settings."""
 
+    section = "method."
+
 
 class Method(nn.Module):
     """A classifier made of a frozen backbone and some prompt parameters.

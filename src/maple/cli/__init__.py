@@ -1,0 +1,51 @@
+"""The `maple` command. Each file here parses, calls and prints; heavy imports wait until a command runs."""
+
+import sys
+
+import typer
+
+from maple import __version__
+from maple.cli.evaluate import evaluate_command
+from maple.cli.importing import import_command
+from maple.cli.inspecting import inspect_command
+from maple.cli.methods import methods_command
+from maple.cli.train import train_command
+from maple.errors import MapleError
+
+app = typer.Typer(
+    name="maple",
+    help="Adapt CLIP to your images from a handful of examples, by multi-modal prompt learning.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train_command)
+app.command("evaluate")(evaluate_command)
+app.command("import")(import_command)
+app.command("methods")(methods_command)
+app.command("inspect")(inspect_command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"maple {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+) -> None:
+    del version
+
+
+def main() -> None:
+    """Run the command line; an error that maple raises on purpose is one line, not a traceback."""
+    try:
+        app()
+    except MapleError as error:
+        typer.echo(f"maple: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("maple: interrupted; repeat the command to go on after the last finished epoch", err=True)
+        sys.exit(130)

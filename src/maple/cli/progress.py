@@ -1,0 +1,99 @@
+"""Progress on the screen: a live bar on a terminal, one line per epoch elsewhere."""
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from maple.config import RunSettings
+from maple.data import Item
+from maple.methods import Method
+from maple.train import EpochReport, StepReport
+
+
+class TrainBar:
+    """Loss, accuracy, images per second and time left, over all epochs of a run."""
+
+    def __init__(self, settings: RunSettings, folder: Path, *, quiet: bool = False) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._console = Console(stderr=True, quiet=quiet)
+        self._live = self._console.is_terminal and not quiet
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}  acc {task.fields[accuracy]:.1%}  {task.fields[speed]:.1f} img/s"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._live,
+        )
+        self._task: TaskID | None = None
+        self._epochs = 0
+        self._epoch_began = time.monotonic()
+        self._images = 0
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def ready(self, method: Method, items: list[Item]) -> None:
+        """Say what is about to be trained."""
+        count = sum(parameter.numel() for parameter in method.prompt_parameters().values())
+        backbone = method.backbone
+        self._console.print(
+            f"{method.title}: {count:,} prompt parameters on {backbone.name} ({backbone.pretrained or 'own weights'}, "
+            f"{backbone.precision}, {backbone.device}); {len(items)} images of {len(method.class_names)} classes, "
+            f"seed {self._settings.seed}",
+            highlight=False,
+        )
+        self._console.print(f"run folder: {self._folder}", highlight=False, soft_wrap=True)
+
+    def start(self, epochs: int, steps: int, finished_epochs: int) -> None:
+        """Open the bar."""
+        self._epochs = epochs
+        if finished_epochs:
+            self._console.print(f"resuming after epoch {finished_epochs} of {epochs}", highlight=False)
+        self._task = self._bar.add_task(
+            "train",
+            total=epochs * steps,
+            completed=finished_epochs * steps,
+            epoch=f"{finished_epochs + 1}/{epochs}",
+            loss=float("nan"),
+            accuracy=0.0,
+            speed=0.0,
+        )
+        self._epoch_began, self._images = time.monotonic(), 0
+
+    def step(self, report: StepReport) -> None:
+        """Move the bar on."""
+        self._images += report.images
+        if self._task is not None:
+            self._bar.update(
+                self._task,
+                advance=1,
+                epoch=f"{report.epoch + 1}/{self._epochs}",
+                loss=report.loss,
+                accuracy=report.logs.get("accuracy", 0.0),
+                speed=self._speed(),
+            )
+
+    def epoch(self, report: EpochReport) -> None:
+        """Print the epoch's line."""
+        self._console.print(
+            f"epoch {report.epoch + 1}/{self._epochs}  lr {report.lr:.3g}  loss {report.loss:.4f}  "
+            f"acc {report.logs.get('accuracy', 0.0):.1%}  {self._speed():.1f} img/s",
+            highlight=False,
+        )
+        self._epoch_began, self._images = time.monotonic(), 0
+
+    def _speed(self) -> float:
+        return self._images / max(time.monotonic() - self._epoch_began, 1e-9)

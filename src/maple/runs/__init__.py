@@ -1,0 +1,24 @@
+"""Runs: settings in, a folder out. Finished runs are never repeated, interrupted ones go on."""
+
+from maple.runs.evaluation import evaluate_run
+from maple.runs.folder import finished_prompts, read_history, read_settings
+from maple.runs.importing import write_imported
+from maple.runs.spec import complete, content_name, open_backbone, open_dataset, sample
+from maple.runs.training import Silent, TrainProgress, TrainResult, train_run
+
+__all__ = [
+    "Silent",
+    "TrainProgress",
+    "TrainResult",
+    "complete",
+    "content_name",
+    "evaluate_run",
+    "finished_prompts",
+    "open_backbone",
+    "open_dataset",
+    "read_history",
+    "read_settings",
+    "sample",
+    "train_run",
+    "write_imported",
+]

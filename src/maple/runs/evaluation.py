@@ -1,0 +1,122 @@
+"""`evaluate_run`: a finished run and images in, scores and a row out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from maple.checkpoint import load_prompts, read_prompts
+from maple.config import RunSettings
+from maple.data import EvalTransform, Item, eval_batches, select_dataset
+from maple.distributed import this_process
+from maple.errors import ClassNamesError
+from maple.evaluate import evaluate
+from maple.methods import Method
+from maple.metrics import Scores
+from maple.runs.folder import append_row, finished_prompts, read_settings
+from maple.runs.spec import open_dataset
+
+
+def evaluate_run(
+    folder: Path,
+    *,
+    classes: str = "all",
+    dataset: str | None = None,
+    root: str | None = None,
+    part: str = "test",
+    names: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
+    class_names: dict[str, str] | None = None,
+    device: str | None = None,
+    method: Method | None = None,
+    on_images: Callable[[int, int], None] = lambda _done, _total: None,
+) -> tuple[Scores, dict[str, Any]]:
+    """Evaluate a finished run and append the result to its rows.jsonl.
+
+    Args:
+        classes: `all`, `base` or `novel` part of the data set's classes; images and names are cut alike.
+        dataset, root: another data set than the one it was trained on.
+        part: which items: `test`, `val` or `train`.
+        names: C names to use instead of the data set's, in label order.
+        only: keep these classes only, images and names.
+        class_names: other words for some classes, {published name: words}.
+        method: the run's method, if it is loaded already.
+        on_images: called with (images done, images in all).
+
+    Returns:
+        The scores and the row.
+
+    Raises:
+        MapleError: the run is not finished, the data set is unreadable, or a name is unknown.
+    """
+    settings = read_settings(folder)
+    prompts = finished_prompts(folder)
+    if method is None:
+        method = load_prompts(prompts, device=this_process(device).device)
+    changed = {"dataset": dataset, "root": root, "class_names": class_names}
+    data = settings.data.changed(**{key: value for key, value in changed.items() if value is not None})
+    whole = open_dataset(settings.changed(data=data))
+    cut = select_dataset(whole, classes)  # type: ignore[arg-type]
+    items: Sequence[Item] = getattr(cut, part)
+    items, class_list = _keep(list(items), cut.class_names, only)
+    if names is not None and len(names) != len(class_list):
+        raise ClassNamesError(f"{len(names)} names were given for {len(class_list)} classes: {', '.join(class_list)}")
+    method.set_class_names(names or class_list)
+    seen = method.backbone.preprocessing
+    batches = eval_batches(
+        items,
+        whole.root,
+        EvalTransform(seen.size, seen.mean, seen.std, seen.interpolation),
+        batch_size=settings.evaluate.batch_size,
+        num_workers=settings.evaluate.workers,
+    )
+    done = 0
+
+    def count(images: int) -> None:
+        nonlocal done
+        done += images
+        on_images(done, len(items))
+
+    scores = evaluate(method, batches, count)
+    row = _row(settings, scores, whole.name, classes, part, method.class_names, prompts)
+    append_row(folder, row)
+    return scores, row
+
+
+def _keep(
+    items: list[Item], class_names: tuple[str, ...], only: Sequence[str] | None
+) -> tuple[list[Item], tuple[str, ...]]:
+    if only is None:
+        return items, class_names
+    unknown = [name for name in only if name not in class_names]
+    if unknown or not only:
+        raise ClassNamesError(
+            f"no class is called {', '.join(map(repr, unknown))}; there are: {', '.join(class_names)}"
+        )
+    labels = [label for label, name in enumerate(class_names) if name in set(only)]
+    renumbered = {label: position for position, label in enumerate(labels)}
+    kept = [Item(i.path, renumbered[i.label], i.class_name) for i in items if i.label in renumbered]
+    return kept, tuple(class_names[label] for label in labels)
+
+
+def _row(
+    settings: RunSettings,
+    scores: Scores,
+    dataset: str,
+    classes: str,
+    part: str,
+    class_names: Sequence[str],
+    prompts: Path,
+) -> dict[str, Any]:
+    stored = read_prompts(prompts)
+    return {
+        "method": settings.method,
+        "backbone": stored.backbone,
+        "source": settings.data.model_dump(mode="json", exclude={"root"}),
+        "seed": settings.seed,
+        "dataset": dataset,
+        "classes": classes,
+        "part": part,
+        "class_names": list(class_names),
+        **asdict(scores),
+    }

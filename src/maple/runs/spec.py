@@ -1,0 +1,86 @@
+"""What a run is: settings completed, its content name, its data set, its training items, its backbone."""
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maple.clip import Backbone, load_clip
+from maple.config import RunSettings
+from maple.data import CATALOGUE, Dataset, Item, load_dataset, sample_few_shot, select_dataset
+from maple.errors import DataError
+from maple.methods import METHODS, method_settings
+
+# What changes the speed or the place of a run, but not its result.
+_IRRELEVANT = {"data": {"root"}, "train": {"workers"}, "evaluate": True}
+
+
+def complete(settings: RunSettings) -> RunSettings:
+    """Validate the method's settings and write out its defaults; zero-shot templates default to the data set's own."""
+    description = dict(settings.method)
+    kind = METHODS.get(str(description.get("name")))
+    spec = CATALOGUE.get(settings.data.dataset)
+    if kind is not None and "templates" in kind.Settings.model_fields and spec is not None:
+        description.setdefault("templates", [spec.template])
+    name, validated = method_settings(description)
+    return settings.changed(method={"name": name, **validated.model_dump(mode="json")})
+
+
+def content_name(settings: RunSettings) -> str:
+    """A readable, unique folder name: data set, method, classes, shots, seed, and a hash of all that matters."""
+    settings = complete(settings)
+    text = json.dumps(settings.model_dump(mode="json", exclude=_IRRELEVANT), sort_keys=True)  # type: ignore[arg-type]
+    data = settings.data
+    dataset = Path(data.dataset).expanduser().resolve().name if data.dataset not in CATALOGUE else data.dataset
+    shots = "all" if data.shots is None else data.shots
+    return "_".join(
+        [
+            dataset or "data",
+            settings.method["name"],
+            data.classes,
+            f"{shots}shots",
+            f"seed{settings.seed}",
+            sha256(text.encode()).hexdigest()[:10],
+        ]
+    )
+
+
+def open_dataset(settings: RunSettings) -> Dataset:
+    """The data set of a run, whole.
+
+    Raises:
+        DataError: no data set is named, or it cannot be read.
+    """
+    data = settings.data
+    if not data.dataset:
+        raise DataError(
+            f"no data set is named; give --dataset with one of {', '.join(CATALOGUE)} and --data-root, or the path of "
+            "a folder of class-named folders"
+        )
+    root = None if data.root is None else Path(data.root)
+    return load_dataset(data.dataset, root, class_names=data.class_names or None, seed=settings.seed)
+
+
+def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], tuple[str, ...]]:
+    """The training items of a run and the class names its labels index: drawn over all classes, then cut."""
+    train, _ = sample_few_shot(dataset.train, dataset.val, settings.data.shots, settings.seed)
+    part = select_dataset(_with_train(dataset, train), settings.data.classes)
+    return list(part.train), part.class_names
+
+
+def _with_train(dataset: Dataset, train: Sequence[Item]) -> Dataset:
+    return Dataset(dataset.name, dataset.root, tuple(train), dataset.val, dataset.test, dataset.class_names)
+
+
+def open_backbone(settings: RunSettings, device: str | torch.device) -> Backbone:
+    """The frozen CLIP of a run."""
+    chosen = settings.backbone
+    return load_clip(chosen.name, chosen.pretrained, precision=chosen.precision, device=device)
+
+
+def relevant(settings: RunSettings) -> dict[str, Any]:
+    relevant: dict[str, Any] = settings.model_dump(mode="json", exclude=_IRRELEVANT)  # type: ignore[arg-type]
+    return relevant

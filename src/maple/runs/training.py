@@ -1,0 +1,163 @@
+"""`train_run`: settings in, a run folder out."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from maple.checkpoint import describe_backbone, read_tensors, save_prompts
+from maple.config import RunSettings
+from maple.data import (
+    Dataset,
+    ImageStore,
+    Item,
+    TrainTransform,
+    derive_seed,
+    items_hash,
+    steps_per_epoch,
+    train_batches,
+)
+from maple.distributed import this_process
+from maple.errors import CheckpointError
+from maple.methods import Method, build_method
+from maple.runs.folder import read_history, refuse_other_run, write_beginning, write_epoch
+from maple.runs.spec import complete, open_backbone, open_dataset, relevant, sample
+from maple.train import EpochReport, StepReport, Trainer
+
+
+class TrainProgress(Protocol):
+    """What watches a training run."""
+
+    def start(self, epochs: int, steps: int, finished_epochs: int) -> None:
+        """Training is about to begin, or to go on."""
+
+    def step(self, report: StepReport) -> None:
+        """A step was made."""
+
+    def epoch(self, report: EpochReport) -> None:
+        """An epoch is finished and safe on the disk."""
+
+
+class Silent:
+    """A progress that shows nothing."""
+
+    def start(self, epochs: int, steps: int, finished_epochs: int) -> None:
+        """Show nothing."""
+
+    def step(self, report: StepReport) -> None:
+        """Show nothing."""
+
+    def epoch(self, report: EpochReport) -> None:
+        """Show nothing."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train_run` leaves: the folder, the epochs, and whether there was anything left to do."""
+
+    folder: Path
+    history: tuple[EpochReport, ...]
+    was_finished: bool = field(default=False)
+
+
+def train_run(
+    settings: RunSettings,
+    folder: Path,
+    *,
+    device: str | None = None,
+    progress: TrainProgress | None = None,
+    on_ready: Callable[[Method, list[Item]], None] = lambda _method, _items: None,
+) -> TrainResult:
+    """Train into `folder`, or go on where it stopped, or find that it has finished.
+
+    The result depends on the settings and the images alone: not on interruptions, on the number of processes at the
+    same global batch (but for rounding), nor on `workers`.
+
+    Args:
+        on_ready: called with the method and its training items before the first step.
+
+    Raises:
+        ConfigError: the folder belongs to a run with other settings.
+        MapleError: whatever is wrong with the settings, the data or the backbone.
+    """
+    settings = complete(settings)
+    finished = folder / "prompts.safetensors"
+    refuse_other_run(settings, folder)
+    if finished.exists():
+        return TrainResult(folder, tuple(read_history(folder)), was_finished=True)
+    processes = this_process(device)
+    dataset = open_dataset(settings)
+    items, class_names = sample(settings, dataset)
+    backbone = open_backbone(settings, processes.device)
+    generator = torch.Generator().manual_seed(derive_seed(settings.seed, "prompts"))
+    method = build_method(settings.method, backbone, class_names, generator=generator)
+    trainer = Trainer(method, settings.train, processes)
+    identity = {"items": items_hash(items), "backbone": describe_backbone(backbone), "settings": relevant(settings)}
+    _resume(trainer, folder, identity)
+    if processes.is_main:
+        write_beginning(folder, settings, items)
+    processes.wait()
+    on_ready(method, items)
+    _train(trainer, settings, dataset, items, folder, identity, progress or Silent())
+    if processes.is_main:
+        info = {
+            "dataset": dataset.name,
+            "data": settings.data.model_dump(mode="json", exclude={"root"}),
+            "seed": settings.seed,
+            "items": identity["items"],
+            "train": {"epochs": trainer.epoch, "loss": trainer.history[-1].loss if trainer.history else None},
+        }
+        save_prompts(finished, method, info)
+        (folder / "resume.safetensors").unlink(missing_ok=True)
+    processes.wait()
+    return TrainResult(folder, tuple(trainer.history))
+
+
+def _train(
+    trainer: Trainer,
+    settings: RunSettings,
+    dataset: Dataset,
+    items: list[Item],
+    folder: Path,
+    identity: dict[str, Any],
+    progress: TrainProgress,
+) -> None:
+    train, seen = settings.train, trainer.method.backbone.preprocessing
+    transform = TrainTransform(
+        seen.size, seen.mean, seen.std, scale=train.crop_scale, flip=train.flip, interpolation=seen.interpolation
+    )
+    store, processes = ImageStore(dataset.root), trainer.processes
+    progress.start(train.epochs, steps_per_epoch(len(items), train.batch_size, train.drop_last), trainer.epoch)
+    while not trainer.finished:
+        batches = train_batches(
+            items,
+            store,
+            transform,
+            batch_size=train.batch_size,
+            seed=settings.seed,
+            epoch=trainer.epoch,
+            drop_last=train.drop_last,
+            rank=processes.rank,
+            world_size=processes.count,
+            num_workers=train.workers,
+        )
+        report = trainer.run_epoch(batches, progress.step)
+        if processes.is_main:
+            write_epoch(trainer, folder, identity)
+        progress.epoch(report)
+
+
+def _resume(trainer: Trainer, folder: Path, identity: dict[str, Any]) -> None:
+    path = folder / "resume.safetensors"
+    if not path.exists():
+        return
+    tensors, content = read_tensors(path)
+    if content.get("identity") != json.loads(json.dumps(identity)):
+        raise CheckpointError(
+            f"{path} was written by a run with other images, settings or backbone; "
+            "remove the folder to start again, or restore what it was trained on"
+        )
+    trainer.restore(tensors, content["trainer"])

@@ -1,0 +1,198 @@
+"""The commands, as a user types them, on a small folder of real image files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from maple.checkpoint import load_prompts, read_prompts
+from maple.cli import app
+from maple.errors import MapleError
+
+TINY = ["--backbone", "maple-tiny", "--pretrained", "random:1", "--device", "cpu"]
+QUICK = ["--set", "method.prompt_depth=2", "--set", "train.epochs=2", "--shots", "4"]
+COLOURS = {"red_thing": (200, 30, 30), "green thing": (30, 180, 30), "blue thing": (30, 30, 200)}
+
+
+def run(*arguments: object) -> str:
+    """Run a command that must succeed; return what it printed."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    for name, colour in COLOURS.items():
+        (root / name).mkdir()
+        for number in range(8):
+            shade = tuple(min(255, value + 5 * number) for value in colour)
+            Image.new("RGB", (40, 30), shade).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "run"
+    run("train", "--dataset", folder, *TINY, *QUICK, "--output", output)
+    return output
+
+
+def rows_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from maple.cli import app; from typer.testing import CliRunner;"
+        "assert 'evaluate' in CliRunner().invoke(app, ['--help']).output;"
+        "print(sorted({'torch', 'open_clip', 'pydantic', 'PIL', 'accelerate', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_train_writes_a_run(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert {"config.json", "items.json", "environment.json", "metrics.jsonl", "prompts.safetensors"} <= names
+    assert "resume.safetensors" not in names
+    assert len((trained / "metrics.jsonl").read_text().splitlines()) == 2
+    assert len(json.loads((trained / "items.json").read_text())["items"]) == 12
+
+
+def test_finished_run_is_not_repeated(folder: Path, trained: Path) -> None:
+    before = (trained / "prompts.safetensors").stat().st_mtime_ns
+    assert "already finished" in run("train", "--dataset", folder, *TINY, *QUICK, "--output", trained)
+    assert (trained / "prompts.safetensors").stat().st_mtime_ns == before
+
+
+def test_other_settings_need_another_folder(folder: Path, trained: Path) -> None:
+    with pytest.raises(MapleError, match=r"other settings .*seed.*--output"):
+        run("train", "--dataset", folder, *TINY, *QUICK, "--output", trained, "--seed", "2")
+
+
+def test_evaluate_parts_and_names(trained: Path) -> None:
+    rows = rows_of(run("evaluate", trained, "--classes", "all,base,novel", "--json", "--device", "cpu"))
+    assert [(row["classes"], row["images"], len(row["class_names"])) for row in rows] == [
+        ("all", 6, 3),
+        ("base", 4, 2),
+        ("novel", 2, 1),
+    ]
+    assert rows[2]["top1"] == 1
+    (row,) = rows_of(run("evaluate", trained, "--names", "sky, grass, rose", "--json"))
+    assert row["class_names"] == ["sky", "grass", "rose"]
+    (row,) = rows_of(run("evaluate", trained, "--only", "red_thing,blue thing", "--json"))
+    assert (row["images"], row["class_names"]) == (4, ["blue thing", "red_thing"])
+    assert "harmonic mean" in run("evaluate", trained, "--classes", "base,novel", "--per-class", "--confusion")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--classes", "old"], "'all', 'base' or 'novel'"),
+        (["--part", "dev"], "unknown part 'dev'"),
+        (["--names", "one"], "1 names were given for 3 classes"),
+        (["--only", "teapot"], "no class is called 'teapot'; there are: "),
+        (["--dataset", "eurosatt"], "unknown data set 'eurosatt'"),
+    ],
+)
+def test_evaluate_errors(trained: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(MapleError) as caught:
+        run("evaluate", trained, *arguments)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "mapel"], "unknown method 'mapel'; choose one of: zero_shot, coop"),
+        (["--preset", "nope"], "unknown preset 'nope'; choose one of: "),
+        (["--set", "train.lrr=1"], "unknown setting 'train.lrr'"),
+        (["--set", "train.lr"], "section.key=value"),
+        (["--set", "train.lr=-1"], "train.lr = -1"),
+        (["--set", "method.prompt_depth=40"], "prompt_depth=40"),
+        (["--shots", "0"], "--shots '0'"),
+        (["--precision", "fp8"], "backbone.precision"),
+        (["--backbone", "ViT-Z"], "no CLIP is called 'ViT-Z'"),
+    ],
+)
+def test_train_errors(folder: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    base = [] if "--backbone" in arguments else TINY[:2]
+    with pytest.raises(MapleError) as caught:
+        run("train", "--dataset", folder, *base, "--output", tmp_path / "run", *arguments)
+    assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_data_set(tmp_path: Path) -> None:
+    with pytest.raises(MapleError, match="no data set is named"):
+        run("train", *TINY, "--output", tmp_path / "run")
+
+
+def test_main_prints_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "maple", "evaluate", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"maple: {tmp_path} is not a run folder: it has no config.json"
+
+
+def test_print_config(folder: Path) -> None:
+    arguments = ["--dataset", folder, "--method", "coop", "--set", "train.lr=0.01", "--seed", "0", "--print-config"]
+    settings = json.loads(run("train", *arguments))
+    assert settings["method"]["name"] == "coop"
+    assert (settings["train"]["lr"], settings["train"]["epochs"], settings["seed"]) == (0.01, 200, 0)
+
+
+def test_zero_shot_uses_the_data_sets_template() -> None:
+    settings = json.loads(run("train", "--dataset", "eurosat", "--method", "zero_shot", "--print-config"))
+    assert settings["method"]["templates"] == ["a centered satellite photo of {}."]
+
+
+def test_inspect(trained: Path) -> None:
+    run("evaluate", trained, "--classes", "all", "--device", "cpu")
+    text = run("inspect", trained)
+    assert "finished" in text
+    assert "text_prompt.0 [2, 128]" in text
+    content = json.loads(run("inspect", trained, "--json"))
+    assert content["prompts"]["class_names"] == ["blue thing", "green thing", "red_thing"]
+    assert [epoch["lr"] for epoch in content["epochs"]] == [1e-5, 0.0035]
+    assert content["rows"]
+    assert "3 classes" in run("inspect", trained / "prompts.safetensors")
+
+
+def test_methods() -> None:
+    text = run("methods", "--backbone", "maple-tiny")
+    assert all(name in text for name in ("zero_shot", "coop", "cocoop", "deep_language", "vpt", "independent_vl"))
+    assert "25,024" in text
+
+
+def test_import(trained: Path, folder: Path, tmp_path: Path) -> None:
+    """The learned prompts, written as the reference writes them, come back as the same classifier."""
+    stored = read_prompts(trained / "prompts.safetensors")
+    names = {
+        "text_prompt.0": "ctx",
+        "text_prompt.1": "compound_prompts_text.0",
+        "coupling.0.weight": "proj.weight",
+        "coupling.0.bias": "proj.bias",
+        "coupling.1.weight": "compound_prompt_projections.0.weight",
+        "coupling.1.bias": "compound_prompt_projections.0.bias",
+    }
+    state = {f"prompt_learner.{names[name]}": tensor for name, tensor in stored.tensors.items()}
+    file = tmp_path / "model.pth.tar-2"
+    torch.save({"state_dict": state, "epoch": 2}, file)
+    backbone = TINY[:4]
+    with pytest.raises(MapleError, match="does not say its class names"):
+        run("import", file, *backbone)
+    run("import", file, *backbone, "--dataset", folder, "--classes", "all", "--output", tmp_path / "run")
+    images = torch.randn(2, 3, 64, 64)
+    first, second = (load_prompts(place / "prompts.safetensors") for place in (trained, tmp_path / "run"))
+    assert torch.equal(first.predict_logits(images), second.predict_logits(images))
+    (row,) = rows_of(run("evaluate", tmp_path / "run", "--json"))
+    assert row["images"] == 6
