@@ -1,0 +1,1 @@
+"""Measurements: ours against a plain implementation in the reference's way, in one process."""
