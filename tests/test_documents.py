@@ -1,0 +1,64 @@
+"""What README and the documentation say can be done, can be done."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from maple.cli import app
+from maple.config import preset_names
+from maple.methods import METHODS
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As written, but for OpenAI's weights, which tests cannot fetch."""
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(ROOT / "README.md", "python")
+    names: dict[str, Any] = {}
+    exec(code.replace('"openai"', '"random:0"'), names)
+    assert names["method"].class_names == ("cat", "dog", "hamster")
+    assert all(parameter.requires_grad for parameter in names["method"].parameters())
+
+
+def commands() -> list[Any]:
+    lines = [line for path in DOCUMENTS for block in blocks(path, "sh") for line in block.splitlines()]
+    inline = [code for path in DOCUMENTS for code in re.findall(r"`(maple [^`]*)`", path.read_text(encoding="utf-8"))]
+    return sorted({line.split("#")[0].strip() for line in [*lines, *inline] if line.startswith("maple ")})
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_exist(line: str) -> None:
+    """Every command and option in the documents is one of ours, and every preset and method exists."""
+    _, command, *arguments = shlex.split(line)
+    known = get_command(app).commands[command.rstrip(",")]  # type: ignore[attr-defined]
+    options = {option for parameter in known.params for option in parameter.opts}
+    for argument, value in zip(arguments, [*arguments, ""][1:], strict=True):
+        if argument.startswith("-"):
+            assert argument in options, f"{command} has no option {argument}"
+        if argument == "--preset":
+            assert value in preset_names()
+
+
+def test_there_are_commands() -> None:
+    assert len(commands()) > 5
+
+
+def test_every_method_has_its_row() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)) == METHODS.keys()
+
+
+def test_links_inside_the_project_lead_somewhere() -> None:
+    for path in DOCUMENTS:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
