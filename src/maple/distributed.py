@@ -43,6 +43,9 @@ class Processes:
 def this_process(device: str | None = None) -> Processes:
     """Join the group that `accelerate launch` (or torchrun) started; alone, just choose a device.
 
+    Without GPUs, start the group with torchrun or `accelerate launch --multi_gpu`, and give the device cpu: `accelerate
+    launch --cpu` is for MPI, and starts a single process where there is none.
+
     Args:
         device: where to compute; without it the first GPU, or this process's own, or the CPU.
     """

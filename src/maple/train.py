@@ -47,8 +47,8 @@ class EpochReport:
     losses: tuple[float, ...] = field(repr=False)
 
     def as_json(self) -> dict[str, Any]:
-        """A plain dictionary, for metrics.jsonl and the resume state."""
-        return asdict(self)
+        """A plain dictionary, for metrics.jsonl and the resume state; a resumed run writes the same text again."""
+        return {**asdict(self), "logs": dict(sorted(self.logs.items())), "losses": list(self.losses)}
 
 
 def learning_rate(settings: TrainSettings, epoch: int) -> float:

@@ -76,7 +76,9 @@ class Method(nn.Module):
             ClassNamesError: an empty list, an empty name, or a name too long for the text tower.
         """
         clean_class_names(names)
-        self.classes.set_class_names(names)
+        # Even inside a user's inference mode: what is made here must serve training later.
+        with torch.inference_mode(False):
+            self.classes.set_class_names(names)
         self.class_names = tuple(names)
 
     def encode_classes(self) -> Tensor:

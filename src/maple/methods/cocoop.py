@@ -61,6 +61,10 @@ class CoCoOp(Method):
         ).to(backbone.device)
         self.set_class_names(class_names)
 
+    def text_prompts(self) -> list[Tensor]:
+        """[P, Ht], before the shift that an image adds."""
+        return [self.text_prompt[0]]
+
     def encode_classes(self) -> Tensor:
         """Not defined without an image.
 
@@ -72,7 +76,7 @@ class CoCoOp(Method):
     def encode_classes_for(self, image_features: Tensor) -> Tensor:
         """Unit text features [B, C, D] for each of the unit image features [B, D]."""
         hidden = torch.relu(self.meta_net[0](image_features))
-        prompts = self.text_prompt[0] + self.meta_net[1](hidden)[:, None]
+        prompts = self.text_prompts()[0] + self.meta_net[1](hidden)[:, None]
         count = len(self.class_names)
         sentences = self.classes.sentences.repeated(len(image_features))
         features = self.classes.encode([prompts.repeat_interleave(count, dim=0)], sentences)

@@ -16,7 +16,7 @@ from maple.errors import ClassNamesError
 from maple.methods.base import Method, MethodSettings, prompt_list
 from maple.prompts import PromptedClasses
 from maple.prompts.initialise import first_tokens, random_tokens
-from maple.prompts.splice import Position
+from maple.prompts.splice import Position, clean_class_names
 
 
 class CoOpSettings(MethodSettings):
@@ -68,7 +68,7 @@ class CoOp(Method):
         Raises:
             ClassNamesError: also when class-specific prompts are asked about a class without a prompt.
         """
-        rows = self._rows_of(names) if self.settings.class_specific else None
+        rows = self._rows_of(clean_class_names(names)) if self.settings.class_specific else None
         super().set_class_names(names)
         self._rows = rows
 
@@ -76,7 +76,7 @@ class CoOp(Method):
         """Which learned prompt belongs to each name; equal names are told apart by their order."""
         places: dict[tuple[str, int], int] = {}
         seen: Counter[str] = Counter()
-        for row, name in enumerate(self._learned_for):
+        for row, name in enumerate(clean_class_names(self._learned_for)):
             places[name, seen[name]] = row
             seen[name] += 1
         asked: Counter[str] = Counter()
@@ -89,7 +89,8 @@ class CoOp(Method):
                 )
             rows.append(places[name, asked[name]])
             asked[name] += 1
-        return torch.tensor(rows, device=self.backbone.device)
+        with torch.inference_mode(False):  # as in `Method.set_class_names`
+            return torch.tensor(rows, device=self.backbone.device)
 
     def text_prompts(self) -> list[Tensor]:
         """[P, Ht], or [C, P, Ht] when class specific."""

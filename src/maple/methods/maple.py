@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from maple.clip import Backbone
+from maple.errors import ConfigError
 from maple.methods.base import Method, MethodSettings, check_depth, prompt_list
 from maple.prompts import Coupling, PromptedClasses, random_tokens, word_tokens
 from maple.prompts.coupling import Direction, Sharing
@@ -48,6 +49,7 @@ class MaPLe(Method):
         super().__init__(settings, backbone)
         backbone.text.require_promptable(self.title)
         backbone.image.require_promptable(self.title)
+        _refuse_ignored_words(settings)
         depth, length = settings.prompt_depth, settings.prompt_length
         check_depth(depth, backbone.text.depth, setting="prompt_depth", tower="text")
         check_depth(depth, backbone.image.depth, setting="prompt_depth", tower="image")
@@ -75,10 +77,25 @@ class MaPLe(Method):
         return self.coupling.couple(list(self.text_prompt)) if self._forward else list(self.vision_prompt)
 
 
+def _refuse_ignored_words(settings: MaPLeSettings) -> None:
+    """Raise ConfigError when `deep_init` asks for words that no token could start at."""
+    if settings.deep_init == "random":
+        return
+    if settings.coupling_direction == "vision_to_text":
+        reason = "coupling_direction='vision_to_text' learns vision tokens, which have no words"
+    elif not settings.init_text.strip():
+        reason = "init_text is empty"
+    elif not words_if_short(settings.init_text, settings.prompt_length):
+        reason = f"a prompt of prompt_length={settings.prompt_length} starts at random; choose 1 to 4"
+    else:
+        return
+    raise ConfigError(f"deep_init='words' has no effect: {reason}. Set deep_init='random', or change the other setting")
+
+
 def _text_tokens(settings: MaPLeSettings, words: str, backbone: Backbone, generator: Generator) -> list[Tensor]:
     length = settings.prompt_length
     first = first_tokens(backbone, words, length, generator)
-    if settings.deep_init == "words" and words.strip():
+    if settings.deep_init == "words":
         deep = [word_tokens(backbone, words, length) for _ in range(settings.prompt_depth - 1)]
     else:
         width = backbone.text.width

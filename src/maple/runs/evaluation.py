@@ -5,16 +5,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from maple.checkpoint import load_prompts, read_prompts
-from maple.config import RunSettings
-from maple.data import EvalTransform, Item, eval_batches, select_dataset
+from maple.checkpoint import describe_backbone, load_prompts
+from maple.data import EvalTransform, Item, eval_batches, items_hash, select_dataset
 from maple.distributed import this_process
-from maple.errors import ClassNamesError
+from maple.errors import ClassNamesError, ConfigError, one_of
 from maple.evaluate import evaluate
 from maple.methods import Method
 from maple.metrics import Scores
 from maple.runs.folder import append_row, finished_prompts, read_settings
 from maple.runs.spec import open_dataset
+
+PARTS = ("test", "val", "train")
 
 
 def evaluate_run(
@@ -49,11 +50,15 @@ def evaluate_run(
     Raises:
         MapleError: the run is not finished, the data set is unreadable, or a name is unknown.
     """
+    if part not in PARTS:
+        raise ConfigError(one_of("part", part, PARTS))
     settings = read_settings(folder)
     prompts = finished_prompts(folder)
     if method is None:
         method = load_prompts(prompts, device=this_process(device).device)
     changed = {"dataset": dataset, "root": root, "class_names": class_names}
+    if dataset is not None and class_names is None and dataset != settings.data.dataset:
+        changed["class_names"] = {}  # the other words of the training classes say nothing about these
     data = settings.data.changed(**{key: value for key, value in changed.items() if value is not None})
     whole = open_dataset(settings.changed(data=data))
     cut = select_dataset(whole, classes)  # type: ignore[arg-type]
@@ -65,7 +70,7 @@ def evaluate_run(
     seen = method.backbone.preprocessing
     batches = eval_batches(
         items,
-        whole.root,
+        whole.store(max_bytes=0),
         EvalTransform(seen.size, seen.mean, seen.std, seen.interpolation),
         batch_size=settings.evaluate.batch_size,
         num_workers=settings.evaluate.workers,
@@ -78,7 +83,18 @@ def evaluate_run(
         on_images(done, len(items))
 
     scores = evaluate(method, batches, count)
-    row = _row(settings, scores, whole.name, classes, part, method.class_names, prompts)
+    row = {
+        "method": settings.method,
+        "backbone": describe_backbone(method.backbone),
+        "source": settings.data.model_dump(mode="json", exclude={"root"}),
+        "seed": settings.seed,
+        "dataset": whole.name,
+        "classes": classes,
+        "part": part,
+        "class_names": list(method.class_names),
+        "items": items_hash(items),
+        **asdict(scores),
+    }
     append_row(folder, row)
     return scores, row
 
@@ -89,7 +105,9 @@ def _keep(
     if only is None:
         return items, class_names
     unknown = [name for name in only if name not in class_names]
-    if unknown or not only:
+    if not only:
+        raise ClassNamesError(f"no class is named to be kept; choose some of: {', '.join(class_names)}")
+    if unknown:
         raise ClassNamesError(
             f"no class is called {', '.join(map(repr, unknown))}; there are: {', '.join(class_names)}"
         )
@@ -97,26 +115,3 @@ def _keep(
     renumbered = {label: position for position, label in enumerate(labels)}
     kept = [Item(i.path, renumbered[i.label], i.class_name) for i in items if i.label in renumbered]
     return kept, tuple(class_names[label] for label in labels)
-
-
-def _row(
-    settings: RunSettings,
-    scores: Scores,
-    dataset: str,
-    classes: str,
-    part: str,
-    class_names: Sequence[str],
-    prompts: Path,
-) -> dict[str, Any]:
-    stored = read_prompts(prompts)
-    return {
-        "method": settings.method,
-        "backbone": stored.backbone,
-        "source": settings.data.model_dump(mode="json", exclude={"root"}),
-        "seed": settings.seed,
-        "dataset": dataset,
-        "classes": classes,
-        "part": part,
-        "class_names": list(class_names),
-        **asdict(scores),
-    }

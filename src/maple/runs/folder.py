@@ -26,6 +26,16 @@ from maple.errors import CheckpointError, ConfigError
 from maple.runs.spec import relevant
 from maple.train import EpochReport, Trainer
 
+_WRITTEN = (
+    "config.json",
+    "items.json",
+    "environment.json",
+    "metrics.jsonl",
+    "resume.safetensors",
+    "prompts.safetensors",
+    "rows.jsonl",
+)
+
 
 def read_settings(folder: Path) -> RunSettings:
     """The settings a run folder was made with.
@@ -38,8 +48,10 @@ def read_settings(folder: Path) -> RunSettings:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} is not a run folder: it has no config.json") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is unreadable or damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no JSON object but {str(values)[:80]!r}")
     return RunSettings(**values)
 
 
@@ -59,7 +71,15 @@ def finished_prompts(folder: Path) -> Path:
 
 
 def refuse_other_run(settings: RunSettings, folder: Path) -> None:
+    """Raise ConfigError unless `folder` is new, or holds a run with these settings."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; choose another --output: the name of a folder, which need not exist")
     if not (folder / "config.json").exists():
+        if (folder / "prompts.safetensors").exists():
+            raise ConfigError(
+                f"{folder} holds a prompts.safetensors without a config.json, so it is no run of ours; "
+                "choose another --output, or remove the folder"
+            )
         return
     stored = relevant(read_settings(folder))
     wanted = relevant(settings)
@@ -75,8 +95,20 @@ def refuse_other_run(settings: RunSettings, folder: Path) -> None:
         )
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of a process that was killed while it wrote."""
+    for name in _WRITTEN:
+        for leftover in folder.glob(f".{name}.*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+
 def write_beginning(folder: Path, settings: RunSettings, items: list[Item]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    """Make the folder a run: what is trained, on what, where."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made ({error.strerror}); choose another --output") from error
+    remove_leftovers(folder)
     files.write_json(folder / "items.json", {"hash": items_hash(items), "items": [asdict(item) for item in items]})
     environment = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -93,28 +125,52 @@ def write_beginning(folder: Path, settings: RunSettings, items: list[Item]) -> N
 
 
 def write_epoch(trainer: Trainer, folder: Path, identity: dict[str, Any]) -> None:
+    """Keep the state after a whole epoch, then its report: a crash in between leaves a report to be written later."""
     tensors, values = trainer.state()
     write_tensors(folder / "resume.safetensors", tensors, {"identity": identity, "trainer": values})
+    write_history(trainer, folder)
+
+
+def write_history(trainer: Trainer, folder: Path) -> None:
+    """Write the reports of all finished epochs."""
     lines = [json.dumps(report.as_json()) + "\n" for report in trainer.history]
     files.write_text(folder / "metrics.jsonl", "".join(lines))
 
 
 def read_history(folder: Path) -> list[EpochReport]:
+    """The reports of a run's epochs; none where nothing was trained.
+
+    Raises:
+        CheckpointError: metrics.jsonl is damaged.
+    """
     path = folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [EpochReport(**{**row, "losses": tuple(row["losses"])}) for row in rows]
+    try:
+        return [EpochReport(**{**row, "losses": tuple(row["losses"])}) for row in _read_lines(path)]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: a line is no report of an epoch ({error})") from error
 
 
 def append_row(folder: Path, row: dict[str, Any]) -> None:
     """Add a row, or replace the one that answered the same question."""
     path = folder / "rows.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
     row = json.loads(json.dumps(row))
 
     def question(candidate: dict[str, Any]) -> list[Any]:
-        return [candidate[key] for key in ("dataset", "classes", "part", "class_names")]
+        return [candidate.get(key) for key in ("dataset", "classes", "part", "class_names", "items")]
 
-    rows = [other for other in rows if question(other) != question(row)] + [row]
+    rows = [other for other in _read_lines(path) if question(other) != question(row)] + [row]
     files.write_text(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in rows))
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a .jsonl file, one a line; none where there is no file."""
+    if not path.exists():
+        return []
+    try:
+        # Not splitlines, which also cuts at characters that JSON leaves as they are in a string.
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is unreadable or damaged: {error}; move it away") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise CheckpointError(f"{path} is damaged: every line must be a JSON object; move it away")
+    return rows

@@ -12,7 +12,6 @@ from maple.checkpoint import describe_backbone, read_tensors, save_prompts
 from maple.config import RunSettings
 from maple.data import (
     Dataset,
-    ImageStore,
     Item,
     TrainTransform,
     derive_seed,
@@ -23,9 +22,12 @@ from maple.data import (
 from maple.distributed import this_process
 from maple.errors import CheckpointError
 from maple.methods import Method, build_method
-from maple.runs.folder import read_history, refuse_other_run, write_beginning, write_epoch
+from maple.runs.folder import read_history, refuse_other_run, write_beginning, write_epoch, write_history
 from maple.runs.spec import complete, open_backbone, open_dataset, relevant, sample
 from maple.train import EpochReport, StepReport, Trainer
+
+# What must be the same for a run to go on, and how to call it.
+_IDENTITY = {"items": "training images (hash)", "backbone": "backbone", "settings": "settings"}
 
 
 class TrainProgress(Protocol):
@@ -87,6 +89,8 @@ def train_run(
     finished = folder / "prompts.safetensors"
     refuse_other_run(settings, folder)
     if finished.exists():
+        # A process that was killed between its last two steps left these.
+        (folder / "resume.safetensors").unlink(missing_ok=True)
         return TrainResult(folder, tuple(read_history(folder)), was_finished=True)
     processes = this_process(device)
     dataset = open_dataset(settings)
@@ -103,6 +107,8 @@ def train_run(
     on_ready(method, items)
     _train(trainer, settings, dataset, items, folder, identity, progress or Silent())
     if processes.is_main:
+        if trainer.history:
+            write_history(trainer, folder)  # the last report may be missing after a crash
         info = {
             "dataset": dataset.name,
             "data": settings.data.model_dump(mode="json", exclude={"root"}),
@@ -129,7 +135,7 @@ def _train(
     transform = TrainTransform(
         seen.size, seen.mean, seen.std, scale=train.crop_scale, flip=train.flip, interpolation=seen.interpolation
     )
-    store, processes = ImageStore(dataset.root), trainer.processes
+    store, processes = dataset.store(), trainer.processes
     progress.start(train.epochs, steps_per_epoch(len(items), train.batch_size, train.drop_last), trainer.epoch)
     while not trainer.finished:
         batches = train_batches(
@@ -154,10 +160,23 @@ def _resume(trainer: Trainer, folder: Path, identity: dict[str, Any]) -> None:
     path = folder / "resume.safetensors"
     if not path.exists():
         return
-    tensors, content = read_tensors(path)
-    if content.get("identity") != json.loads(json.dumps(identity)):
+    again = f"remove {folder} to start again"
+    try:
+        tensors, content = read_tensors(path)
+        stored, values = dict(content["identity"]), dict(content["trainer"])
+    except CheckpointError as error:
+        raise CheckpointError(f"the run cannot be resumed: {error}; {again}") from error
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} was written by a run with other images, settings or backbone; "
-            "remove the folder to start again, or restore what it was trained on"
+            f"the run cannot be resumed: {path} lacks a part of its metadata ({error}); {again}"
+        ) from error
+    now = json.loads(json.dumps(identity))
+    if differing := [what for what in _IDENTITY if stored.get(what) != now[what]]:
+        told = "; ".join(f"{_IDENTITY[what]}: {stored.get(what)} there, {now[what]} now" for what in differing)
+        raise CheckpointError(
+            f"{path} was written by a run with other {told}. Restore what it was trained on, or {again}"
         )
-    trainer.restore(tensors, content["trainer"])
+    try:
+        trainer.restore(tensors, values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the run cannot be resumed: {path} is damaged ({error}); {again}") from error

@@ -1,0 +1,102 @@
+"""A CLIP small enough to build for every session, and images for it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from maple.clip import Backbone, load_clip
+from maple.clip.load import backbone_from_state_dict
+
+SMALL: dict[str, Any] = {
+    "embed_dim": 32,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 4, "width": 128, "patch_size": 16, "head_width": 64},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 3},
+}
+SMALL_RESNET: dict[str, Any] = {
+    **SMALL,
+    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None, "head_width": 64},
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: starts other processes, and takes seconds")
+    # The CLIPs of the tests are too small to share among threads, and pytest-xdist already uses the cores.
+    torch.set_num_threads(1)
+
+
+def random_state(config: dict[str, Any], seed: int) -> dict[str, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.random.manual_seed(seed)
+        copies = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
+        return dict(open_clip.CLIP(**copies).state_dict())
+
+
+@pytest.fixture(scope="session")
+def small_state() -> dict[str, Tensor]:
+    """Random weights of a CLIP with 3 text blocks of width 64, 4 image blocks of width 128, and images of 32 x 32."""
+    return random_state(SMALL, 0)
+
+
+@pytest.fixture(scope="session")
+def backbone(small_state: dict[str, Tensor]) -> Backbone:
+    return backbone_from_state_dict(small_state, name="small")
+
+
+@pytest.fixture(scope="session")
+def other_backbone() -> Backbone:
+    """The same sizes, other weights."""
+    return backbone_from_state_dict(random_state(SMALL, 1), name="other")
+
+
+@pytest.fixture(scope="session")
+def resnet_backbone() -> Backbone:
+    return backbone_from_state_dict(random_state(SMALL_RESNET, 0), name="small-resnet")
+
+
+@pytest.fixture(scope="session")
+def double_backbone(small_state: dict[str, Tensor]) -> Backbone:
+    """The small CLIP computing in float64."""
+    made = backbone_from_state_dict(small_state, name="small")
+    made.model.double()
+    made.dtype = made.text.dtype = made.image.dtype = torch.float64
+    return made
+
+
+@pytest.fixture(scope="session")
+def vit_b16() -> Backbone:
+    """A CLIP of the published sizes, with random weights."""
+    return load_clip("ViT-B-16", "random")
+
+
+@pytest.fixture(scope="session")
+def images() -> Tensor:
+    """Six images for the small CLIP."""
+    return torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def make_images(tmp_path: Path) -> Callable[..., Path]:
+    """Write a folder of class-named folders of small images, each class of another colour."""
+
+    def make(
+        name: str = "pictures", classes: Sequence[str] = ("bird", "cat", "dog", "eel"), train: int = 4, test: int = 3
+    ) -> Path:
+        generator = np.random.default_rng(len(classes))
+        for label, class_name in enumerate(classes):
+            for part, count in (("train", train), ("test", test)):
+                folder = tmp_path / name / part / class_name
+                folder.mkdir(parents=True)
+                for index in range(count):
+                    pixels = generator.integers(0, 80, (40, 40, 3)) + np.array([40 * label, 150 - 40 * label, 90])
+                    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.png")
+        return tmp_path / name
+
+    return make

@@ -1,0 +1,277 @@
+"""What every method promises, asked of every method and variant."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from variants import LEARNING, NAMES, VARIANTS, WORDS_ONLY, make
+
+from maple.checkpoint import load_prompts, put_parameters, save_prompts
+from maple.clip import Backbone
+from maple.config import TrainSettings
+from maple.data import Batch
+from maple.errors import ClassNamesError, ConfigError
+from maple.methods import METHODS, Method
+from maple.train import Trainer, make_optimizer
+
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+every = pytest.mark.parametrize("variant", VARIANTS)
+learning = pytest.mark.parametrize("variant", LEARNING)
+
+
+def values(method: Method) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in method.prompt_parameters().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def logits_of(method: Method, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = method(images)
+    return result
+
+
+def train_step(method: Method, images: Tensor) -> None:
+    loss, _ = method.loss(images, LABELS)
+    loss.backward()
+    make_optimizer(method.prompt_parameters().values(), TrainSettings(lr=0.1)).step()
+
+
+def test_every_method_is_asked() -> None:
+    assert {description["name"] for description in VARIANTS.values()} == METHODS.keys()
+
+
+@every
+def test_shapes_and_unit_norms(variant: str, backbone: Backbone, images: Tensor) -> None:
+    method = make(variant, backbone)
+    logits = logits_of(method, images)
+    assert logits.shape == (6, 3)
+    assert logits.dtype == torch.float32
+    image_features = method.encode_images(images)
+    assert image_features.shape == (6, backbone.embed_dim)
+    torch.testing.assert_close(image_features.norm(dim=-1), torch.ones(6))
+    if method.classes_depend_on_image:
+        text_features = method.encode_classes_for(image_features)
+        assert text_features.shape == (6, 3, backbone.embed_dim)
+    else:
+        text_features = method.encode_classes()
+        assert text_features.shape == (3, backbone.embed_dim)
+    torch.testing.assert_close(text_features.norm(dim=-1), torch.ones(text_features.shape[:-1]))
+
+
+@every
+def test_only_prompt_parameters_receive_gradients(variant: str, backbone: Backbone, images: Tensor) -> None:
+    method = make(variant, backbone)
+    parameters = method.prompt_parameters()
+    assert {id(value) for value in parameters.values()} == {id(value) for value in method.parameters()}
+    assert bool(parameters) == (variant in LEARNING)
+    loss, logs = method.loss(images, LABELS)
+    assert logs.keys() == set(method.log_names)
+    if parameters:
+        loss.backward()
+    else:
+        assert not loss.requires_grad
+    for name, parameter in parameters.items():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.abs().sum() > 0), name
+        assert parameter.dtype == torch.float32
+    assert all(not weight.requires_grad and weight.grad is None for weight in backbone.model.parameters())
+
+
+@learning
+def test_a_step_changes_every_prompt_and_nothing_of_the_backbone(
+    variant: str, backbone: Backbone, images: Tensor
+) -> None:
+    frozen = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    method = make(variant, backbone)
+    before = values(method)
+    train_step(method, images)
+    assert all(not torch.equal(before[name], value) for name, value in values(method).items())
+    assert same(frozen, backbone.model.state_dict())
+
+
+@every
+def test_saved_and_loaded_logits_are_the_same_bits(
+    variant: str, backbone: Backbone, images: Tensor, tmp_path: Path
+) -> None:
+    method = make(variant, backbone)
+    if variant in LEARNING:
+        train_step(method, images)
+    save_prompts(tmp_path / "prompts.safetensors", method)
+    loaded = load_prompts(tmp_path / "prompts.safetensors", backbone)
+    assert type(loaded) is type(method)
+    assert loaded.settings == method.settings
+    assert loaded.class_names == NAMES
+    assert same(values(loaded), values(method))
+    assert torch.equal(logits_of(loaded, images), logits_of(method, images))
+
+
+@every
+def test_new_class_names_leave_trained_tensors_alone(variant: str, backbone: Backbone, images: Tensor) -> None:
+    method = make(variant, backbone)
+    before, old = values(method), logits_of(method, images)
+    names = ["fire_truck", "cat"] if "class_specific" in variant else ["owl", "submarine", "cat", "tea", "old castle"]
+    method.set_class_names(names)
+    assert same(before, values(method))
+    assert method.class_names == tuple(names)
+    new = logits_of(method, images)
+    assert new.shape == (6, len(names))
+    torch.testing.assert_close(new[:, names.index("cat")], old[:, 0])
+    method.set_class_names(NAMES)
+    assert torch.equal(logits_of(method, images), old)
+
+
+@every
+def test_refused_class_names_change_nothing(variant: str, backbone: Backbone, images: Tensor) -> None:
+    method = make(variant, backbone)
+    before = logits_of(method, images)
+    refused: list[Any] = [[], "cat", ["cat", ""], ["cat", 3], ["cat", "_ _"], ["cat", "very " * 80]]
+    for names in refused:
+        with pytest.raises(ClassNamesError):
+            method.set_class_names(names)
+        assert method.class_names == NAMES
+        assert torch.equal(logits_of(method, images), before)
+
+
+@every
+def test_the_seed_decides(variant: str, backbone: Backbone, images: Tensor) -> None:
+    first, again, other = make(variant, backbone), make(variant, backbone), make(variant, backbone, seed=2)
+    assert same(values(first), values(again))
+    assert torch.equal(logits_of(first, images), logits_of(again, images))
+    assert same(values(first), values(other)) == (variant in WORDS_ONLY)
+
+
+@every
+def test_the_global_generator_is_neither_used_nor_changed(variant: str, backbone: Backbone, images: Tensor) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        state = torch.random.get_rng_state()
+        one = make(variant, backbone)
+        logits_of(one, images)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        torch.manual_seed(12)
+        assert same(values(one), values(make(variant, backbone)))
+
+
+@learning
+def test_loss_falls_on_a_separable_batch(variant: str, backbone: Backbone) -> None:
+    generator = torch.Generator().manual_seed(0)
+    prototypes = 2 * torch.randn(3, 3, 32, 32, generator=generator)
+    batch = Batch(prototypes[LABELS] + 0.1 * torch.randn(6, 3, 32, 32, generator=generator), LABELS)
+    trainer = Trainer(make(variant, backbone), TrainSettings(lr=0.02, warmup_epochs=0, epochs=12, schedule="constant"))
+    losses = [trainer.run_epoch([(batch, 6)]).loss for _ in range(12)]
+    assert min(losses[-3:]) < 0.9 * losses[0]
+
+
+@every
+def test_predicted_logits_are_those_of_forward(variant: str, backbone: Backbone, images: Tensor) -> None:
+    method = make(variant, backbone)
+    predicted = method.predict_logits(images)
+    torch.testing.assert_close(predicted, logits_of(method, images), rtol=1e-5, atol=1e-5)
+    assert not predicted.requires_grad
+
+
+@every
+def test_images_do_not_see_each_other(variant: str, backbone: Backbone, images: Tensor) -> None:
+    method = make(variant, backbone)
+    torch.testing.assert_close(logits_of(method, images)[2:3], logits_of(method, images[2:3]), rtol=1e-4, atol=1e-4)
+
+
+@every
+def test_one_class(variant: str, backbone: Backbone, images: Tensor) -> None:
+    assert logits_of(make(variant, backbone, ["cat"]), images).shape == (6, 1)
+
+
+@every
+def test_equal_names_have_equal_logits(variant: str, backbone: Backbone, images: Tensor) -> None:
+    logits = logits_of(make(variant, backbone, ["crane", "cat", "crane"]), images)
+    each_learns_its_own = variant == "coop-class_specific"
+    assert torch.allclose(logits[:, 0], logits[:, 2], atol=1e-5) != each_learns_its_own
+
+
+@every
+def test_names_in_any_script(variant: str, backbone: Backbone, images: Tensor) -> None:
+    names = ["naïve café", "日本語", "Ærøskøbing", "🦉", "St. John's (wort)", "it's"]
+    logits = logits_of(make(variant, backbone, names), images)
+    assert logits.shape == (6, 6)
+    assert bool(logits.isfinite().all())
+
+
+@every
+def test_underscores_are_spaces(variant: str, backbone: Backbone, images: Tensor) -> None:
+    one, other = make(variant, backbone, ["cat", "fire_truck"]), make(variant, backbone, ["cat", "fire truck"])
+    assert torch.equal(logits_of(one, images), logits_of(other, images))
+
+
+@every
+def test_a_name_too_long_is_named_and_never_cut(variant: str, backbone: Backbone) -> None:
+    with pytest.raises(ClassNamesError, match=r"very very.* needs \d+ tokens, but this CLIP reads at most 77; shorten"):
+        make(variant, backbone, ["cat", "very " * 80 + "long"])
+
+
+def counted(method: Method, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    calls = []
+    plain = method.encode_classes
+    monkeypatch.setattr(method, "encode_classes", lambda: (calls.append(1), plain())[1])
+    return lambda: len(calls)
+
+
+@pytest.mark.parametrize("variant", [name for name in LEARNING if "cocoop" not in name])
+def test_class_embeddings_are_cached_until_something_changes(
+    variant: str, backbone: Backbone, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = make(variant, backbone)
+    calls = counted(method, monkeypatch)
+
+    def renewed(expected: int) -> None:
+        for _ in range(2):
+            found = method.class_embeddings()
+            assert not found.requires_grad
+            method.predict_logits(images)
+        assert calls() == expected
+        assert torch.equal(found, type(method).encode_classes(method))
+
+    renewed(1)
+    train_step(method, images)
+    before = calls()  # the step encodes the classes on its own
+    renewed(before + 1)
+    parameter = next(iter(method.prompt_parameters().values()))
+    parameter.data.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    renewed(before + 2)
+    put_parameters(method, values(make(variant, backbone, seed=9)), source="test")
+    renewed(before + 3)
+    method.set_class_names(["dog", "cat"])
+    renewed(before + 4)
+    method.set_class_names(["dog", "cat"])
+    renewed(before + 4)
+
+
+def test_cocoop_has_no_class_embeddings(backbone: Backbone) -> None:
+    with pytest.raises(ConfigError, match="depend on the image; use encode_classes_for"):
+        make("cocoop", backbone).class_embeddings()
+
+
+@every
+def test_names_set_in_inference_mode_serve_training(variant: str, backbone: Backbone, images: Tensor) -> None:
+    method = make(variant, backbone)
+    with torch.inference_mode():
+        method.set_class_names(["dog", "cat", "fire_truck"])
+        method.predict_logits(images)
+    loss, _ = method.loss(images, LABELS)
+    if variant in LEARNING:
+        loss.backward()
+    method.predict_logits(images)
+
+
+@every
+def test_methods_describe_themselves(variant: str, backbone: Backbone) -> None:
+    method = make(variant, backbone)
+    assert method.title
+    assert method.paper
+    assert method.summary
+    assert method.backbone is backbone

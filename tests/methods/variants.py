@@ -1,0 +1,70 @@
+"""Every method, with the variants of its papers, at sizes that fit the small CLIP of the tests."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from maple.clip import Backbone
+from maple.methods import Method, build_method
+
+NAMES = ("cat", "dog", "fire_truck")
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "zero_shot": {"name": "zero_shot"},
+    "zero_shot-ensemble": {"name": "zero_shot", "templates": ["a photo of a {}.", "a sketch of the {}!"]},
+    "coop": {"name": "coop", "prompt_length": 4},
+    "coop-words": {"name": "coop", "prompt_length": 4, "init_text": "a photo of a"},
+    "coop-class_specific": {"name": "coop", "prompt_length": 3, "class_specific": True},
+    "coop-class_specific-words": {
+        "name": "coop",
+        "prompt_length": 2,
+        "class_specific": True,
+        "init_text": "a photo of a",
+    },
+    "coop-middle": {"name": "coop", "prompt_length": 5, "class_token_position": "middle"},
+    "coop-front": {"name": "coop", "prompt_length": 3, "class_token_position": "front"},
+    "cocoop": {"name": "cocoop", "meta_net_reduction": 4},
+    "cocoop-heavier": {"name": "cocoop", "meta_net_reduction": 2},
+    "deep_language": {"name": "deep_language", "prompt_length": 4, "prompt_depth": 3},
+    "vpt": {"name": "vpt", "vision_prompt_length": 3, "vision_prompt_depth": 4},
+    "independent_vl": {
+        "name": "independent_vl",
+        "text_prompt_length": 2,
+        "vision_prompt_length": 3,
+        "text_prompt_depth": 2,
+        "vision_prompt_depth": 4,
+    },
+    "independent_vl-language_only": {
+        "name": "independent_vl",
+        "text_prompt_depth": 3,
+        "vision_prompt_length": 0,
+        "vision_prompt_depth": 0,
+    },
+    "independent_vl-vision_only": {
+        "name": "independent_vl",
+        "text_prompt_length": 0,
+        "text_prompt_depth": 0,
+        "vision_prompt_depth": 3,
+    },
+    "maple": {"name": "maple", "prompt_depth": 3},
+    "maple-shallow": {"name": "maple", "prompt_depth": 1},
+    "maple-unified": {"name": "maple", "prompt_depth": 3, "coupling_sharing": "unified"},
+    "maple-reversed": {"name": "maple", "prompt_depth": 3, "coupling_direction": "vision_to_text"},
+    "maple-reversed-unified": {
+        "name": "maple",
+        "prompt_depth": 2,
+        "coupling_direction": "vision_to_text",
+        "coupling_sharing": "unified",
+    },
+    "maple-deep_words": {"name": "maple", "prompt_depth": 3, "deep_init": "words"},
+    "maple-random": {"name": "maple", "prompt_depth": 2, "init_text": ""},
+    "maple-long": {"name": "maple", "prompt_depth": 2, "prompt_length": 6},
+}
+
+LEARNING = [name for name in VARIANTS if not name.startswith("zero_shot")]
+WORDS_ONLY = {"zero_shot", "zero_shot-ensemble", "coop-words", "coop-class_specific-words"}
+
+
+def make(variant: str, backbone: Backbone, names: Sequence[str] = NAMES, seed: int = 1) -> Method:
+    return build_method(VARIANTS[variant], backbone, names, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,147 @@
+"""Evaluation of a finished run: parts of the classes, other images, other names, and the rows it leaves."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maple.checkpoint import load_prompts
+from maple.config import RunSettings
+from maple.errors import CheckpointError, ClassNamesError, ConfigError, DataError
+from maple.methods import Method
+from maple.metrics import Scores
+from maple.runs import evaluate_run, finished_prompts, train_run
+
+Evaluate = Callable[..., tuple[Scores, dict[str, Any]]]
+
+
+@pytest.fixture
+def run(make_images: Callable[..., Path], settings_for: Callable[..., RunSettings], tmp_path: Path) -> Path:
+    settings = settings_for(make_images(), epochs=1)
+    data = settings.data.changed(classes="base", class_names={"bird": "small bird"})
+    return train_run(settings.changed(data=data), tmp_path / "run").folder
+
+
+@pytest.fixture
+def evaluate(run: Path) -> Evaluate:
+    method: Method = load_prompts(finished_prompts(run))
+    return lambda **options: evaluate_run(run, method=method, **options)
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "rows.jsonl").read_text().splitlines()]
+
+
+def test_parts_of_the_classes(evaluate: Evaluate, run: Path) -> None:
+    for classes, names in (
+        ("base", ["small bird", "cat"]),
+        ("novel", ["dog", "eel"]),
+        ("all", ["small bird", "cat", "dog", "eel"]),
+    ):
+        scores, row = evaluate(classes=classes)
+        assert scores.images == 3 * len(names)
+        assert row["class_names"] == names
+        assert row["top1"] == scores.top1
+        assert (row["classes"], row["part"], row["dataset"]) == (classes, "test", "pictures")
+        assert (row["seed"], row["method"]["name"], row["source"]["classes"]) == (1, "maple", "base")
+    assert [row["classes"] for row in rows(run)] == ["base", "novel", "all"]
+    assert evaluate(part="train")[0].images == 16
+
+
+def test_rows_are_idempotent(evaluate: Evaluate, run: Path) -> None:
+    first = evaluate(classes="base")[1]
+    evaluate(classes="novel")
+    assert evaluate(classes="base")[1] == first
+    assert [row["classes"] for row in rows(run)] == ["novel", "base"]
+    evaluate(classes="base", names=["one", "two"])
+    assert len(rows(run)) == 3
+
+
+def test_the_method_is_loaded_when_none_is_given(evaluate: Evaluate, run: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    assert evaluate_run(run, on_images=lambda done, total: seen.append((done, total)))[1] == evaluate()[1]
+    assert seen == [(12, 12)]
+
+
+def test_other_images_with_other_names(evaluate: Evaluate, make_images: Callable[..., Path], run: Path) -> None:
+    folder = make_images("vehicles", ("bus", "car"), test=5)
+    scores, row = evaluate(dataset=str(folder))
+    assert scores.images == 10
+    assert (row["dataset"], row["class_names"]) == ("vehicles", ["bus", "car"])
+    again = evaluate(dataset=str(folder), class_names={"bus": "school bus"})[1]
+    assert again["class_names"] == ["school bus", "car"]
+    assert len(rows(run)) == 2
+
+
+def test_two_folders_of_one_name_do_not_replace_each_other(
+    evaluate: Evaluate, make_images: Callable[..., Path], run: Path
+) -> None:
+    one, other = make_images("a/held_out", ("bus", "car")), make_images("b/held_out", ("bus", "car"), test=4)
+    assert evaluate(dataset=str(one))[1]["images"] == 6
+    assert evaluate(dataset=str(other))[1]["images"] == 8
+    assert [row["images"] for row in rows(run)] == [6, 8]
+
+
+def test_names_and_only(evaluate: Evaluate) -> None:
+    whole = evaluate()[0]
+    scores, row = evaluate(only=["dog", "small bird"])
+    assert row["class_names"] == ["small bird", "dog"], "in label order"
+    assert scores.images == 6
+    assert len(scores.confusion) == 2
+    named, row = evaluate(names=["w", "x", "y", "z"])
+    assert row["class_names"] == ["w", "x", "y", "z"]
+    assert named.images == whole.images
+    assert evaluate(only=["dog", "eel"], names=["x", "y"])[1]["class_names"] == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"part": "tset"}, ConfigError, r"unknown part 'tset'; choose one of: test, val, train"),
+        ({"classes": "old"}, ConfigError, r"unknown choice of classes 'old'; choose one of: all, base, novel"),
+        ({"names": ["one"]}, ClassNamesError, r"1 names were given for 4 classes: small bird, cat, dog, eel"),
+        ({"names": []}, ClassNamesError, r"0 names were given for 4 classes"),
+        ({"only": ["cow"]}, ClassNamesError, r"no class is called 'cow'; there are: small bird, cat, dog, eel"),
+        ({"only": []}, ClassNamesError, r"no class is named to be kept; choose some of: small bird, cat"),
+        ({"part": "val"}, DataError, r"there are no images to evaluate"),
+        ({"dataset": "nowhere"}, DataError, r"unknown data set 'nowhere'"),
+    ],
+)
+def test_refused(options: dict[str, Any], error: type[Exception], message: str, evaluate: Evaluate, run: Path) -> None:
+    with pytest.raises(error, match=message):
+        evaluate(**options)
+    assert not (run / "rows.jsonl").exists()
+
+
+def test_damaged_rows_are_told(evaluate: Evaluate, run: Path) -> None:
+    (run / "rows.jsonl").write_text('{"dataset":')
+    with pytest.raises(CheckpointError, match=r"rows.jsonl is unreadable or damaged: .*; move it away"):
+        evaluate()
+    assert (run / "rows.jsonl").read_text() == '{"dataset":'
+
+
+def test_names_with_line_separators_do_not_tear_rows(evaluate: Evaluate, run: Path) -> None:
+    names = ["a\u2028b", "c\x85d", "e", "f"]
+    evaluate(names=names)
+    evaluate(names=names)
+    assert [json.loads(line)["class_names"] for line in (run / "rows.jsonl").read_text().split("\n") if line] == [names]
+
+
+def test_an_unfinished_run(run: Path) -> None:
+    (run / "prompts.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"holds no prompts.safetensors; train first"):
+        evaluate_run(run)
+
+
+@pytest.mark.skipif("MAPLE_DATA" not in os.environ, reason="set MAPLE_DATA to the folder of unpacked data sets")
+def test_real_images(settings_for: Callable[..., RunSettings], tmp_path: Path) -> None:
+    settings = settings_for(Path("eurosat"), epochs=1)
+    data = settings.data.changed(dataset="eurosat", root=os.environ["MAPLE_DATA"], shots=1, classes="base")
+    folder = train_run(settings.changed(data=data), tmp_path / "run").folder
+    assert len(json.loads((folder / "items.json").read_text())["items"]) == 5
+    _, row = evaluate_run(folder, classes="novel", only=["River", "Pasture Land"], part="val")
+    assert row["images"] > 0
+    assert row["dataset"] == "eurosat"

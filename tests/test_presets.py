@@ -1,0 +1,117 @@
+"""Every shipped recipe, and the published sizes: SPEC sections 3.9 and 4, on a CLIP of the published widths."""
+
+from typing import Any
+
+import pytest
+
+from maple.clip import Backbone
+from maple.config import TrainSettings, preset_names, read_preset, resolve
+from maple.methods import METHODS, build_method
+from maple.runs import complete
+from maple.train import learning_rate
+
+# lr, epochs, batch, text prompt length, text depth, vision prompt length, vision depth, parameters on ViT-B/16
+RECIPES: dict[str, tuple[float, int, int, int, int, int, int, int]] = {
+    "cocoop_base-to-novel": (0.002, 10, 1, 4, 1, 0, 0, 35_360),
+    "coop-dagger_base-to-novel": (0.002, 10, 1, 4, 1, 0, 0, 2_048),
+    "coop_base-to-novel": (0.002, 200, 32, 4, 1, 0, 0, 2_048),
+    "coop_few-shot": (0.002, 200, 32, 16, 1, 0, 0, 8_192),
+    "deep_language_base-to-novel": (0.0025, 5, 4, 4, 12, 0, 0, 24_576),
+    "independent_vl_base-to-novel": (0.0035, 5, 4, 2, 12, 2, 12, 30_720),
+    "maple-reversed_base-to-novel": (0.0035, 5, 4, 2, 9, 2, 9, 9 * (2 * 768 + 768 * 512 + 512)),
+    "maple-shallow_base-to-novel": (0.0035, 5, 4, 2, 1, 2, 1, 395_008),
+    "maple-unified_base-to-novel": (0.0035, 5, 4, 2, 9, 2, 9, 403_200),
+    "maple_base-to-novel": (0.0035, 5, 4, 2, 9, 2, 9, 3_555_072),
+    "maple_cross-dataset": (0.0026, 2, 4, 2, 3, 2, 3, 1_185_024),
+    "vpt_base-to-novel": (0.0025, 5, 4, 0, 0, 8, 12, 73_728),
+}
+every = pytest.mark.parametrize("preset", preset_names())
+
+
+def test_these_are_shipped() -> None:
+    assert preset_names() == sorted([*RECIPES, "zero_shot_base-to-novel"])
+    assert len(preset_names()) == 13
+    assert {read_preset(name)["method"]["name"] for name in preset_names()} == METHODS.keys()
+
+
+@every
+def test_values_are_the_published_ones(preset: str, vit_b16: Backbone) -> None:
+    settings = complete(resolve([read_preset(preset)]))
+    method = build_method(settings.method, vit_b16, ["cat", "dog"])
+    prompts = [[tuple(token.shape) for token in side] for side in (method.text_prompts(), method.vision_prompts())]
+    count = sum(value.numel() for value in method.prompt_parameters().values())
+    if preset == "zero_shot_base-to-novel":
+        assert (prompts, count) == ([[], []], 0)
+        return
+    lr, epochs, batch, text, text_depth, vision, vision_depth, parameters = RECIPES[preset]
+    train = settings.train
+    assert (train.lr, train.epochs, train.batch_size) == (lr, epochs, batch)
+    assert (train.optimizer, train.momentum, train.weight_decay) == ("sgd", 0.9, 5e-4)
+    assert (train.warmup_epochs, train.warmup_lr, train.schedule) == (1, 1e-5, "cosine")
+    assert (train.crop_scale, train.flip) == ((0.08, 1.0), 0.5)
+    assert (settings.data.shots, settings.evaluate.batch_size) == (16, 100)
+    assert prompts == [[(text, 512)] * text_depth, [(vision, 768)] * vision_depth]
+    assert count == parameters
+    random_start = preset == "coop_few-shot"
+    words = settings.method.get("init_text", "a photo of a")
+    assert words == ("" if random_start else "a photo of a")
+
+
+COUNTS: list[tuple[dict[str, Any], int]] = [
+    ({"name": "zero_shot"}, 0),
+    ({"name": "maple", "prompt_length": 2, "prompt_depth": 9}, 3_555_072),
+    ({"name": "maple", "prompt_length": 2, "prompt_depth": 3}, 1_185_024),
+    ({"name": "maple", "prompt_length": 2, "prompt_depth": 1}, 395_008),
+    ({"name": "maple", "prompt_length": 2, "prompt_depth": 9, "coupling_sharing": "unified"}, 403_200),
+    ({"name": "independent_vl", "text_prompt_length": 2, "vision_prompt_length": 2}, 30_720),
+    ({"name": "deep_language", "prompt_length": 4, "prompt_depth": 12}, 24_576),
+    ({"name": "vpt", "vision_prompt_length": 8, "vision_prompt_depth": 12}, 73_728),
+    ({"name": "coop", "prompt_length": 4}, 2_048),
+    ({"name": "coop", "prompt_length": 16}, 8_192),
+    ({"name": "cocoop", "prompt_length": 4}, 35_360),
+]
+
+
+@pytest.mark.parametrize(("description", "count"), COUNTS)
+def test_published_parameter_counts(description: dict[str, Any], count: int, vit_b16: Backbone) -> None:
+    method = build_method(description, vit_b16, ["cat"])
+    assert sum(value.numel() for value in method.prompt_parameters().values()) == count
+
+
+@pytest.mark.parametrize(
+    ("preset", "data", "epochs"),
+    [
+        *(("coop_few-shot", {"shots": shots}, epochs) for shots, epochs in [(16, 200), (8, 200), (4, 100), (2, 100)]),
+        ("coop_few-shot", {"shots": 1}, 50),
+        *(("coop_few-shot", {"dataset": "imagenet", "shots": shots}, 50) for shots in (1, 2, 4, 8, 16)),
+        ("coop_base-to-novel", {"dataset": "imagenet"}, 50),
+        ("coop_base-to-novel", {"dataset": "eurosat"}, 200),
+        ("coop_base-to-novel", {"dataset": "eurosat", "shots": 1}, 200),
+    ],
+)
+def test_epochs_of_coop(preset: str, data: dict[str, Any], epochs: int) -> None:
+    layers = [read_preset(preset), {"data": data}]
+    assert resolve(layers).train.epochs == epochs
+    assert resolve(layers, ["train.epochs=3"]).train.epochs == 3
+
+
+def test_five_epochs_of_maple() -> None:
+    train = resolve([read_preset("maple_base-to-novel")]).train
+    rates = [learning_rate(train, epoch) for epoch in range(5)]
+    assert rates == pytest.approx([1e-5, 3.5e-3, 3.1658e-3, 2.2908e-3, 1.2092e-3], rel=2e-5)
+
+
+def test_zero_shot_takes_the_data_sets_template() -> None:
+    layers = [read_preset("zero_shot_base-to-novel")]
+    eurosat = complete(resolve([*layers, {"data": {"dataset": "eurosat"}}]))
+    assert eurosat.method["templates"] == ["a centered satellite photo of {}."]
+    assert complete(resolve(layers)).method["templates"] == ["a photo of a {}."]
+    own = complete(resolve([*layers, {"data": {"dataset": "eurosat"}}], ['method.templates=["a {}"]']))
+    assert own.method["templates"] == ["a {}"]
+
+
+@every
+def test_every_value_is_a_setting(preset: str) -> None:
+    content = read_preset(preset)
+    assert content.get("train", {}).keys() <= TrainSettings.model_fields.keys()
+    assert complete(complete(resolve([content]))) == complete(resolve([content]))
