@@ -1,6 +1,6 @@
 """Data: items and their splits, images, transforms, batches. Nothing here knows a model."""
 
-from maple.data.catalogue import CATALOGUE, DatasetSpec, load_dataset, read_split
+from maple.data.catalogue import CATALOGUE, DatasetSpec, known_names, load_dataset, read_split, template_of
 from maple.data.folders import load_folder
 from maple.data.images import ImageStore, read_image
 from maple.data.loaders import Batch, derive_seed, eval_batches, steps_per_epoch, train_batches
@@ -21,6 +21,7 @@ __all__ = [
     "derive_seed",
     "eval_batches",
     "items_hash",
+    "known_names",
     "load_dataset",
     "load_folder",
     "read_image",
@@ -29,5 +30,6 @@ __all__ = [
     "select_classes",
     "select_dataset",
     "steps_per_epoch",
+    "template_of",
     "train_batches",
 ]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maple.data.emoji import PREFIX, TEMPLATE, archive, load_emoji
 from maple.data.folders import load_folder, rename_classes
 from maple.data.records import Dataset, Item
 from maple.errors import DataError, one_of
@@ -72,7 +73,8 @@ def load_dataset(
 ) -> Dataset:
     """Read a published data set by its name under `root`, or any folder of class-named folders.
 
-    A name of `CATALOGUE` is read from its split file; write `./NAME` for a folder of that name. For a folder,
+    A name of `CATALOGUE` is read from its split file, `emoji-GROUP[/STYLE]` is drawn from the bundled emoji; write
+    `./NAME` for a folder of that name. For a folder,
     see `load_folder`; only there do `seed` and the fractions matter. `class_names` maps published names, or
     folder names, to the names to use instead.
 
@@ -83,15 +85,29 @@ def load_dataset(
     """
     if name_or_folder in CATALOGUE:
         return _load_published(name_or_folder, CATALOGUE[name_or_folder], root, class_names)
+    if name_or_folder.startswith(PREFIX):
+        return load_emoji(name_or_folder, class_names)
     folder = Path(name_or_folder).expanduser()
     if not folder.is_dir():
         raise DataError(
-            f"{one_of('data set', name_or_folder, CATALOGUE)}; or give the path of an existing folder "
+            f"{one_of('data set', name_or_folder, known_names())}; or give the path of an existing folder "
             "that holds one folder of images per class"
         )
     return load_folder(
         folder, class_names=class_names, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction
     )
+
+
+def known_names() -> list[str]:
+    """The names of all data sets: the published ones, then the bundled emoji groups."""
+    return [*CATALOGUE, *(f"{PREFIX}{group}" for group in archive().groups)]
+
+
+def template_of(name: str) -> str | None:
+    """The zero-shot template of a data set of the catalogue; None for a user's folder."""
+    if name in CATALOGUE:
+        return CATALOGUE[name].template
+    return TEMPLATE if name.startswith(PREFIX) else None
 
 
 def read_split(path: Path) -> tuple[dict[str, tuple[Item, ...]], tuple[str, ...]]:
@@ -139,8 +155,8 @@ def _item(row: Any, where: str) -> Item:
 def _load_published(name: str, spec: DatasetSpec, root: Path | None, class_names: Mapping[str, str] | None) -> Dataset:
     if root is None:
         raise DataError(
-            f"data set {name!r} is read from a data root; give the folder that holds {spec.folder}/ "
-            "(or the path of a folder of class-named folders instead of the name)"
+            f"data set {name!r} is read from a data root: give the folder that holds {spec.folder}/ as --data-root or "
+            "in the variable MAPLE_DATA (root=... from Python), or name a folder of class-named folders instead"
         )
     root = root.expanduser()
     folder = root / spec.folder

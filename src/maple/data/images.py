@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 178_956_970
 """The size above which PIL itself refuses an image as a decompression bomb."""
+STORE_BYTES = 2 * 1024**3
+"""How much an image store keeps when not told otherwise."""
 
 # EPS would run Ghostscript on the file; the others are headers that PIL cannot decode by itself.
 _REFUSED_FORMATS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
@@ -88,8 +90,17 @@ class ImageStore:
     Do not change an image in place: every caller gets the same object.
     """
 
-    def __init__(self, root: Path, max_bytes: int = 2 * 1024**3, *, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self,
+        root: Path,
+        max_bytes: int = STORE_BYTES,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        read: Callable[[str], Image.Image] | None = None,
+    ) -> None:
         """Keep up to `max_bytes` of decoded images (0: none) of the files below `root`.
+
+        `read` gives the image of a path otherwise: drawn rather than stored, say.
 
         Raises:
             ConfigError: `max_bytes` is negative.
@@ -99,6 +110,7 @@ class ImageStore:
         self.root = root
         self.max_bytes = max_bytes
         self.max_pixels = max_pixels
+        self._read = read
         self.decodes = 0
         self.used_bytes = 0
         self._images: dict[str, Image.Image] = {}
@@ -123,7 +135,7 @@ class ImageStore:
             if kept is not None:
                 return kept
             try:
-                image = read_image(self.root / path, max_pixels=self.max_pixels)
+                image = self._read(path) if self._read else read_image(self.root / path, max_pixels=self.max_pixels)
                 self._keep(path, image)
             finally:
                 with self._lock:
@@ -140,7 +152,7 @@ class ImageStore:
                 self.used_bytes += size
 
     def __reduce__(self) -> tuple[Callable[[], "ImageStore"], tuple[()]]:
-        return partial(ImageStore, self.root, self.max_bytes, max_pixels=self.max_pixels), ()
+        return partial(ImageStore, self.root, self.max_bytes, max_pixels=self.max_pixels, read=self._read), ()
 
 
 def _check_file(path: Path) -> None:

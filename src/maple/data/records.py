@@ -2,10 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from PIL import Image
+
+from maple.data.images import STORE_BYTES, ImageStore
 from maple.errors import DataError
 
 
@@ -27,7 +30,8 @@ class Dataset:
     """The training, validation and test items of a data set, and its C class names.
 
     `root / item.path` is the image file. `class_names[label]` is the name of a class; two classes may share a
-    name, as published data sets have such pairs. `val` and `test` may be empty, `train` may not.
+    name, as published data sets have such pairs. `val` and `test` may be empty, `train` may not. `read`, where
+    there is one, draws the image of a path instead: there are no files then.
 
     Raises:
         DataError: no class names, no training items, a label outside 0..C-1, an item whose name differs from that
@@ -40,6 +44,7 @@ class Dataset:
     val: tuple[Item, ...]
     test: tuple[Item, ...]
     class_names: tuple[str, ...]
+    read: Callable[[str], Image.Image] | None = None
 
     def __post_init__(self) -> None:
         if not self.class_names:
@@ -56,6 +61,10 @@ class Dataset:
     def num_classes(self) -> int:
         """Return C."""
         return len(self.class_names)
+
+    def store(self, max_bytes: int = STORE_BYTES) -> ImageStore:
+        """Return a store of its images, which keeps up to `max_bytes` of them decoded."""
+        return ImageStore(self.root, max_bytes, read=self.read)
 
     def file(self, item: Item) -> Path:
         """Return the image file of `item`."""

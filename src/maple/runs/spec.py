@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from maple.clip import Backbone, load_clip
 from maple.config import RunSettings
-from maple.data import CATALOGUE, Dataset, Item, load_dataset, sample_few_shot, select_dataset
+from maple.data import Dataset, Item, known_names, load_dataset, sample_few_shot, select_dataset, template_of
 from maple.errors import DataError
 from maple.methods import METHODS, method_settings
 
@@ -22,11 +23,15 @@ def complete(settings: RunSettings) -> RunSettings:
     """Validate the method's settings and write out its defaults; zero-shot templates default to the data set's own."""
     description = dict(settings.method)
     kind = METHODS.get(str(description.get("name")))
-    spec = CATALOGUE.get(settings.data.dataset)
-    if kind is not None and "templates" in kind.Settings.model_fields and spec is not None:
-        description.setdefault("templates", [spec.template])
+    template = template_of(settings.data.dataset)
+    if kind is not None and "templates" in kind.Settings.model_fields and template is not None:
+        description.setdefault("templates", [template])
     name, validated = method_settings(description)
-    return settings.changed(method={"name": name, **validated.model_dump(mode="json")})
+    data = settings.data
+    if data.dataset and template is None and Path(data.dataset).expanduser().is_dir():
+        # However a folder is written, from wherever, it is the same run.
+        data = data.changed(dataset=str(Path(data.dataset).expanduser().resolve()))
+    return settings.changed(method={"name": name, **validated.model_dump(mode="json")}, data=data)
 
 
 def content_name(settings: RunSettings) -> str:
@@ -34,7 +39,8 @@ def content_name(settings: RunSettings) -> str:
     settings = complete(settings)
     text = json.dumps(settings.model_dump(mode="json", exclude=_IRRELEVANT), sort_keys=True)  # type: ignore[arg-type]
     data = settings.data
-    dataset = Path(data.dataset).expanduser().resolve().name if data.dataset not in CATALOGUE else data.dataset
+    published = template_of(data.dataset) is not None
+    dataset = data.dataset.replace("/", "-") if published else Path(data.dataset).expanduser().resolve().name
     shots = "all" if data.shots is None else data.shots
     return "_".join(
         [
@@ -57,8 +63,8 @@ def open_dataset(settings: RunSettings) -> Dataset:
     data = settings.data
     if not data.dataset:
         raise DataError(
-            f"no data set is named; give --dataset with one of {', '.join(CATALOGUE)} and --data-root, or the path of "
-            "a folder of class-named folders"
+            f"no data set is named; give --dataset with one of {', '.join(known_names())} and --data-root, or the path "
+            "of a folder of class-named folders"
         )
     root = None if data.root is None else Path(data.root)
     return load_dataset(data.dataset, root, class_names=data.class_names or None, seed=settings.seed)
@@ -72,7 +78,7 @@ def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], tuple[s
 
 
 def _with_train(dataset: Dataset, train: Sequence[Item]) -> Dataset:
-    return Dataset(dataset.name, dataset.root, tuple(train), dataset.val, dataset.test, dataset.class_names)
+    return replace(dataset, train=tuple(train))
 
 
 def open_backbone(settings: RunSettings, device: str | torch.device) -> Backbone:

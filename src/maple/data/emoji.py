@@ -1,0 +1,71 @@
+"""The bundled benchmark: emoji drawn into scenes, by group (the data set) and style (the domain).
+
+`emoji-animals/twemoji` is the group of animals as Twemoji draws them; `emoji-animals` alone means the same. An item's
+path is `STYLE/CODE/NUMBER`; its picture is drawn from that path alone, so it is the same on every machine, and there
+are no files.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from PIL import Image
+
+from maple.data.folders import rename_classes
+from maple.data.records import Dataset, Item
+from maple.data.scenes import EmojiArchive, render_scene, scene_seed
+from maple.errors import DataError, one_of
+
+PREFIX = "emoji-"
+TEMPLATE = "a photo of a {}."
+DEFAULT_STYLE = "twemoji"
+DIFFICULTY = 0.5
+"""How varied the scenes are; see `render_scene`."""
+PARTS = {"train": range(32), "val": range(100, 104), "test": range(200, 210)}
+"""The numbers of each concept's scenes. Those from 1,000,000 on were used to measure the small CLIP."""
+
+
+@cache
+def archive() -> EmojiArchive:
+    """The bundled emoji, opened once in a process."""
+    return EmojiArchive()
+
+
+def draw(path: str) -> Image.Image:
+    """The picture of an item's path, RGB, 64 x 64 pixels.
+
+    Raises:
+        DataError: the path is not STYLE/CODE/NUMBER of a bundled emoji.
+    """
+    style, _, rest = path.partition("/")
+    code, _, number = rest.partition("/")
+    if not number.isdecimal():
+        raise DataError(f"{path!r} names no emoji scene; it must be STYLE/CODE/NUMBER, as in twemoji/1f436/7")
+    return render_scene(archive().glyph(style, code), scene_seed(style, code, int(number)), difficulty=DIFFICULTY)
+
+
+def load_emoji(name: str, class_names: Mapping[str, str] | None = None) -> Dataset:
+    """The data set `emoji-GROUP` or `emoji-GROUP/STYLE`: 32 training, 4 validation and 10 test scenes per concept.
+
+    Raises:
+        DataError: no such group or style; the valid ones are listed.
+    """
+    group, _, style = name.removeprefix(PREFIX).partition("/")
+    style = style or DEFAULT_STYLE
+    if group not in archive().groups:
+        raise DataError(one_of("data set", name, [f"{PREFIX}{known}" for known in archive().groups]))
+    if style not in archive().styles:
+        raise DataError(one_of(f"style of {PREFIX}{group}", style, archive().styles))
+    concepts = archive().concepts(group)
+    items = {
+        part: tuple(
+            Item(f"{style}/{concept.code}/{number}", label, concept.name)
+            for label, concept in enumerate(concepts)
+            for number in numbers
+        )
+        for part, numbers in PARTS.items()
+    }
+    names = tuple(concept.name for concept in concepts)
+    root = Path(f"{PREFIX}{group}/{style}")
+    dataset = Dataset(root.as_posix(), root, items["train"], items["val"], items["test"], names, draw)
+    return rename_classes(dataset, class_names)

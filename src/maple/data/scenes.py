@@ -1,0 +1,277 @@
+"""The bundled emoji, and scenes drawn from them: the same picture for the same seed on every machine.
+
+Everything that decides a pixel is integer arithmetic: positions and rotations in fixed point with 16 fractional bits,
+the random numbers by SplitMix64, the rotation by a rational point of the circle, so that no sine, no rounding mode and
+no summation order can tell two machines apart.
+"""
+
+import hashlib
+import io
+import json
+import threading
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from maple.errors import ConfigError, DataError, one_of
+
+Integers = npt.NDArray[np.int64]
+
+_ONE = 1 << 16  # 1.0 in fixed point
+_MASK = (1 << 64) - 1
+_LARGEST = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Concept:
+    """One emoji: `code` is its code points in lower-case hexadecimal joined by "-", without variation selectors."""
+
+    code: str
+    name: str
+    keywords: tuple[str, ...]
+    group: str
+    subgroup: str
+
+
+class EmojiArchive:
+    """The emoji that come with the package, in five styles; opened on first use. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._sheets: dict[tuple[str, str], Image.Image] = {}
+        self._lock = threading.Lock()
+
+    @cached_property
+    def _index(self) -> dict[str, Any]:
+        try:
+            index = json.loads(_asset("index.json"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"the bundled emoji index cannot be read ({error}); install maple-clip again") from error
+        return dict(index)
+
+    @cached_property
+    def _concepts(self) -> dict[str, tuple[Concept, ...]]:
+        groups: dict[str, list[Concept]] = {}
+        for row in self._index["concepts"]:
+            concept = Concept(row["code"], row["name"], tuple(row["keywords"]), row["group"], row["subgroup"])
+            groups.setdefault(concept.group, []).append(concept)
+        return {group: tuple(concepts) for group, concepts in groups.items()}
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[str, int]]:
+        return {c.code: (group, i) for group, concepts in self._concepts.items() for i, c in enumerate(concepts)}
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """The names of the styles."""
+        return tuple(self._index["styles"])
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The names of the groups."""
+        return tuple(self._concepts)
+
+    @property
+    def licences(self) -> Mapping[str, Mapping[str, str]]:
+        """Per style: title, author, source, licence, and the package and version it was taken from."""
+        return dict(self._index["styles"])
+
+    def concepts(self, group: str | None = None) -> tuple[Concept, ...]:
+        """The concepts of one group, or all, in the archive's order.
+
+        Raises:
+            DataError: no such group.
+        """
+        if group is None:
+            return tuple(concept for concepts in self._concepts.values() for concept in concepts)
+        if group not in self._concepts:
+            raise DataError(one_of("emoji group", group, self._concepts))
+        return self._concepts[group]
+
+    def glyph(self, style: str, code: str) -> Image.Image:
+        """One emoji in one style: mode RGBA, 64 x 64 pixels, transparent around the drawing.
+
+        Raises:
+            DataError: no such style or code, or the archive is damaged.
+        """
+        if style not in self.styles:
+            raise DataError(one_of("emoji style", style, self.styles))
+        if code not in self._places:
+            raise DataError(
+                f"unknown emoji {code!r}; give code points as in EmojiArchive().concepts(), such as '1f436'"
+            )
+        group, place = self._places[code]
+        size, columns = self._index["glyph_size"], self._index["columns"]
+        left, top = place % columns * size, place // columns * size
+        return self._sheet(style, group).crop((left, top, left + size, top + size))
+
+    def _sheet(self, style: str, group: str) -> Image.Image:
+        with self._lock:
+            if (style, group) not in self._sheets:
+                try:
+                    with zipfile.ZipFile(io.BytesIO(_asset("glyphs.zip"))) as archive:
+                        content = archive.read(f"{style}/{group}.webp")
+                    self._sheets[style, group] = Image.open(io.BytesIO(content)).convert("RGBA")
+                except (OSError, KeyError, zipfile.BadZipFile) as error:
+                    raise DataError(f"the bundled emoji cannot be read ({error}); install maple-clip again") from error
+            return self._sheets[style, group]
+
+
+def scene_seed(style: str, code: str, index: int) -> int:
+    """The 64-bit seed of scene number `index` of an emoji in a style."""
+    return int.from_bytes(hashlib.sha256(f"{style}/{code}/{index}".encode()).digest()[:8], "big")
+
+
+def render_scene(glyph: Image.Image, seed: int, *, difficulty: float, size: int = 64) -> Image.Image:
+    """Draw a glyph into a scene: mode RGB, `size` x `size` pixels; equal arguments give equal bytes anywhere.
+
+    Args:
+        glyph: a drawing on transparent ground, mode RGBA, square.
+        seed: decides scale, position, rotation, background, light and noise.
+        difficulty: 0 is upright, large and centred on a plain light ground; 1 the full range of everything. It counts
+            in steps of 1/256.
+        size: side of the picture in pixels.
+
+    Raises:
+        ConfigError: `difficulty` is not within 0..1, or `size` not within 1..4096.
+        DataError: the glyph is not square or not RGBA.
+    """
+    if not 0 <= difficulty <= 1:
+        raise ConfigError(f"difficulty is {difficulty}; it must be within 0 and 1")
+    if not 1 <= size <= _LARGEST:
+        raise ConfigError(f"size is {size}; it must be within 1 and {_LARGEST}")
+    if glyph.mode != "RGBA" or glyph.width != glyph.height:
+        raise DataError(f"the glyph is {glyph.mode}, {glyph.width} x {glyph.height}; it must be RGBA and square")
+    level = int(difficulty * 256)
+    random = _Random(seed)
+    x, y = _sample_places(random, level, glyph.width, size, 2)
+    drawn = _sample(np.asarray(glyph).astype(np.int64), x, y)
+    drawn = drawn.reshape(size, 2, size, 2, 4).sum(axis=(1, 3)) // 4
+    ground = _background(random, level, size)
+    colour, alpha = drawn[..., :3], drawn[..., 3:]
+    picture = colour + ground * (255 - alpha) // 255
+    picture = _light(random, level, picture)
+    return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8), "RGB")
+
+
+class _Random:
+    """SplitMix64, as numbers and as arrays of noise."""
+
+    def __init__(self, seed: int) -> None:
+        self._state = seed & _MASK
+
+    def bits(self) -> int:
+        """64 random bits."""
+        self._state = (self._state + 0x9E3779B97F4A7C15) & _MASK
+        z = self._state
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & _MASK
+        return z ^ z >> 31
+
+    def between(self, low: int, high: int) -> int:
+        """An integer from `low` to `high`, both included."""
+        return low + (self.bits() >> 32) * (high - low + 1) // (1 << 32)
+
+    def noise(self, *shape: int) -> Integers:
+        """Independent integers 0..255 of the given shape."""
+        count = 1
+        for side in shape:
+            count *= side
+        with np.errstate(over="ignore"):
+            z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(self.bits())
+            z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+            z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+        return (z >> np.uint64(56)).astype(np.int64).reshape(shape)
+
+
+def _sample_places(random: _Random, level: int, side: int, size: int, finer: int) -> tuple[Integers, Integers]:
+    """Where in the glyph each sample lies: x and y in fixed-point pixels, each `finer * size` squared.
+
+    The drawing's side is 0.84 to 0.94 of the picture's at level 0 and 0.45 to 1.05 at level 256; half the angle's
+    tangent is up to 5/256 (2 degrees) and 74/256 (32 degrees).
+    """
+    low, high = 84 * _ONE // 100 - 39 * _ONE * level // 25600, 94 * _ONE // 100 + 11 * _ONE * level // 25600
+    scale = random.between(low, high)
+    turn = random.between(-5 - 69 * level // 256, 5 + 69 * level // 256)
+    room = _ONE // 50 + max(_ONE - scale, _ONE // 16) * level // 512
+    shift_x, shift_y = random.between(-room, room), random.between(-room, room)
+    norm = 65536 + turn * turn
+    cosine, sine = (65536 - turn * turn) * _ONE // norm, 512 * turn * _ONE // norm
+    steps = finer * size
+    line = (2 * np.arange(steps, dtype=np.int64) + 1 - steps) * _ONE // (2 * steps)  # -1/2 to 1/2 of the picture
+    dx, dy = (line - shift_x)[None, :], (line - shift_y)[:, None]
+    x = (cosine * dx + sine * dy) // scale * side + side * _ONE // 2 - _ONE // 2
+    y = (cosine * dy - sine * dx) // scale * side + side * _ONE // 2 - _ONE // 2
+    return x, y
+
+
+def _sample(pixels: Integers, x: Integers, y: Integers) -> Integers:
+    """Bilinear samples (..., 4) of a glyph (side, side, 4), colours multiplied by opacity, nothing outside."""
+    side = len(pixels)
+    padded = np.zeros((side + 2, side + 2, 4), np.int64)
+    padded[1:-1, 1:-1, 3] = pixels[..., 3]
+    padded[1:-1, 1:-1, :3] = (pixels[..., :3] * pixels[..., 3:] + 127) // 255
+    x, y = np.clip(x, -_ONE, side * _ONE - 1) + _ONE, np.clip(y, -_ONE, side * _ONE - 1) + _ONE
+    return _bilinear(padded, x, y)
+
+
+def _bilinear(values: Integers, x: Integers, y: Integers) -> Integers:
+    """Samples of `values` (height, width, channels) at fixed-point places, which must not pass the last pixel."""
+    column, row = x >> 16, y >> 16
+    across, down = ((x & 0xFFFF) >> 8)[..., None], ((y & 0xFFFF) >> 8)[..., None]
+    upper = values[row, column] * (256 - across) + values[row, column + 1] * across
+    lower = values[row + 1, column] * (256 - across) + values[row + 1, column + 1] * across
+    blended: Integers = (upper * (256 - down) + lower * down) >> 16
+    return blended
+
+
+def _colour(random: _Random, level: int) -> Integers:
+    """A colour (3,) for a background: light, and with rising level also darker and more saturated."""
+    darkest = 216 - 120 * level // 256
+    grey = random.between(darkest, 250)
+    tint = 12 + 60 * level // 256
+    return np.array([min(255, max(40, grey + random.between(-tint, tint))) for _ in range(3)], np.int64)
+
+
+def _background(random: _Random, level: int, size: int) -> Integers:
+    """A ground (size, size, 3): plain, a gradient, or soft blotches between two colours."""
+    first, second = _colour(random, level), _colour(random, level)
+    kind = random.between(0, 255)
+    down, across = np.arange(size, dtype=np.int64)[:, None], np.arange(size, dtype=np.int64)[None, :]
+    if kind >= level:
+        return np.broadcast_to(first, (size, size, 3)).astype(np.int64)
+    if kind % 2:
+        along, other = random.between(-256, 256), random.between(-256, 256)
+        reach = max(abs(along) + abs(other), 1)
+        mixed = 128 + ((2 * across - size) * along + (2 * down - size) * other) * 128 // (reach * size)
+    else:
+        cells = random.between(2, 12)
+        lattice = random.noise(cells + 2, cells + 2, 1)
+        step = cells * _ONE // size
+        x, y = np.broadcast_arrays(across * step, down * step)
+        mixed = _bilinear(lattice, x, y)[..., 0]
+    mixed = mixed[..., None]
+    return (first * (256 - mixed) + second * mixed) // 256
+
+
+def _light(random: _Random, level: int, picture: Integers) -> Integers:
+    """The picture (size, size, 3) under a light that falls off to one side, with grain."""
+    size = len(picture)
+    bright = 256 + random.between(-16 - 60 * level // 256, 12 + 36 * level // 256)
+    slope_x, slope_y = (random.between(-level // 4, level // 4) for _ in range(2))
+    line = 2 * np.arange(size, dtype=np.int64) + 1 - size
+    gain = bright + (line[None, :] * slope_x + line[:, None] * slope_y) // size
+    grain = random.between(0, 4 + 24 * level // 256)
+    noise = random.noise(size, size, 3) + random.noise(size, size, 3) - 255
+    lit: Integers = picture * gain[..., None] // 256 + noise * grain // 256
+    return lit
+
+
+def _asset(name: str) -> bytes:
+    return resources.files("maple").joinpath("assets", "emoji", name).read_bytes()
