@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from open_clip.model import convert_weights_to_lp
-from open_clip.tokenizer import SimpleTokenizer
-from open_clip.transformer import LayerNorm, LayerNormFp32
+from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, SimpleTokenizer
+from open_clip.transformer import Attention, LayerNorm, LayerNormFp32, LayerScale
 from torch import Tensor, nn
 
 from maple.clip.towers import ImageTower, TextTower
@@ -84,7 +84,7 @@ class Backbone:
         ids = self._tokenizer(list(sentences)).to(torch.int64)
         for sentence, row in zip(sentences, ids, strict=True):
             if row[-1] != 0:
-                self._refuse_cut(sentence)
+                self._refuse_cut(sentence, row)
         return ids
 
     def word_ids(self, text: str) -> list[int]:
@@ -93,13 +93,16 @@ class Backbone:
         end = int(self.text.end_positions(ids[None])[0])
         return [int(i) for i in ids[1:end]]
 
-    def _refuse_cut(self, sentence: str) -> None:
-        if not isinstance(self._tokenizer, SimpleTokenizer):
+    def _refuse_cut(self, sentence: str, row: Tensor) -> None:
+        """Raise unless a longer context would only add padding to `row`."""
+        if not isinstance(self._tokenizer, SimpleTokenizer | HFTokenizer | SigLipTokenizer):
             return
-        needed = len(self._tokenizer.encode(sentence)) + 2
-        if needed > self.text.context_length:
+        longer = self._tokenizer([sentence], context_length=len(row) + 1)[0]
+        if not torch.equal(longer[:-1].to(row), row):
+            simple = isinstance(self._tokenizer, SimpleTokenizer)
+            needed = str(len(self._tokenizer.encode(sentence)) + 2) if simple else f"more than {len(row)}"
             raise ClassNamesError(
-                f"{sentence!r} needs {needed} tokens, but this CLIP reads at most {self.text.context_length}; "
+                f"{sentence!r} needs {needed} tokens, but this CLIP reads at most {len(row)}; "
                 "shorten the class name, the template, or the prompt"
             )
 
@@ -152,37 +155,44 @@ def preprocessing_of(config: Mapping[str, Any]) -> Preprocessing:
 
 
 def _convert(model: Any, dtype: torch.dtype) -> None:
-    """Large weights to `dtype`, norms in float32: what open_clip does, but after the weights were identified."""
+    """Large weights to `dtype`, norms in float32: what open_clip does, but after the weights were identified.
+
+    It also converts what open_clip forgets or cannot: layer and head scales, a linear text projection.
+    """
     if dtype == torch.float32:
         return
-    native_text = _text_part(model)
-    parts = [part for part in (native_text, _image_part(model)) if part is not None]
-    for part in parts:
-        for module in part.modules():
-            for child_name, child in module.named_children():
-                if isinstance(child, nn.LayerNorm) and type(child) is LayerNorm:
-                    setattr(module, child_name, _float32_norm(child))
-        convert_weights_to_lp(part, dtype)
-    if native_text is model.__dict__.get("_modules", {}).get("transformer") and isinstance(
-        model.text_projection, nn.Parameter
-    ):
-        model.ln_final = _float32_norm(model.ln_final)
-        model.text_projection.data = model.text_projection.data.to(dtype)
+    if TextTower(model, dtype).obstacle is None:
+        tower = getattr(model, "text", model)
+        _convert_part(tower.transformer, dtype)
+        tower.ln_final = _float32_norm(tower.ln_final)
+        if isinstance(tower.text_projection, nn.Linear):
+            tower.text_projection.to(dtype)
+        elif tower.text_projection is not None:
+            tower.text_projection.data = tower.text_projection.data.to(dtype)
+    if ImageTower(model, dtype).obstacle is None:
+        _convert_part(model.visual, dtype)
 
 
-def _text_part(model: Any) -> nn.Module | None:
-    if TextTower(model, torch.float32).obstacle is not None:
-        return None
-    part: nn.Module = model.text if hasattr(model, "text") else model.transformer
-    return part
+def _convert_part(part: nn.Module, dtype: torch.dtype) -> None:
+    for module in part.modules():
+        for child_name, child in module.named_children():
+            if isinstance(child, nn.LayerNorm):
+                setattr(module, child_name, _float32_norm(child))
+        _convert_scales(module, dtype)
+    convert_weights_to_lp(part, dtype)
 
 
-def _image_part(model: Any) -> nn.Module | None:
-    part: nn.Module = model.visual
-    return part if ImageTower(model, torch.float32).obstacle is None else None
+def _convert_scales(module: nn.Module, dtype: torch.dtype) -> None:
+    names = {LayerScale: ("gamma",), Attention: ("head_scale", "logit_scale")}.get(type(module), ())
+    for name in names:
+        scale = getattr(module, name)
+        if scale is not None:
+            scale.data = scale.data.to(dtype)
 
 
 def _float32_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
+    if type(norm) is not LayerNorm:
+        return norm
     copy = LayerNormFp32(norm.normalized_shape, eps=norm.eps)
     copy.weight, copy.bias = norm.weight, norm.bias
     return copy.eval()  # type: ignore[no-any-return]

@@ -1,13 +1,13 @@
-"""Other people's CLIP files, read as an open_clip configuration and state dict.
+"""Files of CLIP weights: reading them safely, and OpenAI's layout as an open_clip configuration.
 
-Source: openai/CLIP@a1d0717 clip/model.py:399-436 (sizes are read from the shapes of the weights);
-huggingface/transformers, models/clip/configuration_clip.py and convert_clip_original_pytorch_to_hf.py
-(the same weights under other names).
+Source: openai/CLIP@a1d0717 clip/model.py:399-436 (sizes are read from the shapes of the weights).
 """
 
 import json
+import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,16 @@ from maple.errors import BackboneError
 
 StateDict = dict[str, Tensor]
 
-_OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+OPEN_CLIP_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
 _HEAD_WIDTH = 64  # every CLIP that OpenAI published; its files do not say
-_CLIP_VOCABULARY = 49408
+CLIP_VOCABULARY = 49408
 
 
 def read_tensors(path: Path) -> StateDict:
@@ -36,28 +43,51 @@ def read_tensors(path: Path) -> StateDict:
         BackboneError: the file is none of these, or damaged.
     """
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = _read_torch(path)
-    except (OSError, RuntimeError, SafetensorError, ValueError, EOFError, KeyError, AttributeError) as error:
-        raise BackboneError(f"{path} cannot be read as CLIP weights: {_first_line(error)}") from error
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        raise BackboneError(
-            f"{path} is a pickle that asks for more than tensors, so it was not opened: {_first_line(error)}"
-        ) from error
+        content = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
+    except pickle.UnpicklingError as error:
+        raise BackboneError(f"{path} was not opened: {_why_refused(path, error)}") from error
+    except _UNREADABLE as error:
+        raise BackboneError(f"{path} cannot be read as CLIP weights: {_lfs(path) or first_line(error)}") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise BackboneError(f"{path} holds no state dict of tensors")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
+    if not isinstance(content, Mapping) or not content:
+        raise BackboneError(f"{path} holds no state dict of tensors, but a {type(content).__name__}")
+    content = {str(key).removeprefix("module."): value for key, value in content.items()}
+    state = {key: torch.as_tensor(value) if key in OPENAI_EXTRAS else value for key, value in content.items()}
+    strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise BackboneError(f"{path} holds no state dict: {strange[0]!r} is a {type(state[strange[0]]).__name__}")
+    return state
+
+
+_UNREADABLE = (
+    *(OSError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError),
+    *(SafetensorError, zipfile.BadZipFile),
+)
+
+
+def _why_refused(path: Path, error: Exception) -> str:
+    """A reason in place of torch's, which advises to run the pickle's code."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    if start[:1] != b"\x80" and not start.startswith(b"PK"):
+        return _lfs(path) or f"it is no file of weights (it begins with {start!r}); was an error page saved?"
+    wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if wanted:
+        return f"it is a pickle that asks for {wanted[1]}, and only tensors and plain values are ever unpickled"
+    return "it is a damaged pickle, or one that asks for more than tensors and plain values"
+
+
+def _lfs(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        pointer = file.read(24).startswith(b"version https://git-lfs")
+    return "it is a git-lfs pointer; fetch the file itself with `git lfs pull`" if pointer else ""
 
 
 def is_torchscript(path: Path) -> bool:
     """Whether `path` is a TorchScript archive: the form in which OpenAI publishes its models."""
-    import zipfile
-
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -67,51 +97,73 @@ def is_torchscript(path: Path) -> bool:
 def _read_torch(path: Path) -> Any:
     if is_torchscript(path):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch announces the end of torch.jit; OpenAI's files remain
+            # torch announces the end of torch.jit; OpenAI's files remain
+            warnings.filterwarnings("ignore", message=r".*torch\.jit", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=r".*torch\.jit", category=FutureWarning)
             return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def openai_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def is_openai(state: Mapping[str, Tensor]) -> bool:
+    """Whether OpenAI wrote `state`: its archives alone hold three sizes beside the weights."""
+    return any(key in state for key in OPENAI_EXTRAS)
+
+
+def openai_config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     """The open_clip configuration of a state dict in OpenAI's layout, from the shapes of its weights.
 
     Raises:
         BackboneError: a tensor that every CLIP has is missing; it is named.
     """
     try:
-        width = state["ln_final.weight"].shape[0]
         config = {
             "embed_dim": state["text_projection"].shape[1],
             "quick_gelu": True,
-            "vision_cfg": _openai_vision(state),
-            "text_cfg": {
-                "context_length": state["positional_embedding"].shape[0],
-                "vocab_size": state["token_embedding.weight"].shape[0],
-                "width": width,
-                "heads": width // _HEAD_WIDTH,
-                "layers": _count(state, r"transformer\.resblocks\.(\d+)\."),
-            },
+            "vision_cfg": _openai_vision(state, source),
+            "text_cfg": _openai_text(state, source),
         }
     except KeyError as error:
-        raise BackboneError(f"not a CLIP in OpenAI's layout: the tensor {error} is missing") from error
+        raise BackboneError(f"{source} holds no CLIP in OpenAI's layout: the tensor {error} is missing") from error
+    except (IndexError, ValueError) as error:
+        raise BackboneError(
+            f"{source} holds no CLIP in OpenAI's layout: a tensor has too few dimensions ({error})"
+        ) from error
     return config
 
 
 def openai_state(state: Mapping[str, Tensor]) -> StateDict:
     """The weights alone: without the three numbers that OpenAI stores beside them, and in float32."""
-    return {key: value.float() for key, value in state.items() if key not in _OPENAI_EXTRAS}
+    return {key: value.float() for key, value in state.items() if key not in OPENAI_EXTRAS}
 
 
-def _openai_vision(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    if "visual.proj" in state:
+def _openai_text(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+    width = state["ln_final.weight"].shape[0]
+    words = state["token_embedding.weight"].shape[0]
+    check_vocabulary(words, source)
+    return {
+        "context_length": state["positional_embedding"].shape[0],
+        "vocab_size": words,
+        "width": width,
+        "heads": _openai_heads(width, f"{source}: the text tower"),
+        "layers": _count(state, r"transformer\.resblocks\.(\d+)\."),
+        "mlp_ratio": mlp_ratio(state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0], width),
+    }
+
+
+def _openai_vision(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+    if "visual.conv1.weight" in state and "visual.layer1.0.conv1.weight" not in state:
         width, _, patch, _ = state["visual.conv1.weight"].shape
         grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+        _openai_heads(width, f"{source}: the image tower")
         return {
             "image_size": grid * patch,
             "layers": _count(state, r"visual\.transformer\.resblocks\.(\d+)\."),
             "width": width,
             "patch_size": patch,
             "head_width": _HEAD_WIDTH,
+            "mlp_ratio": mlp_ratio(state["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0], width),
         }
     grid = round((state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
     return {
@@ -122,145 +174,75 @@ def _openai_vision(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
+def _openai_heads(width: int, tower: str) -> int:
+    if width % _HEAD_WIDTH or not width:
+        raise BackboneError(
+            f"{tower} is {width} wide; OpenAI's layout does not say how many attention heads that makes, and "
+            f"{_HEAD_WIDTH} channels each do not fit. Save the model as an open_clip or transformers folder, which do"
+        )
+    return width // _HEAD_WIDTH
+
+
+def check_vocabulary(words: int, source: str) -> None:
+    """Refuse a vocabulary that CLIP's tokenizer does not write."""
+    if words != CLIP_VOCABULARY:
+        raise BackboneError(
+            f"{source}: a vocabulary of {words} words, not CLIP's {CLIP_VOCABULARY}; class names would be read wrongly"
+        )
+
+
+def mlp_ratio(hidden: int, width: int) -> float:
+    """The mlp_ratio that makes exactly `hidden` channels: open_clip multiplies, then rounds down."""
+    return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
+
+
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     found = {match.group(1) for match in map(re.compile(pattern).match, state) if match}
     return len(found)
 
 
-def read_transformers_folder(folder: Path) -> tuple[dict[str, Any], StateDict, dict[str, Any]]:
-    """Read a transformers-format CLIP folder: (open_clip configuration, state dict, preprocess settings).
+def shards(index: Path) -> list[str]:
+    """The weight files that a transformers index names."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise BackboneError(f"{index} names no weight files: it needs a weight_map of tensors to files")
+    return sorted(set(names.values()))
+
+
+def check_open_clip_config(path: Path) -> None:
+    """Raise BackboneError unless `path` describes both towers, which open_clip takes for granted."""
+    model = read_json(path).get("model_cfg")
+    wanted = ("embed_dim", "vision_cfg", "text_cfg")
+    missing = [key for key in wanted if not isinstance(model, dict) or key not in model]
+    if missing:
+        raise BackboneError(f"{path} describes no open_clip model: model_cfg lacks {', '.join(missing)}")
+
+
+def open_clip_weights(folder: Path) -> Path:
+    """The weights beside an open_clip_config.json.
 
     Raises:
-        BackboneError: not a CLIP, an activation or vocabulary other than CLIP's, weights missing or strange.
+        BackboneError: none, or several under names that open_clip does not use.
     """
-    config = _read_json(folder / "config.json")
-    if config.get("model_type") != "clip":
-        raise BackboneError(
-            f"{folder / 'config.json'} describes a {config.get('model_type')!r} model; "
-            "transformers-format backbones must have model_type 'clip'"
-        )
-    text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
-    if text.get("vocab_size", _CLIP_VOCABULARY) != _CLIP_VOCABULARY:
-        raise BackboneError(
-            f"{folder} has a vocabulary of {text['vocab_size']} words, not CLIP's {_CLIP_VOCABULARY}: "
-            "its class names would be read wrongly"
-        )
-    model_config = _transformers_config(config, text, vision)
-    state = _from_transformers(_transformers_weights(folder), folder)
-    return model_config, state, _transformers_preprocess(folder, vision)
+    named = [folder / name for name in OPEN_CLIP_WEIGHTS if (folder / name).is_file()]
+    others = sorted(path for suffix in ("safetensors", "bin", "pth", "pt") for path in folder.glob(f"*.{suffix}"))
+    if not named and len(others) != 1:
+        found = f"several files that might be them ({', '.join(path.name for path in others)})" if others else "none"
+        raise BackboneError(f"{folder} should hold one file of weights, such as {OPEN_CLIP_WEIGHTS[0]}; it has {found}")
+    return (named or others)[0]
 
 
-def _transformers_config(config: dict[str, Any], text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
-    activations = {text.get("hidden_act", "quick_gelu"), vision.get("hidden_act", "quick_gelu")}
-    if len(activations) != 1 or not activations <= {"quick_gelu", "gelu"}:
-        raise BackboneError(f"the towers' activations are {sorted(activations)}; both must be quick_gelu, or both gelu")
-    text_width, vision_width = text.get("hidden_size", 512), vision.get("hidden_size", 768)
-    epsilons = {text.get("layer_norm_eps", 1e-5), vision.get("layer_norm_eps", 1e-5)}
-    norm = {} if epsilons == {1e-5} else {"norm_kwargs": {"eps": epsilons.pop()}}
-    return {
-        "embed_dim": config.get("projection_dim", 512),
-        "quick_gelu": activations == {"quick_gelu"},
-        "vision_cfg": {
-            "image_size": vision.get("image_size", 224),
-            "layers": vision.get("num_hidden_layers", 12),
-            "width": vision_width,
-            "patch_size": vision.get("patch_size", 32),
-            "head_width": vision_width // vision.get("num_attention_heads", 12),
-            "mlp_ratio": vision.get("intermediate_size", 3072) / vision_width,
-            **norm,
-        },
-        "text_cfg": {
-            "context_length": text.get("max_position_embeddings", 77),
-            "vocab_size": text.get("vocab_size", _CLIP_VOCABULARY),
-            "width": text_width,
-            "heads": text.get("num_attention_heads", 8),
-            "layers": text.get("num_hidden_layers", 12),
-            "mlp_ratio": text.get("intermediate_size", 2048) / text_width,
-            **norm,
-        },
-    }
-
-
-def _transformers_weights(folder: Path) -> StateDict:
-    for single in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / single).is_file():
-            return read_tensors(folder / single)
-        index = folder / f"{single}.index.json"
-        if index.is_file():
-            names = sorted(set(_read_json(index)["weight_map"].values()))
-            missing = [name for name in names if not (folder / name).is_file()]
-            if missing:
-                raise BackboneError(f"{folder} lacks {', '.join(missing)}, which its {index.name} names")
-            return {key: value for name in names for key, value in read_tensors(folder / name).items()}
-    raise BackboneError(f"{folder} has a config.json but no weights: expected model.safetensors or pytorch_model.bin")
-
-
-def _transformers_preprocess(folder: Path, vision: dict[str, Any]) -> dict[str, Any]:
-    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-
-    path = folder / "preprocessor_config.json"
-    stored = _read_json(path) if path.is_file() else {}
-    return {
-        "size": vision.get("image_size", 224),
-        "mean": stored.get("image_mean") or OPENAI_DATASET_MEAN,
-        "std": stored.get("image_std") or OPENAI_DATASET_STD,
-        "interpolation": {2: "bilinear", 3: "bicubic"}.get(stored.get("resample", 3), "bicubic"),
-    }
-
-
-_RENAMED = (
-    (r"^text_model\.embeddings\.token_embedding\.weight$", "token_embedding.weight"),
-    (r"^text_model\.embeddings\.position_embedding\.weight$", "positional_embedding"),
-    (r"^text_model\.final_layer_norm\.", "ln_final."),
-    (r"^vision_model\.embeddings\.class_embedding$", "visual.class_embedding"),
-    (r"^vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
-    (r"^vision_model\.embeddings\.position_embedding\.weight$", "visual.positional_embedding"),
-    (r"^vision_model\.pre_layr?norm\.", "visual.ln_pre."),
-    (r"^vision_model\.post_layernorm\.", "visual.ln_post."),
-    (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
-    (r"^vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
-    (r"\.layer_norm1\.", ".ln_1."),
-    (r"\.layer_norm2\.", ".ln_2."),
-    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
-    (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
-)
-
-
-def _from_transformers(state: Mapping[str, Tensor], folder: Path) -> StateDict:
-    renamed: StateDict = {}
-    attention: dict[str, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        if key.endswith("position_ids"):
-            continue
-        name = key
-        for pattern, replacement in _RENAMED:
-            name = re.sub(pattern, replacement, name)
-        part = re.fullmatch(r"(.*)\.self_attn\.([qkv])_proj\.(weight|bias)", name)
-        if part:
-            attention.setdefault(f"{part[1]}.attn.in_proj_{part[3]}", {})[part[2]] = value
-        elif key in ("text_projection.weight", "visual_projection.weight"):
-            renamed["text_projection" if key.startswith("text") else "visual.proj"] = value.T.contiguous()
-        else:
-            renamed[name] = value
-    for name, parts in attention.items():
-        if set(parts) != set("qkv"):
-            raise BackboneError(
-                f"{folder}: the attention {name} lacks its {sorted(set('qkv') - set(parts))} projections"
-            )
-        renamed[name] = torch.cat([parts[letter] for letter in "qkv"])
-    return renamed
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; BackboneError if it holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BackboneError(f"{path} cannot be read as JSON: {_first_line(error)}") from error
+        raise BackboneError(f"{path} cannot be read as JSON: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise BackboneError(f"{path} should hold a JSON object, not a {type(content).__name__}")
     return content
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What `error` says first, or its kind if it says nothing."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

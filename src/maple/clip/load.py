@@ -1,20 +1,27 @@
 """`load_clip`: one door for every kind of CLIP."""
 
-import json
+import difflib
 import logging
+import pickle
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.pretrained import download_pretrained
 from torch import Tensor
 
 from maple.clip import formats
 from maple.clip.backbone import DTYPES, Backbone, preprocessing_of
+from maple.clip.fill import fill, uninitialised
+from maple.clip.hub import download, is_network_error
+from maple.clip.transformers_format import read_transformers_folder
 from maple.errors import BackboneError, one_of
 
 PRECISIONS = tuple(DTYPES)
@@ -29,20 +36,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     }
 }
 
-_HUB_WEIGHTS = {
-    "open_clip_config.json": (
-        "open_clip_model.safetensors",
-        "open_clip_pytorch_model.bin",
-        "model.safetensors",
-        "pytorch_model.bin",
-    ),
-    "config.json": (
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
-    ),
-}
+_WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 
 
 def load_clip(
@@ -55,21 +49,24 @@ def load_clip(
     """Load a CLIP, frozen, from wherever it is.
 
     Args:
-        name: an open_clip architecture (`ViT-B-16`), a hub repository (`hf-hub:org/model` or `org/model`; open_clip
-            or transformers format), a folder of either format, or a file in OpenAI's layout (`.pt`, TorchScript or
-            state dict; `.safetensors`).
-        pretrained: for an architecture only: an open_clip tag (`openai`, `laion2b_s34b_b88k`, ...), a file of weights,
-            or `random` / `random:SEED` for seeded random weights. Without it, `openai` where OpenAI published one.
+        name: an open_clip architecture (`ViT-B-16`; it wins over a folder of the same name, which is `./ViT-B-16`),
+            a hub repository (`hf-hub:org/model` or `org/model`; open_clip or transformers format), a folder of either
+            format, or a file in OpenAI's layout (`.pt`, TorchScript or state dict; `.safetensors`).
+        pretrained: for an architecture only: an open_clip tag (`openai`, `laion2b_s34b_b88k`, ...), a file of weights
+            (QuickGELU if OpenAI wrote it or the architecture's name says so), or `random` / `random:SEED` for seeded
+            random weights. Without it, `openai` where OpenAI published one.
         precision: `fp32`, `bf16` or `fp16`, of the large weights and the states; the rest stays float32.
         device: where it runs.
 
     Raises:
-        BackboneError: unknown name or tag, unreadable or foreign file, or a hub that cannot be reached.
+        BackboneError: unknown name, tag, precision or device, unreadable or foreign file, or a hub that cannot be
+            reached.
     """
     if precision not in DTYPES:
         raise BackboneError(one_of("precision", precision, DTYPES))
+    device = _checked_device(device)
     local = Path(name).expanduser()
-    if local.exists() or name.startswith("hf-hub:") or _is_hub_id(name):
+    if not _is_architecture(name) and (local.exists() or name.startswith("hf-hub:") or _is_hub_id(name)):
         if pretrained is not None:
             raise BackboneError(
                 f"{name!r} brings its own weights; pretrained={pretrained!r} goes with an architecture name only"
@@ -77,7 +74,7 @@ def load_clip(
         if local.is_file():
             model, preprocess, tokenizer = _from_file(local)
         else:
-            folder = local if local.is_dir() else _download(name.removeprefix("hf-hub:"))
+            folder = local if local.is_dir() else download(name.removeprefix("hf-hub:"))
             model, preprocess, tokenizer = _from_folder(folder)
     else:
         model, preprocess, tokenizer = _from_architecture(name, pretrained)
@@ -94,11 +91,18 @@ def load_clip(
 
 def backbone_from_state_dict(state: Mapping[str, Tensor], *, name: str = "state dict", **options: Any) -> Backbone:
     """Make a backbone of an OpenAI-layout state dict in memory; `options` as `Backbone`'s."""
-    config = formats.openai_config(state)
+    config = formats.openai_config(state, name)
     model = _build(config, formats.openai_state(state), name)
-    tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    tokenizer = _clip_tokenizer(config["text_cfg"]["context_length"])
     preprocessing = preprocessing_of(_openai_preprocess(config))
     return Backbone(model, name=name, pretrained=None, preprocessing=preprocessing, tokenizer=tokenizer, **options)
+
+
+@cache
+def _clip_tokenizer(context_length: int) -> Callable[[Sequence[str]], Tensor]:
+    """CLIP's own tokenizer; its merges take a while to read, and it keeps no state."""
+    tokenizer: Callable[[Sequence[str]], Tensor] = open_clip.SimpleTokenizer(context_length=context_length)
+    return tokenizer
 
 
 _Parts = tuple[Any, Mapping[str, Any], Callable[[Sequence[str]], Tensor]]
@@ -106,18 +110,20 @@ _Parts = tuple[Any, Mapping[str, Any], Callable[[Sequence[str]], Tensor]]
 
 def _from_file(path: Path) -> _Parts:
     state = formats.read_tensors(path)
-    config = formats.openai_config(state)
+    config = formats.openai_config(state, str(path))
     model = _build(config, formats.openai_state(state), str(path))
-    tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    tokenizer = _clip_tokenizer(config["text_cfg"]["context_length"])
     return model, _openai_preprocess(config), tokenizer
 
 
 def _from_folder(folder: Path) -> _Parts:
     if (folder / "open_clip_config.json").is_file():
-        return _open_clip(f"local-dir:{folder}", None)
+        formats.check_open_clip_config(folder / "open_clip_config.json")
+        weights = formats.open_clip_weights(folder)
+        return _open_clip(f"local-dir:{folder}", formats.read_tensors(weights), str(weights), resize=True)
     if (folder / "config.json").is_file():
-        config, state, preprocess = formats.read_transformers_folder(folder)
-        tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+        config, state, preprocess = read_transformers_folder(folder)
+        tokenizer = _clip_tokenizer(config["text_cfg"]["context_length"])
         return _build(config, state, str(folder)), preprocess, tokenizer
     raise BackboneError(
         f"{folder} is no CLIP: it needs open_clip_config.json (open_clip) or config.json (transformers) "
@@ -143,12 +149,18 @@ def _from_architecture(name: str, pretrained: str | None) -> _Parts:
         pretrained = "openai"
     if (seed := _random_seed(pretrained)) is not None:
         with _seeded(seed):
-            return _open_clip(architecture, None)
-    if pretrained not in tags and not Path(pretrained).is_file():
+            return _open_clip(architecture)
+    tag = open_clip.get_pretrained_cfg(architecture, pretrained)
+    if not tag and not Path(pretrained).expanduser().is_file():
         raise BackboneError(
             f"{one_of(f'pretrained of {name}', pretrained, [*tags, 'random', 'random:SEED'])}, or the path of a file"
         )
-    return _open_clip(architecture, pretrained)
+    path = _fetch(name, pretrained, tag) if tag else Path(pretrained).expanduser()
+    state = formats.read_tensors(path)
+    quick_gelu = bool(tag.get("quick_gelu", False)) if tag else (formats.is_openai(state) or None)
+    model, preprocess, tokenizer = _open_clip(architecture, state, str(path), resize=bool(tag), quick_gelu=quick_gelu)
+    published = {key: tag[key] for key in ("mean", "std", "interpolation") if key in tag}
+    return model, {**preprocess, **published}, tokenizer
 
 
 def _from_own_architecture(name: str, pretrained: str | None) -> _Parts:
@@ -158,47 +170,73 @@ def _from_own_architecture(name: str, pretrained: str | None) -> _Parts:
     config = ARCHITECTURES[name]
     with _seeded(seed):
         model = open_clip.CLIP(**_copy(config))
-    tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    tokenizer = _clip_tokenizer(config["text_cfg"]["context_length"])
     return model, _openai_preprocess(config), tokenizer
 
 
-def _open_clip(name: str, pretrained: str | None) -> _Parts:
-    """Build through open_clip, with the activation that the weights were trained with."""
-    options: dict[str, Any] = {"require_pretrained": pretrained is not None or ":" in name}
-    if pretrained is not None:
-        tag = open_clip.get_pretrained_cfg(name, pretrained)
-        config = open_clip.get_model_config(name) or {}
-        quick_gelu = tag.get("quick_gelu", False) if tag else formats.is_torchscript(Path(pretrained))
-        if quick_gelu != config.get("quick_gelu", False) and (tag or quick_gelu):
-            options["quick_gelu"] = quick_gelu
+def _fetch(name: str, tag: str, published: Mapping[str, Any]) -> Path:
     try:
-        with torch.random.fork_rng(devices=[]) if options["require_pretrained"] else _same_rng(), _quiet():
-            model = open_clip.create_model(name, pretrained=pretrained, pretrained_text=False, **options)
-        tokenizer = open_clip.get_tokenizer(name)
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
-        what = name if pretrained is None else f"{name} / {pretrained}"
+        return Path(download_pretrained(published))
+    except Exception as error:
+        if not isinstance(error, OSError | RuntimeError | ValueError | HfHubHTTPError) and not is_network_error(error):
+            raise
         raise BackboneError(
-            f"{what} cannot be loaded: {str(error).strip()[:600]}. If this machine has no network, fetch the weights "
-            "elsewhere and name the file: --backbone ViT-B-16 --pretrained FILE"
+            f"the weights of {name} / {tag} cannot be fetched: {formats.first_line(error)} "
+            f"If this machine has no network, fetch them elsewhere and name the file: --backbone {name} "
+            "--pretrained FILE"
         ) from error
-    preprocess: Mapping[str, Any] = open_clip.get_model_preprocess_cfg(model)
+
+
+def _open_clip(
+    name: str,
+    state: Mapping[str, Tensor] | None = None,
+    source: str = "",
+    *,
+    resize: bool = False,
+    quick_gelu: bool | None = None,
+) -> _Parts:
+    """Build through open_clip, with the weights of `state` (None: as its authors initialise it).
+
+    `quick_gelu` is the activation that the weights were trained with, None for what the configuration says; with
+    `resize`, positional embeddings of another length are interpolated, as open_clip does for what it published.
+    """
+    options = {} if quick_gelu is None else {"quick_gelu": quick_gelu}
+    try:
+        with _quiet():
+            with _untouched_rng(), uninitialised(state is not None):
+                model = open_clip.create_model(name, load_weights=False, pretrained_text=False, **options)
+            tokenizer = _tokenizer(name)
+            preprocess: Mapping[str, Any] = open_clip.get_model_preprocess_cfg(model)
+            if state is not None:
+                fill(model, state, source, resize=resize)
+    except _FOREIGN_ERRORS as error:
+        raise BackboneError(
+            f"{name.removeprefix('local-dir:')} cannot be built: {formats.first_line(error)}"
+        ) from error
     return model, preprocess, tokenizer
+
+
+def _tokenizer(name: str) -> Callable[[Sequence[str]], Tensor]:
+    text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
+    plain = not any(key in text for key in ("hf_tokenizer_name", "tokenizer_kwargs")) and "siglip" not in name.lower()
+    if plain:
+        return _clip_tokenizer(text.get("context_length", 77))
+    tokenizer: Callable[[Sequence[str]], Tensor] = open_clip.get_tokenizer(name)
+    return tokenizer
 
 
 def _build(config: dict[str, Any], state: Mapping[str, Tensor], source: str) -> Any:
     """A native CLIP of `config` with exactly the weights of `state`.
 
     Raises:
-        BackboneError: a weight is missing, unknown, or of another shape.
+        BackboneError: a weight is missing, unknown, or of another shape; or the sizes make no CLIP.
     """
-    with torch.random.fork_rng(devices=[]):
-        model = open_clip.CLIP(**_copy(config))
-    if "logit_scale" in state:
-        state = {**state, "logit_scale": state["logit_scale"].reshape(model.logit_scale.shape)}
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise BackboneError(f"{source} does not fit the CLIP its sizes describe: {str(error).strip()[:800]}") from error
+        with _untouched_rng(), uninitialised():
+            model = open_clip.CLIP(**_copy(config))
+    except _FOREIGN_ERRORS as error:
+        raise BackboneError(f"{source} describes no CLIP: {formats.first_line(error)}") from error
+    fill(model, state, source)
     return model
 
 
@@ -207,43 +245,23 @@ def _openai_preprocess(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"size": size, "mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD, "interpolation": "bicubic"}
 
 
+def _is_architecture(name: str) -> bool:
+    return name.replace("/", "-") in (*ARCHITECTURES, *open_clip.list_models())
+
+
 def _is_hub_id(name: str) -> bool:
     parts = name.split("/")
-    known = name.replace("/", "-") in open_clip.list_models()
-    return len(parts) == 2 and all(parts) and not name.startswith((".", "~")) and not known
+    return len(parts) == 2 and all(parts) and not name.startswith((".", "~")) and not name.endswith(_WEIGHT_SUFFIXES)
 
 
-def _download(repository: str) -> Path:
-    """Fetch the configuration and weights of a hub repository into the hub's cache; return their folder."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
-    def fetch(file: str) -> Path | None:
-        try:
-            return Path(hf_hub_download(repository, file))
-        except LocalEntryNotFoundError:
-            raise
-        except EntryNotFoundError:
-            return None
-
+def _checked_device(device: str | torch.device) -> torch.device:
     try:
-        for config, candidates in _HUB_WEIGHTS.items():
-            if (found := fetch(config)) is None:
-                continue
-            weights = next((path for path in map(fetch, candidates) if path is not None), None)
-            if weights is None:
-                raise BackboneError(f"{repository} has a {config} but none of {', '.join(candidates)}")
-            if weights.suffix == ".json":
-                for shard in sorted(set(json.loads(weights.read_text())["weight_map"].values())):
-                    fetch(shard)
-            fetch("preprocessor_config.json")
-            return found.parent
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise BackboneError(
-            f"{repository} cannot be fetched from the hub: {str(error).strip().splitlines()[0]} If this machine has no "
-            "network, fetch the repository elsewhere and name its folder"
-        ) from error
-    raise BackboneError(f"{repository} is no CLIP: it has neither open_clip_config.json nor config.json")
+        checked = torch.device(device)
+    except RuntimeError as error:
+        raise BackboneError(f"no device is called {device!r}; write cpu, cuda, cuda:N or mps") from error
+    if checked.type == "cuda" and not torch.cuda.is_available():
+        raise BackboneError(f"device {str(device)!r}: torch sees no CUDA device on this machine; use device='cpu'")
+    return checked
 
 
 def _random_seed(pretrained: str) -> int | None:
@@ -257,8 +275,6 @@ def _random_seed(pretrained: str) -> int | None:
 
 
 def _close(name: str) -> str:
-    import difflib
-
     near = difflib.get_close_matches(name, [*open_clip.list_models(), *ARCHITECTURES], n=3, cutoff=0.5)
     return f"the nearest are {', '.join(near)}" if near else "`open_clip.list_models()` lists them"
 
@@ -267,27 +283,41 @@ def _copy(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
 
 
+# What open_clip, timm, transformers and torch raise on a configuration that they cannot build.
+_FOREIGN_ERRORS = (
+    *(RuntimeError, ValueError, OSError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
+    *(ImportError, pickle.UnpicklingError),
+)
+
+
 @contextmanager
-def _seeded(seed: int) -> Any:
+def _untouched_rng() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
-        torch.random.manual_seed(seed)
         yield
 
 
 @contextmanager
-def _same_rng() -> Any:
-    yield
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the CPU's generator for a while; torch.manual_seed would seed the accelerators' for good."""
+    with _untouched_rng():
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 @contextmanager
-def _quiet() -> Any:
-    """Keep open_clip's own remarks (a random model, a chosen activation) off the user's screen."""
-    root = logging.getLogger()
+def _quiet() -> Iterator[None]:
+    """Keep open_clip's own remarks (a random model, a chosen activation) off the user's screen.
+
+    It logs through the root logger, which gets a handler at the first record if it has none; ours goes away again.
+    """
+    root, silent = logging.getLogger(), logging.NullHandler()
     level = root.level
-    root.setLevel(logging.ERROR)
+    root.addHandler(silent)
+    root.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             yield
     finally:
         root.setLevel(level)
+        root.removeHandler(silent)

@@ -1,0 +1,156 @@
+"""A transformers-format CLIP, read as an open_clip configuration and state dict.
+
+Source: huggingface/transformers, models/clip/configuration_clip.py and convert_clip_original_pytorch_to_hf.py
+(the same weights under other names).
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from torch import Tensor
+
+from maple.clip.formats import (
+    CLIP_VOCABULARY,
+    StateDict,
+    check_vocabulary,
+    mlp_ratio,
+    read_json,
+    read_tensors,
+    shards,
+)
+from maple.errors import BackboneError
+
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+
+def read_transformers_folder(folder: Path) -> tuple[dict[str, Any], StateDict, dict[str, Any]]:
+    """Read a transformers-format CLIP folder: (open_clip configuration, state dict, preprocess settings).
+
+    Raises:
+        BackboneError: not a CLIP, an activation or vocabulary other than CLIP's, weights missing or strange.
+    """
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != "clip":
+        raise BackboneError(
+            f"{folder / 'config.json'} describes a {config.get('model_type')!r} model; "
+            "transformers-format backbones must have model_type 'clip'"
+        )
+    # Old files say some sizes in a second place, which wins (transformers, configuration_clip.py).
+    try:
+        text, vision = (
+            {**(config.get(f"{tower}_config") or {}), **(config.get(f"{tower}_config_dict") or {})}
+            for tower in ("text", "vision")
+        )
+        model_config = _transformers_config(folder, config, text, vision)
+    except (TypeError, ArithmeticError) as error:
+        raise BackboneError(f"{folder / 'config.json'} describes no CLIP: {error}") from error
+    check_vocabulary(text.get("vocab_size", CLIP_VOCABULARY), str(folder))
+    state = _from_transformers(_transformers_weights(folder), folder)
+    return model_config, state, _transformers_preprocess(folder, vision)
+
+
+def _transformers_config(
+    folder: Path, config: dict[str, Any], text: dict[str, Any], vision: dict[str, Any]
+) -> dict[str, Any]:
+    activations = {text.get("hidden_act", "quick_gelu"), vision.get("hidden_act", "quick_gelu")}
+    if len(activations) != 1 or not activations <= {"quick_gelu", "gelu"}:
+        raise BackboneError(
+            f"{folder}: the towers' activations are {sorted(activations)}; both must be quick_gelu, or both gelu"
+        )
+    text_width, vision_width = text.get("hidden_size", 512), vision.get("hidden_size", 768)
+    return {
+        "embed_dim": config.get("projection_dim", 512),
+        "quick_gelu": activations == {"quick_gelu"},
+        "vision_cfg": {
+            "image_size": vision.get("image_size", 224),
+            "layers": vision.get("num_hidden_layers", 12),
+            "width": vision_width,
+            "patch_size": vision.get("patch_size", 32),
+            "head_width": vision_width // vision.get("num_attention_heads", 12),
+            "mlp_ratio": mlp_ratio(vision.get("intermediate_size", 3072), vision_width),
+            "norm_kwargs": {"eps": vision.get("layer_norm_eps", 1e-5)},
+        },
+        "text_cfg": {
+            "context_length": text.get("max_position_embeddings", 77),
+            "vocab_size": text.get("vocab_size", CLIP_VOCABULARY),
+            "width": text_width,
+            "heads": text.get("num_attention_heads", 8),
+            "layers": text.get("num_hidden_layers", 12),
+            "mlp_ratio": mlp_ratio(text.get("intermediate_size", 2048), text_width),
+            "norm_kwargs": {"eps": text.get("layer_norm_eps", 1e-5)},
+        },
+    }
+
+
+def _transformers_weights(folder: Path) -> StateDict:
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / single).is_file():
+            return read_tensors(folder / single)
+        index = folder / f"{single}.index.json"
+        if index.is_file():
+            names = shards(index)
+            missing = [name for name in names if not (folder / name).is_file()]
+            if missing:
+                raise BackboneError(f"{folder} lacks {', '.join(missing)}, which its {index.name} names")
+            return {key: value for name in names for key, value in read_tensors(folder / name).items()}
+    raise BackboneError(f"{folder} has a config.json but no weights: expected model.safetensors or pytorch_model.bin")
+
+
+def _transformers_preprocess(folder: Path, vision: dict[str, Any]) -> dict[str, Any]:
+    files = [folder / name for name in PREPROCESSORS if (folder / name).is_file()]
+    stored = read_json(files[0]) if files else {}
+    stored = stored.get("image_processor") or stored
+    return {
+        "size": vision.get("image_size", 224),
+        "mean": stored.get("image_mean") or OPENAI_DATASET_MEAN,
+        "std": stored.get("image_std") or OPENAI_DATASET_STD,
+        "interpolation": {2: "bilinear", 3: "bicubic"}.get(stored.get("resample", 3), "bicubic"),
+    }
+
+
+_RENAMED = (
+    (r"^text_model\.embeddings\.token_embedding\.weight$", "token_embedding.weight"),
+    (r"^text_model\.embeddings\.position_embedding\.weight$", "positional_embedding"),
+    (r"^text_model\.final_layer_norm\.", "ln_final."),
+    (r"^vision_model\.embeddings\.class_embedding$", "visual.class_embedding"),
+    (r"^vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
+    (r"^vision_model\.embeddings\.position_embedding\.weight$", "visual.positional_embedding"),
+    (r"^vision_model\.pre_layr?norm\.", "visual.ln_pre."),
+    (r"^vision_model\.post_layernorm\.", "visual.ln_post."),
+    (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
+    (r"^vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
+    (r"\.layer_norm1\.", ".ln_1."),
+    (r"\.layer_norm2\.", ".ln_2."),
+    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+    (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
+)
+
+
+def _from_transformers(state: Mapping[str, Tensor], folder: Path) -> StateDict:
+    renamed: StateDict = {}
+    attention: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        if key.endswith("position_ids"):
+            continue
+        name = key
+        for pattern, replacement in _RENAMED:
+            name = re.sub(pattern, replacement, name)
+        part = re.fullmatch(r"(.*)\.self_attn\.([qkv])_proj\.(weight|bias)", name)
+        if part:
+            attention.setdefault(f"{part[1]}.attn.in_proj_{part[3]}", {})[part[2]] = value
+        elif key in ("text_projection.weight", "visual_projection.weight"):
+            renamed["text_projection" if key.startswith("text") else "visual.proj"] = value.T.contiguous()
+        else:
+            renamed[name] = value
+    for name, parts in attention.items():
+        if set(parts) != set("qkv"):
+            raise BackboneError(
+                f"{folder}: the attention {name} lacks its {sorted(set('qkv') - set(parts))} projections"
+            )
+        renamed[name] = torch.cat([parts[letter] for letter in "qkv"])
+    return renamed

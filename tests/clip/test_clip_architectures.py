@@ -1,0 +1,148 @@
+"""Names of open_clip: tags and their activation, sizes read from the model, random weights."""
+
+from pathlib import Path
+from typing import Any
+
+import clip_files as files
+import open_clip
+import pytest
+import torch
+from open_clip import pretrained as published
+from open_clip.transformer import QuickGELU
+from torch import nn
+
+from maple.clip import ImageTower, TextTower, load_clip
+from maple.clip import load as loading
+from maple.errors import BackboneError
+
+STANDARD = {
+    "ViT-B-32": (224, 768, 12, 512, 12, 512, 49),
+    "ViT-B-16": (224, 768, 12, 512, 12, 512, 196),
+    "ViT-L-14": (224, 1024, 24, 768, 12, 768, 256),
+    "ViT-L-14-336": (336, 1024, 24, 768, 12, 768, 576),
+    "ViT-H-14": (224, 1280, 32, 1024, 24, 1024, 256),
+}
+
+
+def activations(model: Any) -> set[type]:
+    return {type(m) for m in model.modules() if isinstance(m, QuickGELU | nn.GELU)}
+
+
+@pytest.fixture
+def tags(state: files.State, tmp_path: Path, registered: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Tiny stand-ins under the names of ViT-B-16 and its sibling, and a download that hands out the small CLIP."""
+    path = files.save_safetensors(state, tmp_path / "weights.safetensors")
+    registered("ViT-B-16", files.CONFIG)
+    registered("ViT-B-16-quickgelu", files.changed(quick_gelu=True))
+    asked: list[Any] = []
+
+    def download(tag: Any, **_: Any) -> str:
+        asked.append(tag)
+        return str(path)
+
+    monkeypatch.setattr(loading, "download_pretrained", download)
+    return asked
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16", "ViT-B/16", "ViT-B-16-quickgelu"])
+@pytest.mark.parametrize("pretrained", [None, "openai"])
+def test_openai_tag_is_quickgelu(tags: list[Any], name: str, pretrained: str | None, state: files.State) -> None:
+    backbone = load_clip(name, pretrained)
+    assert activations(backbone.model) == {QuickGELU}
+    torch.testing.assert_close(files.logits(backbone), files.expected_logits(state, quick_gelu=True))
+    assert len(tags) == 1
+
+
+@pytest.mark.parametrize("tag", ["laion2b_s34b_b88k", "datacomp_xl_s13b_b90k", "laion400m_e32"])
+def test_other_tags_are_gelu(tags: list[Any], tag: str, state: files.State) -> None:
+    backbone = load_clip("ViT-B-16", tag)
+    assert activations(backbone.model) == {nn.GELU}
+    torch.testing.assert_close(files.logits(backbone), files.expected_logits(state, quick_gelu=False))
+    assert len(tags) == 1
+
+
+def test_tag_decides_over_the_name(tags: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    names = dict(published._PRETRAINED["ViT-B-16-quickgelu"], trained_with_gelu={"hf_hub": "lab/x/"})
+    monkeypatch.setitem(published._PRETRAINED, "ViT-B-16-quickgelu", names)
+    assert activations(load_clip("ViT-B-16-quickgelu", "trained_with_gelu").model) == {nn.GELU}
+    assert activations(load_clip("ViT-B-16-quickgelu", "dfn2b").model) == {QuickGELU}
+    assert len(tags) == 2
+
+
+def test_preprocessing_is_the_tags(tags: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(published._PRETRAINED["ViT-B-16"], "halves", {"mean": (0.5,) * 3, "std": (0.25,) * 3})
+    monkeypatch.setitem(published._PRETRAINED["ViT-B-16"], "linear", {"interpolation": "bilinear", "url": "x"})
+    assert load_clip("ViT-B-16", "halves").preprocessing.mean == (0.5, 0.5, 0.5)
+    assert load_clip("ViT-B-16", "halves").preprocessing.std == (0.25, 0.25, 0.25)
+    assert load_clip("ViT-B-16", "linear").preprocessing.interpolation == "bilinear"
+    assert load_clip("ViT-B-16", "openai").preprocessing.mean == pytest.approx(open_clip.OPENAI_DATASET_MEAN)
+    assert tags
+
+
+def test_failed_download_of_a_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(_: Any) -> str:
+        raise FileNotFoundError("Failed to download file (x)\nlong tail")
+
+    monkeypatch.setattr(loading, "download_pretrained", download)
+    with pytest.raises(BackboneError, match=r"weights of RN50 / openai cannot be fetched: Failed.*--pretrained FILE"):
+        load_clip("RN50")
+
+
+def test_any_other_failure_of_a_download_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(_: Any) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(loading, "download_pretrained", download)
+    with pytest.raises(ZeroDivisionError):
+        load_clip("RN50")
+
+
+@pytest.mark.parametrize("name", STANDARD)
+def test_sizes_of_the_standard_models(name: str) -> None:
+    """The towers read every size from the model; on the meta device, for its weight is not needed."""
+    size, vision_width, vision_depth, text_width, text_depth, embed, patches = STANDARD[name]
+    with torch.device("meta"):
+        model = open_clip.CLIP(**open_clip.get_model_config(name))
+        text, image = TextTower(model, torch.float32), ImageTower(model, torch.float32)
+        assert (image.width, image.depth, image.obstacle) == (vision_width, vision_depth, None)
+        assert (text.width, text.depth, text.obstacle, text.context_length) == (text_width, text_depth, None, 77)
+        states = image.embed(torch.zeros(2, 3, size, size))
+        assert states.shape == (2, patches + 1, vision_width)
+        states = image.block(vision_depth - 1, image.enter(states))
+        assert image.finish(states).shape == (2, embed)
+        words = text.enter(text.embed(torch.zeros(2, 9, dtype=torch.int64)))
+        assert text.finish(text.block(text_depth - 1, words)[:, 0]).shape == (2, embed)
+
+
+def test_a_standard_model_for_real() -> None:
+    backbone = load_clip("ViT-B-32", "random:4")
+    assert (backbone.embed_dim, backbone.preprocessing.size) == (512, 224)
+    assert backbone.parameter_count == 151_277_313
+    with torch.no_grad():
+        assert backbone.image.plain(torch.zeros(1, 3, 224, 224)).shape == (1, 512)
+
+
+def test_weights_arrive_without_drawing_random_ones(state: files.State, tmp_path: Path, registered: Any) -> None:
+    """Nothing of the initialisation is left, though it is skipped: every tensor comes from the file."""
+    name = registered("Tiny-8", files.changed(vision={"ls_init_value": 0.1}))
+    model = files.shaken(open_clip.create_model(name, load_weights=False))
+    path = files.save_safetensors(dict(model.state_dict()), tmp_path / "w.safetensors")
+    loaded = load_clip(name, str(path)).model.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in model.state_dict().items())
+    assert state.keys() < loaded.keys()
+
+
+def test_positions_of_another_length_are_resized_only_for_what_open_clip_publishes(
+    tags: list[Any], registered: Any, tmp_path: Path
+) -> None:
+    registered("ViT-B-16", files.changed(vision={"image_size": 48}))
+    assert load_clip("ViT-B-16", "openai").preprocessing.size == 48
+    with pytest.raises(BackboneError, match=r"positional_embedding \(17, 128\) instead of \(37, 128\)"):
+        load_clip("ViT-B-16", str(tmp_path / "weights.safetensors"))
+    assert tags
+
+
+def test_the_tiny_architecture_is_random_only() -> None:
+    assert load_clip("maple-tiny").fingerprint == load_clip("maple-tiny", "random:0").fingerprint
+    with pytest.raises(BackboneError, match="unknown pretrained of maple-tiny 'openai'; choose one of: random"):
+        load_clip("maple-tiny", "openai")

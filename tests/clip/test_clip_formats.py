@@ -1,0 +1,171 @@
+"""The same CLIP in every format: the same logits, the same fingerprint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import clip_files as files
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from maple.clip import Backbone, load_clip
+
+
+def agree(backbone: Backbone, state: files.State, *, quick_gelu: bool) -> None:
+    expected = files.expected_logits(state, quick_gelu=quick_gelu)
+    torch.testing.assert_close(files.logits(backbone), expected, rtol=1e-5, atol=1e-5)
+    assert expected.std() > 0.05, "all logits alike would prove nothing"
+    assert backbone.fingerprint == files_fingerprint(state)
+    assert backbone.embed_dim == 64
+    assert (backbone.image.width, backbone.image.depth) == (128, 3)
+    assert (backbone.text.width, backbone.text.depth, backbone.text.context_length) == (64, 2, 77)
+    assert backbone.preprocessing.size == 32
+
+
+def files_fingerprint(state: files.State) -> str:
+    from maple.clip.load import backbone_from_state_dict
+
+    return backbone_from_state_dict(state).fingerprint
+
+
+OPENAI_FILES = {
+    "archive.pt": lambda state, path: files.save_torchscript(state, path),
+    "state.pt": lambda state, path: files.save_pickle(state, path),
+    "sizes.pt": lambda state, path: files.save_pickle({**state, **files.OPENAI_SIZES}, path),
+    "plain_sizes.pt": lambda state, path: files.save_pickle({**state, "input_resolution": 32}, path),
+    "training.pt": lambda state, path: files.save_pickle(
+        {"epoch": 3, "name": "run", "state_dict": {f"module.{key}": value for key, value in state.items()}}, path
+    ),
+    "weights.safetensors": lambda state, path: files.save_safetensors(state, path),
+}
+
+
+@pytest.mark.parametrize("file", OPENAI_FILES)
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
+def test_openai_layout(state: files.State, tmp_path: Path, file: str, half: bool) -> None:
+    stored = {key: value.half() for key, value in state.items()} if half else state
+    path = OPENAI_FILES[file](stored, tmp_path / file)
+    agree(load_clip(str(path)), {key: value.float() for key, value in stored.items()}, quick_gelu=True)
+
+
+def test_one_element_logit_scale_counts_the_same(state: files.State, tmp_path: Path) -> None:
+    path = files.save_safetensors({**state, "logit_scale": state["logit_scale"][None]}, tmp_path / "a.safetensors")
+    agree(load_clip(str(path)), state, quick_gelu=True)
+
+
+def test_home_and_relative_paths(state: files.State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.save_safetensors(state, tmp_path / "clip.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_clip("clip.safetensors").fingerprint == load_clip("~/clip.safetensors").fingerprint
+
+
+@pytest.mark.parametrize("quick_gelu", [False, True])
+@pytest.mark.parametrize(
+    "weights", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "epoch_9.pt"]
+)
+def test_open_clip_folder(state: files.State, tmp_path: Path, weights: str, quick_gelu: bool) -> None:
+    config = files.changed(quick_gelu=quick_gelu)
+    backbone = load_clip(str(files.save_open_clip(state, tmp_path / "m", weights=weights, config=config)))
+    agree(backbone, state, quick_gelu=quick_gelu)
+    seen = backbone.preprocessing
+    assert [list(seen.mean), list(seen.std), seen.interpolation] == list(files.PREPROCESS.values())
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+@pytest.mark.parametrize("form", ["whole", "sharded", "legacy", "legacy sharded"])
+def test_transformers_folder(state: files.State, tmp_path: Path, activation: str, form: str) -> None:
+    folder = files.save_transformers(state, tmp_path / "m", activation, shard="5MB" if "sharded" in form else "5GB")
+    assert (folder / "model.safetensors.index.json").is_file() == ("sharded" in form)
+    if "legacy" in form:
+        _as_legacy(folder)
+    backbone = load_clip(str(folder))
+    agree(backbone, state, quick_gelu=activation == "quick_gelu")
+    seen = backbone.preprocessing
+    assert [list(seen.mean), list(seen.std), seen.interpolation] == list(files.PREPROCESS.values())
+
+
+def _as_legacy(folder: Path) -> None:
+    """Rewrite as older transformers did: pickles, and position ids among the weights."""
+    index = folder / "model.safetensors.index.json"
+    for part in folder.glob("*.safetensors"):
+        name = part.name.replace("model", "pytorch_model").replace(".safetensors", ".bin")
+        ids = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+        torch.save({**load_file(part), **ids}, folder / name)
+        part.unlink()
+    if index.is_file():
+        text = index.read_text().replace("model-0", "pytorch_model-0").replace(".safetensors", ".bin")
+        (folder / "pytorch_model.bin.index.json").write_text(text)
+        index.unlink()
+
+
+def test_transformers_settings_of_each_tower(tmp_path: Path) -> None:
+    """Head width, norm epsilon and hidden width are each tower's own, as transformers itself computes them."""
+    from transformers import CLIPModel
+
+    vision = {"num_attention_heads": 8, "layer_norm_eps": 1e-2, "intermediate_size": 227}
+    text = {"num_attention_heads": 4, "layer_norm_eps": 1e-1, "intermediate_size": 201}
+    model = files.shaken(CLIPModel(files.transformers_config("gelu", vision=vision, text=text)))
+    model.save_pretrained(tmp_path)
+    backbone = load_clip(str(tmp_path))
+    ids = backbone.tokenize(files.SENTENCES)
+    with torch.no_grad():
+        expected = model(input_ids=ids, pixel_values=files.images()).logits_per_image
+    torch.testing.assert_close(files.logits(backbone), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_every_hidden_width_survives_the_ratio() -> None:
+    from maple.clip.formats import mlp_ratio
+
+    wrong = [(h, w) for w in range(1, 130) for h in range(1, 600) if int(w * mlp_ratio(h, w)) != h]
+    assert not wrong
+
+
+def test_second_configuration_of_old_transformers_files_wins(state: files.State, tmp_path: Path) -> None:
+    folder = files.save_transformers(state, tmp_path / "m", "gelu")
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    config["vision_config_dict"] = config["vision_config"]
+    config["text_config_dict"] = {**config["text_config"]}
+    config["vision_config"], config["text_config"]["num_hidden_layers"] = None, 12
+    (folder / "config.json").write_text(json.dumps(config))
+    agree(load_clip(str(folder)), state, quick_gelu=False)
+
+
+def test_transformers_without_preprocessor_reads_as_openai(state: files.State, tmp_path: Path) -> None:
+    folder = files.save_transformers(state, tmp_path / "m", "gelu")
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").unlink()
+    assert load_clip(str(folder)).preprocessing.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    assert list(load_clip(str(folder)).preprocessing.mean) == files.PREPROCESS["mean"]
+
+
+@pytest.mark.parametrize("save", [files.save_pickle, files.save_safetensors, files.save_torchscript])
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_architecture_and_file(
+    state: files.State, tmp_path: Path, registered: Any, save: Any, quick_gelu: bool
+) -> None:
+    name = registered("Tiny-8", files.changed(quick_gelu=quick_gelu))
+    path = save(state, tmp_path / ("w.safetensors" if save is files.save_safetensors else "w.pt"))
+    openai = save is files.save_torchscript
+    agree(load_clip(name, str(path)), state, quick_gelu=quick_gelu or openai)
+
+
+def test_architecture_wins_over_a_folder_of_its_name(
+    state: files.State, tmp_path: Path, registered: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = registered("Tiny-8", files.CONFIG)
+    files.save_open_clip(state, tmp_path / "work" / name)
+    monkeypatch.chdir(tmp_path / "work")
+    assert load_clip(name, "random:1").fingerprint != load_clip(f"./{name}").fingerprint
+
+
+def test_native_weights_fill_a_custom_text_model(state: files.State, tmp_path: Path, registered: Any) -> None:
+    name = registered("Tiny-custom", files.changed(custom_text=True))
+    path = files.save_safetensors(state, tmp_path / "w.safetensors")
+    backbone = load_clip(name, str(path))
+    assert type(backbone.model).__name__ == "CustomTextCLIP"
+    assert backbone.text.obstacle is None
+    expected = files.expected_logits(state, quick_gelu=False)
+    torch.testing.assert_close(files.logits(backbone), expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,188 @@
+"""The seams: walking a tower step by step is the tower, and a tower without seams says why."""
+
+from typing import Any
+
+import clip_files as files
+import open_clip
+import pytest
+import torch
+from test_clip_precision import MODELS, build
+
+from maple.clip import Backbone, ImageTower, TextTower
+from maple.errors import BackboneError, ClassNamesError, UnsupportedTowerError
+
+WALKED = {
+    **MODELS,
+    "eos": files.changed(text={"pool_type": "eos", "eos_id": 49407}),
+    "eos, custom text": files.changed(custom_text=True, text={"pool_type": "eos", "eos_id": 49407}),
+    "average before the norm": files.changed(vision={"pool_type": "avg"}),
+    "norm after the pool": files.changed(vision={"final_ln_after_pool": True}),
+    "sine positions": files.changed(vision={"pos_embed_type": "sin_cos_2d"}),
+    "patch dropout": files.changed(vision={"patch_dropout": 0.5}),
+    "another context": files.changed(text={"context_length": 33}),
+}
+
+
+def walk_text(text: TextTower, ids: torch.Tensor) -> torch.Tensor:
+    states = text.enter(text.embed(ids))
+    for layer in range(text.depth):
+        states = text.block(layer, states)
+    return text.finish(states[torch.arange(len(ids)), text.end_positions(ids)])
+
+
+def walk_image(image: ImageTower, inputs: torch.Tensor) -> torch.Tensor:
+    states = image.enter(image.embed(inputs))
+    for layer in range(image.depth):
+        states = image.block(layer, states)
+    return image.finish(states)
+
+
+def tokenize(backbone: Backbone) -> torch.Tensor:
+    return files.tokenizer(backbone.text.context_length)(files.SENTENCES)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", WALKED)
+def test_steps_make_the_tower(name: str, precision: str) -> None:
+    backbone = build(WALKED[name], precision)
+    ids, inputs = tokenize(backbone), files.images(backbone.preprocessing.size)
+    tolerance = 1e-5 if precision == "fp32" else 2e-2
+    with torch.no_grad():
+        if backbone.text.obstacle is None:
+            expected = backbone.text.plain(ids)
+            torch.testing.assert_close(walk_text(backbone.text, ids), expected, rtol=tolerance, atol=tolerance)
+        if backbone.image.obstacle is None:
+            expected = backbone.image.plain(inputs)
+            torch.testing.assert_close(walk_image(backbone.image, inputs), expected, rtol=tolerance, atol=tolerance)
+    assert backbone.text.obstacle is None or backbone.image.obstacle is None
+
+
+@pytest.mark.parametrize("name", ["plain", "custom text", "eos", "custom blocks"])
+def test_text_may_stop_after_its_last_eot(name: str) -> None:
+    """What follows EOT is never read: a shorter tensor gives the same features."""
+    backbone = build(WALKED[name])
+    ids = tokenize(backbone)
+    length = int(backbone.text.end_positions(ids).max()) + 1
+    assert length < 20
+    with torch.no_grad():
+        torch.testing.assert_close(walk_text(backbone.text, ids[:, :length]), walk_text(backbone.text, ids))
+
+
+def test_sizes() -> None:
+    backbone = build(files.CONFIG)
+    text, image = backbone.text, backbone.image
+    assert (text.width, text.depth, text.context_length) == (64, 2, 77)
+    assert (image.width, image.depth) == (128, 3)
+    assert image.embed(files.images()).shape == (4, 17, 128)
+    assert text.embed(tokenize(backbone)).shape == (3, 77, 64)
+    assert torch.equal(text.words([5, 9]), backbone.model.token_embedding.weight[[5, 9]])
+
+
+@pytest.mark.parametrize("name", ["plain", "eos"])
+def test_end_positions_and_words(name: str) -> None:
+    backbone = build(WALKED[name])
+    ids = tokenize(backbone)
+    ends = backbone.text.end_positions(ids)
+    assert [int(row[end]) for row, end in zip(ids, ends, strict=True)] == [49407] * 3
+    assert backbone.word_ids("two dogs") == files.tokenizer().encode("two dogs")
+    assert backbone.word_ids("") == []
+
+
+def coca() -> Any:
+    with torch.random.fork_rng(devices=[]):
+        return open_clip.CoCa(
+            embed_dim=64,
+            vision_cfg={**files.CONFIG["vision_cfg"], "attentional_pool": True, "output_tokens": True}
+            | {"attn_pooler_heads": 2, "attn_pooler_queries": 8},
+            text_cfg={**files.CONFIG["text_cfg"], "context_length": 76, "embed_cls": True, "output_tokens": True},
+            multimodal_cfg={"context_length": 76, "width": 64, "heads": 1, "layers": 1, "vocab_size": 49408},
+        )
+
+
+def test_coca_runs_whole_and_says_why() -> None:
+    tokenizer = files.tokenizer(76)
+    model = files.shaken(coca())
+    seen = build(files.CONFIG).preprocessing
+    for precision in ("fp32", "bf16"):
+        backbone = Backbone(
+            model, name="c", pretrained=None, preprocessing=seen, tokenizer=tokenizer, precision=precision
+        )
+        assert backbone.embed_dim == 64
+        assert files.logits(backbone).shape == (4, 3)
+    with pytest.raises(UnsupportedTowerError, match=r"^MaPLe puts prompts into the text tower, but .*CoCa"):
+        backbone.text.require_promptable("MaPLe")
+    with pytest.raises(UnsupportedTowerError, match=r"^MaPLe puts prompts into the image tower, but .*attention.*CoCa"):
+        backbone.image.require_promptable("MaPLe")
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("ResNet", "ModifiedResNet"), ("timm", "TimmModel"), ("timm, convolutions", "TimmModel")],
+)
+def test_image_obstacles(name: str, what: str) -> None:
+    backbone = build(MODELS[name])
+    assert (backbone.image.width, backbone.image.depth) == (0, 0)
+    backbone.text.require_promptable("CoOp")
+    message = f"MaPLe puts prompts into the image tower, but its image tower is a {what}.*zero_shot, coop, cocoop"
+    with pytest.raises(UnsupportedTowerError, match=message):
+        backbone.image.require_promptable("MaPLe")
+    with torch.no_grad():
+        size = backbone.preprocessing.size
+        expected = backbone.model.encode_image(files.images(size))
+        assert torch.equal(backbone.image.plain(files.images(size)), expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ({"no_causal_mask": True, "pool_type": "last"}, "is not causal"),
+        ({"pool_type": "last"}, "pools by 'last', not at the EOT token"),
+        ({"pool_type": "first"}, "pools by 'first'"),
+        ({"embed_cls": True}, "extra class token"),
+    ],
+)
+def test_text_obstacles(text: dict[str, Any], why: str) -> None:
+    backbone = build(files.changed(custom_text=True, text=text))
+    with pytest.raises(UnsupportedTowerError, match=f"CoOp puts prompts into the text tower, but .*{why}"):
+        backbone.text.require_promptable("CoOp")
+    backbone.image.require_promptable("a vision method")
+    assert backbone.embed_dim == 64
+
+
+def test_transformers_text_tower_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip.hf_model as hf_model
+    from transformers import BertConfig
+
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    monkeypatch.setattr(hf_model.AutoConfig, "from_pretrained", lambda *_, **__: BertConfig(vocab_size=49408, **small))
+    config = files.changed(custom_text=True)
+    config["text_cfg"] = {"hf_model_name": "any", "hf_model_pretrained": False, "hf_pooler_type": "mean_pooler"}
+    backbone = build(config)
+    with pytest.raises(UnsupportedTowerError, match="its text tower is a HFTextEncoder"):
+        backbone.text.require_promptable("CoOp")
+    assert files.logits(backbone).shape == (4, 3)
+
+
+def test_a_sentence_that_just_fits_and_one_that_does_not() -> None:
+    backbone = build(files.CONFIG)
+    fits, longer = " ".join(["cat"] * 75), " ".join(["cat"] * 76)
+    ids = backbone.tokenize(["a cat", fits])
+    assert ids.shape == (2, 77)
+    assert ids.dtype == torch.int64
+    assert int(ids[1, -1]) == 49407
+    with pytest.raises(ClassNamesError, match=r"'cat cat.*needs 78 tokens, but this CLIP reads at most 77; shorten"):
+        backbone.tokenize(["a cat", longer])
+
+
+def test_a_class_name_of_many_words_is_named() -> None:
+    backbone = build(files.changed(text={"context_length": 10}))
+    backbone._tokenizer = files.tokenizer(10)
+    with pytest.raises(ClassNamesError, match="'a photo of a very long name of an animal' needs 12 tokens"):
+        backbone.tokenize(["a photo of a very long name of an animal"])
+
+
+def test_non_square_images_are_refused() -> None:
+    from maple.clip.backbone import preprocessing_of
+
+    with pytest.raises(BackboneError, match=r"images of \(32, 64\) pixels; only square"):
+        preprocessing_of({"size": (32, 64), "mean": (0, 0, 0), "std": (1, 1, 1)})
