@@ -79,7 +79,7 @@ def save_prompts(path: str | Path, method: Method, info: Mapping[str, Any] | Non
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], content: Mapping[str, Any]) -> None:
     """Write tensors with JSON metadata, atomically."""
-    header = {_KEY: json.dumps({"format": FORMAT, **content}, ensure_ascii=False, sort_keys=True, allow_nan=False)}
+    header = {_KEY: json.dumps({"format": FORMAT, **content}, sort_keys=True, allow_nan=False)}
     files.write_with(path, lambda temporary: save_file(tensors, temporary, metadata=header))
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maple.errors import ConfigError, one_of
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -48,6 +50,9 @@ def this_process(device: str | None = None) -> Processes:
 
     Args:
         device: where to compute; without it the first GPU, or this process's own, or the CPU.
+
+    Raises:
+        ConfigError: there is no such device.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState
@@ -56,4 +61,15 @@ def this_process(device: str | None = None) -> Processes:
         return Processes(state.process_index, state.num_processes, state.device)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Processes(0, 1, torch.device(device))
+    return Processes(0, 1, _checked(device))
+
+
+def _checked(device: str) -> torch.device:
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        available += ["mps"] if torch.backends.mps.is_available() else []
+        raise ConfigError(one_of("or absent device", device, available)) from error
+    return chosen

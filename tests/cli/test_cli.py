@@ -1,6 +1,8 @@
 """The commands, as a user types them, on a small folder of real image files."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +122,8 @@ def test_evaluate_errors(trained: Path, arguments: list[str], message: str) -> N
         (["--set", "method.prompt_depth=40"], "prompt_depth=40"),
         (["--shots", "0"], "--shots '0'"),
         (["--precision", "fp8"], "backbone.precision"),
+        (["--set", "train.crop_scale=[0.9, 0.1]"], "the smaller fraction comes first"),
+        (["--device", "foo"], "unknown or absent device 'foo'; choose one of: cpu"),
         (["--backbone", "ViT-Z"], "no CLIP is called 'ViT-Z'"),
     ],
 )
@@ -129,6 +133,65 @@ def test_train_errors(folder: Path, tmp_path: Path, arguments: list[str], messag
         run("train", "--dataset", folder, *base, "--output", tmp_path / "run", *arguments)
     assert message in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("output", "message"), [("", "current folder"), ("x" * 300, "cannot be a folder")])
+def test_bad_outputs(folder: Path, output: str, message: str) -> None:
+    with pytest.raises(MapleError, match=message):
+        run("train", "--dataset", folder, *TINY[:4], "--output", output)
+
+
+def test_a_run_that_learned_nothing_may_be_corrected(folder: Path, tmp_path: Path) -> None:
+    """A broken image stops the first try after its files are written; the corrected command must not be refused."""
+    images = tmp_path / "images"
+    shutil.copytree(folder, images)
+    for path in images.rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(MapleError, match=r"\.png: "):
+        run("train", "--dataset", images, *TINY, *QUICK, "--output", tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").exists()
+    run("train", "--dataset", folder, *TINY, *QUICK, "--output", tmp_path / "run")
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert settings["data"]["dataset"] == str(folder.resolve())
+
+
+def test_names_are_shown_as_they_are(trained: Path) -> None:
+    """Square brackets are markup to the table's library."""
+    text = run("evaluate", trained, "--names", "[/red],dog[bold],cat", "--per-class", "--device", "cpu")
+    assert "[/red]" in text
+    assert "dog[bold]" in text
+
+
+def test_folder_names_that_are_not_unicode(tmp_path: Path) -> None:
+    """As an old archive leaves them; through main, which must also be able to print them."""
+    for name in (b"caf\xe9", b"tea"):
+        folder = os.fsencode(tmp_path / "images") + b"/" + name
+        os.makedirs(folder)
+        for number in range(4):
+            Image.new("RGB", (20, 20), (9 * number, 0, 0)).save(os.fsdecode(folder) + f"/{number}.png")
+    command = [sys.executable, "-m", "maple", "train", "--dataset", str(tmp_path / "images"), *TINY, *QUICK]
+    done = subprocess.run([*command, "--output", str(tmp_path / "run")], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = subprocess.run(
+        [sys.executable, "-m", "maple", "evaluate", str(tmp_path / "run"), "--per-class"],
+        capture_output=True,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert b"tea" in shown.stdout
+
+
+def test_another_folder_is_evaluated_whole(trained: Path, folder: Path, tmp_path: Path) -> None:
+    """The run saw none of it, so nothing is held back; a folder that its user divided keeps its test part."""
+    shutil.copytree(folder, tmp_path / "other")
+    (row,) = rows_of(run("evaluate", trained, "--dataset", tmp_path / "other", "--json", "--device", "cpu"))
+    assert (row["part"], row["images"]) == ("all", 24)
+    shutil.copytree(folder, tmp_path / "divided" / "train")
+    shutil.copytree(folder, tmp_path / "divided" / "test")
+    (row,) = rows_of(run("evaluate", trained, "--dataset", tmp_path / "divided", "--json", "--device", "cpu"))
+    assert (row["part"], row["images"]) == ("test", 24)
+    (row,) = rows_of(run("evaluate", trained, "--dataset", folder, "--json", "--device", "cpu"))
+    assert (row["part"], row["images"]) == ("test", 6)
 
 
 def test_no_data_set(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_names_and_only(evaluate: Evaluate) -> None:
         ({"names": []}, ClassNamesError, r"0 names were given for 4 classes"),
         ({"only": ["cow"]}, ClassNamesError, r"no class is called 'cow'; there are: small bird, cat, dog, eel"),
         ({"only": []}, ClassNamesError, r"no class is named to be kept; choose some of: small bird, cat"),
-        ({"part": "val"}, DataError, r"there are no images to evaluate"),
+        ({"part": "val"}, DataError, r"the val part of pictures has no images"),
         ({"dataset": "nowhere"}, DataError, r"unknown data set 'nowhere'"),
     ],
 )

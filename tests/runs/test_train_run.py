@@ -130,7 +130,9 @@ def test_leftovers_of_killed_processes_go(settings: RunSettings, tmp_path: Path)
 def test_other_settings_are_refused(settings: RunSettings, tmp_path: Path) -> None:
     train_run(settings, tmp_path / "run")
     other = settings.changed(train=settings.train.changed(lr=0.5))
-    with pytest.raises(ConfigError, match=r"run belongs to a run with other settings \(train: .*0.01.*there, .*0.5"):
+    with pytest.raises(
+        ConfigError, match=r"run belongs to a run with other settings \(train.lr: 0.01 there, 0.5 now\)"
+    ):
         train_run(other, tmp_path / "run")
     assert train_run(settings.changed(evaluate={"batch_size": 3}), tmp_path / "run").was_finished
 

@@ -1,5 +1,6 @@
 """The `maple` command. Each file here parses, calls and prints; heavy imports wait until a command runs."""
 
+import io
 import sys
 
 import typer
@@ -41,6 +42,10 @@ def _options(
 
 def main() -> None:
     """Run the command line; an error that maple raises on purpose is one line, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # File names may hold what the terminal's encoding cannot show; show its code instead of failing.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except MapleError as error:

@@ -21,7 +21,10 @@ def evaluate_command(
         str | None, typer.Option(help="Another data set, or folder, than the one it was trained on.")
     ] = None,
     data_root: DataRoot = None,
-    part: Annotated[str, typer.Option(help="Which items: test, val or train.")] = "test",
+    part: Annotated[
+        str | None,
+        typer.Option(help="Which items: test, val, train or all. Default: test; all of another, undivided folder."),
+    ] = None,
     names: Annotated[
         str | None, typer.Option(help='Other names for all the classes, in label order: "red car,blue car".')
     ] = None,
@@ -41,12 +44,9 @@ def evaluate_command(
     from maple.checkpoint import load_prompts
     from maple.config import DataSettings
     from maple.distributed import this_process
-    from maple.errors import ConfigError, one_of
     from maple.metrics import harmonic_mean
     from maple.runs import evaluate_run, finished_prompts
 
-    if part not in ("test", "val", "train"):
-        raise ConfigError(one_of("part", part, ("test", "val", "train")))
     parts = [DataSettings(classes=name).classes for name in comma_list(classes) or []]  # type: ignore[arg-type]
     method = load_prompts(finished_prompts(run), device=this_process(device).device)
     results = {}
@@ -70,7 +70,7 @@ def evaluate_command(
             bar.remove_task(task)
     if as_json:
         for _, row in results.values():
-            typer.echo(json.dumps(row, ensure_ascii=False))
+            typer.echo(json.dumps(row))
         return
     _show(results)
     if {"base", "novel"} <= results.keys():
@@ -86,9 +86,10 @@ def evaluate_command(
 def _show(results: "dict[Any, tuple[Scores, dict[str, Any]]]") -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     first = next(iter(results.values()))[1]
-    table = Table(title=f"{first['method']['name']} on {first['dataset']} ({first['part']}), per cent")
+    table = Table(title=Text(f"{first['method']['name']} on {first['dataset']} ({first['part']}), per cent"))
     for column in ("classes", "images", "names", "top-1", "top-5", "macro F1", "calibration error"):
         table.add_column(column, justify="left" if column == "classes" else "right")
     for which, (scores, row) in results.items():
@@ -101,10 +102,11 @@ def _show(results: "dict[Any, tuple[Scores, dict[str, Any]]]") -> None:
 def _show_classes(scores: "Scores", names: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("class", "images", "accuracy")
     for name, accuracy, counts in zip(names, scores.per_class, scores.confusion, strict=True):
-        table.add_row(name, str(sum(counts)), "-" if accuracy is None else f"{100 * accuracy:.2f}")
+        table.add_row(Text(name), str(sum(counts)), "-" if accuracy is None else f"{100 * accuracy:.2f}")
     Console().print(table)
 
 

@@ -34,7 +34,7 @@ def inspect_command(
             "parameters": {name: list(tensor.shape) for name, tensor in stored.tensors.items()},
         }
     if as_json:
-        typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(found, indent=1))
     else:
         _show(found)
 
@@ -43,12 +43,12 @@ def _show(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if "settings" in found:
         state = "finished" if found["finished"] else f"interrupted after {len(found['epochs'])} epochs"
-        console.print(f"[bold]run[/] {state}")
+        console.print(f"run {state}")
         for section, values in found["settings"].items():
-            console.print(f"  [bold]{section}[/] {_line(values)}", soft_wrap=True)
+            console.print(f"  {section} {_line(values)}", soft_wrap=True)
         table = Table("epoch", "rate", "loss", "accuracy")
         for epoch in found["epochs"]:
             accuracy = f"{epoch.get('accuracy', float('nan')):.1%}"
@@ -56,7 +56,7 @@ def _show(found: dict[str, Any]) -> None:
         console.print(table)
     if "prompts" in found:
         prompts = found["prompts"]
-        console.print(f"[bold]prompts[/] {_line(prompts['method'])}", soft_wrap=True)
+        console.print(f"prompts {_line(prompts['method'])}", soft_wrap=True)
         console.print(f"  backbone {_line(prompts['backbone'])}", soft_wrap=True)
         count = sum(_product(shape) for shape in prompts["parameters"].values())
         console.print(f"  {count:,} parameters in {len(prompts['parameters'])} tensors")
@@ -67,7 +67,7 @@ def _show(found: dict[str, Any]) -> None:
         console.print(f"  {_line(prompts['info'])}", soft_wrap=True)
     for row in found.get("rows", []):
         console.print(
-            f"[bold]evaluated[/] {row['dataset']} {row['part']} ({row['classes']}, {len(row['class_names'])} names): "
+            f"evaluated {row['dataset']} {row['part']} ({row['classes']}, {len(row['class_names'])} names): "
             f"top-1 {row['top1']:.2%}, top-5 {row['top5']:.2%}, macro F1 {row['macro_f1']:.2%}"
         )
 

@@ -1,6 +1,7 @@
 """Progress on the screen: a live bar on a terminal, one line per epoch elsewhere."""
 
 import time
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,7 +21,7 @@ class TrainBar:
     def __init__(self, settings: RunSettings, folder: Path, *, quiet: bool = False) -> None:
         self._settings = settings
         self._folder = folder
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = Console(stderr=True, quiet=quiet, markup=False, highlight=False, soft_wrap=True)
         self._live = self._console.is_terminal and not quiet
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -52,16 +53,18 @@ class TrainBar:
         self._console.print(
             f"{method.title}: {count:,} prompt parameters on {backbone.name} ({backbone.pretrained or 'own weights'}, "
             f"{backbone.precision}, {backbone.device}); {len(items)} images of {len(method.class_names)} classes, "
-            f"seed {self._settings.seed}",
-            highlight=False,
+            f"seed {self._settings.seed}"
         )
-        self._console.print(f"run folder: {self._folder}", highlight=False, soft_wrap=True)
+        words = Counter(name.replace("_", " ") for name in method.class_names)
+        if same := [name for name, times in words.items() if times > 1]:
+            self._console.print(f"warning: classes with the same words cannot be told apart: {', '.join(same)}")
+        self._console.print(f"run folder: {self._folder}")
 
     def start(self, epochs: int, steps: int, finished_epochs: int) -> None:
         """Open the bar."""
         self._epochs = epochs
         if finished_epochs:
-            self._console.print(f"resuming after epoch {finished_epochs} of {epochs}", highlight=False)
+            self._console.print(f"resuming after epoch {finished_epochs} of {epochs}")
         self._task = self._bar.add_task(
             "train",
             total=epochs * steps,
@@ -90,8 +93,7 @@ class TrainBar:
         """Print the epoch's line."""
         self._console.print(
             f"epoch {report.epoch + 1}/{self._epochs}  lr {report.lr:.3g}  loss {report.loss:.4f}  "
-            f"acc {report.logs.get('accuracy', 0.0):.1%}  {self._speed():.1f} img/s",
-            highlight=False,
+            f"acc {report.logs.get('accuracy', 0.0):.1%}  {self._speed():.1f} img/s"
         )
         self._epoch_began, self._images = time.monotonic(), 0
 

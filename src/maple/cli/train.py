@@ -54,12 +54,15 @@ def train_command(
     }
     settings = _resolve(chosen, method, preset, shots, seed, overrides or [])
 
+    from maple.errors import ConfigError
     from maple.runs import complete, content_name, train_run
 
     settings = complete(settings)
     if print_config:
         typer.echo(settings.model_dump_json(indent=1))
         return
+    if output is not None and str(output) == ".":
+        raise ConfigError("--output names the current folder; give a folder of its own, as in --output runs/first")
     folder = output or Path("runs") / content_name(settings)
 
     from maple.cli.progress import TrainBar
@@ -72,7 +75,7 @@ def train_command(
     if result.was_finished:
         typer.echo(f"already finished: {folder}")
     else:
-        last = f" last epoch: loss {result.history[-1].loss:.4f}" if result.history else " nothing to learn"
+        last = f" last epoch: loss {result.history[-1].loss:.4f}" if result.history else " no epochs"
         typer.echo(f"finished: {folder} ({last.strip()})")
     typer.echo(f"next: maple evaluate {folder}")
 

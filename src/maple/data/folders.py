@@ -96,6 +96,11 @@ def rename_classes(dataset: Dataset, class_names: Mapping[str, str] | None) -> D
     )
 
 
+def has_own_split(root: Path) -> bool:
+    """Whether the user divided the folder: `train` and `test` (or `val`) inside."""
+    return bool(_part_folders(root))
+
+
 def _part_folders(root: Path) -> dict[str, Path]:
     parts: dict[str, Path] = {}
     for folder in _children(root):

@@ -6,16 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from maple.checkpoint import describe_backbone, load_prompts
-from maple.data import EvalTransform, Item, eval_batches, items_hash, select_dataset
+from maple.config import RunSettings
+from maple.data import (
+    Dataset,
+    EvalTransform,
+    Item,
+    eval_batches,
+    has_own_split,
+    items_hash,
+    select_dataset,
+    template_of,
+)
 from maple.distributed import this_process
-from maple.errors import ClassNamesError, ConfigError, one_of
+from maple.errors import ClassNamesError, ConfigError, DataError, one_of
 from maple.evaluate import evaluate
 from maple.methods import Method
 from maple.metrics import Scores
 from maple.runs.folder import append_row, finished_prompts, read_settings
 from maple.runs.spec import open_dataset
 
-PARTS = ("test", "val", "train")
+PARTS = ("test", "val", "train", "all")
 
 
 def evaluate_run(
@@ -24,7 +34,7 @@ def evaluate_run(
     classes: str = "all",
     dataset: str | None = None,
     root: str | None = None,
-    part: str = "test",
+    part: str | None = None,
     names: Sequence[str] | None = None,
     only: Sequence[str] | None = None,
     class_names: dict[str, str] | None = None,
@@ -37,7 +47,8 @@ def evaluate_run(
     Args:
         classes: `all`, `base` or `novel` part of the data set's classes; images and names are cut alike.
         dataset, root: another data set than the one it was trained on.
-        part: which items: `test`, `val` or `train`.
+        part: which items: `test`, `val`, `train` or `all`. By default `test`, but `all` of another folder that its user
+            has not divided: the run saw none of it.
         names: C names to use instead of the data set's, in label order.
         only: keep these classes only, images and names.
         class_names: other words for some classes, {published name: words}.
@@ -50,7 +61,7 @@ def evaluate_run(
     Raises:
         MapleError: the run is not finished, the data set is unreadable, or a name is unknown.
     """
-    if part not in PARTS:
+    if part is not None and part not in PARTS:
         raise ConfigError(one_of("part", part, PARTS))
     settings = read_settings(folder)
     prompts = finished_prompts(folder)
@@ -61,9 +72,17 @@ def evaluate_run(
         changed["class_names"] = {}  # the other words of the training classes say nothing about these
     data = settings.data.changed(**{key: value for key, value in changed.items() if value is not None})
     whole = open_dataset(settings.changed(data=data))
+    if part is None:
+        part = "all" if _is_foreign(whole, settings) else "test"
     cut = select_dataset(whole, classes)  # type: ignore[arg-type]
-    items: Sequence[Item] = getattr(cut, part)
-    items, class_list = _keep(list(items), cut.class_names, only)
+    chosen = [item for name in PARTS[:3] if part in (name, "all") for item in getattr(cut, name)]
+    items, class_list = _keep(chosen, cut.class_names, only)
+    if not items:
+        raise DataError(
+            f"the {part} part of {whole.name} has no images of these {len(class_list)} classes (train "
+            f"{len(cut.train)}, val {len(cut.val)}, test {len(cut.test)}); "
+            "choose another part, or add images to the folders"
+        )
     if names is not None and len(names) != len(class_list):
         raise ClassNamesError(f"{len(names)} names were given for {len(class_list)} classes: {', '.join(class_list)}")
     method.set_class_names(names or class_list)
@@ -97,6 +116,15 @@ def evaluate_run(
     }
     append_row(folder, row)
     return scores, row
+
+
+def _is_foreign(dataset: Dataset, settings: RunSettings) -> bool:
+    """Whether it is an undivided folder of a user's, other than the one the run was trained on."""
+    folder = dataset.root
+    trained_on = Path(settings.data.dataset).expanduser()
+    if template_of(dataset.name) is not None or dataset.read is not None or not folder.is_dir():
+        return False
+    return folder.resolve() != trained_on.resolve() and not has_own_split(folder)
 
 
 def _keep(

@@ -35,6 +35,7 @@ _WRITTEN = (
     "prompts.safetensors",
     "rows.jsonl",
 )
+_LEARNED = ("metrics.jsonl", "resume.safetensors", "prompts.safetensors")
 
 
 def read_settings(folder: Path) -> RunSettings:
@@ -71,8 +72,14 @@ def finished_prompts(folder: Path) -> Path:
 
 
 def refuse_other_run(settings: RunSettings, folder: Path) -> None:
-    """Raise ConfigError unless `folder` is new, or holds a run with these settings."""
-    if folder.exists() and not folder.is_dir():
+    """Raise ConfigError unless `folder` is new, or holds a run with these settings or one that has learned nothing."""
+    try:
+        taken = folder.exists() and not folder.is_dir()
+    except OSError as error:
+        raise ConfigError(
+            f"{str(folder)!r:.80} cannot be a folder ({error.strerror}); choose another --output"
+        ) from error
+    if taken:
         raise ConfigError(f"{folder} is a file; choose another --output: the name of a folder, which need not exist")
     if not (folder / "config.json").exists():
         if (folder / "prompts.safetensors").exists():
@@ -81,18 +88,32 @@ def refuse_other_run(settings: RunSettings, folder: Path) -> None:
                 "choose another --output, or remove the folder"
             )
         return
-    stored = relevant(read_settings(folder))
-    wanted = relevant(settings)
-    if stored != wanted:
+    try:
+        stored = _flat(relevant(read_settings(folder)))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{folder / 'config.json'} is not that of a run ({error}); choose another --output"
+        ) from error
+    wanted = _flat(relevant(settings))
+    if stored != wanted and any((folder / name).exists() for name in _LEARNED):
         changed = [
-            f"{section}: {stored[section]} there, {wanted[section]} now"
-            for section in wanted
-            if stored.get(section) != wanted[section]
+            f"{key}: {stored.get(key)!r} there, {wanted.get(key)!r} now"
+            for key in sorted(stored.keys() | wanted.keys())
+            if stored.get(key) != wanted.get(key)
         ]
         raise ConfigError(
             f"{folder} belongs to a run with other settings ({'; '.join(changed)}); "
             "choose another --output, or remove the folder"
         )
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings as {"section.key": value}."""
+    return {
+        f"{section}.{key}" if isinstance(values, dict) else section: value
+        for section, values in settings.items()
+        for key, value in (values.items() if isinstance(values, dict) else [("", values)])
+    }
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -159,7 +180,7 @@ def append_row(folder: Path, row: dict[str, Any]) -> None:
         return [candidate.get(key) for key in ("dataset", "classes", "part", "class_names", "items")]
 
     rows = [other for other in _read_lines(path) if question(other) != question(row)] + [row]
-    files.write_text(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in rows))
+    files.write_text(path, "".join(json.dumps(entry) + "\n" for entry in rows))
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
