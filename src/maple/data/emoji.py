@@ -19,7 +19,7 @@ from maple.errors import DataError, one_of
 PREFIX = "emoji-"
 TEMPLATE = "a photo of a {}."
 DEFAULT_STYLE = "twemoji"
-DIFFICULTY = 0.5
+DIFFICULTY = 0.25
 """How varied the scenes are; see `render_scene`."""
 PARTS = {"train": range(32), "val": range(100, 104), "test": range(200, 210)}
 """The numbers of each concept's scenes. Those from 1,000,000 on were used to measure the small CLIP."""

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,14 @@ class EmojiArchive:
         self._sheets: dict[tuple[str, str], Image.Image] = {}
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type["EmojiArchive"], tuple[()]]:
+        """Another process opens the archive for itself."""
+        return EmojiArchive, ()
+
     @cached_property
     def _index(self) -> dict[str, Any]:
         try:
-            index = json.loads(_asset("index.json"))
+            index = json.loads(_asset("index.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"the bundled emoji index cannot be read ({error}); install maple-clip again") from error
         return dict(index)
@@ -115,7 +120,7 @@ class EmojiArchive:
         with self._lock:
             if (style, group) not in self._sheets:
                 try:
-                    with zipfile.ZipFile(io.BytesIO(_asset("glyphs.zip"))) as archive:
+                    with _asset("glyphs.zip").open("rb") as file, zipfile.ZipFile(file) as archive:
                         content = archive.read(f"{style}/{group}.webp")
                     self._sheets[style, group] = Image.open(io.BytesIO(content)).convert("RGBA")
                 except (OSError, KeyError, zipfile.BadZipFile) as error:
@@ -157,7 +162,7 @@ def render_scene(glyph: Image.Image, seed: int, *, difficulty: float, size: int 
     colour, alpha = drawn[..., :3], drawn[..., 3:]
     picture = colour + ground * (255 - alpha) // 255
     picture = _light(random, level, picture)
-    return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8), "RGB")
+    return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
 
 
 class _Random:
@@ -257,7 +262,8 @@ def _background(random: _Random, level: int, size: int) -> Integers:
         x, y = np.broadcast_arrays(across * step, down * step)
         mixed = _bilinear(lattice, x, y)[..., 0]
     mixed = mixed[..., None]
-    return (first * (256 - mixed) + second * mixed) // 256
+    ground: Integers = (first * (256 - mixed) + second * mixed) // 256
+    return ground
 
 
 def _light(random: _Random, level: int, picture: Integers) -> Integers:
@@ -273,5 +279,5 @@ def _light(random: _Random, level: int, picture: Integers) -> Integers:
     return lit
 
 
-def _asset(name: str) -> bytes:
-    return resources.files("maple").joinpath("assets", "emoji", name).read_bytes()
+def _asset(name: str) -> Traversable:
+    return resources.files("maple").joinpath("assets", "emoji", name)
