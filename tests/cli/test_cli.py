@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -204,6 +205,22 @@ def test_main_prints_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.strip() == f"maple: {tmp_path} is not a run folder: it has no config.json"
+
+
+def test_interruption_is_told_and_resumed(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "maple", "train", "--dataset", str(folder), *TINY, *QUICK]
+    command += ["--set", "train.epochs=100000", "--output", str(tmp_path / "run")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch 2/"):
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130, rest
+    assert "maple: interrupted; repeat the command" in rest
+    assert "Traceback" not in rest
+    assert (tmp_path / "run" / "resume.safetensors").exists()
 
 
 def test_print_config(folder: Path) -> None:

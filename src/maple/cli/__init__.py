@@ -2,8 +2,10 @@
 
 import io
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from maple import __version__
 from maple.cli.evaluate import evaluate_command
@@ -13,7 +15,20 @@ from maple.cli.methods import methods_command
 from maple.cli.train import train_command
 from maple.errors import MapleError
 
+
+class _Commands(TyperGroup):
+    """The commands, with an interruption told as what it is (the library would only say "Aborted")."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("maple: interrupted; repeat the command to go on after the last finished epoch", err=True)
+            ctx.exit(130)
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="maple",
     help="Adapt CLIP to your images from a handful of examples, by multi-modal prompt learning.",
     no_args_is_help=True,
@@ -51,6 +66,3 @@ def main() -> None:
     except MapleError as error:
         typer.echo(f"maple: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("maple: interrupted; repeat the command to go on after the last finished epoch", err=True)
-        sys.exit(130)
