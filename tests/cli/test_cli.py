@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -209,17 +210,25 @@ def test_main_prints_one_line(tmp_path: Path) -> None:
 
 def test_interruption_is_told_and_resumed(folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "maple", "train", "--dataset", str(folder), *TINY, *QUICK]
-    command += ["--set", "train.epochs=100000", "--output", str(tmp_path / "run")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("epoch 2/"):
-                break
+    command += ["--set", "train.epochs=2000", "--output", str(tmp_path / "run")]
+    # A shell's background job ignores SIGINT, and so would its children: give this one what a terminal gives.
+    code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    errors = tmp_path / "errors"
+    with errors.open("w") as file:
+        process = subprocess.Popen([sys.executable, "-c", code, *command], stderr=file, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while "epoch 2/" not in errors.read_text() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
-    assert process.returncode == 130, rest
-    assert "maple: interrupted; repeat the command" in rest
-    assert "Traceback" not in rest
+        process.wait(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    told = errors.read_text()
+    assert process.returncode == 130, told
+    assert "maple: interrupted; repeat the command" in told
+    assert "Traceback" not in told
     assert (tmp_path / "run" / "resume.safetensors").exists()
 
 
