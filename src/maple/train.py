@@ -7,7 +7,7 @@ Departs: only prompts are given to the optimiser, and they are always float32, w
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -49,6 +49,11 @@ class EpochReport:
     def as_json(self) -> dict[str, Any]:
         """A plain dictionary, for metrics.jsonl and the resume state; a resumed run writes the same text again."""
         return {**asdict(self), "logs": dict(sorted(self.logs.items())), "losses": list(self.losses)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """What `as_json` gave, back again."""
+        return cls(**{**values, "losses": tuple(values["losses"])})
 
 
 def learning_rate(settings: TrainSettings, epoch: int) -> float:
@@ -239,7 +244,7 @@ class Trainer:
             {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         )
         self.epoch, self._step = values["epoch"], values["step"]
-        self.history = [EpochReport(**{**report, "losses": tuple(report["losses"])}) for report in values["history"]]
+        self.history = [EpochReport.from_json(report) for report in values["history"]]
         if values["scaler"]:
             self._scaler.load_state_dict(values["scaler"])
 

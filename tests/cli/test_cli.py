@@ -196,6 +196,24 @@ def test_another_folder_is_evaluated_whole(trained: Path, folder: Path, tmp_path
     assert (row["part"], row["images"]) == ("test", 6)
 
 
+def test_the_same_folder_written_otherwise_keeps_its_words(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = tmp_path / "names.json"
+    names.write_text('{"red_thing": "rose"}')
+    run("train", "--dataset", folder, *TINY, *QUICK, "--class-names", names, "--output", tmp_path / "run")
+    monkeypatch.chdir(folder.parent)
+    arguments = ["--dataset", f"./{folder.name}", "--json", "--device", "cpu"]
+    (row,) = rows_of(run("evaluate", tmp_path / "run", *arguments))
+    assert (row["part"], row["class_names"]) == ("test", ["blue thing", "green thing", "rose"])
+
+
+def test_a_folder_named_like_a_published_data_set_is_a_folder(trained: Path, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "eurosat")
+    (row,) = rows_of(run("evaluate", trained, "--dataset", tmp_path / "eurosat", "--json", "--device", "cpu"))
+    assert (row["part"], row["images"]) == ("all", 24)
+
+
 def test_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(MapleError, match="no data set is named"):
         run("train", *TINY, "--output", tmp_path / "run")

@@ -51,5 +51,4 @@ def import_command(
     folder = output or Path("runs") / f"imported_{file.resolve().parent.name}_{file.name}"
     info = {"imported": {**imported.info, "file": file.name}, "dataset": dataset}
     learned = write_imported(resolved, imported.parameters, class_names, folder, info=info)
-    count = sum(parameter.numel() for parameter in learned.prompt_parameters().values())
-    typer.echo(f"{learned.title}, {count:,} parameters, {len(class_names)} classes: {folder}")
+    typer.echo(f"{learned.title}, {learned.parameter_count():,} parameters, {len(class_names)} classes: {folder}")

@@ -43,4 +43,4 @@ def _count(description: dict[str, Any], clip: "Backbone") -> str:
         method = build_method(description, clip, ["class"])
     except MapleError as error:
         return str(error)
-    return f"{sum(parameter.numel() for parameter in method.prompt_parameters().values()):>9,}"
+    return f"{method.parameter_count():>9,}"

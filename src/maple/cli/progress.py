@@ -48,12 +48,11 @@ class TrainBar:
 
     def ready(self, method: Method, items: list[Item]) -> None:
         """Say what is about to be trained."""
-        count = sum(parameter.numel() for parameter in method.prompt_parameters().values())
         backbone = method.backbone
         self._console.print(
-            f"{method.title}: {count:,} prompt parameters on {backbone.name} ({backbone.pretrained or 'own weights'}, "
-            f"{backbone.precision}, {backbone.device}); {len(items)} images of {len(method.class_names)} classes, "
-            f"seed {self._settings.seed}"
+            f"{method.title}: {method.parameter_count():,} prompt parameters on {backbone.name} "
+            f"({backbone.pretrained or 'own weights'}, {backbone.precision}, {backbone.device}); "
+            f"{len(items)} images of {len(method.class_names)} classes, seed {self._settings.seed}"
         )
         words = Counter(name.replace("_", " ") for name in method.class_names)
         if same := [name for name, times in words.items() if times > 1]:

@@ -75,8 +75,8 @@ def train_command(
     if result.was_finished:
         typer.echo(f"already finished: {folder}")
     else:
-        last = f" last epoch: loss {result.history[-1].loss:.4f}" if result.history else " no epochs"
-        typer.echo(f"finished: {folder} ({last.strip()})")
+        last = f"last epoch: loss {result.history[-1].loss:.4f}" if result.history else "no epochs"
+        typer.echo(f"finished: {folder} ({last})")
     typer.echo(f"next: maple evaluate {folder}")
 
 

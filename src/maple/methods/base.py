@@ -69,6 +69,10 @@ class Method(nn.Module):
         """The learned parameters by contract name: what is trained, saved and counted."""
         return dict(self.named_parameters())
 
+    def parameter_count(self) -> int:
+        """How many numbers are learned."""
+        return sum(parameter.numel() for parameter in self.prompt_parameters().values())
+
     def set_class_names(self, names: Sequence[str]) -> None:
         """Speak of these C classes from now on; no trained tensor is touched.
 

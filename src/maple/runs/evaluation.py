@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from maple.checkpoint import describe_backbone, load_prompts
-from maple.config import RunSettings
 from maple.data import (
     Dataset,
     EvalTransform,
@@ -68,21 +67,15 @@ def evaluate_run(
     if method is None:
         method = load_prompts(prompts, device=this_process(device).device)
     changed = {"dataset": dataset, "root": root, "class_names": class_names}
-    if dataset is not None and class_names is None and dataset != settings.data.dataset:
+    another = dataset is not None and not _is_same(dataset, settings.data.dataset)
+    if another and class_names is None:
         changed["class_names"] = {}  # the other words of the training classes say nothing about these
     data = settings.data.changed(**{key: value for key, value in changed.items() if value is not None})
     whole = open_dataset(settings.changed(data=data))
     if part is None:
-        part = "all" if _is_foreign(whole, settings) else "test"
-    cut = select_dataset(whole, classes)  # type: ignore[arg-type]
-    chosen = [item for name in PARTS[:3] if part in (name, "all") for item in getattr(cut, name)]
-    items, class_list = _keep(chosen, cut.class_names, only)
-    if not items:
-        raise DataError(
-            f"the {part} part of {whole.name} has no images of these {len(class_list)} classes (train "
-            f"{len(cut.train)}, val {len(cut.val)}, test {len(cut.test)}); "
-            "choose another part, or add images to the folders"
-        )
+        undivided = template_of(data.dataset) is None and not has_own_split(whole.root)
+        part = "all" if another and undivided else "test"
+    items, class_list = _select(whole, classes, part, only)
     if names is not None and len(names) != len(class_list):
         raise ClassNamesError(f"{len(names)} names were given for {len(class_list)} classes: {', '.join(class_list)}")
     method.set_class_names(names or class_list)
@@ -118,13 +111,27 @@ def evaluate_run(
     return scores, row
 
 
-def _is_foreign(dataset: Dataset, settings: RunSettings) -> bool:
-    """Whether it is an undivided folder of a user's, other than the one the run was trained on."""
-    folder = dataset.root
-    trained_on = Path(settings.data.dataset).expanduser()
-    if template_of(dataset.name) is not None or dataset.read is not None or not folder.is_dir():
-        return False
-    return folder.resolve() != trained_on.resolve() and not has_own_split(folder)
+def _is_same(dataset: str, other: str) -> bool:
+    """Whether two names mean the same data set: equal, or paths of one folder."""
+    if template_of(dataset) is not None or template_of(other) is not None:
+        return dataset == other
+    return Path(dataset).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
+def _select(
+    dataset: Dataset, classes: str, part: str, only: Sequence[str] | None
+) -> tuple[list[Item], tuple[str, ...]]:
+    """The items of one part and some classes, labels numbered from 0, and the names of those classes."""
+    cut = select_dataset(dataset, classes)  # type: ignore[arg-type]
+    chosen = [item for name in PARTS[:3] if part in (name, "all") for item in getattr(cut, name)]
+    items, class_list = _keep(chosen, cut.class_names, only)
+    if not items:
+        raise DataError(
+            f"the {part} part of {dataset.name} has no images of these {len(class_list)} classes (train "
+            f"{len(cut.train)}, val {len(cut.val)}, test {len(cut.test)}); "
+            "choose another part, or add images to the folders"
+        )
+    return items, class_list
 
 
 def _keep(

@@ -166,7 +166,7 @@ def read_history(folder: Path) -> list[EpochReport]:
     """
     path = folder / "metrics.jsonl"
     try:
-        return [EpochReport(**{**row, "losses": tuple(row["losses"])}) for row in _read_lines(path)]
+        return [EpochReport.from_json(row) for row in _read_lines(path)]
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: a line is no report of an epoch ({error})") from error
 

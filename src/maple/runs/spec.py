@@ -1,7 +1,6 @@
 """What a run is: settings completed, its content name, its data set, its training items, its backbone."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -37,7 +36,7 @@ def complete(settings: RunSettings) -> RunSettings:
 def content_name(settings: RunSettings) -> str:
     """A readable, unique folder name: data set, method, classes, shots, seed, and a hash of all that matters."""
     settings = complete(settings)
-    text = json.dumps(settings.model_dump(mode="json", exclude=_IRRELEVANT), sort_keys=True)  # type: ignore[arg-type]
+    text = json.dumps(relevant(settings), sort_keys=True)
     data = settings.data
     published = template_of(data.dataset) is not None
     dataset = data.dataset.replace("/", "-") if published else Path(data.dataset).expanduser().resolve().name
@@ -73,12 +72,8 @@ def open_dataset(settings: RunSettings) -> Dataset:
 def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], tuple[str, ...]]:
     """The training items of a run and the class names its labels index: drawn over all classes, then cut."""
     train, _ = sample_few_shot(dataset.train, dataset.val, settings.data.shots, settings.seed)
-    part = select_dataset(_with_train(dataset, train), settings.data.classes)
+    part = select_dataset(replace(dataset, train=tuple(train)), settings.data.classes)
     return list(part.train), part.class_names
-
-
-def _with_train(dataset: Dataset, train: Sequence[Item]) -> Dataset:
-    return replace(dataset, train=tuple(train))
 
 
 def open_backbone(settings: RunSettings, device: str | torch.device) -> Backbone:
@@ -88,5 +83,6 @@ def open_backbone(settings: RunSettings, device: str | torch.device) -> Backbone
 
 
 def relevant(settings: RunSettings) -> dict[str, Any]:
+    """The settings that decide the result, as plain values."""
     relevant: dict[str, Any] = settings.model_dump(mode="json", exclude=_IRRELEVANT)  # type: ignore[arg-type]
     return relevant

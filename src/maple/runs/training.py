@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,7 +62,7 @@ class TrainResult:
 
     folder: Path
     history: tuple[EpochReport, ...]
-    was_finished: bool = field(default=False)
+    was_finished: bool = False
 
 
 def train_run(
