@@ -45,7 +45,7 @@ CAPTIONS = 24  # per concept
 CONTEXT = 18
 VOCABULARY = 49408
 FULL_CONTEXT = 77
-WIDENED = 0.15  # share of drawings in another manner, in the last part of the training
+WIDENED = 0.2  # share of drawings in another manner, in the later part of the training
 BANK_FROM = 400  # steps before pictures are also held against the remembered captions of all concepts
 EVAL_INDEX = 1_000_000  # scenes from this number on are for measurement only
 EVAL_DIFFICULTY = 0.5
@@ -307,8 +307,8 @@ class Trainer:
         rate = warm * self.peak * (0.01 + 0.99 * 0.5 * (1 + torch.cos(torch.tensor(progress * torch.pi)).item()))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        hardest = min(0.6, 0.1 + max(0.0, progress - 0.25))
-        widening = 0.0 if progress < 0.55 else WIDENED
+        hardest = min(0.5, 0.1 + max(0.0, progress - 0.25))
+        widening = 0.0 if progress < 0.4 else WIDENED
         concepts, images = self.draw(hardest, widening)
         caption = torch.randint(CAPTIONS, (len(concepts),), generator=self.generator)
         tokens = self.tokens[concepts, caption][:, : int(self.lengths[concepts, caption].max())]
