@@ -131,7 +131,11 @@ def test_what_is_used_when_nothing_is_named() -> None:
         ([{"rules": {"epochs": 3}}], [], r"must be tables, each under \[\[rules\]\]"),
         ([{"rules": [{"shots": [1]}]}], [], r"a rule must set something under method or train"),
         ([{"rules": [{"shots": [1], "train": {"epoch": 3}}]}], [], r"unknown setting 'train.epoch'"),
-        ([{"rules": [{"shot": [1], "train": {"epochs": 3}}]}], [], r"unknown setting '.*shot'; choose one of: dataset,"),
+        (
+            [{"rules": [{"shot": [1], "train": {"epochs": 3}}]}],
+            [],
+            r"unknown setting '.*shot'; choose one of: dataset,",
+        ),
     ],
 )
 def test_refused(layers: list[dict[str, object]], overrides: list[str], message: str) -> None:

@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -152,17 +153,23 @@ def read_preset(name: str) -> dict[str, Any]:
         ConfigError: neither a preset nor a file, or not TOML.
     """
     if name in preset_names():
-        text = (resources.files("maple") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
-    else:
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"{one_of('preset', name, preset_names())}, or the path of a TOML file")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{name} cannot be read as UTF-8 text: {error}") from error
+        return read_toml(resources.files("maple") / "presets" / f"{name}.toml", name)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{one_of('preset', name, preset_names())}, or the path of a TOML file")
+    return read_toml(path, name)
+
+
+def read_toml(file: Traversable, name: str) -> dict[str, Any]:
+    """The content of a TOML file, which messages call `name`.
+
+    Raises:
+        ConfigError: unreadable, or not TOML.
+    """
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name} cannot be read as UTF-8 text: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name} is not valid TOML: {error}") from error
 
@@ -178,7 +185,7 @@ def resolve(layers: Sequence[Mapping[str, Any]], overrides: Sequence[str] = ()) 
     Raises:
         ConfigError: unknown key, wrong type, out of range, or an override not of the form key=value.
     """
-    layers = [*layers, _override_layer(overrides)]
+    layers = [*layers, override_layer(overrides)]
     settings = RunSettings(**_merged(layers))
     rule = next((rule for rule in _last_rules(layers) if rule.fits(settings)), None)
     return settings if rule is None else RunSettings(**_merged(layers, rule))
@@ -208,25 +215,41 @@ def _name_bundled(merged: dict[str, Any]) -> None:
         backbone["name"] = BUNDLED_BACKBONE
 
 
-def _override_layer(overrides: Sequence[str]) -> dict[str, Any]:
+def override_layer(overrides: Sequence[str]) -> dict[str, Any]:
+    """`section.key=value` overrides as one layer; values are TOML, and anything else is a string.
+
+    Raises:
+        ConfigError: an override not of this form.
+    """
     layer: dict[str, Any] = {}
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator or not all(key.split(".")):
             raise ConfigError(f"--set {override!r} must have the form section.key=value, as in train.lr=0.002")
-        nested: Any = _parse_value(value)
-        for part in reversed(key.strip().split(".")):
-            nested = {part: nested}
-        if not isinstance(nested, dict):
-            raise ConfigError(f"--set {override!r} names no setting")
-        _merge_all(layer, nested)
+        _merge_all(layer, setting_layer(key.strip(), parse_value(value)))
     if "rules" in layer:
         raise ConfigError(f"rules belong into a preset, not into --set; {one_of('setting', 'rules', SECTIONS)}")
     return layer
 
 
+def setting_layer(key: str, value: Any) -> dict[str, Any]:
+    """A layer with one setting: ("train.lr", 0.1) gives {"train": {"lr": 0.1}}."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    layer: dict[str, Any] = value
+    return layer
+
+
+def merge_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """One layer that does what these do, later ones on top."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        _merge(merged, layer)
+    return merged
+
+
 def _last_rules(layers: Sequence[Mapping[str, Any]]) -> list[Rule]:
-    rules = next((layer["rules"] for layer in reversed(layers) if "rules" in layer), [])
+    rules: Any = next((layer["rules"] for layer in reversed(layers) if "rules" in layer), [])
     if not isinstance(rules, list) or not all(isinstance(rule, Mapping) for rule in rules):
         raise ConfigError(
             f"rules = {rules!r}: must be tables, each under [[rules]], with dataset, shots or backbone (when it holds) "
@@ -263,7 +286,7 @@ def _deep(value: Any) -> Any:
     return {key: _deep(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """A TOML value; anything that is not one is taken as a string, so that names need no quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]

@@ -12,6 +12,7 @@ from maple.cli.evaluate import evaluate_command
 from maple.cli.importing import import_command
 from maple.cli.inspecting import inspect_command
 from maple.cli.methods import methods_command
+from maple.cli.sweep import sweep_command
 from maple.cli.train import train_command
 from maple.errors import MapleError
 
@@ -36,6 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train_command)
+app.command("sweep")(sweep_command)
 app.command("evaluate")(evaluate_command)
 app.command("import")(import_command)
 app.command("methods")(methods_command)

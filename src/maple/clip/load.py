@@ -53,9 +53,10 @@ def load_clip(
     """Load a CLIP, frozen, from wherever it is.
 
     Args:
-        name: a packaged CLIP (`maple-small`), an open_clip architecture (`ViT-B-16`; it wins over a folder of the same name, which is `./ViT-B-16`),
-            a hub repository (`hf-hub:org/model` or `org/model`; open_clip or transformers format), a folder of either
-            format, or a file in OpenAI's layout (`.pt`, TorchScript or state dict; `.safetensors`).
+        name: a packaged CLIP (`maple-small`), an open_clip architecture (`ViT-B-16`; either wins over a folder of the
+            same name, which is `./ViT-B-16`), a hub repository (`hf-hub:org/model` or `org/model`; open_clip or
+            transformers format), a folder of either format, or a file in
+            OpenAI's layout (`.pt`, TorchScript or state dict; `.safetensors`).
         pretrained: for an architecture only: an open_clip tag (`openai`, `laion2b_s34b_b88k`, ...), a file of weights
             (QuickGELU if OpenAI wrote it or the architecture's name says so), or `random` / `random:SEED` for seeded
             random weights. Without it, `openai` where OpenAI published one.

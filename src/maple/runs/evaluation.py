@@ -100,6 +100,7 @@ def evaluate_run(
         "backbone": describe_backbone(method.backbone),
         "source": settings.data.model_dump(mode="json", exclude={"root"}),
         "seed": settings.seed,
+        "asked": {"dataset": data.dataset, "classes": classes},
         "dataset": whole.name,
         "classes": classes,
         "part": part,
