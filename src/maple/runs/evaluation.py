@@ -18,10 +18,11 @@ from maple.data import (
 )
 from maple.distributed import this_process
 from maple.errors import ClassNamesError, ConfigError, DataError, one_of
-from maple.evaluate import evaluate
+from maple.evaluate import predict
 from maple.methods import Method
-from maple.metrics import Scores
+from maple.metrics import Scores, score
 from maple.runs.folder import append_row, finished_prompts, read_settings
+from maple.runs.predictions import FeatureSample, predictions_name, write_predictions
 from maple.runs.spec import open_dataset
 
 PARTS = ("test", "val", "train", "all")
@@ -41,7 +42,7 @@ def evaluate_run(
     method: Method | None = None,
     on_images: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[Scores, dict[str, Any]]:
-    """Evaluate a finished run and append the result to its rows.jsonl.
+    """Evaluate a finished run, append the result to its rows.jsonl, and keep what it said of every image.
 
     Args:
         classes: `all`, `base` or `novel` part of the data set's classes; images and names are cut alike.
@@ -94,7 +95,9 @@ def evaluate_run(
         done += images
         on_images(done, len(items))
 
-    scores = evaluate(method, batches, count)
+    sample = FeatureSample(len(items))
+    logits, labels = predict(method, batches, count, sample.add)
+    scores = score(logits, labels)
     row = {
         "method": settings.method,
         "backbone": describe_backbone(method.backbone),
@@ -107,6 +110,17 @@ def evaluate_run(
         "items": items_hash(items),
         **asdict(scores),
     }
+    row["predictions"] = predictions_name(row)
+    class_features = None if method.classes_depend_on_image else method.class_embeddings()
+    write_predictions(
+        folder / row["predictions"],
+        [item.path for item in items],
+        logits,
+        labels,
+        sample,
+        class_features,
+        opened=(data.dataset, data.root),
+    )
     append_row(folder, row)
     return scores, row
 
