@@ -11,7 +11,9 @@ TITLES = {
     "both right": "Right both times",
     "both wrong": "Wrong both times",
 }
-SHOWN = 16
+SHOWN = 24
+FEWEST = 3
+"""Of each outcome, where there are so many."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Outcome:
 
 
 def choose_examples(duel: Duel, shown: int = SHOWN) -> list[Outcome]:
-    """At most `shown` images: outcomes in proportion to their counts (at least one each), evenly spaced in the list."""
+    """At most `shown` images: outcomes in proportion to their counts, evenly spaced in the list; see `shares`."""
     found: dict[str, list[Example]] = {name: [] for name in OUTCOMES}
     for bout in duel.bouts:
         for index in range(len(bout.before.paths)):
@@ -79,15 +81,15 @@ def choose_examples(duel: Duel, shown: int = SHOWN) -> list[Outcome]:
     ]
 
 
-def shares(counts: list[int], places: int) -> list[int]:
-    """Divide places in proportion to counts: largest remainders, at least one where there is any, never too many.
+def shares(counts: list[int], places: int, fewest: int = FEWEST) -> list[int]:
+    """Divide places in proportion to counts, but at least `fewest` to each that has so many, and never too many.
 
     With more places than there are things, everything gets its place.
     """
     total = sum(counts)
     if total <= places:
         return counts
-    given = [min(1, count) for count in counts]
+    given = [min(fewest, count) for count in counts]
     while sum(given) < places:
         # The one that is furthest below its share is next; of equal ones the first.
         lacking = [

@@ -22,22 +22,27 @@ def ranking(group: Group) -> list[Variant]:
     )
 
 
-def headline(groups: list[Group]) -> str:
-    """Of the first group in which a method has results on every data set."""
+def headline_sentences(groups: list[Group]) -> list[str]:
+    """Of the first group in which a method has results on every data set; the result itself comes first."""
     for group in groups:
         if ranking(group):
-            return _headline(group)
-    return "No method has results on every data set yet, so there is no average to compare."
+            return _sentences(group)
+    return ["No method has results on every data set yet, so there is no average to compare."]
 
 
-def _headline(group: Group) -> str:
+def headline(groups: list[Group]) -> str:
+    """The sentences as one text."""
+    return " ".join(headline_sentences(groups))
+
+
+def _sentences(group: Group) -> list[str]:
     ranked = ranking(group)
     method = chosen_method(group)
     zero = next((variant for variant in ranked if variant.name == ZERO_SHOT), None)
     subject = method or zero
     if subject is None:
-        return ""
-    sentences = [f"{_capital(subject.label)} reaches {_result(group, subject)} {_where(group)}."]
+        return []
+    sentences = [f"{_capital(subject.label)} reaches {_result(group, subject)} {_where(group, subject)}."]
     if method and zero:
         sentences.append(_against(group, method, zero))
     if method and ranked[0] not in (method, zero):
@@ -47,7 +52,7 @@ def _headline(group: Group) -> str:
         second = next(variant for variant in ranked[1:] if variant != zero) if zero in ranked[1:2] else ranked[1]
         if second != zero:
             sentences.append(f"Next comes {second.label} with {_points(group.overall(second))} %.")
-    return " ".join(sentences)
+    return sentences
 
 
 def _result(group: Group, variant: Variant) -> str:
@@ -58,10 +63,12 @@ def _result(group: Group, variant: Variant) -> str:
     return f"a harmonic mean of {overall} % ({base:.1f} % on base classes, {novel:.1f} % on novel ones)"
 
 
-def _where(group: Group) -> str:
+def _where(group: Group, subject: Variant) -> str:
     count = len(group.datasets)
     place = f"on {group.datasets[0]}" if count == 1 else f"on average over {count} data sets"
-    return f"{place} ({group.key.conditions})"
+    overall = group.overall(subject)
+    seeds = overall.n if overall else 0
+    return f"{place} ({group.key.conditions}, {seeds} seed{'s' if seeds != 1 else ''})"
 
 
 def _against(group: Group, method: Variant, zero: Variant) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 from maple.errors import ConfigError
 from maple.report.changes import class_changes
 from maple.report.duels import duel
-from maple.report.examples import Outcome, choose_examples
-from maple.report.groups import Group, Variant
-from maple.report.headline import chosen_method, headline
+from maple.report.examples import FEWEST, Outcome, choose_examples
+from maple.report.groups import TITLES, Group, Variant
+from maple.report.headline import chosen_method, headline_sentences
 from maple.report.records import Collection, Problem, Run
 from maple.report.tables import Table, make_tables
 
@@ -38,6 +38,7 @@ class Details:
 
     dataset: str
     method: str
+    title: str
     figures: tuple[Figure, ...]
     after_examples: tuple[Figure, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
@@ -89,9 +90,9 @@ def make_page(collection: Collection, groups: list[Group], picture: Picture | No
         lstrip_blocks=True,
     )
     environment.filters["svg"] = Markup  # made by matplotlib, which escapes every name in it
-    environment.filters["percent"] = lambda fraction: f"{100 * fraction:.0f} %"
+    environment.filters["percent"] = lambda fraction: f"{100 * fraction:.0f}\N{NO-BREAK SPACE}%"
     return environment.get_template("page.html.j2").render(
-        headline=headline(groups),
+        headline=headline_sentences(groups),
         counts=_counts(collection),
         chapters=chapters,
         details=details,
@@ -168,9 +169,10 @@ def _detail(group: Group, method: Variant, dataset: str, name: str) -> tuple[Det
     from maple.report.plots import MOST_CHANGES, changes_figure, curves_figure, embedding_figure
 
     figures, after = [], []
+    title = TITLES.get(method.name, method.name)
     if curves := curves_figure(group, dataset, f"{name}-curves"):
         caption = (
-            "Thin lines are seeds, thick lines their mean. Loss: of every step, as a running mean over a tenth of an "
+            "Thin lines are seeds, thick lines their mean. Loss: of every step, as a running mean over half an "
             "epoch, and the mean of each epoch. Accuracy: on the training images as they passed, augmented."
         )
         figures.append(Figure(curves, caption))
@@ -185,23 +187,24 @@ def _detail(group: Group, method: Variant, dataset: str, name: str) -> tuple[Det
         after.append(Figure(bars, caption))
     against, problems = duel(group, method, dataset)
     if against is None:
-        return Details(dataset, method.label, tuple(figures), tuple(after)), problems
+        return Details(dataset, method.label, title, tuple(figures), tuple(after)), problems
     if embedding := embed(against):
         after.append(Figure(embedding_figure(embedding, method.label, f"{name}-plane"), _plane_caption(embedding)))
     outcomes = choose_examples(against)
     total = sum(outcome.count for outcome in outcomes)
     caption = (
         f"{total:,} test images, zero-shot CLIP and {method.label} (seed {against.seed}). The pictures were chosen by "
-        "rule, not by look: the four outcomes in proportion to their counts, at least one of each, and within an "
-        "outcome evenly spaced along the list of images."
+        f"rule, not by look: the four outcomes in proportion to their counts, but at least {FEWEST} of each where "
+        "there are so many, and within an outcome evenly spaced along the list of images."
     )
-    return Details(dataset, method.label, tuple(figures), tuple(after), tuple(outcomes), caption), problems
+    return Details(dataset, method.label, title, tuple(figures), tuple(after), tuple(outcomes), caption), problems
 
 
 def _plane_caption(embedding: Any) -> str:
+    how = embedding.how.replace("-", "\N{NON-BREAKING HYPHEN}")
     words = [
         f"Image features of {len(embedding.labels)} test images of {len(embedding.class_names)} classes, evenly spaced "
-        f"along the list of classes, laid out by {embedding.how} with a fixed seed; the same images on both sides, "
+        f"along the list of classes, laid out by {how} with a fixed seed; the same images on both sides, "
         "each side laid out by itself."
     ]
     if embedding.unchanged:

@@ -32,7 +32,7 @@ def results_figure(group: Group, name: str) -> str:
                     if variant.name == ZERO_SHOT:
                         panel.axvline(100 * spread.mean, color=SOFT, linewidth=0.9, linestyle=(0, (1, 2)), zorder=0)
             panel.set_title(measure.capitalize())
-            panel.set_xlabel("accuracy, %" if measure != MEASURES[2] else "%")
+            panel.set_xlabel("accuracy, %" if measure != MEASURES[2] else "harmonic mean, %")
             _rows(panel, [plain(variant.label, 40) for variant in variants])
         return to_svg(figure, name, f"Base, novel and harmonic mean of {len(variants)} methods")
 
@@ -41,9 +41,9 @@ def datasets_figure(group: Group, name: str) -> str:
     """Data sets as rows, methods as marks: the harmonic mean (or accuracy) of each, with its deviation."""
     measure = MEASURES[2] if group.key.kind == "base-to-novel" else "top1"
     with styled():
-        figure, (panel,) = _panels(1, 1.15 * len(group.datasets), share=False)
+        figure, (panel,) = _panels(1, len(group.datasets) * (0.5 + 0.28 * len(group.variants)), share=False)
         styles = looks(group.variants)
-        step = 0.62 / max(1, len(group.variants))
+        step = 0.72 / max(1, len(group.variants))
         for index, variant in enumerate(group.variants):
             look, labelled = styles[variant], False
             for row, dataset in enumerate(group.datasets):
@@ -74,7 +74,7 @@ def curves_figure(group: Group, dataset: str, name: str) -> str | None:
             accuracies = [_epochs(history, "accuracy") for history in histories]
             for history in histories:
                 steps = _smoothed_steps(history)
-                left.plot(*steps, color=styles[variant].colour, linewidth=0.6, alpha=0.45)
+                left.plot(*steps, color=styles[variant].colour, linewidth=0.7, alpha=0.4)
             _curves(left, losses, styles[variant], plain(variant.label, 44), thin=False)
             _curves(right, accuracies, styles[variant], None, thin=True)
         left.set_title("Training loss")
@@ -83,7 +83,7 @@ def curves_figure(group: Group, dataset: str, name: str) -> str | None:
         for panel in (left, right):
             panel.set_xlabel("epoch")
             panel.grid(axis="y")
-            panel.set_xlim(0, longest)
+            panel.set_xlim(0, 1.02 * longest)
             panel.xaxis.get_major_locator().set_params(integer=True)
         _legend(figure, left)
         return to_svg(figure, name, f"Learning curves on {dataset}")
@@ -125,7 +125,7 @@ def changes_figure(changes: list[Change], name: str) -> str | None:
 def embedding_figure(embedding: Embedding, method: str, name: str) -> str:
     """The same images under zero-shot CLIP and under the method, a colour and a marker for each class."""
     with styled():
-        figure, panels = _panels(2, 8.4, share=False)
+        figure, panels = _panels(2, 10.6, share=False)
         sides: tuple[tuple[Any, Panel, str], ...] = (
             (panels[0], embedding.before, "Before: zero-shot CLIP"),
             (panels[1], embedding.after, f"After: {plain(method)}"),
@@ -136,7 +136,7 @@ def embedding_figure(embedding: Embedding, method: str, name: str) -> str:
                 panel.scatter(
                     points[:, 0],
                     points[:, 1],
-                    s=26,
+                    s=44 if _MARKERS[label % len(_MARKERS)] == "*" else 30,
                     marker=_MARKERS[label % len(_MARKERS)],
                     facecolor=_PALETTE[label % len(_PALETTE)],
                     edgecolor=PAPER,
@@ -175,7 +175,7 @@ def _legend(figure: Any, panel: Any, columns: int = 4) -> None:
     handles, labels = panel.get_legend_handles_labels()
     if len(labels) > 0:
         longest = max(len(label) for label in labels)
-        fitting = max(1, min(columns, len(labels), int(92 / (longest + 7))))
+        fitting = max(1, min(columns, len(labels), int(108 / (longest + 6))))
         figure.legend(handles, labels, loc="outside lower left", ncols=fitting, columnspacing=1.6, handletextpad=0.6)
 
 
@@ -225,13 +225,13 @@ def _epochs(history: tuple[dict[str, Any], ...], measure: str) -> list[float]:
 
 
 def _smoothed_steps(history: tuple[dict[str, Any], ...]) -> tuple[Any, Any]:
-    """Every step's loss over the epochs, as a running mean of a tenth of an epoch, at most 400 points."""
+    """Every step's loss over the epochs, as a running mean of half an epoch, at most 400 points."""
     places, losses = [], []
     for index, epoch in enumerate(history):
         steps = [value for value in epoch.get("losses") or [] if isinstance(value, int | float)]
         places += [index + (step + 0.5) / len(steps) for step in range(len(steps))]
         losses += steps
-    width = max(1, len(losses) // max(1, 10 * len(history)))
+    width = max(1, len(losses) // max(1, 2 * len(history)))
     smooth = np.convolve(losses, np.ones(width) / width, mode="valid") if losses else np.array([])
     middle = np.convolve(places, np.ones(width) / width, mode="valid") if losses else np.array([])
     stride = max(1, len(smooth) // 400)
