@@ -73,7 +73,7 @@ def _read_run(folder: Path, name: str) -> tuple[Run | None, list[Evaluation], li
             problems.append(Problem(f"{name}/environment.json", f"unreadable or damaged: {error}"))
     history, wrong = _read_lines(folder / "metrics.jsonl", name)
     problems += wrong
-    epochs = tuple(epoch for epoch in history.values() if isinstance(epoch.get("loss"), int | float))
+    epochs = tuple(epoch for epoch in history.values() if _is_epoch(epoch))
     run = Run(folder, name, settings, environment, epochs, finished=(folder / "prompts.safetensors").is_file())
     lines, wrong = _read_lines(folder / "rows.jsonl", name)
     problems += wrong
@@ -86,6 +86,11 @@ def _read_run(folder: Path, name: str) -> tuple[Run | None, list[Evaluation], li
             continue
         evaluations.append(Evaluation(run, row, own=_is_own(row, folder)))
     return run, evaluations, problems
+
+
+def _is_epoch(line: dict[str, Any]) -> bool:
+    kinds = {"loss": int | float, "logs": dict, "losses": list}
+    return all(isinstance(line.get(key), kind) for key, kind in kinds.items())
 
 
 def _read_object(path: Path) -> dict[str, Any]:

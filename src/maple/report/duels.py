@@ -56,7 +56,8 @@ def read_predictions(evaluation: Evaluation) -> Predictions | None:
     if name is None:
         return None
     try:
-        with np.load(evaluation.run.folder / name, allow_pickle=False) as content:
+        # Opened here, since numpy would leave a file open that turns out to be damaged.
+        with (evaluation.run.folder / name).open("rb") as file, np.load(file, allow_pickle=False) as content:
             arrays = {key: content[key] for key in content.files}
         opened = [str(word) for word in arrays["opened"]]
         found = Predictions(

@@ -5,6 +5,7 @@ import json
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import PurePath
 from typing import Any
 
@@ -105,12 +106,8 @@ def make_page(collection: Collection, groups: list[Group], picture: Picture | No
 
 
 def _require_extra() -> None:
-    missing = []
-    for name, package in (("jinja2", "jinja2"), ("matplotlib", "matplotlib"), ("sklearn", "scikit-learn")):
-        try:
-            __import__(name)
-        except ImportError:
-            missing.append(package)
+    needed = (("jinja2", "jinja2"), ("matplotlib", "matplotlib"), ("sklearn", "scikit-learn"))
+    missing = [package for name, package in needed if find_spec(name) is None]
     if missing:
         raise ConfigError(
             f"an HTML report needs {', '.join(missing)}: pip install 'maple-clip[report]'; "
