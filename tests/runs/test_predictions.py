@@ -11,7 +11,7 @@ import torch
 from maple.config import RunSettings
 from maple.data import load_folder
 from maple.runs import evaluate_run, train_run
-from maple.runs.predictions import FeatureSample, write_predictions
+from maple.runs.predictions import FeatureSample, prediction_arrays, write_predictions
 
 
 @pytest.fixture
@@ -73,9 +73,8 @@ def test_the_sample_is_evenly_spread(total: int, most: int, expected: list[int])
 def test_of_equal_classes_the_first_is_the_answer(tmp_path: Path) -> None:
     logits = np.zeros((2, 7), dtype=np.float32)
     logits[1, 6] = 1
-    write_predictions(
-        tmp_path / "p.npz", ["ä.png", "b.png"], logits, np.array([0, 6]), FeatureSample(2), None, opened=("x", None)
-    )
+    kept = prediction_arrays(["ä.png", "b.png"], logits, np.array([0, 6]), FeatureSample(2), None)
+    write_predictions(tmp_path / "p.npz", kept, opened=("x", None))
     with np.load(tmp_path / "p.npz", allow_pickle=False) as content:
         assert content["top"].tolist() == [[0, 1, 2, 3, 4], [6, 0, 1, 2, 3]]
         assert content["paths"].tolist() == ["ä.png", "b.png"]

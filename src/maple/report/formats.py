@@ -66,8 +66,8 @@ def _markdown_problem(problem: Problem) -> str:
 
 
 def latex(tables: list[Table]) -> str:
-    """One table environment each, for a document that loads booktabs."""
-    return "% needs \\usepackage{booktabs}\n\n" + "\n\n".join(_latex_table(table) for table in tables) + "\n"
+    """One table environment each, no wider than the column; the document loads booktabs and graphicx."""
+    return "% needs \\usepackage{booktabs,graphicx}\n\n" + "\n\n".join(_latex_table(table) for table in tables) + "\n"
 
 
 def _latex_table(table: Table) -> str:
@@ -76,6 +76,8 @@ def _latex_table(table: Table) -> str:
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{latex_text(table.caption)}}}",
+        r"\smallskip",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}",
         r"\toprule",
     ]
@@ -92,14 +94,15 @@ def _latex_table(table: Table) -> str:
             _latex_row([latex_text(label), *(_latex_cell(cell) for cell in cells)], width)
             for label, cells in section.rows
         ]
-    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [r"\bottomrule", r"\end{tabular}}"]
     if table.notes:
         lines += ["", r"\smallskip", r"\parbox{\linewidth}{\footnotesize " + latex_text(" ".join(table.notes)) + "}"]
     return "\n".join([*lines, r"\end{table}"])
 
 
 def _latex_row(cells: list[str], width: int) -> str:
-    return " & ".join([*cells, *[""] * (width - len(cells))]) + r" \\"
+    """Cells of a narrower section leave the gap before their last column."""
+    return " & ".join([*cells[:-1], *[""] * (width - len(cells)), cells[-1]]) + r" \\"
 
 
 def _latex_cell(cell: Cell) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from maple.checkpoint import describe_backbone, load_prompts
+from maple.config import RunSettings
 from maple.data import (
     Dataset,
     EvalTransform,
@@ -22,7 +23,7 @@ from maple.evaluate import predict
 from maple.methods import Method
 from maple.metrics import Scores, score
 from maple.runs.folder import append_row, finished_prompts, read_settings
-from maple.runs.predictions import FeatureSample, predictions_name, write_predictions
+from maple.runs.predictions import FeatureSample, prediction_arrays, predictions_name, write_predictions
 from maple.runs.spec import open_dataset
 
 PARTS = ("test", "val", "train", "all")
@@ -98,31 +99,31 @@ def evaluate_run(
     sample = FeatureSample(len(items))
     logits, labels = predict(method, batches, count, sample.add)
     scores = score(logits, labels)
-    row = {
+    row = _row(settings, method, whole.name, classes, part, items, scores)
+    row["predictions"] = predictions_name(row)
+    class_features = None if method.classes_depend_on_image else method.class_embeddings()
+    kept = prediction_arrays([item.path for item in items], logits, labels, sample, class_features)
+    # Before the row, which names them.
+    write_predictions(folder / row["predictions"], kept, opened=(data.dataset, data.root))
+    append_row(folder, row)
+    return scores, row
+
+
+def _row(
+    settings: RunSettings, method: Method, dataset: str, classes: str, part: str, items: list[Item], scores: Scores
+) -> dict[str, Any]:
+    return {
         "method": settings.method,
         "backbone": describe_backbone(method.backbone),
         "source": settings.data.model_dump(mode="json", exclude={"root"}),
         "seed": settings.seed,
-        "dataset": whole.name,
+        "dataset": dataset,
         "classes": classes,
         "part": part,
         "class_names": list(method.class_names),
         "items": items_hash(items),
         **asdict(scores),
     }
-    row["predictions"] = predictions_name(row)
-    class_features = None if method.classes_depend_on_image else method.class_embeddings()
-    write_predictions(
-        folder / row["predictions"],
-        [item.path for item in items],
-        logits,
-        labels,
-        sample,
-        class_features,
-        opened=(data.dataset, data.root),
-    )
-    append_row(folder, row)
-    return scores, row
 
 
 def _is_same(dataset: str, other: str) -> bool:

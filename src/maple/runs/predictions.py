@@ -52,33 +52,30 @@ def predictions_name(row: dict[str, Any]) -> str:
     return f"predictions/{sha256(json.dumps(question(row)).encode()).hexdigest()[:16]}.npz"
 
 
-def write_predictions(
-    path: Path,
-    images: list[str],
-    logits: Floats,
-    labels: Integers,
-    sample: FeatureSample,
-    class_features: Tensor | None,
-    *,
-    opened: tuple[str, str | None],
-) -> None:
-    """Write the predictions of logits [n, C] on n images, atomically."""
+def prediction_arrays(
+    images: list[str], logits: Floats, labels: Integers, sample: FeatureSample, class_features: Tensor | None
+) -> dict[str, Any]:
+    """What is kept of logits [n, C] on n images: the arrays named above, but for `opened`."""
     top = _best(logits, min(TOP, logits.shape[1]))
     arrays: dict[str, Any] = {
         "paths": np.array(images, dtype=np.str_),
         "labels": labels.astype(np.int32),
         "top": top.astype(np.int32),
         "probabilities": np.take_along_axis(softmax(logits), top, axis=1).astype(np.float32),
-        "opened": np.array([opened[0], opened[1] or ""], dtype=np.str_),
     }
     if sample.features is not None and class_features is not None:
         arrays["feature_items"] = sample.items
         arrays["features"] = sample.features
         arrays["class_features"] = class_features.float().cpu().numpy().astype(np.float16)
+    return arrays
+
+
+def write_predictions(path: Path, arrays: dict[str, Any], *, opened: tuple[str, str | None]) -> None:
+    """Write the arrays, and how their data set was opened (its name as asked for, its root), atomically."""
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # savez would add .npz to a path
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **arrays, opened=np.array([opened[0], opened[1] or ""], dtype=np.str_))
 
     files.write_with(path, write)
 
