@@ -50,6 +50,19 @@ def test_runs_without_evaluation_are_listed_with_the_reason(make_run: MakeRun, r
     assert told["pets_coop_3"] == "not finished: 2 of 2 epochs; repeat its command to go on"
 
 
+def test_failed_runs_of_a_sweep_are_listed_with_their_error(make_run: MakeRun, runs: Path) -> None:
+    make_run("zero_shot", base=0.5)
+    begun = make_run("maple")
+    for folder, content in ((begun, '{"error": "diverged"}'), (runs / "early", '{"error": "too deep"}')):
+        folder.mkdir(exist_ok=True)
+        (folder / "failure.json").write_text(content)
+    (runs / "odd").mkdir()
+    (runs / "odd" / "failure.json").write_text("{")
+    told = {problem.place: problem.reason for problem in collect(runs).silent}
+    assert told.pop("odd").startswith("failed: failure.json is unreadable")
+    assert told == {begun.name: "failed: diverged", "early": "failed: too deep"}
+
+
 def test_nothing_to_report(make_run: MakeRun, runs: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere is no folder"):
         collect(tmp_path / "nowhere")

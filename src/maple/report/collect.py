@@ -13,6 +13,9 @@ from pydantic import ValidationError
 from maple.errors import DataError
 from maple.report.records import Collection, Evaluation, Problem, Row, Run
 
+FAILURE = "failure.json"
+"""Why a run of a sweep failed."""
+
 
 def collect(folder: Path) -> Collection:
     """Read every run below `folder`, or `folder` itself.
@@ -27,6 +30,9 @@ def collect(folder: Path) -> Collection:
     problems: list[Problem] = []
     silent: list[Problem] = []
     for place in _run_folders(folder):
+        if not (place / "config.json").exists():
+            silent.append(Problem(place.relative_to(folder).as_posix(), f"failed: {_failure(place)}"))
+            continue
         run, found, wrong = _read_run(place, place.relative_to(folder).as_posix())
         problems += wrong
         if run is None:
@@ -51,7 +57,7 @@ def collect(folder: Path) -> Collection:
 
 def _run_folders(folder: Path) -> Iterator[Path]:
     for place, folders, found in os.walk(folder):
-        if "config.json" in found:
+        if "config.json" in found or FAILURE in found:
             yield Path(place)
             folders.clear()
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -150,11 +156,20 @@ def _is_own(row: Row, folder: Path) -> bool:
 
 
 def _why_silent(run: Run) -> str:
+    if (run.folder / FAILURE).exists():
+        return f"failed: {_failure(run.folder)}"
     if run.finished:
         return f"finished, but not evaluated: maple evaluate {run.folder}"
     epochs = (run.settings.get("train") or {}).get("epochs", "?")
     done = len(run.history)
     return f"not finished: {done} of {epochs} epochs; repeat its command to go on"
+
+
+def _failure(folder: Path) -> str:
+    try:
+        return str(_read_object(folder / FAILURE).get("error"))
+    except (OSError, ValueError) as error:
+        return f"{FAILURE} is unreadable ({error})"
 
 
 def _without_doubles(evaluations: list[Evaluation]) -> tuple[list[Evaluation], list[Problem]]:
