@@ -2,7 +2,7 @@
 
 from maple.data.catalogue import CATALOGUE, DatasetSpec, known_names, load_dataset, read_split, template_of
 from maple.data.folders import has_own_split, load_folder, walk_files
-from maple.data.images import ImageStore, is_image_file, read_image
+from maple.data.images import ImageStore, is_image_file, read_image, to_rgb
 from maple.data.loaders import Batch, derive_seed, eval_batches, in_order, steps_per_epoch, train_batches
 from maple.data.records import Dataset, Item, items_hash
 from maple.data.sampling import base_novel_classes, sample_few_shot, select_classes, select_dataset
@@ -35,6 +35,7 @@ __all__ = [
     "select_dataset",
     "steps_per_epoch",
     "template_of",
+    "to_rgb",
     "train_batches",
     "walk_files",
     "write_pictures",
