@@ -143,7 +143,7 @@ def test_bad_numbers_and_infinite_logits(prompts: Path, monkeypatch: pytest.Monk
         with pytest.raises(ConfigError, match=f"{name} is 0; it must be at least 1"):
             predictor.stream([], **{name: 0})  # type: ignore[arg-type]
     monkeypatch.setattr(predictor.method, "predict_logits", lambda images: torch.full((len(images), 6), torch.inf))
-    with pytest.raises(BackboneError, match="a logit is not finite, in fp32 on cpu"):
+    with pytest.raises(BackboneError, match="a result is not finite, in fp32 on cpu"):
         list(predictor.stream(colour_pictures()))
 
 

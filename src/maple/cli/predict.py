@@ -20,7 +20,7 @@ _BAR = 20
 
 
 def predict_command(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a prompts file.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a prompts file, or hf-hub:OWNER/NAME.")],
     sources: Annotated[
         list[str],
         typer.Argument(metavar="SOURCE...", help="Image files, folders, http(s) addresses, or - for standard input."),

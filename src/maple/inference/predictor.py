@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from maple.checkpoint import load_prompts, read_prompts
+from maple.clip import Backbone
 from maple.data import EvalTransform, in_order, template_of
 from maple.data.emoji import TEMPLATE
 from maple.distributed import this_process
 from maple.errors import BackboneError, ClassNamesError, ConfigError, DataError
 from maple.inference.distance import explain_new_names
+from maple.inference.hub import PREFIX, fetch_prompts
 from maple.inference.pictures import Picture
 from maple.methods import Method, build_method
 from maple.prompts.splice import clean_class_names
@@ -108,11 +110,8 @@ class Predictor:
         Raises:
             ClassNamesError: an empty list or name, the same words twice, or a name too long for the text tower.
         """
-        times = Counter(name.strip() for name in clean_class_names(names))
-        if twice := [name for name, count in times.items() if count > 1]:
-            raise ClassNamesError(f"{', '.join(map(repr, twice))} is named more than once; name every class once")
         before = self.class_names
-        self.method.set_class_names(names)
+        self.method.set_class_names(distinct(names))
         if self._frozen is not None:
             try:
                 self._frozen.set_class_names(names)
@@ -186,12 +185,26 @@ class Predictor:
         return tuple(Ranked(name, value) for name, value in zip(names, values, strict=True)), order
 
 
+def distinct(names: Sequence[str]) -> Sequence[str]:
+    """The names, none of which may say the same words as another.
+
+    Raises:
+        ClassNamesError: the list or a name is empty, or the same words come twice.
+    """
+    times = Counter(name.strip() for name in clean_class_names(names))
+    if twice := [name for name, count in times.items() if count > 1]:
+        raise ClassNamesError(f"{', '.join(map(repr, twice))} is named more than once; name every class once")
+    return names
+
+
 def prompts_file(run: str | Path) -> Path:
-    """The prompts file of a run: the file itself, or that of a finished run's folder.
+    """The prompts file of a run: the file itself, that of a finished run's folder, or of `hf-hub:OWNER/NAME`.
 
     Raises:
         CheckpointError: there is none.
     """
+    if str(run).startswith(PREFIX):
+        return fetch_prompts(str(run).removeprefix(PREFIX))
     path = Path(run).expanduser()
     return path if path.is_file() else finished_prompts(path)
 
@@ -203,11 +216,18 @@ def template_of_info(info: dict[str, Any]) -> str:
     return (template_of(name) if isinstance(name, str) else None) or TEMPLATE
 
 
-def _probabilities(method: Method, images: Tensor) -> Tensor:
-    logits = method.predict_logits(images).float()
-    if not bool(logits.isfinite().all()):
-        backbone = method.backbone
+def finite(values: Tensor, backbone: Backbone) -> Tensor:
+    """The values, all of which must be numbers.
+
+    Raises:
+        BackboneError: one is infinite or NaN.
+    """
+    if not bool(values.isfinite().all()):
         raise BackboneError(
-            f"a logit is not finite, in {backbone.precision} on {backbone.device}; load the backbone in fp32"
+            f"a result is not finite, in {backbone.precision} on {backbone.device}; load the backbone in fp32"
         )
-    return logits.softmax(dim=-1).cpu()
+    return values
+
+
+def _probabilities(method: Method, images: Tensor) -> Tensor:
+    return finite(method.predict_logits(images).float(), method.backbone).softmax(dim=-1).cpu()
