@@ -43,8 +43,9 @@ def predict_command(
 ) -> None:
     """Say what pictures show. Class names that were never trained work at once.
 
-    Pictures come in the order of their names. One that cannot be read is told on the error output and left out; the
-    exit status is then 1, and 2 if none could be read.
+    Pictures come in the order of their names. Unreadable ones are told and left out.
+
+    Exit status: 0 all were read, 1 some were not, 2 none was, or wrong use.
     """
     from maple.errors import ClassNamesError, ConfigError
     from maple.inference import STDIN, Predictor, find_pictures, keep_fetched
