@@ -61,15 +61,20 @@ def test_settings_without_a_method_are_maples() -> None:
 
 RULED = {
     "train": {"epochs": 200},
-    "rules": [{"dataset": ["imagenet"], "epochs": 50}, {"shots": [1], "epochs": 40}, {"shots": [2, 4], "epochs": 100}],
+    "rules": [
+        {"dataset": ["imagenet"], "train": {"epochs": 50}},
+        {"shots": [1], "train": {"epochs": 40}},
+        {"shots": [2, 4], "train": {"epochs": 100}},
+        {"backbone": ["maple-small"], "method": {"prompt_depth": 4}, "train": {"epochs": 9, "lr": 0.5}},
+    ],
 }
 
 
 @pytest.mark.parametrize(
     ("data", "epochs"),
     [
-        ({"shots": 16}, 200),
-        ({"shots": None}, 200),
+        ({"shots": 16, "dataset": "eurosat"}, 200),
+        ({"shots": None, "dataset": "eurosat"}, 200),
         ({"shots": 4}, 100),
         ({"shots": 1}, 40),
         ({"shots": 1, "dataset": "imagenet"}, 50),
@@ -81,6 +86,26 @@ def test_rules(data: dict[str, object], epochs: int) -> None:
     assert resolve([RULED, {"data": data}], ["train.epochs=7"]).train.epochs == 7
     assert resolve([RULED, {"data": data}], ["train.lr=1"]).train.epochs == epochs
     assert resolve([RULED, {"data": data, "train": {"epochs": 8}}]).train.epochs == 8
+
+
+def test_a_rule_lies_directly_over_its_preset() -> None:
+    preset = {"method": {"name": "maple", "prompt_depth": 9, "prompt_length": 2}, **RULED}
+    small = {"backbone": {"name": "maple-small"}}
+    found = resolve([preset, small], ["train.lr=0.25"])
+    assert found.method == {"name": "maple", "prompt_depth": 4, "prompt_length": 2}
+    assert (found.train.epochs, found.train.lr) == (9, 0.25)
+    assert resolve([preset, small, {"method": {"prompt_depth": 2}}]).method["prompt_depth"] == 2
+    assert resolve([preset, small, {"method": {"name": "zero_shot"}}]).method == {"name": "zero_shot"}
+    assert resolve([preset, {"data": {"dataset": "dtd"}}]).method["prompt_depth"] == 9
+
+
+def test_what_is_used_when_nothing_is_named() -> None:
+    found = resolve([])
+    assert (found.data.dataset, found.backbone.name) == ("emoji-animals", "maple-small")
+    assert resolve([{"data": {"dataset": "emoji-food/noto"}}]).backbone.name == "maple-small"
+    assert resolve([{"data": {"dataset": "pictures"}}]).backbone.name == "ViT-B-16"
+    assert resolve([], ["backbone.name=ViT-L-14"]).backbone.name == "ViT-L-14"
+    assert resolve([], ["backbone.pretrained=laion2b_s34b_b88k"]).backbone.name == "ViT-B-16"
 
 
 @pytest.mark.parametrize(
@@ -104,8 +129,13 @@ def test_rules(data: dict[str, object], epochs: int) -> None:
         ([], ["self=1"], r"unknown setting 'self'"),
         ([], ["rules=[]"], r"rules belong into a preset"),
         ([{"rules": {"epochs": 3}}], [], r"must be tables, each under \[\[rules\]\]"),
-        ([{"rules": [{"shots": [1]}]}], [], r"epochs"),
-        ([{"rules": [{"shot": [1], "epochs": 3}]}], [], r"unknown setting '.*shot'; choose one of: epochs, shots"),
+        ([{"rules": [{"shots": [1]}]}], [], r"a rule must set something under method or train"),
+        ([{"rules": [{"shots": [1], "train": {"epoch": 3}}]}], [], r"unknown setting 'train.epoch'"),
+        (
+            [{"rules": [{"shot": [1], "train": {"epochs": 3}}]}],
+            [],
+            r"unknown setting '.*shot'; choose one of: dataset,",
+        ),
     ],
 )
 def test_refused(layers: list[dict[str, object]], overrides: list[str], message: str) -> None:

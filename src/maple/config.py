@@ -3,14 +3,22 @@
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from maple.errors import ConfigError, one_of
 
 Positive = Annotated[int, Field(ge=1)]
+BUNDLED_BACKBONE = "maple-small"
+"""The packaged small CLIP; `load_clip` knows it by this name."""
+BUNDLED_PREFIX = "emoji-"
+"""How the names of the bundled data sets begin."""
+BUNDLED_DATASET = f"{BUNDLED_PREFIX}animals"
+"""What is trained on when no data set is named."""
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -105,17 +113,31 @@ class RunSettings(Settings):
 SECTIONS = tuple(RunSettings.model_fields)
 
 
-class EpochsRule(Settings):
-    """Other epochs than the preset's, for some numbers of shots and some data sets (any, where not given)."""
+class Rule(Settings):
+    """Other settings than the preset's, for some data sets, numbers of shots or backbones (any, where not given)."""
 
-    epochs: Annotated[int, Field(ge=0)]
-    shots: list[int] | None = None
+    section = "rules."
     dataset: list[str] | None = None
+    shots: list[int] | None = None
+    backbone: list[str] | None = None
+    method: dict[str, Any] = {}
+    train: dict[str, Any] = {}
 
-    def fits(self, data: DataSettings) -> bool:
-        """Whether the rule speaks of this data."""
-        shots_fit = self.shots is None or data.shots in self.shots
-        return shots_fit and (self.dataset is None or data.dataset in self.dataset)
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if not self.method and not self.train:
+            raise ValueError("a rule must set something under method or train")
+        TrainSettings(**self.train)
+        return self
+
+    def fits(self, settings: RunSettings) -> bool:
+        """Whether the rule speaks of such a run."""
+        conditions = (
+            (self.dataset, settings.data.dataset),
+            (self.shots, settings.data.shots),
+            (self.backbone, settings.backbone.name),
+        )
+        return all(allowed is None or value in allowed for allowed, value in conditions)
 
 
 def preset_names() -> list[str]:
@@ -131,17 +153,23 @@ def read_preset(name: str) -> dict[str, Any]:
         ConfigError: neither a preset nor a file, or not TOML.
     """
     if name in preset_names():
-        text = (resources.files("maple") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
-    else:
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"{one_of('preset', name, preset_names())}, or the path of a TOML file")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{name} cannot be read as UTF-8 text: {error}") from error
+        return read_toml(resources.files("maple") / "presets" / f"{name}.toml", name)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{one_of('preset', name, preset_names())}, or the path of a TOML file")
+    return read_toml(path, name)
+
+
+def read_toml(file: Traversable, name: str) -> dict[str, Any]:
+    """The content of a TOML file, which messages call `name`.
+
+    Raises:
+        ConfigError: unreadable, or not TOML.
+    """
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name} cannot be read as UTF-8 text: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name} is not valid TOML: {error}") from error
 
@@ -150,54 +178,84 @@ def resolve(layers: Sequence[Mapping[str, Any]], overrides: Sequence[str] = ()) 
     """Lay dictionaries over the defaults, later ones on top, then `section.key=value` overrides.
 
     A later layer that names another method replaces the method's settings as a whole. A preset's `rules` give other
-    epochs for some shots or data sets; the first that fits holds, unless the epochs are set after the preset.
+    settings for some data sets, shots or backbones: the first that fits is laid directly over its preset. Where no
+    data set is named it is the bundled one, and where no backbone is named it is the bundled one on bundled data.
     Overrides are one layer: their order matters only where two set the same key.
 
     Raises:
         ConfigError: unknown key, wrong type, out of range, or an override not of the form key=value.
     """
+    layers = [*layers, override_layer(overrides)]
+    settings = RunSettings(**_merged(layers))
+    rule = next((rule for rule in _last_rules(layers) if rule.fits(settings)), None)
+    return settings if rule is None else RunSettings(**_merged(layers, rule))
+
+
+def _merged(layers: Sequence[Mapping[str, Any]], rule: Rule | None = None) -> dict[str, Any]:
+    """The layers laid over the defaults; `rule` over the last one that has rules."""
     merged: dict[str, Any] = {"method": dict(RunSettings().method)}
-    rules: list[EpochsRule] = []
-    for layer in [*layers, _override_layer(overrides)]:
-        plain = {key: value for key, value in layer.items() if key != "rules"}
-        if "rules" in layer:
-            rules = _read_rules(layer["rules"])
-        elif _sets_epochs(plain):
-            rules = []
-        _merge(merged, plain)
-    settings = RunSettings(**merged)
-    rule = next((rule for rule in rules if rule.fits(settings.data)), None)
-    if rule is None:
-        return settings
-    return settings.changed(train=settings.train.changed(epochs=rule.epochs))
+    home = max((number for number, layer in enumerate(layers) if "rules" in layer), default=None)
+    for number, layer in enumerate(layers):
+        _merge(merged, {key: value for key, value in layer.items() if key != "rules"})
+        if rule is not None and number == home:
+            _merge_all(merged, {"method": rule.method, "train": rule.train})
+    _name_bundled(merged)
+    return merged
 
 
-def _override_layer(overrides: Sequence[str]) -> dict[str, Any]:
+def _name_bundled(merged: dict[str, Any]) -> None:
+    """Fill in the bundled data set and backbone where none is named; what is no table is left to the validation."""
+    data, backbone = merged.setdefault("data", {}), merged.setdefault("backbone", {})
+    if not isinstance(data, dict) or not isinstance(backbone, dict):
+        return
+    if not data.get("dataset"):
+        data["dataset"] = BUNDLED_DATASET
+    bundled = str(data["dataset"]).startswith(BUNDLED_PREFIX)
+    if bundled and backbone.get("name") is None and backbone.get("pretrained") is None:
+        backbone["name"] = BUNDLED_BACKBONE
+
+
+def override_layer(overrides: Sequence[str]) -> dict[str, Any]:
+    """`section.key=value` overrides as one layer; values are TOML, and anything else is a string.
+
+    Raises:
+        ConfigError: an override not of this form.
+    """
     layer: dict[str, Any] = {}
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator or not all(key.split(".")):
             raise ConfigError(f"--set {override!r} must have the form section.key=value, as in train.lr=0.002")
-        nested: Any = _parse_value(value)
-        for part in reversed(key.strip().split(".")):
-            nested = {part: nested}
-        if not isinstance(nested, dict):
-            raise ConfigError(f"--set {override!r} names no setting")
-        _merge_all(layer, nested)
+        _merge_all(layer, setting_layer(key.strip(), parse_value(value)))
     if "rules" in layer:
         raise ConfigError(f"rules belong into a preset, not into --set; {one_of('setting', 'rules', SECTIONS)}")
     return layer
 
 
-def _read_rules(rules: Any) -> "list[EpochsRule]":
+def setting_layer(key: str, value: Any) -> dict[str, Any]:
+    """A layer with one setting: ("train.lr", 0.1) gives {"train": {"lr": 0.1}}."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    layer: dict[str, Any] = value
+    return layer
+
+
+def merge_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """One layer that does what these do, later ones on top."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        _merge(merged, layer)
+    return merged
+
+
+def _last_rules(layers: Sequence[Mapping[str, Any]]) -> list[Rule]:
+    rules: Any = next((layer["rules"] for layer in reversed(layers) if "rules" in layer), [])
     if not isinstance(rules, list) or not all(isinstance(rule, Mapping) for rule in rules):
-        raise ConfigError(f"rules = {rules!r}: must be tables, each under [[rules]], with epochs and shots or dataset")
-    return [EpochsRule(**rule) for rule in rules]
-
-
-def _sets_epochs(layer: Mapping[str, Any]) -> bool:
-    train = layer.get("train")
-    return isinstance(train, Mapping) and "epochs" in train
+        raise ConfigError(
+            f"rules = {rules!r}: must be tables, each under [[rules]], with dataset, shots or backbone (when it holds) "
+            "and method or train (what it sets)"
+        )
+    return [Rule(**rule) for rule in rules]
 
 
 def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
@@ -228,7 +286,7 @@ def _deep(value: Any) -> Any:
     return {key: _deep(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """A TOML value; anything that is not one is taken as a string, so that names need no quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]

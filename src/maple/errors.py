@@ -11,6 +11,10 @@ class ConfigError(MapleError):
     """A setting is unknown, of the wrong type, or outside its range."""
 
 
+class BusyError(ConfigError):
+    """Another process is at work in the same folder."""
+
+
 class BackboneError(MapleError):
     """A CLIP cannot be found, read or recognised."""
 

@@ -214,11 +214,6 @@ def test_a_folder_named_like_a_published_data_set_is_a_folder(trained: Path, fol
     assert (row["part"], row["images"]) == ("all", 24)
 
 
-def test_no_data_set(tmp_path: Path) -> None:
-    with pytest.raises(MapleError, match="no data set is named"):
-        run("train", *TINY, "--output", tmp_path / "run")
-
-
 def test_main_prints_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "maple", "evaluate", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

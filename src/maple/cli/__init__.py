@@ -14,6 +14,8 @@ from maple.cli.importing import import_command
 from maple.cli.inspecting import inspect_command
 from maple.cli.methods import methods_command
 from maple.cli.predict import predict_command
+from maple.cli.report import report_command
+from maple.cli.sweep import sweep_command
 from maple.cli.train import train_command
 from maple.errors import MapleError
 
@@ -40,12 +42,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train_command)
+app.command("sweep")(sweep_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
 app.command("import")(import_command)
 app.command("methods")(methods_command)
 app.command("inspect")(inspect_command)
 app.add_typer(data_app, name="data")
+app.command("report")(report_command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -20,6 +20,40 @@ def comma_list(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",")]
 
 
+def number_list(text: str | None, option: str) -> list[int] | None:
+    """Whole numbers with commas, and ranges such as 1-3; None stays None.
+
+    Raises:
+        ConfigError: a part is neither.
+    """
+    from maple.errors import ConfigError
+
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        if not first.isdecimal() or (dash and (not last.isdecimal() or int(last) < int(first))):
+            raise ConfigError(f"{option} {text!r}: {part!r} must be a whole number, or a range such as 1-3")
+        found += range(int(first), int(last if dash else first) + 1)
+    return found
+
+
+def shots_of(text: str) -> int | None:
+    """Training images per class: a number, or None for `all`.
+
+    Raises:
+        ConfigError: something else.
+    """
+    from maple.errors import ConfigError
+
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--shots {text!r} must be a whole number from 1, or all")
+    return int(text)
+
+
 def read_mapping(path: Path | None) -> dict[str, str] | None:
     """Read a JSON object of strings.
 

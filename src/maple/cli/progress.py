@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from maple.config import RunSettings
 from maple.data import Item
 from maple.methods import Method
+from maple.protocols import Outcome, PlannedRun
 from maple.train import EpochReport, StepReport
 
 
@@ -98,3 +99,54 @@ class TrainBar:
 
     def _speed(self) -> float:
         return self._images / max(time.monotonic() - self._epoch_began, 1e-9)
+
+
+class SweepBar:
+    """Runs finished and under way: live bars on a terminal, one line per finished run elsewhere."""
+
+    def __init__(self, runs: int) -> None:
+        self._runs = runs
+        self._ended = 0
+        self._console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._whole = self._bar.add_task("all runs", total=runs)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def doing(self, name: str, what: str, done: int, total: int) -> None:
+        """Move the bar of one run on."""
+        if name not in self._tasks:
+            self._tasks[name] = self._bar.add_task(name, total=total)
+        short = " ".join(name.split("_")[:-1])
+        self._bar.update(self._tasks[name], description=f"{short}: {what}", completed=done, total=total)
+
+    def ended(self, run: PlannedRun, outcome: Outcome) -> None:
+        """Say what came of a run."""
+        if run.name in self._tasks:
+            self._bar.remove_task(self._tasks.pop(run.name))
+        self._ended += 1
+        self._bar.update(self._whole, completed=self._ended)
+        told = outcome.error or ", ".join(_measured(row) for row in outcome.rows)
+        time_taken = f" ({outcome.seconds:.0f} s)" if outcome.seconds else " (kept)"
+        state = "" if outcome.status == "finished" else f"{outcome.status}: "
+        self._console.print(f"[{self._ended}/{self._runs}] {run.label}: {state}{told}{time_taken}")
+
+
+def _measured(row: dict[str, Any]) -> str:
+    where = row["classes"] if row["classes"] != "all" else row["dataset"]
+    return f"{where} {100 * row['top1']:.2f}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maple.cli.options import DataRoot, Device, read_mapping
+from maple.cli.options import DataRoot, Device, read_mapping, shots_of
 
 if TYPE_CHECKING:
     from maple.config import RunSettings
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 def train_command(
     dataset: Annotated[
-        str | None, typer.Option(help="A data set of the catalogue, or a folder of class-named folders.")
+        str | None,
+        typer.Option(help="A data set of the catalogue, or a folder of class-named folders. Default: emoji-animals."),
     ] = None,
     data_root: DataRoot = None,
     method: Annotated[str | None, typer.Option(help="What to learn; `maple methods` lists them.")] = None,
@@ -23,7 +24,10 @@ def train_command(
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(help="An open_clip architecture, hf-hub:org/model, a folder, or a file. Default: ViT-B-16."),
+        typer.Option(
+            help="An open_clip architecture, hf-hub:org/model, a folder, or a file. Default: the packaged maple-small "
+            "on emoji, else ViT-B-16."
+        ),
     ] = None,
     pretrained: Annotated[
         str | None, typer.Option(help="For an architecture: an open_clip tag, a file, or random[:SEED].")
@@ -108,17 +112,7 @@ def _resolve(
     if "name" in given["backbone"]:
         given["backbone"].setdefault("pretrained", None)
     if shots is not None:
-        given["data"]["shots"] = _shots(shots)
+        given["data"]["shots"] = shots_of(shots)
     if seed is not None:
         given["seed"] = seed
     return resolve([*layers, given], overrides)
-
-
-def _shots(text: str) -> int | None:
-    from maple.errors import ConfigError
-
-    if text == "all":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"--shots {text!r} must be a whole number from 1, or all")
-    return int(text)

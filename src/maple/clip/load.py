@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     }
 }
 
+# Pretrained ones that lie in the package: name -> folder of open_clip's format under assets/.
+PACKAGED = {"maple-small": "small_clip"}
+
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 
 
@@ -49,9 +53,10 @@ def load_clip(
     """Load a CLIP, frozen, from wherever it is.
 
     Args:
-        name: an open_clip architecture (`ViT-B-16`; it wins over a folder of the same name, which is `./ViT-B-16`),
-            a hub repository (`hf-hub:org/model` or `org/model`; open_clip or transformers format), a folder of either
-            format, or a file in OpenAI's layout (`.pt`, TorchScript or state dict; `.safetensors`).
+        name: a packaged CLIP (`maple-small`), an open_clip architecture (`ViT-B-16`; either wins over a folder of the
+            same name, which is `./ViT-B-16`), a hub repository (`hf-hub:org/model` or `org/model`; open_clip or
+            transformers format), a folder of either format, or a file in
+            OpenAI's layout (`.pt`, TorchScript or state dict; `.safetensors`).
         pretrained: for an architecture only: an open_clip tag (`openai`, `laion2b_s34b_b88k`, ...), a file of weights
             (QuickGELU if OpenAI wrote it or the architecture's name says so), or `random` / `random:SEED` for seeded
             random weights. Without it, `openai` where OpenAI published one.
@@ -76,6 +81,8 @@ def load_clip(
         else:
             folder = local if local.is_dir() else download(name.removeprefix("hf-hub:"))
             model, preprocess, tokenizer = _from_folder(folder)
+    elif name in PACKAGED:
+        model, preprocess, tokenizer = _from_package(name, pretrained)
     else:
         model, preprocess, tokenizer = _from_architecture(name, pretrained)
     return Backbone(
@@ -129,6 +136,16 @@ def _from_folder(folder: Path) -> _Parts:
         f"{folder} is no CLIP: it needs open_clip_config.json (open_clip) or config.json (transformers) "
         "beside the weights"
     )
+
+
+def _from_package(name: str, pretrained: str | None) -> _Parts:
+    if pretrained is not None:
+        raise BackboneError(
+            f"{name} lies in the package with its only weights; pretrained={pretrained!r} goes with an architecture "
+            f"name only (one with random weights: {', '.join(ARCHITECTURES)})"
+        )
+    with resources.as_file(resources.files("maple").joinpath("assets", PACKAGED[name])) as folder:
+        return _from_folder(folder)
 
 
 def _from_architecture(name: str, pretrained: str | None) -> _Parts:
@@ -246,7 +263,7 @@ def _openai_preprocess(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_architecture(name: str) -> bool:
-    return name.replace("/", "-") in (*ARCHITECTURES, *open_clip.list_models())
+    return name.replace("/", "-") in (*PACKAGED, *ARCHITECTURES, *open_clip.list_models())
 
 
 def _is_hub_id(name: str) -> bool:
@@ -275,7 +292,7 @@ def _random_seed(pretrained: str) -> int | None:
 
 
 def _close(name: str) -> str:
-    near = difflib.get_close_matches(name, [*open_clip.list_models(), *ARCHITECTURES], n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, [*open_clip.list_models(), *ARCHITECTURES, *PACKAGED], n=3, cutoff=0.5)
     return f"the nearest are {', '.join(near)}" if near else "`open_clip.list_models()` lists them"
 
 

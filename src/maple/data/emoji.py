@@ -11,12 +11,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from maple.config import BUNDLED_PREFIX
 from maple.data.folders import rename_classes
 from maple.data.records import Dataset, Item
 from maple.data.scenes import EmojiArchive, render_scene, scene_seed
 from maple.errors import DataError, one_of
 
-PREFIX = "emoji-"
+PREFIX = BUNDLED_PREFIX
 TEMPLATE = "a photo of a {}."
 DEFAULT_STYLE = "twemoji"
 DIFFICULTY = 0.25

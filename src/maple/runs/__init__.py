@@ -1,7 +1,7 @@
 """Runs: settings in, a folder out. Finished runs are never repeated, interrupted ones go on."""
 
 from maple.runs.evaluation import evaluate_run
-from maple.runs.folder import finished_prompts, read_history, read_settings
+from maple.runs.folder import finished_prompts, only_one, read_history, read_rows, read_settings
 from maple.runs.importing import write_imported
 from maple.runs.spec import complete, content_name, open_backbone, open_dataset, sample
 from maple.runs.training import Silent, TrainProgress, TrainResult, epoch_batches, fresh_method, train_run
@@ -16,9 +16,11 @@ __all__ = [
     "evaluate_run",
     "finished_prompts",
     "fresh_method",
+    "only_one",
     "open_backbone",
     "open_dataset",
     "read_history",
+    "read_rows",
     "read_settings",
     "sample",
     "train_run",

@@ -6,23 +6,28 @@ metrics.jsonl         one line per epoch
 resume.safetensors    the state after the last whole epoch; gone when the run has finished
 prompts.safetensors   the result; its presence means the run has finished
 rows.jsonl            one line per evaluation
+predictions/          what each evaluation said of every image: runs/predictions.py
+.lock                 held by the process that trains
 """
 
 import json
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from maple import files
 from maple.checkpoint import versions, write_tensors
 from maple.config import RunSettings
 from maple.data import Item, items_hash
-from maple.errors import CheckpointError, ConfigError
+from maple.errors import BusyError, CheckpointError, ConfigError
 from maple.runs.spec import relevant
 from maple.train import EpochReport, Trainer
 
@@ -125,10 +130,6 @@ def remove_leftovers(folder: Path) -> None:
 
 def write_beginning(folder: Path, settings: RunSettings, items: list[Item]) -> None:
     """Make the folder a run: what is trained, on what, where."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be made ({error.strerror}); choose another --output") from error
     remove_leftovers(folder)
     files.write_json(folder / "items.json", {"hash": items_hash(items), "items": [asdict(item) for item in items]})
     environment = {
@@ -171,15 +172,44 @@ def read_history(folder: Path) -> list[EpochReport]:
         raise CheckpointError(f"{path} is damaged: a line is no report of an epoch ({error})") from error
 
 
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Let no other process train in `folder` meanwhile; the lock ends with the process, however that ends.
+
+    Raises:
+        BusyError: another process is training in it.
+        ConfigError: the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made ({error.strerror}); choose another --output") from error
+    try:
+        with FileLock(folder / ".lock", blocking=False):
+            yield
+    except Timeout as error:
+        raise BusyError(f"another process is training in {folder}; wait for it, or choose another --output") from error
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's evaluations; none where there was none.
+
+    Raises:
+        CheckpointError: rows.jsonl is damaged.
+    """
+    return _read_lines(folder / "rows.jsonl")
+
+
+def question(row: dict[str, Any]) -> list[Any]:
+    """What tells one evaluation of a run from another."""
+    return [row.get(key) for key in ("dataset", "classes", "part", "class_names", "items")]
+
+
 def append_row(folder: Path, row: dict[str, Any]) -> None:
     """Add a row, or replace the one that answered the same question."""
     path = folder / "rows.jsonl"
     row = json.loads(json.dumps(row))
-
-    def question(candidate: dict[str, Any]) -> list[Any]:
-        return [candidate.get(key) for key in ("dataset", "classes", "part", "class_names", "items")]
-
-    rows = [other for other in _read_lines(path) if question(other) != question(row)] + [row]
+    rows = [other for other in read_rows(folder) if question(other) != question(row)] + [row]
     files.write_text(path, "".join(json.dumps(entry) + "\n" for entry in rows))
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +25,7 @@ from maple.data import (
 from maple.distributed import this_process
 from maple.errors import CheckpointError
 from maple.methods import Method, build_method
-from maple.runs.folder import read_history, refuse_other_run, write_beginning, write_epoch, write_history
+from maple.runs.folder import only_one, read_history, refuse_other_run, write_beginning, write_epoch, write_history
 from maple.runs.spec import complete, open_backbone, open_dataset, relevant, sample
 from maple.train import Batches, EpochReport, StepReport, Trainer
 
@@ -74,6 +75,7 @@ def train_run(
     device: str | None = None,
     progress: TrainProgress | None = None,
     on_ready: Callable[[Method, list[Item]], None] = lambda _method, _items: None,
+    backbone: Backbone | None = None,
 ) -> TrainResult:
     """Train into `folder`, or go on where it stopped, or find that it has finished.
 
@@ -82,9 +84,10 @@ def train_run(
 
     Args:
         on_ready: called with the method and its training items before the first step.
+        backbone: the backbone of the settings, if it is loaded already.
 
     Raises:
-        ConfigError: the folder belongs to a run with other settings.
+        ConfigError: the folder belongs to a run with other settings, or another process is training in it.
         MapleError: whatever is wrong with the settings, the data or the backbone.
     """
     settings = complete(settings)
@@ -97,28 +100,21 @@ def train_run(
     processes = this_process(device)
     dataset = open_dataset(settings)
     items, class_names = sample(settings, dataset)
-    backbone = open_backbone(settings, processes.device)
+    backbone = backbone or open_backbone(settings, processes.device)
     method = fresh_method(settings, backbone, class_names)
     trainer = Trainer(method, settings.train, processes)
     identity = {"items": items_hash(items), "backbone": describe_backbone(backbone), "settings": relevant(settings)}
-    _resume(trainer, folder, identity)
-    if processes.is_main:
-        write_beginning(folder, settings, items)
-    processes.wait()
-    on_ready(method, items)
-    _train(trainer, settings, dataset, items, folder, identity, progress or Silent())
-    if processes.is_main:
-        if trainer.history:
-            write_history(trainer, folder)  # the last report may be missing after a crash
-        info = {
-            "dataset": dataset.name,
-            "data": settings.data.model_dump(mode="json", exclude={"root"}),
-            "seed": settings.seed,
-            "items": identity["items"],
-            "train": {"epochs": trainer.epoch, "loss": trainer.history[-1].loss if trainer.history else None},
-        }
-        save_prompts(finished, method, info)
-        (folder / "resume.safetensors").unlink(missing_ok=True)
+    with only_one(folder) if processes.is_main else nullcontext():
+        if processes.is_main and finished.exists():  # by a process that was at it until now
+            return TrainResult(folder, tuple(read_history(folder)), was_finished=True)
+        _resume(trainer, folder, identity)
+        if processes.is_main:
+            write_beginning(folder, settings, items)
+        processes.wait()
+        on_ready(method, items)
+        _train(trainer, settings, dataset, items, folder, identity, progress or Silent())
+        if processes.is_main:
+            _finish(trainer, settings, dataset, folder, identity)
     processes.wait()
     return TrainResult(folder, tuple(trainer.history))
 
@@ -154,6 +150,21 @@ def epoch_batches(trainer: Trainer, settings: RunSettings, items: Sequence[Item]
         world_size=processes.count,
         num_workers=train.workers,
     )
+
+
+def _finish(trainer: Trainer, settings: RunSettings, dataset: Dataset, folder: Path, identity: dict[str, Any]) -> None:
+    """Write the prompts: the run has finished."""
+    if trainer.history:
+        write_history(trainer, folder)  # the last report may be missing after a crash
+    info = {
+        "dataset": dataset.name,
+        "data": settings.data.model_dump(mode="json", exclude={"root"}),
+        "seed": settings.seed,
+        "items": identity["items"],
+        "train": {"epochs": trainer.epoch, "loss": trainer.history[-1].loss if trainer.history else None},
+    }
+    save_prompts(folder / "prompts.safetensors", trainer.method, info)
+    (folder / "resume.safetensors").unlink(missing_ok=True)
 
 
 def _train(

@@ -1,0 +1,118 @@
+"""`maple sweep`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from maple.cli.options import DataRoot, Device, comma_list, number_list, shots_of
+
+if TYPE_CHECKING:
+    from maple.protocols import Outcome, PlannedRun
+
+
+def sweep_command(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="base-to-novel, few-shot, cross-dataset, domain-generalization; demo; or a TOML file.",
+        ),
+    ],
+    methods: Annotated[
+        str | None, typer.Option(help='First parts of presets\' names, or files: "zero_shot,coop,maple".')
+    ] = None,
+    datasets: Annotated[
+        str | None, typer.Option(help='Data sets or folders: "eurosat,dtd"; with --source its targets.')
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="What to train on, in the two protocols that transfer.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="As in 1,2,3 or 1-3. Default: 1-3.")] = None,
+    shots: Annotated[
+        str | None, typer.Option(help="Training images per class, one or several: 16; all; 1,2,4.")
+    ] = None,
+    grid: Annotated[
+        list[str] | None, typer.Option(help="Values of a setting to try: prompt_depth=1,3,6; repeat to combine.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="As for `maple train`.")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="As for `maple train`.")] = None,
+    precision: Annotated[str | None, typer.Option(help="As for `maple train`.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting of all runs: section.key=value; repeatable.")
+    ] = None,
+    data_root: DataRoot = None,
+    output: Annotated[Path, typer.Option(help="The folder of the runs' folders.")] = Path("runs"),
+    jobs: Annotated[int, typer.Option(help="How many processes at once.")] = 1,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Begin failed runs again.")] = False,
+    plan_only: Annotated[bool, typer.Option("--plan", help="Show the runs and how far they are, and stop.")] = False,
+    device: Device = None,
+) -> None:
+    """Carry out the runs and evaluations of a protocol. Repeat the command to go on; finished runs are kept."""
+    from maple.config import merge_layers, override_layer
+    from maple.protocols import SweepSettings, plan_sweep, read_sweep, run_sweep
+
+    asked = {
+        "methods": comma_list(methods),
+        "datasets": comma_list(datasets),
+        "source": source,
+        "seeds": number_list(seeds, "--seeds"),
+        "shots": None if shots is None else [shots_of(part) for part in comma_list(shots) or []],
+        "grid": _grid(grid) if grid else None,
+    }
+    named = {"name": backbone, "pretrained": pretrained, "precision": precision}
+    chosen = {"backbone": {key: value for key, value in named.items() if value is not None}}
+    root = {} if data_root is None else {"data": {"root": data_root}}
+    settings = read_sweep(what)
+    layer = merge_layers(settings.get("settings", {}), chosen, root, override_layer(overrides or []))
+    given = {key: value for key, value in asked.items() if value is not None}
+    runs = plan_sweep(SweepSettings(**{**settings, **given, "settings": layer}))
+    _show_plan(runs, output, whole=plan_only)
+    if plan_only:
+        return
+
+    from maple.cli.progress import SweepBar
+
+    with SweepBar(len(runs)) as bar:
+        outcomes = run_sweep(runs, output, jobs=jobs, device=device, retry_failed=retry_failed, progress=bar)
+    _show_end(runs, outcomes, output)
+
+
+def _grid(texts: list[str]) -> dict[str, list[Any]]:
+    from maple.config import parse_value
+    from maple.errors import ConfigError
+
+    grid: dict[str, list[Any]] = {}
+    for text in texts:
+        key, separator, values = text.partition("=")
+        parts = [part.strip() for part in values.split(",")]
+        if not separator or not key.strip() or not all(parts):
+            raise ConfigError(f"--grid {text!r} must have the form setting=value,value, as in prompt_depth=1,3,6")
+        grid[key.strip()] = [parse_value(part) for part in parts]
+    return grid
+
+
+def _show_plan(runs: "list[PlannedRun]", output: Path, *, whole: bool) -> None:
+    from collections import Counter
+
+    from maple.protocols import status_of
+
+    states = {run.name: status_of(run, output) for run in runs}
+    counts = Counter(states.values())
+    told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    typer.echo(f"{len(runs)} runs in {output} ({told})", err=not whole)
+    recipes = {run.recipe: None for run in runs}
+    typer.echo(f"recipes: {', '.join(recipes)}", err=not whole)
+    if whole:
+        for run in runs:
+            asked = ", ".join(f"{e.dataset or 'its own'} {e.classes}" for e in run.evaluations)
+            typer.echo(f"{states[run.name]:<12} {run.label}  [{asked}]  {run.name}")
+
+
+def _show_end(runs: "list[PlannedRun]", outcomes: "list[Outcome]", output: Path) -> None:
+    failed = [(run, outcome) for run, outcome in zip(runs, outcomes, strict=True) if outcome.status != "finished"]
+    for run, outcome in failed:
+        typer.echo(f"{outcome.status}: {run.label}: {outcome.error}", err=True)
+    typer.echo(f"{len(runs) - len(failed)} of {len(runs)} runs have finished")
+    typer.echo(f"next: maple report {output}")
+    if failed:
+        typer.echo("failed runs are begun again with --retry-failed", err=True)
+        raise typer.Exit(1)

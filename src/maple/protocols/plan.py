@@ -1,0 +1,164 @@
+"""From a protocol, methods, data sets and seeds to run settings and the evaluations of each run.
+
+Source: SPEC section 5; MaPLe (CVPR 2023) section 4.1.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from maple.config import Positive, RunSettings, Settings, preset_names, read_preset, read_toml, resolve, setting_layer
+from maple.data import known_names
+from maple.errors import ConfigError, DataError, one_of
+from maple.runs import complete, content_name
+
+Protocol = Literal["base-to-novel", "few-shot", "cross-dataset", "domain-generalization"]
+PROTOCOLS: tuple[Protocol, ...] = ("base-to-novel", "few-shot", "cross-dataset", "domain-generalization")
+
+_RECIPES: dict[Protocol, tuple[str, ...]] = {
+    "base-to-novel": ("base-to-novel",),
+    "few-shot": ("few-shot", "base-to-novel"),
+    "cross-dataset": ("cross-dataset", "base-to-novel"),
+    "domain-generalization": ("domain-generalization", "cross-dataset", "base-to-novel"),
+}
+"""Whose recipe a protocol takes: its own preset of the method, else the next one's."""
+
+
+class SweepSettings(Settings):
+    """What a sweep consists of.
+
+    `methods` are the first parts of presets' names (`maple`, `maple-shallow`, `coop`, ...) or paths of TOML files.
+    `datasets` are trained on one by one (base-to-novel, few-shot), or are the targets of `source` (cross-dataset,
+    domain-generalization). `grid` maps settings (`train.lr`; `prompt_depth` means `method.prompt_depth`)
+    to the values to try, in every combination.
+    """
+
+    protocol: Protocol
+    methods: Annotated[list[str], Field(min_length=1)]
+    datasets: Annotated[list[str], Field(min_length=1)]
+    source: str | None = None
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[1, 2, 3], min_length=1)
+    shots: list[Positive | None] = Field(default=[16], min_length=1)
+    grid: dict[str, list[Any]] = Field(default={})
+    settings: dict[str, Any] = Field(default={})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One question to a finished run: which data set (None: its own) and which part of the classes."""
+
+    dataset: str | None
+    classes: str
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training and the evaluations that it serves.
+
+    Attributes:
+        name: the folder's name, by content.
+        label: what a reader sees, such as "maple emoji-food seed 1".
+        recipe: the preset that the settings come from.
+    """
+
+    name: str
+    label: str
+    recipe: str
+    settings: RunSettings
+    evaluations: tuple[Evaluation, ...]
+
+
+def sweep_names() -> list[str]:
+    """Names of the shipped sweeps, such as `demo`."""
+    return sorted(entry.name.removesuffix(".toml") for entry in _shipped().iterdir() if entry.name.endswith(".toml"))
+
+
+def read_sweep(name: str) -> dict[str, Any]:
+    """The settings of a shipped sweep, or of a TOML file of the user's.
+
+    Raises:
+        ConfigError: neither a protocol's name, nor a sweep's, nor a file; or not TOML.
+    """
+    if name in PROTOCOLS:
+        return {"protocol": name}
+    if name in sweep_names():
+        return read_toml(_shipped() / f"{name}.toml", name)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{one_of('sweep', name, [*PROTOCOLS, *sweep_names()])}, or the path of a TOML file")
+    return read_toml(path, name)
+
+
+def plan_sweep(sweep: SweepSettings) -> list[PlannedRun]:
+    """The runs of a sweep, in an order that finishes whole comparisons early: seed by seed, then method by method.
+
+    Two points of the grid that come to the same settings are one run.
+
+    Raises:
+        ConfigError: unknown method or setting, or a protocol without what it needs.
+        DataError: the source of a transfer is missing.
+    """
+    runs: dict[str, PlannedRun] = {}
+    for settings, recipe, evaluations, point in _expanded(sweep):
+        name = content_name(settings)
+        label = " ".join([_method_label(recipe), settings.data.dataset, *point, f"seed {settings.seed}"])
+        runs.setdefault(name, PlannedRun(name, label, recipe, settings, evaluations))
+    return list(runs.values())
+
+
+def _expanded(sweep: SweepSettings) -> Iterator[tuple[RunSettings, str, tuple[Evaluation, ...], list[str]]]:
+    keys = [key if "." in key else f"method.{key}" for key in sweep.grid]
+    points = [list(zip(keys, values, strict=True)) for values in product(*sweep.grid.values())]
+    for dataset, evaluations in _sources(sweep):
+        for seed, method, shots, point in product(sweep.seeds, sweep.methods, sweep.shots, points):
+            recipe = _recipe(method, sweep.protocol)
+            classes = "base" if sweep.protocol == "base-to-novel" else "all"
+            asked = {"data": {"dataset": dataset, "shots": shots, "classes": classes}, "seed": seed}
+            layers: list[Mapping[str, Any]] = [read_preset(recipe), sweep.settings, asked]
+            layers += [setting_layer(key, value) for key, value in point]
+            told = [f"{key.rpartition('.')[2]}={value}" for key, value in point]
+            if len(sweep.shots) > 1:
+                told.insert(0, "all shots" if shots is None else f"{shots} shots")
+            yield complete(resolve(layers)), recipe, evaluations, told
+
+
+def _sources(sweep: SweepSettings) -> list[tuple[str, tuple[Evaluation, ...]]]:
+    """(training data set, evaluations of its runs) pairs."""
+    if sweep.protocol in ("base-to-novel", "few-shot"):
+        if sweep.source is not None:
+            raise ConfigError(
+                f"source = {sweep.source!r}: {sweep.protocol} trains on each of its data sets; leave it out"
+            )
+        parts = ("base", "novel") if sweep.protocol == "base-to-novel" else ("all",)
+        return [(dataset, tuple(Evaluation(None, part) for part in parts)) for dataset in sweep.datasets]
+    if sweep.source is None:
+        raise DataError(
+            f"{sweep.protocol} needs a source to train on: give --source with one of {', '.join(known_names())}, "
+            "or the path of a folder"
+        )
+    targets = [None, *(name for name in sweep.datasets if name != sweep.source)]
+    return [(sweep.source, tuple(Evaluation(name, "all") for name in targets))]
+
+
+def _recipe(method: str, protocol: Protocol) -> str:
+    if method.endswith(".toml"):
+        return method
+    known = preset_names()
+    for wanted in _RECIPES[protocol]:
+        if f"{method}_{wanted}" in known:
+            return f"{method}_{wanted}"
+    methods = dict.fromkeys(name.partition("_base-to-novel")[0] for name in known if name.endswith("_base-to-novel"))
+    raise ConfigError(f"{one_of('method', method, methods)}, or the path of a preset of yours (METHOD.toml)")
+
+
+def _method_label(recipe: str) -> str:
+    return Path(recipe).stem if recipe.endswith(".toml") else recipe.rpartition("_")[0]
+
+
+def _shipped() -> Any:
+    return resources.files("maple") / "presets" / "sweeps"

@@ -1,0 +1,88 @@
+"""What a sweep expands to."""
+
+import pytest
+
+from maple.errors import ConfigError, DataError
+from maple.protocols import Evaluation, PlannedRun, SweepSettings, plan_sweep, read_sweep, sweep_names
+
+
+def planned(protocol: str = "base-to-novel", **values: object) -> list[PlannedRun]:
+    given = {"methods": ["maple"], "datasets": ["eurosat"], **values}
+    return plan_sweep(SweepSettings(protocol=protocol, **given))
+
+
+def test_base_to_novel_trains_once_on_base_and_asks_twice() -> None:
+    runs = planned(methods=["zero_shot", "maple"], datasets=["eurosat", "dtd"], seeds=[0, 1])
+    assert len({run.name for run in runs}) == 8
+    assert {run.settings.data.classes for run in runs} == {"base"}
+    assert {run.evaluations for run in runs} == {(Evaluation(None, "base"), Evaluation(None, "novel"))}
+    assert [run.settings.seed for run in runs[:4]] == [0, 0, 1, 1]
+    assert {run.recipe for run in runs} == {"zero_shot_base-to-novel", "maple_base-to-novel"}
+    assert runs[0].settings.method == {"name": "zero_shot", "templates": ["a centered satellite photo of {}."]}
+
+
+def test_transfer_trains_on_the_source_and_asks_every_target() -> None:
+    (run,) = planned("cross-dataset", source="dtd", datasets=["eurosat", "dtd", "food101"], seeds=[1])
+    assert (run.settings.data.dataset, run.settings.data.classes) == ("dtd", "all")
+    assert run.evaluations == (Evaluation(None, "all"), Evaluation("eurosat", "all"), Evaluation("food101", "all"))
+    assert (run.recipe, run.settings.method["prompt_depth"]) == ("maple_cross-dataset", 3)
+    (domains,) = planned("domain-generalization", source="dtd", seeds=[1])
+    assert domains.recipe == "maple_cross-dataset"
+    (without_one,) = planned("cross-dataset", source="dtd", seeds=[1], methods=["vpt"])
+    assert without_one.recipe == "vpt_base-to-novel"
+
+
+def test_few_shot_varies_the_shots() -> None:
+    runs = planned("few-shot", methods=["coop"], seeds=[1], shots=[1, 4, 16, None])
+    assert [(run.settings.data.shots, run.settings.train.epochs) for run in runs] == [
+        (1, 50),
+        (4, 100),
+        (16, 200),
+        (None, 200),
+    ]
+    assert [run.label for run in runs][-1] == "coop eurosat all shots seed 1"
+
+
+def test_a_grid_is_every_combination_and_twins_are_one_run() -> None:
+    runs = planned(seeds=[1], grid={"prompt_depth": [1, 9], "train.lr": [0.0035, 0.01]})
+    assert [(run.settings.method["prompt_depth"], run.settings.train.lr) for run in runs] == [
+        (1, 0.0035),
+        (1, 0.01),
+        (9, 0.0035),
+        (9, 0.01),
+    ]
+    assert runs[1].label == "maple eurosat prompt_depth=1 lr=0.01 seed 1"
+    assert len(planned(seeds=[1], grid={"prompt_depth": [9, 9.0]})) == 1
+    assert runs[2].name == planned(seeds=[1])[0].name
+
+
+def test_settings_of_all_runs_lie_over_the_recipe_and_below_the_grid() -> None:
+    runs = planned(seeds=[1], settings={"train": {"lr": 0.5, "epochs": 1}}, grid={"train.lr": [0.25]})
+    assert (runs[0].settings.train.lr, runs[0].settings.train.epochs) == (0.25, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"methods": []}, ConfigError, "methods = .*at least 1"),
+        ({"seeds": [-1]}, ConfigError, "greater than or equal to 0"),
+        ({"methods": ["mapel"]}, ConfigError, "unknown method 'mapel'; choose one of: .*maple.*zero_shot, or the path"),
+        ({"protocol": "cross-dataset"}, DataError, "cross-dataset needs a source to train on: give --source"),
+        ({"source": "dtd"}, ConfigError, "source = 'dtd': base-to-novel trains on each of its data sets"),
+        ({"protocol": "base-to-nowhere"}, ConfigError, "base-to-nowhere"),
+        ({"grid": {"prompt_dept": [1]}}, ConfigError, "unknown setting 'method.prompt_dept'"),
+        ({"extra": 1}, ConfigError, "unknown setting 'extra'"),
+    ],
+)
+def test_refused(values: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        planned(**values)  # type: ignore[arg-type]
+
+
+def test_shipped_sweeps_expand() -> None:
+    assert sweep_names() == ["demo"]
+    runs = plan_sweep(SweepSettings(**read_sweep("demo")))
+    assert len(runs) == 15
+    assert {run.settings.backbone.name for run in runs} == {"maple-small"}
+    with pytest.raises(ConfigError, match=r"unknown sweep 'dem'; choose one of: base-to-novel, .*demo, or the path"):
+        read_sweep("dem")

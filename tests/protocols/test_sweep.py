@@ -1,0 +1,135 @@
+"""Sweeps carried out: kept, resumed, failed, retried, killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maple.protocols import Outcome, PlannedRun, SweepSettings, plan_sweep, run_sweep, status_of
+from maple.runs import only_one
+
+SMALL = {
+    "backbone": {"name": "maple-tiny", "pretrained": "random"},
+    "train": {"epochs": 2, "batch_size": 4, "lr": 0.01},
+}
+
+
+class Watcher:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+        self.ends: list[str] = []
+
+    def doing(self, name: str, what: str, done: int, total: int) -> None:
+        assert 0 < done <= total
+        self.told.append((name, what))
+
+    def ended(self, run: PlannedRun, outcome: Outcome) -> None:
+        assert run.name == outcome.name
+        self.ends.append(outcome.status)
+
+
+def small_sweep(images: Path, **values: Any) -> list[PlannedRun]:
+    settings = {"protocol": "base-to-novel", "methods": ["zero_shot", "vpt"], "datasets": [str(images)], "seeds": [1]}
+    layer = {**SMALL, "data": {"shots": None}}
+    return plan_sweep(SweepSettings(**{**settings, "shots": [None], "settings": layer, **values}))
+
+
+def rows_below(root: Path) -> dict[str, list[Any]]:
+    return {
+        path.parent.name: sorted(
+            [row["asked"]["classes"], row["top1"], row["confusion"]]
+            for row in map(json.loads, path.read_text().splitlines())
+        )
+        for path in root.glob("*/rows.jsonl")
+    }
+
+
+def test_finished_runs_are_kept(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    runs = small_sweep(make_images(), settings={**SMALL, "method": {}, "data": {}}, methods=["zero_shot"])
+    first, again = Watcher(), Watcher()
+    assert status_of(runs[0], tmp_path / "runs") == "new"
+    (outcome,) = run_sweep(runs, tmp_path / "runs", device="cpu", progress=first)
+    assert (outcome.status, first.ends) == ("finished", ["finished"])
+    assert [row["asked"]["classes"] for row in outcome.rows] == ["base", "novel"]
+    assert [row["images"] for row in outcome.rows] == [6, 6]
+    (kept,) = run_sweep(runs, tmp_path / "runs", device="cpu", progress=again)
+    assert (kept.rows, kept.seconds, again.told) == (outcome.rows, 0.0, [])
+
+
+def test_a_lost_evaluation_is_made_again_without_training(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    runs = small_sweep(make_images(), methods=["vpt"], grid={"vision_prompt_depth": [2]})
+    (outcome,) = run_sweep(runs, tmp_path, device="cpu", progress=Watcher())
+    rows = tmp_path / runs[0].name / "rows.jsonl"
+    rows.write_text(rows.read_text().splitlines()[0] + "\n")
+    assert status_of(runs[0], tmp_path) == "interrupted"
+    watcher = Watcher()
+    (again,) = run_sweep(runs, tmp_path, device="cpu", progress=watcher)
+    assert [row["top1"] for row in again.rows] == [row["top1"] for row in outcome.rows]
+    assert {what for _, what in watcher.told} == {"evaluating (novel)"}
+
+
+def test_a_failure_is_recorded_and_the_rest_goes_on(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    runs = small_sweep(make_images(), grid={})  # VPT's recipe prompts 12 layers; this CLIP has 4
+    zero_shot, vpt = run_sweep(runs, tmp_path, device="cpu", progress=Watcher())
+    assert (zero_shot.status, vpt.status) == ("finished", "failed")
+    assert "the image tower has 4 blocks" in str(vpt.error)
+    assert status_of(runs[1], tmp_path) == "failed"
+    watcher = Watcher()
+    again = run_sweep(runs, tmp_path, device="cpu", progress=watcher)
+    assert (again[1].status, again[1].error, watcher.told) == ("failed", vpt.error, [])
+    (tmp_path / runs[1].name / "failure.json").write_text("{")
+    assert "unreadable" in str(run_sweep(runs, tmp_path, device="cpu", progress=Watcher())[1].error)
+    retried = run_sweep(runs, tmp_path, device="cpu", retry_failed=True, progress=Watcher())
+    assert retried[1].error == vpt.error
+
+
+def test_a_run_that_another_process_trains_is_left_alone(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    runs = small_sweep(make_images(), methods=["zero_shot"])
+    with only_one(tmp_path / runs[0].name):
+        (outcome,) = run_sweep(runs, tmp_path, device="cpu", progress=Watcher())
+    assert outcome.status == "busy"
+    assert not (tmp_path / runs[0].name / "failure.json").exists()
+    assert run_sweep(runs, tmp_path, device="cpu", progress=Watcher())[0].status == "finished"
+
+
+COMMAND = [
+    *(sys.executable, "-m", "maple", "sweep", "base-to-novel", "--methods", "vpt", "--seeds", "1,2", "--shots", "all"),
+    *("--set", "method.vision_prompt_depth=2", "--set", "train.epochs=3", "--backbone", "maple-tiny"),
+    *("--pretrained", "random", "--device", "cpu", "--jobs", "2"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_killed_sweeps_end_in_the_same_rows(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    command = [*COMMAND, "--datasets", str(make_images())]
+    straight = subprocess.run([*command, "--output", str(tmp_path / "straight")], capture_output=True, text=True)
+    assert straight.returncode == 0, straight.stderr
+    moments = random.Random(3)
+    began = time.monotonic()
+    for _ in range(4):
+        process = subprocess.Popen(
+            [*command, "--output", str(tmp_path / "killed")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(moments.uniform(2, 8))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if time.monotonic() - began > 60:
+            break
+    done = subprocess.run([*command, "--output", str(tmp_path / "killed")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert rows_below(tmp_path / "killed") == rows_below(tmp_path / "straight")
+    assert len(rows_below(tmp_path / "killed")) == 2
