@@ -44,7 +44,7 @@ def settings(make_images: Callable[..., Path], settings_for: Callable[..., RunSe
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir())
+    return sorted(entry.name for entry in folder.iterdir() if entry.name != ".lock")
 
 
 def test_a_run_is_a_folder(settings: RunSettings, tmp_path: Path) -> None:
