@@ -61,7 +61,7 @@ def test_missing_pieces_say_what_is_expected_where(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"split_zhou_EuroSAT.json: the split file is missing"):
         load_dataset("eurosat", tmp_path)
     (tmp_path / "eurosat/split_zhou_EuroSAT.json").write_text(json.dumps(ROWS))
-    with pytest.raises(DataError, match=r"1.jpg: the first training image of EuroSAT is missing"):
+    with pytest.raises(DataError, match=r"1.jpg: the first image of EuroSAT is missing"):
         load_dataset("eurosat", tmp_path)
 
 

@@ -1,7 +1,7 @@
 """Data: items and their splits, images, transforms, batches. Nothing here knows a model."""
 
 from maple.data.catalogue import CATALOGUE, DatasetSpec, known_names, load_dataset, read_split, template_of
-from maple.data.folders import has_own_split, load_folder
+from maple.data.folders import load_folder
 from maple.data.images import ImageStore, read_image
 from maple.data.loaders import Batch, derive_seed, eval_batches, steps_per_epoch, train_batches
 from maple.data.records import Dataset, Item, items_hash
@@ -20,7 +20,6 @@ __all__ = [
     "base_novel_classes",
     "derive_seed",
     "eval_batches",
-    "has_own_split",
     "items_hash",
     "known_names",
     "load_dataset",

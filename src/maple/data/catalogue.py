@@ -168,8 +168,8 @@ def _load_published(name: str, spec: DatasetSpec, root: Path | None, class_names
             )
     parts, names = read_split(folder / spec.split)
     dataset = Dataset(name, images, parts["train"], parts["val"], parts["test"], names)
-    first = dataset.file(dataset.train[0])
+    first = dataset.file([*dataset.train[:1], *dataset.val[:1], *dataset.test[:1]][0])
     # One look at the disk tells a wrong layout before hours of training do.
     if not first.is_file():
-        raise DataError(f"{first}: the first training image of {spec.title} is missing; unpack its images in {images}")
+        raise DataError(f"{first}: the first image of {spec.title} is missing; unpack its images in {images}")
     return rename_classes(dataset, class_names)

@@ -64,7 +64,7 @@ def load_folder(
         classes = _list_classes(root, root)
         _check_classes(root, classes)
         images = _split(classes, seed, val_fraction, test_fraction)
-    return rename_classes(_dataset(root, images), class_names)
+    return rename_classes(_dataset(root, images, drawn_split=not parts), class_names)
 
 
 def rename_classes(dataset: Dataset, class_names: Mapping[str, str] | None) -> Dataset:
@@ -94,11 +94,6 @@ def rename_classes(dataset: Dataset, class_names: Mapping[str, str] | None) -> D
         test=renamed(dataset.test),
         class_names=names,
     )
-
-
-def has_own_split(root: Path) -> bool:
-    """Whether the user divided the folder: `train` and `test` (or `val`) inside."""
-    return bool(_part_folders(root))
 
 
 def _part_folders(root: Path) -> dict[str, Path]:
@@ -213,14 +208,15 @@ def _split(
     return parts
 
 
-def _dataset(root: Path, images: Mapping[str, Mapping[str, list[str]]]) -> Dataset:
+def _dataset(root: Path, images: Mapping[str, Mapping[str, list[str]]], *, drawn_split: bool) -> Dataset:
     names = tuple(images["train"])
 
     def items(part: str) -> tuple[Item, ...]:
         listing = images.get(part, {})
         return tuple(Item(path, label, name) for label, name in enumerate(names) for path in listing.get(name, []))
 
-    return Dataset(root.resolve().name, root, items("train"), items("val"), items("test"), names)
+    name = root.resolve().name
+    return Dataset(name, root, items("train"), items("val"), items("test"), names, drawn_split=drawn_split)
 
 
 def _nfc(name: str) -> str:

@@ -84,7 +84,7 @@ def select_dataset(dataset: Dataset, which: Which) -> Dataset:
 
     Raises:
         ConfigError: `which` is not "all", "base" or "novel".
-        DataError: no class is kept, or the kept classes have no training items.
+        DataError: no class is kept, or the kept classes have no items in any part.
     """
     train, names = select_classes(dataset.train, which, dataset.class_names)
     val, _ = select_classes(dataset.val, which, dataset.class_names)

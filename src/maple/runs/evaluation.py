@@ -11,7 +11,6 @@ from maple.data import (
     EvalTransform,
     Item,
     eval_batches,
-    has_own_split,
     items_hash,
     select_dataset,
     template_of,
@@ -73,8 +72,7 @@ def evaluate_run(
     data = settings.data.changed(**{key: value for key, value in changed.items() if value is not None})
     whole = open_dataset(settings.changed(data=data))
     if part is None:
-        undivided = template_of(data.dataset) is None and not has_own_split(whole.root)
-        part = "all" if another and undivided else "test"
+        part = "all" if another and whole.drawn_split else "test"
     items, class_list = _select(whole, classes, part, only)
     if names is not None and len(names) != len(class_list):
         raise ClassNamesError(f"{len(names)} names were given for {len(class_list)} classes: {', '.join(class_list)}")

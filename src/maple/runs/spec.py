@@ -70,9 +70,15 @@ def open_dataset(settings: RunSettings) -> Dataset:
 
 
 def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], tuple[str, ...]]:
-    """The training items of a run and the class names its labels index: drawn over all classes, then cut."""
+    """The training items of a run and the class names its labels index: drawn over all classes, then cut.
+
+    Raises:
+        DataError: the data set, or the chosen part of its classes, has no training items.
+    """
+    dataset.require_training()
     train, _ = sample_few_shot(dataset.train, dataset.val, settings.data.shots, settings.seed)
     part = select_dataset(replace(dataset, train=tuple(train)), settings.data.classes)
+    part.require_training()
     return list(part.train), part.class_names
 
 
