@@ -200,7 +200,7 @@ def test_folders_that_are_no_runs(settings: RunSettings, tmp_path: Path) -> None
 
 
 def test_no_data_set(settings: RunSettings, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no data set is named; give --dataset with one of caltech101, "):
+    with pytest.raises(DataError, match="no data set is named; give --dataset with one of imagenet, caltech101, "):
         train_run(settings.changed(data={"dataset": ""}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

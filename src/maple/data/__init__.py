@@ -1,11 +1,12 @@
 """Data: items and their splits, images, transforms, batches. Nothing here knows a model."""
 
-from maple.data.catalogue import CATALOGUE, DatasetSpec, known_names, load_dataset, read_split, template_of
+from maple.data.catalogue import CATALOGUE, DatasetSpec, canonical_name, known_names, load_dataset, template_of
 from maple.data.folders import load_folder
 from maple.data.images import ImageStore, read_image
 from maple.data.loaders import Batch, derive_seed, eval_batches, steps_per_epoch, train_batches
 from maple.data.records import Dataset, Item, items_hash
 from maple.data.sampling import base_novel_classes, sample_few_shot, select_classes, select_dataset
+from maple.data.splits import read_split
 from maple.data.transforms import EvalTransform, TrainTransform
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Item",
     "TrainTransform",
     "base_novel_classes",
+    "canonical_name",
     "derive_seed",
     "eval_batches",
     "items_hash",

@@ -75,7 +75,11 @@ def select_classes(
                 f"0 to {len(class_names) - 1}: pass the class names of the whole data set"
             )
     renumbered = {old: new for new, old in enumerate(kept)}
-    selected = [replace(item, label=renumbered[item.label]) for item in items if item.label in renumbered]
+    selected = [
+        item if renumbered[item.label] == item.label else Item(item.path, renumbered[item.label], item.class_name)
+        for item in items
+        if item.label in renumbered
+    ]
     return selected, tuple(class_names[label] for label in kept)
 
 

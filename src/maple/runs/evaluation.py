@@ -10,10 +10,10 @@ from maple.data import (
     Dataset,
     EvalTransform,
     Item,
+    canonical_name,
     eval_batches,
     items_hash,
     select_dataset,
-    template_of,
 )
 from maple.distributed import this_process
 from maple.errors import ClassNamesError, ConfigError, DataError, one_of
@@ -66,7 +66,7 @@ def evaluate_run(
     if method is None:
         method = load_prompts(prompts, device=this_process(device).device)
     changed = {"dataset": dataset, "root": root, "class_names": class_names}
-    another = dataset is not None and not _is_same(dataset, settings.data.dataset)
+    another = dataset is not None and canonical_name(dataset) != canonical_name(settings.data.dataset)
     if another and class_names is None:
         changed["class_names"] = {}  # the other words of the training classes say nothing about these
     data = settings.data.changed(**{key: value for key, value in changed.items() if value is not None})
@@ -107,13 +107,6 @@ def evaluate_run(
     }
     append_row(folder, row)
     return scores, row
-
-
-def _is_same(dataset: str, other: str) -> bool:
-    """Whether two names mean the same data set: equal, or paths of one folder."""
-    if template_of(dataset) is not None or template_of(other) is not None:
-        return dataset == other
-    return Path(dataset).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def _select(
