@@ -107,6 +107,8 @@ def _split_layout(name: str, root: Path) -> None:
         folder = str(label) if "image_{}{}" in pattern else class_name.replace(" ", "")
         for number, part in enumerate(["train"] * 3 + ["val"] + ["test"] * 2):
             path = pattern.format(folder, number)
+            if part == "test":
+                path = path.replace("cars_train", "cars_test")
             save_image(root / path)
             parts[part].append([path.removeprefix(f"{images}/"), label, class_name])
     (root / split).write_text(json.dumps(parts))

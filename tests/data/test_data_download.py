@@ -81,7 +81,8 @@ def test_a_server_that_ignores_ranges_starts_it_again(site: Site, tmp_path: Path
     assert fetch(site, tmp_path, checksum=SHA).read_bytes() == CONTENT
     site.break_after = 1000
     (tmp_path / "x.zip").unlink()
-    with pytest.raises(DownloadError, match=rf"gave up after {ATTEMPTS} tries \(the connection broke after 1000 of"):
+    message = rf"gave up after {ATTEMPTS} tries \(the connection broke after 1000 of .*; 1000 bytes are kept"
+    with pytest.raises(DownloadError, match=message):
         fetch(site, tmp_path, checksum=SHA)
 
 
@@ -133,7 +134,7 @@ def test_another_range_than_asked_for_is_not_taken(site: Site, tmp_path: Path) -
 
 def test_a_length_that_is_too_large_ends(site: Site, tmp_path: Path) -> None:
     site.lie = 10
-    with pytest.raises(DownloadError, match=r"gave up after 5 tries .* bytes are kept in .*x.zip.part"):
+    with pytest.raises(DownloadError, match=rf"gave up after {ATTEMPTS} tries \(the "):
         fetch(site, tmp_path)
     assert not (tmp_path / "x.zip").exists()
     assert len(site.requests) == ATTEMPTS

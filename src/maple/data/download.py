@@ -132,10 +132,8 @@ def _fetch(
             failures = 1 if _length(part) > most else failures + 1
             most = max(most, _length(part))
             if failures >= ATTEMPTS:
-                raise DownloadError(
-                    f"{url}: gave up after {failures} tries ({error}); {_length(part)} bytes are kept in {part}: "
-                    "repeat the command later to go on"
-                ) from error
+                kept = f"; {_length(part)} bytes are kept in {part}, to go on later" if _length(part) else ""
+                raise DownloadError(f"{url}: gave up after {failures} tries ({error}){kept}") from error
             logger.info("%s: %s; trying again", url, error)
             wait(min(2.0 ** (failures - 1), 30.0))
 
