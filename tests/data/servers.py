@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -89,7 +89,8 @@ def _handler(site: Site) -> Callable[..., BaseHTTPRequestHandler]:
                 self.send_header("ETag", site.etag)
             self.end_headers()
             rest = content[begin:]
-            self.wfile.write(rest if site.break_after is None else rest[: site.break_after])
+            with suppress(ConnectionError):  # the other side may have left
+                self.wfile.write(rest if site.break_after is None else rest[: site.break_after])
             if site.stall is not None:
                 self.wfile.flush()
                 site.stall.wait(5)

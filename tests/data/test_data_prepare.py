@@ -311,6 +311,20 @@ def test_another_archive_than_the_published_one(site: Site, publish: Publish, tm
         prepare("ucf101", tmp_path, locate=locate(site))
 
 
+@pytest.mark.parametrize(("name", "file"), [("ucf101", "split_zhou_UCF101.json"), ("imagenetv2", "classnames.txt")])
+def test_labels_that_cannot_be_read_are_not_put_in_place(
+    name: str, file: str, site: Site, publish: Publish, tmp_path: Path
+) -> None:
+    _, recipe = publish(name)
+    whole, root = site.files[f"/{file}"], tmp_path / "root"
+    site.files[f"/{file}"] = b"Sorry, too many users have viewed this file recently"
+    with pytest.raises(DownloadError, match=f"{file}: (cannot be read as JSON|line 1 is 'Sorry)"):
+        prepare(name, root, recipe=recipe, locate=locate(site))
+    assert not list(root.rglob(file))
+    site.files[f"/{file}"] = whole
+    assert len(prepare(name, root, recipe=recipe, locate=locate(site))) == 1
+
+
 def test_unknown_names_and_two_at_once(site: Site, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unknown published data set 'emoji-food'; choose one of: imagenet, "):
         prepare("emoji-food", tmp_path, locate=locate(site))

@@ -1,9 +1,11 @@
 """Data: items and their splits, images, transforms, batches. Nothing here knows a model."""
 
 from maple.data.catalogue import CATALOGUE, DatasetSpec, canonical_name, known_names, load_dataset, template_of
+from maple.data.domains import load_domain
 from maple.data.folders import load_folder
 from maple.data.images import ImageStore, read_image
 from maple.data.loaders import Batch, derive_seed, eval_batches, steps_per_epoch, train_batches
+from maple.data.manifests import load_manifest
 from maple.data.records import Dataset, Item, items_hash
 from maple.data.sampling import base_novel_classes, sample_few_shot, select_classes, select_dataset
 from maple.data.splits import read_split
@@ -25,7 +27,9 @@ __all__ = [
     "items_hash",
     "known_names",
     "load_dataset",
+    "load_domain",
     "load_folder",
+    "load_manifest",
     "read_image",
     "read_split",
     "sample_few_shot",

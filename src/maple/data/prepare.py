@@ -18,6 +18,8 @@ from maple import files
 from maple.data.catalogue import CATALOGUE
 from maple.data.download import check_file, download
 from maple.data.ilsvrc import sort_archives
+from maple.data.splits import read_split
+from maple.data.synsets import read_class_names
 from maple.data.unpack import is_archive, unpack
 from maple.errors import DataError, DownloadError, one_of
 
@@ -214,8 +216,9 @@ def _use(
         if is_archive(file):
             _place_content(source, file, wanted, root, watcher)
         else:
+            _check_labels(file)
             _place_file(file, root / wanted[0])
-    except DownloadError:
+    except DataError:
         if not by_hand:
             file.unlink()  # or it would be found again
         raise
@@ -242,6 +245,14 @@ def _place_content(source: Source, archive: Path, wanted: list[str], root: Path,
         for need, path in found.items():
             (root / need).parent.mkdir(parents=True, exist_ok=True)
             os.rename(path, root / need)
+
+
+def _check_labels(file: Path) -> None:
+    """Raise DataError unless a split file or a file of class names can be read: their checksums are not published."""
+    if file.suffix == ".json":
+        read_split(file)
+    elif file.name == _NAMES:
+        read_class_names(file)
 
 
 def _place_file(file: Path, target: Path) -> None:
