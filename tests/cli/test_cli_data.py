@@ -18,7 +18,8 @@ from maple.errors import DownloadError, MapleError
 
 
 def data(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["data", *map(str, arguments)], catch_exceptions=False, env={"COLUMNS": "200"})
+    environment = {"COLUMNS": "200", "MAPLE_DATA": None}
+    return CliRunner().invoke(app, ["data", *map(str, arguments)], catch_exceptions=False, env=environment)
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_prepare_says_what_to_do_by_hand(mirror: str, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match=message):
         data("prepare", "fgvc_aircraft", "--data-root", tmp_path, "--mirror", mirror)
     with pytest.raises(MapleError, match="give --data-root, or set MAPLE_DATA"):
-        CliRunner().invoke(app, ["data", "prepare", "dtd"], catch_exceptions=False, env={"MAPLE_DATA": None})
+        data("prepare", "dtd")
 
 
 def test_an_error_is_told_without_a_traceback(
