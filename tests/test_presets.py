@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
+import torch
 
-from maple.clip import Backbone
+from maple.clip import Backbone, load_clip
 from maple.config import TrainSettings, preset_names, read_preset, resolve
 from maple.methods import METHODS, build_method
 from maple.runs import complete
@@ -25,6 +26,13 @@ RECIPES: dict[str, tuple[float, int, int, int, int, int, int, int]] = {
     "maple_cross-dataset": (0.0026, 2, 4, 2, 3, 2, 3, 1_185_024),
     "vpt_base-to-novel": (0.0025, 5, 4, 0, 0, 8, 12, 73_728),
 }
+
+
+@pytest.fixture(scope="module")
+def small_clip() -> Backbone:
+    return load_clip("maple-small")
+
+
 every = pytest.mark.parametrize("preset", preset_names())
 
 
@@ -90,13 +98,13 @@ def test_published_parameter_counts(description: dict[str, Any], count: int, vit
     ],
 )
 def test_epochs_of_coop(preset: str, data: dict[str, Any], epochs: int) -> None:
-    layers = [read_preset(preset), {"data": data}]
+    layers = [read_preset(preset), {"data": {"dataset": "eurosat", **data}}]
     assert resolve(layers).train.epochs == epochs
     assert resolve(layers, ["train.epochs=3"]).train.epochs == 3
 
 
 def test_five_epochs_of_maple() -> None:
-    train = resolve([read_preset("maple_base-to-novel")]).train
+    train = resolve([read_preset("maple_base-to-novel"), {"data": {"dataset": "eurosat"}}]).train
     rates = [learning_rate(train, epoch) for epoch in range(5)]
     assert rates == pytest.approx([1e-5, 3.5e-3, 3.1658e-3, 2.2908e-3, 1.2092e-3], rel=2e-5)
 
@@ -108,6 +116,18 @@ def test_zero_shot_takes_the_data_sets_template() -> None:
     assert complete(resolve(layers)).method["templates"] == ["a photo of a {}."]
     own = complete(resolve([*layers, {"data": {"dataset": "eurosat"}}], ['method.templates=["a {}"]']))
     assert own.method["templates"] == ["a {}"]
+
+
+@every
+def test_every_recipe_fits_the_packaged_clip(preset: str, small_clip: Backbone) -> None:
+    settings = complete(resolve([read_preset(preset)]))
+    assert (settings.backbone.name, settings.data.dataset) == ("maple-small", "emoji-animals")
+    assert (
+        build_method(settings.method, small_clip, ["cat", "dog"])
+        .encode_images(torch.zeros(1, 3, 64, 64))
+        .isfinite()
+        .all()
+    )
 
 
 @every
