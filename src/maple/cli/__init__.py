@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from maple import __version__
+from maple.cli.efficiency import efficiency_command
 from maple.cli.evaluate import evaluate_command
 from maple.cli.importing import import_command
 from maple.cli.inspecting import inspect_command
@@ -43,6 +44,7 @@ app.command("evaluate")(evaluate_command)
 app.command("import")(import_command)
 app.command("methods")(methods_command)
 app.command("inspect")(inspect_command)
+app.command("efficiency")(efficiency_command)
 app.command("report")(report_command)
 
 
