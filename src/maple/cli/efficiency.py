@@ -103,7 +103,7 @@ def _show(costs: "dict[str, Cost]", published: "dict[str, Published]", where: di
     from rich.table import Table
 
     told = "{backbone}, {precision}, {classes} classes, on {device} ({machine})".format(**where)
-    counted = Table("method", title=told, title_justify="left", box=None)
+    counted = Table("method", box=None)
     for column in ("parameters", "GFLOPs\nwhole", "GFLOPs\nhere", "GFLOPs\ncached"):
         counted.add_column(column, justify="right")
     timed = Table("images per second", box=None)
@@ -117,6 +117,7 @@ def _show(costs: "dict[str, Cost]", published: "dict[str, Published]", where: di
         timed.add_row(name, *map(_number, found))
     # As wide as the tables are, also where there is no terminal.
     console = Console(highlight=False, width=max(120, 16 + 30 * len(timed.columns) // 3))
+    console.print(told, style="bold")
     for shown, note in ((counted, _NOTES[0]), (timed, _NOTES[1])):
         console.print(shown)
         console.print(note, style="dim")
@@ -124,7 +125,7 @@ def _show(costs: "dict[str, Cost]", published: "dict[str, Published]", where: di
     for name, one in published.items():
         console.print(
             f"published of {name}: {one.gflops} GFLOPs, {one.images_per_second:g} images per second ({one.read_in}; "
-            "neither its number of classes nor its counter is known here)"
+            "how its operations were counted, and for how many classes, is not said there)"
         )
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maple.cli.options import DataRoot, Device, comma_list, number_list, shots_of
+from maple.cli.options import DataRoot, Device, Tracker, comma_list, number_list, shots_of
 
 if TYPE_CHECKING:
     from maple.protocols import Executor, Outcome, PlannedRun
@@ -59,11 +59,16 @@ def sweep_command(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Begin failed runs again.")] = False,
     plan_only: Annotated[bool, typer.Option("--plan", help="Show the runs and how far they are, and stop.")] = False,
     device: Device = None,
+    tracker: Tracker = None,
 ) -> None:
     """Carry out the runs and evaluations of a protocol. Repeat the command to go on; finished runs are kept."""
-    from maple.config import merge_layers, override_layer
-    from maple.protocols import SweepSettings, plan_sweep, read_sweep, run_sweep
+    from functools import partial
 
+    from maple.protocols import SweepSettings, carry_out, plan_sweep, run_sweep
+    from maple.runs import require_tracker
+
+    if tracker is not None:
+        require_tracker(tracker)
     asked = {
         "methods": comma_list(methods),
         "datasets": comma_list(datasets),
@@ -72,14 +77,8 @@ def sweep_command(
         "shots": None if shots is None else [shots_of(part) for part in comma_list(shots) or []],
         "grid": _grid(grid) if grid else None,
     }
-    named = {"name": backbone, "pretrained": pretrained, "precision": precision}
-    chosen = {"backbone": {key: value for key, value in named.items() if value is not None}}
-    root = {} if data_root is None else {"data": {"root": data_root}}
-    settings = read_sweep(what)
-    layer = merge_layers(settings.get("settings", {}), chosen, root, override_layer(overrides or []))
-    given = {key: value for key, value in asked.items() if value is not None}
-    whole = {**settings, **given, "settings": layer}
-    _require_named(what, whole)
+    layer = _layer({"name": backbone, "pretrained": pretrained, "precision": precision}, data_root, overrides or [])
+    whole = _whole_sweep(what, asked, layer)
     runs = plan_sweep(SweepSettings(**whole), lambda word: typer.echo(word, err=True))
     for_ray = {
         "address": ray_address,
@@ -94,17 +93,34 @@ def sweep_command(
 
     from maple.cli.progress import SweepBar
 
+    work = partial(carry_out, tracker=tracker)
     with SweepBar(len(runs)) as bar:
-        outcomes = run_sweep(runs, output, executor=chosen_executor, retry_failed=retry_failed, progress=bar)
+        outcomes = run_sweep(runs, output, executor=chosen_executor, work=work, retry_failed=retry_failed, progress=bar)
     _show_end(runs, outcomes, output)
 
 
-def _require_named(what: str, settings: dict[str, Any]) -> None:
-    from maple.errors import ConfigError
+def _layer(backbone: dict[str, str | None], data_root: str | None, overrides: list[str]) -> dict[str, Any]:
+    """What the options say of all runs."""
+    from maple.config import merge_layers, override_layer
 
+    chosen = {"backbone": {key: value for key, value in backbone.items() if value is not None}}
+    root = {} if data_root is None else {"data": {"root": data_root}}
+    return merge_layers(chosen, root, override_layer(overrides))
+
+
+def _whole_sweep(what: str, asked: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+    """The sweep of that name, with what was asked for laid over it."""
+    from maple.config import merge_layers
+    from maple.errors import ConfigError
+    from maple.protocols import read_sweep
+
+    settings = read_sweep(what)
+    given = {key: value for key, value in asked.items() if value is not None}
+    whole = {**settings, **given, "settings": merge_layers(settings.get("settings", {}), layer)}
     for key, example in (("methods", "zero_shot,maple"), ("datasets", "eurosat,dtd")):
-        if key not in settings:
+        if key not in whole:
             raise ConfigError(f"{what} names no {key}; give --{key}, as in --{key} {example}")
+    return whole
 
 
 def _executor(name: str, jobs: int, device: str | None, for_ray: dict[str, Any]) -> "Executor":
