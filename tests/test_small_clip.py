@@ -9,8 +9,9 @@ import torch
 
 from maple.clip import Backbone, load_clip
 from maple.config import RunSettings, read_preset, resolve
-from maple.data import Dataset, EvalTransform, eval_batches, load_dataset, render_scene, scene_seed
+from maple.data import Dataset, EvalTransform, eval_batches, load_dataset
 from maple.data.emoji import archive
+from maple.data.scenes import render_scene, scene_seed
 from maple.errors import BackboneError
 from maple.evaluate import evaluate
 from maple.methods import build_method
