@@ -16,8 +16,8 @@ def sweep_command(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="base-to-novel, few-shot, cross-dataset, domain-generalization; demo; ablation-depth, -length, "
-            "-initialisation, -coupling, -prompting; or a TOML file.",
+            help="base-to-novel, few-shot, cross-dataset, domain-generalization; demo; ablation-prompting, -depth, "
+            "-depth-language, -depth-vision, -length, -initialisation, -coupling; or a TOML file.",
         ),
     ],
     methods: Annotated[

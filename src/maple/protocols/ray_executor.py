@@ -26,6 +26,7 @@ from maple.protocols.runner import Outcome, Report, finished_outcome, record_fai
 from maple.protocols.storage import Storage
 
 _GPUS = 0.25
+_MARKER = ".sweep-"
 _EVERY = 0.5
 """Seconds between two words of a run about how far it is."""
 
@@ -36,13 +37,13 @@ class _Errand:
 
     Attributes:
         here: the folder that relative paths start from.
-        marker: a file in `root`, and what is in it: whether this machine sees the same folder.
+        marker: a file in `root`: a machine that does not see it sees another folder.
         command: what the sweep was started with, for the record.
     """
 
     root: Path
     here: Path
-    marker: tuple[Path, str]
+    marker: Path
     storage: str | None
     device: str | None
     threads: int
@@ -89,7 +90,8 @@ def on_ray(
     store = None if storage is None else Storage(storage)
     import ray
 
-    with _connected(address), _marked(root) as marker:
+    marker = _marker(root)
+    with _connected(address):
         gpus = _checked_room(gpus_per_run, cpus_per_run)
         errand = _Errand(
             root.resolve(),
@@ -185,8 +187,7 @@ def _work(run: PlannedRun, errand: _Errand, board: Any) -> Outcome | _NotShared:
     sys.argv[:] = errand.command
     torch.set_num_threads(errand.threads)
     store = None if errand.storage is None else Storage(errand.storage)
-    marker, word = errand.marker
-    if store is None and not (marker.is_file() and marker.read_text(encoding="utf-8") == word):
+    if store is None and not errand.marker.is_file():
         return _NotShared(socket.gethostname())
     last = 0.0
 
@@ -229,19 +230,17 @@ def _connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-@contextmanager
-def _marked(root: Path) -> Iterator[tuple[Path, str]]:
-    """A file in the sweep's folder by which other machines know it."""
-    word = uuid.uuid4().hex
-    marker = root.resolve() / f".sweep-{word}"
+def _marker(root: Path) -> Path:
+    """A file in the sweep's folder by which other machines know that it is the same folder; it stays for the next."""
     try:
-        files.write_text(marker, word)
+        known = sorted(root.glob(f"{_MARKER}*"))
+        if known:
+            return known[0].resolve()
+        marker = root.resolve() / f"{_MARKER}{uuid.uuid4().hex}"
+        files.write_text(marker, "Ray workers that see this file see the folder of the sweep.\n")
     except OSError as error:
         raise ConfigError(f"{root} cannot be written to ({error.strerror}); choose another --output") from error
-    try:
-        yield marker, word
-    finally:
-        marker.unlink(missing_ok=True)
+    return marker
 
 
 def _checked_room(gpus: float | None, cpus: float) -> float:
