@@ -93,19 +93,11 @@ def on_ray(
     marker = _marker(root)
     with _connected(address):
         gpus = _checked_room(gpus_per_run, cpus_per_run)
-        errand = _Errand(
-            root.resolve(),
-            Path.cwd(),
-            marker,
-            storage,
-            device or (None if gpus else "cpu"),
-            max(1, int(cpus_per_run)),
-            tuple(sys.argv),
-            work,
-        )
+        place = device or (None if gpus else "cpu")
+        threads, command = max(1, int(cpus_per_run)), tuple(sys.argv)
+        errand = _Errand(root.resolve(), Path.cwd(), marker, storage, place, threads, command, work)
         board = _start_board()
         options = {"num_cpus": cpus_per_run, "num_gpus": gpus, "max_retries": ATTEMPTS - 1}
-        task = ray.remote(_work)
         under_way: dict[Any, PlannedRun] = {}
         for run in runs:
             if store is not None and store.holds(run.name):
@@ -113,7 +105,8 @@ def on_ray(
                 if status_of(run, root) == "finished":
                     yield run, finished_outcome(run, root)
                     continue
-            under_way[task.options(**options, name=run.label).remote(run, errand, board)] = run
+            task = ray.remote(_work).options(**options, name=run.label)
+            under_way[task.remote(run, errand, board)] = run
         try:
             yield from _ends(under_way, root, board, report, store)
         finally:
