@@ -195,6 +195,8 @@ def _work(run: PlannedRun, errand: _Errand, board: Any) -> Outcome | _NotShared:
     if store is not None and outcome.status == "finished":
         store.put(root / run.name)
         shutil.rmtree(root / run.name, ignore_errors=True)
+        with suppress(OSError):  # other runs are still there
+            root.rmdir()
     return outcome
 
 
