@@ -1,8 +1,13 @@
 """What a sweep expands to."""
 
+import json
+from pathlib import Path
+
 import pytest
 
+from maple.clip import Backbone, tower_depths
 from maple.errors import ConfigError, DataError
+from maple.methods import build_method
 from maple.protocols import Evaluation, PlannedRun, SweepSettings, plan_sweep, read_sweep, sweep_names
 
 
@@ -79,10 +84,87 @@ def test_refused(values: dict[str, object], error: type[Exception], message: str
         planned(**values)  # type: ignore[arg-type]
 
 
+def test_variants_are_settings_that_belong_together() -> None:
+    variants = [{"init_text": "", "deep_init": "random"}, {"deep_init": "words", "train.lr": 0.1}]
+    runs = planned(seeds=[1], variants=variants, grid={"prompt_depth": [1, 2]})
+    methods = [run.settings.method for run in runs]
+    found = [(method["init_text"], method["deep_init"]) for method in methods]
+    assert found == [("", "random")] * 2 + [("a photo of a", "words")] * 2
+    assert [run.settings.train.lr for run in runs] == [0.0035, 0.0035, 0.1, 0.1]
+    assert [method["prompt_depth"] for method in methods] == [1, 2, 1, 2]
+    assert runs[2].label == "maple eurosat deep_init=words lr=0.1 prompt_depth=1 seed 1"
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "kept"),
+    [
+        ("maple", "prompt_depth", [1, 3]),
+        ("deep_language", "prompt_depth", [1, 3]),
+        ("vpt", "vision_prompt_depth", [1, 3, 6]),
+        ("independent_vl", "text_prompt_depth", [1, 3]),
+    ],
+)
+def test_depths_beyond_the_backbone_are_left_out_with_a_word(
+    method: str, key: str, kept: list[int], tmp_path: Path
+) -> None:
+    """Four text blocks and six image blocks, told by the configuration alone."""
+    config = {"model_cfg": {"embed_dim": 8, "vision_cfg": {"layers": 6}, "text_cfg": {"layers": 4}}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    told: list[str] = []
+    settings = {"backbone": {"name": str(tmp_path)}}
+    sweep = SweepSettings(
+        protocol="base-to-novel", methods=[method], datasets=["eurosat"], grid={key: [1, 3, 6, 9]}, settings=settings
+    )
+    runs = plan_sweep(sweep, told.append)
+    assert sorted({run.settings.method[key] for run in runs}) == kept
+    assert len(told) == 4 - len(kept)
+    assert told[-1].startswith(f"{key}=9 of {method} is left out: {tmp_path} has {6 if len(kept) == 3 else 4} blocks")
+    with pytest.raises(ConfigError, match=f"nothing is left of the sweep: {key}=20 of {method} is left out"):
+        plan_sweep(SweepSettings(**{**sweep.model_dump(), "grid": {key: [20]}}))
+
+
+def test_depths_stay_where_nothing_is_known_of_the_backbone() -> None:
+    runs = planned(seeds=[1], settings={"backbone": {"name": "hf-hub:some/model"}}, grid={"prompt_depth": [1, 40]})
+    assert len(runs) == 2
+
+
+SHIPPED = {
+    "ablation-coupling": 4,
+    "ablation-depth": 5,
+    "ablation-depth-language": 5,
+    "ablation-depth-vision": 5,
+    "ablation-initialisation": 3,
+    "ablation-length": 4,
+    "ablation-prompting": 7,
+}
+
+
 def test_shipped_sweeps_expand() -> None:
-    assert sweep_names() == ["demo"]
+    assert sweep_names() == [*sorted(SHIPPED), "demo"]
     runs = plan_sweep(SweepSettings(**read_sweep("demo")))
     assert len(runs) == 15
     assert {run.settings.backbone.name for run in runs} == {"maple-small"}
     with pytest.raises(ConfigError, match=r"unknown sweep 'dem'; choose one of: base-to-novel, .*demo, or the path"):
         read_sweep("dem")
+
+
+@pytest.mark.parametrize(("name", "points"), SHIPPED.items())
+def test_ablations_expand_to_runs_that_can_be_built(name: str, points: int, vit_b16: Backbone) -> None:
+    told: list[str] = []
+    runs = plan_sweep(SweepSettings(**read_sweep(name), datasets=["eurosat"]), told.append)
+    assert (len(runs), told) == (3 * points, [])
+    for run in runs[:points]:
+        assert run.settings.seed == 1
+        build_method(run.settings.method, vit_b16, ["cat", "dog"])
+    (published,) = {"depth-language": ["deep_language"], "depth-vision": ["vpt"]}.get(name[9:], ["maple"])
+    one = planned(methods=[published], seeds=[1])[0]
+    assert one.name in {run.name for run in runs}, "the published method is one of the points"
+
+
+def test_layers_of_known_backbones(tmp_path: Path) -> None:
+    assert tower_depths("ViT-L-14") == (12, 24)
+    assert tower_depths("maple-tiny") == (4, 4)
+    assert tower_depths("RN50") is None
+    assert tower_depths("no such") is None
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"num_hidden_layers": 5}, "vision_config": {}}))
+    assert tower_depths(str(tmp_path)) == (5, 12)

@@ -1,6 +1,5 @@
 """Sweeps carried out: kept, resumed, failed, retried, killed."""
 
-import json
 import os
 import random
 import signal
@@ -8,50 +7,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
+from sweep_tools import SMALL, Watcher, rows_below, small_sweep
+from typer.testing import CliRunner
 
-from maple.protocols import Outcome, PlannedRun, SweepSettings, plan_sweep, run_sweep, status_of
+from maple.cli import app
+from maple.errors import ConfigError
+from maple.protocols import carry_out, run_sweep, status_of
 from maple.runs import only_one
-
-SMALL = {
-    "backbone": {"name": "maple-tiny", "pretrained": "random"},
-    "train": {"epochs": 2, "batch_size": 4, "lr": 0.01},
-}
-
-
-class Watcher:
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[str, str]] = []
-        self.ends: list[str] = []
-
-    def doing(self, name: str, what: str, done: int, total: int) -> None:
-        assert 0 < done <= total
-        self.told.append((name, what))
-
-    def ended(self, run: PlannedRun, outcome: Outcome) -> None:
-        assert run.name == outcome.name
-        self.ends.append(outcome.status)
-
-
-def small_sweep(images: Path, **values: Any) -> list[PlannedRun]:
-    settings = {"protocol": "base-to-novel", "methods": ["zero_shot", "vpt"], "datasets": [str(images)], "seeds": [1]}
-    layer = {**SMALL, "data": {"shots": None}}
-    return plan_sweep(SweepSettings(**{**settings, "shots": [None], "settings": layer, **values}))
-
-
-def rows_below(root: Path) -> dict[str, list[Any]]:
-    return {
-        path.parent.name: sorted(
-            [row["asked"]["classes"], row["top1"], row["confusion"]]
-            for row in map(json.loads, path.read_text().splitlines())
-        )
-        for path in root.glob("*/rows.jsonl")
-    }
 
 
 def test_finished_runs_are_kept(make_images: Callable[..., Path], tmp_path: Path) -> None:
@@ -64,6 +30,18 @@ def test_finished_runs_are_kept(make_images: Callable[..., Path], tmp_path: Path
     assert [row["images"] for row in outcome.rows] == [6, 6]
     (kept,) = run_sweep(runs, tmp_path / "runs", device="cpu", progress=again)
     assert (kept.rows, kept.seconds, again.told) == (outcome.rows, 0.0, [])
+
+
+def test_a_tracker_hears_of_training_and_evaluations(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    runs = small_sweep(make_images(), methods=["vpt"], grid={"vision_prompt_depth": [2]})
+    work = partial(carry_out, tracker="tensorboard")
+    (outcome,) = run_sweep(runs, tmp_path, device="cpu", work=work, progress=Watcher())
+    events = accumulator.EventAccumulator(str(tmp_path / runs[0].name / "tensorboard"))
+    events.Reload()
+    found = [events.Scalars(f"pictures {part}/top1")[0].value for part in ("base", "novel")]
+    assert found == pytest.approx([row["top1"] for row in outcome.rows])
+    assert len(events.Scalars("epoch/loss")) == 2
 
 
 def test_a_lost_evaluation_is_made_again_without_training(make_images: Callable[..., Path], tmp_path: Path) -> None:
@@ -107,6 +85,26 @@ COMMAND = [
     *("--set", "method.vision_prompt_depth=2", "--set", "train.epochs=3", "--backbone", "maple-tiny"),
     *("--pretrained", "random", "--device", "cpu", "--jobs", "2"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["base-to-novel", "--methods", "vpt"], "base-to-novel names no datasets; give --datasets"),
+        (["ablation-depth"], "ablation-depth names no datasets"),
+        (["demo", "--executor", "cloud"], "unknown executor 'cloud'; choose one of: local, ray"),
+        (["demo", "--gpus-per-run", "0.5"], "--gpus-per-run without --executor ray has no effect"),
+        (["demo", "--ray-address", "auto"], "--ray-address without --executor ray"),
+        (["demo", "--executor", "ray", "--jobs", "2"], "--jobs 2 is for --executor local"),
+        (["demo", "--jobs", "0"], "--jobs is 0"),
+        (["demo", "--tracker", "comet"], "unknown tracker 'comet'"),
+    ],
+)
+def test_the_command_refuses(options: list[str], message: str, tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["sweep", *options, "--output", str(tmp_path / "runs")])
+    assert isinstance(refused.exception, ConfigError), refused.output
+    assert message in str(refused.exception)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def test_variants_of_a_method_are_told_apart_by_what_differs(make_run: MakeRun, 
         make_run("maple", base=0.5, novel=0.5, folder=f"m{depth}", settings={"prompt_depth": depth})
     make_run("maple", base=0.5, novel=0.5, folder="lr", train={"lr": 0.1})
     make_run("coop", base=0.5, novel=0.5)
-    (table,) = Report(runs).tables
+    table, _ablation = Report(runs).tables
     assert list(cells(table)) == [
         "CoOp",
         "MaPLe (lr=0.01, prompt_depth=1)",

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from maple import __version__
 from maple.cli.data import data_app
+from maple.cli.efficiency import efficiency_command
 from maple.cli.evaluate import evaluate_command
 from maple.cli.importing import import_command
 from maple.cli.inspecting import inspect_command
@@ -49,6 +50,7 @@ app.command("import")(import_command)
 app.command("methods")(methods_command)
 app.command("inspect")(inspect_command)
 app.add_typer(data_app)
+app.command("efficiency")(efficiency_command)
 app.command("report")(report_command)
 
 

@@ -12,6 +12,9 @@ DataRoot = Annotated[
     str | None,
     typer.Option("--data-root", envvar="MAPLE_DATA", help="The folder that holds the data sets' folders."),
 ]
+Tracker = Annotated[
+    str | None, typer.Option(help="Tell another program too: tensorboard (in the run folder), wandb or mlflow.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as `maple train` makes them.")]
 
 

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maple.cli.options import DataRoot, Device, comma_list, number_list, shots_of
+from maple.cli.options import DataRoot, Device, Tracker, comma_list, number_list, shots_of
 
 if TYPE_CHECKING:
-    from maple.protocols import Outcome, PlannedRun
+    from maple.protocols import Executor, Outcome, PlannedRun
 
 
 def sweep_command(
@@ -16,7 +16,8 @@ def sweep_command(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="base-to-novel, few-shot, cross-dataset, domain-generalization; demo; or a TOML file.",
+            help="base-to-novel, few-shot, cross-dataset, domain-generalization; demo; ablation-prompting, -depth, "
+            "-depth-language, -depth-vision, -length, -initialisation, -coupling; or a TOML file.",
         ),
     ],
     methods: Annotated[
@@ -41,15 +42,33 @@ def sweep_command(
     ] = None,
     data_root: DataRoot = None,
     output: Annotated[Path, typer.Option(help="The folder of the runs' folders.")] = Path("runs"),
-    jobs: Annotated[int, typer.Option(help="How many processes at once.")] = 1,
+    jobs: Annotated[int, typer.Option(help="How many processes at once, on this machine.")] = 1,
+    executor: Annotated[
+        str, typer.Option(help="local: this machine. ray: as many machines as a Ray cluster has; they share --output.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="HOST:6379, ray://HOST:10001 or auto. Default: RAY_ADDRESS, or this machine.")
+    ] = None,
+    ray_storage: Annotated[
+        str | None, typer.Option(help="Where machines share no folder: an fsspec URL for finished runs, as in s3://...")
+    ] = None,
+    gpus_per_run: Annotated[
+        float | None, typer.Option(help="With ray: GPUs or a fraction of one. Default: 0.25 if there are any.")
+    ] = None,
+    cpus_per_run: Annotated[float | None, typer.Option(help="With ray: cores that a run reserves. Default: 1.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Begin failed runs again.")] = False,
     plan_only: Annotated[bool, typer.Option("--plan", help="Show the runs and how far they are, and stop.")] = False,
     device: Device = None,
+    tracker: Tracker = None,
 ) -> None:
     """Carry out the runs and evaluations of a protocol. Repeat the command to go on; finished runs are kept."""
-    from maple.config import merge_layers, override_layer
-    from maple.protocols import SweepSettings, plan_sweep, read_sweep, run_sweep
+    from functools import partial
 
+    from maple.protocols import SweepSettings, carry_out, plan_sweep, run_sweep
+    from maple.runs import require_tracker
+
+    if tracker is not None:
+        require_tracker(tracker)
     asked = {
         "methods": comma_list(methods),
         "datasets": comma_list(datasets),
@@ -58,22 +77,72 @@ def sweep_command(
         "shots": None if shots is None else [shots_of(part) for part in comma_list(shots) or []],
         "grid": _grid(grid) if grid else None,
     }
-    named = {"name": backbone, "pretrained": pretrained, "precision": precision}
-    chosen = {"backbone": {key: value for key, value in named.items() if value is not None}}
-    root = {} if data_root is None else {"data": {"root": data_root}}
-    settings = read_sweep(what)
-    layer = merge_layers(settings.get("settings", {}), chosen, root, override_layer(overrides or []))
-    given = {key: value for key, value in asked.items() if value is not None}
-    runs = plan_sweep(SweepSettings(**{**settings, **given, "settings": layer}))
+    layer = _layer({"name": backbone, "pretrained": pretrained, "precision": precision}, data_root, overrides or [])
+    whole = _whole_sweep(what, asked, layer)
+    runs = plan_sweep(SweepSettings(**whole), lambda word: typer.echo(word, err=True))
+    for_ray = {
+        "address": ray_address,
+        "storage": ray_storage,
+        "gpus_per_run": gpus_per_run,
+        "cpus_per_run": cpus_per_run,
+    }
+    chosen_executor = _executor(executor, jobs, device, for_ray)
     _show_plan(runs, output, whole=plan_only)
     if plan_only:
         return
 
     from maple.cli.progress import SweepBar
 
+    work = partial(carry_out, tracker=tracker)
     with SweepBar(len(runs)) as bar:
-        outcomes = run_sweep(runs, output, jobs=jobs, device=device, retry_failed=retry_failed, progress=bar)
+        outcomes = run_sweep(runs, output, executor=chosen_executor, work=work, retry_failed=retry_failed, progress=bar)
     _show_end(runs, outcomes, output)
+
+
+def _layer(backbone: dict[str, str | None], data_root: str | None, overrides: list[str]) -> dict[str, Any]:
+    """What the options say of all runs."""
+    from maple.config import merge_layers, override_layer
+
+    chosen = {"backbone": {key: value for key, value in backbone.items() if value is not None}}
+    root = {} if data_root is None else {"data": {"root": data_root}}
+    return merge_layers(chosen, root, override_layer(overrides))
+
+
+def _whole_sweep(what: str, asked: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+    """The sweep of that name, with what was asked for laid over it."""
+    from maple.config import merge_layers
+    from maple.errors import ConfigError
+    from maple.protocols import read_sweep
+
+    settings = read_sweep(what)
+    given = {key: value for key, value in asked.items() if value is not None}
+    whole = {**settings, **given, "settings": merge_layers(settings.get("settings", {}), layer)}
+    for key, example in (("methods", "zero_shot,maple"), ("datasets", "eurosat,dtd")):
+        if key not in whole:
+            raise ConfigError(f"{what} names no {key}; give --{key}, as in --{key} {example}")
+    return whole
+
+
+def _executor(name: str, jobs: int, device: str | None, for_ray: dict[str, Any]) -> "Executor":
+    from functools import partial
+
+    from maple.errors import ConfigError, one_of
+    from maple.protocols import in_processes, in_turn, on_ray
+
+    given = {key: value for key, value in for_ray.items() if value is not None}
+    if name == "ray":
+        if jobs != 1:
+            raise ConfigError(f"--jobs {jobs} is for --executor local; Ray runs as many at once as it has room for")
+        return partial(on_ray, device=device, **given)
+    if name != "local":
+        raise ConfigError(one_of("executor", name, ("local", "ray")))
+    if given:
+        options = {"address": "--ray-address", "storage": "--ray-storage"}
+        told = ", ".join(options.get(key, f"--{key.replace('_', '-')}") for key in given)
+        raise ConfigError(f"{told} without --executor ray has no effect; add it, or leave them out")
+    if jobs < 1:
+        raise ConfigError(f"--jobs is {jobs}; it must be at least 1")
+    return partial(in_turn, device=device) if jobs == 1 else partial(in_processes, jobs=jobs, device=device)
 
 
 def _grid(texts: list[str]) -> dict[str, list[Any]]:

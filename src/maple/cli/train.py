@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maple.cli.options import DataRoot, Device, read_mapping, shots_of
+from maple.cli.options import DataRoot, Device, Tracker, read_mapping, shots_of
 
 if TYPE_CHECKING:
     from maple.config import RunSettings
@@ -47,6 +47,7 @@ def train_command(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="The run folder. Default: a name by content in runs/.")] = None,
     device: Device = None,
+    tracker: Tracker = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Show what would run, and stop.")] = False,
 ) -> None:
     """Learn prompts from a few images per class. Repeat the same command to resume an interrupted run."""
@@ -61,8 +62,10 @@ def train_command(
     }
     settings = _resolve(chosen, method, preset, shots, seed, overrides or [])
 
+    from contextlib import ExitStack
+
     from maple.errors import ConfigError
-    from maple.runs import complete, content_name, train_run
+    from maple.runs import Tracked, complete, content_name, train_run
 
     settings = complete(settings)
     if print_config:
@@ -75,8 +78,12 @@ def train_command(
     from maple.cli.progress import TrainBar
 
     is_main = os.environ.get("RANK", "0") == "0"
-    with TrainBar(settings, folder, quiet=not is_main) as bar:
-        result = train_run(settings, folder, device=device, progress=bar, on_ready=bar.ready)
+    with ExitStack() as stack:
+        bar = stack.enter_context(TrainBar(settings, folder, quiet=not is_main))
+        tracked = None
+        if tracker is not None and is_main:
+            tracked = stack.enter_context(Tracked(tracker, folder, settings, bar))
+        result = train_run(settings, folder, device=device, progress=tracked or bar, on_ready=bar.ready)
     if not is_main:
         return
     if result.was_finished:

@@ -2,6 +2,7 @@
 
 from maple.clip.backbone import Backbone, Preprocessing
 from maple.clip.load import PRECISIONS, load_clip
+from maple.clip.sizes import tower_depths
 from maple.clip.towers import ImageTower, TextTower
 
-__all__ = ["PRECISIONS", "Backbone", "ImageTower", "Preprocessing", "TextTower", "load_clip"]
+__all__ = ["PRECISIONS", "Backbone", "ImageTower", "Preprocessing", "TextTower", "load_clip", "tower_depths"]

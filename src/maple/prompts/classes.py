@@ -53,16 +53,22 @@ class TemplateClasses:
         self._backbone = backbone
         self._templates = tuple(templates)
         self.features: Tensor
+        self._ids: list[Tensor] = []
 
     def set_class_names(self, names: Sequence[str]) -> None:
         """Encode every class in every template: `features` [C, D], unit-norm."""
         cleaned = clean_class_names(names)
+        sentences = [[template.replace("{}", name) for name in cleaned] for template in self._templates]
+        self._ids = [self._backbone.tokenize(one).to(self._backbone.device) for one in sentences]
+        self.features = self.encode()
+
+    def encode(self) -> Tensor:
+        """`features` once more, computed afresh."""
         total: Tensor | float = 0.0
-        for template in self._templates:
-            total = total + self._encode([template.replace("{}", name) for name in cleaned])
-        self.features = unit(torch.as_tensor(total))
+        for ids in self._ids:
+            total = total + self._encode(ids)
+        return unit(torch.as_tensor(total))
 
     @torch.no_grad()
-    def _encode(self, sentences: Sequence[str]) -> Tensor:
-        ids = self._backbone.tokenize(sentences).to(self._backbone.device)
+    def _encode(self, ids: Tensor) -> Tensor:
         return torch.cat([unit(self._backbone.text.plain(chunk)) for chunk in ids.split(_FIXED_CHUNK)])

@@ -1,16 +1,22 @@
 """Protocols: which runs and evaluations a table needs, and how they are carried out. Rows are left for reports."""
 
-from maple.protocols.executors import run_sweep
+from maple.protocols.executors import Executor, in_processes, in_turn, run_sweep
 from maple.protocols.plan import PROTOCOLS, Evaluation, PlannedRun, SweepSettings, plan_sweep, read_sweep, sweep_names
-from maple.protocols.runner import Outcome, SweepProgress, status_of
+from maple.protocols.ray_executor import on_ray
+from maple.protocols.runner import Outcome, SweepProgress, carry_out, status_of
 
 __all__ = [
     "PROTOCOLS",
     "Evaluation",
+    "Executor",
     "Outcome",
     "PlannedRun",
     "SweepProgress",
     "SweepSettings",
+    "carry_out",
+    "in_processes",
+    "in_turn",
+    "on_ray",
     "plan_sweep",
     "read_sweep",
     "run_sweep",

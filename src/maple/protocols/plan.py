@@ -3,7 +3,7 @@
 Source: SPEC section 5; MaPLe (CVPR 2023) section 4.1.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from itertools import product
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from maple.clip import tower_depths
 from maple.config import Positive, RunSettings, Settings, preset_names, read_preset, read_toml, resolve, setting_layer
 from maple.data import known_names
 from maple.errors import ConfigError, DataError, one_of
@@ -29,13 +30,25 @@ _RECIPES: dict[Protocol, tuple[str, ...]] = {
 """Whose recipe a protocol takes: its own preset of the method, else the next one's."""
 
 
+Point = list[tuple[str, Any]]
+"""Settings of one point of a sweep: (section.key, value) pairs."""
+
+_TOWERS = {
+    "prompt_depth": ("text", "image"),
+    "text_prompt_depth": ("text",),
+    "vision_prompt_depth": ("image",),
+}
+"""Whose blocks limit a depth."""
+
+
 class SweepSettings(Settings):
     """What a sweep consists of.
 
     `methods` are the first parts of presets' names (`maple`, `maple-shallow`, `coop`, ...) or paths of TOML files.
     `datasets` are trained on one by one (base-to-novel, few-shot), or are the targets of `source` (cross-dataset,
     domain-generalization). `grid` maps settings (`train.lr`; `prompt_depth` means `method.prompt_depth`)
-    to the values to try, in every combination.
+    to the values to try, in every combination. `variants` are sets of settings that belong together, tried one after
+    the other (with each point of the grid).
     """
 
     protocol: Protocol
@@ -45,6 +58,7 @@ class SweepSettings(Settings):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[1, 2, 3], min_length=1)
     shots: list[Positive | None] = Field(default=[16], min_length=1)
     grid: dict[str, list[Any]] = Field(default={})
+    variants: list[dict[str, Any]] = Field(default=[])
     settings: dict[str, Any] = Field(default={})
 
 
@@ -94,26 +108,40 @@ def read_sweep(name: str) -> dict[str, Any]:
     return read_toml(path, name)
 
 
-def plan_sweep(sweep: SweepSettings) -> list[PlannedRun]:
+def plan_sweep(sweep: SweepSettings, on_dropped: Callable[[str], None] = lambda _: None) -> list[PlannedRun]:
     """The runs of a sweep, in an order that finishes whole comparisons early: seed by seed, then method by method.
 
-    Two points of the grid that come to the same settings are one run.
+    Two points of the grid that come to the same settings are one run. A depth of the grid beyond the blocks of the
+    backbone is left out, where the backbone's configuration tells how many it has.
+
+    Args:
+        on_dropped: called with a sentence for each such depth, method and backbone.
 
     Raises:
-        ConfigError: unknown method or setting, or a protocol without what it needs.
+        ConfigError: unknown method or setting, a protocol without what it needs, or nothing is left to do.
         DataError: the source of a transfer is missing.
     """
     runs: dict[str, PlannedRun] = {}
+    dropped: dict[str, None] = {}
     for settings, recipe, evaluations, point in _expanded(sweep):
+        told = [f"{key.rpartition('.')[2]}={value}" for key, value in point]
+        if words := [word for key, value in point if (word := _too_deep(settings, key, value))]:
+            dropped |= dict.fromkeys(words)
+            continue
+        if len(sweep.shots) > 1:
+            told.insert(0, "all shots" if settings.data.shots is None else f"{settings.data.shots} shots")
         name = content_name(settings)
-        label = " ".join([_method_label(recipe), settings.data.dataset, *point, f"seed {settings.seed}"])
+        label = " ".join([_method_label(recipe), settings.data.dataset, *told, f"seed {settings.seed}"])
         runs.setdefault(name, PlannedRun(name, label, recipe, settings, evaluations))
+    if not runs:
+        raise ConfigError(f"nothing is left of the sweep: {'; '.join(dropped)}; choose smaller values")
+    for word in dropped:
+        on_dropped(word)
     return list(runs.values())
 
 
-def _expanded(sweep: SweepSettings) -> Iterator[tuple[RunSettings, str, tuple[Evaluation, ...], list[str]]]:
-    keys = [key if "." in key else f"method.{key}" for key in sweep.grid]
-    points = [list(zip(keys, values, strict=True)) for values in product(*sweep.grid.values())]
+def _expanded(sweep: SweepSettings) -> Iterator[tuple[RunSettings, str, tuple[Evaluation, ...], Point]]:
+    points = _points(sweep)
     for dataset, evaluations in _sources(sweep):
         for seed, method, shots, point in product(sweep.seeds, sweep.methods, sweep.shots, points):
             recipe = _recipe(method, sweep.protocol)
@@ -121,10 +149,34 @@ def _expanded(sweep: SweepSettings) -> Iterator[tuple[RunSettings, str, tuple[Ev
             asked = {"data": {"dataset": dataset, "shots": shots, "classes": classes}, "seed": seed}
             layers: list[Mapping[str, Any]] = [read_preset(recipe), sweep.settings, asked]
             layers += [setting_layer(key, value) for key, value in point]
-            told = [f"{key.rpartition('.')[2]}={value}" for key, value in point]
-            if len(sweep.shots) > 1:
-                told.insert(0, "all shots" if shots is None else f"{shots} shots")
-            yield complete(resolve(layers)), recipe, evaluations, told
+            yield complete(resolve(layers)), recipe, evaluations, point
+
+
+def _points(sweep: SweepSettings) -> list[Point]:
+    """Every combination of the grid's values with every variant."""
+    grid = [list(zip(sweep.grid, values, strict=True)) for values in product(*sweep.grid.values())]
+    points = product(sweep.variants or [{}], grid)
+    return [
+        [(key if "." in key else f"method.{key}", value) for key, value in (*variant.items(), *point)]
+        for variant, point in points
+    ]
+
+
+def _too_deep(settings: RunSettings, key: str, depth: Any) -> str | None:
+    """What is wrong with a depth of the grid: the backbone has fewer blocks."""
+    name = key.removeprefix("method.")
+    if name not in _TOWERS or not isinstance(depth, int):
+        return None
+    depths = tower_depths(settings.backbone.name)
+    method = settings.method["name"]
+    towers = ("text",) if name == "prompt_depth" and method == "deep_language" else _TOWERS[name]
+    if depths is None:
+        return None
+    blocks = min(dict(zip(("text", "image"), depths, strict=True))[tower] for tower in towers)
+    if depth <= blocks:
+        return None
+    where = " and ".join(towers)
+    return f"{name}={depth} of {method} is left out: {settings.backbone.name} has {blocks} blocks ({where} tower)"
 
 
 def _sources(sweep: SweepSettings) -> list[tuple[str, tuple[Evaluation, ...]]]:

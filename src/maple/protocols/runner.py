@@ -7,6 +7,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from maple.clip import Backbone, load_clip
 from maple.distributed import this_process
 from maple.errors import BusyError, MapleError
 from maple.protocols.plan import Evaluation, PlannedRun
-from maple.runs import evaluate_run, finished_prompts, read_rows, train_run
+from maple.runs import Tracked, evaluate_run, finished_prompts, read_rows, train_run
 from maple.train import EpochReport, StepReport
 
 Status = Literal["new", "interrupted", "failed", "finished"]
@@ -65,11 +66,15 @@ def status_of(run: PlannedRun, root: Path) -> Status:
     return "interrupted" if (folder / "config.json").exists() else "new"
 
 
-def carry_out(run: PlannedRun, root: Path, device: str | None, report: Report) -> Outcome:
-    """Train and evaluate one run, or what is left of it. A failure is recorded in its folder, not raised."""
+def carry_out(run: PlannedRun, root: Path, device: str | None, report: Report, tracker: str | None = None) -> Outcome:
+    """Train and evaluate one run, or what is left of it. A failure is recorded in its folder, not raised.
+
+    Args:
+        tracker: what else to tell: one of `maple.runs.TRACKERS`.
+    """
     folder, began = root / run.name, time.monotonic()
     try:
-        _train_and_evaluate(run, folder, device, partial(report, run.name))
+        _train_and_evaluate(run, folder, device, partial(report, run.name), tracker)
     except BusyError as error:
         return Outcome(run.name, "busy", error=str(error))
     except MapleError as error:
@@ -104,17 +109,22 @@ def failed_outcome(run: PlannedRun, root: Path) -> Outcome:
     return Outcome(run.name, "failed", error=error)
 
 
-def _train_and_evaluate(run: PlannedRun, folder: Path, device: str | None, report: Callable[..., None]) -> None:
+def _train_and_evaluate(
+    run: PlannedRun, folder: Path, device: str | None, report: Callable[..., None], tracker: str | None
+) -> None:
     settings = run.settings
     place = this_process(device).device
     chosen = settings.backbone
     backbone = _backbone(chosen.name, chosen.pretrained, chosen.precision, str(place))
-    train_run(settings, folder, device=device, progress=_Steps(report), backbone=backbone)
-    method = load_prompts(finished_prompts(folder), backbone)
-    for evaluation, answer in zip(run.evaluations, _answers(run, folder), strict=True):
-        if answer is None:
+    steps = _Steps(report)
+    with nullcontext() if tracker is None else Tracked(tracker, folder, settings, steps) as tracked:
+        train_run(settings, folder, device=device, progress=tracked or steps, backbone=backbone)
+        method = load_prompts(finished_prompts(folder), backbone)
+        for evaluation, answer in zip(run.evaluations, _answers(run, folder), strict=True):
+            if answer is not None:
+                continue
             where = "" if evaluation.dataset is None else f" {evaluation.dataset}"
-            evaluate_run(
+            _, row = evaluate_run(
                 folder,
                 classes=evaluation.classes,
                 dataset=evaluation.dataset,
@@ -123,6 +133,8 @@ def _train_and_evaluate(run: PlannedRun, folder: Path, device: str | None, repor
                 method=method,
                 on_images=partial(report, f"evaluating{where} ({evaluation.classes})"),
             )
+            if tracked is not None:
+                tracked.row(row)
 
 
 class _Steps:

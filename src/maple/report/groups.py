@@ -85,7 +85,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with its settings, as one row of a table. `label` names the settings that tell it from its twins."""
+    """A method with its settings, as one row of a table. `label` names the settings that tell it from its twins.
+
+    `settings` are those, as JSON.
+    """
 
     name: str
     label: str
@@ -271,7 +274,7 @@ def _variants(evaluations: list[Evaluation]) -> dict[tuple[str, str, str], Varia
         title = TITLES.get(evaluation.method, evaluation.method)
         told = ", ".join(f"{key}={_short(settings.get(key, 'default'))}" for key in telling)
         label = f"{title} ({told})" if told else title
-        chosen = json.dumps([settings.get(key) for key in telling])
+        chosen = json.dumps({key: settings.get(key) for key in telling})
         variants[_identity(evaluation)] = Variant(evaluation.method, label, chosen)
     return variants
 

@@ -10,12 +10,13 @@ from pathlib import PurePath
 from typing import Any
 
 from maple.errors import ConfigError
+from maple.report.ablations import find_ablations
 from maple.report.changes import class_changes
 from maple.report.duels import duel
 from maple.report.examples import FEWEST, Outcome, choose_examples
 from maple.report.groups import TITLES, Group, Variant
 from maple.report.headline import chosen_method, headline_sentences
-from maple.report.records import Collection, Problem, Run
+from maple.report.records import ZERO_SHOT, Collection, Problem, Run
 from maple.report.tables import Table, make_tables
 
 Picture = Callable[[str, str | None, str], bytes | None]
@@ -125,6 +126,7 @@ def _counts(collection: Collection) -> str:
 
 
 def _chapter(group: Group, name: str) -> Chapter:
+    from maple.report.ablation_plots import ablation_figure
     from maple.report.plots import datasets_figure, results_figure
 
     figures = []
@@ -143,6 +145,11 @@ def _chapter(group: Group, name: str) -> Chapter:
         figures.append(
             Figure(datasets_figure(group, f"{name}-datasets"), f"{what} on each data set, mean ± standard deviation.")
         )
+    for number, ablation in enumerate(find_ablations(group)):
+        zero = "; the dotted line is zero-shot CLIP" if any(one.name == ZERO_SHOT for one in group.variants) else ""
+        caption = f"{ablation.method} at several values of {ablation.setting}, all else being equal: mean ± standard "
+        caption += f"deviation over seeds{' of the averages over data sets' if several else ''}{zero}."
+        figures.append(Figure(ablation_figure(group, ablation, f"{name}-ablation{number}"), caption))
     return Chapter(group.key.caption, tuple(make_tables([group])), tuple(figures))
 
 

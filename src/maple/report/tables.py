@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+from maple.report.ablations import Ablation, find_ablations, measure_of, measures
 from maple.report.groups import ANY_SHOTS, MEASURES, Group, Spread, Variant
 from maple.report.published import Published, published_for
 from maple.report.statistics import FEWEST_PAIRS, Comparison, compare
@@ -42,10 +43,11 @@ class Table:
 
 
 def make_tables(groups: list[Group]) -> list[Table]:
-    """Each group's table, then its paired comparison where there are enough pairs."""
+    """Each group's table, then its ablations, then its paired comparison where there are enough pairs."""
     tables = []
     for group in groups:
         tables.append(base_to_novel_table(group) if group.key.kind == "base-to-novel" else accuracy_table(group))
+        tables += [_ablation_table(group, ablation) for ablation in find_ablations(group)]
         if comparisons := compare(group):
             tables.append(_comparison_table(group, comparisons))
     return tables
@@ -155,6 +157,26 @@ def accuracy_table(group: Group) -> Table:
         notes += _incomplete_note(group)
     section = Section("", ("Method", *columns, "Seeds"), tuple(rows))
     return Table(group.key.caption, (section,), (*notes, *_source_notes(list(cited.values()))))
+
+
+def _ablation_table(group: Group, ablation: Ablation) -> Table:
+    titles = {"base": "Base", "novel": "Novel", "harmonic mean": "Harmonic mean", "top1": "Accuracy"}
+    shown = measures(group)
+    sections = []
+    for series in ablation.series:
+        found = {variant: [measure_of(group, variant, measure) for measure in shown] for _, variant in series.points}
+        cells = _mark_best({variant: [_cell(spread) for spread in spreads] for variant, spreads in found.items()})
+        rows = tuple(
+            (value or "(empty)", (*cells[variant], Cell(_seed_count(found[variant]))))
+            for value, variant in series.points
+        )
+        columns = (ablation.setting, *(titles[measure] for measure in shown), "Seeds")
+        sections.append(Section(series.others, columns, rows))
+    several = len(group.datasets) > 1
+    hm = " The harmonic mean is that of the averages." if several and len(shown) > 1 else ""
+    over = f"averages over {len(group.datasets)} data sets." if several else f"on {group.datasets[0]}."
+    notes = (f"Top-1 accuracy in per cent, {over}{hm} All other settings are equal. {spread_note(group)}",)
+    return Table(f"Ablation of {ablation.setting}: {ablation.method}, {group.key.conditions}", tuple(sections), notes)
 
 
 def _comparison_table(group: Group, comparisons: list[Comparison]) -> Table:

@@ -7,6 +7,7 @@ resume.safetensors    the state after the last whole epoch; gone when the run ha
 prompts.safetensors   the result; its presence means the run has finished
 rows.jsonl            one line per evaluation
 predictions/          what each evaluation said of every image: runs/predictions.py
+tensorboard/          with --tracker: tracking.py
 .lock                 held by the process that trains
 """
 

@@ -1,0 +1,253 @@
+"""What a method costs: learned parameters, operations, and images per second in training and inference.
+
+Source: MaPLe (CVPR 2023), the complexity table; its operations are those of one image against the prompts of all
+classes, each sentence at its full length.
+"""
+
+import csv
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from maple.clip import Backbone
+from maple.config import RunSettings
+from maple.errors import ConfigError
+from maple.methods import Method, build_method
+from maple.prompts import TemplateClasses
+from maple.train import make_optimizer
+
+_FEWEST_ROUNDS = 3
+_SENTENCES_AT_ONCE = 256
+"""Where text features depend on the image, training goes through a batch in pieces of about so many sentences."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Images per second at one batch size; None where there is no such way.
+
+    Attributes:
+        training: a step: forward, backward, optimiser.
+        inference: every batch encodes all classes again, as the reference does.
+        cached: the classes are encoded beforehand, once.
+    """
+
+    batch: int
+    training: float | None
+    inference: float
+    cached: float | None
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of a paper: GFLOPs (a multiply-add is one), images per second in inference, and where it was read."""
+
+    gflops: float
+    images_per_second: float
+    read_in: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method costs on a backbone, with C classes. Operations are floating-point ones: two a multiply-add.
+
+    Attributes:
+        parameters: how many numbers are learned.
+        flops_plain: one image against all classes, every sentence at full length and every row of every block, as
+            papers count; None for towers that are no plain transformers.
+        flops: the same answer, as this package computes it.
+        flops_cached: the same, with the classes encoded beforehand; None where they depend on the image.
+    """
+
+    parameters: int
+    flops_plain: int | None
+    flops: int
+    flops_cached: int | None
+    speeds: tuple[Speed, ...]
+
+
+def measure_cost(
+    settings: RunSettings,
+    backbone: Backbone,
+    *,
+    classes: int,
+    batches: Sequence[int] = (1, 4, 100),
+    seconds: float = 1.0,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Cost:
+    """Count and time one method on random images.
+
+    Args:
+        settings: whose method and optimiser.
+        classes: C.
+        batches: batch sizes B to time, each for about `seconds` in each of the three ways; the median counts.
+        on_step: called with what comes next.
+
+    Raises:
+        ConfigError: a number is below 1, or the method does not fit the backbone.
+    """
+    for name, value in (("classes", classes), *(("batch", batch) for batch in batches)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    if not seconds > 0:
+        raise ConfigError(f"seconds is {seconds:g}; it must be above 0")
+    names = [f"class number {number}" for number in range(classes)]
+    method = build_method(settings.method, backbone, names, generator=torch.Generator().manual_seed(0))
+    on_step("counting operations")
+    one = _images(backbone, 1)
+    cached = None if method.classes_depend_on_image else count_flops(lambda: _with_cached(method, one, classes))
+    return Cost(
+        parameters=method.parameter_count(),
+        flops_plain=plain_flops(method),
+        flops=count_flops(lambda: _afresh(method, one)),
+        flops_cached=cached,
+        speeds=tuple(_speed(method, settings, batch, seconds, on_step) for batch in batches),
+    )
+
+
+def count_flops(run: Callable[[], object]) -> int:
+    """Floating-point operations of `run`, two a multiply-add, without gradients; norms and activations are not counted.
+
+    Source: torch.utils.flop_counter, with attention taken apart where its fused form is unknown to it.
+    """
+    with torch.inference_mode(False), torch.no_grad(), _unfused(), FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def plain_flops(method: Method) -> int | None:
+    """One image against all C classes with every sentence at full length, counted by shapes; None for other towers.
+
+    Two a multiply-add: products of weights and of attention, patches and projections included.
+    """
+    backbone = method.backbone
+    text, image, clip = backbone.text, backbone.image, backbone.model
+    if text.obstacle is not None or image.obstacle is not None:
+        return None
+    sizes, embed = backbone.preprocessing.size, backbone.embed_dim
+    patch = int(clip.visual.conv1.kernel_size[0])
+    patches = (sizes // patch) ** 2
+    prompts = method.vision_prompts()
+    tokens = 1 + patches + (prompts[0].shape[0] if prompts else 0)
+    image_macs = patches * 3 * patch**2 * image.width + image.width * embed
+    image_macs += sum(_block_macs(block, tokens, image.width) for block in clip.visual.transformer.resblocks)
+    blocks = getattr(clip, "text", clip).transformer.resblocks
+    text_macs = sum(_block_macs(block, text.context_length, text.width) for block in blocks) + text.width * embed
+    classes = len(method.class_names)
+    templates = len(getattr(method.settings, "templates", ())) or 1
+    made = count_flops(method.vision_prompts) + count_flops(method.text_prompts)
+    return int(2 * (image_macs + classes * templates * text_macs + classes * embed) + made)
+
+
+def published_cost(name: str, settings: RunSettings, backbone: Backbone) -> Published | None:
+    """What a paper says of this method, where backbone and prompts are those of the paper."""
+    usual = settings.method.get("prompt_length", 4) == 4
+    if backbone.name.lower().replace("/", "-") != "vit-b-16" or not usual:
+        return None
+    return _published().get(name)
+
+
+@cache
+def _published() -> dict[str, Published]:
+    text = resources.files("maple").joinpath("complexity.csv").read_text(encoding="utf-8")
+    return {
+        line["method"]: Published(float(line["gflops"]), float(line["images_per_second"]), line["read_in"])
+        for line in csv.DictReader(text.splitlines())
+    }
+
+
+def _block_macs(block: Any, tokens: int, width: int) -> int:
+    """Queries, keys, values and output; scores and their products with the values; the two layers of the MLP."""
+    hidden = int(block.mlp[0].weight.shape[0])
+    return tokens * (4 * width**2 + 2 * width * hidden) + 2 * tokens**2 * width
+
+
+def _images(backbone: Backbone, batch: int) -> Tensor:
+    size = backbone.preprocessing.size
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(backbone.device)
+
+
+def _afresh(method: Method, images: Tensor) -> Tensor:
+    """Logits [B, C], all classes encoded for this batch."""
+    if method.classes_depend_on_image:
+        return method.predict_logits(images)
+    classes = method.classes
+    features = classes.encode() if isinstance(classes, TemplateClasses) else method.encode_classes()
+    return method.logits(method.encode_images(images), features)
+
+
+def _with_cached(method: Method, images: Tensor, classes: int) -> Tensor:
+    """Logits [B, C] against class embeddings that are there already; which ones does not matter for the cost."""
+    features = torch.zeros(classes, method.backbone.embed_dim, device=images.device)
+    return method.logits(method.encode_images(images), features)
+
+
+def _speed(method: Method, settings: RunSettings, batch: int, seconds: float, on_step: Callable[[str], None]) -> Speed:
+    images = _images(method.backbone, batch)
+    on_step(f"inference, batch {batch}")
+    method.eval()
+    with torch.inference_mode():
+        inference = _images_per_second(lambda: _afresh(method, images), images, seconds)
+        cached = None
+        if not method.classes_depend_on_image:
+            features = method.class_embeddings()
+            cached = _images_per_second(lambda: method.logits(method.encode_images(images), features), images, seconds)
+    training = None
+    if method.parameter_count():
+        on_step(f"training, batch {batch}")
+        training = _images_per_second(_step(method, settings, images), images, seconds)
+    return Speed(batch, training, inference, cached)
+
+
+def _step(method: Method, settings: RunSettings, images: Tensor) -> Callable[[], None]:
+    """A training step on `images`."""
+    method.train()
+    optimizer = make_optimizer(method.prompt_parameters().values(), settings.train)
+    labels = torch.arange(len(images), device=images.device) % len(method.class_names)
+    depends = method.classes_depend_on_image
+    at_once = max(1, _SENTENCES_AT_ONCE // len(method.class_names)) if depends else len(images)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        for part, right in zip(images.split(at_once), labels.split(at_once), strict=True):
+            (method.loss(part, right)[0] * len(part) / len(images)).backward()
+        optimizer.step()
+
+    return step
+
+
+def _images_per_second(run: Callable[[], object], images: Tensor, seconds: float) -> float:
+    run()
+    times: list[float] = []
+    while len(times) < _FEWEST_ROUNDS or sum(times) < seconds:
+        _wait(images.device)
+        began = time.perf_counter()
+        run()
+        _wait(images.device)
+        times.append(time.perf_counter() - began)
+    return len(images) / statistics.median(times)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Attention in parts that the counter knows, everywhere."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

@@ -1,0 +1,144 @@
+"""Parameters against the published counts, operations against a count by hand, and the command."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from maple.cli import app
+from maple.clip import Backbone
+from maple.config import RunSettings, read_preset, resolve
+from maple.efficiency import Cost, count_flops, measure_cost, plain_flops, published_cost
+from maple.errors import ConfigError
+from maple.methods import build_method
+
+# The small CLIP of the tests. A block of width H with an MLP of 4 H: 12 H^2 multiply-adds a token, and 2 n^2 H for n
+# tokens. Text: 3 blocks, H = 64, 77 tokens; image: 4 blocks, H = 128, 4 patches of 16 x 16 pixels and the class token.
+TEXT = 3 * (77 * 12 * 64**2 + 2 * 77**2 * 64) + 64 * 32
+PATCHES = 4 * 3 * 16**2 * 128
+
+
+def image_macs(tokens: int) -> int:
+    return 4 * (tokens * 12 * 128**2 + 2 * tokens**2 * 128) + PATCHES + 128 * 32
+
+
+def settings(**method: Any) -> RunSettings:
+    return resolve([{"method": method}])
+
+
+def cost(backbone: Backbone, classes: int = 3, **method: Any) -> Cost:
+    return measure_cost(settings(**method), backbone, classes=classes, batches=[2], seconds=1e-3)
+
+
+def test_zero_shot_by_hand(backbone: Backbone) -> None:
+    assert (TEXT, image_macs(5)) == (13_632_896, 4_355_072)
+    found = cost(backbone, name="zero_shot")
+    macs = 3 * TEXT + image_macs(5) + 3 * 32
+    assert (found.parameters, found.flops_plain, found.flops) == (0, 2 * macs, 2 * macs)
+    assert found.flops_cached == 2 * (image_macs(5) + 3 * 32)
+
+
+def test_prompts_and_coupling_by_hand(backbone: Backbone) -> None:
+    """Two tokens more in the image tower; two coupling functions from 64 to 128 for two tokens each."""
+    found = cost(backbone, name="maple", prompt_length=2, prompt_depth=2)
+    coupling = 2 * 2 * 64 * 128
+    assert found.flops_plain == 2 * (3 * TEXT + image_macs(7) + 3 * 32 + coupling)
+    # Here the last image block works for the class token alone: queries, keys, values of all seven, the rest of one.
+    skipped = 6 * (9 * 128**2) + 2 * 7 * 6 * 128
+    assert found.flops_cached == 2 * (image_macs(7) - skipped + 3 * 32 + coupling)
+    assert found.flops < found.flops_plain
+
+
+def test_counting_knows_fused_attention(backbone: Backbone) -> None:
+    ids = backbone.tokenize(["a cat"])
+    assert count_flops(lambda: backbone.text.plain(ids)) == 2 * TEXT
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"),
+    [
+        ("maple", 3_555_072),
+        ("maple-shallow", 395_008),
+        ("maple-unified", 403_200),
+        ("independent_vl", 30_720),
+        ("deep_language", 24_576),
+        ("vpt", 73_728),
+        ("coop", 2_048),
+        ("cocoop", 35_360),
+    ],
+)
+def test_published_sizes(preset: str, parameters: int, vit_b16: Backbone) -> None:
+    """SPEC section 3.9; and ViT-B/16's 17.6 and 3.0 billion multiply-adds an image and a sentence."""
+    method = build_method(resolve([read_preset(f"{preset}_base-to-novel")]).method, vit_b16, ["cat"])
+    assert method.parameter_count() == parameters
+    # Up to eight tokens more cost up to a billion more.
+    assert (plain_flops(method) or 0) / 2e9 == pytest.approx(17.6 + 3.0, abs=0.9)
+
+
+def test_what_there_is_to_time(backbone: Backbone) -> None:
+    (zero_shot,) = cost(backbone, name="zero_shot").speeds
+    assert zero_shot.training is None
+    assert zero_shot.batch == 2
+    assert zero_shot.cached is not None
+    (cocoop,) = cost(backbone, name="cocoop").speeds
+    assert (cocoop.cached, cost(backbone, name="cocoop").flops_cached) == (None, None)
+    assert cocoop.training is not None
+    assert min(cocoop.training, cocoop.inference, zero_shot.cached) > 0
+
+
+def test_more_classes_cost_more_and_nothing_once_cached(backbone: Backbone) -> None:
+    few, many = (cost(backbone, classes, name="coop") for classes in (2, 20))
+    assert (many.flops_plain or 0) - (few.flops_plain or 0) == 2 * 18 * (TEXT + 32)
+    assert many.flops > few.flops
+    assert (many.flops_cached or 0) - (few.flops_cached or 0) == 2 * 18 * 32
+
+
+def test_towers_without_seams_are_counted_as_they_run(resnet_backbone: Backbone) -> None:
+    found = cost(resnet_backbone, name="coop")
+    assert found.flops_plain is None
+    assert found.flops > 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"classes": 0}, "classes is 0; it must be at least 1"),
+        ({"batches": [4, 0]}, "batch is 0"),
+        ({"seconds": 0.0}, "seconds is 0; it must be above 0"),
+    ],
+)
+def test_refused(values: dict[str, Any], message: str, backbone: Backbone) -> None:
+    with pytest.raises(ConfigError, match=message):
+        measure_cost(settings(name="coop"), backbone, **{"classes": 2, "batches": [1], **values})
+
+
+def test_published_rows_stand_where_they_fit(backbone: Backbone, vit_b16: Backbone) -> None:
+    found = published_cost("cocoop", settings(name="cocoop"), vit_b16)
+    assert found is not None
+    assert (found.gflops, found.images_per_second) == (162.5, 15.08)
+    assert found.read_in.startswith("PromptKD")
+    assert published_cost("cocoop", settings(name="cocoop"), backbone) is None
+    assert published_cost("coop", settings(name="coop", prompt_length=16), vit_b16) is None
+    assert published_cost("maple", settings(name="maple"), vit_b16) is None, "its row was never read"
+
+
+def test_the_command(tmp_path: Path) -> None:
+    arguments = ["efficiency", "--backbone", "maple-tiny", "--methods", "zero_shot,coop,maple", "--classes", "3"]
+    arguments += ["--batch", "1,2", "--seconds", "0.001", "--device", "cpu", "--output", str(tmp_path / "cost.json")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "maple is left out: prompt_depth=9, but the text tower has 4 blocks" in done.stderr
+    assert "maple-tiny, fp32, 3 classes, on cpu" in done.stdout
+    assert "multiply-add" in done.stdout
+    assert "published" not in done.stdout
+    content = json.loads((tmp_path / "cost.json").read_text())
+    assert list(content["methods"]) == ["zero_shot", "coop"]
+    assert content["methods"]["coop"]["parameters"] == 4 * 128
+    assert [speed["batch"] for speed in content["methods"]["coop"]["speeds"]] == [1, 2]
+    assert content["methods"]["coop"]["published"] is None
+    refused = CliRunner().invoke(app, ["efficiency", "--backbone", "maple-tiny", "--methods", "mapel"])
+    assert "unknown method 'mapel'; choose one of: " in str(refused.exception)
