@@ -20,7 +20,7 @@ setup: .venv/.done ## create .venv with everything that tests, linters and the d
 demo: setup ## five methods on drawings in a style the packaged CLIP never saw: table, page, and a picture to ask about
 	$(BIN)/maple sweep demo --output $(DEMO)/runs --jobs $(JOBS)
 	$(BIN)/maple report $(DEMO)/runs --output $(DEMO)/report.html
-	$(BIN)/maple data draw emoji-food/twemoji --count 1 --output $(DEMO)/pictures
+	$(BIN)/maple data draw emoji-food/lineart --count 1 --output $(DEMO)/pictures
 	$(BIN)/maple predict $(DEMO)/runs/*_maple_*_seed1_* $(DEMO)/pictures --zero-shot --classes $(NAMES) --ask
 
 test: setup ## the whole test suite
