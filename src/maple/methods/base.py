@@ -34,6 +34,8 @@ class Method(nn.Module):
         Settings: the settings class.
         classes_depend_on_image: text features differ per image (CoCoOp), so they cannot be cached.
         log_names: the names in the logs of `loss` (a process without images must know them too).
+        guides: those logs whose gradients `combine_gradients` wants to see beside that of the loss; `loss` leaves them
+            attached to the graph.
     """
 
     title: ClassVar[str]
@@ -42,6 +44,7 @@ class Method(nn.Module):
     Settings: ClassVar[type[MethodSettings]]
     classes_depend_on_image: ClassVar[bool] = False
     log_names: ClassVar[tuple[str, ...]] = ("cross_entropy", "accuracy")
+    guides: ClassVar[tuple[str, ...]] = ()
 
     classes: PromptedClasses | TemplateClasses
 
@@ -129,6 +132,15 @@ class Method(nn.Module):
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
         return loss, {"cross_entropy": loss.detach(), "accuracy": batch_accuracy(logits, labels)}
+
+    def combine_gradients(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """What a step follows, by parameter name; asked only of methods with guides.
+
+        Args:
+            gradients: by parameter name, under "loss" those of the loss and under each of `guides` those of that log;
+                all are of means over the whole batch, however it was divided among processes and pieces.
+        """
+        return gradients["loss"]
 
     def on_epoch_end(self, epoch: int, epochs: int) -> None:
         """Called after epoch `epoch` (from 0) of `epochs`."""
