@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,12 @@ class MethodSettings(Settings):
     """Base of a method's own settings."""
 
     section = "method."
+
+    @classmethod
+    def for_template(cls, template: str) -> dict[str, Any]:
+        """Defaults that follow a data set's own zero-shot template, such as "a centered satellite photo of {}."."""
+        del template  # a method without such settings
+        return {}
 
 
 class Method(nn.Module):

@@ -19,12 +19,12 @@ _IRRELEVANT = {"data": {"root"}, "train": {"workers"}, "evaluate": True}
 
 
 def complete(settings: RunSettings) -> RunSettings:
-    """Validate the method's settings and write out its defaults; zero-shot templates default to the data set's own."""
+    """Validate the method's settings and write out its defaults, some of which follow the data set's own template."""
     description = dict(settings.method)
     kind = METHODS.get(str(description.get("name")))
     template = template_of(settings.data.dataset)
-    if kind is not None and "templates" in kind.Settings.model_fields and template is not None:
-        description.setdefault("templates", [template])
+    if kind is not None and template is not None:
+        description = {**kind.Settings.for_template(template), **description}
     name, validated = method_settings(description)
     data = settings.data
     if data.dataset and template is None and Path(data.dataset).expanduser().is_dir():
