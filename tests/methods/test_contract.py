@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from variants import LEARNING, NAMES, VARIANTS, WORDS_ONLY, make
 
-from maple.checkpoint import load_prompts, put_parameters, save_prompts
+from maple.checkpoint import load_prompts, put_parameters, read_prompts, save_prompts
 from maple.clip import Backbone
 from maple.config import TrainSettings
 from maple.data import Batch
@@ -163,9 +163,32 @@ def test_loss_falls_on_a_separable_batch(variant: str, backbone: Backbone) -> No
     generator = torch.Generator().manual_seed(0)
     prototypes = 2 * torch.randn(3, 3, 32, 32, generator=generator)
     batch = Batch(prototypes[LABELS] + 0.1 * torch.randn(6, 3, 32, 32, generator=generator), LABELS)
-    trainer = Trainer(make(variant, backbone), TrainSettings(lr=0.02, warmup_epochs=0, epochs=12, schedule="constant"))
-    losses = [trainer.run_epoch([(batch, 6)]).loss for _ in range(12)]
+    trainer = Trainer(make(variant, backbone), TrainSettings(lr=0.01, warmup_epochs=0, epochs=16, schedule="constant"))
+    losses = [trainer.run_epoch([(batch, 6)]).loss for _ in range(16)]
     assert min(losses[-3:]) < 0.9 * losses[0]
+
+
+@learning
+def test_a_resumed_training_ends_in_the_same_bits(variant: str, backbone: Backbone, images: Tensor) -> None:
+    settings = TrainSettings(lr=0.01, warmup_epochs=0, epochs=3)
+    straight, first, second = (Trainer(make(variant, backbone), settings) for _ in range(3))
+    for _ in range(3):
+        straight.run_epoch([(Batch(images, LABELS), 6)])
+    first.run_epoch([(Batch(images, LABELS), 6)])
+    second.restore(*first.state())
+    for _ in range(2):
+        second.run_epoch([(Batch(images, LABELS), 6)])
+    assert same(values(second.method), values(straight.method))
+
+
+@every
+def test_a_teacher_is_neither_owned_nor_saved(variant: str, backbone: Backbone, images: Tensor, tmp_path: Path) -> None:
+    method = make(variant, backbone)
+    method.loss(images, LABELS)
+    assert not list(method.buffers())
+    assert len(method.state_dict()) == len(method.prompt_parameters())
+    save_prompts(tmp_path / "prompts.safetensors", method)
+    assert read_prompts(tmp_path / "prompts.safetensors").tensors.keys() == method.prompt_parameters().keys()
 
 
 @every
