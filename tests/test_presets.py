@@ -22,6 +22,9 @@ RECIPES: dict[str, tuple[float, int, int, int, int, int, int, int]] = {
     "maple-shallow_base-to-novel": (0.0035, 5, 4, 2, 1, 2, 1, 395_008),
     "maple-unified_base-to-novel": (0.0035, 5, 4, 2, 9, 2, 9, 403_200),
     "maple_base-to-novel": (0.0035, 5, 4, 2, 9, 2, 9, 3_555_072),
+    "kgcoop_base-to-novel": (0.002, 100, 128, 4, 1, 0, 0, 2_048),
+    "kgcoop_cross-dataset": (0.002, 100, 128, 4, 1, 0, 0, 2_048),
+    "kgcoop_few-shot": (0.002, 100, 128, 4, 1, 0, 0, 2_048),
     "maple_cross-dataset": (0.0026, 2, 4, 2, 3, 2, 3, 1_185_024),
     "vpt_base-to-novel": (0.0025, 5, 4, 0, 0, 8, 12, 73_728),
 }
@@ -30,7 +33,7 @@ every = pytest.mark.parametrize("preset", preset_names())
 
 def test_these_are_shipped() -> None:
     assert preset_names() == sorted([*RECIPES, "zero_shot_base-to-novel"])
-    assert len(preset_names()) == 13
+    assert len(preset_names()) == 16
     assert {read_preset(name)["method"]["name"] for name in preset_names()} == METHODS.keys()
 
 
@@ -108,6 +111,19 @@ def test_zero_shot_takes_the_data_sets_template() -> None:
     assert complete(resolve(layers)).method["templates"] == ["a photo of a {}."]
     own = complete(resolve([*layers, {"data": {"dataset": "eurosat"}}], ['method.templates=["a {}"]']))
     assert own.method["templates"] == ["a {}"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "dataset", "template"),
+    [
+        ("kgcoop_base-to-novel", "eurosat", "a centered satellite photo of {}."),
+        ("kgcoop_base-to-novel", "oxford_pets", "a photo of a {}, a type of pet."),
+        ("kgcoop_cross-dataset", "dtd", "a photo of a {}, a type of texture."),
+    ],
+)
+def test_teachers_take_the_data_sets_template(preset: str, dataset: str, template: str) -> None:
+    settings = complete(resolve([read_preset(preset), {"data": {"dataset": dataset}}]))
+    assert settings.method["teacher_template"] == template
 
 
 @every

@@ -59,6 +59,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "cocoop", "meta_net_reduction": 0}, r"meta_net_reduction = 0: input should be greater"),
     ({"name": "zero_shot", "templates": []}, r"templates is empty; give at least one sentence"),
     ({"name": "zero_shot", "templates": ["a {} and a {}."]}, r"must hold exactly one \{\}"),
+    ({"name": "kgcoop", "weight": -1}, r"weight = -1: input should be greater"),
+    ({"name": "kgcoop", "teacher_template": "a photo"}, r"'a photo' must hold exactly one \{\}"),
     ({"name": "zero_shot", "prompt_depth": 1}, r"unknown setting '.*prompt_depth'; choose one of: templates"),
 ]
 

@@ -60,10 +60,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "maple-deep_words": {"name": "maple", "prompt_depth": 3, "deep_init": "words"},
     "maple-random": {"name": "maple", "prompt_depth": 2, "init_text": ""},
     "maple-long": {"name": "maple", "prompt_depth": 2, "prompt_length": 6},
+    "kgcoop": {"name": "kgcoop"},
+    "kgcoop-random": {"name": "kgcoop", "prompt_length": 5, "init_text": "", "weight": 2.0},
 }
 
 LEARNING = [name for name in VARIANTS if not name.startswith("zero_shot")]
-WORDS_ONLY = {"zero_shot", "zero_shot-ensemble", "coop-words", "coop-class_specific-words"}
+WORDS_ONLY = {
+    *("zero_shot", "zero_shot-ensemble", "coop-words", "coop-class_specific-words"),
+    "kgcoop",
+}
 
 
 def make(variant: str, backbone: Backbone, names: Sequence[str] = NAMES, seed: int = 1) -> Method:

@@ -12,6 +12,7 @@ from maple.methods.base import Method, MethodSettings
 from maple.methods.cocoop import CoCoOp
 from maple.methods.coop import CoOp
 from maple.methods.independent_vl import VPT, DeepLanguage, IndependentVL
+from maple.methods.kgcoop import KgCoOp
 from maple.methods.maple import MaPLe
 from maple.methods.zero_shot import ZeroShot
 
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "vpt": VPT,
     "independent_vl": IndependentVL,
     "maple": MaPLe,
+    "kgcoop": KgCoOp,
 }
 
 __all__ = ["METHODS", "Method", "MethodSettings", "build_method", "method_settings"]
