@@ -26,6 +26,9 @@ RECIPES: dict[str, tuple[float, int, int, int, int, int, int, int]] = {
     "kgcoop_cross-dataset": (0.002, 100, 128, 4, 1, 0, 0, 2_048),
     "kgcoop_few-shot": (0.002, 100, 128, 4, 1, 0, 0, 2_048),
     "maple_cross-dataset": (0.0026, 2, 4, 2, 3, 2, 3, 1_185_024),
+    "prograd_base-to-novel": (0.002, 100, 32, 16, 1, 0, 0, 8_192),
+    "prograd_cross-dataset": (0.002, 50, 32, 16, 1, 0, 0, 8_192),
+    "prograd_few-shot": (0.002, 200, 32, 16, 1, 0, 0, 8_192),
     "vpt_base-to-novel": (0.0025, 5, 4, 0, 0, 8, 12, 73_728),
 }
 every = pytest.mark.parametrize("preset", preset_names())
@@ -33,7 +36,7 @@ every = pytest.mark.parametrize("preset", preset_names())
 
 def test_these_are_shipped() -> None:
     assert preset_names() == sorted([*RECIPES, "zero_shot_base-to-novel"])
-    assert len(preset_names()) == 16
+    assert len(preset_names()) == 19
     assert {read_preset(name)["method"]["name"] for name in preset_names()} == METHODS.keys()
 
 
@@ -119,11 +122,33 @@ def test_zero_shot_takes_the_data_sets_template() -> None:
         ("kgcoop_base-to-novel", "eurosat", "a centered satellite photo of {}."),
         ("kgcoop_base-to-novel", "oxford_pets", "a photo of a {}, a type of pet."),
         ("kgcoop_cross-dataset", "dtd", "a photo of a {}, a type of texture."),
+        ("prograd_base-to-novel", "eurosat", "a centered satellite photo of {}."),
+        ("prograd_base-to-novel", "oxford_pets", "a type of pet, a photo of a {}."),
+        ("prograd_base-to-novel", "food101", "a type of food, a photo of {}."),
+        ("prograd_base-to-novel", "sun397", "a photo of a {}."),
+        ("prograd_few-shot", "dtd", "a texture of {}."),
     ],
 )
 def test_teachers_take_the_data_sets_template(preset: str, dataset: str, template: str) -> None:
     settings = complete(resolve([read_preset(preset), {"data": {"dataset": dataset}}]))
     assert settings.method["teacher_template"] == template
+
+
+@pytest.mark.parametrize(
+    ("data", "epochs", "strength"),
+    [
+        ({"dataset": "dtd", "shots": 16}, 200, 0.8),
+        ({"dataset": "dtd", "shots": 4}, 100, 1.0),
+        ({"dataset": "dtd", "shots": 1}, 50, 1.0),
+        ({"dataset": "eurosat", "shots": 8}, 200, 0.8),
+        ({"dataset": "eurosat", "shots": 2}, 100, 1.0),
+        ({"dataset": "food101", "shots": 16}, 200, 1.0),
+        ({"dataset": "imagenet", "shots": 16}, 50, 1.0),
+    ],
+)
+def test_few_shot_recipes_of_prograd(data: dict[str, Any], epochs: int, strength: float) -> None:
+    settings = resolve([read_preset("prograd_few-shot"), {"data": data}])
+    assert (settings.train.epochs, settings.method["strength"]) == (epochs, strength)
 
 
 @every

@@ -61,6 +61,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "zero_shot", "templates": ["a {} and a {}."]}, r"must hold exactly one \{\}"),
     ({"name": "kgcoop", "weight": -1}, r"weight = -1: input should be greater"),
     ({"name": "kgcoop", "teacher_template": "a photo"}, r"'a photo' must hold exactly one \{\}"),
+    (
+        {"name": "prograd", "teacher_template": "a {}, a pet."},
+        r"'a \{\}, a pet.' must be words and then",
+    ),
+    ({"name": "prograd", "teacher_template": " {}."}, r"must be words and then the class name"),
+    ({"name": "prograd", "prompt_length": 3}, r"has 4 words .* more than prompt_length=3; set prompt_length=4"),
+    ({"name": "prograd", "temperature": 0}, r"temperature = 0: input should be greater than 0"),
     ({"name": "zero_shot", "prompt_depth": 1}, r"unknown setting '.*prompt_depth'; choose one of: templates"),
 ]
 

@@ -62,12 +62,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "maple-long": {"name": "maple", "prompt_depth": 2, "prompt_length": 6},
     "kgcoop": {"name": "kgcoop"},
     "kgcoop-random": {"name": "kgcoop", "prompt_length": 5, "init_text": "", "weight": 2.0},
+    "prograd": {"name": "prograd", "prompt_length": 6},
+    "prograd-words": {"name": "prograd", "prompt_length": 4, "temperature": 2.0, "strength": 0.5},
 }
 
 LEARNING = [name for name in VARIANTS if not name.startswith("zero_shot")]
 WORDS_ONLY = {
     *("zero_shot", "zero_shot-ensemble", "coop-words", "coop-class_specific-words"),
-    "kgcoop",
+    *("kgcoop", "prograd", "prograd-words"),
 }
 
 

@@ -14,6 +14,7 @@ from maple.methods.coop import CoOp
 from maple.methods.independent_vl import VPT, DeepLanguage, IndependentVL
 from maple.methods.kgcoop import KgCoOp
 from maple.methods.maple import MaPLe
+from maple.methods.prograd import ProGrad
 from maple.methods.zero_shot import ZeroShot
 
 METHODS: dict[str, type[Method]] = {
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "independent_vl": IndependentVL,
     "maple": MaPLe,
     "kgcoop": KgCoOp,
+    "prograd": ProGrad,
 }
 
 __all__ = ["METHODS", "Method", "MethodSettings", "build_method", "method_settings"]
