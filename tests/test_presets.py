@@ -29,6 +29,10 @@ RECIPES: dict[str, tuple[float, int, int, int, int, int, int, int]] = {
     "prograd_base-to-novel": (0.002, 100, 32, 16, 1, 0, 0, 8_192),
     "prograd_cross-dataset": (0.002, 50, 32, 16, 1, 0, 0, 8_192),
     "prograd_few-shot": (0.002, 200, 32, 16, 1, 0, 0, 8_192),
+    "promptsrc-maple_base-to-novel": (0.0025, 20, 4, 2, 9, 2, 9, 3_555_072),
+    "promptsrc_base-to-novel": (0.0025, 20, 4, 4, 9, 4, 9, 46_080),
+    "promptsrc_cross-dataset": (0.0025, 20, 4, 4, 3, 4, 3, 15_360),
+    "promptsrc_few-shot": (0.0025, 50, 4, 4, 9, 4, 9, 46_080),
     "vpt_base-to-novel": (0.0025, 5, 4, 0, 0, 8, 12, 73_728),
 }
 every = pytest.mark.parametrize("preset", preset_names())
@@ -36,7 +40,7 @@ every = pytest.mark.parametrize("preset", preset_names())
 
 def test_these_are_shipped() -> None:
     assert preset_names() == sorted([*RECIPES, "zero_shot_base-to-novel"])
-    assert len(preset_names()) == 19
+    assert len(preset_names()) == 23
     assert {read_preset(name)["method"]["name"] for name in preset_names()} == METHODS.keys()
 
 
@@ -149,6 +153,23 @@ def test_teachers_take_the_data_sets_template(preset: str, dataset: str, templat
 def test_few_shot_recipes_of_prograd(data: dict[str, Any], epochs: int, strength: float) -> None:
     settings = resolve([read_preset("prograd_few-shot"), {"data": data}])
     assert (settings.train.epochs, settings.method["strength"]) == (epochs, strength)
+
+
+@pytest.mark.parametrize(
+    ("preset", "dataset", "mean", "std"),
+    [
+        ("promptsrc_base-to-novel", "eurosat", 15, 1),
+        ("promptsrc_cross-dataset", "imagenet", 6, 10),
+        ("promptsrc_few-shot", "food101", 30, 30),
+        ("promptsrc_few-shot", "eurosat", 45, 5),
+    ],
+)
+def test_gaussians_of_promptsrc(preset: str, dataset: str, mean: float, std: float) -> None:
+    settings = complete(resolve([read_preset(preset), {"data": {"dataset": dataset}}]))
+    method = settings.method
+    assert (method["gpa_mean"], method["gpa_std"]) == (mean, std)
+    assert (method["text_loss_weight"], method["image_loss_weight"]) == (25, 10)
+    assert len(set(method["teacher_templates"])) == 60
 
 
 @every

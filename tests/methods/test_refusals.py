@@ -68,6 +68,20 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "prograd", "teacher_template": " {}."}, r"must be words and then the class name"),
     ({"name": "prograd", "prompt_length": 3}, r"has 4 words .* more than prompt_length=3; set prompt_length=4"),
     ({"name": "prograd", "temperature": 0}, r"temperature = 0: input should be greater than 0"),
+    ({"name": "promptsrc"}, r"text prompt depth=9, but the text tower has 3"),
+    ({"name": "promptsrc", "gpa_std": 0}, r"gpa_std = 0: input should be greater than 0"),
+    (
+        {"name": "promptsrc", "text_prompt_depth": 3, "prompts": {"name": "maple", "prompt_depth": 3}},
+        r"text_prompt_depth would be ignored, since prompts = .*'maple'",
+    ),
+    ({"name": "promptsrc", "prompts": {"name": "mapel"}}, r"unknown method 'mapel'"),
+    ({"name": "promptsrc", "prompts": {"name": "maple", "lenght": 2}}, r"unknown setting '.*lenght'"),
+    (
+        {"name": "promptsrc", "prompts": {"name": "cocoop", "meta_net_reduction": 4}},
+        r"cannot train the prompts of CoCoOp",
+    ),
+    ({"name": "promptsrc", "prompts": {"name": "kgcoop"}}, r"cannot train the prompts of KgCoOp"),
+    ({"name": "promptsrc", "prompts": {"name": "zero_shot"}}, r"cannot train the prompts of zero-shot CLIP"),
     ({"name": "zero_shot", "prompt_depth": 1}, r"unknown setting '.*prompt_depth'; choose one of: templates"),
 ]
 

@@ -64,6 +64,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "kgcoop-random": {"name": "kgcoop", "prompt_length": 5, "init_text": "", "weight": 2.0},
     "prograd": {"name": "prograd", "prompt_length": 6},
     "prograd-words": {"name": "prograd", "prompt_length": 4, "temperature": 2.0, "strength": 0.5},
+    "promptsrc": {"name": "promptsrc", "text_prompt_depth": 3, "vision_prompt_depth": 4},
+    "promptsrc-maple": {"name": "promptsrc", "prompts": {"name": "maple", "prompt_depth": 3}},
+    "promptsrc-vpt": {"name": "promptsrc", "prompts": {"name": "vpt", "vision_prompt_depth": 4}},
 }
 
 LEARNING = [name for name in VARIANTS if not name.startswith("zero_shot")]

@@ -20,6 +20,7 @@ from maple.clip.load import backbone_from_state_dict
 from maple.config import TrainSettings
 from maple.data import Batch
 from maple.methods import METHODS, Method, build_method
+from maple.methods.promptsrc import epoch_weights
 from maple.train import Trainer
 
 FOLDER = Path(os.environ.get("MAPLE_PARITY") or Path(__file__).parent)
@@ -147,6 +148,14 @@ def test_training(path: Path, name: str) -> None:
     for parameter, value in method.prompt_parameters().items():
         same(value.detach(), tensors[f"{name}/final/{parameter}"])
     same(method.predict_logits(tensors["eval_images"]), tensors[f"{name}/final_eval_logits"])
+
+
+def test_weights_of_epochs() -> None:
+    for path in RECORDINGS:
+        for case in json.loads(path.read_text(encoding="utf-8"))["cases"].values():
+            if "gpa_weights" in case:
+                weights = epoch_weights(len(case["gpa_weights"]), case["gpa_mean"], case["gpa_std"])
+                same(weights, case["gpa_weights"], 1e-9)
 
 
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)

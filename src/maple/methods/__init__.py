@@ -15,6 +15,7 @@ from maple.methods.independent_vl import VPT, DeepLanguage, IndependentVL
 from maple.methods.kgcoop import KgCoOp
 from maple.methods.maple import MaPLe
 from maple.methods.prograd import ProGrad
+from maple.methods.promptsrc import PromptSRC
 from maple.methods.zero_shot import ZeroShot
 
 METHODS: dict[str, type[Method]] = {
@@ -27,6 +28,7 @@ METHODS: dict[str, type[Method]] = {
     "maple": MaPLe,
     "kgcoop": KgCoOp,
     "prograd": ProGrad,
+    "promptsrc": PromptSRC,
 }
 
 __all__ = ["METHODS", "Method", "MethodSettings", "build_method", "method_settings"]
