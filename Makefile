@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := build/demo
+JOBS ?= 2
+NAMES ?= "banana,hot dog,green salad,teapot"
 
 .PHONY: help setup demo test lint bench docs clean
 
@@ -15,13 +17,11 @@ setup: .venv/.done ## create .venv with everything that tests, linters and the d
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
-demo: setup ## train and evaluate MaPLe and zero-shot CLIP on a small folder of drawings
-	$(BIN)/python scripts/draw_shapes.py $(DEMO)/shapes
-	for method in zero_shot maple; do \
-	  $(BIN)/maple train --method $$method --dataset $(DEMO)/shapes --backbone maple-tiny --pretrained random --shots 16 \
-	    $$(test $$method = maple && echo --set method.prompt_depth=4 --set train.epochs=20) --output $(DEMO)/runs/$$method && \
-	  $(BIN)/maple evaluate $(DEMO)/runs/$$method || exit 1; \
-	done
+demo: setup ## five methods on drawings in a style the packaged CLIP never saw: table, page, and a picture to ask about
+	$(BIN)/maple sweep demo --output $(DEMO)/runs --jobs $(JOBS)
+	$(BIN)/maple report $(DEMO)/runs --output $(DEMO)/report.html
+	$(BIN)/maple data draw emoji-food/twemoji --count 1 --output $(DEMO)/pictures
+	$(BIN)/maple predict $(DEMO)/runs/*_maple_*_seed1_* $(DEMO)/pictures --zero-shot --classes $(NAMES) --ask
 
 test: setup ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

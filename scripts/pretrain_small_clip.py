@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "src/maple/assets/small_clip")
+    parser.add_argument("--remark", default="", help="what the model card should say of this run besides")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
@@ -36,7 +37,7 @@ def main() -> None:
     if options.action == "train":
         Trainer(options.run, options.minutes * 60, options.batch, options.learning_rate).train()
     else:
-        export(options.run, options.output)
+        export(options.run, options.output, options.remark)
 
 
 if __name__ == "__main__":

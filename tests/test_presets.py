@@ -46,7 +46,7 @@ def test_these_are_shipped() -> None:
 
 @every
 def test_values_are_the_published_ones(preset: str, vit_b16: Backbone) -> None:
-    settings = complete(resolve([read_preset(preset)]))
+    settings = complete(resolve([read_preset(preset), {"data": {"dataset": "eurosat"}}]))
     method = build_method(settings.method, vit_b16, ["cat", "dog"])
     prompts = [[tuple(token.shape) for token in side] for side in (method.text_prompts(), method.vision_prompts())]
     count = sum(value.numel() for value in method.prompt_parameters().values())

@@ -55,7 +55,7 @@ its drawings were not used.
     python scripts/pretrain_small_clip.py train --run DIR --minutes {minutes}
     python scripts/pretrain_small_clip.py export --run DIR
 
-{steps} steps of 128 pictures and 64 captions, {minutes} minutes on two CPU cores that did other work too; no GPU.
+{steps} steps of 128 pictures and 64 captions, {minutes} minutes on a CPU; no GPU. {remark}
 CLIP's loss within the batch, and pictures against the remembered captions of all concepts; AdamW, cosine schedule over
 time, averaged weights. The schedule follows the clock, so a second run gives a like model, not the same bytes.
 `training_log.jsonl` holds the log and, as its last lines, the measurements below.
@@ -84,8 +84,8 @@ def measured_table(table: dict[str, dict[str, float]], sizes: dict[str, int]) ->
     return "\n".join(lines)
 
 
-def export(run: Path, output: Path) -> None:
-    """Write the folder that `maple.clip.load_clip` reads, measure it, and describe it."""
+def export(run: Path, output: Path, remark: str) -> None:
+    """Write the folder that `maple.clip.load_clip` reads, measure it, and describe it; `remark` is on this very run."""
     output.mkdir(parents=True, exist_ok=True)
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     weights = output / "open_clip_model.safetensors"
@@ -125,6 +125,7 @@ def export(run: Path, output: Path) -> None:
         minutes=round(state["seconds"] / 60),
         steps=state["step"],
         template=PLAIN_TEMPLATE,
+        remark=remark,
         tables="\n".join(tables),
     )
     (output / "MODEL_CARD.md").write_text(card)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from maple.data import Batch
 from maple.errors import BackboneError, DataError
@@ -12,7 +13,10 @@ from maple.metrics import Floats, Integers, Scores, score
 
 
 def predict(
-    method: Method, batches: Iterable[Batch], on_batch: Callable[[int], None] = lambda _: None
+    method: Method,
+    batches: Iterable[Batch],
+    on_batch: Callable[[int], None] = lambda _: None,
+    on_features: Callable[[Tensor], None] = lambda _: None,
 ) -> tuple[Floats, Integers]:
     """Logits [n, C] (float32) and labels [n] of all batches, under the method's current class names.
 
@@ -21,6 +25,8 @@ def predict(
 
     Args:
         on_batch: called with the number of images after each batch.
+        on_features: called with the unit image features [B, D] of each batch; never where the text features depend on
+            the image, as one set of class embeddings does not go with them.
 
     Raises:
         DataError: there are no images.
@@ -36,7 +42,9 @@ def predict(
             if text_features is None:
                 found = method.predict_logits(images)
             else:
-                found = method.logits(method.encode_images(images), text_features)
+                image_features = method.encode_images(images)
+                found = method.logits(image_features, text_features)
+                on_features(image_features)
             logits.append(found.float().cpu().numpy())
             labels.append(batch.labels.numpy())
             on_batch(len(batch.labels))

@@ -90,7 +90,7 @@ def test_states_and_norms(name: str, precision: str) -> None:
                 assert states.dtype == DTYPES[precision]
     if precision != "fp32":
         with_seams = [t for t in (backbone.text, backbone.image) if t.obstacle is None]
-        blocks = [m for t in with_seams for b in t._blocks for m in b.modules()]
+        blocks = [m for t in with_seams for b in t._blocks for m in b.module.modules()]
         assert not [m for m in blocks if type(m) is LayerNorm]
         assert all(m.weight.dtype == DTYPES[precision] for m in blocks if isinstance(m, nn.Linear))
 

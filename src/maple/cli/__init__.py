@@ -12,6 +12,7 @@ from maple.cli.evaluate import evaluate_command
 from maple.cli.importing import import_command
 from maple.cli.inspecting import inspect_command
 from maple.cli.methods import methods_command
+from maple.cli.report import report_command
 from maple.cli.sweep import sweep_command
 from maple.cli.train import train_command
 from maple.errors import MapleError
@@ -42,6 +43,7 @@ app.command("evaluate")(evaluate_command)
 app.command("import")(import_command)
 app.command("methods")(methods_command)
 app.command("inspect")(inspect_command)
+app.command("report")(report_command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -16,6 +16,7 @@ import torch
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
+from maple.clip.blocks import Block
 from maple.errors import UnsupportedTowerError
 
 
@@ -41,7 +42,7 @@ class TextTower:
         self._tower = tower
         self._pool_type = str(getattr(model, "text_pool_type", getattr(tower, "pool_type", "argmax")))
         self._eos_id = int(getattr(model, "text_eos_id", getattr(tower, "eos_id", None)) or 0)
-        self._blocks = list(tower.transformer.resblocks)
+        self._blocks = [Block(module) for module in tower.transformer.resblocks]
         self.width = int(tower.token_embedding.weight.shape[1])
         self.depth = len(self._blocks)
 
@@ -58,15 +59,26 @@ class TextTower:
         """Token embeddings of ids [C, T], without positions: [C, T, Ht]."""
         return cast(Tensor, self._tower.token_embedding(ids)).to(self.dtype)
 
-    def enter(self, states: Tensor) -> Tensor:
-        """Add positional embeddings to [C, T, Ht]; T may be shorter than the context."""
-        positions: Tensor = self._tower.positional_embedding[: states.shape[1]]
+    def enter(self, states: Tensor, start: int = 0) -> Tensor:
+        """Add positional embeddings, from position `start` on, to [C, T, Ht]; T may be shorter than the context."""
+        positions: Tensor = self._tower.positional_embedding[start : start + states.shape[1]]
         return states + positions.to(states.dtype)
 
     def block(self, layer: int, states: Tensor) -> Tensor:
         """Block `layer` under the causal mask: [C, T, Ht] -> [C, T, Ht]."""
         length = states.shape[1]
-        return cast(Tensor, self._blocks[layer](states, attn_mask=self._tower.attn_mask[:length, :length]))
+        return self._blocks[layer].causal(states, self._tower.attn_mask[:length, :length])
+
+    def block_after_prefix(
+        self, layer: int, prefix: Tensor, suffix: Tensor, ends: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Block `layer` on sentences whose first S rows are shared: see `Block.after_prefix`.
+
+        Args:
+            prefix: [G, S, Ht]. suffix: [G * C, T - S, Ht]. ends: [C] rows of the suffix, to compute only those.
+        """
+        length = prefix.shape[1] + suffix.shape[1]
+        return self._blocks[layer].after_prefix(prefix, suffix, self._tower.attn_mask[:length, :length], ends)
 
     def finish(self, states: Tensor) -> Tensor:
         """Final norm and projection of the EOT states [C, Ht]: raw features [C, D]."""
@@ -102,7 +114,7 @@ class ImageTower:
         self.encode: Callable[[Tensor], Tensor] = model.encode_image
         self._tower: Any = model.visual
         self.obstacle = _image_obstacle(self._tower)
-        self._blocks = [] if self.obstacle is not None else list(self._tower.transformer.resblocks)
+        self._blocks = [] if self.obstacle is not None else [Block(m) for m in self._tower.transformer.resblocks]
         self.width = 0 if self.obstacle is not None else int(self._tower.conv1.weight.shape[0])
         self.depth = len(self._blocks)
 
@@ -131,12 +143,20 @@ class ImageTower:
         """The norm before the blocks: [B, n, Hv] -> [B, n, Hv]."""
         return cast(Tensor, self._tower.ln_pre(states))
 
-    def block(self, layer: int, states: Tensor) -> Tensor:
-        """Block `layer`: [B, n, Hv] -> [B, n, Hv]."""
-        return cast(Tensor, self._blocks[layer](states))
+    @property
+    def reads_first_row(self) -> bool:
+        """Whether features are read from the class token alone, so that `finish` needs no other row."""
+        return str(self._tower.pool_type) == "tok"
+
+    def block(self, layer: int, states: Tensor, *, first_row_only: bool = False) -> Tensor:
+        """Block `layer`: [B, n, Hv] -> [B, n, Hv], or only its class token, [B, 1, Hv]."""
+        return self._blocks[layer].full(states, first_row_only)
 
     def finish(self, states: Tensor) -> Tensor:
-        """Pool, norm and project the class token and patches [B, 1 + N, Hv] (no prompts): [B, D]."""
+        """Pool, norm and project the class token and patches [B, 1 + N, Hv] (no prompts): [B, D].
+
+        The class token alone, [B, 1, Hv], will do where `reads_first_row`.
+        """
         pooled: Tensor = self._tower._pool(states)[0]
         return pooled if self._tower.proj is None else pooled @ self._tower.proj
 

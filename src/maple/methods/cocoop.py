@@ -77,10 +77,7 @@ class CoCoOp(Method):
         """Unit text features [B, C, D] for each of the unit image features [B, D]."""
         hidden = torch.relu(self.meta_net[0](image_features))
         prompts = self.text_prompts()[0] + self.meta_net[1](hidden)[:, None]
-        count = len(self.class_names)
-        sentences = self.classes.sentences.repeated(len(image_features))
-        features = self.classes.encode([prompts.repeat_interleave(count, dim=0)], sentences)
-        return features.reshape(len(image_features), count, -1)
+        return self.classes.encode([prompts[:, None]])
 
     def _logits_of(self, image_features: Tensor) -> Tensor:
         text_features = self.encode_classes_for(image_features)

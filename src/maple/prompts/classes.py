@@ -33,9 +33,9 @@ class PromptedClasses:
             position=self._position,
         )
 
-    def encode(self, prompts: Sequence[Tensor], sentences: Sentences | None = None) -> Tensor:
-        """Unit text features [C, D] with `prompts`, J tensors [P, Ht] or [C, P, Ht]."""
-        return unit(encode_text(self._backbone.text, sentences or self.sentences, prompts))
+    def encode(self, prompts: Sequence[Tensor]) -> Tensor:
+        """Unit text features [C, D] with `prompts`, J tensors [P, Ht] or [C, P, Ht]; [G, C, D] with [G, 1, P, Ht]."""
+        return unit(encode_text(self._backbone.text, self.sentences, prompts))
 
 
 class TemplateClasses:

@@ -6,21 +6,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maple.clip import ImageTower, TextTower
-from maple.prompts.splice import Sentences, append_vision, at_ends, put_text, replace_vision
+from maple.prompts.splice import Sentences, append_vision, replace_vision
 
 
 def encode_text(tower: TextTower, sentences: Sentences, prompts: Sequence[Tensor]) -> Tensor:
     """Raw text features [C, D] of sentences whose slots hold `prompts`, one tensor per prompted layer.
 
+    What all sentences begin with (SOS, shared prompts, shared words) is computed once, and their ends attend to it;
+    of the last block only the EOT rows are computed. Under a causal mask both change nothing but rounding.
+
     Args:
-        prompts: J tensors [P, Ht], or [C, P, Ht] with a prompt per sentence; layer k's enters block k.
+        prompts: J tensors [P, Ht]; or [C, P, Ht] with a prompt per sentence; or [G, 1, P, Ht], which gives the
+            features of all sentences under each of G prompts: [G, C, D]. Layer k's enters block k.
     """
-    states = tower.embed(sentences.ids)
+    groups = [prompt.shape[0] for prompt in prompts if prompt.ndim == 4]
+    per_sentence = any(prompt.ndim == 3 for prompt in prompts)
+    parts = sentences.parts(groups[0] if groups else 1, 1 if per_sentence else sentences.shared)
+    prefix, suffix = tower.embed(parts.prefix_ids), tower.embed(parts.suffix_ids)
     for layer in range(tower.depth):
         if layer < len(prompts):
-            states = put_text(states, prompts[layer], sentences.slots)
-        states = tower.block(layer, tower.enter(states) if layer == 0 else states)
-    return tower.finish(at_ends(states, sentences.ends))
+            prefix, suffix = parts.put(prefix, suffix, prompts[layer])
+        if layer == 0:
+            prefix, suffix = tower.enter(prefix), tower.enter(suffix, parts.shared)
+        ends = parts.ends if layer == tower.depth - 1 else None
+        prefix, suffix = tower.block_after_prefix(layer, prefix, suffix, ends)
+    features = tower.finish(suffix[:, 0])
+    return features.unflatten(0, (groups[0], -1)) if groups else features
 
 
 def encode_image(tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]) -> Tensor:
@@ -34,7 +45,8 @@ def encode_image(tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]) -
             states = tower.enter(append_vision(states, prompts[0]))
         elif layer < len(prompts):
             states = replace_vision(states, prompts[layer])
-        states = tower.block(layer, states)
+        last = layer == tower.depth - 1
+        states = tower.block(layer, states, first_row_only=last and tower.reads_first_row)
     return tower.finish(states[:, :count])
 
 

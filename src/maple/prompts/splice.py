@@ -30,15 +30,57 @@ class Sentences:
         ids: [C, T] int64, cut after the longest sentence: under a causal mask, what follows EOT is never read.
         slots: [C, P] int64, the positions of the prompt tokens.
         ends: [C] int64, the position of EOT.
+        shared: with how many equal tokens, slots included, all sentences begin; 1 (SOS) to the earliest EOT.
     """
 
     ids: Tensor
     slots: Tensor
     ends: Tensor
+    shared: int
 
-    def repeated(self, times: int) -> "Sentences":
-        """The list of sentences, `times` times over: [times * C, T]."""
-        return Sentences(self.ids.repeat(times, 1), self.slots.repeat(times, 1), self.ends.repeat(times))
+    def parts(self, groups: int, shared: int) -> "Parts":
+        """The sentences cut after `shared` tokens, for `groups` prompts each of which all of them are read with."""
+        early = int((self.slots[0] < shared).sum())
+        return Parts(
+            prefix_ids=self.ids[:1, :shared].expand(groups, -1),
+            suffix_ids=self.ids[:, shared:].repeat(groups, 1),
+            prefix_slots=self.slots[:1, :early].expand(groups, -1),
+            suffix_slots=(self.slots[:, early:] - shared).repeat(groups, 1),
+            ends=self.ends - shared,
+            shared=shared,
+        )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Sentences in two parts: what they share, once for each of G groups, and the rest of each of C sentences.
+
+    Attributes:
+        prefix_ids, prefix_slots: [G, S] and [G, p], for prompts that lie in the prefix.
+        suffix_ids, suffix_slots: [G * C, T - S] and [G * C, P - p], group by group, counted from the cut.
+        ends: [C], the row of the suffix at which each sentence ends.
+        shared: S.
+    """
+
+    prefix_ids: Tensor
+    suffix_ids: Tensor
+    prefix_slots: Tensor
+    suffix_slots: Tensor
+    ends: Tensor
+    shared: int
+
+    def put(self, prefix: Tensor, suffix: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
+        """Put `prompt` ([P, Ht], [C, P, Ht] or [G, 1, P, Ht]) into both parts, [G, S, Ht] and [G * C, T - S, Ht]."""
+        early = self.prefix_slots.shape[1]
+        if early:
+            first = prompt.flatten(0, -3) if prompt.ndim > 2 else prompt
+            prefix = put_text(prefix, first[..., :early, :], self.prefix_slots)
+        if self.suffix_slots.shape[1]:
+            rest = prompt[..., early:, :]
+            if prompt.ndim == 4:
+                rest = rest.expand(-1, len(suffix) // len(prompt), -1, -1).flatten(0, 1)
+            suffix = put_text(suffix, rest, self.suffix_slots)
+        return prefix, suffix
 
 
 def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -93,11 +135,19 @@ def write_sentences(
         for row, name in enumerate(cleaned):
             slots[row] = _move_class_name(ids[row], prompt_length, before, len(backbone.word_ids(name)))
     ends = backbone.text.end_positions(ids)
+    alike = ((ids == ids[0]) & _same_slots(slots, ids.shape[1])).all(dim=0).int()
     return Sentences(
         ids[:, : int(ends.max()) + 1].contiguous().to(backbone.device),
         slots.to(backbone.device),
         ends.to(backbone.device),
+        shared=max(1, min(int(alike.cumprod(0).sum()), int(ends.min()))),
     )
+
+
+def _same_slots(slots: Tensor, length: int) -> Tensor:
+    """Whether each position is a slot in a sentence exactly if it is in the first: [C, length], of slots [C, P]."""
+    is_slot = torch.zeros(len(slots), length, dtype=torch.bool).scatter(1, slots, value=True)
+    return is_slot == is_slot[0]
 
 
 def _move_class_name(ids: Tensor, length: int, before: int, name_length: int) -> Tensor:
@@ -121,8 +171,3 @@ def append_vision(states: Tensor, prompt: Tensor) -> Tensor:
 def replace_vision(states: Tensor, prompt: Tensor) -> Tensor:
     """Replace the last P tokens of states [B, n, Hv] by `prompt` [P, Hv]."""
     return append_vision(states[:, : states.shape[1] - prompt.shape[-2]], prompt)
-
-
-def at_ends(states: Tensor, ends: Tensor) -> Tensor:
-    """The state of each sentence at its EOT: [C, T, Ht] -> [C, Ht]."""
-    return states[torch.arange(len(states), device=states.device), ends]

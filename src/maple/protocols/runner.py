@@ -159,7 +159,8 @@ def _answers(run: PlannedRun, folder: Path) -> list[dict[str, Any] | None]:
 
 
 def _is_answer(row: dict[str, Any], evaluation: Evaluation, run: PlannedRun) -> bool:
-    asked = {"dataset": evaluation.dataset or run.settings.data.dataset, "classes": evaluation.classes}
+    dataset = evaluation.dataset or run.settings.data.dataset
+    asked = {"dataset": dataset, "classes": evaluation.classes, "part": None, "names": None, "only": None}
     return row.get("asked") == asked
 
 

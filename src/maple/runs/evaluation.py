@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from maple.checkpoint import describe_backbone, load_prompts
+from maple.config import RunSettings
 from maple.data import (
     Dataset,
     EvalTransform,
@@ -18,10 +19,11 @@ from maple.data import (
 )
 from maple.distributed import this_process
 from maple.errors import ClassNamesError, ConfigError, DataError, one_of
-from maple.evaluate import evaluate
+from maple.evaluate import predict
 from maple.methods import Method
-from maple.metrics import Scores
+from maple.metrics import Scores, score
 from maple.runs.folder import append_row, finished_prompts, read_settings
+from maple.runs.predictions import FeatureSample, prediction_arrays, predictions_name, write_predictions
 from maple.runs.spec import open_dataset
 
 PARTS = ("test", "val", "train", "all")
@@ -41,7 +43,7 @@ def evaluate_run(
     method: Method | None = None,
     on_images: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[Scores, dict[str, Any]]:
-    """Evaluate a finished run and append the result to its rows.jsonl.
+    """Evaluate a finished run, append the result to its rows.jsonl, and keep what it said of every image.
 
     Args:
         classes: `all`, `base` or `novel` part of the data set's classes; images and names are cut alike.
@@ -72,6 +74,7 @@ def evaluate_run(
         changed["class_names"] = {}  # the other words of the training classes say nothing about these
     data = settings.data.changed(**{key: value for key, value in changed.items() if value is not None})
     whole = open_dataset(settings.changed(data=data))
+    asked = {"dataset": data.dataset, "classes": classes, "part": part, "names": names, "only": only}
     if part is None:
         undivided = template_of(data.dataset) is None and not has_own_split(whole.root)
         part = "all" if another and undivided else "test"
@@ -94,22 +97,35 @@ def evaluate_run(
         done += images
         on_images(done, len(items))
 
-    scores = evaluate(method, batches, count)
-    row = {
+    sample = FeatureSample(len(items))
+    logits, labels = predict(method, batches, count, sample.add)
+    scores = score(logits, labels)
+    row = _row(settings, method, whole.name, classes, part, items, scores)
+    row["asked"] = asked
+    row["predictions"] = predictions_name(row)
+    class_features = None if method.classes_depend_on_image else method.class_embeddings()
+    kept = prediction_arrays([item.path for item in items], logits, labels, sample, class_features)
+    # Before the row, which names them.
+    write_predictions(folder / row["predictions"], kept, opened=(data.dataset, data.root))
+    append_row(folder, row)
+    return scores, row
+
+
+def _row(
+    settings: RunSettings, method: Method, dataset: str, classes: str, part: str, items: list[Item], scores: Scores
+) -> dict[str, Any]:
+    return {
         "method": settings.method,
         "backbone": describe_backbone(method.backbone),
         "source": settings.data.model_dump(mode="json", exclude={"root"}),
         "seed": settings.seed,
-        "asked": {"dataset": data.dataset, "classes": classes},
-        "dataset": whole.name,
+        "dataset": dataset,
         "classes": classes,
         "part": part,
         "class_names": list(method.class_names),
         "items": items_hash(items),
         **asdict(scores),
     }
-    append_row(folder, row)
-    return scores, row
 
 
 def _is_same(dataset: str, other: str) -> bool:

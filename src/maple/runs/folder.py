@@ -6,6 +6,7 @@ metrics.jsonl         one line per epoch
 resume.safetensors    the state after the last whole epoch; gone when the run has finished
 prompts.safetensors   the result; its presence means the run has finished
 rows.jsonl            one line per evaluation
+predictions/          what each evaluation said of every image: runs/predictions.py
 .lock                 held by the process that trains
 """
 
@@ -199,14 +200,15 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return _read_lines(folder / "rows.jsonl")
 
 
+def question(row: dict[str, Any]) -> list[Any]:
+    """What tells one evaluation of a run from another."""
+    return [row.get(key) for key in ("dataset", "classes", "part", "class_names", "items")]
+
+
 def append_row(folder: Path, row: dict[str, Any]) -> None:
     """Add a row, or replace the one that answered the same question."""
     path = folder / "rows.jsonl"
     row = json.loads(json.dumps(row))
-
-    def question(candidate: dict[str, Any]) -> list[Any]:
-        return [candidate.get(key) for key in ("dataset", "classes", "part", "class_names", "items")]
-
     rows = [other for other in read_rows(folder) if question(other) != question(row)] + [row]
     files.write_text(path, "".join(json.dumps(entry) + "\n" for entry in rows))
 

@@ -1,0 +1,109 @@
+"""Finding runs, and what becomes of damaged ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+from report_rows import MakeRun, row
+
+from maple.errors import DataError
+from maple.report import collect
+
+
+def test_runs_are_found_at_any_depth(make_run: MakeRun, runs: Path) -> None:
+    make_run("maple", base=0.5, novel=0.5, folder="b/deep/run")
+    make_run("coop", base=0.5, folder="a")
+    found = collect(runs)
+    assert [run.name for run in found.runs] == ["a", "b/deep/run"]
+    assert len(found.evaluations) == 3
+    assert [run.name for run in collect(runs / "a").runs] == ["."]
+
+
+def test_a_damaged_line_costs_only_itself(make_run: MakeRun, runs: Path) -> None:
+    run = make_run("maple", base=0.5, novel=0.6)
+    lines = (run / "rows.jsonl").read_text()
+    wrong = json.loads(lines.splitlines()[0]) | {"top1": 1.5}
+    (run / "rows.jsonl").write_text(f'{{"cut\n{json.dumps(wrong)}\n[1]\n{lines}')
+    found = collect(runs)
+    assert [one.row.top1 for one in found.evaluations] == [0.5, 0.6]
+    places = [problem.place for problem in found.problems]
+    assert places == [f"pets_maple_1/rows.jsonl line {number}" for number in (1, 3, 2)]
+    assert "top1: Input should be less than or equal to 1" in found.problems[2].reason
+
+
+def test_a_damaged_folder_is_named(make_run: MakeRun, runs: Path) -> None:
+    make_run("maple", base=0.5)
+    broken = make_run("coop", base=0.5)
+    (broken / "config.json").write_text("{")
+    found = collect(runs)
+    assert [run.name for run in found.runs] == ["pets_maple_1"]
+    assert found.problems[0].place == "pets_coop_1/config.json"
+
+
+def test_runs_without_evaluation_are_listed_with_the_reason(make_run: MakeRun, runs: Path) -> None:
+    make_run("maple", base=0.5)
+    make_run("coop", seed=2)
+    interrupted = make_run("coop", seed=3)
+    (interrupted / "prompts.safetensors").unlink()
+    told = {problem.place: problem.reason for problem in collect(runs).silent}
+    assert told["pets_coop_2"].startswith("finished, but not evaluated: maple evaluate ")
+    assert told["pets_coop_3"] == "not finished: 2 of 2 epochs; repeat its command to go on"
+
+
+def test_failed_runs_of_a_sweep_are_listed_with_their_error(make_run: MakeRun, runs: Path) -> None:
+    make_run("zero_shot", base=0.5)
+    begun = make_run("maple")
+    for folder, content in ((begun, '{"error": "diverged"}'), (runs / "early", '{"error": "too deep"}')):
+        folder.mkdir(exist_ok=True)
+        (folder / "failure.json").write_text(content)
+    (runs / "odd").mkdir()
+    (runs / "odd" / "failure.json").write_text("{")
+    told = {problem.place: problem.reason for problem in collect(runs).silent}
+    assert told.pop("odd").startswith("failed: failure.json is unreadable")
+    assert told == {begun.name: "failed: diverged", "early": "failed: too deep"}
+
+
+def test_nothing_to_report(make_run: MakeRun, runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere is no folder"):
+        collect(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="there is no run in"):
+        collect(tmp_path)
+    make_run("maple")
+    with pytest.raises(DataError, match=r"no run in .* has a readable evaluation .*pets_maple_1: finished, but not"):
+        collect(runs)
+
+
+def test_the_same_evaluation_counts_once(make_run: MakeRun, runs: Path) -> None:
+    make_run("maple", base=0.5, folder="a")
+    make_run("maple", base=0.6, folder="b")
+    found = collect(runs)
+    assert [one.row.top1 for one in found.evaluations] == [0.5]
+    assert found.problems[0].place == "b, pets base"
+    assert "60.00 % here, 50.00 % there" in found.problems[0].reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "dataset", "own"),
+    [
+        ("pets", "pets", True),
+        ("pets", "cars", False),
+        ("/data/pets", "pets", True),
+        ("/data/pets", "cars", False),
+        ("emoji-food", "emoji-food/twemoji", True),
+        ("emoji-food", "emoji-food/lineart", False),
+        ("emoji-food/noto", "emoji-food/lineart", False),
+    ],
+)
+def test_the_own_data_set_is_known(asked: str, dataset: str, own: bool, make_run: MakeRun, runs: Path) -> None:
+    one = row("maple", dataset, 1, "all", 0.5, ["x"], source={"dataset": asked})
+    run = make_run("maple", "any", rows=[one])
+    (run / "items.json").write_text(json.dumps({"items": [{"path": "twemoji/1f347/8"}]}))
+    assert [found.own for found in collect(runs).evaluations] == [own]
+
+
+def test_predictions_outside_the_run_are_refused(make_run: MakeRun, runs: Path) -> None:
+    good = row("maple", "pets", 1, "all", 0.5, ["x"])
+    make_run("maple", rows=[good, {**good, "classes": "base", "predictions": "../../secret.npz"}])
+    found = collect(runs)
+    assert len(found.evaluations) == 1
+    assert "must lie inside the run" in found.problems[0].reason

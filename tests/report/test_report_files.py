@@ -1,0 +1,109 @@
+"""The formats as files, and the command."""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_rows import MakeRun, predictions, row
+from typer.testing import CliRunner
+
+from maple.cli import app
+from maple.errors import ConfigError
+from maple.report import Report, write_report
+from maple.report.formats import latex_text
+
+
+def test_formats_go_where_they_are_asked_for(make_run: MakeRun, runs: Path, tmp_path: Path) -> None:
+    make_run("maple", base=0.5, novel=0.5)
+    _, written = write_report(runs, ["markdown", "csv"])
+    assert written == [runs / "report.md", runs / "report.csv"]
+    _, written = write_report(runs, ["latex"], tmp_path / "new" / "table.tex")
+    assert written == [tmp_path / "new" / "table.tex"]
+    _, written = write_report(runs, ["latex", "markdown"], tmp_path / "folder")
+    assert written == [tmp_path / "folder" / "report.tex", tmp_path / "folder" / "report.md"]
+
+
+def test_refused_without_writing(make_run: MakeRun, runs: Path, tmp_path: Path) -> None:
+    make_run("maple", base=0.5, novel=0.5)
+    with pytest.raises(ConfigError, match="unknown format 'pdf'; choose one of: html, markdown, latex, csv"):
+        write_report(runs, ["markdown", "pdf"])
+    with pytest.raises(ConfigError, match="is one file, but 2 formats"):
+        write_report(runs, ["markdown", "csv"], tmp_path / "table.md")
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ConfigError, match="taken is a file; name a folder"):
+        write_report(runs, ["markdown"], tmp_path / "taken")
+    assert not list(runs.glob("report.*"))
+
+
+def test_csv_has_a_line_for_each_evaluation(make_run: MakeRun, runs: Path) -> None:
+    make_run("maple", base=0.1 + 0.2, novel=0.5, source={"shots": None})
+    make_run("zero_shot", base=0.5)
+    lines = list(csv.DictReader(io.StringIO(Report(runs).text("csv"))))
+    assert len(lines) == 3
+    first = lines[0]
+    assert (first["run"], first["method"], first["classes"], first["seed"]) == ("pets_maple_1", "maple", "base", "1")
+    assert float(first["top1"]) == 0.1 + 0.2, "as it was measured"
+    assert first["shots"] == "all"
+    assert "prompt_depth=9" in first["settings"]
+    assert "lr=0.01" in first["settings"]
+
+
+def test_latex_is_escaped_and_whole(make_run: MakeRun, runs: Path) -> None:
+    assert latex_text("a_b & 5% $x$ {y} \\ ± −1") == r"a\_b \& 5\% \$x\$ \{y\} \textbackslash{} $\pm$ $-$1"
+    for seed in (1, 2):
+        make_run("maple", "my_pets", seed, base=0.5 + seed / 10, novel=0.5)
+        make_run("coop", "my_pets", seed, base=0.5, novel=0.5)
+    text = Report(runs).text("latex")
+    assert r"MaPLe & \textbf{65.00} {\scriptsize $\pm$ 7.07} & \textbf{50.00} {\scriptsize $\pm$ 0.00}" in text
+    assert r"\emph{my\_pets}" in text
+    for environment in ("table", "tabular"):
+        assert text.count(rf"\begin{{{environment}}}") == text.count(rf"\end{{{environment}}}") == 1
+    rules = [text.index(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")]
+    assert rules == sorted(rules)
+
+
+def test_markdown_lists_what_is_missing(make_run: MakeRun, runs: Path) -> None:
+    run = make_run("maple", base=0.5, novel=0.6)
+    make_run("coop", seed=2)
+    with (run / "rows.jsonl").open("a") as file:
+        file.write("{}\n")
+    text = Report(runs).text("markdown")
+    assert "| MaPLe | 50.00 | 60.00 | 54.55 | 1 |" in text
+    assert "## Runs without an evaluation\n\n- pets\\_coop\\_2: finished, but not evaluated" in text
+    assert "## Left out\n\n- pets\\_maple\\_1/rows.jsonl line 3: is no evaluation" in text
+
+
+def test_the_command(make_run: MakeRun, runs: Path, tmp_path: Path) -> None:
+    """From the images of a folder to a page with their thumbnails; of those outside the data set it shows none."""
+    pictures = tmp_path / "pets"
+    for name in ("cat", "dog"):
+        (pictures / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (200, 100), "red").save(pictures / name / f"{number}.png")
+    Image.new("RGB", (8, 8), "blue").save(tmp_path / "secret.png")
+    for method, right in (("zero_shot", 2), ("maple", 3)):
+        kept = predictions(4, 2, right)
+        kept["paths"] = np.array(["cat/0.png", "dog/1.png", "cat/2.png", "../secret.png"])
+        kept["opened"] = np.array([str(pictures), ""])
+        source = {"dataset": str(pictures), "classes": "all"}
+        one = row(method, "pets", 1, "all", right / 4, ["cat", "dog"], images=4, source=source)
+        make_run(method, rows=[one], kept={"all": kept})
+    result = CliRunner().invoke(app, ["report", str(runs)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "MaPLe reaches 75.0 % accuracy on all classes" in result.output.replace("\n", " ")
+    html = (runs / "report.html").read_text()
+    assert html.count('<img src="data:image/png;base64,') == 3
+    assert '<div class="missing">../secret.png</div>' in html
+
+
+def test_the_command_tells_what_it_left_out(make_run: MakeRun, runs: Path, tmp_path: Path) -> None:
+    make_run("maple", base=0.5, novel=0.5)
+    make_run("coop")
+    arguments = ["report", str(runs), "--format", "csv,markdown", "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "left out: pets_coop_1: finished, but not evaluated" in result.output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.csv", "report.md"]

@@ -1,0 +1,235 @@
+"""The numbers, against ones computed by hand, and which may stand in one table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_rows import MakeRun, row
+
+from maple.report import Report, Table
+from maple.report.groups import Group
+from maple.report.statistics import compare
+
+
+def cells(table: Table, section: int = 0) -> dict[str, list[str]]:
+    return {label: [cell.plain for cell in row] for label, row in table.sections[section].rows}
+
+
+def best(table: Table, section: int = 0) -> dict[str, list[bool]]:
+    return {label: [cell.best for cell in row] for label, row in table.sections[section].rows}
+
+
+def only_group(runs: Path) -> Group:
+    (group,) = Report(runs).groups
+    return group
+
+
+def test_mean_deviation_and_both_averages(make_run: MakeRun, runs: Path) -> None:
+    """Pets: base .8 and .9, novel .6 and .7; cars: base .4 and .5, novel .2 and .4."""
+    for seed, base, novel in ((1, 0.8, 0.6), (2, 0.9, 0.7)):
+        make_run("maple", "pets", seed, base=base, novel=novel)
+    for seed, base, novel in ((1, 0.4, 0.2), (2, 0.5, 0.4)):
+        make_run("maple", "cars", seed, base=base, novel=novel)
+    (table,) = Report(runs).tables
+    assert [section.title for section in table.sections] == ["Average over 2 data sets", "cars", "pets"]
+    # Deviations: .1 / sqrt 2 for a difference of .1. HM of pets: 2 * .48 / 1.4 and 2 * .63 / 1.6.
+    assert cells(table, 2) == {"MaPLe": ["85.00 ± 7.07", "65.00 ± 7.07", "73.66 ± 7.20", "2"]}
+    # HM of cars: .16 / .6 and .4 / .9.
+    assert cells(table, 1) == {"MaPLe": ["45.00 ± 7.07", "30.00 ± 14.14", "35.56 ± 12.57", "2"]}
+    # Base (.85 + .45) / 2, novel (.65 + .3) / 2; HM of .65 and .475; mean of .73661 and .35556. The seeds' own: base .6
+    # and .7, novel .4 and .55, HM .48 and .616; averages of HMs .47619 and .61597.
+    averages = cells(table)["MaPLe"]
+    assert averages == ["65.00 ± 7.07", "47.50 ± 10.61", "54.89 ± 9.62", "54.61 ± 9.88", "2"]
+    assert table.sections[0].columns[3:5] == ("HM of averages", "average of HMs")
+
+
+def test_one_seed_has_no_spread(make_run: MakeRun, runs: Path) -> None:
+    make_run("maple", base=0.5, novel=0.5)
+    (table,) = Report(runs).tables
+    assert cells(table) == {"MaPLe": ["50.00", "50.00", "50.00", "1"]}
+    assert "One seed, so there is no spread." in table.notes[0]
+    assert not any(best(table)["MaPLe"]), "of one method none is the best"
+
+
+def test_missing_seeds_and_data_sets(make_run: MakeRun, runs: Path) -> None:
+    for seed in (1, 2, 3):
+        make_run("maple", "pets", seed, base=0.5, novel=0.4 if seed < 3 else None)
+        make_run("coop", "pets", seed, base=0.4, novel=0.4)
+    make_run("coop", "cars", 1, base=0.4, novel=0.4)
+    (table,) = Report(runs).tables
+    assert cells(table, 2)["MaPLe"][3] == "2–3"
+    assert cells(table, 2)["MaPLe"][2] == "44.44 ± 0.00", "of the seeds that have both"
+    assert cells(table)["MaPLe"][:4] == ["–"] * 4
+    assert cells(table)["CoOp"][0] == "40.00"
+    assert "No average where a data set is missing: MaPLe lacks cars." in table.notes
+    assert list(cells(table, 1)) == ["CoOp"]
+
+
+def test_order_and_best(make_run: MakeRun, runs: Path) -> None:
+    for method, base in (("maple", 0.5), ("zero_shot", 0.5), ("coop", 0.4), ("aardvark", 0.1)):
+        make_run(method, base=base, novel=base)
+    (table,) = Report(runs).tables
+    assert list(cells(table)) == ["zero-shot CLIP", "CoOp", "MaPLe", "aardvark"]
+    assert [flags[0] for flags in best(table).values()] == [True, False, True, False], "equal ones are both best"
+
+
+def test_variants_of_a_method_are_told_apart_by_what_differs(make_run: MakeRun, runs: Path) -> None:
+    for depth in (12, 9, 1):
+        make_run("maple", base=0.5, novel=0.5, folder=f"m{depth}", settings={"prompt_depth": depth})
+    make_run("maple", base=0.5, novel=0.5, folder="lr", train={"lr": 0.1})
+    make_run("coop", base=0.5, novel=0.5)
+    (table,) = Report(runs).tables
+    assert list(cells(table)) == [
+        "CoOp",
+        "MaPLe (lr=0.01, prompt_depth=1)",
+        "MaPLe (lr=0.01, prompt_depth=9)",
+        "MaPLe (lr=0.01, prompt_depth=12)",
+        "MaPLe (lr=0.1, prompt_depth=9)",
+    ]
+
+
+def test_settings_that_belong_to_the_data_set_make_no_variant(make_run: MakeRun, runs: Path) -> None:
+    """A template, or the epochs that a preset gives to one data set; nor do workers."""
+    make_run("zero_shot", "pets", base=0.5, novel=0.5, settings={"templates": ["a pet {}."]})
+    make_run("zero_shot", "cars", base=0.5, novel=0.5, settings={"templates": ["a car {}."]})
+    make_run("maple", "pets", 1, base=0.5, novel=0.5, train={"epochs": 50})
+    make_run("maple", "cars", 1, base=0.5, novel=0.5, train={"epochs": 5})
+    make_run("maple", "cars", 2, base=0.5, novel=0.5, train={"epochs": 5, "workers": 8})
+    (table,) = Report(runs).tables
+    assert list(cells(table)) == ["zero-shot CLIP", "MaPLe"]
+    assert cells(table, 1)["MaPLe"][3] == "2"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"source": {"shots": 4}},
+        {"backbone": {"name": "huge", "pretrained": "x", "precision": "fp32", "fingerprint": "1"}},
+        {"backbone": {"name": "tiny", "pretrained": None, "precision": "fp32", "fingerprint": "other"}},
+        {"part": "val"},
+    ],
+    ids=["shots", "backbone", "weights", "part"],
+)
+def test_what_differs_is_not_mixed(change: dict[str, Any], make_run: MakeRun, runs: Path) -> None:
+    make_run("maple", base=0.5, novel=0.5, folder="a")
+    make_run("maple", base=0.9, novel=0.9, folder="b", **change)
+    tables = Report(runs).tables
+    assert sorted(cells(table)["MaPLe"][0] for table in tables) == ["50.00", "90.00"]
+    assert len({table.caption for table in tables}) == 2, "and the captions say which is which"
+
+
+def test_zero_shot_stands_beside_any_number_of_shots(make_run: MakeRun, runs: Path) -> None:
+    make_run("zero_shot", base=0.5, novel=0.5, source={"shots": 1, "classes": "all"})
+    make_run("maple", base=0.6, novel=0.6, folder="a", source={"shots": 4})
+    make_run("maple", base=0.7, novel=0.7, folder="b", source={"shots": 8})
+    tables = Report(runs).tables
+    assert [list(cells(table)) for table in tables] == [["zero-shot CLIP", "MaPLe"]] * 2
+
+
+def test_transfer_has_its_source_apart(make_run: MakeRun, runs: Path) -> None:
+    for method, values in (("zero_shot", (0.5, 0.3, 0.5)), ("maple", (0.8, 0.4, 0.5))):
+        found = [
+            row(method, dataset, 1, "all", value, ["x", "y"], source={"dataset": "imagenet", "classes": "all"})
+            for dataset, value in zip(("imagenet", "pets", "cars"), values, strict=True)
+        ]
+        make_run(method, "imagenet", rows=found)
+    accuracy, transfer = Report(runs).tables
+    assert accuracy.caption == "Accuracy on all classes: tiny, 16 shots"
+    assert transfer.caption == "Trained on imagenet, evaluated elsewhere (all classes): tiny, 16 shots"
+    assert transfer.sections[0].columns == ("Method", "imagenet (source)", "cars", "pets", "Average", "Seeds")
+    assert cells(transfer)["MaPLe"] == ["80.00", "50.00", "40.00", "45.00", "1"]
+    assert best(transfer)["zero-shot CLIP"] == [False, True, False, False, False]
+
+
+def test_other_class_names_are_another_column(make_run: MakeRun, runs: Path) -> None:
+    source = {"classes": "all"}
+    plain = [row("maple", "pets", 1, "all", 0.5, ["a", "b"], source=source)]
+    renamed = [row("maple", "pets", 1, "all", 0.7, names, source=source) for names in (["c", "d"], ["a"])]
+    make_run("maple", rows=plain + renamed)
+    make_run("maple", seed=2, rows=[{**plain[0], "seed": 2}])
+    (table,) = Report(runs).tables
+    assert table.sections[0].columns[1:4] == ("pets", "pets (1 classes)", "pets (other names)")
+
+
+def test_folders_of_one_name_are_two_data_sets(make_run: MakeRun, runs: Path) -> None:
+    for place, value in (("a", 0.5), ("b", 0.7)):
+        found = row("maple", "pets", 1, "all", value, ["x"], source={"dataset": f"/{place}/pets", "classes": "all"})
+        make_run("maple", rows=[found], folder=place)
+    (table,) = Report(runs).tables
+    assert table.sections[0].columns[1:3] == ("pets in /a", "pets in /b")
+
+
+def test_paired_comparison(make_run: MakeRun, runs: Path) -> None:
+    """Wilcoxon on five positive differences: p = 2 / 2**5 two-sided."""
+    for seed in range(5):
+        make_run("zero_shot", seed=seed, base=0.5, novel=0.5)
+        make_run("maple", seed=seed, base=0.6 + seed / 100, novel=0.5)
+    (one,) = compare(only_group(runs))
+    assert (one.method, one.baseline, one.pairs, one.wins, one.ties) == ("MaPLe", "zero-shot CLIP", 5, 5, 0)
+    assert one.differences["base"] == pytest.approx(0.12)
+    assert one.differences["novel"] == 0
+    assert one.p == pytest.approx(0.0625)
+    table = Report(runs).tables[1]
+    assert cells(table) == {"MaPLe − zero-shot CLIP": ["+12.00", "0.00", "+5.35", "5 of 5", "0.062"]}
+
+
+def test_pairs_go_by_seed(make_run: MakeRun, runs: Path) -> None:
+    """Zero-shot once serves every seed on the same images; CoOp does not; fewer than five pairs are not compared."""
+    make_run("zero_shot", base=0.5, novel=0.5)
+    for seed in range(6):
+        make_run("maple", seed=seed, base=0.5, novel=0.5)
+        make_run("coop", seed=seed + 3, base=0.5, novel=0.5)
+    found = compare(only_group(runs))
+    assert [(one.method, one.baseline, one.pairs) for one in found] == [
+        ("CoOp", "zero-shot CLIP", 6),
+        ("MaPLe", "zero-shot CLIP", 6),
+    ]
+    assert found[0].p == 1
+    assert found[0].ties == 6
+
+
+OPENAI = {"name": "ViT-B-16", "pretrained": "openai", "precision": "fp16", "fingerprint": "v"}
+FULL = {"prompt_length": 2, "prompt_depth": 9, "coupling_sharing": "per_layer", "coupling_direction": "text_to_vision"}
+
+
+def test_published_numbers_stand_beside_ours(make_run: MakeRun, runs: Path) -> None:
+    options: dict[str, Any] = {"settings": FULL, "train": {"epochs": 5}, "backbone": OPENAI}
+    make_run("maple", "eurosat", base=0.95, novel=0.7, **options)
+    make_run("zero_shot", "eurosat", base=0.5, novel=0.5, backbone=OPENAI)
+    (table,) = Report(runs).tables
+    assert table.sections[0].columns[4:7] == ("published base", "published novel", "published HM")
+    assert cells(table)["MaPLe"][3:6] == ["94.07 (+0.93)", "73.23 (−3.23)", "82.35 (−1.74)"]
+    assert "PromptKD" in table.notes[-1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"backbone": {**OPENAI, "pretrained": "laion2b"}},
+        {"source": {"shots": 4}},
+        {"settings": {**FULL, "prompt_depth": 1}},
+        {"train": {"epochs": 1}},
+        {"source": {"classes": "all"}},
+    ],
+    ids=["weights", "shots", "method", "epochs", "classes"],
+)
+def test_published_numbers_only_where_they_fit(changes: dict[str, Any], make_run: MakeRun, runs: Path) -> None:
+    fitting: dict[str, Any] = {"settings": FULL, "train": {"epochs": 5}, "backbone": OPENAI}
+    make_run("maple", "eurosat", base=0.95, novel=0.7, **{**fitting, **changes})
+    tables = json.dumps([table.notes for table in Report(runs).tables])
+    assert "ublished" not in tables
+
+
+def test_no_published_number_was_recalled_from_memory() -> None:
+    from maple.report.published import ELEVEN, published_numbers
+
+    numbers = published_numbers()
+    assert len(numbers) == 105
+    assert all(number.read_in and "memory" not in number.read_in.lower() for number in numbers)
+    maple = {n.dataset: n.values for n in numbers if (n.method, n.protocol) == ("maple", "base-to-novel")}
+    assert maple.keys() == ELEVEN | {"average"}
+    assert maple["average"] == {"base": 82.28, "novel": 75.14, "harmonic mean": 78.55}
+    assert not any(n.title.startswith("Shallow") for n in numbers)
+    mean = sum(values["base"] for name, values in maple.items() if name != "average") / 11
+    assert mean == pytest.approx(82.28, abs=0.01)
