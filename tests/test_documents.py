@@ -40,7 +40,9 @@ def commands() -> list[Any]:
 def test_commands_exist(line: str) -> None:
     """Every command and option in the documents is one of ours, and every preset and method exists."""
     _, command, *arguments = shlex.split(line)
-    known = get_command(app).commands[command.rstrip(",")]  # type: ignore[attr-defined]
+    known: Any = get_command(app).commands[command.rstrip(",")]  # type: ignore[attr-defined]
+    while hasattr(known, "commands") and arguments:
+        known = known.commands[arguments.pop(0).rstrip(",")]
     options = {option for parameter in known.params for option in parameter.opts}
     for argument, value in zip(arguments, [*arguments, ""][1:], strict=True):
         if argument.startswith("-"):

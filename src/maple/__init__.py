@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "METHODS": "maple.methods",
     "Method": "maple.methods",
+    "PromptClassifier": "maple.inference.classifier",
     "build_method": "maple.methods",
     "load_clip": "maple.clip",
     "Backbone": "maple.clip",

@@ -8,10 +8,12 @@ import typer
 from typer.core import TyperGroup
 
 from maple import __version__
+from maple.cli.data import data_app
 from maple.cli.evaluate import evaluate_command
 from maple.cli.importing import import_command
 from maple.cli.inspecting import inspect_command
 from maple.cli.methods import methods_command
+from maple.cli.predict import predict_command
 from maple.cli.report import report_command
 from maple.cli.sweep import sweep_command
 from maple.cli.train import train_command
@@ -25,7 +27,9 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            typer.echo("maple: interrupted; repeat the command to go on after the last finished epoch", err=True)
+            resumes = ctx.invoked_subcommand == "train"
+            how = "; repeat the command to go on after the last finished epoch" if resumes else ""
+            typer.echo(f"maple: interrupted{how}", err=True)
             ctx.exit(130)
 
 
@@ -40,9 +44,11 @@ app = typer.Typer(
 app.command("train")(train_command)
 app.command("sweep")(sweep_command)
 app.command("evaluate")(evaluate_command)
+app.command("predict")(predict_command)
 app.command("import")(import_command)
 app.command("methods")(methods_command)
 app.command("inspect")(inspect_command)
+app.add_typer(data_app, name="data")
 app.command("report")(report_command)
 
 

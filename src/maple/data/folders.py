@@ -5,7 +5,7 @@ import os
 import random
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,7 +128,7 @@ def _list_classes(root: Path, folder: Path) -> dict[str, list[str]]:
     images: dict[str, list[str]] = {}
     for name in sorted(folders):
         paths = []
-        for file in _walk(folders[name], ()):
+        for file in walk_files(folders[name]):
             if is_image_file(file):
                 paths.append(file.relative_to(root).as_posix())
             else:
@@ -139,17 +139,46 @@ def _list_classes(root: Path, folder: Path) -> dict[str, list[str]]:
     return images
 
 
-def _walk(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    status = folder.stat()
+def walk_files(
+    folder: Path, *, recursive: bool = True, on_unreadable: Callable[[DataError], None] | None = None
+) -> Iterator[Path]:
+    """Iterate over the files of a folder in the order of their names, without hidden files and system litter.
+
+    With `recursive` also over those of the folders below it, each in its place; links back to a folder above are not
+    followed. Only the names of the open folders are kept in memory.
+
+    Args:
+        on_unreadable: told of a folder that cannot be listed, which is then left out.
+
+    Raises:
+        DataError: a folder cannot be listed, and there is no `on_unreadable`.
+    """
+    return _walk(folder, (), recursive, on_unreadable)
+
+
+def _walk(
+    folder: Path,
+    parents: tuple[tuple[int, int], ...],
+    recursive: bool,
+    on_unreadable: Callable[[DataError], None] | None,
+) -> Iterator[Path]:
+    try:
+        children = _children(folder)
+        status = folder.stat()
+    except DataError as error:
+        if on_unreadable is None:
+            raise
+        on_unreadable(error)
+        return
     identity = (status.st_dev, status.st_ino)
     if identity in parents:
         logger.warning("%s: links back to a folder above it; not followed", folder)
         return
-    for child in _children(folder):
-        if child.is_dir():
-            yield from _walk(child, (*parents, identity))
-        else:
+    for child in children:
+        if not child.is_dir():
             yield child
+        elif recursive:
+            yield from _walk(child, (*parents, identity), recursive, on_unreadable)
 
 
 def _children(folder: Path) -> list[Path]:

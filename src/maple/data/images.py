@@ -66,6 +66,21 @@ def read_image(source: str | Path | bytes | BinaryIO, *, max_pixels: int = MAX_P
     return _read(stream, name if isinstance(name, str) else "<stream>", max_pixels)
 
 
+def to_rgb(image: Image.Image, name: str = "<image>") -> Image.Image:
+    """Return an image that PIL holds already as `read_image` does: RGB, decoded, upright, transparency on white.
+
+    Raises:
+        ImageError: it cannot be decoded; the message begins with `name`.
+    """
+    try:
+        image.load()
+        return _to_rgb(_upright(image, name))
+    except Exception as error:
+        raise ImageError(
+            f"{name}: cannot be decoded, damaged or cut short ({_reason(error)}); replace or remove the file"
+        ) from error
+
+
 def is_image_file(path: Path) -> bool:
     """Return whether `path` is a regular file with the extension of a readable format, or with an image's signature.
 
@@ -186,13 +201,7 @@ def _read(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
             f"{name}: has {width} x {height} pixels, more than the allowed {max_pixels}; scale it down, or raise "
             "max_pixels if you trust the file"
         )
-    try:
-        image.load()
-        return _to_rgb(_upright(image, name))
-    except Exception as error:
-        raise ImageError(
-            f"{name}: cannot be decoded, damaged or cut short ({_reason(error)}); replace or remove the file"
-        ) from error
+    return to_rgb(image, name)
 
 
 def _reason(error: Exception) -> str:

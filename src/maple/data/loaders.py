@@ -121,7 +121,7 @@ def train_batches(
 
     def batches() -> Iterator[tuple[Batch, int]]:
         wanted = (position for share, _ in shares for position in share)
-        with closing(_in_order(view, wanted, num_workers, ahead=2 * batch_size)) as views:
+        with closing(in_order(view, wanted, num_workers, ahead=2 * batch_size)) as views:
             for share, length in shares:
                 yield _collate(list(islice(views, len(share))), transform.size), length
 
@@ -153,17 +153,21 @@ def eval_batches(
         return transform(store.get(item.path)), item.label
 
     def batches() -> Iterator[Batch]:
-        with closing(_in_order(view, items, num_workers, ahead=2 * batch_size)) as views:
+        with closing(in_order(view, items, num_workers, ahead=2 * batch_size)) as views:
             for _ in range(steps):
                 yield _collate(list(islice(views, batch_size)), size=0)
 
     return batches()
 
 
-def _in_order(
+def in_order(
     function: Callable[[_Key], _Value], keys: Iterable[_Key], num_workers: int, ahead: int
 ) -> Generator[_Value, None, None]:
-    """Map `function` over `keys`, in their order, at most `ahead` results early; an exception comes out unchanged."""
+    """Map `function` over `keys`, in their order, at most `ahead` results early; an exception comes out unchanged.
+
+    `num_workers` threads do it; with 0 the caller's thread. `keys` are taken one by one, in the caller's thread, so
+    they may be endless. Close the iterator to stop the threads early.
+    """
     if num_workers == 0:
         yield from map(function, keys)
         return

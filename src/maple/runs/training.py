@@ -1,7 +1,7 @@
 """`train_run`: settings in, a run folder out."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from maple.clip import Backbone
 from maple.config import RunSettings
 from maple.data import (
     Dataset,
+    ImageStore,
     Item,
     TrainTransform,
     derive_seed,
@@ -26,7 +27,7 @@ from maple.errors import CheckpointError
 from maple.methods import Method, build_method
 from maple.runs.folder import only_one, read_history, refuse_other_run, write_beginning, write_epoch, write_history
 from maple.runs.spec import complete, open_backbone, open_dataset, relevant, sample
-from maple.train import EpochReport, StepReport, Trainer
+from maple.train import Batches, EpochReport, StepReport, Trainer
 
 # What must be the same for a run to go on, and how to call it.
 _IDENTITY = {"items": "training images (hash)", "backbone": "backbone", "settings": "settings"}
@@ -100,8 +101,7 @@ def train_run(
     dataset = open_dataset(settings)
     items, class_names = sample(settings, dataset)
     backbone = backbone or open_backbone(settings, processes.device)
-    generator = torch.Generator().manual_seed(derive_seed(settings.seed, "prompts"))
-    method = build_method(settings.method, backbone, class_names, generator=generator)
+    method = fresh_method(settings, backbone, class_names)
     trainer = Trainer(method, settings.train, processes)
     identity = {"items": items_hash(items), "backbone": describe_backbone(backbone), "settings": relevant(settings)}
     with only_one(folder) if processes.is_main else nullcontext():
@@ -117,6 +117,39 @@ def train_run(
             _finish(trainer, settings, dataset, folder, identity)
     processes.wait()
     return TrainResult(folder, tuple(trainer.history))
+
+
+def fresh_method(settings: RunSettings, backbone: Backbone, class_names: Sequence[str]) -> Method:
+    """The method of a run before its first step: prompts drawn from the run's seed.
+
+    Raises:
+        ConfigError, ClassNamesError, UnsupportedTowerError: as `build_method`.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(settings.seed, "prompts"))
+    return build_method(settings.method, backbone, class_names, generator=generator)
+
+
+def epoch_batches(trainer: Trainer, settings: RunSettings, items: Sequence[Item], store: ImageStore) -> Batches:
+    """The batches of a run's next epoch, for `trainer.run_epoch`: this process's share of each, augmented.
+
+    Raises:
+        ImageError: an image cannot be used (while iterating).
+    """
+    train, seen, processes = settings.train, trainer.method.backbone.preprocessing, trainer.processes
+    return train_batches(
+        items,
+        store,
+        TrainTransform(
+            seen.size, seen.mean, seen.std, scale=train.crop_scale, flip=train.flip, interpolation=seen.interpolation
+        ),
+        batch_size=train.batch_size,
+        seed=settings.seed,
+        epoch=trainer.epoch,
+        drop_last=train.drop_last,
+        rank=processes.rank,
+        world_size=processes.count,
+        num_workers=train.workers,
+    )
 
 
 def _finish(trainer: Trainer, settings: RunSettings, dataset: Dataset, folder: Path, identity: dict[str, Any]) -> None:
@@ -143,27 +176,11 @@ def _train(
     identity: dict[str, Any],
     progress: TrainProgress,
 ) -> None:
-    train, seen = settings.train, trainer.method.backbone.preprocessing
-    transform = TrainTransform(
-        seen.size, seen.mean, seen.std, scale=train.crop_scale, flip=train.flip, interpolation=seen.interpolation
-    )
-    store, processes = dataset.store(), trainer.processes
+    train, store = settings.train, dataset.store()
     progress.start(train.epochs, steps_per_epoch(len(items), train.batch_size, train.drop_last), trainer.epoch)
     while not trainer.finished:
-        batches = train_batches(
-            items,
-            store,
-            transform,
-            batch_size=train.batch_size,
-            seed=settings.seed,
-            epoch=trainer.epoch,
-            drop_last=train.drop_last,
-            rank=processes.rank,
-            world_size=processes.count,
-            num_workers=train.workers,
-        )
-        report = trainer.run_epoch(batches, progress.step)
-        if processes.is_main:
+        report = trainer.run_epoch(epoch_batches(trainer, settings, items, store), progress.step)
+        if trainer.processes.is_main:
             write_epoch(trainer, folder, identity)
         progress.epoch(report)
 

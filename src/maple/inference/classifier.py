@@ -1,0 +1,316 @@
+"""`PromptClassifier`: adapted CLIP as a scikit-learn estimator."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from maple import files
+from maple.checkpoint import load_prompts, read_prompts, save_prompts
+from maple.clip import Backbone, load_clip
+from maple.config import RunSettings, read_preset, resolve
+from maple.data import ImageStore, Item, in_order, sample_few_shot
+from maple.distributed import Processes, this_process
+from maple.inference.card import model_card
+from maple.inference.estimator import Classifier, Estimator, NotTrainedError
+from maple.inference.hub import CARD, PROMPTS, fetch_prompts, is_hub_id, push_folder
+from maple.inference.inputs import InputError, as_pictures, numbered, words_for
+from maple.inference.pictures import Picture
+from maple.inference.predictor import Predictor, distinct, finite, prompts_file
+from maple.methods import Method, method_settings
+from maple.runs import complete, epoch_batches, fresh_method
+from maple.train import Trainer
+
+_BATCH = 32
+_WORKERS = 2
+
+Labels = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+
+
+class PromptClassifier(Classifier, Estimator):
+    """CLIP, adapted by learned prompts: images in, labels out, with scikit-learn's methods.
+
+    Works without scikit-learn too; with it, it is one of its classifiers (`clone`, `cross_val_score`, `GridSearchCV`
+    ...). Images are paths, PIL images, arrays [n, H, W, 3] (bytes, or floats from 0 to 1) or tensors [n, 3, H, W], in
+    lists or whole; see `maple.inference.inputs.as_pictures`.
+
+    Attributes (after `fit` or `from_pretrained`):
+        classes_: labels, sorted (after `set_class_names`: the names, in their order), [C].
+        class_names_: the words that stand for them.
+        method_: the `torch.nn.Module` with the prompts; its `backbone` is the frozen CLIP.
+        history_: the reports of the epochs.
+    """
+
+    def __init__(
+        self,
+        method: str = "maple",
+        *,
+        backbone: str | None = None,
+        pretrained: str | None = None,
+        precision: str | None = None,
+        preset: str | None = None,
+        shots: int | None = None,
+        epochs: int | None = None,
+        lr: float | None = None,
+        batch_size: int | None = None,
+        seed: int = 1,
+        settings: Mapping[str, Any] | None = None,
+        class_names: Mapping[Any, str] | Sequence[str] | None = None,
+        device: str | None = None,
+    ) -> None:
+        """Choose what to learn and how; nothing is checked or loaded before `fit`.
+
+        What is None is as the preset says, or the default of `maple train`.
+
+        Args:
+            method, preset: as `maple train` takes them; the preset is METHOD_base-to-novel by default.
+            backbone, pretrained, precision: which CLIP, as `load_clip` takes them.
+            shots: images per class to train on, drawn with `seed`; all of them without it.
+            epochs, lr, batch_size: of the training.
+            seed: decides the sample, the prompts' start and the order; 0 is valid.
+            settings: any other settings by section, as in {"train": {"optimizer": "adamw"}, "method":
+                {"prompt_depth": 3}}.
+            class_names: words for the labels: {label: words}, or a list in the order of the sorted labels. Needed where
+                labels are no strings; CLIP reads them.
+            device: cpu, cuda, cuda:1, mps; by default a GPU if there is one.
+        """
+        self.method = method
+        self.backbone = backbone
+        self.pretrained = pretrained
+        self.precision = precision
+        self.preset = preset
+        self.shots = shots
+        self.epochs = epochs
+        self.lr = lr
+        self.batch_size = batch_size
+        self.seed = seed
+        self.settings = settings
+        self.class_names = class_names
+        self.device = device
+
+    def fit(self, X: Any, y: Any) -> Self:  # noqa: N803 - scikit-learn's names
+        """Learn prompts from images `X` and their labels `y` [n]; forget what was learned before.
+
+        The same as `maple train` does with the same images in the same order, settings and seed.
+
+        Raises:
+            MapleError: bad settings, images, labels or names, or a backbone that cannot be loaded.
+        """
+        settings = complete(self._resolved())
+        pictures = as_pictures(X)
+        classes, indices = numbered(y, len(pictures))
+        names = words_for(classes, self.class_names)
+        items = [Item(str(number), int(label), names[label]) for number, label in enumerate(indices)]
+        items, _ = sample_few_shot(items, [], settings.data.shots, settings.seed)
+        device = this_process(self.device).device
+        chosen = settings.backbone
+        backbone = _open_backbone(chosen.name, chosen.pretrained, chosen.precision, device)
+        method = fresh_method(settings, backbone, names)
+        trainer = Trainer(method, settings.train, Processes(0, 1, device))
+        store = ImageStore(Path(), read=lambda number: pictures[int(number)].read())
+        while not trainer.finished:
+            trainer.run_epoch(epoch_batches(trainer, settings, items, store))
+        loss = trainer.history[-1].loss if trainer.history else None
+        train = {"epochs": trainer.epoch, "images": len(items), "loss": loss}
+        self._take(method.eval(), classes, {"seed": settings.seed, "train": train})
+        self.history_ = tuple(trainer.history)
+        return self
+
+    def predict(self, X: Any) -> Labels:  # noqa: N803
+        """The likeliest label of each image, [n]."""
+        best = self._logits(X).argmax(dim=1).numpy()
+        found: Labels = self.classes_[best]
+        return found
+
+    def predict_proba(self, X: Any) -> Floats:  # noqa: N803
+        """Probabilities [n, C] of the classes, in the order of `classes_`; float32, each row sums to 1."""
+        return self._logits(X).softmax(dim=1).numpy()
+
+    def predict_log_proba(self, X: Any) -> Floats:  # noqa: N803
+        """Their logarithms [n, C], finite also where a probability is 0 in float32."""
+        return self._logits(X).log_softmax(dim=1).numpy()
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
+        """The fraction of images whose predicted label is that of `y` [n], weighted if wanted.
+
+        Raises:
+            InputError: not one label for each image.
+        """
+        found, labels = self.predict(X), np.asarray(y)
+        if labels.shape != found.shape:
+            raise InputError(f"{len(found)} images have labels of shape {list(labels.shape)}; give one label for each")
+        return float(np.average(found == labels, weights=sample_weight))
+
+    def encode_image(self, X: Any) -> Floats:  # noqa: N803
+        """Unit image features [n, D], float32, as the prompted image tower gives them."""
+        return self._over(X, "encode_images", self._fitted().backbone.embed_dim).numpy()
+
+    def set_class_names(self, names: Sequence[str]) -> Self:
+        """Speak of these classes from now on, without training; they are the labels too.
+
+        Raises:
+            ClassNamesError: an empty list or name, the same words twice, or a name too long for the text tower.
+        """
+        self._fitted().set_class_names(distinct(names))
+        self.classes_ = np.asarray(names)
+        self.class_names_ = tuple(names)
+        return self
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        backbone: str | Backbone | None = None,
+        pretrained: str | None = None,
+        device: str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> Self:
+        """Load a finished run's folder, a prompts file, a folder of `save_pretrained`, or a hub repository OWNER/NAME.
+
+        Args:
+            backbone, pretrained: the CLIP, where it does not lie where the file says; it must be the same.
+            revision, token: for a hub repository.
+
+        Raises:
+            CheckpointError: nothing of this kind is there, or the backbone is another one.
+            BackboneError: the backbone cannot be loaded.
+        """
+        path = Path(source).expanduser()
+        hub = not path.exists() and is_hub_id(str(source))
+        path = fetch_prompts(str(source), revision=revision, token=token) if hub else prompts_file(path)
+        stored = read_prompts(path)
+        wanted = stored.backbone
+        where = this_process(device).device
+        if backbone is None:
+            backbone = _open_backbone(wanted["name"], wanted["pretrained"], wanted["precision"], where)
+        elif isinstance(backbone, str):
+            backbone = _open_backbone(backbone, pretrained, wanted["precision"], where)
+        method = load_prompts(path, backbone)
+        made = cls(
+            stored.method["name"],
+            backbone=backbone.name,
+            pretrained=backbone.pretrained,
+            precision=backbone.precision,
+            settings={"method": {key: value for key, value in stored.method.items() if key != "name"}},
+            device=device,
+        )
+        now = stored.info.get("classifier", {"labels": list(stored.class_names), "names": list(stored.class_names)})
+        made._take(method, np.asarray(now["labels"]), stored.info)
+        if tuple(now["names"]) != method.class_names:
+            method.set_class_names(now["names"])
+            made.class_names_ = tuple(now["names"])
+        made.history_ = ()
+        return made
+
+    def save_pretrained(self, folder: str | Path, *, repository: str | None = None) -> Path:
+        """Write the prompts (`prompts.safetensors`) and a model card (`README.md`) into a folder; return it.
+
+        Args:
+            repository: the name on the hub that the card will speak of.
+        """
+        method, folder = self._fitted(), Path(folder)
+        now = {"labels": self.classes_.tolist(), "names": list(self.class_names_)}
+        # The file names the classes that were trained; those spoken of now are noted beside.
+        method.set_class_names(self._trained_names)
+        try:
+            save_prompts(folder / PROMPTS, method, {**self._info, "classifier": now})
+        finally:
+            method.set_class_names(self.class_names_)
+        files.write_text(folder / CARD, model_card(read_prompts(folder / PROMPTS), repository))
+        return folder
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        message: str = "Upload prompts",
+    ) -> str:
+        """Upload what `save_pretrained` writes to the hub, as one commit; return its address.
+
+        Raises:
+            CheckpointError: the hub refuses, or cannot be reached.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, repository=repository)
+            return push_folder(
+                Path(folder), repository, private=private, token=token, revision=revision, message=message
+            )
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "method_")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        return tags
+
+    def _resolved(self) -> RunSettings:
+        given: dict[str, dict[str, Any]] = {
+            "backbone": {"name": self.backbone, "pretrained": self.pretrained, "precision": self.precision},
+            "train": {"epochs": self.epochs, "lr": self.lr, "batch_size": self.batch_size},
+        }
+        layer: dict[str, Any] = {
+            section: {key: value for key, value in values.items() if value is not None}
+            for section, values in given.items()
+        }
+        if self.backbone is not None:
+            layer["backbone"].setdefault("pretrained", None)
+        layer |= {"data": {"shots": self.shots}, "seed": self.seed}
+        if self.preset is None:
+            method_settings({"name": self.method})  # an unknown method is told as that, not as an unknown preset
+        preset = read_preset(self.preset or f"{self.method}_base-to-novel")
+        return resolve([preset, {"method": {"name": self.method}}, self.settings or {}, layer])
+
+    def _take(self, method: Method, classes: Labels, info: Mapping[str, Any]) -> None:
+        self.method_ = method
+        self.classes_ = classes
+        self.class_names_ = method.class_names
+        self._trained_names = method.class_names
+        self._info = {key: value for key, value in info.items() if key not in ("versions", "classifier")}
+
+    def _fitted(self) -> Method:
+        if not hasattr(self, "method_"):
+            raise NotTrainedError(
+                "this PromptClassifier has learned nothing yet; call fit(images, labels), or load one with "
+                "PromptClassifier.from_pretrained(...)"
+            )
+        return self.method_
+
+    def _logits(self, images: Any) -> Tensor:
+        return self._over(images, "predict_logits", len(self._fitted().class_names))
+
+    @torch.no_grad()
+    def _over(self, images: Any, function: str, width: int) -> Tensor:
+        """The method's function of all images, batch by batch: [n, width], float32, on the CPU."""
+        predictor = Predictor(self._fitted())
+        compute, device = getattr(predictor.method, function), predictor.method.backbone.device
+
+        def view(picture: Picture) -> Tensor:
+            return predictor.transform(picture.read())
+
+        found = [torch.empty(0, width)]
+        with closing(in_order(view, as_pictures(images), _WORKERS, ahead=2 * _BATCH)) as views:
+            while batch := list(islice(views, _BATCH)):
+                found.append(finite(compute(torch.stack(batch).to(device)).float().cpu(), predictor.method.backbone))
+        return torch.cat(found)
+
+
+@lru_cache(maxsize=1)
+def _open_backbone(name: str, pretrained: str | None, precision: str, device: torch.device) -> Backbone:
+    """Load a CLIP, or take the last one again: cross-validation asks for the same one many times, and it is frozen."""
+    return load_clip(name, pretrained, precision=precision, device=device)

@@ -1,0 +1,143 @@
+"""Images of a Python program, whatever holds them, as RGB pictures."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from maple.data import read_image, to_rgb
+from maple.errors import ClassNamesError, DataError, ImageError
+from maple.inference.pictures import Picture
+
+_FORMS = (
+    "a list of paths, PIL images, arrays [H, W, 3] or tensors [3, H, W]; an array [n, H, W, 3]; or a tensor "
+    "[n, 3, H, W]; values are bytes 0 to 255, or floats 0 to 1"
+)
+
+
+class InputError(DataError, ValueError):
+    """Images or labels of another form than asked for; a ValueError too, as numerical programs expect."""
+
+
+class LabelNamesError(ClassNamesError, ValueError):
+    """Labels for which there are no words; a ValueError too."""
+
+
+def as_pictures(images: Any) -> list[Picture]:
+    """Return n images as pictures, which are read and converted one by one, when their turn comes.
+
+    Args:
+        images: paths, PIL images, arrays [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (transparency goes on white) or
+            tensors [1, H, W] or [3, H, W], in any sequence; or one array or tensor with a leading n. Values are uint8,
+            0 to 255, or floats, 0 to 1, not normalised.
+
+    Raises:
+        InputError: not a sequence of images. What is wrong with a single one is said, with its number, when it is read.
+    """
+    if isinstance(images, torch.Tensor):
+        if images.ndim != 4:
+            raise InputError(f"the tensor of images has shape {list(images.shape)}; give {_FORMS}")
+    elif isinstance(images, np.ndarray):
+        if images.dtype.kind not in "OU" and images.ndim not in (3, 4):
+            raise InputError(f"the array of images has shape {list(images.shape)}; give {_FORMS}")
+    elif isinstance(images, str | bytes | Path | Image.Image) or not isinstance(images, Sequence):
+        # Tables of paths (a column of pandas, say) know how to become arrays.
+        if not hasattr(images, "__array__") or isinstance(images, Image.Image):
+            raise InputError(f"images are {type(images).__name__}; give {_FORMS} (one image: a list of it)")
+        return as_pictures(np.asarray(images))
+    return [
+        Picture(f"image {number}", partial(_read_one, images[number], f"image {number}"))
+        for number in range(len(images))
+    ]
+
+
+def numbered(labels: Any, count: int) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, np.dtype[np.intp]]]":
+    """The sorted distinct labels [C], and the number among them of each of `count` labels.
+
+    Raises:
+        InputError: not one label for each image, a single class, or labels that are neither words nor whole numbers.
+    """
+    values = np.asarray(labels)
+    if values.shape != (count,):
+        raise InputError(f"{count} images have labels of shape {list(values.shape)}; give one label for each")
+    if not count:
+        raise InputError("there are no images; give some of each class")
+    if values.dtype.kind not in "UObiu":
+        raise InputError(f"the labels are {values.dtype}; give words, whole numbers or booleans")
+    try:
+        classes, numbers = np.unique(values, return_inverse=True)
+    except TypeError as error:
+        raise InputError(f"the labels are of kinds that cannot be sorted ({error}); give labels of one kind") from error
+    if len(classes) < 2:
+        raise InputError(f"all images have the label {classes[0]!r}; a classifier needs images of at least two classes")
+    return classes, numbers
+
+
+def words_for(
+    classes: "np.ndarray[Any, Any]", class_names: Mapping[Any, str] | Sequence[str] | None
+) -> tuple[str, ...]:
+    """The words that CLIP reads for sorted labels [C]: the labels themselves, or what `class_names` says.
+
+    Raises:
+        LabelNamesError: labels that are no strings without `class_names`, or one of them without words.
+    """
+    labels = classes.tolist()
+    if class_names is None:
+        if not all(isinstance(label, str) for label in labels):
+            raise LabelNamesError(
+                f"the labels are {classes.dtype} and no words, but CLIP reads the names of the classes: give "
+                'class_names={0: "cat", 1: "dog"}, or labels that are words'
+            )
+        return tuple(labels)
+    if isinstance(class_names, Mapping):
+        if absent := [label for label in labels if label not in class_names]:
+            raise LabelNamesError(f"class_names has no words for the labels {absent[:10]}; name every one")
+        return tuple(class_names[label] for label in labels)
+    if len(class_names) != len(labels):
+        raise LabelNamesError(f"{len(class_names)} class_names are given for {len(labels)} labels: {labels[:10]}")
+    return tuple(class_names)
+
+
+def _read_one(image: Any, name: str) -> Image.Image:
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return to_rgb(image, name)
+    if isinstance(image, torch.Tensor):
+        if image.ndim != 3 or image.shape[0] not in (1, 3):
+            raise ImageError(f"{name}: a tensor of shape {list(image.shape)}; it must be [3, H, W] or [1, H, W]")
+        return to_rgb(Image.fromarray(_pixels(image.detach().cpu().permute(1, 2, 0).numpy(), name)), name)
+    if isinstance(image, np.ndarray):
+        if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+            hint = "; it looks like channels first: give a torch tensor, or move the axis" if _first(image) else ""
+            raise ImageError(f"{name}: an array of shape {list(image.shape)}; it must be [H, W, 3]{hint}")
+        return to_rgb(Image.fromarray(_pixels(image, name)), name)
+    raise ImageError(f"{name}: is {type(image).__name__}, not an image; give {_FORMS}")
+
+
+def _first(image: "np.ndarray[Any, Any]") -> bool:
+    return image.ndim == 3 and image.shape[0] in (1, 3)
+
+
+def _pixels(values: "np.ndarray[Any, Any]", name: str) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    """Bytes [H, W] or [H, W, 3] of values 0 to 255 (uint8) or 0 to 1 (float)."""
+    if not values.size:
+        raise ImageError(f"{name}: has no pixels, its shape is {list(values.shape)}")
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    if values.dtype.kind != "f":
+        raise ImageError(f"{name}: holds {values.dtype}; give uint8, 0 to 255, or floats, 0 to 1")
+    low, high = float(values.min()), float(values.max())
+    # False for NaN too.
+    if not (low >= 0 and high <= 1):
+        raise ImageError(
+            f"{name}: holds floats from {low:g} to {high:g}; they must be within 0 and 1, before any normalisation"
+        )
+    shades: np.ndarray[Any, np.dtype[np.uint8]] = np.rint(values * 255).astype(np.uint8)
+    return shades

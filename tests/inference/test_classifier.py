@@ -1,0 +1,318 @@
+"""PromptClassifier: what it learns, what it says, what it saves."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from inference_helpers import NAMES, QUICK, TINY, WORDS, pixels
+from PIL import Image
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from maple import PromptClassifier, load_prompts
+from maple.checkpoint import read_prompts
+from maple.clip import Backbone
+from maple.config import resolve
+from maple.errors import BackboneError, CheckpointError, ClassNamesError, ConfigError, DataError, ImageError, MapleError
+from maple.inference import Predictor, find_pictures
+from maple.runs import train_run
+
+
+@pytest.fixture(scope="module")
+def fitted() -> PromptClassifier:
+    return PromptClassifier(**{**QUICK, "epochs": 12}).fit(*pixels())
+
+
+# --- fit
+
+
+def test_fit_is_maple_train(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    """The same prompts, to the bit, as a run on the same images in the same order."""
+    folder = make_images()
+    settings = resolve(
+        [
+            {
+                "method": {"name": "maple", "prompt_depth": 2},
+                "backbone": {"name": "maple-tiny", "pretrained": "random:1"},
+                "data": {"dataset": str(folder), "shots": 3},
+                "train": {"epochs": 2, "lr": 0.01, "batch_size": 5},
+                "seed": 0,
+            }
+        ]
+    )
+    train_run(settings, tmp_path / "run", device="cpu")
+    files = [path for name in ("bird", "cat", "dog", "eel") for path in sorted((folder / "train" / name).iterdir())]
+    made = PromptClassifier(**{**QUICK, "epochs": 2}, shots=3, batch_size=5, seed=0)
+    made.fit(files, [path.parent.name for path in files])
+    expected = read_prompts(tmp_path / "run" / "prompts.safetensors")
+    assert made.classes_.tolist() == list(expected.class_names)
+    found = made.method_.prompt_parameters()
+    assert found.keys() == expected.tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.tensors.items())
+    assert made.history_[-1].loss == expected.info["train"]["loss"]
+    again = PromptClassifier.from_pretrained(tmp_path / "run", device="cpu")
+    assert np.array_equal(again.predict_proba(files), made.predict_proba(files))
+
+
+def test_it_learns(fitted: PromptClassifier) -> None:
+    images, labels = pixels()
+    untrained = PromptClassifier(**{**QUICK, "epochs": 0, "lr": None}).fit(images, labels)
+    assert fitted.score(images, labels) > max(0.6, untrained.score(images, labels))
+    assert fitted.history_[-1].loss < 0.9 * fitted.history_[0].loss
+
+
+def test_every_form_of_images_is_the_same(fitted: PromptClassifier, tmp_path: Path) -> None:
+    images, _ = pixels(4)
+    expected = fitted.predict_proba(images)
+    assert expected.shape == (4, 3)
+    files = []
+    for number, image in enumerate(images):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(image).save(files[-1])
+    first = torch.from_numpy(images).permute(0, 3, 1, 2)
+    forms: list[Any] = [
+        *(list(images), tuple(images), images / 255, (images / 255).astype(np.float32)),
+        *(first, first / 255, list(first), [Image.fromarray(image) for image in images]),
+        *(files, [str(file) for file in files], np.array([str(file) for file in files])),
+        [files[0], images[1], first[2], Image.fromarray(images[3])],
+    ]
+    for form in forms:
+        np.testing.assert_allclose(fitted.predict_proba(form), expected, atol=1e-6)
+
+
+def test_grey_and_transparent_arrays(fitted: PromptClassifier) -> None:
+    grey = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
+    colour = np.repeat(grey[:, :, None], 3, axis=2)
+    clear = np.dstack([colour, np.zeros((6, 8), np.uint8)])
+    white = np.full((6, 8, 3), 255, np.uint8)
+    found = fitted.predict_proba([grey, grey[:, :, None], torch.from_numpy(grey)[None], colour, clear, white])
+    np.testing.assert_allclose(found[:3], found[[3, 3, 3]], atol=1e-6)
+    np.testing.assert_allclose(found[4], found[5], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        ("cat.png", DataError, "images are str; give a list"),
+        (Image.new("RGB", (3, 3)), DataError, "images are Image; give .* a list of it"),
+        (np.zeros((30, 40), np.uint8), DataError, r"shape \[30, 40\]"),
+        (torch.zeros(3, 4, 4), DataError, r"the tensor of images has shape \[3, 4, 4\]"),
+        (np.zeros((2, 3, 8, 9), np.uint8), ImageError, r"image 0: an array of shape \[3, 8, 9\].*channels first"),
+        (torch.zeros(1, 8, 9, 3), ImageError, r"image 0: a tensor of shape \[8, 9, 3\]; it must be \[3, H, W\]"),
+        ([np.zeros((4, 4, 3)), np.full((4, 4, 3), -2.0)], ImageError, "image 1: holds floats from -2 to -2; they must"),
+        ([np.full((4, 4, 3), np.nan)], ImageError, "image 0: holds floats from nan to nan"),
+        ([np.zeros((4, 4, 3), np.int64)], ImageError, "image 0: holds int64; give uint8"),
+        ([np.zeros((0, 4, 3), np.uint8)], ImageError, "image 0: has no pixels"),
+        ([3], ImageError, "image 0: is int, not an image"),
+        (["nosuch.png"], ImageError, "nosuch.png: there is no such file"),
+        (7, DataError, "images are int"),
+    ],
+)
+def test_bad_images(fitted: PromptClassifier, images: Any, error: type[MapleError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        fitted.predict(images)
+
+
+def test_no_images_are_no_answers(fitted: PromptClassifier) -> None:
+    assert fitted.predict([]).shape == (0,)
+    assert fitted.predict_proba([]).shape == (0, 3)
+    assert fitted.encode_image([]).shape == (0, 128)
+
+
+def test_bad_labels_and_settings() -> None:
+    images, labels = pixels(6)
+    for bad, error, message in (
+        (labels[:5], DataError, r"6 images have labels of shape \[5\]"),
+        (np.array(["cat"] * 6), DataError, "all images have the label .*cat.*at least two classes"),
+        (np.arange(6), ClassNamesError, "the labels are int64 and no words"),
+        (np.linspace(0, 1, 6), DataError, "the labels are float64; give words, whole numbers or booleans"),
+        (np.array(["a", 1] * 3, dtype=object), DataError, "the labels are of kinds that cannot be sorted"),
+        (np.array([labels]).T, DataError, r"labels of shape \[6, 1\]"),
+        (None, DataError, "labels of shape"),
+    ):
+        with pytest.raises(error, match=message):
+            PromptClassifier(**QUICK).fit(images, bad)
+        with pytest.raises(ValueError, match=message):
+            PromptClassifier(**QUICK).fit(images, bad)
+    with pytest.raises(DataError, match="there are no images"):
+        PromptClassifier(**QUICK).fit([], [])
+    for change, message in (
+        ({"method": "mapel"}, "unknown method 'mapel'; choose one of: zero_shot"),
+        ({"preset": "nope"}, "unknown preset 'nope'"),
+        ({"settings": {"train": {"lrr": 1}}}, "unknown setting 'train.lrr'"),
+        ({"lr": -1.0}, "train.lr = -1.0"),
+        ({"shots": 0}, "data.shots = 0"),
+        ({"device": "foo"}, "unknown or absent device 'foo'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            PromptClassifier(**{**QUICK, **change}).fit(images, labels)
+    with pytest.raises(BackboneError, match="no CLIP is called 'ViT-Z'"):
+        PromptClassifier(backbone="ViT-Z").fit(images, labels)
+
+
+def test_labels_that_are_no_words() -> None:
+    images, labels = pixels(6)
+    numbers = np.array([WORDS.index(label) + 7 for label in labels])
+    quick = {**QUICK, "epochs": 1}
+    expected = PromptClassifier(**quick).fit(images, labels)
+    for names in ({7: "cat", 8: "dog", 9: "owl", 10: "unused"}, ["cat", "dog", "owl"]):
+        made = PromptClassifier(**quick, class_names=names).fit(images, numbers)
+        assert made.class_names_ == WORDS
+        assert made.classes_.tolist() == [7, 8, 9]
+        assert np.array_equal(made.predict_proba(images), expected.predict_proba(images))
+        assert set(made.predict(images)) <= {7, 8, 9}
+    with pytest.raises(ClassNamesError, match=r"no words for the labels \[8, 9\]"):
+        PromptClassifier(**quick, class_names={7: "cat"}).fit(images, numbers)
+    with pytest.raises(ClassNamesError, match="2 class_names are given for 3 labels"):
+        PromptClassifier(**quick, class_names=["cat", "dog"]).fit(images, numbers)
+
+
+# --- answers
+
+
+def test_answers_fit_each_other(fitted: PromptClassifier) -> None:
+    images, labels = pixels(9)
+    found = fitted.predict_proba(images)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.exp(fitted.predict_log_proba(images)), found, atol=1e-6)
+    assert fitted.predict(images).tolist() == fitted.classes_[found.argmax(axis=1)].tolist()
+    assert fitted.score(images, labels) == np.mean(fitted.predict(images) == labels)
+    weights = np.arange(9)
+    expected = weights[fitted.predict(images) == labels].sum() / weights.sum()
+    assert fitted.score(images, labels, sample_weight=weights) == pytest.approx(expected)
+    with pytest.raises(DataError, match="9 images have labels of shape"):
+        fitted.score(images, labels[:4])
+    features = fitted.encode_image(images)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+    classes = fitted.method_.class_embeddings().numpy()
+    logits = fitted.method_.backbone.logit_scale * features @ classes.T
+    np.testing.assert_allclose(logits.argmax(axis=1), found.argmax(axis=1))
+
+
+def test_a_method_whose_classes_depend_on_the_image() -> None:
+    images, labels = pixels(6)
+    made = PromptClassifier("cocoop", **TINY, epochs=1, batch_size=2).fit(images, labels)
+    assert made.predict_proba(images).shape == (6, 3)
+
+
+def test_zero_shot_is_a_method_too() -> None:
+    images, labels = pixels(6)
+    made = PromptClassifier("zero_shot", **TINY).fit(images, labels)
+    assert made.history_ == ()
+    assert made.predict_proba(images).shape == (6, 3)
+
+
+def test_new_names_need_no_training(fitted: PromptClassifier, tmp_path: Path) -> None:
+    images, _ = pixels(3)
+    fitted.save_pretrained(tmp_path)
+    other = PromptClassifier.from_pretrained(tmp_path, device="cpu")
+    assert other.set_class_names(["spoon", "red car"]) is other
+    assert set(other.predict(images)) <= {"spoon", "red car"}
+    assert other.predict_proba(images).shape == (3, 2)
+    for names, message in (
+        (["a", "a"], "'a' is named more than once"),
+        ([], "is empty"),
+        ("cat", "not the one string"),
+    ):
+        with pytest.raises(ClassNamesError, match=message):
+            other.set_class_names(names)
+    assert other.classes_.tolist() == ["spoon", "red car"]
+
+
+def test_nothing_is_answered_before_it_is_learned() -> None:
+    for ask in ("predict", "predict_proba", "encode_image"):
+        with pytest.raises(NotFittedError, match="has learned nothing yet; call fit"):
+            getattr(PromptClassifier(), ask)([])
+    with pytest.raises(MapleError, match="has learned nothing yet"):
+        PromptClassifier().save_pretrained("nowhere")
+
+
+# --- files
+
+
+def test_save_and_load(fitted: PromptClassifier, tmp_path: Path) -> None:
+    images, _ = pixels()
+    assert fitted.save_pretrained(tmp_path / "saved") == tmp_path / "saved"
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {"prompts.safetensors", "README.md"}
+    for source in (tmp_path / "saved", str(tmp_path / "saved" / "prompts.safetensors")):
+        loaded = PromptClassifier.from_pretrained(source, device="cpu")
+        assert np.array_equal(loaded.predict_proba(images), fitted.predict_proba(images))
+        assert loaded.classes_.tolist() == list(WORDS)
+        assert loaded.get_params()["method"] == "maple"
+    unfitted = clone(loaded)
+    assert not hasattr(unfitted, "method_")
+    assert unfitted.set_params(epochs=1).fit(images, pixels()[1]).method_.settings == fitted.method_.settings
+
+
+def test_labels_and_new_names_are_kept(tmp_path: Path) -> None:
+    """Those that are spoken of now; the file still says which were trained."""
+    images, labels = pixels(6)
+    numbers = np.array([WORDS.index(label) for label in labels])
+    made = PromptClassifier(**{**QUICK, "epochs": 1}, class_names=WORDS).fit(images, numbers)
+    made.save_pretrained(tmp_path)
+    loaded = PromptClassifier.from_pretrained(tmp_path, device="cpu")
+    assert loaded.predict(images).tolist() == made.predict(images).tolist()
+    assert loaded.class_names_ == WORDS
+    loaded.set_class_names(["spoon", "fork"]).save_pretrained(tmp_path)
+    again = PromptClassifier.from_pretrained(tmp_path, device="cpu")
+    assert again.classes_.tolist() == ["spoon", "fork"]
+    assert np.array_equal(again.predict_proba(images), loaded.predict_proba(images))
+    assert read_prompts(tmp_path / "prompts.safetensors").class_names == WORDS
+    assert loaded.method_.class_names == ("spoon", "fork")
+    (answer,) = Predictor.load(tmp_path, device="cpu").stream(find_pictures([_file(tmp_path, images[0])]), top=9)
+    assert {ranked.name for ranked in answer.best} == set(WORDS)  # type: ignore[union-attr]
+
+
+def _file(folder: Path, image: np.ndarray) -> str:
+    Image.fromarray(image).save(folder / "one.png")
+    return str(folder / "one.png")
+
+
+def test_the_backbone_may_lie_elsewhere_but_must_be_the_same(prompts: Path, tiny: Backbone, tmp_path: Path) -> None:
+    images, _ = pixels(3)
+    with_own = PromptClassifier.from_pretrained(prompts, backbone=tiny, device="cpu")
+    assert with_own.method_.backbone is tiny
+    named = PromptClassifier.from_pretrained(prompts, backbone="maple-tiny", pretrained="random:1", device="cpu")
+    assert np.array_equal(named.predict_proba(images), with_own.predict_proba(images))
+    assert with_own.class_names_ == NAMES
+    with pytest.raises(CheckpointError, match="prompts mean nothing to other weights"):
+        PromptClassifier.from_pretrained(prompts, backbone="maple-tiny", pretrained="random:2", device="cpu")
+    with pytest.raises(CheckpointError, match="is not a run folder"):
+        PromptClassifier.from_pretrained(tmp_path)
+
+
+def test_the_card(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    images, _ = pixels(6)
+    labels = ["a|b", "<b>c"] * 3
+    made = PromptClassifier(**{**QUICK, "epochs": 1}).fit(images, labels)
+    card = ModelCard.load(made.save_pretrained(tmp_path) / "README.md")
+    assert card.data.to_dict()["library_name"] == "maple-clip"
+    assert card.data.to_dict()["tags"][-1] == "maple"
+    assert "# MaPLe prompts for 2 classes" in card.text
+    assert "`prompt_depth=2`" in card.text
+    assert r"| classes | &lt;b>c, a\|b |" in card.text
+    assert "| images | 6 |" in card.text
+    assert made.method_.backbone.fingerprint in card.text
+    code = card.text.split("```python\n")[1].split("```")[0]
+    code = code.replace("path/of/this/folder", str(tmp_path)).replace("picture.jpg", _file(tmp_path, images[0]))
+    exec(code, {})
+
+
+def test_a_pickle_is_the_same_classifier(fitted: PromptClassifier) -> None:
+    images, _ = pixels(4)
+    again = pickle.loads(pickle.dumps(fitted))
+    assert np.array_equal(again.predict_proba(images), fitted.predict_proba(images))
+
+
+def test_load_prompts_reads_what_it_saved(fitted: PromptClassifier, tmp_path: Path) -> None:
+    """The module for those who write their own loop."""
+    fitted.save_pretrained(tmp_path)
+    method = load_prompts(tmp_path / "prompts.safetensors")
+    assert isinstance(method, torch.nn.Module)
+    assert {name for name, _ in method.named_parameters()} == fitted.method_.prompt_parameters().keys()

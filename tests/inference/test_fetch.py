@@ -1,0 +1,133 @@
+"""Pictures behind addresses: what is fetched, and what is refused with which words."""
+
+import re
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+
+import pytest
+from inference_helpers import png, send
+
+from maple.errors import ImageError
+from maple.inference import find_pictures
+from maple.inference.fetch import fetch_bytes, is_address
+
+Serve = Callable[[Callable[[BaseHTTPRequestHandler], None]], str]
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+
+
+@pytest.mark.parametrize("kind", ["image/png", "image/jpeg; charset=binary", "application/octet-stream", None])
+@pytest.mark.parametrize("length", [-1, None])
+def test_fetches(serve: Serve, kind: str | None, length: int | None) -> None:
+    content = png() * 3000  # more than one piece
+    url = serve(lambda handler: send(handler, content, kind, length))
+    assert fetch_bytes(f"{url}/picture.png") == content
+
+
+def test_words_and_spaces_in_addresses(serve: Serve) -> None:
+    asked = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        send(handler, png())
+
+    fetch_bytes(serve(answer) + "/über uns/a%20b.png?q=ä&r=1#part")
+    assert asked == ["/%C3%BCber%20uns/a%20b.png?q=%C3%A4&r=1"]
+
+
+def test_follows_redirections_to_http_only(serve: Serve) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        target = {"/": "/there", "/away": "file:///etc/hostname", "/round": "/round"}.get(handler.path)
+        if target is None:
+            send(handler, png())
+            return
+        handler.send_response(302)
+        handler.send_header("Location", target)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    url = serve(answer)
+    assert fetch_bytes(f"{url}/") == png()
+    with pytest.raises(ImageError, match=r"/away: the server answers 302 .* not allowed"):
+        fetch_bytes(f"{url}/away")
+    with pytest.raises(ImageError, match=r"/round: the server answers 302 .*infinite loop"):
+        fetch_bytes(f"{url}/round")
+
+
+def test_refuses_what_is_no_image(serve: Serve) -> None:
+    url = serve(lambda handler: send(handler, b"<html>", "text/html; charset=utf-8"))
+    with pytest.raises(ImageError, match=rf"^{re.escape(url)}: .* text/html, not an image; that is a page: give"):
+        fetch_bytes(url)
+    url = serve(lambda handler: send(handler, b"junk", "image/png"))
+    (picture,) = find_pictures([url])
+    with pytest.raises(ImageError, match=rf"^{re.escape(url)}: is no image that PIL can read"):
+        picture.read()
+
+
+def test_refuses_too_many_bytes(serve: Serve) -> None:
+    url = serve(lambda handler: send(handler, bytes(2000)))
+    with pytest.raises(ImageError, match="has 2,000 bytes, more than the allowed 1,999"):
+        fetch_bytes(url, max_bytes=1999)
+    url = serve(lambda handler: send(handler, bytes(200_000), length=None))
+    with pytest.raises(ImageError, match="sends more than the allowed 1,999 bytes"):
+        fetch_bytes(url, max_bytes=1999)
+
+
+def test_tells_a_cut_body(serve: Serve) -> None:
+    url = serve(lambda handler: send(handler, bytes(100), length=300))
+    with pytest.raises(ImageError, match="was cut short, 100 of 300 bytes came"):
+        fetch_bytes(url)
+
+
+def test_tells_the_servers_refusal(serve: Serve) -> None:
+    url = serve(lambda handler: handler.send_error(404))
+    with pytest.raises(ImageError, match="the server answers 404 Not Found; check the address"):
+        fetch_bytes(url)
+
+
+def test_silence_and_dripping_end_in_time(serve: Serve) -> None:
+    url = serve(lambda _: time.sleep(1))
+    with pytest.raises(ImageError, match=r"took longer than 0\.2 seconds"):
+        fetch_bytes(url, timeout=0.2)
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        send(handler, b"", length=100)
+        for _ in range(100):
+            try:
+                handler.wfile.write(b".")
+            except OSError:
+                return
+            time.sleep(0.05)
+
+    url = serve(drip)
+    began = time.monotonic()
+    with pytest.raises(ImageError, match=r"took longer than 0\.4 seconds"):
+        fetch_bytes(url, timeout=0.4)
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("ftp://host/a.png", "only http:// and https://"),
+        ("file:///etc/hostname", "only http:// and https://"),
+        ("http:///a.png", "names no host"),
+        ("http://127.0.0.1:1/a.png", "cannot be fetched .*refused"),
+        ("http://127.0.0.1:no/a.png", "cannot be fetched"),
+        ("http://[::1/a.png", "cannot be fetched"),
+        ("http://no.such.host.invalid/a.png", "cannot be fetched"),
+    ],
+)
+def test_bad_addresses(url: str, message: str) -> None:
+    with pytest.raises(ImageError, match=f"^{re.escape(url)}: .*{message}"):
+        fetch_bytes(url, timeout=5)
+
+
+def test_what_is_an_address() -> None:
+    assert [is_address(text) for text in ("http://a", "HTTPS://a", "s3://a", "a/b.png", "://a", "C:\\a")] == [
+        *(True, True, True, False, False, False)
+    ]

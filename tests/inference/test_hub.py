@@ -1,0 +1,124 @@
+"""The hub, played by a folder: what is asked of it, and what is said when it refuses."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from typer.testing import CliRunner
+
+from maple import PromptClassifier
+from maple.cli import app
+from maple.errors import CheckpointError
+from maple.inference import hub
+
+
+class Hub:
+    """What `HfApi` and `hf_hub_download` do, with a folder in the hub's place."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.calls: list[tuple[str, Any]] = []
+        self.failure: Exception | None = None
+
+    def __call__(self, token: str | None) -> "Hub":
+        self.calls.append(("token", token))
+        return self
+
+    def create_repo(self, repository: str, *, private: bool | None, exist_ok: bool) -> Any:
+        if self.failure is not None:
+            raise self.failure
+        self.calls.append(("create_repo", (repository, private, exist_ok)))
+        return SimpleNamespace(repo_id=repository if "/" in repository else f"me/{repository}")
+
+    def create_branch(self, repository: str, *, branch: str, exist_ok: bool) -> None:
+        self.calls.append(("create_branch", (repository, branch, exist_ok)))
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str, revision: str | None) -> Any:
+        self.calls.append(("upload_folder", (repo_id, commit_message, revision)))
+        shutil.copytree(folder_path, self.root / repo_id / (revision or "main"))
+        return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
+
+    def download(self, repository: str, file: str, *, revision: str | None = None, token: str | None = None) -> str:
+        if self.failure is not None:
+            raise self.failure
+        self.calls.append(("download", (repository, file, revision, token)))
+        return str(self.root / repository / (revision or "main") / file)
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    made = Hub(tmp_path / "hub")
+    monkeypatch.setattr(hub, "HfApi", made)
+    monkeypatch.setattr(hub, "hf_hub_download", made.download)
+    return made
+
+
+def test_push_and_load(fake: Hub, prompts: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (3, 30, 40, 3)).astype(np.uint8)
+    made = PromptClassifier.from_pretrained(prompts, device="cpu")
+    address = made.push_to_hub("me/pets", private=True, token="secret", message="First")
+    assert address == "https://hub/me/pets/commit/1"
+    assert fake.calls == [
+        ("token", "secret"),
+        ("create_repo", ("me/pets", True, True)),
+        ("upload_folder", ("me/pets", "First", None)),
+    ]
+    pushed = fake.root / "me" / "pets" / "main"
+    assert {path.name for path in pushed.iterdir()} == {"prompts.safetensors", "README.md"}
+    card = (pushed / "README.md").read_text()
+    assert 'from_pretrained("me/pets")' in card
+    assert "secret" not in card
+    loaded = PromptClassifier.from_pretrained("me/pets", token="secret", device="cpu")
+    assert fake.calls[-1] == ("download", ("me/pets", "prompts.safetensors", None, "secret"))
+    assert np.array_equal(loaded.predict_proba(images), made.predict_proba(images))
+
+
+def test_a_branch(fake: Hub, prompts: Path) -> None:
+    made = PromptClassifier.from_pretrained(prompts, device="cpu")
+    made.push_to_hub("pets", revision="v2")
+    assert ("create_branch", ("me/pets", "v2", True)) in fake.calls
+    loaded = PromptClassifier.from_pretrained("me/pets", revision="v2", device="cpu")
+    assert loaded.class_names_ == made.class_names_
+
+
+@pytest.mark.usefixtures("fake")
+def test_predict_from_the_hub(prompts: Path, pictures: Path) -> None:
+    PromptClassifier.from_pretrained(prompts, device="cpu").push_to_hub("me/pets")
+    outputs = [
+        CliRunner().invoke(app, ["predict", run, str(pictures / "a.png"), "--device", "cpu"], catch_exceptions=False)
+        for run in ("hf-hub:me/pets", str(prompts))
+    ]
+    assert outputs[0].exit_code == 0
+    assert outputs[0].stdout == outputs[1].stdout
+
+
+def refusals() -> list[Exception]:
+    """What the hub's client raises; the network's errors are of one HTTP library or another."""
+    answer: Any = SimpleNamespace(headers={}, request=None)
+    network = type("ConnectError", (Exception,), {"__module__": "httpx"})
+    return [
+        HfHubHTTPError("401 Unauthorized\nmore", response=answer),
+        RepositoryNotFoundError("401 Unauthorized\nmore", response=answer),
+        network("401 Unauthorized"),
+        ValueError("401 Unauthorized"),
+    ]
+
+
+@pytest.mark.parametrize("failure", refusals(), ids=lambda failure: type(failure).__name__)
+def test_refusals_are_told_in_a_line(fake: Hub, prompts: Path, failure: Exception) -> None:
+    made = PromptClassifier.from_pretrained(prompts, device="cpu")
+    fake.failure = failure
+    with pytest.raises(CheckpointError, match=r"^nothing was pushed to 'me/pets': 401 Unauthorized$"):
+        made.push_to_hub("me/pets")
+    with pytest.raises(CheckpointError, match=r"^'me/pets' is no run folder and no prompts .* hub: 401 Unauthorized$"):
+        PromptClassifier.from_pretrained("me/pets")
+
+
+def test_a_bug_is_no_refusal(fake: Hub) -> None:
+    fake.failure = KeyError("bug")
+    with pytest.raises(KeyError, match="bug"):
+        PromptClassifier.from_pretrained("me/pets")

@@ -1,0 +1,205 @@
+"""`maple predict` as a user types it."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from inference_helpers import png, send
+from typer.testing import CliRunner
+
+from maple.cli import app
+from maple.errors import CheckpointError, ConfigError, MapleError
+
+
+def predict(*arguments: object, **options: Any) -> Result:
+    words = ["predict", *map(str, arguments), "--device", "cpu"]
+    return CliRunner().invoke(app, words, catch_exceptions=False, **options)
+
+
+def rows(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_folder_in_order_without_what_is_unreadable(prompts: Path, pictures: Path) -> None:
+    done = predict(prompts, pictures, "--recursive", "--json", "--batch-size", 2)
+    assert done.exit_code == 1
+    found = rows(done.stdout)
+    assert [Path(row["source"]).relative_to(pictures).as_posix() for row in found] == [
+        *("a.png", "b10.png", "b9.png", "c/x.png")
+    ]
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"maple: {pictures / 'd.png'}: ")
+    for row in found:
+        assert set(row) == {"source", "best"}
+        assert len(row["best"]) == 5
+        values = [one["probability"] for one in row["best"]]
+        assert values == sorted(values, reverse=True)
+
+
+def test_exit_codes(prompts: Path, pictures: Path, tmp_path: Path) -> None:
+    good, bad = pictures / "a.png", pictures / "d.png"
+    assert predict(prompts, good, pictures / "b9.png").exit_code == 0
+    assert predict(prompts, good, bad).exit_code == 1
+    none = predict(prompts, bad, tmp_path / "nosuch.png")
+    assert (none.exit_code, none.stdout, len(none.stderr.splitlines())) == (2, "", 2)
+    assert "nosuch.png: there is no such file" in none.stderr
+    assert predict(prompts).exit_code == 2
+    assert predict(prompts, good, "--top", 0).exit_code == 2
+    with pytest.raises(CheckpointError, match="is not a run folder"):
+        predict(tmp_path, good)
+    with pytest.raises(ConfigError, match="--json and --csv exclude each other"):
+        predict(prompts, good, "--json", "--csv")
+    with pytest.raises(MapleError, match="named more than once"):
+        predict(prompts, good, "--classes", "cat,cat")
+
+
+def test_a_run_folder_is_a_run(prompts: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "prompts.safetensors").write_bytes(prompts.read_bytes())
+    assert predict(tmp_path / "run", pictures / "a.png").stdout == predict(prompts, pictures / "a.png").stdout
+
+
+def test_new_names_and_zero_shot_beside(prompts: Path, pictures: Path) -> None:
+    done = predict(prompts, pictures / "a.png", "--classes", "red car, [/b]car", "--zero-shot", "--json")
+    assert done.exit_code == 0
+    assert "2 of 2 class names were not trained (red car, [/b]car)" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    (row,) = rows(done.stdout)
+    for which in ("best", "zero_shot"):
+        assert {one["class"] for one in row[which]} == {"red car", "[/b]car"}
+        assert sum(one["probability"] for one in row[which]) == pytest.approx(1, abs=1e-5)
+
+
+def test_csv_can_be_read_back(prompts: Path, tmp_path: Path) -> None:
+    place = tmp_path / 'odd, "name"\n.png'
+    place.write_bytes(png())
+    done = predict(prompts, place, "--csv", "--zero-shot", "--top", 2, "--classes", 'a,"b",c')
+    read = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [row["source"] for row in read] == [str(place)] * 2
+    assert [row["rank"] for row in read] == ["1", "2"]
+    assert {row["class"] for row in read} < {"a", '"b"', "c"}
+    (row,) = rows(predict(prompts, place, "--json", "--zero-shot", "--classes", 'a,"b",c').stdout)
+    beside = {one["class"]: one["probability"] for one in row["zero_shot"]}
+    for line, one in zip(read, row["best"], strict=False):
+        assert (line["class"], float(line["probability"])) == (one["class"], one["probability"])
+        assert float(line["zero_shot_probability"]) == beside[line["class"]]
+
+
+def test_the_listing(prompts: Path, tmp_path: Path) -> None:
+    place = tmp_path / "re\x1b[31md\n.png"
+    place.write_bytes(png())
+    done = predict(prompts, place, "--top", 3)
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{tmp_path}/re\\x1b[31md\\n.png"
+    assert len(lines) == 4
+    percents = [float(line.split("%")[0].split()[-1]) for line in lines[1:]]
+    assert percents == sorted(percents, reverse=True)
+    best = rows(predict(prompts, place, "--json").stdout)[0]["best"]
+    assert percents == pytest.approx([100 * one["probability"] for one in best[:3]], abs=0.051)
+    assert [line.count("█") for line in lines[1:]] == [round(20 * one["probability"]) for one in best[:3]]
+    beside = predict(prompts, place, "--zero-shot", "--top", 1, "--classes", "犬,dog")
+    assert "trained" in beside.stdout.splitlines()[1]
+    (row,) = rows(predict(prompts, place, "--zero-shot", "--json", "--classes", "犬,dog").stdout)
+    differs = row["best"][0]["class"] != row["zero_shot"][0]["class"]
+    assert ("zero-shot CLIP says" in beside.stdout) == differs
+
+
+def test_standard_input(prompts: Path, pictures: Path) -> None:
+    done = predict(prompts, "-", "--json", input=png())
+    assert done.exit_code == 0
+    (row,) = rows(done.stdout)
+    assert row["source"] == "<stdin>"
+    assert row["best"] == rows(predict(prompts, pictures / "a.png", "--json").stdout)[0]["best"]
+    for content, message in ((b"", "<stdin>: is empty"), (b"junk", "<stdin>: is no image")):
+        done = predict(prompts, "-", input=content)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"maple: {message}")
+
+
+def test_an_address(
+    prompts: Path, serve: Callable[[Callable[[BaseHTTPRequestHandler], None]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        if handler.path == "/red.png":
+            send(handler, png())
+        else:
+            handler.send_error(404)
+
+    url = serve(answer)
+    done = predict(prompts, f"{url}/red.png", f"{url}/blue.png", "--json")
+    assert done.exit_code == 1
+    assert [row["source"] for row in rows(done.stdout)] == [f"{url}/red.png"]
+    assert done.stderr == f"maple: {url}/blue.png: the server answers 404 Not Found; check the address\n"
+
+
+# --- --ask
+
+
+def test_ask_answers_each_time_and_ends_on_an_empty_line(prompts: Path, pictures: Path) -> None:
+    done = predict(prompts, pictures / "a.png", "--ask", "--json", input="red car,spoon\ncat, dog\n\nnot,reached\n")
+    assert done.exit_code == 0
+    found = rows(done.stdout)
+    assert [{one["class"] for one in row["best"]} for row in found] == [{"red car", "spoon"}, {"cat", "dog"}]
+    assert done.stderr.count("class names, with commas; empty line ends: ") == 3
+
+
+@pytest.mark.parametrize("typed", ["cat,dog\n", "cat,dog", ""])
+def test_ask_ends_quietly_at_the_end_of_the_input(prompts: Path, pictures: Path, typed: str) -> None:
+    done = predict(prompts, pictures / "a.png", "--ask", "--json", input=typed)
+    assert done.exit_code == 0
+    assert len(done.stdout.splitlines()) == (1 if typed else 0)
+    assert done.stderr.endswith("empty line ends: \n")
+
+
+def test_ask_goes_on_after_a_bad_list_and_loads_the_model_once(
+    prompts: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import maple.inference.predictor as module
+
+    loads = []
+    whole = module.load_prompts
+    monkeypatch.setattr(module, "load_prompts", lambda *a, **k: loads.append(1) or whole(*a, **k))
+    done = predict(
+        prompts, pictures / "a.png", pictures / "d.png", "--ask", "--json", "--classes", "a,b", input="c,c\nc,d\n"
+    )
+    assert done.exit_code == 1
+    assert [{one["class"] for one in row["best"]} for row in rows(done.stdout)] == [{"a", "b"}, {"c", "d"}]
+    assert "maple: 'c' is named more than once" in done.stderr
+    assert loads == [1]
+
+
+def test_ask_and_a_picture_from_standard_input_exclude_each_other(prompts: Path) -> None:
+    with pytest.raises(ConfigError, match="--ask reads class names from standard input"):
+        predict(prompts, "-", "--ask")
+
+
+# --- as a process
+
+
+def test_a_reader_that_leaves_early_and_names_that_are_not_unicode(prompts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(3):
+        with open(os.fsencode(folder) + b"/caf\xe9%d.png" % number, "wb") as file:
+            file.write(png())
+    command = [sys.executable, "-m", "maple", "predict", str(prompts), str(folder), "--batch-size", "1"]
+    done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert b"caf\\udce90.png" in done.stdout
+    assert b"#" in done.stdout
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, errors = process.communicate(timeout=60)
+    assert b"Traceback" not in errors

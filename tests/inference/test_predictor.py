@@ -1,0 +1,263 @@
+"""Answers: the right numbers, in order, in constant memory, under any names."""
+
+import threading
+from itertools import count, islice
+from pathlib import Path
+
+import pytest
+import torch
+from inference_helpers import COLOURS, NAMES
+from PIL import Image
+
+from maple import build_method, load_prompts
+from maple.clip import Backbone
+from maple.data import EvalTransform, in_order
+from maple.errors import BackboneError, ClassNamesError, ConfigError, DataError, ImageError
+from maple.inference import Answer, Picture, Predictor, Unreadable, find_pictures, keep_fetched
+from maple.inference.distance import explain_new_names, name_cosines
+
+
+def colour_pictures() -> list[Picture]:
+    images = {name: Image.new("RGB", (50, 40), colour) for name, colour in COLOURS.items()}
+    return [Picture(name, lambda image=image: image) for name, image in images.items()]
+
+
+def answers(predictor: Predictor, pictures: list[Picture], **options: int) -> list[Answer]:
+    found = list(predictor.stream(pictures, **options))
+    assert all(isinstance(one, Answer) for one in found)
+    return found  # type: ignore[return-value]
+
+
+def test_answers_are_the_methods(prompts: Path, tiny: Backbone) -> None:
+    predictor = Predictor.load(prompts, zero_shot=True, device="cpu")
+    seen = tiny.preprocessing
+    transform = EvalTransform(seen.size, seen.mean, seen.std, seen.interpolation)
+    images = torch.stack([transform(picture.read()) for picture in colour_pictures()])
+    method = load_prompts(prompts, tiny)
+    plain = build_method({"name": "zero_shot", "templates": ["a centered satellite photo of {}."]}, tiny, NAMES)
+    with torch.no_grad():
+        expected, beside = method(images).softmax(-1), plain(images).softmax(-1)
+    found = answers(predictor, colour_pictures(), top=6)
+    assert [one.source for one in found] == list(COLOURS)
+    for row, one in enumerate(found):
+        values, order = expected[row].sort(descending=True)
+        assert [ranked.name for ranked in one.best] == [NAMES[index] for index in order]
+        assert [ranked.probability for ranked in one.best] == pytest.approx(values.tolist(), abs=1e-5)
+        assert one.zero_shot is not None
+        assert [ranked.probability for ranked in one.zero_shot] == pytest.approx(
+            sorted(beside[row].tolist(), reverse=True), abs=1e-5
+        )
+        assert one.zero_shot_of_best == pytest.approx(beside[row][order].tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 3, "workers": 0}, {"workers": 5}])
+def test_batches_and_workers_change_nothing(prompts: Path, options: dict[str, int]) -> None:
+    predictor = Predictor.load(prompts, device="cpu")
+    expected = answers(predictor, colour_pictures())
+    for one, other in zip(expected, answers(predictor, colour_pictures(), **options), strict=True):
+        assert [ranked.name for ranked in one.best] == [ranked.name for ranked in other.best]
+        assert [r.probability for r in one.best] == pytest.approx([r.probability for r in other.best], abs=1e-5)
+
+
+def test_cocoop_whose_classes_depend_on_the_image(tiny: Backbone) -> None:
+    method = build_method({"name": "cocoop"}, tiny, NAMES)
+    predictor = Predictor(method, zero_shot=True)
+    predictor.set_class_names(["cat", "dog"])
+    found = answers(predictor, colour_pictures(), batch_size=3)
+    transform = predictor.transform
+    with torch.no_grad():
+        expected = method(torch.stack([transform(picture.read()) for picture in colour_pictures()])).softmax(-1)
+    for row, one in zip(expected, found, strict=True):
+        assert one.best[0].probability == pytest.approx(float(row.max()), abs=1e-5)
+        assert one.best[0].name == ("cat", "dog")[int(row.argmax())]
+
+
+def test_unreadable_pictures_stand_in_their_place(prompts: Path) -> None:
+    def broken() -> Image.Image:
+        raise ImageError("x.png: is damaged")
+
+    pictures = colour_pictures()
+    mixed = [Picture("x.png", broken), *pictures[:2], Picture("x.png", broken), *pictures[2:]]
+    for size in (1, 2, 10):
+        found = list(Predictor.load(prompts, device="cpu").stream(mixed, batch_size=size))
+        assert [one.source for one in found] == ["x.png", "red", "green", "x.png", "blue", "grey"]
+        assert [isinstance(one, Unreadable) for one in found] == [True, False, False, True, False, False]
+        assert isinstance(found[0], Unreadable)
+        assert found[0].reason == "x.png: is damaged"
+
+
+def test_an_endless_stream_is_read_no_more_than_two_batches_ahead(prompts: Path) -> None:
+    """What is listed and decoded ahead, and so what is in memory, has a bound."""
+    listed = 0
+    image = Image.new("RGB", (20, 20))
+
+    def pictures() -> "object":
+        nonlocal listed
+        for number in count():
+            listed += 1
+            yield Picture(str(number), lambda: image)
+
+    stream = Predictor.load(prompts, device="cpu").stream(pictures(), batch_size=4, workers=2)  # type: ignore[arg-type]
+    found = list(islice(stream, 9))
+    assert [one.source for one in found] == [str(number) for number in range(9)]
+    assert listed <= 12 + 2 * 4
+    stream.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("maple-images")]
+
+
+def test_new_names_at_once_and_back(prompts: Path) -> None:
+    predictor = Predictor.load(prompts, zero_shot=True, device="cpu")
+    first = answers(predictor, colour_pictures())
+    told = predictor.set_class_names(["red car", "Blue  thing", "spoon"])
+    assert told is not None
+    assert told.startswith("2 of 3 class names were not trained (red car, spoon)")
+    found = answers(predictor, colour_pictures())
+    assert {ranked.name for ranked in found[0].best} == {"red car", "Blue  thing", "spoon"}
+    assert sum(ranked.probability for ranked in found[0].best) == pytest.approx(1)
+    assert predictor.set_class_names(NAMES) is None
+    assert answers(predictor, colour_pictures()) == first
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "is empty"),
+        (["cat", " "], "class name 1 is ' '"),
+        (["red_car", "dog", "red car "], "'red car' is named more than once"),
+        (["cat", "very " * 80], "needs 8. tokens"),
+        # Fits into "a photo of a {}." of the prompts, and not into "a centered satellite photo of {}.".
+        (["cat", "very " * 70], "a centered satellite photo of very .* needs 7. tokens"),
+    ],
+)
+def test_bad_names_change_nothing(prompts: Path, names: list[str], message: str) -> None:
+    predictor = Predictor.load(prompts, zero_shot=True, device="cpu")
+    before = answers(predictor, colour_pictures())
+    with pytest.raises(ClassNamesError, match=message):
+        predictor.set_class_names(names)
+    assert answers(predictor, colour_pictures()) == before
+
+
+def test_bad_numbers_and_infinite_logits(prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor.load(prompts, device="cpu")
+    for name in ("top", "batch_size"):
+        with pytest.raises(ConfigError, match=f"{name} is 0; it must be at least 1"):
+            predictor.stream([], **{name: 0})  # type: ignore[arg-type]
+    monkeypatch.setattr(predictor.method, "predict_logits", lambda images: torch.full((len(images), 6), torch.inf))
+    with pytest.raises(BackboneError, match="a result is not finite, in fp32 on cpu"):
+        list(predictor.stream(colour_pictures()))
+
+
+# --- where pictures come from
+
+
+def test_folders_in_order(pictures: Path) -> None:
+    found = [Path(one.name).relative_to(pictures).as_posix() for one in find_pictures([str(pictures)])]
+    assert found == ["a.png", "b10.png", "b9.png", "d.png"]
+    found = [Path(one.name).relative_to(pictures).as_posix() for one in find_pictures([str(pictures)], recursive=True)]
+    assert found == ["a.png", "b10.png", "b9.png", "c/x.png", "d.png"]
+
+
+def test_links_in_circles_end(pictures: Path) -> None:
+    (pictures / "c" / "up").symlink_to(pictures)
+    assert len(list(find_pictures([str(pictures)], recursive=True))) == 5
+
+
+def test_a_folder_without_pictures_says_so(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "notes.txt").write_text("words")
+    (picture,) = find_pictures([str(tmp_path)])
+    with pytest.raises(DataError, match="holds no images; --recursive also looks into"):
+        picture.read()
+
+
+def test_a_folder_that_cannot_be_listed_is_one_failure(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import maple.data.folders as folders
+
+    whole = folders._children
+
+    def children(folder: Path) -> list[Path]:
+        if folder.name == "c":
+            raise DataError(f"{folder}: cannot be listed (Permission denied); make the folder readable")
+        return whole(folder)
+
+    monkeypatch.setattr(folders, "_children", children)
+    found = list(find_pictures([str(pictures)], recursive=True))
+    assert len(found) == 5
+    with pytest.raises(DataError, match="c: cannot be listed"):
+        found[3].read()
+
+
+def test_standard_input_is_named_once() -> None:
+    with pytest.raises(ConfigError, match="standard input"):
+        find_pictures(["-", "a.png", "-"])
+    with pytest.raises(ConfigError, match="a picture is needed"):
+        find_pictures([])
+
+
+def test_what_was_fetched_is_kept() -> None:
+    calls = []
+
+    def read() -> Image.Image:
+        calls.append(1)
+        if len(calls) > 1:
+            raise AssertionError
+        return Image.new("RGB", (2, 2))
+
+    (kept,) = keep_fetched(iter([Picture("http://host/a.png", read)]))
+    assert kept.read() is kept.read()
+
+    def fail() -> Image.Image:
+        calls.append(1)
+        raise ImageError(f"failure {len(calls)}")
+
+    (kept,) = keep_fetched(iter([Picture("<stdin>", fail)]))
+    for _ in range(2):
+        with pytest.raises(ImageError, match="failure 2"):
+            kept.read()
+
+
+# --- names far from the trained ones
+
+
+def test_cosines_to_the_nearest_are_those_of_zero_shot(tiny: Backbone) -> None:
+    trained, new = ["cat", "dog", "owl"], ["cat", "tank"]
+    features = build_method({"name": "zero_shot"}, tiny, [*trained, *new]).encode_classes()
+    nearest, among = name_cosines(tiny, trained, new)
+    cosines = features @ features.T
+    assert nearest.tolist() == pytest.approx([1.0, float(cosines[4, :3].max())], abs=1e-5)
+    expected = [max(float(cosines[a, b]) for b in range(3) if b != a) for a in range(3)]
+    assert among.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_list_is_far_when_most_of_its_new_names_are(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cosines(_: Backbone, trained: list[str], names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.tensor([0.3 if "far" in name else 0.9 for name in names]), torch.full((len(trained),), 0.8)
+
+    monkeypatch.setattr("maple.inference.distance.name_cosines", cosines)
+    trained = ["cat", "dog"]
+    assert explain_new_names(tiny, trained, ["dog", "CAT"]) is None
+    assert explain_new_names(tiny, trained, ["near", "far", "dog"]) == (
+        "2 of 3 class names were not trained (near, far)"
+    )
+    told = explain_new_names(tiny, trained, ["near", "far", "far_off", "dog"])
+    assert told == (
+        "3 of 4 class names were not trained (near, far, far_off), and this list is far from the trained one: far, "
+        "far_off less like any trained name than those are like each other (cosine 0.30, usual 0.80 and more); "
+        "compare with --zero-shot"
+    )
+    assert explain_new_names(tiny, ["cat"], ["far"]) == "1 of 1 class names were not trained (far)"
+    many = [f"far {number}" for number in range(499)]
+    assert explain_new_names(tiny, trained, many) == (
+        "499 of 499 class names were not trained (far 0, far 1, far 2, ...)"
+    )
+
+
+def test_in_order_takes_keys_in_the_callers_thread() -> None:
+    here = threading.get_ident()
+
+    def keys() -> "object":
+        for number in range(5):
+            assert threading.get_ident() == here
+            yield number
+
+    assert list(in_order(lambda key: 2 * key, keys(), 2, ahead=2)) == [0, 2, 4, 6, 8]  # type: ignore[arg-type]
