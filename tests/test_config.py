@@ -125,7 +125,7 @@ def test_what_is_used_when_nothing_is_named() -> None:
         ([], ["=3"], r"must have the form section.key=value"),
         ([], ["train..lr=3"], r"must have the form section.key=value"),
         ([], ["train.lr="], r"lr = '': input should be a valid number"),
-        ([], ["train.optimizer=adam"], r"optimizer = 'adam': .*'sgd' or 'adamw'"),
+        ([], ["train.optimizer=adagrad"], r"optimizer = 'adagrad': .*'sgd', 'adam' or 'adamw'"),
         ([], ["self=1"], r"unknown setting 'self'"),
         ([], ["rules=[]"], r"rules belong into a preset"),
         ([{"rules": {"epochs": 3}}], [], r"must be tables, each under \[\[rules\]\]"),

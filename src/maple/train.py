@@ -71,7 +71,9 @@ def learning_rate(settings: TrainSettings, epoch: int) -> float:
 
 
 def make_optimizer(parameters: Iterable[Tensor], settings: TrainSettings) -> torch.optim.Optimizer:
-    """SGD with momentum (no Nesterov) or AdamW; weight decay on every prompt parameter."""
+    """SGD with momentum (no Nesterov), Adam or AdamW; weight decay on every prompt parameter."""
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     return torch.optim.SGD(
@@ -287,5 +289,5 @@ def _copy(value: Tensor) -> Tensor:
 
 
 def _place(key: str, value: Tensor, parameter: Tensor) -> Tensor:
-    """AdamW counts its steps on the CPU; everything else of the optimiser lives beside its parameter."""
+    """Adam counts its steps on the CPU; everything else of the optimiser lives beside its parameter."""
     return value.clone() if key.endswith("/step") else value.to(parameter.device, copy=True)

@@ -200,6 +200,22 @@ def test_predicted_logits_are_those_of_forward(variant: str, backbone: Backbone,
 
 
 @every
+def test_features_stand_in_for_images_where_the_tower_is_left_alone(
+    variant: str, backbone: Backbone, images: Tensor
+) -> None:
+    method = make(variant, backbone)
+    if not method.reads_features:
+        assert method.vision_prompts()
+        return
+    with torch.no_grad():
+        features = backbone.image.plain(images)
+    torch.testing.assert_close(logits_of(method, features), logits_of(method, images), rtol=1e-5, atol=1e-5)
+    loss, logs = method.loss(features, LABELS)
+    expected, others = method.loss(images, LABELS)
+    torch.testing.assert_close((loss, logs), (expected, others), rtol=1e-4, atol=1e-4)
+
+
+@every
 def test_images_do_not_see_each_other(variant: str, backbone: Backbone, images: Tensor) -> None:
     method = make(variant, backbone)
     torch.testing.assert_close(logits_of(method, images)[2:3], logits_of(method, images[2:3]), rtol=1e-4, atol=1e-4)

@@ -115,10 +115,11 @@ def test_reports_are_means_over_images(backbone: Backbone) -> None:
     assert report.logs["accuracy"] == pytest.approx(sum(s.images * s.logs["accuracy"] for s in seen) / 6)
 
 
-def test_adamw_trains(backbone: Backbone) -> None:
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_adam_trains(optimizer: str, backbone: Backbone) -> None:
     method = make(backbone)
     trainer = Trainer(
-        method, TrainSettings(optimizer="adamw", lr=0.002, epochs=6, warmup_epochs=0, schedule="constant")
+        method, TrainSettings(optimizer=optimizer, lr=0.002, epochs=6, warmup_epochs=0, schedule="constant")
     )
     data = batches(1)
     losses = [trainer.run_epoch(data).loss for _ in range(6)]

@@ -3,7 +3,16 @@
 from maple.data.catalogue import CATALOGUE, DatasetSpec, known_names, load_dataset, read_split, template_of
 from maple.data.folders import has_own_split, load_folder, walk_files
 from maple.data.images import ImageStore, is_image_file, read_image, to_rgb
-from maple.data.loaders import Batch, derive_seed, eval_batches, in_order, steps_per_epoch, train_batches
+from maple.data.loaders import (
+    Batch,
+    derive_seed,
+    eval_batches,
+    feature_batches,
+    in_order,
+    steps_per_epoch,
+    train_batches,
+    view_batches,
+)
 from maple.data.records import Dataset, Item, items_hash
 from maple.data.sampling import base_novel_classes, sample_few_shot, select_classes, select_dataset
 from maple.data.transforms import EvalTransform, TrainTransform
@@ -21,6 +30,7 @@ __all__ = [
     "base_novel_classes",
     "derive_seed",
     "eval_batches",
+    "feature_batches",
     "has_own_split",
     "in_order",
     "is_image_file",
@@ -37,6 +47,7 @@ __all__ = [
     "template_of",
     "to_rgb",
     "train_batches",
+    "view_batches",
     "walk_files",
     "write_pictures",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from maple.clip import Backbone
 from maple.config import Settings
 from maple.errors import CheckpointError, ConfigError
-from maple.prompts import PromptedClasses, TemplateClasses, encode_image, unit
+from maple.prompts import PromptedClasses, TemplateClasses, encode_image, unit, wide
 from maple.prompts.splice import clean_class_names
 
 
@@ -100,9 +100,20 @@ class Method(nn.Module):
             return self.classes.features
         return self.classes.encode(self.text_prompts())
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether raw features [B, D] of the untouched image tower may be given wherever images are asked for."""
+        return not self.vision_prompts()
+
+    def image_features_raw(self, images: Tensor) -> Tensor:
+        """Raw image features [B, D] of normalised images [B, 3, R, R]; features given in their place come back."""
+        if images.ndim == 2:
+            return images
+        return wide(encode_image(self.backbone.image, images, self.vision_prompts()))
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Unit image features [B, D] of normalised images [B, 3, R, R]."""
-        return unit(encode_image(self.backbone.image, images, self.vision_prompts()))
+        return unit(self.image_features_raw(images))
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Scaled cosines [B, C] of unit features [B, D] and [C, D]."""

@@ -56,6 +56,10 @@ class OnPrompts(Method):
         """Unit text features [C, D], as the other method's."""
         return self.prompts.encode_classes()
 
+    def image_features_raw(self, images: Tensor) -> Tensor:
+        """Raw image features [B, D], as the other method's."""
+        return self.prompts.image_features_raw(images)
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Unit image features [B, D], as the other method's."""
         return self.prompts.encode_images(images)

@@ -43,5 +43,5 @@ class Teacher:
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
-        """Unit image features [B, D] of normalised images [B, 3, R, R]."""
-        return unit(self._backbone.image.plain(images))
+        """Unit image features [B, D] of normalised images [B, 3, R, R], or of raw features [B, D] in their place."""
+        return unit(images if images.ndim == 2 else self._backbone.image.plain(images))

@@ -85,4 +85,6 @@ def open_backbone(settings: RunSettings, device: str | torch.device) -> Backbone
 def relevant(settings: RunSettings) -> dict[str, Any]:
     """The settings that decide the result, as plain values."""
     relevant: dict[str, Any] = settings.model_dump(mode="json", exclude=_IRRELEVANT)  # type: ignore[arg-type]
+    if relevant["train"]["views"] is None:
+        del relevant["train"]["views"]  # so that runs made before there was such a setting keep their names
     return relevant
