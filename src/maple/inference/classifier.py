@@ -116,9 +116,11 @@ class PromptClassifier(Classifier, Estimator):
         backbone = _open_backbone(chosen.name, chosen.pretrained, chosen.precision, device)
         method = fresh_method(settings, backbone, names)
         material = Material(settings, items, ImageStore(Path(), read=lambda number: pictures[int(number)].read()))
+        material.begin(method)
         trainer = Trainer(method, settings.train, Processes(0, 1, device))
         while not trainer.finished:
             trainer.run_epoch(material.batches(trainer))
+        material.finish(method)
         loss = trainer.history[-1].loss if trainer.history else None
         train = {"epochs": trainer.epoch, "images": len(items), "loss": loss}
         self._take(method.eval(), classes, {"seed": settings.seed, "train": train})

@@ -8,7 +8,7 @@ from torch import Generator
 
 from maple.clip import Backbone
 from maple.errors import ConfigError, one_of
-from maple.methods.base import Method, MethodSettings
+from maple.methods.base import Features, Method, MethodSettings
 from maple.methods.cocoop import CoCoOp
 from maple.methods.coop import CoOp
 from maple.methods.independent_vl import VPT, DeepLanguage, IndependentVL
@@ -31,7 +31,7 @@ METHODS: dict[str, type[Method]] = {
     "promptsrc": PromptSRC,
 }
 
-__all__ = ["METHODS", "Method", "MethodSettings", "build_method", "method_settings"]
+__all__ = ["METHODS", "Features", "Method", "MethodSettings", "build_method", "method_settings"]
 
 
 def method_settings(description: Mapping[str, Any]) -> tuple[str, MethodSettings]:

@@ -1,6 +1,7 @@
 """The contract of a method: all that a paper has to provide."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar
 
@@ -26,6 +27,26 @@ class MethodSettings(Settings):
         del template  # a method without such settings
         return {}
 
+    @property
+    def speaks_of_new_classes(self) -> bool:
+        """Whether the method can name classes that it was not trained on."""
+        return True
+
+
+@dataclass(frozen=True)
+class Features:
+    """Raw features of the untouched image tower, float32: what a method may be fitted to at once.
+
+    Attributes:
+        train, train_labels: [V, N, D], V views of each training image, and [N] int64.
+        val, val_labels: [M, D] of the validation images as evaluation sees them, and [M]; M may be 0.
+    """
+
+    train: Tensor
+    train_labels: Tensor
+    val: Tensor
+    val_labels: Tensor
+
 
 class Method(nn.Module):
     """A classifier made of a frozen backbone and some prompt parameters.
@@ -42,6 +63,7 @@ class Method(nn.Module):
         log_names: the names in the logs of `loss` (a process without images must know them too).
         guides: those logs whose gradients `combine_gradients` wants to see beside that of the loss; `loss` leaves them
             attached to the graph.
+        wants_features: `begin` and `finish` are to be called, before and after training.
     """
 
     title: ClassVar[str]
@@ -51,6 +73,7 @@ class Method(nn.Module):
     classes_depend_on_image: ClassVar[bool] = False
     log_names: ClassVar[tuple[str, ...]] = ("cross_entropy", "accuracy")
     guides: ClassVar[tuple[str, ...]] = ()
+    wants_features: ClassVar[bool] = False
 
     classes: PromptedClasses | TemplateClasses
 
@@ -78,6 +101,16 @@ class Method(nn.Module):
         """The learned parameters by contract name: what is trained, saved and counted."""
         return dict(self.named_parameters())
 
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """All that a prompts file holds, by contract name: the parameters, and buffers that were found without a step.
+
+        A teacher or whatever follows from the backbone is no buffer.
+        """
+        return {**self.prompt_parameters(), **dict(self.named_buffers())}
+
+    def make_room(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Take on the shapes of tensors that are about to be put in, where they follow from the training images."""
+
     def parameter_count(self) -> int:
         """How many numbers are learned."""
         return sum(parameter.numel() for parameter in self.prompt_parameters().values())
@@ -99,6 +132,11 @@ class Method(nn.Module):
         if isinstance(self.classes, TemplateClasses):
             return self.classes.features
         return self.classes.encode(self.text_prompts())
+
+    @property
+    def speaks_of_new_classes(self) -> bool:
+        """Whether `set_class_names` may name classes that it was not trained on."""
+        return self.settings.speaks_of_new_classes
 
     @property
     def reads_features(self) -> bool:
@@ -158,6 +196,16 @@ class Method(nn.Module):
                 all are of means over the whole batch, however it was divided among processes and pieces.
         """
         return gradients["loss"]
+
+    def begin(self, features: Features) -> None:
+        """Called before the first epoch, and again before a resumed one, where `wants_features`: fit what can be."""
+
+    def finish(self, features: Features) -> None:
+        """Called after the last epoch where `wants_features`: choose what is chosen with the trained parameters."""
+
+    def chosen(self) -> dict[str, float]:
+        """What was chosen on validation images, by name; kept with the prompts for readers."""
+        return {}
 
     def on_epoch_end(self, epoch: int, epochs: int) -> None:
         """Called after epoch `epoch` (from 0) of `epochs`."""

@@ -21,7 +21,8 @@ class OnPrompts(Method):
     """
 
     def __init__(self, settings: MethodSettings, prompts: Method) -> None:
-        if type(prompts).loss is not Method.loss or prompts.classes_depend_on_image or not prompts.prompt_parameters():
+        unfit = prompts.classes_depend_on_image or prompts.wants_features or not prompts.prompt_parameters()
+        if unfit or type(prompts).loss is not Method.loss:
             raise ConfigError(
                 f"{self.title} cannot train the prompts of {prompts.title}: it takes those of a method that is trained "
                 "by cross-entropy alone and whose text features do not depend on the image, such as coop, "
@@ -30,6 +31,11 @@ class OnPrompts(Method):
         super().__init__(settings, prompts.backbone)
         self.prompts = prompts
         self.class_names = prompts.class_names
+
+    @property
+    def speaks_of_new_classes(self) -> bool:
+        """As the other method does."""
+        return self.prompts.speaks_of_new_classes
 
     def text_prompts(self) -> list[Tensor]:
         """As the other method's."""
@@ -42,6 +48,10 @@ class OnPrompts(Method):
     def prompt_parameters(self) -> dict[str, nn.Parameter]:
         """As the other method's, under its names."""
         return self.prompts.prompt_parameters()
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """As the other method's, under its names."""
+        return self.prompts.saved_tensors()
 
     def set_class_names(self, names: Sequence[str]) -> None:
         """As the contract says.

@@ -15,6 +15,7 @@ from pydantic import Field
 from maple.config import Positive, RunSettings, Settings, preset_names, read_preset, read_toml, resolve, setting_layer
 from maple.data import known_names
 from maple.errors import ConfigError, DataError, one_of
+from maple.methods import method_settings
 from maple.runs import complete, content_name
 
 Protocol = Literal["base-to-novel", "few-shot", "cross-dataset", "domain-generalization"]
@@ -97,6 +98,7 @@ def read_sweep(name: str) -> dict[str, Any]:
 def plan_sweep(sweep: SweepSettings) -> list[PlannedRun]:
     """The runs of a sweep, in an order that finishes whole comparisons early: seed by seed, then method by method.
 
+    A method that cannot speak of classes it was not trained on is not asked about them.
     Two points of the grid that come to the same settings are one run.
 
     Raises:
@@ -124,7 +126,15 @@ def _expanded(sweep: SweepSettings) -> Iterator[tuple[RunSettings, str, tuple[Ev
             told = [f"{key.rpartition('.')[2]}={value}" for key, value in point]
             if len(sweep.shots) > 1:
                 told.insert(0, "all shots" if shots is None else f"{shots} shots")
-            yield complete(resolve(layers)), recipe, evaluations, told
+            settings = complete(resolve(layers))
+            _, chosen = method_settings(settings.method)
+            asked_of = [one for one in evaluations if chosen.speaks_of_new_classes or not _new_classes(sweep, one)]
+            yield settings, recipe, tuple(asked_of), told
+
+
+def _new_classes(sweep: SweepSettings, evaluation: Evaluation) -> bool:
+    """Whether an evaluation is about classes that the run was not trained on."""
+    return evaluation.classes == "novel" or (sweep.protocol == "cross-dataset" and evaluation.dataset is not None)
 
 
 def _sources(sweep: SweepSettings) -> list[tuple[str, tuple[Evaluation, ...]]]:

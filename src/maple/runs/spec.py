@@ -69,11 +69,14 @@ def open_dataset(settings: RunSettings) -> Dataset:
     return load_dataset(data.dataset, root, class_names=data.class_names or None, seed=settings.seed)
 
 
-def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], tuple[str, ...]]:
-    """The training items of a run and the class names its labels index: drawn over all classes, then cut."""
-    train, _ = sample_few_shot(dataset.train, dataset.val, settings.data.shots, settings.seed)
-    part = select_dataset(replace(dataset, train=tuple(train)), settings.data.classes)
-    return list(part.train), part.class_names
+def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], list[Item], tuple[str, ...]]:
+    """The training and validation items of a run and the class names that their labels index.
+
+    They are drawn over all classes, then cut.
+    """
+    train, val = sample_few_shot(dataset.train, dataset.val, settings.data.shots, settings.seed)
+    part = select_dataset(replace(dataset, train=tuple(train), val=tuple(val)), settings.data.classes)
+    return list(part.train), list(part.val), part.class_names
 
 
 def open_backbone(settings: RunSettings, device: str | torch.device) -> Backbone:

@@ -91,14 +91,15 @@ def train_run(
         return TrainResult(folder, tuple(read_history(folder)), was_finished=True)
     processes = this_process(device)
     dataset = open_dataset(settings)
-    items, class_names = sample(settings, dataset)
+    items, val, class_names = sample(settings, dataset)
     backbone = backbone or open_backbone(settings, processes.device)
     method = fresh_method(settings, backbone, class_names)
     identity = {"items": items_hash(items), "backbone": describe_backbone(backbone), "settings": relevant(settings)}
     with only_one(folder) if processes.is_main else nullcontext():
         if processes.is_main and finished.exists():  # by a process that was at it until now
             return TrainResult(folder, tuple(read_history(folder)), was_finished=True)
-        material = Material(settings, items, dataset.store())
+        material = Material(settings, items, dataset.store(), val)
+        material.begin(method)
         trainer = Trainer(method, settings.train, processes)
         _resume(trainer, folder, identity)
         if processes.is_main:
@@ -107,6 +108,7 @@ def train_run(
         on_ready(method, items)
         _train(trainer, material, folder, identity, progress or Silent())
         if processes.is_main:
+            material.finish(method)
             _finish(trainer, settings, dataset, folder, identity)
     processes.wait()
     return TrainResult(folder, tuple(trainer.history))
@@ -133,6 +135,8 @@ def _finish(trainer: Trainer, settings: RunSettings, dataset: Dataset, folder: P
         "items": identity["items"],
         "train": {"epochs": trainer.epoch, "loss": trainer.history[-1].loss if trainer.history else None},
     }
+    if chosen := trainer.method.chosen():
+        info["chosen"] = chosen
     save_prompts(folder / "prompts.safetensors", trainer.method, info)
     (folder / "resume.safetensors").unlink(missing_ok=True)
 
