@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from maple.errors import UnlearnedClassesError
+from maple.methods.base import Method, MethodSettings
 from maple.prompts.splice import clean_class_names
 
 
@@ -40,6 +41,37 @@ class KnownClasses:
             )
         with torch.inference_mode(False):  # as in `Method.set_class_names`
             return torch.tensor([self._places[named] for named in asked], device=device)
+
+
+class OfKnownClasses(Method):
+    """A method with weights of its own for each class.
+
+    A subclass calls `learn_classes` before `set_class_names`; `rows` are then the places of the current classes.
+    """
+
+    def learn_classes(self, what: str, names: Sequence[str]) -> None:
+        """Know these classes, and no others."""
+        advice = "choose a method that can name new classes, such as maple, coop or clip_adapter"
+        self._known = KnownClasses(what, names, advice=advice)
+
+    def set_class_names(self, names: Sequence[str]) -> None:
+        """As the contract says.
+
+        Raises:
+            UnlearnedClassesError: a class has no weights.
+        """
+        rows = self._known.rows(names, self.backbone.device)
+        super().set_class_names(names)
+        self.rows = rows
+
+
+class OfKnownClassesSettings(MethodSettings):
+    """Base of the settings of such a method."""
+
+    @property
+    def speaks_of_new_classes(self) -> bool:
+        """Never."""
+        return False
 
 
 def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:

@@ -56,14 +56,16 @@ class TemplateClasses:
         self._templates = tuple(templates)
         self._unit_each = unit_each
         self.features: Tensor
+        self.mean: Tensor
 
     def set_class_names(self, names: Sequence[str]) -> None:
-        """Encode every class in every template: `features` [C, D], unit-norm."""
+        """Encode every class in every template: `features` [C, D], unit-norm, and `mean`, as averaged."""
         cleaned = clean_class_names(names)
         total: Tensor | float = 0.0
         for template in self._templates:
             total = total + self._encode([template.replace("{}", name) for name in cleaned])
-        self.features = unit(torch.as_tensor(total))
+        mean = torch.as_tensor(total) / len(self._templates)
+        self.mean, self.features = mean, unit(mean)
 
     @torch.no_grad()
     def _encode(self, sentences: Sequence[str]) -> Tensor:
