@@ -35,16 +35,31 @@ RECIPES: dict[str, tuple[float, int, int, int, int, int, int, int]] = {
     "promptsrc_few-shot": (0.0025, 50, 4, 4, 9, 4, 9, 46_080),
     "vpt_base-to-novel": (0.0025, 5, 4, 0, 0, 8, 12, 73_728),
 }
+# rate, epochs, batch, optimiser, weight decay, warm-up epochs, views, smallest crop; parameters for two classes
+ADAPTERS: dict[str, tuple[float, int, int, str, float, int, int, float, int]] = {
+    "linear_probe_base-to-novel": (0.002, 0, 4, "sgd", 5e-4, 1, 0, 0.08, 1_026),
+    "linear_probe_few-shot": (0.002, 0, 4, "sgd", 5e-4, 1, 0, 0.08, 1_026),
+}
 every = pytest.mark.parametrize("preset", preset_names())
 
 
 def test_these_are_shipped() -> None:
-    assert preset_names() == sorted([*RECIPES, "zero_shot_base-to-novel"])
-    assert len(preset_names()) == 23
+    assert preset_names() == sorted([*RECIPES, *ADAPTERS, "zero_shot_base-to-novel"])
+    assert len(preset_names()) == 25
     assert {read_preset(name)["method"]["name"] for name in preset_names()} == METHODS.keys()
 
 
-@every
+@pytest.mark.parametrize("preset", ADAPTERS)
+def test_values_of_adapters(preset: str, vit_b16: Backbone) -> None:
+    settings = complete(resolve([read_preset(preset), {"data": {"dataset": "sun397"}}]))
+    train = settings.train
+    method = build_method(settings.method, vit_b16, ["cat", "dog"])
+    found = (train.lr, train.epochs, train.batch_size, train.optimizer, train.weight_decay, train.warmup_epochs)
+    assert (*found, train.views, train.crop_scale[0], method.parameter_count()) == ADAPTERS[preset]
+    assert (method.text_prompts(), method.vision_prompts(), method.reads_features) == ([], [], True)
+
+
+@pytest.mark.parametrize("preset", [name for name in preset_names() if name not in ADAPTERS])
 def test_values_are_the_published_ones(preset: str, vit_b16: Backbone) -> None:
     settings = complete(resolve([read_preset(preset), {"data": {"dataset": "eurosat"}}]))
     method = build_method(settings.method, vit_b16, ["cat", "dog"])

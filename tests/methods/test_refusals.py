@@ -82,6 +82,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"name": "promptsrc", "prompts": {"name": "kgcoop"}}, r"cannot train the prompts of KgCoOp"),
     ({"name": "promptsrc", "prompts": {"name": "zero_shot"}}, r"cannot train the prompts of zero-shot CLIP"),
+    ({"name": "linear_probe", "inverse_regularisation": 0}, r"inverse_regularisation = 0: input should be greater"),
     ({"name": "zero_shot", "prompt_depth": 1}, r"unknown setting '.*prompt_depth'; choose one of: templates"),
 ]
 

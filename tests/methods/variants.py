@@ -67,12 +67,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "promptsrc": {"name": "promptsrc", "text_prompt_depth": 3, "vision_prompt_depth": 4},
     "promptsrc-maple": {"name": "promptsrc", "prompts": {"name": "maple", "prompt_depth": 3}},
     "promptsrc-vpt": {"name": "promptsrc", "prompts": {"name": "vpt", "vision_prompt_depth": 4}},
+    "linear_probe": {"name": "linear_probe"},
 }
 
 LEARNING = [name for name in VARIANTS if not name.startswith("zero_shot")]
 WORDS_ONLY = {
     *("zero_shot", "zero_shot-ensemble", "coop-words", "coop-class_specific-words"),
     *("kgcoop", "prograd", "prograd-words"),
+    *("linear_probe"),
 }
 
 

@@ -13,6 +13,7 @@ from maple.methods.cocoop import CoCoOp
 from maple.methods.coop import CoOp
 from maple.methods.independent_vl import VPT, DeepLanguage, IndependentVL
 from maple.methods.kgcoop import KgCoOp
+from maple.methods.linear_probe import LinearProbe
 from maple.methods.maple import MaPLe
 from maple.methods.prograd import ProGrad
 from maple.methods.promptsrc import PromptSRC
@@ -29,6 +30,7 @@ METHODS: dict[str, type[Method]] = {
     "kgcoop": KgCoOp,
     "prograd": ProGrad,
     "promptsrc": PromptSRC,
+    "linear_probe": LinearProbe,
 }
 
 __all__ = ["METHODS", "Features", "Method", "MethodSettings", "build_method", "method_settings"]
