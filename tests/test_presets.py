@@ -37,6 +37,8 @@ RECIPES: dict[str, tuple[float, int, int, int, int, int, int, int]] = {
 }
 # rate, epochs, batch, optimiser, weight decay, warm-up epochs, views, smallest crop; parameters for two classes
 ADAPTERS: dict[str, tuple[float, int, int, str, float, int, int, float, int]] = {
+    "clip_adapter_base-to-novel": (0.0035, 10, 4, "sgd", 5e-4, 1, 10, 0.08, 131_072),
+    "clip_adapter_few-shot": (0.002, 200, 32, "sgd", 5e-4, 1, 10, 0.08, 131_072),
     "linear_probe_base-to-novel": (0.002, 0, 4, "sgd", 5e-4, 1, 0, 0.08, 1_026),
     "linear_probe_few-shot": (0.002, 0, 4, "sgd", 5e-4, 1, 0, 0.08, 1_026),
 }
@@ -45,7 +47,7 @@ every = pytest.mark.parametrize("preset", preset_names())
 
 def test_these_are_shipped() -> None:
     assert preset_names() == sorted([*RECIPES, *ADAPTERS, "zero_shot_base-to-novel"])
-    assert len(preset_names()) == 25
+    assert len(preset_names()) == 27
     assert {read_preset(name)["method"]["name"] for name in preset_names()} == METHODS.keys()
 
 

@@ -83,6 +83,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "promptsrc", "prompts": {"name": "kgcoop"}}, r"cannot train the prompts of KgCoOp"),
     ({"name": "promptsrc", "prompts": {"name": "zero_shot"}}, r"cannot train the prompts of zero-shot CLIP"),
     ({"name": "linear_probe", "inverse_regularisation": 0}, r"inverse_regularisation = 0: input should be greater"),
+    (
+        {"name": "clip_adapter", "reduction": 33},
+        r"reduction=33 leaves no hidden unit: .* 32 dimensions; choose 1 to 32",
+    ),
+    ({"name": "clip_adapter", "ratio": 0}, r"ratio = 0: input should be greater than 0"),
+    ({"name": "clip_adapter", "templates": []}, r"templates is empty"),
     ({"name": "zero_shot", "prompt_depth": 1}, r"unknown setting '.*prompt_depth'; choose one of: templates"),
 ]
 

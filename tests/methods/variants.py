@@ -68,6 +68,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "promptsrc-maple": {"name": "promptsrc", "prompts": {"name": "maple", "prompt_depth": 3}},
     "promptsrc-vpt": {"name": "promptsrc", "prompts": {"name": "vpt", "vision_prompt_depth": 4}},
     "linear_probe": {"name": "linear_probe"},
+    "clip_adapter": {"name": "clip_adapter", "ratio": 0.5},
 }
 
 LEARNING = [name for name in VARIANTS if not name.startswith("zero_shot")]

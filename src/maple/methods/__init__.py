@@ -9,6 +9,7 @@ from torch import Generator
 from maple.clip import Backbone
 from maple.errors import ConfigError, one_of
 from maple.methods.base import Features, Method, MethodSettings
+from maple.methods.clip_adapter import CLIPAdapter
 from maple.methods.cocoop import CoCoOp
 from maple.methods.coop import CoOp
 from maple.methods.independent_vl import VPT, DeepLanguage, IndependentVL
@@ -31,6 +32,7 @@ METHODS: dict[str, type[Method]] = {
     "prograd": ProGrad,
     "promptsrc": PromptSRC,
     "linear_probe": LinearProbe,
+    "clip_adapter": CLIPAdapter,
 }
 
 __all__ = ["METHODS", "Features", "Method", "MethodSettings", "build_method", "method_settings"]
