@@ -41,13 +41,17 @@ ADAPTERS: dict[str, tuple[float, int, int, str, float, int, int, float, int]] = 
     "clip_adapter_few-shot": (0.002, 200, 32, "sgd", 5e-4, 1, 10, 0.08, 131_072),
     "linear_probe_base-to-novel": (0.002, 0, 4, "sgd", 5e-4, 1, 0, 0.08, 1_026),
     "linear_probe_few-shot": (0.002, 0, 4, "sgd", 5e-4, 1, 0, 0.08, 1_026),
+    "tip-adapter-f_base-to-novel": (0.001, 20, 256, "adamw", 0.01, 0, 10, 0.5, 1_024),
+    "tip-adapter-f_few-shot": (0.001, 20, 256, "adamw", 0.01, 0, 10, 0.5, 1_024),
+    "tip_adapter_base-to-novel": (0.002, 0, 4, "sgd", 5e-4, 1, 10, 0.5, 0),
+    "tip_adapter_few-shot": (0.002, 0, 4, "sgd", 5e-4, 1, 10, 0.5, 0),
 }
 every = pytest.mark.parametrize("preset", preset_names())
 
 
 def test_these_are_shipped() -> None:
     assert preset_names() == sorted([*RECIPES, *ADAPTERS, "zero_shot_base-to-novel"])
-    assert len(preset_names()) == 27
+    assert len(preset_names()) == 31
     assert {read_preset(name)["method"]["name"] for name in preset_names()} == METHODS.keys()
 
 
@@ -59,6 +63,21 @@ def test_values_of_adapters(preset: str, vit_b16: Backbone) -> None:
     found = (train.lr, train.epochs, train.batch_size, train.optimizer, train.weight_decay, train.warmup_epochs)
     assert (*found, train.views, train.crop_scale[0], method.parameter_count()) == ADAPTERS[preset]
     assert (method.text_prompts(), method.vision_prompts(), method.reads_features) == ([], [], True)
+
+
+@pytest.mark.parametrize(
+    ("preset", "data", "expected"),
+    [
+        ("tip-adapter-f_few-shot", {"dataset": "eurosat"}, (2.0, 1.0, (12, 10), 100)),
+        ("tip-adapter-f_few-shot", {"dataset": "food101"}, (1.17, 1.0, (7, 3), 20)),
+        ("tip_adapter_few-shot", {"dataset": "dtd"}, (2.0, 1.0, (13, 13), 0)),
+    ],
+)
+def test_searches_of_tip_adapter(preset: str, data: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    settings = complete(resolve([read_preset(preset), {"data": data}]))
+    method = settings.method
+    found = (method["start_alpha"], method["start_beta"], tuple(method["search_scale"]), settings.train.epochs)
+    assert found == expected
 
 
 @pytest.mark.parametrize("preset", [name for name in preset_names() if name not in ADAPTERS])

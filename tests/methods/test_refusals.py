@@ -82,6 +82,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"name": "promptsrc", "prompts": {"name": "kgcoop"}}, r"cannot train the prompts of KgCoOp"),
     ({"name": "promptsrc", "prompts": {"name": "zero_shot"}}, r"cannot train the prompts of zero-shot CLIP"),
+    (
+        {"name": "promptsrc", "prompts": {"name": "tip_adapter", "learn_keys": True}},
+        r"cannot train the prompts of Tip-",
+    ),
     ({"name": "linear_probe", "inverse_regularisation": 0}, r"inverse_regularisation = 0: input should be greater"),
     (
         {"name": "clip_adapter", "reduction": 33},
@@ -89,6 +93,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"name": "clip_adapter", "ratio": 0}, r"ratio = 0: input should be greater than 0"),
     ({"name": "clip_adapter", "templates": []}, r"templates is empty"),
+    ({"name": "tip_adapter", "beta": -1}, r"beta = -1: input should be greater"),
     ({"name": "zero_shot", "prompt_depth": 1}, r"unknown setting '.*prompt_depth'; choose one of: templates"),
 ]
 

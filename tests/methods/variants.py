@@ -69,13 +69,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "promptsrc-vpt": {"name": "promptsrc", "prompts": {"name": "vpt", "vision_prompt_depth": 4}},
     "linear_probe": {"name": "linear_probe"},
     "clip_adapter": {"name": "clip_adapter", "ratio": 0.5},
+    "tip_adapter": {"name": "tip_adapter", "alpha": 2.0},
+    "tip_adapter-f": {"name": "tip_adapter", "learn_keys": True, "alpha": 10.0, "beta": 1.0},
 }
 
-LEARNING = [name for name in VARIANTS if not name.startswith("zero_shot")]
+LEARNING = [name for name in VARIANTS if name != "tip_adapter" and not name.startswith("zero_shot")]
 WORDS_ONLY = {
     *("zero_shot", "zero_shot-ensemble", "coop-words", "coop-class_specific-words"),
     *("kgcoop", "prograd", "prograd-words"),
-    *("linear_probe"),
+    *("linear_probe", "tip_adapter", "tip_adapter-f"),
 }
 
 

@@ -18,6 +18,7 @@ from maple.methods.linear_probe import LinearProbe
 from maple.methods.maple import MaPLe
 from maple.methods.prograd import ProGrad
 from maple.methods.promptsrc import PromptSRC
+from maple.methods.tip_adapter import TipAdapter
 from maple.methods.zero_shot import ZeroShot
 
 METHODS: dict[str, type[Method]] = {
@@ -33,6 +34,7 @@ METHODS: dict[str, type[Method]] = {
     "promptsrc": PromptSRC,
     "linear_probe": LinearProbe,
     "clip_adapter": CLIPAdapter,
+    "tip_adapter": TipAdapter,
 }
 
 __all__ = ["METHODS", "Features", "Method", "MethodSettings", "build_method", "method_settings"]
