@@ -41,6 +41,8 @@ ADAPTERS: dict[str, tuple[float, int, int, str, float, int, int, float, int]] = 
     "clip_adapter_few-shot": (0.002, 200, 32, "sgd", 5e-4, 1, 10, 0.08, 131_072),
     "linear_probe_base-to-novel": (0.002, 0, 4, "sgd", 5e-4, 1, 0, 0.08, 1_026),
     "linear_probe_few-shot": (0.002, 0, 4, "sgd", 5e-4, 1, 0, 0.08, 1_026),
+    "taskres_base-to-novel": (0.002, 200, 256, "adam", 5e-4, 1, 10, 0.08, 1_024),
+    "taskres_few-shot": (0.002, 200, 256, "adam", 5e-4, 1, 10, 0.08, 1_024),
     "tip-adapter-f_base-to-novel": (0.001, 20, 256, "adamw", 0.01, 0, 10, 0.5, 1_024),
     "tip-adapter-f_few-shot": (0.001, 20, 256, "adamw", 0.01, 0, 10, 0.5, 1_024),
     "tip_adapter_base-to-novel": (0.002, 0, 4, "sgd", 5e-4, 1, 10, 0.5, 0),
@@ -51,7 +53,7 @@ every = pytest.mark.parametrize("preset", preset_names())
 
 def test_these_are_shipped() -> None:
     assert preset_names() == sorted([*RECIPES, *ADAPTERS, "zero_shot_base-to-novel"])
-    assert len(preset_names()) == 31
+    assert len(preset_names()) == 33
     assert {read_preset(name)["method"]["name"] for name in preset_names()} == METHODS.keys()
 
 
@@ -78,6 +80,22 @@ def test_searches_of_tip_adapter(preset: str, data: dict[str, Any], expected: tu
     method = settings.method
     found = (method["start_alpha"], method["start_beta"], tuple(method["search_scale"]), settings.train.epochs)
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "lr", "epochs", "scale"),
+    [
+        ({"dataset": "dtd", "shots": 16}, 0.002, 200, 0.5),
+        ({"dataset": "dtd", "shots": 4}, 0.002, 100, 0.5),
+        ({"dataset": "oxford_flowers", "shots": 1}, 0.002, 100, 1.0),
+        ({"dataset": "oxford_flowers", "shots": 8}, 0.002, 200, 1.0),
+        ({"dataset": "imagenet", "shots": 2}, 2e-4, 100, 0.5),
+        ({"dataset": "imagenet", "shots": 16}, 2e-4, 200, 0.5),
+    ],
+)
+def test_recipes_of_taskres(data: dict[str, Any], lr: float, epochs: int, scale: float) -> None:
+    settings = resolve([read_preset("taskres_few-shot"), {"data": data}])
+    assert (settings.train.lr, settings.train.epochs, settings.method["scale"]) == (lr, epochs, scale)
 
 
 @pytest.mark.parametrize("preset", [name for name in preset_names() if name not in ADAPTERS])

@@ -94,6 +94,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "clip_adapter", "ratio": 0}, r"ratio = 0: input should be greater than 0"),
     ({"name": "clip_adapter", "templates": []}, r"templates is empty"),
     ({"name": "tip_adapter", "beta": -1}, r"beta = -1: input should be greater"),
+    ({"name": "taskres", "scale": 0}, r"scale = 0: input should be greater than 0"),
     ({"name": "zero_shot", "prompt_depth": 1}, r"unknown setting '.*prompt_depth'; choose one of: templates"),
 ]
 
@@ -132,7 +133,7 @@ def test_class_specific_prompts_follow_their_class(backbone: Backbone, images: T
     torch.testing.assert_close(method.predict_logits(images), before[:, [1, 0, 2]])
 
 
-@pytest.mark.parametrize("variant", ["zero_shot", "zero_shot-ensemble", "coop", "cocoop", "deep_language"])
+@pytest.mark.parametrize("variant", ["zero_shot", "zero_shot-ensemble", "coop", "cocoop", "deep_language", "taskres"])
 def test_methods_without_vision_prompts_run_on_a_resnet(
     variant: str, resnet_backbone: Backbone, images: Tensor
 ) -> None:

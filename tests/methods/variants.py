@@ -71,13 +71,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clip_adapter": {"name": "clip_adapter", "ratio": 0.5},
     "tip_adapter": {"name": "tip_adapter", "alpha": 2.0},
     "tip_adapter-f": {"name": "tip_adapter", "learn_keys": True, "alpha": 10.0, "beta": 1.0},
+    "taskres": {"name": "taskres", "templates": ["a photo of a {}.", "a sketch of the {}!"]},
 }
 
 LEARNING = [name for name in VARIANTS if name != "tip_adapter" and not name.startswith("zero_shot")]
 WORDS_ONLY = {
     *("zero_shot", "zero_shot-ensemble", "coop-words", "coop-class_specific-words"),
     *("kgcoop", "prograd", "prograd-words"),
-    *("linear_probe", "tip_adapter", "tip_adapter-f"),
+    *("linear_probe", "tip_adapter", "tip_adapter-f", "taskres"),
 }
 
 

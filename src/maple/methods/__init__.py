@@ -18,6 +18,7 @@ from maple.methods.linear_probe import LinearProbe
 from maple.methods.maple import MaPLe
 from maple.methods.prograd import ProGrad
 from maple.methods.promptsrc import PromptSRC
+from maple.methods.taskres import TaskRes
 from maple.methods.tip_adapter import TipAdapter
 from maple.methods.zero_shot import ZeroShot
 
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
     "linear_probe": LinearProbe,
     "clip_adapter": CLIPAdapter,
     "tip_adapter": TipAdapter,
+    "taskres": TaskRes,
 }
 
 __all__ = ["METHODS", "Features", "Method", "MethodSettings", "build_method", "method_settings"]
