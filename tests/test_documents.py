@@ -42,6 +42,7 @@ def test_commands_exist(line: str) -> None:
     _, command, *arguments = shlex.split(line)
     known: Any = get_command(app).commands[command.rstrip(",")]  # type: ignore[attr-defined]
     while hasattr(known, "commands") and arguments:
+        command = f"{command} {arguments[0]}"
         known = known.commands[arguments.pop(0).rstrip(",")]
     options = {option for parameter in known.params for option in parameter.opts}
     for argument, value in zip(arguments, [*arguments, ""][1:], strict=True):

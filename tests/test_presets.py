@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
+import torch
 
-from maple.clip import Backbone
+from maple.clip import Backbone, load_clip
 from maple.config import TrainSettings, preset_names, read_preset, resolve
 from maple.methods import METHODS, build_method
 from maple.runs import complete
@@ -48,6 +49,13 @@ ADAPTERS: dict[str, tuple[float, int, int, str, float, int, int, float, int]] = 
     "tip_adapter_base-to-novel": (0.002, 0, 4, "sgd", 5e-4, 1, 10, 0.5, 0),
     "tip_adapter_few-shot": (0.002, 0, 4, "sgd", 5e-4, 1, 10, 0.5, 0),
 }
+
+
+@pytest.fixture(scope="module")
+def small_clip() -> Backbone:
+    return load_clip("maple-small")
+
+
 every = pytest.mark.parametrize("preset", preset_names())
 
 
@@ -154,13 +162,13 @@ def test_published_parameter_counts(description: dict[str, Any], count: int, vit
     ],
 )
 def test_epochs_of_coop(preset: str, data: dict[str, Any], epochs: int) -> None:
-    layers = [read_preset(preset), {"data": data}]
+    layers = [read_preset(preset), {"data": {"dataset": "eurosat", **data}}]
     assert resolve(layers).train.epochs == epochs
     assert resolve(layers, ["train.epochs=3"]).train.epochs == 3
 
 
 def test_five_epochs_of_maple() -> None:
-    train = resolve([read_preset("maple_base-to-novel")]).train
+    train = resolve([read_preset("maple_base-to-novel"), {"data": {"dataset": "eurosat"}}]).train
     rates = [learning_rate(train, epoch) for epoch in range(5)]
     assert rates == pytest.approx([1e-5, 3.5e-3, 3.1658e-3, 2.2908e-3, 1.2092e-3], rel=2e-5)
 
@@ -224,6 +232,18 @@ def test_gaussians_of_promptsrc(preset: str, dataset: str, mean: float, std: flo
     assert (method["gpa_mean"], method["gpa_std"]) == (mean, std)
     assert (method["text_loss_weight"], method["image_loss_weight"]) == (25, 10)
     assert len(set(method["teacher_templates"])) == 60
+
+
+@every
+def test_every_recipe_fits_the_packaged_clip(preset: str, small_clip: Backbone) -> None:
+    settings = complete(resolve([read_preset(preset)]))
+    assert (settings.backbone.name, settings.data.dataset) == ("maple-small", "emoji-animals")
+    assert (
+        build_method(settings.method, small_clip, ["cat", "dog"])
+        .encode_images(torch.zeros(1, 3, 64, 64))
+        .isfinite()
+        .all()
+    )
 
 
 @every

@@ -39,6 +39,10 @@ class ImageError(DataError):
     """One image cannot be used; the message begins with its path."""
 
 
+class DownloadError(DataError):
+    """A file cannot be fetched, is not what was published, or its archive cannot be trusted."""
+
+
 class CheckpointError(MapleError):
     """A prompts file is unreadable, incomplete, or belongs to another backbone or configuration."""
 

@@ -26,9 +26,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        _flush(temporary)
-        temporary.replace(target)
-        _flush(target.parent)
+        move(temporary, target)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -49,6 +47,13 @@ def write_with(path: str | os.PathLike[str], write: Callable[[Path], object]) ->
     """Let `write(temporary_path)` produce the file, atomically."""
     with replacing(path) as temporary:
         write(temporary)
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a whole file its name: flushed to the disk first, so that the name never stands for less."""
+    _flush(source)
+    source.replace(target)
+    _flush(target.parent)
 
 
 def _flush(path: Path) -> None:

@@ -61,7 +61,7 @@ def test_missing_pieces_say_what_is_expected_where(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"split_zhou_EuroSAT.json: the split file is missing"):
         load_dataset("eurosat", tmp_path)
     (tmp_path / "eurosat/split_zhou_EuroSAT.json").write_text(json.dumps(ROWS))
-    with pytest.raises(DataError, match=r"1.jpg: the first training image of EuroSAT is missing"):
+    with pytest.raises(DataError, match=r"1.jpg: the first image of EuroSAT is missing"):
         load_dataset("eurosat", tmp_path)
 
 
@@ -76,6 +76,11 @@ def _two_names(rows: dict[str, Any]) -> None:
 def _gap(rows: dict[str, Any]) -> None:
     for part in ("train", "test"):
         rows[part][-1][1] = 2
+
+
+def _empty(rows: dict[str, Any]) -> None:
+    for part in rows:
+        rows[part] = []
 
 
 def _row(row: Any) -> Callable[[dict[str, Any]], None]:
@@ -97,6 +102,7 @@ def _row(row: Any) -> Callable[[dict[str, Any]], None]:
         (_row(["a.jpg", -1, "Forest"]), "a row must be"),
         (_row(["", 0, "Forest"]), "a row must be"),
         (_row("a.jpg"), "a row must be"),
+        (_empty, "holds no images in any of its parts"),
     ],
 )
 def test_malformed_split_files_are_refused(
@@ -127,10 +133,9 @@ def test_a_path_outside_the_images_is_refused(eurosat: Path) -> None:
 
 
 def test_every_entry_of_the_catalogue_is_complete() -> None:
-    assert len(CATALOGUE) == 9
-    for spec in CATALOGUE.values():
-        assert spec.split.startswith("split_zhou_")
-        assert spec.template.count("{}") == 1
+    assert len({spec.folder for spec in CATALOGUE.values()}) == len(CATALOGUE) == 15
+    assert sum(spec.labels.startswith("split_zhou_") for spec in CATALOGUE.values()) == 9
+    assert all(spec.template.count("{}") == 1 for spec in CATALOGUE.values())
 
 
 def test_templates_are_the_published_ones(published_numbers: Path) -> None:
@@ -146,10 +151,10 @@ def test_counts_are_the_published_ones(name: str, tmp_path: Path, split_files: P
     spec = CATALOGUE[name]
     with (published_numbers / "dataset_stats.csv").open(newline="") as file:
         stats = next(row for row in csv.DictReader(file) if row["dataset"] == spec.title)
-    split = split_files / spec.split
-    first = read_split(split)[0]["train"][0]
+    split = split_files / spec.labels
+    first = read_split(split).train[0]
     save_image(tmp_path / spec.folder / spec.images / first.path)
-    (tmp_path / spec.folder / spec.split).write_bytes(split.read_bytes())
+    (tmp_path / spec.folder / spec.labels).write_bytes(split.read_bytes())
     dataset = load_dataset(name, tmp_path)
     base, novel = select_dataset(dataset, "base"), select_dataset(dataset, "novel")
     found = {

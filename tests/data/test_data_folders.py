@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maple.data import load_dataset, load_folder
-from maple.data.folders import _split
+from maple.data.folders import draw_split
 from maple.errors import ConfigError, DataError
 
 
@@ -69,7 +69,7 @@ def test_a_split_is_a_partition_that_keeps_an_image_for_training(
     count: int, seed: int, val: float, test: float
 ) -> None:
     paths = [f"{index:03}" for index in range(count)]
-    parts = _split({"a": paths}, seed, val, test)
+    parts = draw_split({"a": paths}, seed, val, test)
     assert sorted(parts["train"]["a"] + parts["val"]["a"] + parts["test"]["a"]) == paths
     assert parts["train"]["a"]
     if test > 0 and count > 1:

@@ -22,7 +22,7 @@ def test_dataset_knows_its_size_and_files() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train": ()}, "no training items"),
+        ({"train": (), "test": ()}, "no items in any of its parts"),
         ({"class_names": ()}, "has no classes"),
         ({"class_names": ("cat", " ")}, "class 1 has an empty name"),
         ({"class_names": ("cat",)}, "has label 1; labels must be 0 to 0"),
@@ -58,3 +58,11 @@ def test_hash_is_the_same_on_every_machine() -> None:
 
 def test_names_that_are_not_valid_unicode_have_a_hash() -> None:
     assert len(items_hash([Item("\udcff/é.jpg", 0, "\udcff")])) == 64
+
+
+def test_without_training_items_it_is_for_evaluation_only() -> None:
+    GOOD.require_training()
+    only = replace(GOOD, train=())
+    assert only.counts()["train"] == 0
+    with pytest.raises(DataError, match=r"'pets' has no training images \(val 0, test 1\): it is for evaluation only"):
+        only.require_training()

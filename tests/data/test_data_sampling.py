@@ -37,13 +37,13 @@ item_lists = st.lists(st.integers(0, 5), max_size=40).map(make_items)
 @pytest.mark.parametrize("name", SPLITS)
 def test_published_samples_are_reproduced_item_for_item(name: str, fewshot_lists: Path, split_files: Path) -> None:
     split, prefix = SPLITS[name]
-    parts, _ = read_split(split_files / split)
+    parts = read_split(split_files / split)
     lists = sorted((fewshot_lists / name).glob("shot_*-seed_*.json"))
     assert len(lists) == 15
     for path in lists:
         shots, seed = (int(piece.split("_")[1]) for piece in path.stem.split("-"))
         published = json.loads(path.read_text())
-        sampled = sample_few_shot(parts["train"], parts["val"], shots, seed)
+        sampled = sample_few_shot(parts.train, parts.val, shots, seed)
         for part, items in zip(("train", "val"), sampled, strict=True):
             expected = [
                 Item(row["impath"].removeprefix(prefix), row["label"], row["classname"])

@@ -13,7 +13,7 @@ from maple.config import RunSettings
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, DataError
 from maple.methods import Method
 from maple.metrics import Scores
-from maple.runs import evaluate_run, finished_prompts, train_run
+from maple.runs import content_name, evaluate_run, finished_prompts, train_run
 
 Evaluate = Callable[..., tuple[Scores, dict[str, Any]]]
 
@@ -83,6 +83,28 @@ def test_two_folders_of_one_name_do_not_replace_each_other(
     assert evaluate(dataset=str(one))[1]["images"] == 6
     assert evaluate(dataset=str(other))[1]["images"] == 8
     assert [row["images"] for row in rows(run)] == [6, 8]
+
+
+def test_one_domain_to_another_and_a_manifest(
+    make_images: Callable[..., Path], settings_for: Callable[..., RunSettings], tmp_path: Path
+) -> None:
+    for domain, classes in (("photo", ("cat", "dog")), ("sketch", ("cat",))):
+        make_images(f"animals/{domain}", classes)
+    animals = tmp_path / "animals"
+    settings = settings_for(Path(f"{animals}:photo"), epochs=0)
+    assert content_name(settings).startswith("animals-photo_maple_")
+    run = train_run(settings, tmp_path / "run").folder
+    assert evaluate_run(run)[1]["dataset"] == "animals/photo"
+    scores, row = evaluate_run(run, dataset=f"{animals}:sketch")
+    assert (row["dataset"], row["class_names"], row["part"], scores.images) == (
+        "animals/sketch",
+        ["cat", "dog"],
+        "test",
+        3,
+    )
+    (animals / "some.csv").write_text("path,label\nphoto/test/cat/0.png,cat\nphoto/test/dog/0.png,dog\n")
+    row = evaluate_run(run, dataset=str(animals / "some.csv"))[1]
+    assert (row["dataset"], row["part"], row["images"]) == ("some", "all", 2)
 
 
 def test_names_and_only(evaluate: Evaluate) -> None:

@@ -44,7 +44,7 @@ def settings(make_images: Callable[..., Path], settings_for: Callable[..., RunSe
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir())
+    return sorted(entry.name for entry in folder.iterdir() if entry.name != ".lock")
 
 
 def test_a_run_is_a_folder(settings: RunSettings, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_folders_that_are_no_runs(settings: RunSettings, tmp_path: Path) -> None
 
 
 def test_no_data_set(settings: RunSettings, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no data set is named; give --dataset with one of caltech101, "):
+    with pytest.raises(DataError, match="no data set is named; give --dataset with one of imagenet, caltech101, "):
         train_run(settings.changed(data={"dataset": ""}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -250,3 +250,21 @@ def test_zero_shot_trains_nothing_and_evaluates(
     assert names(tmp_path / "run") == [name for name in FILES if name != "metrics.jsonl"]
     assert evaluate_run(tmp_path / "run")[0].images == 6
     assert train_run(zero_shot, tmp_path / "run").was_finished
+
+
+def test_nothing_is_trained_on_a_data_set_for_evaluation_only(settings: RunSettings, tmp_path: Path) -> None:
+    pictures = Path(settings.data.dataset)
+    (tmp_path / "eurosat").mkdir()
+    pictures.rename(tmp_path / "eurosat/2750")
+    rows = [[f"test/{name}/0.png", label, name] for label, name in enumerate(("cat", "dog"))]
+    split = {"train": [], "val": [], "test": rows}
+    (tmp_path / "eurosat/split_zhou_EuroSAT.json").write_text(json.dumps(split))
+    published = settings.changed(data=settings.data.changed(dataset="eurosat", root=str(tmp_path)))
+    with pytest.raises(DataError, match=r"'eurosat' has no training images \(val 0, test 2\)"):
+        train_run(published, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    split["train"] = rows[1:]
+    (tmp_path / "eurosat/split_zhou_EuroSAT.json").write_text(json.dumps(split))
+    base = published.changed(data=published.data.changed(classes="base"))
+    with pytest.raises(DataError, match=r"'eurosat' has no training images \(val 0, test 1\)"):
+        train_run(base, tmp_path / "run")

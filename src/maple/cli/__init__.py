@@ -48,7 +48,7 @@ app.command("predict")(predict_command)
 app.command("import")(import_command)
 app.command("methods")(methods_command)
 app.command("inspect")(inspect_command)
-app.add_typer(data_app, name="data")
+app.add_typer(data_app)
 app.command("report")(report_command)
 
 

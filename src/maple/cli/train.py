@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 def train_command(
     dataset: Annotated[
         str | None,
-        typer.Option(help="A data set of the catalogue, or a folder of class-named folders. Default: emoji-animals."),
+        typer.Option(
+            help="A data set (`maple data list`), a folder of class-named folders, FOLDER:DOMAIN, or a .csv. "
+            "Default: emoji-animals."
+        ),
     ] = None,
     data_root: DataRoot = None,
     method: Annotated[str | None, typer.Option(help="What to learn; `maple methods` lists them.")] = None,

@@ -1,7 +1,8 @@
 """Data: items and their splits, images, transforms, batches. Nothing here knows a model."""
 
-from maple.data.catalogue import CATALOGUE, DatasetSpec, known_names, load_dataset, read_split, template_of
-from maple.data.folders import has_own_split, load_folder, walk_files
+from maple.data.catalogue import CATALOGUE, DatasetSpec, canonical_name, known_names, load_dataset, template_of
+from maple.data.domains import load_domain
+from maple.data.folders import load_folder, walk_files
 from maple.data.images import ImageStore, is_image_file, read_image, to_rgb
 from maple.data.loaders import (
     Batch,
@@ -13,8 +14,10 @@ from maple.data.loaders import (
     train_batches,
     view_batches,
 )
+from maple.data.manifests import load_manifest
 from maple.data.records import Dataset, Item, items_hash
 from maple.data.sampling import base_novel_classes, sample_few_shot, select_classes, select_dataset
+from maple.data.splits import read_split
 from maple.data.transforms import EvalTransform, TrainTransform
 from maple.data.writing import write_pictures
 
@@ -28,16 +31,18 @@ __all__ = [
     "Item",
     "TrainTransform",
     "base_novel_classes",
+    "canonical_name",
     "derive_seed",
     "eval_batches",
     "feature_batches",
-    "has_own_split",
     "in_order",
     "is_image_file",
     "items_hash",
     "known_names",
     "load_dataset",
+    "load_domain",
     "load_folder",
+    "load_manifest",
     "read_image",
     "read_split",
     "sample_few_shot",

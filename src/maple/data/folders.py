@@ -5,7 +5,7 @@ import os
 import random
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from maple.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 _IGNORED = {"__macosx", "thumbs.db", "desktop.ini"}
-_SPLIT_NAMES = {
+PART_NAMES = {
     "train": "train",
     "val": "val",
     "valid": "val",
@@ -28,6 +28,8 @@ _SPLIT_NAMES = {
 def load_folder(
     root: Path,
     *,
+    name: str | None = None,
+    classes: Sequence[str] | None = None,
     class_names: Mapping[str, str] | None = None,
     seed: int = 0,
     val_fraction: float = 0.0,
@@ -40,31 +42,40 @@ def load_folder(
     no images are skipped and counted in the log. With a train folder beside a test or val folder these parts are
     used as they stand; a val folder without a test folder is the test part. Otherwise each class is split on its own
     by `seed`: the test and validation fractions rounded, at least one image for training, then one for test.
+    `name` is what the data set is called, its folder's name by default; `classes` are the folder names to use, sorted,
+    where they are known from elsewhere: the folder may then lack some of them.
 
     Raises:
         ConfigError: a fraction is negative, or they sum to 1 or more.
         DataError: the folder is missing or unreadable, has fewer than two classes, a class without images, a class in
             test or val that train lacks, or `class_names` names a class that does not exist.
     """
+    check_fractions(val_fraction, test_fraction)
+    if not root.is_dir():
+        raise DataError(f"{root}: there is no such folder; give a folder that holds one folder of images per class")
+    parts = _part_folders(root)
+    if parts:
+        images = {part: _list_classes(root, folder, classes) for part, folder in parts.items()}
+        if "test" not in images:
+            images["test"] = images.pop("val")
+            logger.info("%s has no test folder: its %s folder is the test part", root, parts["val"].name)
+        _check_parts(parts["train"], images, may_lack=classes is not None)
+    else:
+        listed = _list_classes(root, root, classes)
+        _check_classes(root, listed, may_lack=classes is not None)
+        images = draw_split(listed, seed, val_fraction, test_fraction)
+    names = list(classes or images["train"])
+    dataset = assemble(name or root.resolve().name, root, names, images, drawn_split=not parts)
+    return rename_classes(dataset, class_names)
+
+
+def check_fractions(val_fraction: float, test_fraction: float) -> None:
+    """Raise ConfigError unless the fractions leave images for training."""
     if val_fraction < 0 or test_fraction < 0 or not val_fraction + test_fraction < 1:
         raise ConfigError(
             f"val_fraction {val_fraction} and test_fraction {test_fraction} must not be negative and must sum to less "
             "than 1, so that images remain for training"
         )
-    if not root.is_dir():
-        raise DataError(f"{root}: there is no such folder; give a folder that holds one folder of images per class")
-    parts = _part_folders(root)
-    if parts:
-        images = {part: _list_classes(root, folder) for part, folder in parts.items()}
-        if "test" not in images:
-            images["test"] = images.pop("val")
-            logger.info("%s has no test folder: its %s folder is the test part", root, parts["val"].name)
-        _check_parts(parts["train"], images)
-    else:
-        classes = _list_classes(root, root)
-        _check_classes(root, classes)
-        images = _split(classes, seed, val_fraction, test_fraction)
-    return rename_classes(_dataset(root, images), class_names)
 
 
 def rename_classes(dataset: Dataset, class_names: Mapping[str, str] | None) -> Dataset:
@@ -75,14 +86,14 @@ def rename_classes(dataset: Dataset, class_names: Mapping[str, str] | None) -> D
     """
     if not class_names:
         return dataset
-    mapping = {_nfc(old): new for old, new in class_names.items()}
-    unknown = sorted(set(mapping) - {_nfc(name) for name in dataset.class_names})
+    mapping = {nfc(old): new for old, new in class_names.items()}
+    unknown = sorted(set(mapping) - {nfc(name) for name in dataset.class_names})
     if unknown:
         raise DataError(
             f"class_names renames {', '.join(map(repr, unknown))}, which {dataset.name!r} does not have; "
             f"its classes are: {', '.join(dataset.class_names)}"
         )
-    names = tuple(mapping.get(_nfc(name), name) for name in dataset.class_names)
+    names = tuple(mapping.get(nfc(name), name) for name in dataset.class_names)
 
     def renamed(items: tuple[Item, ...]) -> tuple[Item, ...]:
         return tuple(replace(item, class_name=names[item.label]) for item in items)
@@ -96,15 +107,10 @@ def rename_classes(dataset: Dataset, class_names: Mapping[str, str] | None) -> D
     )
 
 
-def has_own_split(root: Path) -> bool:
-    """Whether the user divided the folder: `train` and `test` (or `val`) inside."""
-    return bool(_part_folders(root))
-
-
 def _part_folders(root: Path) -> dict[str, Path]:
     parts: dict[str, Path] = {}
-    for folder in _children(root):
-        part = _SPLIT_NAMES.get(folder.name.casefold())
+    for folder in children(root):
+        part = PART_NAMES.get(folder.name.casefold())
         if part is None or not folder.is_dir():
             continue
         if part in parts:
@@ -113,29 +119,38 @@ def _part_folders(root: Path) -> dict[str, Path]:
     return parts if "train" in parts and len(parts) > 1 else {}
 
 
-def _list_classes(root: Path, folder: Path) -> dict[str, list[str]]:
-    """Return the image paths, relative to `root`, of each class folder in `folder`, classes in code-point order."""
+def class_folders(root: Path) -> set[str]:
+    """The names of the classes that `root` has folders of, in any part if it is divided, in Unicode NFC."""
+    folders = _part_folders(root).values() or [root]
+    return {name for folder in folders for name in _class_folders(folder)}
+
+
+def _class_folders(folder: Path) -> dict[str, Path]:
     folders: dict[str, Path] = {}
-    skipped: Counter[str] = Counter()
-    for child in _children(folder):
-        if not child.is_dir():
-            skipped["outside a class folder"] += 1
-            continue
-        name = _nfc(child.name)
-        if name in folders:
-            raise DataError(f"{child}: another class folder has the same name in another Unicode form; rename one")
-        folders[name] = child
-    images: dict[str, list[str]] = {}
+    for child in children(folder):
+        if child.is_dir():
+            name = nfc(child.name)
+            if name in folders:
+                raise DataError(f"{child}: another class folder has the same name in another Unicode form; rename one")
+            folders[name] = child
+    return folders
+
+
+def _list_classes(root: Path, folder: Path, classes: Sequence[str] | None) -> dict[str, list[str]]:
+    """Return the image paths, relative to `root`, of each class in `folder`: of `classes`, or those that it has."""
+    folders = _class_folders(folder)
+    skipped = Counter({"outside a class folder": len(children(folder)) - len(folders)})
+    images: dict[str, list[str]] = {name: [] for name in classes or sorted(folders)}
     for name in sorted(folders):
-        paths = []
         for file in walk_files(folders[name]):
             if is_image_file(file):
-                paths.append(file.relative_to(root).as_posix())
+                images[name].append(file.relative_to(root).as_posix())
             else:
                 skipped["no image"] += 1
-        images[name] = sorted(paths, key=lambda path: (_nfc(path), path))
+        images[name].sort(key=lambda path: (nfc(path), path))
     for reason, count in skipped.items():
-        logger.info("%s: skipped %d files (%s)", folder, count, reason)
+        if count:
+            logger.info("%s: skipped %d files (%s)", folder, count, reason)
     return images
 
 
@@ -163,7 +178,7 @@ def _walk(
     on_unreadable: Callable[[DataError], None] | None,
 ) -> Iterator[Path]:
     try:
-        children = _children(folder)
+        held = children(folder)
         status = folder.stat()
     except DataError as error:
         if on_unreadable is None:
@@ -174,14 +189,19 @@ def _walk(
     if identity in parents:
         logger.warning("%s: links back to a folder above it; not followed", folder)
         return
-    for child in children:
+    for child in held:
         if not child.is_dir():
             yield child
         elif recursive:
             yield from _walk(child, (*parents, identity), recursive, on_unreadable)
 
 
-def _children(folder: Path) -> list[Path]:
+def children(folder: Path) -> list[Path]:
+    """What a folder holds, sorted by name, without hidden files and system litter.
+
+    Raises:
+        DataError: it cannot be listed.
+    """
     try:
         names = os.listdir(folder)
     except OSError as error:
@@ -189,7 +209,7 @@ def _children(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names) if not name.startswith(".") and name.casefold() not in _IGNORED]
 
 
-def _check_classes(folder: Path, images: Mapping[str, list[str]]) -> None:
+def _check_classes(folder: Path, images: Mapping[str, list[str]], *, may_lack: bool) -> None:
     if len(images) < 2:
         found = f"only one class, {next(iter(images))!r}," if images else "no class folders"
         raise DataError(
@@ -197,14 +217,14 @@ def _check_classes(folder: Path, images: Mapping[str, list[str]]) -> None:
             f"(or {folder.name}/train/CLASS/image.jpg with a test or val folder beside train)"
         )
     empty = [name for name, paths in images.items() if not paths]
-    if empty:
+    if empty and (not may_lack or len(empty) == len(images)):
         raise DataError(
             f"{folder}: no usable images in class {', '.join(map(repr, empty))}; add images to the folder or remove it"
         )
 
 
-def _check_parts(train: Path, images: Mapping[str, dict[str, list[str]]]) -> None:
-    _check_classes(train, images["train"])
+def _check_parts(train: Path, images: Mapping[str, dict[str, list[str]]], *, may_lack: bool) -> None:
+    _check_classes(train, images["train"], may_lack=may_lack)
     for part in sorted(set(images) - {"train"}):
         held_out = {name for name, paths in images[part].items() if paths}
         extra = sorted(held_out - set(images["train"]))
@@ -216,19 +236,20 @@ def _check_parts(train: Path, images: Mapping[str, dict[str, list[str]]]) -> Non
         if not held_out:
             raise DataError(f"{train.parent}: the {part} part holds no images; fill its class folders or remove it")
         absent = sorted(set(images["train"]) - held_out)
-        if absent:
+        if absent and not may_lack:
             logger.warning("%s: the %s part has no images of %s", train.parent, part, ", ".join(map(repr, absent)))
 
 
-def _split(
+def draw_split(
     images: Mapping[str, list[str]], seed: int, val_fraction: float, test_fraction: float
 ) -> dict[str, dict[str, list[str]]]:
+    """Split each class on its own: part to class to paths. A class of one image keeps it for training."""
     parts: dict[str, dict[str, list[str]]] = {"train": {}, "val": {}, "test": {}}
     for name, paths in images.items():
         total = len(paths)
         # A small class keeps one image for training first, one for test second.
-        test_count = min(max(round(total * test_fraction), int(test_fraction > 0)), total - 1)
-        val_count = min(round(total * val_fraction), total - 1 - test_count)
+        test_count = min(max(round(total * test_fraction), int(test_fraction > 0)), max(total - 1, 0))
+        val_count = min(round(total * val_fraction), max(total - 1 - test_count, 0))
         # A generator per class: adding a class leaves the split of the others alone.
         order = list(range(total))
         random.Random(f"{seed}/{name}".encode("utf-8", "surrogateescape")).shuffle(order)
@@ -242,15 +263,23 @@ def _split(
     return parts
 
 
-def _dataset(root: Path, images: Mapping[str, Mapping[str, list[str]]]) -> Dataset:
-    names = tuple(images["train"])
+def assemble(
+    name: str,
+    root: Path,
+    classes: Sequence[str],
+    images: Mapping[str, Mapping[str, list[str]]],
+    *,
+    drawn_split: bool,
+) -> Dataset:
+    """A data set from part to class to paths; labels follow `classes`."""
 
     def items(part: str) -> tuple[Item, ...]:
         listing = images.get(part, {})
-        return tuple(Item(path, label, name) for label, name in enumerate(names) for path in listing.get(name, []))
+        return tuple(Item(path, label, cls) for label, cls in enumerate(classes) for path in listing.get(cls, []))
 
-    return Dataset(root.resolve().name, root, items("train"), items("val"), items("test"), names)
+    return Dataset(name, root, items("train"), items("val"), items("test"), tuple(classes), drawn_split=drawn_split)
 
 
-def _nfc(name: str) -> str:
+def nfc(name: str) -> str:
+    """The Unicode form that names are compared in: file systems differ in theirs."""
     return unicodedata.normalize("NFC", name)

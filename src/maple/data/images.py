@@ -98,6 +98,11 @@ def is_image_file(path: Path) -> bool:
     return _has_signature(head)
 
 
+def has_image_name(name: str) -> bool:
+    """Return whether a file name has the extension of a readable format; nothing is opened."""
+    return name[name.rfind(".") :].lower() in _extensions()
+
+
 class ImageStore:
     """Decoded images of one data set, each decoded once and kept while the byte budget lasts.
 

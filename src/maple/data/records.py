@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from PIL import Image
 
@@ -30,11 +30,12 @@ class Dataset:
     """The training, validation and test items of a data set, and its C class names.
 
     `root / item.path` is the image file. `class_names[label]` is the name of a class; two classes may share a
-    name, as published data sets have such pairs. `val` and `test` may be empty, `train` may not. `read`, where
-    there is one, draws the image of a path instead: there are no files then.
+    name, as published data sets have such pairs. Parts may be empty, but not all of them: without training items it
+    is for evaluation only. `read`, where there is one, draws the image of a path instead: there are no files then.
+    `drawn_split` says that the parts were drawn at random here, from images that nobody had divided.
 
     Raises:
-        DataError: no class names, no training items, a label outside 0..C-1, an item whose name differs from that
+        DataError: no class names, no items at all, a label outside 0..C-1, an item whose name differs from that
             of its label, or a path that leaves the root.
     """
 
@@ -45,6 +46,7 @@ class Dataset:
     test: tuple[Item, ...]
     class_names: tuple[str, ...]
     read: Callable[[str], Image.Image] | None = None
+    drawn_split: bool = False
 
     def __post_init__(self) -> None:
         if not self.class_names:
@@ -52,10 +54,18 @@ class Dataset:
         for label, class_name in enumerate(self.class_names):
             if not class_name.strip():
                 raise DataError(f"data set {self.name!r}: class {label} has an empty name; give it a name")
-        if not self.train:
-            raise DataError(f"data set {self.name!r} has no training items; add images to its training part")
+        if not (self.train or self.val or self.test):
+            raise DataError(f"data set {self.name!r} has no items in any of its parts; add images")
         for part in ("train", "val", "test"):
             self._check_part(part, getattr(self, part))
+
+    def require_training(self) -> None:
+        """Raise DataError if there is nothing to train on."""
+        if not self.train:
+            raise DataError(
+                f"data set {self.name!r} has no training images (val {len(self.val)}, test {len(self.test)}): it is "
+                f"for evaluation only. Train on another one, then `maple evaluate RUN --dataset {self.name}`"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -92,8 +102,8 @@ class Dataset:
                     f"{where} {item.path!r} calls class {item.label} {item.class_name!r}, but its name is "
                     f"{self.class_names[item.label]!r}; give every label one name"
                 )
-            path = PurePosixPath(item.path)
-            if not item.path or path.is_absolute() or ".." in path.parts:
+            # By hand, since there may be a million of them: an empty or absolute path, or one with "..".
+            if item.path[:1] in ("", "/") or (".." in item.path and ".." in item.path.split("/")):
                 raise DataError(
                     f"{where}: path {item.path!r} must lie inside the root; write it relative to {self.root}, "
                     "without '..'"

@@ -75,7 +75,11 @@ def select_classes(
                 f"0 to {len(class_names) - 1}: pass the class names of the whole data set"
             )
     renumbered = {old: new for new, old in enumerate(kept)}
-    selected = [replace(item, label=renumbered[item.label]) for item in items if item.label in renumbered]
+    selected = [
+        item if renumbered[item.label] == item.label else Item(item.path, renumbered[item.label], item.class_name)
+        for item in items
+        if item.label in renumbered
+    ]
     return selected, tuple(class_names[label] for label in kept)
 
 
@@ -84,7 +88,7 @@ def select_dataset(dataset: Dataset, which: Which) -> Dataset:
 
     Raises:
         ConfigError: `which` is not "all", "base" or "novel".
-        DataError: no class is kept, or the kept classes have no training items.
+        DataError: no class is kept, or the kept classes have no items in any part.
     """
     train, names = select_classes(dataset.train, which, dataset.class_names)
     val, _ = select_classes(dataset.val, which, dataset.class_names)

@@ -11,11 +11,10 @@ from maple.data import (
     Dataset,
     EvalTransform,
     Item,
+    canonical_name,
     eval_batches,
-    has_own_split,
     items_hash,
     select_dataset,
-    template_of,
 )
 from maple.distributed import this_process
 from maple.errors import ClassNamesError, ConfigError, DataError, one_of
@@ -69,15 +68,14 @@ def evaluate_run(
     if method is None:
         method = load_prompts(prompts, device=this_process(device).device)
     changed = {"dataset": dataset, "root": root, "class_names": class_names}
-    another = dataset is not None and not _is_same(dataset, settings.data.dataset)
+    another = dataset is not None and canonical_name(dataset) != canonical_name(settings.data.dataset)
     if another and class_names is None:
         changed["class_names"] = {}  # the other words of the training classes say nothing about these
     data = settings.data.changed(**{key: value for key, value in changed.items() if value is not None})
     whole = open_dataset(settings.changed(data=data))
     asked = {"dataset": data.dataset, "classes": classes, "part": part, "names": names, "only": only}
     if part is None:
-        undivided = template_of(data.dataset) is None and not has_own_split(whole.root)
-        part = "all" if another and undivided else "test"
+        part = "all" if another and whole.drawn_split else "test"
     items, class_list = _select(whole, classes, part, only)
     if names is not None and len(names) != len(class_list):
         raise ClassNamesError(f"{len(names)} names were given for {len(class_list)} classes: {', '.join(class_list)}")
@@ -126,13 +124,6 @@ def _row(
         "items": items_hash(items),
         **asdict(scores),
     }
-
-
-def _is_same(dataset: str, other: str) -> bool:
-    """Whether two names mean the same data set: equal, or paths of one folder."""
-    if template_of(dataset) is not None or template_of(other) is not None:
-        return dataset == other
-    return Path(dataset).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def _select(

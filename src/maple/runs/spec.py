@@ -10,7 +10,16 @@ import torch
 
 from maple.clip import Backbone, load_clip
 from maple.config import RunSettings
-from maple.data import Dataset, Item, known_names, load_dataset, sample_few_shot, select_dataset, template_of
+from maple.data import (
+    Dataset,
+    Item,
+    canonical_name,
+    known_names,
+    load_dataset,
+    sample_few_shot,
+    select_dataset,
+    template_of,
+)
 from maple.errors import DataError
 from maple.methods import METHODS, method_settings
 
@@ -26,10 +35,9 @@ def complete(settings: RunSettings) -> RunSettings:
     if kind is not None and template is not None:
         description = {**kind.Settings.for_template(template), **description}
     name, validated = method_settings(description)
-    data = settings.data
-    if data.dataset and template is None and Path(data.dataset).expanduser().is_dir():
-        # However a folder is written, from wherever, it is the same run.
-        data = data.changed(dataset=str(Path(data.dataset).expanduser().resolve()))
+    # However a path is written, from wherever, it is the same run.
+    dataset = settings.data.dataset and canonical_name(settings.data.dataset)
+    data = settings.data.changed(dataset=dataset)
     return settings.changed(method={"name": name, **validated.model_dump(mode="json")}, data=data)
 
 
@@ -39,7 +47,7 @@ def content_name(settings: RunSettings) -> str:
     text = json.dumps(relevant(settings), sort_keys=True)
     data = settings.data
     published = template_of(data.dataset) is not None
-    dataset = data.dataset.replace("/", "-") if published else Path(data.dataset).expanduser().resolve().name
+    dataset = (data.dataset if published else Path(data.dataset).name).replace("/", "-").replace(":", "-")
     shots = "all" if data.shots is None else data.shots
     return "_".join(
         [
@@ -63,7 +71,7 @@ def open_dataset(settings: RunSettings) -> Dataset:
     if not data.dataset:
         raise DataError(
             f"no data set is named; give --dataset with one of {', '.join(known_names())} and --data-root, or the path "
-            "of a folder of class-named folders"
+            "of a folder of class-named folders, of FOLDER:DOMAIN, or of a .csv or .jsonl file"
         )
     root = None if data.root is None else Path(data.root)
     return load_dataset(data.dataset, root, class_names=data.class_names or None, seed=settings.seed)
@@ -73,9 +81,14 @@ def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], list[It
     """The training and validation items of a run and the class names that their labels index.
 
     They are drawn over all classes, then cut.
+
+    Raises:
+        DataError: the data set, or the chosen part of its classes, has no training items.
     """
+    dataset.require_training()
     train, val = sample_few_shot(dataset.train, dataset.val, settings.data.shots, settings.seed)
     part = select_dataset(replace(dataset, train=tuple(train), val=tuple(val)), settings.data.classes)
+    part.require_training()
     return list(part.train), list(part.val), part.class_names
 
 

@@ -1,0 +1,84 @@
+"""The same classes in several domains: `root/DOMAIN/CLASS/image`, written `root:DOMAIN`."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from maple.data.folders import children, class_folders, load_folder
+from maple.data.images import has_image_name
+from maple.data.records import Dataset
+from maple.errors import DataError, one_of
+
+logger = logging.getLogger(__name__)
+
+
+def split_domain(text: str) -> tuple[Path, str] | None:
+    """Take `root:DOMAIN` apart; None where the text is no such thing: no colon, or no folder before it."""
+    root, colon, domain = text.rpartition(":")
+    folder = Path(root).expanduser()
+    if not colon or Path(text).expanduser().exists() or not folder.is_dir():
+        return None
+    return folder, domain
+
+
+def warn_of_domains(root: Path) -> None:
+    """Warn if `root` looks like a folder of domains that is about to be read as one of classes."""
+    common: set[str] | None = None
+    folders = [child for child in children(root) if child.is_dir()]
+    for folder in folders:
+        inside = set()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    inside.add(entry.name)
+                elif has_image_name(entry.name):
+                    return
+        common = inside if common is None else common & inside
+    if common and len(folders) > 1 and len(common) > 1:
+        logger.warning(
+            "%s: all its folders hold the same folders (%s). If these are the classes, and %s domains, "
+            "give the data set as %s:%s",
+            root,
+            ", ".join(sorted(common)),
+            ", ".join(folder.name for folder in folders),
+            root,
+            folders[0].name,
+        )
+
+
+def load_domain(
+    root: Path,
+    domain: str,
+    *,
+    class_names: Mapping[str, str] | None = None,
+    seed: int = 0,
+    val_fraction: float = 0.0,
+    test_fraction: float = 0.25,
+) -> Dataset:
+    """Read one domain of a folder of domains, as `load_folder` does, but over the classes of all domains.
+
+    So labels agree between domains, and a class that a domain lacks is still a possible answer there. The data set is
+    called ROOT/DOMAIN.
+
+    Raises:
+        ConfigError: a fraction is negative, or they sum to 1 or more.
+        DataError: no such domain, or whatever `load_folder` refuses in it.
+    """
+    domains = {child.name: child for child in children(root) if child.is_dir()}
+    if domain not in domains:
+        raise DataError(f"{root}: {one_of('domain', domain, domains or ['(the folder holds no folders)'])}")
+    classes = {name: sorted(class_folders(folder)) for name, folder in domains.items()}
+    shared = sorted({name for names in classes.values() for name in names})
+    for name, own in classes.items():
+        if absent := sorted(set(shared) - set(own)):
+            logger.warning("%s: domain %s has no folders of %s", root, name, ", ".join(absent))
+    return load_folder(
+        domains[domain],
+        name=f"{root.resolve().name}/{domain}",
+        classes=shared,
+        class_names=class_names,
+        seed=seed,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+    )

@@ -1,0 +1,180 @@
+"""Tables of images: CSV, TSV and JSON lines."""
+
+import json
+from pathlib import Path
+
+import pytest
+from data_helpers import save_image
+
+from maple.data import load_dataset, load_folder
+from maple.errors import ConfigError, DataError
+
+FILES = ["cat/1.png", "cat/2.png", "dogs, big/1.png", "x.png", "Ünï/é.png"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for shade, path in enumerate(FILES):
+        save_image(tmp_path / path, shade)
+    return tmp_path
+
+
+def write(folder: Path, text: str | bytes, name: str = "images.csv") -> str:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+DIVIDED = (
+    'path,label,split\ncat/1.png,cat,train\n"dogs, big/1.png","dog, ""big""",train\ncat/2.png,cat,val\nx.png,cat,test\n'
+)
+
+
+def test_a_divided_manifest(folder: Path) -> None:
+    dataset = load_dataset(write(folder, DIVIDED), None)
+    assert (dataset.name, dataset.root, dataset.drawn_split) == ("images", folder, False)
+    assert dataset.class_names == ("cat", 'dog, "big"')
+    assert [(item.path, item.label) for item in dataset.train] == [("cat/1.png", 0), ("dogs, big/1.png", 1)]
+    assert [item.path for item in dataset.val] == ["cat/2.png"]
+    assert [item.path for item in dataset.test] == ["x.png"]
+    assert dataset.store().get("x.png").size == (12, 10)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff" + DIVIDED,
+        "\ufeff" + DIVIDED.replace("\n", "\r\n"),
+        DIVIDED.replace("path,label,split", " Path ,LABEL,Split"),
+        DIVIDED.replace("\n", "\n\n"),
+        DIVIDED.replace("val\n", "Validation\n").replace("test", " Test "),
+        DIVIDED.replace("cat/1.png", "cat\\1.png").replace("x.png", "./x.png"),
+        "note," + DIVIDED.replace("\n", "\n1,").removesuffix("1,"),
+    ],
+)
+def test_what_spreadsheets_make_of_it_reads_the_same(text: str, folder: Path) -> None:
+    assert load_dataset(write(folder, text), None) == load_dataset(write(folder, DIVIDED), None)
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "images.csv"), ("\t", "images.csv"), ("\t", "images.tsv")])
+def test_other_delimiters(mark: str, name: str, folder: Path) -> None:
+    text = mark.join(("path", "label")) + "\n" + "".join(f"{path}{mark}{path[0]}\n" for path in FILES[:3])
+    dataset = load_dataset(write(folder, text, name), None, test_fraction=0)
+    assert [item.path for item in dataset.train] == FILES[:3]
+
+
+@pytest.mark.parametrize("name", ["images.jsonl", "images.ndjson", "IMAGES.JSONL"])
+def test_json_lines(name: str, folder: Path) -> None:
+    rows = [
+        {"path": "cat/1.png", "label": "cat", "split": "train", "more": [1]},
+        {"path": "dogs, big/1.png", "label": 'dog, "big"', "split": "train"},
+        {"path": "cat/2.png", "label": "cat", "split": "val"},
+        {"path": "x.png", "label": "cat", "split": "test"},
+    ]
+    read = load_dataset(write(folder, "\n".join(map(json.dumps, rows)) + "\n\n", name), None)
+    expected = load_dataset(write(folder, DIVIDED), None)
+    assert (read.train, read.val, read.test) == (expected.train, expected.val, expected.test)
+
+
+def test_labels_are_sorted_normalised_and_may_be_numbers(folder: Path) -> None:
+    rows = [("cat/1.png", "e\u0301"), ("cat/2.png", "\u00e9"), ("x.png", "B"), ("Ünï/é.png", 7)]
+    text = "\n".join(json.dumps({"path": path, "label": label, "split": None}) for path, label in rows)
+    manifest = write(folder, text, "x.jsonl")
+    assert load_dataset(manifest, None).class_names == ("7", "B", "\u00e9")
+    assert load_dataset(manifest, None, class_names={"7": "seven"}).class_names == ("seven", "B", "\u00e9")
+
+
+def test_an_undivided_manifest_is_split_like_the_folder_it_describes(tmp_path: Path) -> None:
+    paths = [save_image(tmp_path / f"pets/{name}/{number}.png") for name in ("cat", "dog") for number in range(9)]
+    rows = "".join(f"{path.relative_to(tmp_path / 'pets')},{path.parent.name},\n" for path in paths)
+    manifest = load_dataset(write(tmp_path / "pets", "path,label,split\n" + rows), None, seed=3, val_fraction=0.2)
+    folder = load_folder(tmp_path / "pets", seed=3, val_fraction=0.2)
+    assert manifest.drawn_split
+    assert (manifest.train, manifest.val, manifest.test) == (folder.train, folder.val, folder.test)
+
+
+def test_val_without_test_is_the_test_part_and_a_manifest_may_be_for_evaluation_only(folder: Path) -> None:
+    text = "path,label,split\ncat/1.png,a,train\nx.png,b,val\n"
+    assert load_dataset(write(folder, text), None).counts() == {"train": 1, "val": 0, "test": 1, "classes": 2}
+    only = load_dataset(write(folder, text.replace("train", "test").replace("val", "test")), None)
+    assert only.counts() == {"train": 0, "val": 0, "test": 2, "classes": 2}
+
+
+def test_absolute_paths_inside_its_folder_are_made_relative(folder: Path) -> None:
+    text = f"path,label\n{folder / 'x.png'},a\ncat/1.png,b\n"
+    dataset = load_dataset(write(folder, text), None, test_fraction=0)
+    assert [item.path for item in dataset.train] == ["x.png", "cat/1.png"]
+
+
+HEAD = "path,label,split\ncat/1.png,cat,train\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", r"images.csv: is empty; its first line must name the columns"),
+        ("path,label\n", "holds no rows below its header"),
+        ("file,class\na,b\n", "it has no path and no label but 'file', 'class'"),
+        ("cat/1.png,cat\n", "it has no path and no label but 'cat/1.png', 'cat'"),
+        ("path,label,Label\na,b,c\n", "names the column label 2 times"),
+        ("path,label\ncat/1.png,cat\nx.png,cat\n", "has only one class, 'cat'"),
+        (HEAD + "x.png,dog,tset\n", r"line 3: unknown split 'tset'; choose one of: train, val, test"),
+        (HEAD + "x.png,dog,\n", r"line 3 has no split, but line 2 has 'train'"),
+        (HEAD + "x.png,,train\n", r"line 3 has the label ''; give the name of the class of x.png"),
+        (HEAD + "x.png, ,train\n", r"line 3 has the label ' '"),
+        (HEAD + ",dog,train\n", r"line 3 has the path ''"),
+        (HEAD + "x.png,dog\n", r"line 3 has 2 values, but there are 3 columns \(path, label, split\)"),
+        (HEAD + "x.png,dog, big,train\n", r"line 3 has 4 values, .* put values that hold ',' in double quotes"),
+        (HEAD + "cat/1.png,cat,train\n", r"line 3 repeats 'cat/1.png' of line 2;"),
+        (HEAD + "\n./cat/1.png,dog,test\n", r"line 4 repeats .* line 2, with \('cat', 'train'\) there and \('dog', 't"),
+        (HEAD + "y.png,dog,train\nz.png,dog,test\n", r"2 of 3 images are missing \(line 3: .*y.png; line 4: .*z.png\)"),
+        (HEAD + "".join(f"{i},dog,test\n" for i in range(9)), r"9 of 10 images .*line 7: [^;]*; and 4 more\)"),
+        (HEAD + "../x.png,dog,train\n", r"line 3: path '../x.png' leaves the folder"),
+        (HEAD + "..\\x.png,dog,train\n", r"line 3: path '../x.png' leaves the folder"),
+        (HEAD + "/etc/hosts,dog,train\n", r"line 3: path '/etc/hosts' leaves the folder"),
+        (HEAD + '"x.png,dog,train\n', r"line 3 cannot be read"),
+        (HEAD + '"x.png"y,dog,train\n', r"line 3 cannot be read"),
+        (HEAD + "x.png,dog" + "g" * 200_000 + ",train\n", r"line 3 cannot be read \(field larger"),
+        (HEAD.encode() + b"\xe9.png,dog,train\n", r"is not UTF-8 text \(.* at byte 37\); save it as CSV UTF-8"),
+        (HEAD.encode("utf-16"), "is not UTF-8 text"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(text: str | bytes, message: str, folder: Path) -> None:
+    manifest = write(folder, text)
+    with pytest.raises(DataError, match=message) as caught:
+        load_dataset(manifest, None)
+    assert str(caught.value).startswith(manifest)
+
+
+def test_quoted_line_breaks_are_counted(folder: Path) -> None:
+    text = 'path,label,note\ncat/1.png,cat,"two\nlines"\n\nx.png,dog,"a\nb"\nx.png,dog,\n'
+    with pytest.raises(DataError, match=r"line 7 repeats 'x.png' of line 5"):
+        load_dataset(write(folder, text), None)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2 is no JSON"),
+        ("[1]", "line 2 must be an object such as"),
+        ('{"path": "x.png"}', "line 2 must be an object such as"),
+        ('{"path": 3, "label": "b"}', "line 2 has the path 3"),
+        ('{"path": "x.png", "label": true}', "line 2 has the label True"),
+        ('{"path": "x.png", "label": null}', "line 2 has the label None"),
+        ('{"path": "x.png", "label": "b", "split": 1}', "line 2 has the split 1; it must be train, val or test"),
+        ("[" * 100_000, "line 2 is no JSON"),
+    ],
+)
+def test_json_lines_that_are_wrong(line: str, message: str, folder: Path) -> None:
+    manifest = write(folder, '{"path": "cat/1.png", "label": "a"}\n' + line + "\n", "x.jsonl")
+    with pytest.raises(DataError, match=message):
+        load_dataset(manifest, None)
+
+
+def test_fractions_and_other_files(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="must sum to less than 1"):
+        load_dataset(write(folder, DIVIDED), None, test_fraction=1)
+    with pytest.raises(DataError, match=r"a \.csv or \.jsonl file with the columns path and label"):
+        load_dataset(write(folder, DIVIDED, "images.txt"), None)
+    with pytest.raises(DataError, match="unknown data set"):
+        load_dataset(str(folder / "absent.csv"), None)

@@ -1,0 +1,213 @@
+"""Archives, honest and hostile."""
+
+import io
+import os
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from maple.data.unpack import is_archive, unpack
+from maple.errors import DownloadError
+
+FILES = {"a/x.jpg": b"one", "a/b/y.jpg": b"two" * 1000, "top.txt": b""}
+
+
+def zipped(path: Path, files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def zipped_kind(path: Path, name: str, kind: int, content: bytes) -> Path:
+    info = zipfile.ZipInfo(name)
+    info.create_system = 3
+    info.external_attr = (kind | 0o777) << 16
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.jpg", b"one")
+        archive.writestr(info, content)
+    return path
+
+
+def tarred(path: Path, files: dict[str, bytes], *extra: tarfile.TarInfo, mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(content), 0o4777
+            archive.addfile(info, io.BytesIO(content))
+        for info in extra:
+            archive.addfile(info)
+    return path
+
+
+def member(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+def found(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("suffix", "mode"), [("tar", "w"), ("tar.gz", "w:gz"), ("tgz", "w:xz"), ("tar.bz2", "w:bz2")])
+def test_tar(suffix: str, mode: str, tmp_path: Path) -> None:
+    archive = tarred(tmp_path / f"x.{suffix}", FILES, member("empty", tarfile.DIRTYPE), mode=mode)
+    assert is_archive(archive)
+    pieces: list[int] = []
+    assert unpack(archive, tmp_path / "out", on_bytes=pieces.append) == 3
+    assert found(tmp_path / "out") == FILES
+    assert (tmp_path / "out/empty").is_dir()
+    assert sum(pieces) == 3003
+    assert not (tmp_path / "out/a/x.jpg").stat().st_mode & (stat.S_ISUID | stat.S_IXUSR)
+
+
+def test_zip(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "x.ZIP", {**FILES, "empty/": b""})
+    assert is_archive(archive)
+    assert not is_archive(tmp_path / "split.json")
+    assert unpack(archive, tmp_path / "out") == 3
+    assert found(tmp_path / "out") == FILES
+    assert (tmp_path / "out/empty").is_dir()
+
+
+def test_links_inside(tmp_path: Path) -> None:
+    """A hard link is the same image again; a symbolic one would be a name only."""
+    extra = [member("a/z.jpg", tarfile.LNKTYPE, "a/x.jpg"), member("a/s.jpg", tarfile.SYMTYPE, "../a/x.jpg")]
+    unpack(tarred(tmp_path / "x.tar", FILES, *extra), tmp_path / "out")
+    assert found(tmp_path / "out") == {**FILES, "a/z.jpg": b"one"}
+    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+    unpack(zipped_kind(tmp_path / "x.zip", "s", stat.S_IFLNK, b"a.jpg"), tmp_path / "out2")
+    assert found(tmp_path / "out2") == {"a.jpg": b"one"}
+
+
+HOSTILE: dict[str, Callable[[Path], Path]] = {
+    "zip, parent": lambda path: zipped(path, {"../evil.txt": b"x"}),
+    "zip, deep parent": lambda path: zipped(path, {"a/../../evil.txt": b"x"}),
+    "zip, backslash": lambda path: zipped(path, {"..\\evil.txt": b"x"}),
+    "zip, absolute": lambda path: zipped(path, {"/tmp/evil.txt": b"x"}),
+    "zip, drive": lambda path: zipped(path, {"C:/evil.txt": b"x"}),
+    "zip, link out": lambda path: zipped_kind(path, "s", stat.S_IFLNK, b"/etc"),
+    "zip, link up": lambda path: zipped_kind(path, "a/s", stat.S_IFLNK, b"../../x"),
+    "zip, pipe": lambda path: zipped_kind(path, "s", stat.S_IFIFO, b""),
+    "zip, device": lambda path: zipped_kind(path, "s", stat.S_IFBLK, b""),
+    "tar, parent": lambda path: tarred(path, {"../evil.txt": b"x"}),
+    "tar, absolute": lambda path: tarred(path, {"/tmp/evil.txt": b"x"}),
+    "tar, link out": lambda path: tarred(path, FILES, member("s", tarfile.SYMTYPE, "/etc")),
+    "tar, link up": lambda path: tarred(path, FILES, member("a/s", tarfile.SYMTYPE, "../../x")),
+    "tar, hard link out": lambda path: tarred(path, FILES, member("s", tarfile.LNKTYPE, "/etc/passwd")),
+    "tar, hard link up": lambda path: tarred(path, FILES, member("s", tarfile.LNKTYPE, "../x")),
+    "tar, pipe": lambda path: tarred(path, FILES, member("s", tarfile.FIFOTYPE)),
+    "tar, device": lambda path: tarred(path, FILES, member("s", tarfile.CHRTYPE)),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_nothing_leaves_the_folder(kind: str, tmp_path: Path) -> None:
+    archive = HOSTILE[kind](tmp_path / ("x.zip" if kind.startswith("zip") else "x.tar"))
+    with pytest.raises(DownloadError, match=r"leaves its folder|is a device or pipe") as caught:
+        unpack(archive, tmp_path / "in/out")
+    assert str(caught.value).startswith(str(archive))
+    assert [path.name for path in tmp_path.iterdir() if path != archive] in ([], ["in"])
+    assert not Path("/tmp/evil.txt").exists()
+    assert all(path.is_dir() or path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_a_link_is_not_written_through(tmp_path: Path) -> None:
+    """A link inside, then a file below it: no link is made, so the file lands in the folder."""
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(member("a", tarfile.DIRTYPE))
+        archive.addfile(member("s", tarfile.SYMTYPE, "a"))
+        info = tarfile.TarInfo("s/y.txt")
+        info.size = 3
+        archive.addfile(info, io.BytesIO(b"two"))
+    unpack(path, tmp_path / "out")
+    assert found(tmp_path / "out") == {"s/y.txt": b"two"}
+
+
+def test_bombs(tmp_path: Path) -> None:
+    bomb = zipped(tmp_path / "x.zip", {f"{number}.txt": bytes(2_000_000) for number in range(3)})
+    assert bomb.stat().st_size < 10_000
+    with pytest.raises(DownloadError, match=r"unpacks to more than 5000000 bytes \(at '2.txt'\)"):
+        unpack(bomb, tmp_path / "out", max_bytes=5_000_000)
+    assert sum(len(content) for content in found(tmp_path / "out").values()) <= 5_000_000
+    tar = tarred(tmp_path / "x.tar.gz", {"x.txt": bytes(2_000_000)}, mode="w:gz")
+    with pytest.raises(DownloadError, match="unpacks to more than 1000 bytes"):
+        unpack(tar, tmp_path / "out2", max_bytes=1000)
+    many = tarred(tmp_path / "many.tar", {f"{number}": b"" for number in range(30)})
+    with pytest.raises(DownloadError, match="holds more than 20 files"):
+        unpack(many, tmp_path / "out3", max_files=20)
+
+
+def test_links_cannot_multiply_content(tmp_path: Path) -> None:
+    links = [member(f"{number}.txt", tarfile.LNKTYPE, "x.txt") for number in range(9)]
+    tar = tarred(tmp_path / "x.tar", {"x.txt": bytes(1000)}, *links)
+    with pytest.raises(DownloadError, match="unpacks to more than 5000 bytes"):
+        unpack(tar, tmp_path / "out", max_bytes=5000)
+
+
+def test_an_announced_size_is_not_believed(tmp_path: Path) -> None:
+    """The size in the directory of the zip is changed from 2,000,000 to 10."""
+    path = zipped(tmp_path / "x.zip", {"x.txt": bytes(2_000_000)})
+    path.write_bytes(path.read_bytes().replace((2_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little")))
+    with pytest.raises(DownloadError):
+        unpack(path, tmp_path / "out", max_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([("x.txt", b"1"), ("x.txt", b"2")], "comes twice"),
+        ([("x", b"1"), ("x/y.txt", b"2")], "is a file and a folder"),
+        ([("x" * 300, b"1")], "has too long a name"),
+        ([("x/" * 2500 + "y", b"1")], "has too long a name"),
+    ],
+)
+def test_members_that_cannot_be(files: list[tuple[str, bytes]], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as archive:
+        for name, content in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    with pytest.raises(DownloadError, match=message):
+        unpack(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("cut", [0, 10, 1000, 3000])
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_damaged_archives(kind: str, cut: int, tmp_path: Path) -> None:
+    files = {"x.bin": os.urandom(6000)}
+    path = tmp_path / f"x.{kind}"
+    if kind == "zip":
+        zipped(path, files)
+    else:
+        tarred(path, files, mode="w:gz" if kind == "tar.gz" else "w")
+    content = path.read_bytes()[:cut]
+    path.write_bytes(content)
+    with pytest.raises(DownloadError, match=r"is damaged or no archive|cannot be read"):
+        unpack(path, tmp_path / "out")
+
+
+def test_a_changed_byte_is_found(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "x.zip", {"x.bin": os.urandom(6000)}, zipfile.ZIP_STORED)
+    content = bytearray(path.read_bytes())
+    content[3000] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(DownloadError, match="is damaged"):
+        unpack(path, tmp_path / "out")
+
+
+def test_an_encrypted_archive_is_said_to_be_so(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "x.zip", {"x.bin": b"secret"}, zipfile.ZIP_STORED)
+    content = bytearray(path.read_bytes())
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(DownloadError, match=r"cannot be unpacked .*encrypted"):
+        unpack(path, tmp_path / "out")
