@@ -125,7 +125,7 @@ def test_what_is_used_when_nothing_is_named() -> None:
         ([], ["=3"], r"must have the form section.key=value"),
         ([], ["train..lr=3"], r"must have the form section.key=value"),
         ([], ["train.lr="], r"lr = '': input should be a valid number"),
-        ([], ["train.optimizer=adam"], r"optimizer = 'adam': .*'sgd' or 'adamw'"),
+        ([], ["train.optimizer=adagrad"], r"optimizer = 'adagrad': .*'sgd', 'adam' or 'adamw'"),
         ([], ["self=1"], r"unknown setting 'self'"),
         ([], ["rules=[]"], r"rules belong into a preset"),
         ([{"rules": {"epochs": 3}}], [], r"must be tables, each under \[\[rules\]\]"),
@@ -157,7 +157,7 @@ def test_a_preset_is_a_name_or_a_file(tmp_path: Path) -> None:
     own.write_text('[method]\nname = "vpt"\n', encoding="utf-8")
     assert read_preset(str(own)) == {"method": {"name": "vpt"}}
     with pytest.raises(
-        ConfigError, match=r"unknown preset 'maple'; choose one of: cocoop_base.*, or the path of a TOML"
+        ConfigError, match=r"unknown preset 'maple'; choose one of: .*cocoop_base.*, or the path of a TOML"
     ):
         read_preset("maple")
     own.write_text("[method\n", encoding="utf-8")

@@ -23,8 +23,31 @@ RECIPES: dict[str, tuple[float, int, int, int, int, int, int, int]] = {
     "maple-shallow_base-to-novel": (0.0035, 5, 4, 2, 1, 2, 1, 395_008),
     "maple-unified_base-to-novel": (0.0035, 5, 4, 2, 9, 2, 9, 403_200),
     "maple_base-to-novel": (0.0035, 5, 4, 2, 9, 2, 9, 3_555_072),
+    "kgcoop_base-to-novel": (0.002, 100, 128, 4, 1, 0, 0, 2_048),
+    "kgcoop_cross-dataset": (0.002, 100, 128, 4, 1, 0, 0, 2_048),
+    "kgcoop_few-shot": (0.002, 100, 128, 4, 1, 0, 0, 2_048),
     "maple_cross-dataset": (0.0026, 2, 4, 2, 3, 2, 3, 1_185_024),
+    "prograd_base-to-novel": (0.002, 100, 32, 16, 1, 0, 0, 8_192),
+    "prograd_cross-dataset": (0.002, 50, 32, 16, 1, 0, 0, 8_192),
+    "prograd_few-shot": (0.002, 200, 32, 16, 1, 0, 0, 8_192),
+    "promptsrc-maple_base-to-novel": (0.0025, 20, 4, 2, 9, 2, 9, 3_555_072),
+    "promptsrc_base-to-novel": (0.0025, 20, 4, 4, 9, 4, 9, 46_080),
+    "promptsrc_cross-dataset": (0.0025, 20, 4, 4, 3, 4, 3, 15_360),
+    "promptsrc_few-shot": (0.0025, 50, 4, 4, 9, 4, 9, 46_080),
     "vpt_base-to-novel": (0.0025, 5, 4, 0, 0, 8, 12, 73_728),
+}
+# rate, epochs, batch, optimiser, weight decay, warm-up epochs, views, smallest crop; parameters for two classes
+ADAPTERS: dict[str, tuple[float, int, int, str, float, int, int, float, int]] = {
+    "clip_adapter_base-to-novel": (0.0035, 10, 4, "sgd", 5e-4, 1, 10, 0.08, 131_072),
+    "clip_adapter_few-shot": (0.002, 200, 32, "sgd", 5e-4, 1, 10, 0.08, 131_072),
+    "linear_probe_base-to-novel": (0.002, 0, 4, "sgd", 5e-4, 1, 0, 0.08, 1_026),
+    "linear_probe_few-shot": (0.002, 0, 4, "sgd", 5e-4, 1, 0, 0.08, 1_026),
+    "taskres_base-to-novel": (0.002, 200, 256, "adam", 5e-4, 1, 10, 0.08, 1_024),
+    "taskres_few-shot": (0.002, 200, 256, "adam", 5e-4, 1, 10, 0.08, 1_024),
+    "tip-adapter-f_base-to-novel": (0.001, 20, 256, "adamw", 0.01, 0, 10, 0.5, 1_024),
+    "tip-adapter-f_few-shot": (0.001, 20, 256, "adamw", 0.01, 0, 10, 0.5, 1_024),
+    "tip_adapter_base-to-novel": (0.002, 0, 4, "sgd", 5e-4, 1, 10, 0.5, 0),
+    "tip_adapter_few-shot": (0.002, 0, 4, "sgd", 5e-4, 1, 10, 0.5, 0),
 }
 
 
@@ -37,12 +60,53 @@ every = pytest.mark.parametrize("preset", preset_names())
 
 
 def test_these_are_shipped() -> None:
-    assert preset_names() == sorted([*RECIPES, "zero_shot_base-to-novel"])
-    assert len(preset_names()) == 13
+    assert preset_names() == sorted([*RECIPES, *ADAPTERS, "zero_shot_base-to-novel"])
+    assert len(preset_names()) == 33
     assert {read_preset(name)["method"]["name"] for name in preset_names()} == METHODS.keys()
 
 
-@every
+@pytest.mark.parametrize("preset", ADAPTERS)
+def test_values_of_adapters(preset: str, vit_b16: Backbone) -> None:
+    settings = complete(resolve([read_preset(preset), {"data": {"dataset": "sun397"}}]))
+    train = settings.train
+    method = build_method(settings.method, vit_b16, ["cat", "dog"])
+    found = (train.lr, train.epochs, train.batch_size, train.optimizer, train.weight_decay, train.warmup_epochs)
+    assert (*found, train.views, train.crop_scale[0], method.parameter_count()) == ADAPTERS[preset]
+    assert (method.text_prompts(), method.vision_prompts(), method.reads_features) == ([], [], True)
+
+
+@pytest.mark.parametrize(
+    ("preset", "data", "expected"),
+    [
+        ("tip-adapter-f_few-shot", {"dataset": "eurosat"}, (2.0, 1.0, (12, 10), 100)),
+        ("tip-adapter-f_few-shot", {"dataset": "food101"}, (1.17, 1.0, (7, 3), 20)),
+        ("tip_adapter_few-shot", {"dataset": "dtd"}, (2.0, 1.0, (13, 13), 0)),
+    ],
+)
+def test_searches_of_tip_adapter(preset: str, data: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    settings = complete(resolve([read_preset(preset), {"data": data}]))
+    method = settings.method
+    found = (method["start_alpha"], method["start_beta"], tuple(method["search_scale"]), settings.train.epochs)
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "lr", "epochs", "scale"),
+    [
+        ({"dataset": "dtd", "shots": 16}, 0.002, 200, 0.5),
+        ({"dataset": "dtd", "shots": 4}, 0.002, 100, 0.5),
+        ({"dataset": "oxford_flowers", "shots": 1}, 0.002, 100, 1.0),
+        ({"dataset": "oxford_flowers", "shots": 8}, 0.002, 200, 1.0),
+        ({"dataset": "imagenet", "shots": 2}, 2e-4, 100, 0.5),
+        ({"dataset": "imagenet", "shots": 16}, 2e-4, 200, 0.5),
+    ],
+)
+def test_recipes_of_taskres(data: dict[str, Any], lr: float, epochs: int, scale: float) -> None:
+    settings = resolve([read_preset("taskres_few-shot"), {"data": data}])
+    assert (settings.train.lr, settings.train.epochs, settings.method["scale"]) == (lr, epochs, scale)
+
+
+@pytest.mark.parametrize("preset", [name for name in preset_names() if name not in ADAPTERS])
 def test_values_are_the_published_ones(preset: str, vit_b16: Backbone) -> None:
     settings = complete(resolve([read_preset(preset), {"data": {"dataset": "eurosat"}}]))
     method = build_method(settings.method, vit_b16, ["cat", "dog"])
@@ -116,6 +180,58 @@ def test_zero_shot_takes_the_data_sets_template() -> None:
     assert complete(resolve(layers)).method["templates"] == ["a photo of a {}."]
     own = complete(resolve([*layers, {"data": {"dataset": "eurosat"}}], ['method.templates=["a {}"]']))
     assert own.method["templates"] == ["a {}"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "dataset", "template"),
+    [
+        ("kgcoop_base-to-novel", "eurosat", "a centered satellite photo of {}."),
+        ("kgcoop_base-to-novel", "oxford_pets", "a photo of a {}, a type of pet."),
+        ("kgcoop_cross-dataset", "dtd", "a photo of a {}, a type of texture."),
+        ("prograd_base-to-novel", "eurosat", "a centered satellite photo of {}."),
+        ("prograd_base-to-novel", "oxford_pets", "a type of pet, a photo of a {}."),
+        ("prograd_base-to-novel", "food101", "a type of food, a photo of {}."),
+        ("prograd_base-to-novel", "sun397", "a photo of a {}."),
+        ("prograd_few-shot", "dtd", "a texture of {}."),
+    ],
+)
+def test_teachers_take_the_data_sets_template(preset: str, dataset: str, template: str) -> None:
+    settings = complete(resolve([read_preset(preset), {"data": {"dataset": dataset}}]))
+    assert settings.method["teacher_template"] == template
+
+
+@pytest.mark.parametrize(
+    ("data", "epochs", "strength"),
+    [
+        ({"dataset": "dtd", "shots": 16}, 200, 0.8),
+        ({"dataset": "dtd", "shots": 4}, 100, 1.0),
+        ({"dataset": "dtd", "shots": 1}, 50, 1.0),
+        ({"dataset": "eurosat", "shots": 8}, 200, 0.8),
+        ({"dataset": "eurosat", "shots": 2}, 100, 1.0),
+        ({"dataset": "food101", "shots": 16}, 200, 1.0),
+        ({"dataset": "imagenet", "shots": 16}, 50, 1.0),
+    ],
+)
+def test_few_shot_recipes_of_prograd(data: dict[str, Any], epochs: int, strength: float) -> None:
+    settings = resolve([read_preset("prograd_few-shot"), {"data": data}])
+    assert (settings.train.epochs, settings.method["strength"]) == (epochs, strength)
+
+
+@pytest.mark.parametrize(
+    ("preset", "dataset", "mean", "std"),
+    [
+        ("promptsrc_base-to-novel", "eurosat", 15, 1),
+        ("promptsrc_cross-dataset", "imagenet", 6, 10),
+        ("promptsrc_few-shot", "food101", 30, 30),
+        ("promptsrc_few-shot", "eurosat", 45, 5),
+    ],
+)
+def test_gaussians_of_promptsrc(preset: str, dataset: str, mean: float, std: float) -> None:
+    settings = complete(resolve([read_preset(preset), {"data": {"dataset": dataset}}]))
+    method = settings.method
+    assert (method["gpa_mean"], method["gpa_std"]) == (mean, std)
+    assert (method["text_loss_weight"], method["image_loss_weight"]) == (25, 10)
+    assert len(set(method["teacher_templates"])) == 60
 
 
 @every

@@ -19,7 +19,9 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from maple.checkpoint import put_parameters
 from maple.errors import CheckpointError, ConfigError, MapleError, UnsafeCheckpointError
+from maple.methods import build_method
 from maple.reference import Placeholder, convert, import_reference, read_checkpoint
 
 HT, HV, D, LAYERS, CLASSES = 512, 768, 512, 12, 5
@@ -79,8 +81,21 @@ def cocoop(hidden: int = D // 16) -> dict[str, torch.Tensor]:
     return {"ctx": draw(4, HT), **tokens(4, ""), **{f"meta_net.{key}": value for key, value in meta.items()}}
 
 
+def kgcoop() -> dict[str, torch.Tensor]:
+    """Its prompt learner, with the two parts that nothing uses."""
+    unused = {"bias_vectors": draw(1, D), "meta_net.linear1.weight": draw(D, D), "meta_net.linear1.bias": draw(D)}
+    return {"ctx": draw(4, HT), **unused, **tokens(4, "")}
+
+
+def promptsrc(depth: int = 9) -> dict[str, torch.Tensor]:
+    """Its whole model: IVLP's, and the frozen image tower that its prompt learner keeps."""
+    teacher = {f"prompt_learner.ZS_{key}": value for key, value in frozen().items() if key.startswith("image")}
+    return ivlp(4, 4, depth, depth) | teacher
+
+
 ALL = {"maple": maple, "independent_vl": ivlp, "deep_language": lambda: ivlp(4, vision_depth=0)}
 ALL |= {"vpt": lambda: ivlp(0, 8, 0), "coop": coop, "cocoop": cocoop}
+ALL |= {"kgcoop": kgcoop, "prograd": coop, "promptsrc": promptsrc}
 
 
 def save_as_dassl(path: Path, state: dict[str, torch.Tensor], *, zipped: bool = True, val_result: Any = None) -> Path:
@@ -146,8 +161,16 @@ def test_a_checkpoint_with_live_objects_is_read_and_converted(tmp_path, method, 
         assert value.dtype == torch.float32
         assert value.is_contiguous()
         assert value.untyped_storage().nbytes() == 4 * value.numel()
-    for name, value in convert(state).parameters.items():
+    for name, value in convert(state, method=method).parameters.items():
         assert torch.equal(imported.parameters[name], value)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_a_converted_checkpoint_is_a_method_with_its_parameters(method, vit_b16):
+    got = convert(ALL[method](), method=method)
+    built = build_method({"name": got.method, **got.config}, vit_b16, ["cat", "dog"])
+    put_parameters(built, got.parameters, source="test")
+    assert built.prompt_parameters().keys() == got.parameters.keys()
 
 
 def test_a_numpy_result_is_left_out(tmp_path):
@@ -524,7 +547,8 @@ def test_independent_prompts_and_their_halves():
     assert sum(value.numel() for value in language.parameters.values()) == 24_576
     assert language.info["vision_width"] is None
     vision = convert(ivlp(0, 8, 0))
-    assert vision.config == {"prompt_length": 8, "prompt_depth": 12, "template": "a photo of a {}."}
+    words = "a photo of a {}."
+    assert vision.config == {"vision_prompt_length": 8, "vision_prompt_depth": 12, "template": words}
     assert sum(value.numel() for value in vision.parameters.values()) == 73_728
     assert set(vision.parameters) == {f"vision_prompt.{k}" for k in range(LAYERS)}
 
@@ -543,6 +567,21 @@ def test_coop_and_cocoop():
     assert got.parameters["meta_net.0.weight"].shape == (32, D)
     assert got.parameters["meta_net.1.weight"].shape == (HT, 32)
     assert got.info["embedding_width"] == D
+
+
+def test_prompts_trained_in_another_way():
+    got = convert(kgcoop())
+    assert got.method == "kgcoop"
+    assert got.config == {"prompt_length": 4, "init_text": "a photo of a"}
+    assert got.parameters.keys() == {"text_prompt.0"}
+    assert got.info["dropped_keys"] == 3
+    assert convert(coop(16)).method == "coop", "ProGrad's files are CoOp's"
+    prograd = convert(coop(16), method="prograd", init_text="a type of pet, a photo of a")
+    assert prograd.config == {"prompt_length": 16, "teacher_template": "a type of pet, a photo of a {}."}
+    assert torch.equal(prograd.parameters["text_prompt.0"], coop(16)["ctx"].float())
+    assert convert(promptsrc()).method == "independent_vl"
+    assert convert(promptsrc(), method="promptsrc").config == convert(promptsrc()).config
+    assert sum(value.numel() for value in convert(promptsrc()).parameters.values()) == 46_080
 
 
 def test_a_text_prompt_alone_is_told_by_the_frozen_model():
@@ -594,6 +633,9 @@ PROJECTION = "prompt_learner.compound_prompt_projections."
         (coop, {"ctx": draw(HT)}, r"allowed are \[P, Ht\] and \[C, P, Ht\]"),
         (coop, {"ctx": draw(CLASSES + 1, 4, HT)}, r"has 6 classes, but the stored token vectors 5"),
         (cocoop, {"meta_net.linear2.weight": None, "meta_net.linear2.bias": None}, r"lacks linear2"),
+        (kgcoop, {"ctx": None}, r"text_prompt lacks layer 0"),
+        (kgcoop, {"bias_vectors": None}, r"lacks linear2"),
+        (kgcoop, {"image_encoder.VPT": draw(2, HV)}, r"'image_encoder\.VPT' does not belong to kgcoop"),
         (cocoop, {"ctx": None}, r"text_prompt lacks layer 0"),
         (cocoop, {"ctx": draw(4, HV)}, r"linear2 has weight \[512, 32\]"),
         (lambda: cocoop(200), {}, r"200 outputs for 512 inputs"),
@@ -611,6 +653,10 @@ def test_the_method_is_checked():
         convert(maple(), method="MaPLe")
     with pytest.raises(CheckpointError, match=r"keys are those of maple, not of 'coop'"):
         convert(maple(), method="coop")
+    with pytest.raises(CheckpointError, match=r"keys are those of kgcoop, not of 'coop'"):
+        convert(kgcoop(), method="coop")
+    with pytest.raises(CheckpointError, match=r"of 4 tokens cannot have started from init_text 'a type of pet, a"):
+        convert(coop(4), method="prograd", init_text="a type of pet, a photo of a")
     with pytest.raises(ConfigError, match="init_text is None"):
         convert(maple(), init_text=None)
     assert issubclass(UnsafeCheckpointError, CheckpointError)

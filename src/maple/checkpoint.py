@@ -30,7 +30,7 @@ class PromptsFile:
         backbone: name, pretrained, precision and fingerprint of the CLIP it was learned on.
         class_names: the classes it was learned for.
         info: data set, training summary, versions, where it came from.
-        tensors: the parameters by contract name, float32.
+        tensors: the parameters by contract name, float32, and what else a method has found.
     """
 
     method: dict[str, Any]
@@ -67,7 +67,7 @@ def describe_backbone(backbone: Backbone) -> dict[str, Any]:
 
 def save_prompts(path: str | Path, method: Method, info: Mapping[str, Any] | None = None) -> None:
     """Write the method's prompts and all that `load_prompts` needs, atomically, as safetensors."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in method.prompt_parameters().items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in method.saved_tensors().items()}
     content = {
         "method": describe(method),
         "backbone": describe_backbone(method.backbone),
@@ -170,14 +170,15 @@ def load_prompts(
 
 @torch.no_grad()
 def put_parameters(method: Method, tensors: Mapping[str, Tensor], *, source: str) -> None:
-    """Set every prompt parameter from `tensors`; none may be missing, unknown, or of another shape.
+    """Set every saved tensor of the method from `tensors`; none may be missing, unknown, or of another shape.
 
     Nothing is set unless everything fits.
 
     Raises:
         CheckpointError: it does not; `source` and the parameters are named.
     """
-    parameters = method.prompt_parameters()
+    method.make_room({name: tuple(value.shape) for name, value in tensors.items()})
+    parameters = method.saved_tensors()
     problems = [f"{name} is missing" for name in parameters.keys() - tensors.keys()]
     problems += [f"{name} is unknown" for name in tensors.keys() - parameters.keys()]
     for name in parameters.keys() & tensors.keys():

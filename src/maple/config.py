@@ -62,10 +62,15 @@ class DataSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """How prompts are trained. Source: SPEC section 4; Dassl.pytorch@c61a1b5 dassl/optim."""
+    """How prompts are trained. Source: SPEC section 4; Dassl.pytorch@c61a1b5 dassl/optim.
+
+    `views` is how many augmented views of each image there are, shown epoch by epoch and then again; None for a new
+    one in every epoch, 0 for no augmentation. Where the image tower is left alone, the features of these views are
+    extracted once and stand in for the images.
+    """
 
     section = "train."
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.002
     momentum: Fraction = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
@@ -78,6 +83,7 @@ class TrainSettings(Settings):
     drop_last: bool = True
     crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.08, 1.0)
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    views: Annotated[int, Field(ge=0)] | None = None
     workers: Annotated[int, Field(ge=0)] = 0
 
     @field_validator("crop_scale")

@@ -27,6 +27,10 @@ class ClassNamesError(MapleError):
     """A list of class names is empty, malformed, too long for the text tower, or does not fit the method."""
 
 
+class UnlearnedClassesError(ClassNamesError):
+    """A method is asked about a class for which it has learned nothing, and can say nothing without."""
+
+
 class DataError(MapleError):
     """A data set, split file, folder or item list is missing or malformed."""
 

@@ -71,7 +71,9 @@ def learning_rate(settings: TrainSettings, epoch: int) -> float:
 
 
 def make_optimizer(parameters: Iterable[Tensor], settings: TrainSettings) -> torch.optim.Optimizer:
-    """SGD with momentum (no Nesterov) or AdamW; weight decay on every prompt parameter."""
+    """SGD with momentum (no Nesterov), Adam or AdamW; weight decay on every prompt parameter."""
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     return torch.optim.SGD(
@@ -149,11 +151,13 @@ class Trainer:
             group["lr"] = rate
         for parameter in self.parameters.values():
             parameter.grad = torch.zeros_like(parameter)
-        sums = self._backward(batch, whole)
+        sums, guides = self._backward(batch, whole)
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        self.processes.sum_([*gradients, *sums.values()])
+        guiding = [gradient for named in guides.values() for gradient in named.values()]
+        self.processes.sum_([*gradients, *guiding, *sums.values()])
         logs = {name: float(value) for name, value in sums.items()}
         loss = logs.pop("loss")
+        self._steer(guides)
         self._scaler.unscale_(optimizer)
         self._refuse_non_finite(loss, gradients, rate)
         self._scaler.step(optimizer)
@@ -162,13 +166,17 @@ class Trainer:
         self._step += 1
         return report
 
-    def _backward(self, batch: Batch, whole: int) -> dict[str, Tensor]:
-        """Accumulate the gradient of the whole batch's mean loss; return this process's share of each log.
+    def _backward(self, batch: Batch, whole: int) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """Accumulate the gradient of the whole batch's mean loss; return this process's share of each log and guide.
 
         Every piece (a micro-batch of a process) is weighted by its part of the whole batch, so the sum over pieces and
-        processes is the same whatever the split.
+        processes is the same whatever the split. The gradients of the method's guides are kept apart, by parameter.
         """
         device = self.processes.device
+        guides = {
+            guide: {name: torch.zeros_like(parameter) for name, parameter in self.parameters.items()}
+            for guide in self.method.guides
+        }
         sums: dict[str, Tensor] = {name: torch.zeros((), device=device) for name in ("loss", *self.method.log_names)}
         # The scaler wakes up at its first use, which a process without images would never come to.
         self._scaler.scale(torch.zeros((), device=device))
@@ -178,10 +186,37 @@ class Trainer:
             labels = batch.labels[start : start + size].to(device)
             loss, logs = self.method.loss(images, labels)
             weight = len(labels) / whole
+            for guide, totals in guides.items():
+                scaled = self._scaler.scale(logs[guide] * weight)
+                found = torch.autograd.grad(
+                    scaled, list(self.parameters.values()), retain_graph=True, materialize_grads=True
+                )
+                for total, gradient in zip(totals.values(), found, strict=True):
+                    total += gradient
             self._scaler.scale(loss * weight).backward()
             for name, value in {"loss": loss.detach(), **logs}.items():
                 sums[name] += value.detach() * weight
-        return sums
+        return sums, guides
+
+    def _steer(self, guides: dict[str, dict[str, Tensor]]) -> None:
+        """Replace the gradient of the loss by what the method makes of it and of its guides, all of the whole batch.
+
+        The method sees true gradients; what it returns is scaled again, for the scaler to take it from there.
+        """
+        if not guides:
+            return
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        if not all(bool(value.isfinite().all()) for named in guides.values() for value in named.values()):
+            for gradient in gradients.values():
+                gradient.fill_(math.nan)  # an overflow of a guide is one of the step
+            return
+        scale = self._scaler.get_scale()
+        terms = {
+            term: {name: value / scale for name, value in named.items()}
+            for term, named in {"loss": gradients, **guides}.items()
+        }
+        for name, value in self.method.combine_gradients(terms).items():
+            gradients[name].copy_(value * scale)
 
     def _may_rescale(self) -> bool:
         """Whether an infinite gradient only means that the loss scale of fp16 has to fall once more."""
@@ -254,5 +289,5 @@ def _copy(value: Tensor) -> Tensor:
 
 
 def _place(key: str, value: Tensor, parameter: Tensor) -> Tensor:
-    """AdamW counts its steps on the CPU; everything else of the optimiser lives beside its parameter."""
+    """Adam counts its steps on the CPU; everything else of the optimiser lives beside its parameter."""
     return value.clone() if key.endswith("/step") else value.to(parameter.device, copy=True)

@@ -97,6 +97,18 @@ def test_evaluate_parts_and_names(trained: Path) -> None:
     assert "harmonic mean" in run("evaluate", trained, "--classes", "base,novel", "--per-class", "--confusion")
 
 
+def test_what_a_method_cannot_speak_of_is_a_dash(folder: Path, tmp_path: Path) -> None:
+    prompts = ["--method", "coop", "--set", "method.class_specific=true", "--set", "train.epochs=1"]
+    run("train", "--dataset", folder, "--classes", "base", *TINY, *prompts, "--output", tmp_path / "run")
+    result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run"), "--classes", "base,novel", "--device", "cpu"])
+    assert result.exit_code == 0
+    assert "novel: - (class-specific prompts were learned for 2 classes and" in result.stderr
+    assert "base" in result.stdout
+    assert "novel" not in result.stdout
+    with pytest.raises(MapleError, match="were learned for 2 classes"):
+        run("evaluate", tmp_path / "run", "--classes", "novel", "--device", "cpu")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -59,6 +59,42 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "cocoop", "meta_net_reduction": 0}, r"meta_net_reduction = 0: input should be greater"),
     ({"name": "zero_shot", "templates": []}, r"templates is empty; give at least one sentence"),
     ({"name": "zero_shot", "templates": ["a {} and a {}."]}, r"must hold exactly one \{\}"),
+    ({"name": "kgcoop", "weight": -1}, r"weight = -1: input should be greater"),
+    ({"name": "kgcoop", "teacher_template": "a photo"}, r"'a photo' must hold exactly one \{\}"),
+    (
+        {"name": "prograd", "teacher_template": "a {}, a pet."},
+        r"'a \{\}, a pet.' must be words and then",
+    ),
+    ({"name": "prograd", "teacher_template": " {}."}, r"must be words and then the class name"),
+    ({"name": "prograd", "prompt_length": 3}, r"has 4 words .* more than prompt_length=3; set prompt_length=4"),
+    ({"name": "prograd", "temperature": 0}, r"temperature = 0: input should be greater than 0"),
+    ({"name": "promptsrc"}, r"text prompt depth=9, but the text tower has 3"),
+    ({"name": "promptsrc", "gpa_std": 0}, r"gpa_std = 0: input should be greater than 0"),
+    (
+        {"name": "promptsrc", "text_prompt_depth": 3, "prompts": {"name": "maple", "prompt_depth": 3}},
+        r"text_prompt_depth would be ignored, since prompts = .*'maple'",
+    ),
+    ({"name": "promptsrc", "prompts": {"name": "mapel"}}, r"unknown method 'mapel'"),
+    ({"name": "promptsrc", "prompts": {"name": "maple", "lenght": 2}}, r"unknown setting '.*lenght'"),
+    (
+        {"name": "promptsrc", "prompts": {"name": "cocoop", "meta_net_reduction": 4}},
+        r"cannot train the prompts of CoCoOp",
+    ),
+    ({"name": "promptsrc", "prompts": {"name": "kgcoop"}}, r"cannot train the prompts of KgCoOp"),
+    ({"name": "promptsrc", "prompts": {"name": "zero_shot"}}, r"cannot train the prompts of zero-shot CLIP"),
+    (
+        {"name": "promptsrc", "prompts": {"name": "tip_adapter", "learn_keys": True}},
+        r"cannot train the prompts of Tip-",
+    ),
+    ({"name": "linear_probe", "inverse_regularisation": 0}, r"inverse_regularisation = 0: input should be greater"),
+    (
+        {"name": "clip_adapter", "reduction": 33},
+        r"reduction=33 leaves no hidden unit: .* 32 dimensions; choose 1 to 32",
+    ),
+    ({"name": "clip_adapter", "ratio": 0}, r"ratio = 0: input should be greater than 0"),
+    ({"name": "clip_adapter", "templates": []}, r"templates is empty"),
+    ({"name": "tip_adapter", "beta": -1}, r"beta = -1: input should be greater"),
+    ({"name": "taskres", "scale": 0}, r"scale = 0: input should be greater than 0"),
     ({"name": "zero_shot", "prompt_depth": 1}, r"unknown setting '.*prompt_depth'; choose one of: templates"),
 ]
 
@@ -97,7 +133,7 @@ def test_class_specific_prompts_follow_their_class(backbone: Backbone, images: T
     torch.testing.assert_close(method.predict_logits(images), before[:, [1, 0, 2]])
 
 
-@pytest.mark.parametrize("variant", ["zero_shot", "zero_shot-ensemble", "coop", "cocoop", "deep_language"])
+@pytest.mark.parametrize("variant", ["zero_shot", "zero_shot-ensemble", "coop", "cocoop", "deep_language", "taskres"])
 def test_methods_without_vision_prompts_run_on_a_resnet(
     variant: str, resnet_backbone: Backbone, images: Tensor
 ) -> None:

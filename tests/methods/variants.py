@@ -60,10 +60,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "maple-deep_words": {"name": "maple", "prompt_depth": 3, "deep_init": "words"},
     "maple-random": {"name": "maple", "prompt_depth": 2, "init_text": ""},
     "maple-long": {"name": "maple", "prompt_depth": 2, "prompt_length": 6},
+    "kgcoop": {"name": "kgcoop"},
+    "kgcoop-random": {"name": "kgcoop", "prompt_length": 5, "init_text": "", "weight": 2.0},
+    "prograd": {"name": "prograd", "prompt_length": 6},
+    "prograd-words": {"name": "prograd", "prompt_length": 4, "temperature": 2.0, "strength": 0.5},
+    "promptsrc": {"name": "promptsrc", "text_prompt_depth": 3, "vision_prompt_depth": 4},
+    "promptsrc-maple": {"name": "promptsrc", "prompts": {"name": "maple", "prompt_depth": 3}},
+    "promptsrc-vpt": {"name": "promptsrc", "prompts": {"name": "vpt", "vision_prompt_depth": 4}},
+    "linear_probe": {"name": "linear_probe"},
+    "clip_adapter": {"name": "clip_adapter", "ratio": 0.5},
+    "tip_adapter": {"name": "tip_adapter", "alpha": 2.0},
+    "tip_adapter-f": {"name": "tip_adapter", "learn_keys": True, "alpha": 10.0, "beta": 1.0},
+    "taskres": {"name": "taskres", "templates": ["a photo of a {}.", "a sketch of the {}!"]},
 }
 
-LEARNING = [name for name in VARIANTS if not name.startswith("zero_shot")]
-WORDS_ONLY = {"zero_shot", "zero_shot-ensemble", "coop-words", "coop-class_specific-words"}
+LEARNING = [name for name in VARIANTS if name != "tip_adapter" and not name.startswith("zero_shot")]
+WORDS_ONLY = {
+    *("zero_shot", "zero_shot-ensemble", "coop-words", "coop-class_specific-words"),
+    *("kgcoop", "prograd", "prograd-words"),
+    *("linear_probe", "tip_adapter", "tip_adapter-f", "taskres"),
+}
 
 
 def make(variant: str, backbone: Backbone, names: Sequence[str] = NAMES, seed: int = 1) -> Method:

@@ -66,6 +66,19 @@ def test_settings_of_all_runs_lie_over_the_recipe_and_below_the_grid() -> None:
     assert (runs[0].settings.train.lr, runs[0].settings.train.epochs) == (0.25, 1)
 
 
+def test_methods_are_not_asked_about_classes_they_cannot_speak_of() -> None:
+    asked = {"protocol": "base-to-novel", "methods": ["coop"], "datasets": ["eurosat"], "seeds": [1]}
+    own = {"settings": {"method": {"class_specific": True}}}
+    assert [e.classes for e in plan_sweep(SweepSettings(**asked))[0].evaluations] == ["base", "novel"]
+    assert [e.classes for e in plan_sweep(SweepSettings(**asked, **own))[0].evaluations] == ["base"]
+    transfer = {**asked, "datasets": ["dtd"], "source": "eurosat", **own}
+    found = {
+        protocol: [e.dataset for e in plan_sweep(SweepSettings(**{**transfer, "protocol": protocol}))[0].evaluations]
+        for protocol in ("cross-dataset", "domain-generalization")
+    }
+    assert found == {"cross-dataset": [None], "domain-generalization": [None, "dtd"]}, "other domains, same classes"
+
+
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [

@@ -189,6 +189,22 @@ def test_pairs_go_by_seed(make_run: MakeRun, runs: Path) -> None:
     assert found[0].ties == 6
 
 
+def test_what_a_method_cannot_speak_of_is_a_dash(make_run: MakeRun, runs: Path) -> None:
+    make_run("linear_probe", "food", base=0.9)
+    (table,) = Report(runs).tables
+    assert cells(table)["linear probe"][:3] == ["90.00", "–", "–"]
+    assert any("say nothing about classes they were not trained on" in note for note in table.notes)
+    make_run("maple", "food", base=0.8, novel=0.6)
+    table = Report(runs).tables[0]
+    assert cells(table)["linear probe"][:3] == ["90.00", "–", "–"]
+
+
+def test_nothing_is_said_of_dashes_where_there_are_none(make_run: MakeRun, runs: Path) -> None:
+    make_run("maple", "food", base=0.8, novel=0.6)
+    (table,) = Report(runs).tables
+    assert not any("say nothing" in note for note in table.notes)
+
+
 OPENAI = {"name": "ViT-B-16", "pretrained": "openai", "precision": "fp16", "fingerprint": "v"}
 FULL = {"prompt_length": 2, "prompt_depth": 9, "coupling_sharing": "per_layer", "coupling_direction": "text_to_vision"}
 
@@ -225,11 +241,19 @@ def test_no_published_number_was_recalled_from_memory() -> None:
     from maple.report.published import ELEVEN, published_numbers
 
     numbers = published_numbers()
-    assert len(numbers) == 105
+    assert len(numbers) == 174
     assert all(number.read_in and "memory" not in number.read_in.lower() for number in numbers)
     maple = {n.dataset: n.values for n in numbers if (n.method, n.protocol) == ("maple", "base-to-novel")}
     assert maple.keys() == ELEVEN | {"average"}
     assert maple["average"] == {"base": 82.28, "novel": 75.14, "harmonic mean": 78.55}
     assert not any(n.title.startswith("Shallow") for n in numbers)
+    for method, values in {
+        "promptsrc": {"base": 84.26, "novel": 76.1, "harmonic mean": 79.97},
+        "kgcoop": {"base": 80.73, "novel": 73.6, "harmonic mean": 77.0},
+        "prograd": {"base": 82.48, "novel": 70.75, "harmonic mean": 76.16},
+    }.items():
+        found = {n.dataset: n.values for n in numbers if (n.method, n.protocol) == (method, "base-to-novel")}
+        assert found.keys() == ELEVEN | {"average"}
+        assert found["average"] == values
     mean = sum(values["base"] for name, values in maple.items() if name != "average") / 11
     assert mean == pytest.approx(82.28, abs=0.01)

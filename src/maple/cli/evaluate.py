@@ -44,30 +44,38 @@ def evaluate_command(
     from maple.checkpoint import load_prompts
     from maple.config import DataSettings
     from maple.distributed import this_process
+    from maple.errors import UnlearnedClassesError
     from maple.metrics import harmonic_mean
     from maple.runs import evaluate_run, finished_prompts
 
     parts = [DataSettings(classes=name).classes for name in comma_list(classes) or []]  # type: ignore[arg-type]
     method = load_prompts(finished_prompts(run), device=this_process(device).device)
     results = {}
+    silent: dict[str, UnlearnedClassesError] = {}
     with Progress(console=Console(stderr=True), transient=True) as bar:
         for which in parts:
             task = bar.add_task(f"{which} classes", total=None)
-            scores, row = evaluate_run(
-                run,
-                classes=which,
-                dataset=dataset,
-                root=data_root,
-                part=part,
-                names=comma_list(names),
-                only=comma_list(only),
-                class_names=read_mapping(class_names),
-                device=device,
-                method=method,
-                on_images=lambda done, total, task=task: bar.update(task, completed=done, total=total),  # type: ignore[misc]
-            )
-            results[which] = (scores, row)
+            try:
+                results[which] = evaluate_run(
+                    run,
+                    classes=which,
+                    dataset=dataset,
+                    root=data_root,
+                    part=part,
+                    names=comma_list(names),
+                    only=comma_list(only),
+                    class_names=read_mapping(class_names),
+                    device=device,
+                    method=method,
+                    on_images=lambda done, total, task=task: bar.update(task, completed=done, total=total),  # type: ignore[misc]
+                )
+            except UnlearnedClassesError as error:
+                silent[which] = error
             bar.remove_task(task)
+    for unanswered, reason in silent.items():
+        if not results:
+            raise reason
+        typer.echo(f"{unanswered}: - ({reason})", err=True)
     if as_json:
         for _, row in results.values():
             typer.echo(json.dumps(row))

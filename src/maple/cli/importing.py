@@ -22,8 +22,9 @@ def import_command(
     pretrained: Annotated[str | None, typer.Option(help="For an architecture: tag, file, or random[:SEED].")] = None,
     output: Annotated[Path | None, typer.Option(help="The run folder. Default: runs/imported_FILE.")] = None,
 ) -> None:
-    """Read a checkpoint of the published code (MaPLe, IVLP, VPT, language prompting, CoOp, CoCoOp) as a run.
+    """Read a checkpoint of the published code as a run.
 
+    MaPLe, IVLP, VPT, language prompting, CoOp, CoCoOp, KgCoOp, ProGrad (as CoOp), PromptSRC (as IVLP).
     The file is read without executing anything in it.
     """
     from maple.config import resolve

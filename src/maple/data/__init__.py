@@ -4,7 +4,16 @@ from maple.data.catalogue import CATALOGUE, DatasetSpec, canonical_name, known_n
 from maple.data.domains import load_domain
 from maple.data.folders import load_folder, walk_files
 from maple.data.images import ImageStore, is_image_file, read_image, to_rgb
-from maple.data.loaders import Batch, derive_seed, eval_batches, in_order, steps_per_epoch, train_batches
+from maple.data.loaders import (
+    Batch,
+    derive_seed,
+    eval_batches,
+    feature_batches,
+    in_order,
+    steps_per_epoch,
+    train_batches,
+    view_batches,
+)
 from maple.data.manifests import load_manifest
 from maple.data.records import Dataset, Item, items_hash
 from maple.data.sampling import base_novel_classes, sample_few_shot, select_classes, select_dataset
@@ -25,6 +34,7 @@ __all__ = [
     "canonical_name",
     "derive_seed",
     "eval_batches",
+    "feature_batches",
     "in_order",
     "is_image_file",
     "items_hash",
@@ -42,6 +52,7 @@ __all__ = [
     "template_of",
     "to_rgb",
     "train_batches",
+    "view_batches",
     "walk_files",
     "write_pictures",
 ]

@@ -25,7 +25,7 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True)
 class Batch:
-    """B images [B, 3, R, R] float32, normalised, and their labels [B] int64."""
+    """B images [B, 3, R, R] float32, normalised, or features [B, D] in their place; and their labels [B] int64."""
 
     images: Tensor
     labels: Tensor
@@ -89,10 +89,12 @@ def train_batches(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
+    views: int | None = None,
 ) -> Iterator[tuple[Batch, int]]:
     """Iterate over one epoch in random order: this process's part of each global batch, and the global length.
 
-    The order depends on `seed` and `epoch`; the view of an image on these and its position in the order. So neither
+    The order depends on `seed` and `epoch`; the view of an image on these and its position in the order, or, where
+    there are only so many `views` of each image, on `seed`, the image, and `epoch` modulo `views`. So neither
     the number of processes nor of worker threads changes anything, and `start` (global batches to leave out, when
     resuming) continues exactly. Process `rank` of `world_size` gets its contiguous share of each global batch of
     `batch_size`, possibly empty ([0, 3, R, R]). `num_workers` threads read ahead; with 0 the caller's thread reads.
@@ -102,19 +104,12 @@ def train_batches(
         ConfigError: a number is out of its range (at the call).
         ImageError: an image cannot be used (while iterating).
     """
-    steps = steps_per_epoch(len(items), batch_size, drop_last)
     _check_workers(num_workers)
-    if not 0 <= start <= steps:
-        raise ConfigError(f"start is batch {start}; this epoch has {steps} batches, so it must be 0 to {steps}")
-    if not 0 <= rank < world_size:
-        raise ConfigError(f"rank is {rank} of world_size {world_size}; it must be 0 to {world_size - 1}")
-    order = torch.randperm(len(items), generator=_generator("order", seed, epoch)).tolist()
-    shares = [
-        _share(step * batch_size, min((step + 1) * batch_size, len(items)), rank, world_size)
-        for step in range(start, steps)
-    ]
+    order, shares = _epoch(len(items), batch_size, seed, epoch, drop_last, rank, world_size, start)
 
     def view(position: int) -> tuple[Tensor, int]:
+        if views is not None:
+            return _numbered_view(items, store, transform, seed, epoch % views, order[position])
         item = items[order[position]]
         generator = _generator("augment", seed, epoch, position)
         return transform(store.get(item.path), generator), item.label
@@ -124,6 +119,65 @@ def train_batches(
         with closing(in_order(view, wanted, num_workers, ahead=2 * batch_size)) as views:
             for share, length in shares:
                 yield _collate(list(islice(views, len(share))), transform.size), length
+
+    return batches()
+
+
+def view_batches(
+    items: Sequence[Item],
+    store: ImageStore,
+    transform: RandomView,
+    *,
+    view: int,
+    seed: int,
+    batch_size: int = 100,
+    num_workers: int = 0,
+) -> Iterator[Batch]:
+    """Iterate over view number `view` of all items in their order, as `train_batches` with `views` shows them.
+
+    Raises:
+        ConfigError: a number is out of its range (at the call).
+        ImageError: an image cannot be used (while iterating).
+    """
+    steps = steps_per_epoch(len(items), batch_size, drop_last=False)
+    _check_workers(num_workers)
+
+    def batches() -> Iterator[Batch]:
+        def one(index: int) -> tuple[Tensor, int]:
+            return _numbered_view(items, store, transform, seed, view, index)
+
+        with closing(in_order(one, range(len(items)), num_workers, ahead=2 * batch_size)) as views:
+            for _ in range(steps):
+                yield _collate(list(islice(views, batch_size)), size=0)
+
+    return batches()
+
+
+def feature_batches(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    drop_last: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[tuple[Batch, int]]:
+    """What `train_batches` iterates over, from the features [V, N, D] of V views of N items in place of images.
+
+    The order is the same, and epoch `epoch` shows view `epoch` modulo V.
+
+    Raises:
+        ConfigError: a number is out of its range (at the call).
+    """
+    order, shares = _epoch(len(labels), batch_size, seed, epoch, drop_last, rank, world_size)
+    seen = features[epoch % len(features)]
+
+    def batches() -> Iterator[tuple[Batch, int]]:
+        for share, length in shares:
+            chosen = torch.tensor([order[position] for position in share], dtype=torch.int64)
+            yield Batch(seen[chosen], labels[chosen]), length
 
     return batches()
 
@@ -158,6 +212,36 @@ def eval_batches(
                 yield _collate(list(islice(views, batch_size)), size=0)
 
     return batches()
+
+
+def _epoch(
+    count: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    drop_last: bool,
+    rank: int,
+    world_size: int,
+    start: int = 0,
+) -> tuple[list[int], list[tuple[range, int]]]:
+    """The order of `count` items in an epoch, and this process's share of each global batch, with its length."""
+    steps = steps_per_epoch(count, batch_size, drop_last)
+    if not 0 <= start <= steps:
+        raise ConfigError(f"start is batch {start}; this epoch has {steps} batches, so it must be 0 to {steps}")
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank is {rank} of world_size {world_size}; it must be 0 to {world_size - 1}")
+    order = torch.randperm(count, generator=_generator("order", seed, epoch)).tolist()
+    shares = [
+        _share(step * batch_size, min((step + 1) * batch_size, count), rank, world_size) for step in range(start, steps)
+    ]
+    return order, shares
+
+
+def _numbered_view(
+    items: Sequence[Item], store: ImageStore, transform: RandomView, seed: int, view: int, index: int
+) -> tuple[Tensor, int]:
+    generator = _generator("augment", seed, "view", view, index)
+    return transform(store.get(items[index].path), generator), items[index].label
 
 
 def in_order(

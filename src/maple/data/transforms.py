@@ -111,8 +111,9 @@ class EvalTransform(_ToInput):
         """
         super().__init__(size, mean, std, interpolation)
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Return an RGB image as a tensor [3, R, R]."""
+    def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> Tensor:
+        """Return an RGB image as a tensor [3, R, R]; a generator is accepted and not used."""
+        del generator
         resized = transforms.resize(_shortened(image), [self.size], interpolation=self.interpolation, antialias=True)
         return self._normalised(transforms.center_crop(resized, [self.size, self.size]))
 

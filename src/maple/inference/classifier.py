@@ -26,7 +26,7 @@ from maple.inference.inputs import InputError, as_pictures, numbered, words_for
 from maple.inference.pictures import Picture
 from maple.inference.predictor import Predictor, distinct, finite, prompts_file
 from maple.methods import Method, method_settings
-from maple.runs import complete, epoch_batches, fresh_method
+from maple.runs import Material, complete, fresh_method
 from maple.train import Trainer
 
 _BATCH = 32
@@ -115,10 +115,12 @@ class PromptClassifier(Classifier, Estimator):
         chosen = settings.backbone
         backbone = _open_backbone(chosen.name, chosen.pretrained, chosen.precision, device)
         method = fresh_method(settings, backbone, names)
+        material = Material(settings, items, ImageStore(Path(), read=lambda number: pictures[int(number)].read()))
+        material.begin(method)
         trainer = Trainer(method, settings.train, Processes(0, 1, device))
-        store = ImageStore(Path(), read=lambda number: pictures[int(number)].read())
         while not trainer.finished:
-            trainer.run_epoch(epoch_batches(trainer, settings, items, store))
+            trainer.run_epoch(material.batches(trainer))
+        material.finish(method)
         loss = trainer.history[-1].loss if trainer.history else None
         train = {"epochs": trainer.epoch, "images": len(items), "loss": loss}
         self._take(method.eval(), classes, {"seed": settings.seed, "train": train})

@@ -8,11 +8,18 @@ from torch import Generator
 
 from maple.clip import Backbone
 from maple.errors import ConfigError, one_of
-from maple.methods.base import Method, MethodSettings
+from maple.methods.base import Features, Method, MethodSettings
+from maple.methods.clip_adapter import CLIPAdapter
 from maple.methods.cocoop import CoCoOp
 from maple.methods.coop import CoOp
 from maple.methods.independent_vl import VPT, DeepLanguage, IndependentVL
+from maple.methods.kgcoop import KgCoOp
+from maple.methods.linear_probe import LinearProbe
 from maple.methods.maple import MaPLe
+from maple.methods.prograd import ProGrad
+from maple.methods.promptsrc import PromptSRC
+from maple.methods.taskres import TaskRes
+from maple.methods.tip_adapter import TipAdapter
 from maple.methods.zero_shot import ZeroShot
 
 METHODS: dict[str, type[Method]] = {
@@ -23,9 +30,16 @@ METHODS: dict[str, type[Method]] = {
     "vpt": VPT,
     "independent_vl": IndependentVL,
     "maple": MaPLe,
+    "kgcoop": KgCoOp,
+    "prograd": ProGrad,
+    "promptsrc": PromptSRC,
+    "linear_probe": LinearProbe,
+    "clip_adapter": CLIPAdapter,
+    "tip_adapter": TipAdapter,
+    "taskres": TaskRes,
 }
 
-__all__ = ["METHODS", "Method", "MethodSettings", "build_method", "method_settings"]
+__all__ = ["METHODS", "Features", "Method", "MethodSettings", "build_method", "method_settings"]
 
 
 def method_settings(description: Mapping[str, Any]) -> tuple[str, MethodSettings]:

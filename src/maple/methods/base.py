@@ -1,8 +1,9 @@
 """The contract of a method: all that a paper has to provide."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from maple.clip import Backbone
 from maple.config import Settings
 from maple.errors import CheckpointError, ConfigError
-from maple.prompts import PromptedClasses, TemplateClasses, encode_image, unit
+from maple.prompts import PromptedClasses, TemplateClasses, encode_image, unit, wide
 from maple.prompts.splice import clean_class_names
 
 
@@ -19,6 +20,32 @@ class MethodSettings(Settings):
     """Base of a method's own settings."""
 
     section = "method."
+
+    @classmethod
+    def for_template(cls, template: str) -> dict[str, Any]:
+        """Defaults that follow a data set's own zero-shot template, such as "a centered satellite photo of {}."."""
+        del template  # a method without such settings
+        return {}
+
+    @property
+    def speaks_of_new_classes(self) -> bool:
+        """Whether the method can name classes that it was not trained on."""
+        return True
+
+
+@dataclass(frozen=True)
+class Features:
+    """Raw features of the untouched image tower, float32: what a method may be fitted to at once.
+
+    Attributes:
+        train, train_labels: [V, N, D], V views of each training image, and [N] int64.
+        val, val_labels: [M, D] of the validation images as evaluation sees them, and [M]; M may be 0.
+    """
+
+    train: Tensor
+    train_labels: Tensor
+    val: Tensor
+    val_labels: Tensor
 
 
 class Method(nn.Module):
@@ -34,6 +61,9 @@ class Method(nn.Module):
         Settings: the settings class.
         classes_depend_on_image: text features differ per image (CoCoOp), so they cannot be cached.
         log_names: the names in the logs of `loss` (a process without images must know them too).
+        guides: those logs whose gradients `combine_gradients` wants to see beside that of the loss; `loss` leaves them
+            attached to the graph.
+        wants_features: `begin` and `finish` are to be called, before and after training.
     """
 
     title: ClassVar[str]
@@ -42,6 +72,8 @@ class Method(nn.Module):
     Settings: ClassVar[type[MethodSettings]]
     classes_depend_on_image: ClassVar[bool] = False
     log_names: ClassVar[tuple[str, ...]] = ("cross_entropy", "accuracy")
+    guides: ClassVar[tuple[str, ...]] = ()
+    wants_features: ClassVar[bool] = False
 
     classes: PromptedClasses | TemplateClasses
 
@@ -69,6 +101,16 @@ class Method(nn.Module):
         """The learned parameters by contract name: what is trained, saved and counted."""
         return dict(self.named_parameters())
 
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """All that a prompts file holds, by contract name: the parameters, and buffers that were found without a step.
+
+        A teacher or whatever follows from the backbone is no buffer.
+        """
+        return {**self.prompt_parameters(), **dict(self.named_buffers())}
+
+    def make_room(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Take on the shapes of tensors that are about to be put in, where they follow from the training images."""
+
     def parameter_count(self) -> int:
         """How many numbers are learned."""
         return sum(parameter.numel() for parameter in self.prompt_parameters().values())
@@ -91,9 +133,25 @@ class Method(nn.Module):
             return self.classes.features
         return self.classes.encode(self.text_prompts())
 
+    @property
+    def speaks_of_new_classes(self) -> bool:
+        """Whether `set_class_names` may name classes that it was not trained on."""
+        return self.settings.speaks_of_new_classes
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether raw features [B, D] of the untouched image tower may be given wherever images are asked for."""
+        return not self.vision_prompts()
+
+    def image_features_raw(self, images: Tensor) -> Tensor:
+        """Raw image features [B, D] of normalised images [B, 3, R, R]; features given in their place come back."""
+        if images.ndim == 2:
+            return images
+        return wide(encode_image(self.backbone.image, images, self.vision_prompts()))
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Unit image features [B, D] of normalised images [B, 3, R, R]."""
-        return unit(encode_image(self.backbone.image, images, self.vision_prompts()))
+        return unit(self.image_features_raw(images))
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Scaled cosines [B, C] of unit features [B, D] and [C, D]."""
@@ -129,6 +187,25 @@ class Method(nn.Module):
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
         return loss, {"cross_entropy": loss.detach(), "accuracy": batch_accuracy(logits, labels)}
+
+    def combine_gradients(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """What a step follows, by parameter name; asked only of methods with guides.
+
+        Args:
+            gradients: by parameter name, under "loss" those of the loss and under each of `guides` those of that log;
+                all are of means over the whole batch, however it was divided among processes and pieces.
+        """
+        return gradients["loss"]
+
+    def begin(self, features: Features) -> None:
+        """Called before the first epoch, and again before a resumed one, where `wants_features`: fit what can be."""
+
+    def finish(self, features: Features) -> None:
+        """Called after the last epoch where `wants_features`: choose what is chosen with the trained parameters."""
+
+    def chosen(self) -> dict[str, float]:
+        """What was chosen on validation images, by name; kept with the prompts for readers."""
+        return {}
 
     def on_epoch_end(self, epoch: int, epochs: int) -> None:
         """Called after epoch `epoch` (from 0) of `epochs`."""

@@ -4,19 +4,17 @@ Source: Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022;
 trainers/coop.py:56-185.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 
-import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
 from maple.clip import Backbone
-from maple.errors import ClassNamesError
 from maple.methods.base import Method, MethodSettings, prompt_list
+from maple.methods.known import KnownClasses
 from maple.prompts import PromptedClasses
 from maple.prompts.initialise import first_tokens, random_tokens
-from maple.prompts.splice import Position, clean_class_names
+from maple.prompts.splice import Position
 
 
 class CoOpSettings(MethodSettings):
@@ -26,6 +24,11 @@ class CoOpSettings(MethodSettings):
     init_text: str = ""
     class_token_position: Position = "end"
     class_specific: bool = False
+
+    @property
+    def speaks_of_new_classes(self) -> bool:
+        """Not with a prompt per class."""
+        return not self.class_specific
 
 
 class CoOp(Method):
@@ -49,7 +52,7 @@ class CoOp(Method):
             init_text=settings.init_text,
             position=settings.class_token_position,
         )
-        self._learned_for = tuple(class_names)
+        self._known = KnownClasses("class-specific prompts", class_names, advice="train with class_specific=false")
         self._rows: Tensor | None = None
         self.text_prompt = prompt_list([self._first_tokens(settings, len(class_names), generator)], backbone)
         self.set_class_names(class_names)
@@ -66,31 +69,11 @@ class CoOp(Method):
         """As the contract says; class-specific prompts speak only of classes they were learned for.
 
         Raises:
-            ClassNamesError: also when class-specific prompts are asked about a class without a prompt.
+            UnlearnedClassesError: class-specific prompts are asked about a class without a prompt.
         """
-        rows = self._rows_of(clean_class_names(names)) if self.settings.class_specific else None
+        rows = self._known.rows(names, self.backbone.device) if self.settings.class_specific else None
         super().set_class_names(names)
         self._rows = rows
-
-    def _rows_of(self, names: Sequence[str]) -> Tensor:
-        """Which learned prompt belongs to each name; equal names are told apart by their order."""
-        places: dict[tuple[str, int], int] = {}
-        seen: Counter[str] = Counter()
-        for row, name in enumerate(clean_class_names(self._learned_for)):
-            places[name, seen[name]] = row
-            seen[name] += 1
-        asked: Counter[str] = Counter()
-        rows = []
-        for name in names:
-            if (name, asked[name]) not in places:
-                raise ClassNamesError(
-                    f"class-specific prompts were learned for {len(self._learned_for)} classes and {name!r} is not "
-                    "one; ask about those classes, or train with class_specific=false"
-                )
-            rows.append(places[name, asked[name]])
-            asked[name] += 1
-        with torch.inference_mode(False):  # as in `Method.set_class_names`
-            return torch.tensor(rows, device=self.backbone.device)
 
     def text_prompts(self) -> list[Tensor]:
         """[P, Ht], or [C, P, Ht] when class specific."""

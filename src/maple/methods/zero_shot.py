@@ -5,6 +5,7 @@ KaiyangZhou/CoOp@ff61507 trainers/zsclip.py.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Generator
 
@@ -17,6 +18,11 @@ class ZeroShotSettings(MethodSettings):
     """`templates`: sentences with {} for the class name; several are averaged (an ensemble)."""
 
     templates: tuple[str, ...] = ("a photo of a {}.",)
+
+    @classmethod
+    def for_template(cls, template: str) -> dict[str, Any]:
+        """One sentence: the data set's own."""
+        return {"templates": [template]}
 
 
 class ZeroShot(Method):

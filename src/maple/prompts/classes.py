@@ -7,7 +7,7 @@ from torch import Tensor
 
 from maple.clip import Backbone
 from maple.errors import ConfigError
-from maple.prompts.encode import encode_text, unit
+from maple.prompts.encode import encode_text, unit, wide
 from maple.prompts.splice import Position, Sentences, clean_class_names, write_sentences
 
 _FIXED_CHUNK = 256
@@ -41,10 +41,12 @@ class PromptedClasses:
 class TemplateClasses:
     """Fixed sentences, encoded once: each class is the normalised mean of its normalised template features.
 
+    With `unit_each` false the features of the templates are averaged as they are (PromptSRC's teacher).
+
     Source: CLIP section 3.1.4; KaiyangZhou/CoOp@ff61507 trainers/zsclip.py:58-97.
     """
 
-    def __init__(self, backbone: Backbone, templates: Sequence[str]) -> None:
+    def __init__(self, backbone: Backbone, templates: Sequence[str], *, unit_each: bool = True) -> None:
         if not templates:
             raise ConfigError("templates is empty; give at least one sentence with {} where the class name goes")
         for template in templates:
@@ -52,11 +54,13 @@ class TemplateClasses:
                 raise ConfigError(f"template {template!r} must hold exactly one {{}}, where the class name goes")
         self._backbone = backbone
         self._templates = tuple(templates)
+        self._unit_each = unit_each
         self.features: Tensor
         self._ids: list[Tensor] = []
+        self.mean: Tensor
 
     def set_class_names(self, names: Sequence[str]) -> None:
-        """Encode every class in every template: `features` [C, D], unit-norm."""
+        """Encode every class in every template: `features` [C, D], unit-norm, and `mean`, as averaged."""
         cleaned = clean_class_names(names)
         sentences = [[template.replace("{}", name) for name in cleaned] for template in self._templates]
         self._ids = [self._backbone.tokenize(one).to(self._backbone.device) for one in sentences]
@@ -67,8 +71,10 @@ class TemplateClasses:
         total: Tensor | float = 0.0
         for ids in self._ids:
             total = total + self._encode(ids)
-        return unit(torch.as_tensor(total))
+        self.mean = torch.as_tensor(total) / len(self._templates)
+        return unit(self.mean)
 
     @torch.no_grad()
     def _encode(self, ids: Tensor) -> Tensor:
-        return torch.cat([unit(self._backbone.text.plain(chunk)) for chunk in ids.split(_FIXED_CHUNK)])
+        raw = torch.cat([self._backbone.text.plain(chunk) for chunk in ids.split(_FIXED_CHUNK)])
+        return unit(raw) if self._unit_each else wide(raw)

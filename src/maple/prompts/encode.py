@@ -50,6 +50,11 @@ def encode_image(tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]) -
     return tower.finish(states[:, :count])
 
 
+def wide(features: Tensor) -> Tensor:
+    """Features in float32 (in float64 where they are)."""
+    return features if features.dtype.itemsize > 2 else features.float()
+
+
 def unit(features: Tensor) -> Tensor:
     """L2-normalise features [..., D], in float32 (in float64 where they are)."""
-    return F.normalize(features if features.dtype.itemsize > 2 else features.float(), dim=-1)
+    return F.normalize(wide(features), dim=-1)

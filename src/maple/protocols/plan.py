@@ -16,6 +16,7 @@ from maple.clip import tower_depths
 from maple.config import Positive, RunSettings, Settings, preset_names, read_preset, read_toml, resolve, setting_layer
 from maple.data import known_names
 from maple.errors import ConfigError, DataError, one_of
+from maple.methods import method_settings
 from maple.runs import complete, content_name
 
 Protocol = Literal["base-to-novel", "few-shot", "cross-dataset", "domain-generalization"]
@@ -111,6 +112,7 @@ def read_sweep(name: str) -> dict[str, Any]:
 def plan_sweep(sweep: SweepSettings, on_dropped: Callable[[str], None] = lambda _: None) -> list[PlannedRun]:
     """The runs of a sweep, in an order that finishes whole comparisons early: seed by seed, then method by method.
 
+    A method that cannot speak of classes it was not trained on is not asked about them.
     Two points of the grid that come to the same settings are one run. A depth of the grid beyond the blocks of the
     backbone is left out, where the backbone's configuration tells how many it has.
 
@@ -149,7 +151,10 @@ def _expanded(sweep: SweepSettings) -> Iterator[tuple[RunSettings, str, tuple[Ev
             asked = {"data": {"dataset": dataset, "shots": shots, "classes": classes}, "seed": seed}
             layers: list[Mapping[str, Any]] = [read_preset(recipe), sweep.settings, asked]
             layers += [setting_layer(key, value) for key, value in point]
-            yield complete(resolve(layers)), recipe, evaluations, point
+            settings = complete(resolve(layers))
+            _, chosen = method_settings(settings.method)
+            asked_of = [one for one in evaluations if chosen.speaks_of_new_classes or not _new_classes(sweep, one)]
+            yield settings, recipe, tuple(asked_of), point
 
 
 def _points(sweep: SweepSettings) -> list[Point]:
@@ -177,6 +182,11 @@ def _too_deep(settings: RunSettings, key: str, depth: Any) -> str | None:
         return None
     where = " and ".join(towers)
     return f"{name}={depth} of {method} is left out: {settings.backbone.name} has {blocks} blocks ({where} tower)"
+
+
+def _new_classes(sweep: SweepSettings, evaluation: Evaluation) -> bool:
+    """Whether an evaluation is about classes that the run was not trained on."""
+    return evaluation.classes == "novel" or (sweep.protocol == "cross-dataset" and evaluation.dataset is not None)
 
 
 def _sources(sweep: SweepSettings) -> list[tuple[str, tuple[Evaluation, ...]]]:

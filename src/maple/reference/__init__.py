@@ -1,4 +1,5 @@
-"""Published checkpoints of MaPLe, IVLP, VPT, language prompting, CoOp and CoCoOp, read without running them.
+"""Published checkpoints of MaPLe, IVLP, VPT, language prompting, CoOp, CoCoOp, KgCoOp, ProGrad and PromptSRC, read
+without running them.
 
 `unpickle` follows a pickle without calling anything, `archive` knows torch's two file formats, `keys` the
 names in the state dicts, and `convert` turns them into the parameters and settings of this package.

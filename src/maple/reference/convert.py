@@ -9,7 +9,7 @@ import torch
 from maple.errors import CheckpointError, ConfigError, one_of
 from maple.reference.keys import Found, sort_keys
 
-METHODS = ("maple", "independent_vl", "deep_language", "vpt", "coop", "cocoop")
+METHODS = ("maple", "independent_vl", "deep_language", "vpt", "coop", "cocoop", "kgcoop", "prograd", "promptsrc")
 TEMPLATE = "a photo of a {}."
 _MAX_WORD_PROMPT = 4
 
@@ -46,6 +46,10 @@ def convert(
     alone is `coop`, unless the frozen CLIP is in the file: CoOp saves its prompt learner only, so that is
     `deep_language` of depth 1. The two compute the same, and `method` can ask for either.
 
+    KgCoOp saves a bias and a layer that it never uses: they make it `kgcoop`, and are dropped. ProGrad's files are
+    CoOp's, and PromptSRC's are those of IVLP (with a second, frozen image tower): they compute the same, so they are
+    read as `coop` and `independent_vl` unless `method` asks for `prograd` or `promptsrc`.
+
     Args:
         state_dict: the learned tensors, any floating dtype; `module.` in front of keys is accepted, frozen
             CLIP weights and the `token_prefix` / `token_suffix` of the training classes are dropped.
@@ -74,7 +78,8 @@ def convert(
     found = sort_keys(state_dict)
     name = _method(found, method)
     words = " ".join(init_text.replace("_", " ").split())
-    builder = {"maple": _maple, "cocoop": _cocoop, "coop": _coop, "vpt": _vpt}.get(name)
+    builders = {"maple": _maple, "cocoop": _cocoop, "coop": _coop, "vpt": _vpt, "kgcoop": _kgcoop, "prograd": _prograd}
+    builder = builders.get(name)
     config, parameters = builder(found, words) if builder else _independent(found, words, name)
     text, vision = parameters.get("text_prompt.0"), parameters.get("vision_prompt.0")
     vision_width = vision.shape[-1] if vision is not None else None
@@ -102,16 +107,18 @@ def _method(found: Found, expected: str | None) -> str:
             " `prompt_learner.ctx`, `image_encoder.VPT` or `ctx`"
         )
     candidates: tuple[str, ...]
-    if coupled:
+    if found.kgcoop:
+        candidates = ("kgcoop",)
+    elif coupled:
         candidates = ("maple",)
     elif meta_net:
         candidates = ("cocoop",)
     elif vision:
-        candidates = ("independent_vl",) if text else ("vpt",)
+        candidates = ("independent_vl", "promptsrc") if text else ("vpt",)
     elif deep:
         candidates = ("deep_language",)
     else:
-        candidates = ("deep_language", "coop") if found.whole_model else ("coop", "deep_language")
+        candidates = ("deep_language", "coop") if found.whole_model else ("coop", "prograd", "deep_language")
         if text[0].ndim == 3:
             candidates = ("coop",)
     _refuse_mixture(found, candidates[0])
@@ -123,9 +130,9 @@ def _method(found: Found, expected: str | None) -> str:
 
 
 def _refuse_mixture(found: Found, method: str) -> None:
-    if method not in ("maple", "cocoop"):
+    own = {"maple": {"coupling", "compound"}, "cocoop": {"meta_net"}, "kgcoop": {"meta_net"}}.get(method)
+    if own is None:
         return
-    own = {"coupling", "compound"} if method == "maple" else {"meta_net"}
     for (kind, layer, _), key in found.keys.items():
         if kind not in own and (kind, layer) != ("text_prompt", 0):
             raise CheckpointError(f"{key!r} does not belong to {method}, which the other keys make; remove it")
@@ -178,7 +185,12 @@ def _independent(found: Found, words: str, method: str) -> tuple[dict[str, Any],
 def _vpt(found: Found, _words: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     vision = found.layers["vision_prompt"]
     parameters = _stack(vision, "vision_prompt", "image_encoder.VPT and image_encoder...VPT_shallow")
-    return {"prompt_length": vision[0].shape[0], "prompt_depth": len(vision), "template": TEMPLATE}, parameters
+    config = {
+        "vision_prompt_length": vision[0].shape[0],
+        "vision_prompt_depth": len(vision),
+        "template": TEMPLATE,
+    }
+    return config, parameters
 
 
 def _coop(found: Found, words: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -197,6 +209,24 @@ def _coop(found: Found, words: str) -> tuple[dict[str, Any], dict[str, torch.Ten
         "init_text": "" if specific else _words_of_length(words, length),
     }
     return config, {"text_prompt.0": context}
+
+
+def _kgcoop(found: Found, words: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    parameters = _stack(found.layers.get("text_prompt", {}), "text_prompt", "prompt_learner.ctx")
+    length = parameters["text_prompt.0"].shape[0]
+    return {"prompt_length": length, "init_text": _words_of_length(words, length)}, parameters
+
+
+def _prograd(found: Found, words: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """ProGrad's words are those of its teacher's sentence; with too many of them for the prompt, it was not these."""
+    parameters = _stack(found.layers.get("text_prompt", {}), "text_prompt", "ctx")
+    length = parameters["text_prompt.0"].shape[0]
+    if not 0 < len(words.split()) <= length:
+        raise CheckpointError(
+            f"a ProGrad prompt of {length} tokens cannot have started from init_text {words!r}; give the words that "
+            f"its sentences began with, at most {length}"
+        )
+    return {"prompt_length": length, "teacher_template": f"{words} {{}}."}, parameters
 
 
 def _cocoop(found: Found, words: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -3,7 +3,8 @@
 Source: muzairkhattak/multimodal-prompt-learning@69bce21: trainers/maple.py:103-117 (`proj`, `ctx`,
     `compound_prompts_text`, `compound_prompt_projections`) and :130-131 (`token_prefix`, `token_suffix`);
     clip/model.py:210-223 (`VPT_shallow` of the blocks after the first) and :369-378 (`VPT`, absent at vision
-    depth 0); trainers/coop.py:100,113-114; trainers/cocoop.py:97-104 (`meta_net`).
+    depth 0); trainers/coop.py:100,113-114; trainers/cocoop.py:97-104 (`meta_net`). htyao89/KgCoOp@c43ccc3:
+    KgCoOp/trainers/kgcoop.py (`bias_vectors`, `meta_net.linear1`).
 """
 
 import re
@@ -28,7 +29,9 @@ _TEXT = rf"(positional_embedding|text_projection|ln_final\.(weight|bias)|{_BLOCK
 # PromptSRC keeps a second, unprompted image encoder in its prompt learner
 _FROZEN = re.compile(rf"logit_scale|(prompt_learner\.ZS_)?image_encoder\.{_IMAGE}|text_encoder\.{_TEXT}")
 _TOKENS = re.compile(r"prompt_learner\.token_(prefix|suffix)")
-_BARE = re.compile(r"(ctx|meta_net\.|proj\.|compound_prompt|token_(prefix|suffix))")
+# KgCoOp saves it, beside one layer of a meta-network, and uses neither
+_KGCOOP = re.compile(r"prompt_learner\.bias_vectors")
+_BARE = re.compile(r"(ctx|meta_net\.|proj\.|compound_prompt|token_(prefix|suffix)|bias_vectors)")
 
 _LEARNED = (
     # key, target; the number of the layer is the number in the key plus the shift
@@ -56,6 +59,7 @@ class Found:
         whole_model: whether the frozen CLIP was in the file.
         dtypes: the dtypes of the learned tensors as stored.
         class_count: the number of classes of the stored token buffers, if they are there.
+        kgcoop: whether what only KgCoOp saves is there.
     """
 
     layers: dict[str, dict[int, torch.Tensor]] = field(default_factory=dict)
@@ -65,6 +69,7 @@ class Found:
     whole_model: bool = False
     dtypes: set[str] = field(default_factory=set)
     class_count: int | None = None
+    kgcoop: bool = False
 
 
 def sort_keys(state_dict: Mapping[str, object]) -> Found:
@@ -90,6 +95,9 @@ def sort_keys(state_dict: Mapping[str, object]) -> Found:
             found.dropped.append(key)
         elif _FROZEN.fullmatch(name):
             found.whole_model = True
+            found.dropped.append(key)
+        elif _KGCOOP.fullmatch(name):
+            found.kgcoop = True
             found.dropped.append(key)
         else:
             _store(found, name, key, value)
@@ -124,7 +132,7 @@ def _store(found: Found, name: str, key: str, value: object) -> None:
             found.layers.setdefault(kind, {})[layer] = tensor
         return
     raise CheckpointError(
-        f"unknown key {key!r}: neither a learned parameter of MaPLe, IVLP, VPT, CoOp or CoCoOp, nor part of the"
+        f"unknown key {key!r}: neither a learned parameter of MaPLe, IVLP, VPT, CoOp, CoCoOp or KgCoOp, nor part of the"
         " frozen CLIP; import a file of the reference code, or remove the key"
     )
 

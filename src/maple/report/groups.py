@@ -20,6 +20,13 @@ TITLES = {
     "vpt": "VPT",
     "independent_vl": "IVLP",
     "maple": "MaPLe",
+    "kgcoop": "KgCoOp",
+    "prograd": "ProGrad",
+    "promptsrc": "PromptSRC",
+    "linear_probe": "linear probe",
+    "clip_adapter": "CLIP-Adapter",
+    "tip_adapter": "Tip-Adapter",
+    "taskres": "TaskRes",
 }
 """How the methods are called in tables, in the order of the table; others follow under their own names."""
 

@@ -69,11 +69,21 @@ def base_to_novel_table(group: Group) -> Table:
             "papers print it; “average of HMs” averages the data sets' own harmonic means."
         )
         notes += _incomplete_note(group)
+    if any(_only_base(group, variant) for variant in group.variants):
+        notes.append(
+            f"{NOTHING} under Novel: not evaluated there; methods that learn weights for each class (probes, caches) "
+            "say nothing about classes they were not trained on."
+        )
     for dataset in group.datasets:
         section, numbers = _dataset_section(group, dataset)
         sections.append(section)
         cited += numbers
     return Table(group.key.caption, tuple(sections), (*notes, *_source_notes(cited)))
+
+
+def _only_base(group: Group, variant: Variant) -> bool:
+    base, novel = ([group.spread(variant, dataset, part) for dataset in group.datasets] for part in MEASURES[:2])
+    return any(base) and not any(novel)
 
 
 def _average_section(group: Group) -> tuple[Section, list[Published]]:

@@ -3,19 +3,20 @@
 from maple.runs.evaluation import evaluate_run
 from maple.runs.folder import finished_prompts, only_one, read_history, read_rows, read_settings
 from maple.runs.importing import write_imported
+from maple.runs.material import Material
 from maple.runs.spec import complete, content_name, open_backbone, open_dataset, sample
 from maple.runs.tracking import TRACKERS, Tracked, require_tracker
-from maple.runs.training import Silent, TrainProgress, TrainResult, epoch_batches, fresh_method, train_run
+from maple.runs.training import Silent, TrainProgress, TrainResult, fresh_method, train_run
 
 __all__ = [
     "TRACKERS",
+    "Material",
     "Silent",
     "Tracked",
     "TrainProgress",
     "TrainResult",
     "complete",
     "content_name",
-    "epoch_batches",
     "evaluate_run",
     "finished_prompts",
     "fresh_method",

@@ -28,12 +28,12 @@ _IRRELEVANT = {"data": {"root"}, "train": {"workers"}, "evaluate": True}
 
 
 def complete(settings: RunSettings) -> RunSettings:
-    """Validate the method's settings and write out its defaults; zero-shot templates default to the data set's own."""
+    """Validate the method's settings and write out its defaults, some of which follow the data set's own template."""
     description = dict(settings.method)
     kind = METHODS.get(str(description.get("name")))
     template = template_of(settings.data.dataset)
-    if kind is not None and "templates" in kind.Settings.model_fields and template is not None:
-        description.setdefault("templates", [template])
+    if kind is not None and template is not None:
+        description = {**kind.Settings.for_template(template), **description}
     name, validated = method_settings(description)
     # However a path is written, from wherever, it is the same run.
     dataset = settings.data.dataset and canonical_name(settings.data.dataset)
@@ -77,17 +77,19 @@ def open_dataset(settings: RunSettings) -> Dataset:
     return load_dataset(data.dataset, root, class_names=data.class_names or None, seed=settings.seed)
 
 
-def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], tuple[str, ...]]:
-    """The training items of a run and the class names its labels index: drawn over all classes, then cut.
+def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], list[Item], tuple[str, ...]]:
+    """The training and validation items of a run and the class names that their labels index.
+
+    They are drawn over all classes, then cut.
 
     Raises:
         DataError: the data set, or the chosen part of its classes, has no training items.
     """
     dataset.require_training()
-    train, _ = sample_few_shot(dataset.train, dataset.val, settings.data.shots, settings.seed)
-    part = select_dataset(replace(dataset, train=tuple(train)), settings.data.classes)
+    train, val = sample_few_shot(dataset.train, dataset.val, settings.data.shots, settings.seed)
+    part = select_dataset(replace(dataset, train=tuple(train), val=tuple(val)), settings.data.classes)
     part.require_training()
-    return list(part.train), part.class_names
+    return list(part.train), list(part.val), part.class_names
 
 
 def open_backbone(settings: RunSettings, device: str | torch.device) -> Backbone:
@@ -99,4 +101,6 @@ def open_backbone(settings: RunSettings, device: str | torch.device) -> Backbone
 def relevant(settings: RunSettings) -> dict[str, Any]:
     """The settings that decide the result, as plain values."""
     relevant: dict[str, Any] = settings.model_dump(mode="json", exclude=_IRRELEVANT)  # type: ignore[arg-type]
+    if relevant["train"]["views"] is None:
+        del relevant["train"]["views"]  # so that runs made before there was such a setting keep their names
     return relevant

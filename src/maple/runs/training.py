@@ -12,22 +12,14 @@ import torch
 from maple.checkpoint import describe_backbone, read_tensors, save_prompts
 from maple.clip import Backbone
 from maple.config import RunSettings
-from maple.data import (
-    Dataset,
-    ImageStore,
-    Item,
-    TrainTransform,
-    derive_seed,
-    items_hash,
-    steps_per_epoch,
-    train_batches,
-)
+from maple.data import Dataset, Item, derive_seed, items_hash
 from maple.distributed import this_process
 from maple.errors import CheckpointError
 from maple.methods import Method, build_method
 from maple.runs.folder import only_one, read_history, refuse_other_run, write_beginning, write_epoch, write_history
+from maple.runs.material import Material
 from maple.runs.spec import complete, open_backbone, open_dataset, relevant, sample
-from maple.train import Batches, EpochReport, StepReport, Trainer
+from maple.train import EpochReport, StepReport, Trainer
 
 # What must be the same for a run to go on, and how to call it.
 _IDENTITY = {"items": "training images (hash)", "backbone": "backbone", "settings": "settings"}
@@ -99,21 +91,24 @@ def train_run(
         return TrainResult(folder, tuple(read_history(folder)), was_finished=True)
     processes = this_process(device)
     dataset = open_dataset(settings)
-    items, class_names = sample(settings, dataset)
+    items, val, class_names = sample(settings, dataset)
     backbone = backbone or open_backbone(settings, processes.device)
     method = fresh_method(settings, backbone, class_names)
-    trainer = Trainer(method, settings.train, processes)
     identity = {"items": items_hash(items), "backbone": describe_backbone(backbone), "settings": relevant(settings)}
     with only_one(folder) if processes.is_main else nullcontext():
         if processes.is_main and finished.exists():  # by a process that was at it until now
             return TrainResult(folder, tuple(read_history(folder)), was_finished=True)
+        material = Material(settings, items, dataset.store(), val)
+        material.begin(method)
+        trainer = Trainer(method, settings.train, processes)
         _resume(trainer, folder, identity)
         if processes.is_main:
             write_beginning(folder, settings, items)
         processes.wait()
         on_ready(method, items)
-        _train(trainer, settings, dataset, items, folder, identity, progress or Silent())
+        _train(trainer, material, folder, identity, progress or Silent())
         if processes.is_main:
+            material.finish(method)
             _finish(trainer, settings, dataset, folder, identity)
     processes.wait()
     return TrainResult(folder, tuple(trainer.history))
@@ -129,29 +124,6 @@ def fresh_method(settings: RunSettings, backbone: Backbone, class_names: Sequenc
     return build_method(settings.method, backbone, class_names, generator=generator)
 
 
-def epoch_batches(trainer: Trainer, settings: RunSettings, items: Sequence[Item], store: ImageStore) -> Batches:
-    """The batches of a run's next epoch, for `trainer.run_epoch`: this process's share of each, augmented.
-
-    Raises:
-        ImageError: an image cannot be used (while iterating).
-    """
-    train, seen, processes = settings.train, trainer.method.backbone.preprocessing, trainer.processes
-    return train_batches(
-        items,
-        store,
-        TrainTransform(
-            seen.size, seen.mean, seen.std, scale=train.crop_scale, flip=train.flip, interpolation=seen.interpolation
-        ),
-        batch_size=train.batch_size,
-        seed=settings.seed,
-        epoch=trainer.epoch,
-        drop_last=train.drop_last,
-        rank=processes.rank,
-        world_size=processes.count,
-        num_workers=train.workers,
-    )
-
-
 def _finish(trainer: Trainer, settings: RunSettings, dataset: Dataset, folder: Path, identity: dict[str, Any]) -> None:
     """Write the prompts: the run has finished."""
     if trainer.history:
@@ -163,23 +135,18 @@ def _finish(trainer: Trainer, settings: RunSettings, dataset: Dataset, folder: P
         "items": identity["items"],
         "train": {"epochs": trainer.epoch, "loss": trainer.history[-1].loss if trainer.history else None},
     }
+    if chosen := trainer.method.chosen():
+        info["chosen"] = chosen
     save_prompts(folder / "prompts.safetensors", trainer.method, info)
     (folder / "resume.safetensors").unlink(missing_ok=True)
 
 
 def _train(
-    trainer: Trainer,
-    settings: RunSettings,
-    dataset: Dataset,
-    items: list[Item],
-    folder: Path,
-    identity: dict[str, Any],
-    progress: TrainProgress,
+    trainer: Trainer, material: Material, folder: Path, identity: dict[str, Any], progress: TrainProgress
 ) -> None:
-    train, store = settings.train, dataset.store()
-    progress.start(train.epochs, steps_per_epoch(len(items), train.batch_size, train.drop_last), trainer.epoch)
+    progress.start(trainer.settings.epochs, material.steps, trainer.epoch)
     while not trainer.finished:
-        report = trainer.run_epoch(epoch_batches(trainer, settings, items, store), progress.step)
+        report = trainer.run_epoch(material.batches(trainer), progress.step)
         if trainer.processes.is_main:
             write_epoch(trainer, folder, identity)
         progress.epoch(report)

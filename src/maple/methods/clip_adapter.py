@@ -1,0 +1,64 @@
+"""CLIP-Adapter: a small network after the image tower, mixed with what it is given.
+
+Source: Gao et al., "CLIP-Adapter: Better Vision-Language Models with Feature Adapters", IJCV 2024, section 3.2;
+gaopengcuhk/CLIP-Adapter@08d07f8 clip_adapter.py. Departs: the width follows the backbone, where the reference has 1024.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from maple.clip import Backbone
+from maple.errors import ConfigError
+from maple.methods.base import Method, MethodSettings
+from maple.prompts import TemplateClasses, unit
+from maple.prompts.coupling import seeded_linear
+
+
+class CLIPAdapterSettings(MethodSettings):
+    """`reduction`: the hidden width is D divided by it. `ratio`: the adapter's part of the mixture."""
+
+    reduction: int = Field(4, ge=1)
+    ratio: float = Field(0.2, gt=0, le=1)
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+
+    @classmethod
+    def for_template(cls, template: str) -> dict[str, Any]:
+        """One sentence: the data set's own."""
+        return {"templates": [template]}
+
+
+class CLIPAdapter(Method):
+    """Image features through two layers, mixed with themselves; text features of fixed sentences."""
+
+    title = "CLIP-Adapter"
+    paper = "CLIP-Adapter: Better Vision-Language Models with Feature Adapters, IJCV 2024"
+    summary = "a two-layer network of the image features, mixed with them; both towers are left alone"
+    Settings = CLIPAdapterSettings
+
+    settings: CLIPAdapterSettings
+
+    def __init__(
+        self, settings: CLIPAdapterSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
+    ) -> None:
+        super().__init__(settings, backbone)
+        width = backbone.embed_dim
+        hidden = width // settings.reduction
+        if hidden < 1:
+            raise ConfigError(
+                f"reduction={settings.reduction} leaves no hidden unit: this CLIP's features have {width} dimensions; "
+                f"choose 1 to {width}"
+            )
+        layers = [seeded_linear(inputs, outputs, generator) for inputs, outputs in ((width, hidden), (hidden, width))]
+        self.adapter = nn.ParameterList(nn.Parameter(layer.weight.detach().to(backbone.device)) for layer in layers)
+        self.classes = TemplateClasses(backbone, settings.templates)
+        self.set_class_names(class_names)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Unit image features [B, D]: `ratio` of the adapter's, the rest of the tower's."""
+        raw = self.image_features_raw(images)
+        adapted = torch.relu(torch.relu(raw @ self.adapter[0].T) @ self.adapter[1].T)
+        return unit(self.settings.ratio * adapted + (1 - self.settings.ratio) * raw)

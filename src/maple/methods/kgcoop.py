@@ -1,0 +1,62 @@
+"""KgCoOp: CoOp whose text features are kept near those of a hand-written sentence.
+
+Source: Yao et al., "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", CVPR 2023, equations
+5-7; htyao89/KgCoOp@c43ccc3 KgCoOp/trainers/kgcoop.py. Departs: the reference also creates, saves and never uses a
+meta-network, a bias and an adapter.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Generator, Tensor
+
+from maple.clip import Backbone
+from maple.methods.base import batch_accuracy
+from maple.methods.coop import CoOp, CoOpSettings
+from maple.methods.on_prompts import OnPrompts
+from maple.methods.teacher import Teacher
+
+
+class KgCoOpSettings(CoOpSettings):
+    """CoOp's, the `weight` of the new term, and the sentence of the `teacher_template`."""
+
+    prompt_length: int = Field(4, ge=1)
+    init_text: str = "a photo of a"
+    weight: float = Field(8.0, ge=0)
+    teacher_template: str = "a photo of a {}."
+
+    @classmethod
+    def for_template(cls, template: str) -> dict[str, Any]:
+        """The teacher's sentence is the data set's own."""
+        return {"teacher_template": template}
+
+
+class KgCoOp(OnPrompts):
+    """CoOp's prompts; the loss adds 1 - the mean cosine between prompted and frozen text features."""
+
+    title = "KgCoOp"
+    paper = "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization, CVPR 2023"
+    summary = "CoOp whose text features are kept near those of a hand-written sentence"
+    Settings = KgCoOpSettings
+    log_names = ("cross_entropy", "knowledge", "accuracy")
+
+    settings: KgCoOpSettings
+
+    def __init__(
+        self, settings: KgCoOpSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
+    ) -> None:
+        coop = CoOpSettings(**settings.model_dump(include=set(CoOpSettings.model_fields)))
+        super().__init__(settings, CoOp(coop, backbone, class_names, generator))
+        self._teacher = Teacher(backbone, [settings.teacher_template])
+
+    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy + `weight` x (1 - mean over classes of the cosine to the teacher's text feature)."""
+        text_features = self.encode_classes()
+        logits = self.logits(self.encode_images(images), text_features)
+        cross_entropy = F.cross_entropy(logits, labels)
+        cosines = (text_features * self._teacher.text_features(self.class_names)).sum(dim=-1)
+        knowledge = self.settings.weight * (1 - cosines.mean())
+        logs = {"cross_entropy": cross_entropy.detach(), "knowledge": knowledge.detach()}
+        return cross_entropy + knowledge, {**logs, "accuracy": batch_accuracy(logits, labels)}

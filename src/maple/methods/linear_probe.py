@@ -1,0 +1,134 @@
+"""Linear probe: logistic regression on frozen image features.
+
+Source: CLIP, ICML 2021, section 3.2; the sweep of few-shot papers: KaiyangZhou/CoOp@ff61507 lpclip/linear_probe.py.
+Departs: features are unit-norm, as everywhere here, so C means another strength; the sweep finds it all the same.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from maple.clip import Backbone
+from maple.errors import ConfigError
+from maple.methods.base import Features
+from maple.methods.known import OfKnownClasses, OfKnownClassesSettings
+from maple.prompts import TemplateClasses, unit
+
+_COARSE = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
+_HALVINGS = 8
+_MOST_STEPS = 1000
+
+
+class LinearProbeSettings(OfKnownClassesSettings):
+    """`inverse_regularisation` is scikit-learn's C; without it, it is searched on the validation images."""
+
+    inverse_regularisation: float | None = Field(None, gt=0)
+
+
+class LinearProbe(OfKnownClasses):
+    """A weight [C, D] and a bias [C]; before `begin` it is zero-shot CLIP with "a photo of a {}."."""
+
+    title = "linear probe"
+    paper = "CLIP, ICML 2021, section 3.2; the sweep as in CoOp, IJCV 2022"
+    summary = "logistic regression on frozen image features, its regularisation chosen on validation images"
+    Settings = LinearProbeSettings
+    wants_features = True
+
+    settings: LinearProbeSettings
+
+    def __init__(
+        self, settings: LinearProbeSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
+    ) -> None:
+        del generator  # there is nothing to draw
+        super().__init__(settings, backbone)
+        self.classes = TemplateClasses(backbone, ["a photo of a {}."])
+        self.learn_classes("weights of a linear probe", class_names)
+        self.set_class_names(class_names)
+        self.weight = nn.Parameter(backbone.logit_scale * self.classes.features)
+        self.bias = nn.Parameter(torch.zeros(len(class_names), device=backbone.device))
+        self._chosen: dict[str, float] = {}
+
+    def encode_classes(self) -> Tensor:
+        """The unit directions [C, D] of the classes' weights."""
+        return unit(self.weight[self.rows])
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Weights times features, plus bias: [B, C], for unit features [B, D] and unit directions [C, D]."""
+        lengths: Tensor = self.weight[self.rows].norm(dim=-1)
+        return image_features @ text_features.T * lengths + self.bias[self.rows]
+
+    def begin(self, features: Features) -> None:
+        """Solve the regression on the features of all views, at the C that is best on the validation images.
+
+        Raises:
+            ConfigError: C is not given and there are no validation images to choose it on.
+        """
+        x, y = unit(features.train.flatten(0, 1)), features.train_labels.repeat(len(features.train))
+        strength = self.settings.inverse_regularisation
+        if strength is None:
+            if not len(features.val):
+                raise ConfigError(
+                    "linear_probe chooses its regularisation on validation images, and this data set has none: set "
+                    "it, as in --set method.inverse_regularisation=1, or give it a val folder"
+                )
+            strength = _sweep(lambda c: self._right(features, solve(x, y, len(self.bias), c)))
+        weight, bias = solve(x, y, len(self.bias), strength)
+        with torch.no_grad():
+            self.weight.copy_(weight)
+            self.bias.copy_(bias)
+        self._chosen = {"inverse_regularisation": strength}
+
+    @staticmethod
+    def _right(features: Features, solution: tuple[Tensor, Tensor]) -> int:
+        weight, bias = solution
+        found = unit(features.val).double() @ weight.T + bias
+        return int((found.argmax(dim=-1) == features.val_labels).sum())
+
+    def chosen(self) -> dict[str, float]:
+        """C, once it is solved."""
+        return self._chosen
+
+
+def solve(x: Tensor, y: Tensor, classes: int, c: float) -> tuple[Tensor, Tensor]:
+    """Minimise c x the sum of cross-entropies + half the squared weights: ([C, D], [C]), float64.
+
+    Args:
+        x: [N, D].
+        y: [N] int64, below `classes`.
+    """
+    x = x.double()
+    weight = torch.zeros(classes, x.shape[1], dtype=x.dtype, device=x.device, requires_grad=True)
+    bias = torch.zeros(classes, dtype=x.dtype, device=x.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=_MOST_STEPS, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        # The mean over images, and the penalty on the same scale, so that one tolerance serves every N and C.
+        loss = F.cross_entropy(x @ weight.T + bias, y) + weight.square().sum() / (2 * c * len(x))
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weight.detach(), bias.detach()
+
+
+def _sweep(right: Callable[[float], int]) -> float:
+    """The C that names most validation images rightly: the best power of 100, then halvings around it, in logarithms.
+
+    Of two ends that are equally good the weaker regularisation stays behind, as in the source.
+    """
+    peak = max(_COARSE, key=right)  # of equal ones the first
+    left, right_end = 0.1 * peak, 10 * peak
+    best = left
+    for _ in range(_HALVINGS):
+        middle = (left * right_end) ** 0.5
+        if right(left) < right(right_end):
+            best, left = right_end, middle
+        else:
+            best, right_end = left, middle
+    return best

@@ -1,0 +1,111 @@
+"""ProGrad: CoOp that never steps against what zero-shot CLIP knows.
+
+Source: Zhu et al., "Prompt-aligned Gradient for Prompt Tuning", ICCV 2023, section 3.2; BeierZhu/Prompt-align@1b76203
+ProGrad.public/trainers/prograd.py (start, losses) and Dassl.ProGrad.pytorch/dassl/engine/trainer.py (projection).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Generator, Tensor
+
+from maple.clip import Backbone
+from maple.errors import ConfigError
+from maple.methods.base import MethodSettings, batch_accuracy
+from maple.methods.coop import CoOp, CoOpSettings
+from maple.methods.on_prompts import OnPrompts
+from maple.methods.teacher import Teacher
+from maple.prompts.splice import PLACEHOLDER
+
+_NAME = " {}."
+
+
+class ProGradSettings(MethodSettings):
+    """The prompt starts from the words of `teacher_template`, which has the class name at its end.
+
+    With fewer words than `prompt_length` the leading tokens start at zero. `strength` is the paper's lambda: how much
+    of an opposing component is taken out, 1 for all of it. `temperature` softens both predictions.
+    """
+
+    prompt_length: int = Field(16, ge=1)
+    strength: float = Field(1.0, ge=0)
+    temperature: float = Field(1.0, gt=0)
+    teacher_template: str = "a photo of a {}."
+
+    @classmethod
+    def for_template(cls, template: str) -> dict[str, Any]:
+        """The data set's sentence with its end moved to the front, as in "a type of pet, a photo of a {}."."""
+        before, _, after = template.partition("{}")
+        after = after.strip(" ,.")
+        if not before.strip():
+            return {}
+        return {"teacher_template": f"{after}, {before}{{}}." if after else f"{before}{{}}."}
+
+
+class ProGrad(OnPrompts):
+    """CoOp's prompts; the gradient loses what opposes the gradient of the divergence from zero-shot predictions."""
+
+    title = "ProGrad"
+    paper = "Prompt-aligned Gradient for Prompt Tuning, ICCV 2023"
+    summary = "CoOp whose gradient loses what opposes that of staying near zero-shot predictions"
+    Settings = ProGradSettings
+    log_names = ("cross_entropy", "kl", "accuracy")
+    guides = ("kl",)
+
+    settings: ProGradSettings
+
+    def __init__(
+        self, settings: ProGradSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
+    ) -> None:
+        words, missing = _words(settings)
+        text = " ".join([PLACEHOLDER] * missing + [words])
+        coop = CoOpSettings(prompt_length=settings.prompt_length, init_text=text)
+        super().__init__(settings, CoOp(coop, backbone, class_names, generator))
+        with torch.no_grad():
+            self.text_prompts()[0][:missing] = 0
+        self._teacher = Teacher(backbone, [settings.teacher_template])
+
+    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy; the log "kl" is the cross-entropy to the teacher's softened predictions, times T squared.
+
+        It is the divergence but for the teacher's entropy, which has no gradient.
+        """
+        image_features = self.encode_images(images)
+        logits = self.logits(image_features, self.encode_classes())
+        # The image tower is the teacher's own, so its features are too.
+        taught = self.logits(image_features, self._teacher.text_features(self.class_names))
+        heat = self.settings.temperature
+        kl = F.cross_entropy(logits / heat, (taught / heat).softmax(dim=-1)) * heat**2
+        cross_entropy = F.cross_entropy(logits, labels)
+        logs = {"cross_entropy": cross_entropy.detach(), "kl": kl, "accuracy": batch_accuracy(logits, labels)}
+        return cross_entropy, logs
+
+    def combine_gradients(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The gradient of the cross-entropy, without its component along that of the "kl" where they are opposed."""
+        combined = {}
+        for name, own in gradients["loss"].items():
+            along = F.normalize(gradients["kl"][name].flatten(), dim=0).view_as(own)
+            component = (own * along).sum()
+            combined[name] = own - self.settings.strength * component.clamp(max=0) * along
+        return combined
+
+
+def _words(settings: ProGradSettings) -> tuple[str, int]:
+    """The words that the prompt starts from, and how many tokens before them start at zero."""
+    template = settings.teacher_template
+    words = template.removesuffix(_NAME).strip()
+    count = len(words.split())
+    if not template.endswith(_NAME) or not words or "{}" in words:
+        raise ConfigError(
+            f"teacher_template {template!r} must be words and then the class name, as in 'a photo of a {{}}.': the "
+            "prompt starts from these words"
+        )
+    if count > settings.prompt_length:
+        raise ConfigError(
+            f"teacher_template {template!r} has {count} words before the class name, more than "
+            f"prompt_length={settings.prompt_length}; set prompt_length={count}, or use a shorter template"
+        )
+    return words, settings.prompt_length - count

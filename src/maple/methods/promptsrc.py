@@ -1,0 +1,143 @@
+"""PromptSRC: prompts that regulate themselves by the frozen CLIP, by sixty sentences, and by their own past.
+
+Source: Khattak et al., "Self-regulating Prompts: Foundational Model Adaptation without Forgetting", ICCV 2023, sections
+3.2-3.4; muzairkhattak/PromptSRC@bb95c77 trainers/promptsrc.py. Departs: only prompts are averaged over epochs, where
+the reference averages the whole model in float16, frozen weights included.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator, model_validator
+from torch import Generator, Tensor
+
+from maple.clip import Backbone
+from maple.errors import CheckpointError
+from maple.methods.base import Method, batch_accuracy
+from maple.methods.independent_vl import IndependentVL, IndependentVLSettings
+from maple.methods.on_prompts import OnPrompts
+from maple.methods.teacher import Teacher
+from maple.prompts.templates import SIXTY_TEMPLATES
+
+
+class PromptSRCSettings(IndependentVLSettings):
+    """Independent V-L prompts and what regulates them.
+
+    `gpa_mean` and `gpa_std`, in epochs from 1, are the Gaussian that weighs each epoch's prompts in the final average;
+    with fewer epochs than the mean, the last ones count most. `prompts` are those of another method instead, as in
+    {name = "maple", prompt_depth = 9}; the lengths, depths and `init_text` here are then left alone.
+    """
+
+    text_prompt_length: int = Field(4, ge=0)
+    vision_prompt_length: int = Field(4, ge=0)
+    text_prompt_depth: int = Field(9, ge=0)
+    vision_prompt_depth: int = Field(9, ge=0)
+    prompts: dict[str, Any] = Field(default={})
+    text_loss_weight: float = Field(25.0, ge=0)
+    image_loss_weight: float = Field(10.0, ge=0)
+    gpa_mean: float = 15.0
+    gpa_std: float = Field(1.0, gt=0)
+    teacher_templates: tuple[str, ...] = SIXTY_TEMPLATES
+
+    @field_validator("prompts")
+    @classmethod
+    def _complete(cls, prompts: dict[str, Any]) -> dict[str, Any]:
+        if not prompts:
+            return prompts
+        from maple.methods import method_settings  # which needs this file
+
+        name, settings = method_settings(prompts)
+        return {"name": name, **settings.model_dump(mode="json")}
+
+    @model_validator(mode="after")
+    def _one_kind_of_prompts(self) -> Self:
+        fields = {name: type(self).model_fields[name].default for name in IndependentVLSettings.model_fields}
+        set_here = [name for name, default in fields.items() if getattr(self, name) != default]
+        if self.prompts and set_here:
+            raise ValueError(
+                f"{', '.join(set_here)} would be ignored, since prompts = {self.prompts} names another method; set "
+                "them inside prompts, or leave prompts out"
+            )
+        return self
+
+
+class PromptSRC(OnPrompts):
+    """Independent V-L prompts, or those of `prompts`, held near the frozen features, and averaged over epochs."""
+
+    title = "PromptSRC"
+    paper = "Self-regulating Prompts: Foundational Model Adaptation without Forgetting, ICCV 2023"
+    summary = "IVLP, or other prompts, held near the frozen features and predictions; averaged over epochs"
+    Settings = PromptSRCSettings
+    log_names = ("cross_entropy", "text_l1", "image_l1", "logits_kl", "accuracy")
+
+    settings: PromptSRCSettings
+
+    def __init__(
+        self, settings: PromptSRCSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
+    ) -> None:
+        super().__init__(settings, _prompts(settings, backbone, class_names, generator))
+        self._teacher = Teacher(backbone, settings.teacher_templates, unit_each=False)
+        self._average = {name: torch.zeros_like(value) for name, value in self.prompt_parameters().items()}
+
+    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy, L1 to the frozen features of both towers, divergence from the frozen predictions.
+
+        All are means over their elements, the divergence over B and C too.
+        """
+        text, image = self.encode_classes(), self.encode_images(images)
+        taught_text, taught_image = self._teacher.text_features(self.class_names), self._teacher.image_features(images)
+        logits, taught = self.logits(image, text), self.logits(taught_image, taught_text)
+        divergence = F.kl_div(logits.log_softmax(-1), taught.log_softmax(-1), reduction="sum", log_target=True)
+        terms = {
+            "cross_entropy": F.cross_entropy(logits, labels),
+            "text_l1": self.settings.text_loss_weight * F.l1_loss(text, taught_text),
+            "image_l1": self.settings.image_loss_weight * F.l1_loss(image, taught_image),
+            "logits_kl": divergence / logits.numel(),
+        }
+        logs = {name: value.detach() for name, value in terms.items()}
+        return torch.stack(list(terms.values())).sum(), {**logs, "accuracy": batch_accuracy(logits, labels)}
+
+    @torch.no_grad()
+    def on_epoch_end(self, epoch: int, epochs: int) -> None:
+        """Add this epoch's prompts to the average; after the last epoch the average takes their place."""
+        weight = epoch_weights(epochs, self.settings.gpa_mean, self.settings.gpa_std)[epoch]
+        for name, parameter in self.prompt_parameters().items():
+            self._average[name] += weight * parameter
+            if epoch == epochs - 1:
+                parameter.copy_(self._average[name])
+
+    def training_state(self) -> dict[str, Tensor]:
+        """The average so far."""
+        return {f"average/{name}": value for name, value in self._average.items()}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back the average.
+
+        Raises:
+            CheckpointError: a part of it is missing, unknown, or of another shape.
+        """
+        expected = {name: list(value.shape) for name, value in self.training_state().items()}
+        found = {name: list(value.shape) for name, value in state.items()}
+        if found != expected:
+            raise CheckpointError(f"the average of the prompts does not fit: {found} instead of {expected}")
+        for name, value in self._average.items():
+            value.copy_(state[f"average/{name}"])
+
+
+def epoch_weights(epochs: int, mean: float, std: float) -> list[float]:
+    """The weight of each epoch's prompts in the final average: a Gaussian at 1, 2, ..., `epochs`, its sum made 1."""
+    at = torch.arange(1, epochs + 1, dtype=torch.float64)
+    return (-0.5 * ((at - mean) / std) ** 2).softmax(dim=0).tolist()
+
+
+def _prompts(
+    settings: PromptSRCSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
+) -> Method:
+    if settings.prompts:
+        from maple.methods import build_method
+
+        return build_method(settings.prompts, backbone, class_names, generator=generator)
+    own = IndependentVLSettings(**settings.model_dump(include=set(IndependentVLSettings.model_fields)))
+    return IndependentVL(own, backbone, class_names, generator)

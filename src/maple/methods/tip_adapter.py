@@ -1,0 +1,161 @@
+"""Tip-Adapter: the features of the training images are a cache that votes beside zero-shot CLIP; F: it is fine-tuned.
+
+Source: Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022, section 3;
+gaopengcuhk/Tip-Adapter@d0e2d6f main.py, utils.py. Departs: after fine-tuning the last epoch counts, where the
+reference keeps the one that is best on the test images.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from maple.clip import Backbone
+from maple.errors import ConfigError
+from maple.methods.base import Features
+from maple.methods.known import OfKnownClasses, OfKnownClassesSettings
+from maple.prompts import TemplateClasses, unit
+
+
+class TipAdapterSettings(OfKnownClassesSettings):
+    """`learn_keys`: fine-tune the cached features (Tip-Adapter-F).
+
+    `alpha` is the weight of the votes and `beta` their sharpness; without them they are searched on the validation
+    images, in `search_steps` steps from 0.1 up to below `search_scale` (beta first). Fine-tuning runs at `start_alpha`
+    and `start_beta`, or at `alpha` and `beta` where these are given.
+    """
+
+    learn_keys: bool = False
+    alpha: float | None = Field(None, ge=0)
+    beta: float | None = Field(None, ge=0)
+    start_alpha: float = Field(1.0, ge=0)
+    start_beta: float = Field(5.5, ge=0)
+    search_scale: tuple[float, float] = (7.0, 3.0)
+    search_steps: tuple[int, int] = (200, 20)
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+
+    @classmethod
+    def for_template(cls, template: str) -> dict[str, Any]:
+        """One sentence: the data set's own."""
+        return {"templates": [template]}
+
+
+class TipAdapter(OfKnownClasses):
+    """Zero-shot logits plus the votes of a cache: its keys are image features, its values their classes.
+
+    Before `begin` the cache holds the text feature of each class.
+    """
+
+    title = "Tip-Adapter"
+    paper = "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification, ECCV 2022"
+    summary = "training images vote by the nearness of their features; fine-tuned with learn_keys (Tip-Adapter-F)"
+    Settings = TipAdapterSettings
+    wants_features = True
+
+    settings: TipAdapterSettings
+    classes: TemplateClasses
+    keys: Tensor
+    labels: Tensor
+    alpha: Tensor
+    beta: Tensor
+
+    def __init__(
+        self, settings: TipAdapterSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
+    ) -> None:
+        del generator  # there is nothing to draw
+        super().__init__(settings, backbone)
+        self.classes = TemplateClasses(backbone, settings.templates)
+        self.learn_classes("votes of cached images", class_names)
+        self.set_class_names(class_names)
+        start = {"alpha": settings.start_alpha, "beta": settings.start_beta}
+        for name, value in start.items():
+            given = getattr(settings, name)
+            self.register_buffer(name, torch.tensor(value if given is None else given, device=backbone.device))
+        self._fill(self.classes.features, torch.arange(len(class_names), device=backbone.device))
+        self._count = len(class_names)
+
+    def _fill(self, keys: Tensor, labels: Tensor) -> None:
+        """Put in N unit features [N, D] and the places of their classes [N]."""
+        if self.settings.learn_keys:
+            self.keys = nn.Parameter(keys.clone())
+        else:
+            self.register_buffer("keys", keys.clone())
+        self.register_buffer("labels", labels.clone())
+
+    def make_room(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """As many keys as there were training images."""
+        keys, labels = shapes.get("keys"), shapes.get("labels")
+        if keys != tuple(self.keys.shape) and labels is not None and keys == (*labels, self.backbone.embed_dim):
+            self._fill(self.keys.new_zeros(keys), self.labels.new_zeros(labels))
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Scaled cosines plus the votes [B, C] for unit features [B, D] and [C, D]."""
+        votes = self._votes(image_features @ self.keys.T, self.beta)[:, self.rows]
+        return super().logits(image_features, text_features) + self.alpha * votes
+
+    def _votes(self, nearness: Tensor, beta: Tensor | float) -> Tensor:
+        """The votes [B, all learned classes] of cosines [B, N] to the keys."""
+        values = F.one_hot(self.labels, self._count).to(nearness.dtype)
+        return torch.exp(-beta * (1 - nearness)) @ values
+
+    @torch.no_grad()
+    def begin(self, features: Features) -> None:
+        """Fill the cache with the mean feature of each image's views; without fine-tuning, search alpha and beta.
+
+        Raises:
+            ConfigError: there are no validation images to search on.
+        """
+        self._fill(unit(features.train.mean(dim=0)), features.train_labels)
+        if self._searches and not len(features.val):
+            raise ConfigError(
+                "tip_adapter searches alpha and beta on validation images, and this data set has none: set both, as "
+                "in --set method.alpha=1 --set method.beta=5.5, or give it a val folder"
+            )
+        if not self.settings.learn_keys:
+            self._search(features)
+
+    def finish(self, features: Features) -> None:
+        """After fine-tuning, search alpha and beta."""
+        if self.settings.learn_keys:
+            self._search(features)
+
+    @property
+    def _searches(self) -> bool:
+        return self.settings.alpha is None or self.settings.beta is None
+
+    @torch.no_grad()
+    def _search(self, features: Features) -> None:
+        """Take the first pair of the grid, betas outside, that names most validation images rightly."""
+        if not self._searches:
+            return
+        seen = unit(features.val)
+        plain, nearness = super().logits(seen, self.classes.features), seen @ self.keys.T
+        grids = [
+            [given] if given is not None else _grid(scale, steps)
+            for given, scale, steps in zip(
+                (self.settings.beta, self.settings.alpha),
+                self.settings.search_scale,
+                self.settings.search_steps,
+                strict=True,
+            )
+        ]
+        best = -1
+        for beta in grids[0]:
+            votes = self._votes(nearness, beta)
+            for alpha in grids[1]:
+                right = int(((plain + alpha * votes).argmax(dim=-1) == features.val_labels).sum())
+                if right > best:
+                    best = right
+                    self.alpha.fill_(alpha)
+                    self.beta.fill_(beta)
+
+    def chosen(self) -> dict[str, float]:
+        """Alpha and beta."""
+        return {"alpha": float(self.alpha), "beta": float(self.beta)}
+
+
+def _grid(scale: float, steps: int) -> list[float]:
+    return [0.1 + step * (scale - 0.1) / steps for step in range(steps)]
