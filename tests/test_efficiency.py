@@ -73,7 +73,9 @@ def test_counting_knows_fused_attention(backbone: Backbone) -> None:
 )
 def test_published_sizes(preset: str, parameters: int, vit_b16: Backbone) -> None:
     """SPEC section 3.9; and ViT-B/16's 17.6 and 3.0 billion multiply-adds an image and a sentence."""
-    method = build_method(resolve([read_preset(f"{preset}_base-to-novel")]).method, vit_b16, ["cat"])
+    method = build_method(
+        resolve([read_preset(f"{preset}_base-to-novel"), {"backbone": {"name": "ViT-B-16"}}]).method, vit_b16, ["cat"]
+    )
     assert method.parameter_count() == parameters
     # Up to eight tokens more cost up to a billion more.
     assert (plain_flops(method) or 0) / 2e9 == pytest.approx(17.6 + 3.0, abs=0.9)

@@ -46,7 +46,7 @@ def efficiency_command(
     from maple.errors import MapleError
 
     sizes = number_list(batch, "--batch") or []
-    recipes = {name: _settings(name) for name in comma_list(methods) or []}
+    recipes = {name: _settings(name, backbone) for name in comma_list(methods) or []}
     if pretrained is None and "/" not in backbone and not Path(backbone).exists():
         pretrained = "random" if backbone != "maple-small" else None
     place = this_process(device).device
@@ -73,17 +73,18 @@ def efficiency_command(
     _show(costs, published, where)
 
 
-def _settings(name: str) -> "RunSettings":
+def _settings(name: str, backbone: str) -> "RunSettings":
     from maple.config import preset_names, read_preset, resolve
     from maple.errors import ConfigError, one_of
 
+    chosen = {"backbone": {"name": backbone}}
     if name.endswith(".toml"):
-        return resolve([read_preset(name)])
+        return resolve([read_preset(name), chosen])
     preset = f"{name}_base-to-novel"
     if preset not in preset_names():
         known = [known.partition("_base-to-novel")[0] for known in preset_names() if known.endswith("_base-to-novel")]
         raise ConfigError(f"{one_of('method', name, known)}, or the path of a preset of yours (METHOD.toml)")
-    return resolve([read_preset(preset)])
+    return resolve([read_preset(preset), chosen])
 
 
 def _identity(clip: "Backbone") -> dict[str, Any]:

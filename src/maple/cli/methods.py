@@ -19,7 +19,7 @@ def methods_command(
     from rich.console import Console
 
     from maple.clip import load_clip
-    from maple.config import preset_names, read_preset
+    from maple.config import preset_names, read_preset, resolve
     from maple.methods import METHODS
 
     if pretrained is None and "/" not in backbone and not Path(backbone).exists():
@@ -27,7 +27,9 @@ def methods_command(
     clip = load_clip(backbone, pretrained)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"learned parameters of each preset on {backbone}:\n")
-    presets = [(preset, read_preset(preset)["method"]) for preset in preset_names()]
+    presets = [
+        (preset, resolve([read_preset(preset), {"backbone": {"name": backbone}}]).method) for preset in preset_names()
+    ]
     for name, kind in METHODS.items():
         console.print(f"[bold]{name}[/]  {kind.title} ({kind.paper})\n    {kind.summary}", markup=True)
         for preset, description in presets:

@@ -16,7 +16,7 @@ from torch import Tensor
 from maple import files
 from maple.checkpoint import load_prompts, read_prompts, save_prompts
 from maple.clip import Backbone, load_clip
-from maple.config import RunSettings, read_preset, resolve
+from maple.config import BackboneSettings, RunSettings, read_preset, resolve
 from maple.data import ImageStore, Item, in_order, sample_few_shot
 from maple.distributed import Processes, this_process
 from maple.inference.card import model_card
@@ -276,7 +276,9 @@ class PromptClassifier(Classifier, Estimator):
         if self.preset is None:
             method_settings({"name": self.method})  # an unknown method is told as that, not as an unknown preset
         preset = read_preset(self.preset or f"{self.method}_base-to-novel")
-        return resolve([preset, {"method": {"name": self.method}}, self.settings or {}, layer])
+        # Pictures of one's own want a CLIP that has seen the world, unless another is named.
+        default = {"backbone": {"name": BackboneSettings().name}}
+        return resolve([default, preset, {"method": {"name": self.method}}, self.settings or {}, layer])
 
     def _take(self, method: Method, classes: Labels, info: Mapping[str, Any]) -> None:
         self.method_ = method
