@@ -182,6 +182,9 @@ def _show_end(runs: "list[PlannedRun]", outcomes: "list[Outcome]", output: Path)
         typer.echo(f"{outcome.status}: {run.label}: {outcome.error}", err=True)
     typer.echo(f"{len(runs) - len(failed)} of {len(runs)} runs have finished")
     typer.echo(f"next: maple report {output}")
-    if failed:
+    if any(outcome.status == "busy" for _, outcome in failed):
+        typer.echo("another process is at the busy ones; repeat the command to have theirs too", err=True)
+    if any(outcome.status == "failed" for _, outcome in failed):
         typer.echo("failed runs are begun again with --retry-failed", err=True)
+    if failed:
         raise typer.Exit(1)
