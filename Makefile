@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := build/demo
 JOBS ?= 2
-NAMES ?= "banana,hot dog,green salad,teapot"
+NAMES ?= "grapes,hot dog,green apple,teapot"
 
 .PHONY: help setup demo test lint bench docs clean
 
