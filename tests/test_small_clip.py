@@ -1,12 +1,15 @@
 """The packaged CLIP sees, and prompts teach it more: what random weights cannot show."""
 
+import json
 import re
 from importlib import resources
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from maple.cli import app
 from maple.clip import Backbone, load_clip
 from maple.config import RunSettings, read_preset, resolve
 from maple.data import Dataset, EvalTransform, eval_batches, load_dataset
@@ -89,3 +92,18 @@ def test_prompts_learn_a_new_style(tmp_path: Path) -> None:
     assert found["maple"].top1 > found["zero_shot"].top1 + 0.05
     assert found["maple"].macro_f1 > found["zero_shot"].macro_f1
     assert found["maple"].calibration_error < 0.4
+
+
+def test_pictures_are_named_right(tmp_path: Path) -> None:
+    """By the commands that a newcomer types: draw pictures, train nothing, ask."""
+    train_run(settings_on("emoji-food/noto", "zero_shot"), tmp_path / "run", device="cpu")
+    runner = CliRunner()
+    drawn = runner.invoke(app, ["data", "draw", "emoji-food/noto", "--count", "8", "--output", str(tmp_path / "drawn")])
+    assert drawn.exit_code == 0, drawn.output
+    asked = ["predict", str(tmp_path / "run"), str(tmp_path / "drawn"), "--json", "--device", "cpu"]
+    done = runner.invoke(app, [*asked, "--classes", ",".join(concept.name for concept in archive().concepts("food"))])
+    assert done.exit_code == 0, done.output
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    right = [Path(a["source"]).stem.rpartition("_")[0] == a["best"][0]["class"].replace(" ", "_") for a in answers]
+    assert len(right) == 8
+    assert sum(right) >= 6
