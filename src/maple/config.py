@@ -193,18 +193,20 @@ def resolve(layers: Sequence[Mapping[str, Any]], overrides: Sequence[str] = ()) 
     """
     layers = [*layers, override_layer(overrides)]
     settings = RunSettings(**_merged(layers))
-    rule = next((rule for rule in _last_rules(layers) if rule.fits(settings)), None)
-    return settings if rule is None else RunSettings(**_merged(layers, rule))
-
-
-def _merged(layers: Sequence[Mapping[str, Any]], rule: Rule | None = None) -> dict[str, Any]:
-    """The layers laid over the defaults; `rule` over the last one that has rules."""
-    merged: dict[str, Any] = {"method": dict(RunSettings().method)}
     home = max((number for number, layer in enumerate(layers) if "rules" in layer), default=None)
-    for number, layer in enumerate(layers):
-        _merge(merged, {key: value for key, value in layer.items() if key != "rules"})
-        if rule is not None and number == home:
-            _merge_all(merged, {"method": rule.method, "train": rule.train})
+    if home is None:
+        return settings
+    rule = next((rule for rule in _read_rules(layers[home]["rules"]) if rule.fits(settings)), None)
+    if rule is None:
+        return settings
+    layers.insert(home + 1, {"method": rule.method, "train": rule.train})
+    return RunSettings(**_merged(layers))
+
+
+def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The layers laid over the defaults, without their rules."""
+    merged = merge_layers({"method": RunSettings().method}, *layers)
+    merged.pop("rules", None)
     _name_bundled(merged)
     return merged
 
@@ -254,8 +256,7 @@ def merge_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _last_rules(layers: Sequence[Mapping[str, Any]]) -> list[Rule]:
-    rules: Any = next((layer["rules"] for layer in reversed(layers) if "rules" in layer), [])
+def _read_rules(rules: Any) -> list[Rule]:
     if not isinstance(rules, list) or not all(isinstance(rule, Mapping) for rule in rules):
         raise ConfigError(
             f"rules = {rules!r}: must be tables, each under [[rules]], with dataset, shots or backbone (when it holds) "

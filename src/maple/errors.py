@@ -58,3 +58,8 @@ class TrainingDivergedError(MapleError):
 def one_of(what: str, value: object, allowed: Iterable[object]) -> str:
     """Say that `value` is not a known `what`, and list what is."""
     return f"unknown {what} {value!r}; choose one of: {', '.join(str(item) for item in allowed)}"
+
+
+def first_line(error: BaseException) -> str:
+    """What `error` says first, or its kind if it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

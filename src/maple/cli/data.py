@@ -1,9 +1,7 @@
 """`maple data`: what data sets there are, what is in one, how to get it, and whether it is whole."""
 
-import sys
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -103,6 +101,7 @@ def prepare_command(
 
     What cannot be fetched is said, with where to get it and where to put it.
     """
+    from maple.cli.progress import FileBars
     from maple.data.prepare import prepare, published_address
     from maple.data.verify import verify_counts
 
@@ -111,7 +110,7 @@ def prepare_command(
     def mirrored(source: "Source") -> str:
         return f"{(mirror or '').rstrip('/')}/{source.file}"
 
-    with _Bars() as bars:
+    with FileBars() as bars:
         added = prepare(name, root, locate=mirrored if mirror else published_address, watcher=bars, keep=keep)
     dataset = _open(name, str(root))
     problems = verify_counts(dataset)
@@ -132,6 +131,7 @@ def verify_command(
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode. Default: one per core.")] = None,
 ) -> None:
     """Check counts and class names against the published ones, and every image; exit with 1 if anything is wrong."""
+    from maple.cli.progress import FileBars
     from maple.data.statistics import published_statistics
     from maple.data.verify import verify_counts, verify_images
 
@@ -140,7 +140,7 @@ def verify_command(
     for problem in verify_counts(dataset):
         typer.echo(problem)
         problems += 1
-    with _Bars() as bars:
+    with FileBars() as bars:
 
         def seen(done: int, total: int) -> None:
             bars.advance("images", done, total)
@@ -155,46 +155,6 @@ def verify_command(
     typer.echo(f"{dataset.name}: {total:,} images {looked}, {problems or 'no'} problems; {against}")
     if problems:
         raise typer.Exit(1)
-
-
-class _Bars:
-    """Lines of text, and below them a bar for each thing that is going on, on stderr."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-            redirect_stdout=sys.stdout.isatty(),  # and not into stderr where stdout is a file
-            disable=not self._console.is_terminal,
-        )
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._bars.stop()
-
-    def say(self, text: str) -> None:
-        """Print a line on stderr."""
-        self._console.print(text)
-
-    def advance(self, what: str, done: int, total: int | None) -> None:
-        """Move the bar of `what`, making it if need be."""
-        if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=total)
-        self._bars.update(self._tasks[what], completed=done, total=total)
 
 
 def _open(name: str, data_root: str | None) -> "Dataset":

@@ -74,17 +74,10 @@ def efficiency_command(
 
 
 def _settings(name: str, backbone: str) -> "RunSettings":
-    from maple.config import preset_names, read_preset, resolve
-    from maple.errors import ConfigError, one_of
+    from maple.config import read_preset, resolve
+    from maple.protocols import recipe_of
 
-    chosen = {"backbone": {"name": backbone}}
-    if name.endswith(".toml"):
-        return resolve([read_preset(name), chosen])
-    preset = f"{name}_base-to-novel"
-    if preset not in preset_names():
-        known = [known.partition("_base-to-novel")[0] for known in preset_names() if known.endswith("_base-to-novel")]
-        raise ConfigError(f"{one_of('method', name, known)}, or the path of a preset of yours (METHOD.toml)")
-    return resolve([read_preset(preset), chosen])
+    return resolve([read_preset(recipe_of(name, "base-to-novel")), {"backbone": {"name": backbone}}])
 
 
 def _identity(clip: "Backbone") -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Progress on the screen: a live bar on a terminal, one line per epoch elsewhere."""
 
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,7 +17,22 @@ from maple.protocols import Outcome, PlannedRun
 from maple.train import EpochReport, StepReport
 
 
-class TrainBar:
+class _Live:
+    """A block in which bars are on the screen."""
+
+    _bar: Progress
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+
+class TrainBar(_Live):
     """Loss, accuracy, images per second and time left, over all epochs of a run."""
 
     def __init__(self, settings: RunSettings, folder: Path, *, quiet: bool = False) -> None:
@@ -37,15 +53,6 @@ class TrainBar:
         self._epochs = 0
         self._epoch_began = time.monotonic()
         self._images = 0
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def ready(self, method: Method, items: list[Item]) -> None:
         """Say what is about to be trained."""
@@ -101,7 +108,7 @@ class TrainBar:
         return self._images / max(time.monotonic() - self._epoch_began, 1e-9)
 
 
-class SweepBar:
+class SweepBar(_Live):
     """Runs finished and under way: live bars on a terminal, one line per finished run elsewhere."""
 
     def __init__(self, runs: int) -> None:
@@ -118,15 +125,6 @@ class SweepBar:
         )
         self._whole = self._bar.add_task("all runs", total=runs)
         self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def doing(self, name: str, what: str, done: int, total: int) -> None:
         """Move the bar of one run on."""
@@ -150,3 +148,31 @@ class SweepBar:
 def _measured(row: dict[str, Any]) -> str:
     where = row["classes"] if row["classes"] != "all" else row["dataset"]
     return f"{where} {100 * row['top1']:.2f}"
+
+
+class FileBars(_Live):
+    """Lines of text, and below them a bar for each thing that is going on, on stderr."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # and not into stderr where stdout is a file
+            disable=not self._console.is_terminal,
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def say(self, text: str) -> None:
+        """Print a line on stderr."""
+        self._console.print(text)
+
+    def advance(self, what: str, done: int, total: int | None) -> None:
+        """Move the bar of `what`, making it if need be."""
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what, total=total)
+        self._bar.update(self._tasks[what], completed=done, total=total)

@@ -66,9 +66,8 @@ class Block:
         each = len(suffix) // groups
         query, key, value = self._project(suffix)
         query_before, key_before, value_before = self._project(prefix)
-        if each > 1:
-            key_before, value_before = (seen.repeat_interleave(each, dim=0) for seen in (key_before, value_before))
-        key, value = torch.cat([key_before, key], dim=2), torch.cat([value_before, value], dim=2)
+        key = torch.cat([key_before.repeat_interleave(each, dim=0), key], dim=2)
+        value = torch.cat([value_before.repeat_interleave(each, dim=0), value], dim=2)
         if ends is not None:
             seen = torch.arange(key.shape[2], device=ends.device) <= (shared + ends)[:, None]
             seen = seen.repeat(groups, 1)[:, None, None]
@@ -77,7 +76,6 @@ class Block:
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
             return prefix, self._rest(_row(suffix, ends), attended)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[shared:].to(query.dtype))
-        key_before, value_before = key_before[::each], value_before[::each]
         before = F.scaled_dot_product_attention(query_before, key_before, value_before, is_causal=True)
         return self._rest(prefix, before), self._rest(suffix, attended)
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from maple.errors import BackboneError
+from maple.errors import BackboneError, first_line
 
 StateDict = dict[str, Tensor]
 
@@ -241,8 +241,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BackboneError(f"{path} should hold a JSON object, not a {type(content).__name__}")
     return content
-
-
-def first_line(error: BaseException) -> str:
-    """What `error` says first, or its kind if it says nothing."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

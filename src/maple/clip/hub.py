@@ -15,7 +15,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from maple.clip import formats
 from maple.clip.transformers_format import PREPROCESSORS
-from maple.errors import BackboneError
+from maple.errors import BackboneError, first_line
 
 _WEIGHTS = {
     "open_clip_config.json": formats.OPEN_CLIP_WEIGHTS,
@@ -61,7 +61,7 @@ def _reason(error: Exception) -> str:
         return "it is gated; ask its owners for access and log in."
     if isinstance(error, RepositoryNotFoundError):
         return "it has no such public repository."
-    return formats.first_line(error)
+    return first_line(error)
 
 
 def is_network_error(error: Exception) -> bool:

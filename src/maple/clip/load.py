@@ -23,7 +23,7 @@ from maple.clip.backbone import DTYPES, Backbone, preprocessing_of
 from maple.clip.fill import fill, uninitialised
 from maple.clip.hub import download, is_network_error
 from maple.clip.transformers_format import read_transformers_folder
-from maple.errors import BackboneError, one_of
+from maple.errors import BackboneError, first_line, one_of
 
 PRECISIONS = tuple(DTYPES)
 
@@ -198,7 +198,7 @@ def _fetch(name: str, tag: str, published: Mapping[str, Any]) -> Path:
         if not isinstance(error, OSError | RuntimeError | ValueError | HfHubHTTPError) and not is_network_error(error):
             raise
         raise BackboneError(
-            f"the weights of {name} / {tag} cannot be fetched: {formats.first_line(error)} "
+            f"the weights of {name} / {tag} cannot be fetched: {first_line(error)} "
             f"If this machine has no network, fetch them elsewhere and name the file: --backbone {name} "
             "--pretrained FILE"
         ) from error
@@ -227,9 +227,7 @@ def _open_clip(
             if state is not None:
                 fill(model, state, source, resize=resize)
     except _FOREIGN_ERRORS as error:
-        raise BackboneError(
-            f"{name.removeprefix('local-dir:')} cannot be built: {formats.first_line(error)}"
-        ) from error
+        raise BackboneError(f"{name.removeprefix('local-dir:')} cannot be built: {first_line(error)}") from error
     return model, preprocess, tokenizer
 
 
@@ -252,7 +250,7 @@ def _build(config: dict[str, Any], state: Mapping[str, Tensor], source: str) -> 
         with _untouched_rng(), uninitialised():
             model = open_clip.CLIP(**_copy(config))
     except _FOREIGN_ERRORS as error:
-        raise BackboneError(f"{source} describes no CLIP: {formats.first_line(error)}") from error
+        raise BackboneError(f"{source} describes no CLIP: {first_line(error)}") from error
     fill(model, state, source)
     return model
 

@@ -13,20 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError
-from urllib.request import (
-    HTTPDefaultErrorHandler,
-    HTTPErrorProcessor,
-    HTTPHandler,
-    HTTPRedirectHandler,
-    HTTPSHandler,
-    OpenerDirector,
-    ProxyHandler,
-    Request,
-    UnknownHandler,
-)
+from urllib.request import Request
 
 from maple import files
 from maple.errors import DownloadError
+from maple.web import web_opener
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +137,7 @@ def _try(url: str, part: Path, size: int | None, on_bytes: Progress, timeout: fl
         if validator := _validator(part):
             headers["If-Range"] = validator
     try:
-        with _opener().open(Request(url, headers=headers), timeout=timeout) as response:
+        with web_opener().open(Request(url, headers=headers), timeout=timeout) as response:
             begin, total = _offered(url, response, have, size)
             if begin == 0:
                 _remember(part, response.headers)
@@ -218,22 +209,6 @@ def _check_room(part: Path, total: int | None, begin: int) -> None:
             f"{part.parent}: the disk has {free >> 20} MiB left, the download needs {(total - begin) >> 20} more; "
             "make room, or choose another data root"
         )
-
-
-def _opener() -> OpenerDirector:
-    """Speaks http and https only, also where a server redirects."""
-    opener = OpenerDirector()
-    for handler in (
-        ProxyHandler(),
-        UnknownHandler(),
-        HTTPHandler(),
-        HTTPSHandler(),
-        HTTPDefaultErrorHandler(),
-        HTTPRedirectHandler(),
-        HTTPErrorProcessor(),
-    ):
-        opener.add_handler(handler)
-    return opener
 
 
 def _length(part: Path) -> int:

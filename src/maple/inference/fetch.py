@@ -4,19 +4,10 @@ import time
 from http.client import HTTPException, HTTPResponse
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit, urlunsplit
-from urllib.request import (
-    HTTPDefaultErrorHandler,
-    HTTPErrorProcessor,
-    HTTPHandler,
-    HTTPRedirectHandler,
-    HTTPSHandler,
-    OpenerDirector,
-    ProxyHandler,
-    Request,
-    UnknownHandler,
-)
+from urllib.request import Request
 
 from maple.errors import ImageError
+from maple.web import web_opener
 
 MAX_BYTES = 64 * 1024**2
 """The largest encoded image that is fetched, in bytes."""
@@ -42,7 +33,7 @@ def fetch_bytes(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIMEOU
     began = time.monotonic()
     try:
         request = Request(_plain(url), headers={"User-Agent": "maple-clip", "Accept": "image/*"})
-        with _opener().open(request, timeout=timeout) as response:
+        with web_opener().open(request, timeout=timeout) as response:
             _check_type(url, response)
             announced = _announced(response)
             if announced is not None and announced > max_bytes:
@@ -69,22 +60,6 @@ def is_address(source: str) -> bool:
     """Whether a source is meant as an address: it begins with SCHEME://."""
     scheme, separator, _ = source.partition("://")
     return bool(separator) and scheme.isascii() and scheme.replace("+", "").isalnum()
-
-
-def _opener() -> OpenerDirector:
-    """An opener that knows http and https only, also after a redirection: no files, no ftp."""
-    opener = OpenerDirector()
-    for handler in (
-        ProxyHandler,
-        UnknownHandler,
-        HTTPHandler,
-        HTTPSHandler,
-        HTTPDefaultErrorHandler,
-        HTTPRedirectHandler,
-        HTTPErrorProcessor,
-    ):
-        opener.add_handler(handler())
-    return opener
 
 
 def _plain(url: str) -> str:

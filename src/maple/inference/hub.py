@@ -7,7 +7,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from maple.clip.hub import is_network_error
-from maple.errors import CheckpointError
+from maple.errors import CheckpointError, first_line
 
 PROMPTS = "prompts.safetensors"
 CARD = "README.md"
@@ -31,7 +31,7 @@ def fetch_prompts(repository: str, *, revision: str | None = None, token: str | 
         _reraise_foreign(error)
         raise CheckpointError(
             f"{repository!r} is no run folder and no prompts file here, and its {PROMPTS} cannot be fetched from the "
-            f"hub: {_first_line(error)}"
+            f"hub: {first_line(error)}"
         ) from error
 
 
@@ -57,7 +57,7 @@ def push_folder(
         commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message=message, revision=revision)
     except Exception as error:
         _reraise_foreign(error)
-        raise CheckpointError(f"nothing was pushed to {repository!r}: {_first_line(error)}") from error
+        raise CheckpointError(f"nothing was pushed to {repository!r}: {first_line(error)}") from error
     return str(commit.commit_url)
 
 
@@ -65,7 +65,3 @@ def _reraise_foreign(error: Exception) -> None:
     """Raise again what is neither the hub's word nor the network's."""
     if not isinstance(error, HfHubHTTPError | OSError | ValueError) and not is_network_error(error):
         raise error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maple.checkpoint import load_prompts, read_prompts
 from maple.clip import Backbone
-from maple.data import EvalTransform, in_order, template_of
+from maple.data import in_order, template_of
 from maple.data.emoji import TEMPLATE
 from maple.distributed import this_process
 from maple.errors import BackboneError, ClassNamesError, ConfigError, DataError
@@ -22,7 +22,7 @@ from maple.inference.hub import PREFIX, fetch_prompts
 from maple.inference.pictures import Picture
 from maple.methods import Method, build_method
 from maple.prompts.splice import clean_class_names
-from maple.runs import finished_prompts
+from maple.runs import eval_transform, finished_prompts
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,7 @@ class Predictor:
         """
         self.method = method.eval()
         self.trained_names = method.class_names
-        seen = method.backbone.preprocessing
-        self.transform = EvalTransform(seen.size, seen.mean, seen.std, seen.interpolation)
+        self.transform = eval_transform(method.backbone)
         self._frozen: Method | None = None
         if zero_shot:
             description = {"name": "zero_shot", "templates": [template]}

@@ -1,7 +1,16 @@
 """Protocols: which runs and evaluations a table needs, and how they are carried out. Rows are left for reports."""
 
 from maple.protocols.executors import Executor, in_processes, in_turn, run_sweep
-from maple.protocols.plan import PROTOCOLS, Evaluation, PlannedRun, SweepSettings, plan_sweep, read_sweep, sweep_names
+from maple.protocols.plan import (
+    PROTOCOLS,
+    Evaluation,
+    PlannedRun,
+    SweepSettings,
+    plan_sweep,
+    read_sweep,
+    recipe_of,
+    sweep_names,
+)
 from maple.protocols.ray_executor import on_ray
 from maple.protocols.runner import Outcome, SweepProgress, carry_out, status_of
 
@@ -19,6 +28,7 @@ __all__ = [
     "on_ray",
     "plan_sweep",
     "read_sweep",
+    "recipe_of",
     "run_sweep",
     "status_of",
     "sweep_names",

@@ -23,7 +23,6 @@ from maple.protocols.runner import (
     Report,
     SweepProgress,
     carry_out,
-    chosen_runs,
     failed_outcome,
     finished_outcome,
     record_failure,
@@ -68,13 +67,17 @@ def run_sweep(
     if executor is None:
         executor = partial(in_turn, device=device) if jobs == 1 else partial(in_processes, jobs=jobs, device=device)
     outcomes: dict[str, Outcome] = {}
-    left = chosen_runs(runs, root, retry_failed=retry_failed)
-    names = {run.name for run in left}
+    left = []
     for run in runs:
-        if run.name not in names:
-            done = status_of(run, root) == "finished"
-            outcomes[run.name] = finished_outcome(run, root) if done else failed_outcome(run, root)
-            progress.ended(run, outcomes[run.name])
+        status = status_of(run, root)
+        if status == "finished":
+            outcomes[run.name] = finished_outcome(run, root)
+        elif status == "failed" and not retry_failed:
+            outcomes[run.name] = failed_outcome(run, root)
+        else:
+            left.append(run)
+            continue
+        progress.ended(run, outcomes[run.name])
     for run, outcome in executor(left, root, work, progress.doing) if left else ():
         outcomes[run.name] = outcome
         progress.ended(run, outcome)

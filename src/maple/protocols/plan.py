@@ -146,7 +146,7 @@ def _expanded(sweep: SweepSettings) -> Iterator[tuple[RunSettings, str, tuple[Ev
     points = _points(sweep)
     for dataset, evaluations in _sources(sweep):
         for seed, method, shots, point in product(sweep.seeds, sweep.methods, sweep.shots, points):
-            recipe = _recipe(method, sweep.protocol)
+            recipe = recipe_of(method, sweep.protocol)
             classes = "base" if sweep.protocol == "base-to-novel" else "all"
             asked = {"data": {"dataset": dataset, "shots": shots, "classes": classes}, "seed": seed}
             layers: list[Mapping[str, Any]] = [read_preset(recipe), sweep.settings, asked]
@@ -207,7 +207,12 @@ def _sources(sweep: SweepSettings) -> list[tuple[str, tuple[Evaluation, ...]]]:
     return [(sweep.source, tuple(Evaluation(name, "all") for name in targets))]
 
 
-def _recipe(method: str, protocol: Protocol) -> str:
+def recipe_of(method: str, protocol: Protocol) -> str:
+    """The preset that a method takes for a protocol: its own, or the next one's; a TOML file is itself.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
     if method.endswith(".toml"):
         return method
     known = preset_names()

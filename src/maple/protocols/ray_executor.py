@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from maple import files
-from maple.errors import ConfigError
+from maple.errors import ConfigError, first_line
 from maple.protocols.executors import ATTEMPTS, Ends, Work
 from maple.protocols.plan import PlannedRun
 from maple.protocols.runner import Outcome, Report, finished_outcome, record_failure, status_of
@@ -138,8 +138,8 @@ def _outcome(reference: Any, run: PlannedRun, root: Path, store: Storage | None)
             "versions of Python, Ray and maple-clip as this one"
         ) from error
     except ray.exceptions.RayError as error:
-        first = str(error).strip().splitlines()[0]
-        return record_failure(run, root, f"its Ray worker died {ATTEMPTS} times (killed, or out of memory?): {first}")
+        told = f"its Ray worker died {ATTEMPTS} times (killed, or out of memory?): {first_line(error)}"
+        return record_failure(run, root, told)
     if isinstance(outcome, _NotShared):
         raise ConfigError(
             f"the machine {outcome.machine} does not see the folder {root.resolve()}: --output must name a folder that "
@@ -214,10 +214,9 @@ def _connected(address: str | None) -> Iterator[None]:
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = "a Ray cluster cannot be started" if address is None else f"no Ray cluster answers at {address!r}"
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"{where}: {first}; start one with `ray start --head` and give --ray-address HOST:6379, or auto on one of "
-            "its machines"
+            f"{where}: {first_line(error)}; start one with `ray start --head` and give --ray-address HOST:6379, or auto "
+            "on one of its machines"
         ) from error
     try:
         yield

@@ -6,7 +6,7 @@ What is done is read from the folders, so a sweep can be stopped at any moment, 
 import json
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -174,9 +174,3 @@ def _is_answer(row: dict[str, Any], evaluation: Evaluation, run: PlannedRun) -> 
     dataset = evaluation.dataset or run.settings.data.dataset
     asked = {"dataset": dataset, "classes": evaluation.classes, "part": None, "names": None, "only": None}
     return row.get("asked") == asked
-
-
-def chosen_runs(runs: Sequence[PlannedRun], root: Path, *, retry_failed: bool) -> list[PlannedRun]:
-    """The runs of a plan that are to be carried out now."""
-    left = ("new", "interrupted", "failed") if retry_failed else ("new", "interrupted")
-    return [run for run in runs if status_of(run, root) in left]

@@ -4,7 +4,7 @@ from maple.runs.evaluation import evaluate_run
 from maple.runs.folder import finished_prompts, only_one, read_history, read_rows, read_settings
 from maple.runs.importing import write_imported
 from maple.runs.material import Material
-from maple.runs.spec import complete, content_name, open_backbone, open_dataset, sample
+from maple.runs.spec import complete, content_name, eval_transform, open_backbone, open_dataset, sample
 from maple.runs.tracking import TRACKERS, Tracked, require_tracker
 from maple.runs.training import Silent, TrainProgress, TrainResult, fresh_method, train_run
 
@@ -17,6 +17,7 @@ __all__ = [
     "TrainResult",
     "complete",
     "content_name",
+    "eval_transform",
     "evaluate_run",
     "finished_prompts",
     "fresh_method",

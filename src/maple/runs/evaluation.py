@@ -9,7 +9,6 @@ from maple.checkpoint import describe_backbone, load_prompts
 from maple.config import RunSettings
 from maple.data import (
     Dataset,
-    EvalTransform,
     Item,
     canonical_name,
     eval_batches,
@@ -23,7 +22,7 @@ from maple.methods import Method
 from maple.metrics import Scores, score
 from maple.runs.folder import append_row, finished_prompts, read_settings
 from maple.runs.predictions import FeatureSample, prediction_arrays, predictions_name, write_predictions
-from maple.runs.spec import open_dataset
+from maple.runs.spec import eval_transform, open_dataset
 
 PARTS = ("test", "val", "train", "all")
 
@@ -80,11 +79,10 @@ def evaluate_run(
     if names is not None and len(names) != len(class_list):
         raise ClassNamesError(f"{len(names)} names were given for {len(class_list)} classes: {', '.join(class_list)}")
     method.set_class_names(names or class_list)
-    seen = method.backbone.preprocessing
     batches = eval_batches(
         items,
         whole.store(max_bytes=0),
-        EvalTransform(seen.size, seen.mean, seen.std, seen.interpolation),
+        eval_transform(method.backbone),
         batch_size=settings.evaluate.batch_size,
         num_workers=settings.evaluate.workers,
     )

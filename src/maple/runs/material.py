@@ -20,6 +20,7 @@ from maple.data import (
 )
 from maple.methods import Features, Method
 from maple.prompts import wide
+from maple.runs.spec import eval_transform
 from maple.train import Batches, Trainer
 
 
@@ -100,7 +101,7 @@ class Material:
     def _transform(self, method: Method) -> TrainTransform | EvalTransform:
         train, seen = self._settings.train, method.backbone.preprocessing
         if train.views == 0:
-            return _still(method)
+            return eval_transform(method.backbone)
         return TrainTransform(
             seen.size, seen.mean, seen.std, scale=train.crop_scale, flip=train.flip, interpolation=seen.interpolation
         )
@@ -112,7 +113,7 @@ class Material:
                 batches = eval_batches(
                     self._val,
                     self._store,
-                    _still(method),
+                    eval_transform(method.backbone),
                     batch_size=self._settings.evaluate.batch_size,
                     num_workers=self._settings.train.workers,
                 )
@@ -136,17 +137,12 @@ class Material:
         return view_batches(
             self._items,
             self._store,
-            self._transform(method) if self._settings.train.views else _still(method),
+            self._transform(method) if self._settings.train.views else eval_transform(method.backbone),
             view=number,
             seed=self._settings.seed,
             batch_size=self._settings.evaluate.batch_size,
             num_workers=self._settings.train.workers,
         )
-
-
-def _still(method: Method) -> EvalTransform:
-    seen = method.backbone.preprocessing
-    return EvalTransform(seen.size, seen.mean, seen.std, seen.interpolation)
 
 
 @torch.no_grad()

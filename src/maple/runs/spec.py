@@ -12,6 +12,7 @@ from maple.clip import Backbone, load_clip
 from maple.config import RunSettings
 from maple.data import (
     Dataset,
+    EvalTransform,
     Item,
     canonical_name,
     known_names,
@@ -96,6 +97,12 @@ def open_backbone(settings: RunSettings, device: str | torch.device) -> Backbone
     """The frozen CLIP of a run."""
     chosen = settings.backbone
     return load_clip(chosen.name, chosen.pretrained, precision=chosen.precision, device=device)
+
+
+def eval_transform(backbone: Backbone) -> EvalTransform:
+    """How a backbone wants to see an image that is not augmented."""
+    seen = backbone.preprocessing
+    return EvalTransform(seen.size, seen.mean, seen.std, seen.interpolation)
 
 
 def relevant(settings: RunSettings) -> dict[str, Any]:
