@@ -1,6 +1,5 @@
 """Pictures in, class names with probabilities out, one by one and in order."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from maple.inference.distance import explain_new_names
 from maple.inference.hub import PREFIX, fetch_prompts
 from maple.inference.pictures import Picture
 from maple.methods import Method, build_method
-from maple.prompts.splice import clean_class_names
+from maple.names import distinct
 from maple.runs import eval_transform, finished_prompts
 
 
@@ -182,18 +181,6 @@ class Predictor:
         values = probabilities[order].tolist()
         names = [self.class_names[index] for index in order.tolist()]
         return tuple(Ranked(name, value) for name, value in zip(names, values, strict=True)), order
-
-
-def distinct(names: Sequence[str]) -> Sequence[str]:
-    """The names, none of which may say the same words as another.
-
-    Raises:
-        ClassNamesError: the list or a name is empty, or the same words come twice.
-    """
-    times = Counter(name.strip() for name in clean_class_names(names))
-    if twice := [name for name, count in times.items() if count > 1]:
-        raise ClassNamesError(f"{', '.join(map(repr, twice))} is named more than once; name every class once")
-    return names
 
 
 def prompts_file(run: str | Path) -> Path:

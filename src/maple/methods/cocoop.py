@@ -79,17 +79,16 @@ class CoCoOp(Method):
         prompts = self.text_prompts()[0] + self.meta_net[1](hidden)[:, None]
         return self.classes.encode([prompts[:, None]])
 
-    def _logits_of(self, image_features: Tensor) -> Tensor:
+    def _logits(self, image_features: Tensor) -> Tensor:
         text_features = self.encode_classes_for(image_features)
         return self.backbone.logit_scale * torch.einsum("bd,bcd->bc", image_features, text_features)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, C] of normalised images [B, 3, R, R]."""
-        return self._logits_of(self.encode_images(images))
+        return self._logits(self.encode_images(images))
 
     @torch.no_grad()
-    def predict_logits(self, images: Tensor) -> Tensor:
-        """Logits [B, C], a few images at a time so that B * C sentences fit into memory."""
-        image_features = self.encode_images(images)
+    def logits_of(self, image_features: Tensor) -> Tensor:
+        """Logits [B, C] of unit image features [B, D], a few at a time so that B * C sentences fit into memory."""
         at_once = max(1, _SENTENCES_AT_ONCE // len(self.class_names))
-        return torch.cat([self._logits_of(chunk) for chunk in image_features.split(at_once)])
+        return torch.cat([self._logits(chunk) for chunk in image_features.split(at_once)])

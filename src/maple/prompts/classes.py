@@ -7,8 +7,9 @@ from torch import Tensor
 
 from maple.clip import Backbone
 from maple.errors import ConfigError
+from maple.names import clean_class_names
 from maple.prompts.encode import encode_text, unit, wide
-from maple.prompts.splice import Position, Sentences, clean_class_names, write_sentences
+from maple.prompts.splice import Position, Sentences, write_sentences
 
 _FIXED_CHUNK = 256
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from maple.clip import Backbone
-from maple.errors import ClassNamesError, ConfigError
+from maple.errors import ConfigError
+from maple.names import clean_class_names
 
 Position = Literal["end", "middle", "front"]
 PLACEHOLDER = "X"
@@ -81,22 +82,6 @@ class Parts:
                 rest = rest.expand(-1, len(suffix) // len(prompt), -1, -1).flatten(0, 1)
             suffix = put_text(suffix, rest, self.suffix_slots)
         return prefix, suffix
-
-
-def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Check a list of class names and write them as words: underscores become spaces.
-
-    Raises:
-        ClassNamesError: no list, an empty list, or a name that is not a string with something in it.
-    """
-    if isinstance(names, str):
-        raise ClassNamesError(f"class names must be a list of strings, not the one string {names!r}; write [{names!r}]")
-    if not len(names):
-        raise ClassNamesError("the list of class names is empty; at least one is needed")
-    for index, name in enumerate(names):
-        if not isinstance(name, str) or not name.replace("_", " ").strip():
-            raise ClassNamesError(f"class name {index} is {name!r}; every name must be a string with a word in it")
-    return tuple(name.replace("_", " ") for name in names)
 
 
 def write_sentences(
