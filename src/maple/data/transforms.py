@@ -3,14 +3,14 @@
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from maple.errors import ConfigError, one_of
+from maple.data.views import EvalView, ToInput
+from maple.errors import ConfigError
 
 INTERPOLATIONS: dict[str, InterpolationMode] = {
     "bicubic": InterpolationMode.BICUBIC,
@@ -18,40 +18,9 @@ INTERPOLATIONS: dict[str, InterpolationMode] = {
 }
 
 _CROP_TRIES = 10
-_MAX_ASPECT = 64
 
 
-class _ToInput:
-    """The part both transforms share: the settings, checked, and the last step from pixels to normalised values."""
-
-    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str) -> None:
-        if size < 1:
-            raise ConfigError(f"image size is {size}; it must be at least 1 pixel")
-        for what, values in (("mean", mean), ("std", std)):
-            if len(values) != 3:
-                raise ConfigError(f"image {what} is {tuple(values)}; give three numbers, for red, green and blue")
-        if min(std) <= 0:
-            raise ConfigError(f"image std is {tuple(std)}; its three numbers must be above 0")
-        if interpolation not in INTERPOLATIONS:
-            raise ConfigError(one_of("interpolation", interpolation, INTERPOLATIONS))
-        self.size = size
-        self.interpolation = INTERPOLATIONS[interpolation]
-        self.mean = tuple(float(value) for value in mean)
-        self.std = tuple(float(value) for value in std)
-        # In float32 and with one operation per step, so that the values equal torchvision's to the bit.
-        self._mean = np.array(self.mean, dtype=np.float32).reshape(3, 1, 1)
-        self._std = np.array(self.std, dtype=np.float32).reshape(3, 1, 1)
-
-    def _normalised(self, image: Image.Image) -> Tensor:
-        # NumPy rather than torch: in loader threads it starts no thread pools of its own.
-        pixels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
-        pixels /= np.float32(255)
-        pixels -= self._mean
-        pixels /= self._std
-        return torch.from_numpy(pixels)
-
-
-class TrainTransform(_ToInput):
+class TrainTransform(ToInput):
     """Random resized crop, random horizontal flip, normalisation; all randomness from the generator passed in."""
 
     def __init__(
@@ -90,32 +59,27 @@ class TrainTransform(_ToInput):
         """Return one augmented view [3, R, R] of an RGB image; equal generators give equal views."""
         top, left, height, width = crop_box(image.height, image.width, self.scale, self.ratio, generator)
         cropped = transforms.resized_crop(
-            image, top, left, height, width, [self.size, self.size], interpolation=self.interpolation, antialias=True
+            image,
+            top,
+            left,
+            height,
+            width,
+            [self.size, self.size],
+            interpolation=INTERPOLATIONS[self.interpolation],
+            antialias=True,
         )
         if torch.rand(1, generator=generator).item() < self.flip:
             cropped = transforms.horizontal_flip(cropped)
-        return self._normalised(cropped)
+        return torch.from_numpy(self.normalised(cropped))
 
 
-class EvalTransform(_ToInput):
-    """Resize of the shorter side, central crop, normalisation: what CLIP itself was evaluated with."""
+class EvalTransform(EvalView):
+    """An evaluation view as a tensor."""
 
-    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str = "bicubic") -> None:
-        """Prepare images for a tower that reads `size` x `size` pixels.
-
-        Raises:
-            ConfigError: a setting is out of its range.
-
-        Source: open_clip 3.3.0 src/open_clip/transform.py `image_transform(is_train=False)`, equal to the bit but for
-        strips of an image, more than 64 times as long as wide.
-        """
-        super().__init__(size, mean, std, interpolation)
-
-    def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> Tensor:  # type: ignore[override]
         """Return an RGB image as a tensor [3, R, R]; a generator is accepted and not used."""
         del generator
-        resized = transforms.resize(_shortened(image), [self.size], interpolation=self.interpolation, antialias=True)
-        return self._normalised(transforms.center_crop(resized, [self.size, self.size]))
+        return torch.from_numpy(super().__call__(image))
 
 
 def crop_box(
@@ -151,13 +115,3 @@ def crop_box(
     elif width / height > ratio[1]:
         crop_width = max(1, round(height * ratio[1]))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
-
-
-def _shortened(image: Image.Image) -> Image.Image:
-    """Cut the far ends off a strip of an image: resizing all of it would fill the memory, only the middle is kept."""
-    width, height = image.size
-    longest = min(width, height) * _MAX_ASPECT
-    if max(width, height) <= longest:
-        return image
-    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
-    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))

@@ -1,6 +1,7 @@
 """The class side of a classifier: class names to unit text features, with learned tokens or with fixed sentences."""
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -66,6 +67,12 @@ class TemplateClasses:
         sentences = [[template.replace("{}", name) for name in cleaned] for template in self._templates]
         self._ids = [self._backbone.tokenize(one).to(self._backbone.device) for one in sentences]
         self.features = self.encode()
+
+    def of(self, names: Sequence[str]) -> Tensor:
+        """Unit features [C, D] of names, as `set_class_names` would make them; nothing is changed."""
+        twin = copy(self)
+        twin.set_class_names(names)
+        return twin.features
 
     def encode(self) -> Tensor:
         """`features` once more, computed afresh."""
