@@ -20,9 +20,9 @@ class PromptedClasses:
 
     def __init__(self, backbone: Backbone, *, prompt_length: int, init_text: str, position: Position = "end") -> None:
         self._backbone = backbone
-        self._length = prompt_length
-        self._init_text = init_text
-        self._position: Position = position
+        self.prompt_length = prompt_length
+        self.init_text = init_text
+        self.position: Position = position
         self.sentences: Sentences
 
     def set_class_names(self, names: Sequence[str]) -> None:
@@ -30,9 +30,9 @@ class PromptedClasses:
         self.sentences = write_sentences(
             self._backbone,
             names,
-            prompt_length=self._length,
-            init_text=self._init_text,
-            position=self._position,
+            prompt_length=self.prompt_length,
+            init_text=self.init_text,
+            position=self.position,
         )
 
     def encode(self, prompts: Sequence[Tensor]) -> Tensor:
@@ -55,8 +55,8 @@ class TemplateClasses:
             if template.count("{}") != 1:
                 raise ConfigError(f"template {template!r} must hold exactly one {{}}, where the class name goes")
         self._backbone = backbone
-        self._templates = tuple(templates)
-        self._unit_each = unit_each
+        self.templates = tuple(templates)
+        self.unit_each = unit_each
         self.features: Tensor
         self._ids: list[Tensor] = []
         self.mean: Tensor
@@ -64,7 +64,7 @@ class TemplateClasses:
     def set_class_names(self, names: Sequence[str]) -> None:
         """Encode every class in every template: `features` [C, D], unit-norm, and `mean`, as averaged."""
         cleaned = clean_class_names(names)
-        sentences = [[template.replace("{}", name) for name in cleaned] for template in self._templates]
+        sentences = [[template.replace("{}", name) for name in cleaned] for template in self.templates]
         self._ids = [self._backbone.tokenize(one).to(self._backbone.device) for one in sentences]
         self.features = self.encode()
 
@@ -79,10 +79,10 @@ class TemplateClasses:
         total: Tensor | float = 0.0
         for ids in self._ids:
             total = total + self._encode(ids)
-        self.mean = torch.as_tensor(total) / len(self._templates)
+        self.mean = torch.as_tensor(total) / len(self.templates)
         return unit(self.mean)
 
     @torch.no_grad()
     def _encode(self, ids: Tensor) -> Tensor:
         raw = torch.cat([self._backbone.text.plain(chunk) for chunk in ids.split(_FIXED_CHUNK)])
-        return unit(raw) if self._unit_each else wide(raw)
+        return unit(raw) if self.unit_each else wide(raw)
