@@ -21,6 +21,12 @@ from maple.cli.sweep import sweep_command
 from maple.cli.train import train_command
 from maple.errors import MapleError
 
+# What an installation that only runs exported methods does without.
+_LEFT_OUT = {
+    *("torch", "torchvision", "open_clip", "accelerate", "safetensors", "huggingface_hub", "filelock", "fsspec"),
+    "transformers",
+}
+
 
 class _Commands(TyperGroup):
     """The commands, with an interruption told as what it is (the library would only say "Aborted")."""
@@ -79,4 +85,13 @@ def main() -> None:
         app()
     except MapleError as error:
         typer.echo(f"maple: {error}", err=True)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _LEFT_OUT:
+            raise
+        typer.echo(
+            f"maple: this needs {error.name}, which is not installed: pip install maple-clip. Without it, `maple "
+            "predict` answers from a folder of `maple export --format onnx`",
+            err=True,
+        )
         sys.exit(2)

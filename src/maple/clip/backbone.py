@@ -91,7 +91,7 @@ class Backbone:
     @property
     def reads_clip_words(self) -> bool:
         """Whether its tokenizer is CLIP's own, as published."""
-        tokenizer = self._tokenizer
+        tokenizer: Any = self._tokenizer
         plain = isinstance(tokenizer, SimpleTokenizer) and tokenizer.reduction_fn is None
         return plain and tokenizer.vocab_size == _CLIP_VOCABULARY and tokenizer.clean_fn is _clean_lower
 

@@ -4,7 +4,7 @@ Nothing here knows a method by name: which of its parts are its own tells where 
 """
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -60,8 +60,8 @@ class ImageSide(nn.Module):
         self.head = head
         self.prompts = nn.ParameterList([prompt.detach() for prompt in method.vision_prompts()])
         self.frozen = frozen and not leaves_images_alone(method)
-        if head == "logits":
-            self.register_buffer("classes", method.class_embeddings())
+        self.classes: Tensor
+        self.register_buffer("classes", method.class_embeddings() if head == "logits" else None)
 
     @property
     def outputs(self) -> list[str]:
@@ -80,7 +80,8 @@ class ImageSide(nn.Module):
         if self.head == "logits":
             found.append(self.method.logits(features, self.classes))
         elif self.head == "shifted":
-            found.append(innermost(self.method).token_shift(features))
+            inside: Any = innermost(self.method)
+            found.append(inside.token_shift(features))
         if self.frozen:
             found.append(unit(cast(Tensor, plain)))
         return tuple(found)

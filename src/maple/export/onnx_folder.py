@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from maple.export.check import NEW_NAMES, largest_difference, require_equal
 from maple.export.graphs import ImageSide, TextSide, head_of, innermost
 from maple.export.source import Source
 from maple.inference import manifest as on_disk
-from maple.inference.answerer import Floats
+from maple.inference.answerer import Floats, Spoken
 from maple.inference.exported import Exported
 from maple.inference.manifest import Manifest, Preprocess, Slots, Templates
 from maple.methods import Method
@@ -50,7 +51,7 @@ def write_onnx(source: Source, folder: Path, *, zero_shot: bool, int8: bool) -> 
     method = source.method
     head = head_of(method)
     sentences, refusal = _sentences(method)
-    with_text = sentences is not None or (zero_shot and _text_refusal(method) is None)
+    with_text = sentences is not None
     image = ImageSide(method, head, frozen=zero_shot).eval()
     batch = torch.export.Dim("batch")
     _write(
@@ -98,17 +99,16 @@ def _checked(source: Source, folder: Path, manifest: Manifest) -> Manifest:
     for names, kind in zip(lists, ("trained names", "new names"), strict=False):
         spoken = exported._spoken(tuple(names))
 
-        def logits(views: Floats, which: int = 0, spoken: Any = spoken) -> Floats:
+        def logits(views: Floats, which: int, spoken: Spoken = spoken) -> Floats:
             found = exported.logits(exported.encode(views), spoken)[which]
             if found is None:
                 raise ExportError("the export has lost the frozen CLIP")
             return found
 
-        differences[kind] = largest_difference(source, logits, source.method, names)
+        differences[kind] = largest_difference(source, partial(logits, which=0), source.method, names)
         if manifest.zero_shot is not None:
-            differences[f"zero-shot, {kind}"] = largest_difference(
-                source, lambda views, logits=logits: logits(views, 1), source.frozen, names
-            )
+            beside = largest_difference(source, partial(logits, which=1), source.frozen, names)
+            differences[f"zero-shot, {kind}"] = beside
     if not manifest.int8:
         for kind, difference in differences.items():
             require_equal(difference, f"the ONNX file ({kind})")
@@ -179,7 +179,8 @@ def _write(
             if program is None:
                 raise ExportError(f"torch.onnx wrote no {path.name}")
             _forget_origins(program.model)
-            weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+            tensors = [value.const_value for value in program.model.graph.initializers.values()]
+            weights = sum(int(one.nbytes) for one in tensors if one is not None)
             program.save(str(path), external_data=weights > INLINE_BYTES)
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"torch.onnx cannot write {path.name} of this backbone: {first_line(error)}") from error

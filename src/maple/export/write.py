@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from maple.errors import ConfigError, ExportError, one_of
+from maple.errors import ConfigError, one_of
 from maple.export.source import open_source
 
 FORMATS = ("onnx", "torchscript", "openclip", "transformers")
@@ -72,17 +72,26 @@ def export_run(
         if format == "onnx":
             from maple.export.onnx_folder import write_onnx
 
+            refusal: str | None
             manifest = write_onnx(source, temporary, zero_shot=zero_shot, int8=int8)
-            difference, refusal = manifest.maximal_difference, manifest.new_names
+            difference = manifest.maximal_difference or 0.0
+            refusal = manifest.new_names
+        elif format == "torchscript":
+            from maple.export.torchscript import write_torchscript
+
+            difference, refusal = write_torchscript(source, temporary), "a module of images alone reads no words"
         else:
-            raise ExportError(f"{format} is not there yet")
+            from maple.export.plain_clip import write_plain_clip
+
+            difference = write_plain_clip(source, temporary, format)
+            refusal = "its head holds their embeddings; other names would be plain CLIP's"
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Written(target, difference or 0.0, len(source.own), refusal)
+    return Written(target, difference, len(source.own), refusal)
 
 
 def _refuse_taken(target: Path) -> None:

@@ -81,9 +81,7 @@ class Exported(Answerer):
         if not len(views):
             return []
         found = self._run(self._image, {"images": np.ascontiguousarray(views, dtype=np.float32)})
-        return [
-            {name: values[row] for name, values in zip(self._outputs, found, strict=True)} for row in range(len(views))
-        ]
+        return [dict(zip(self._outputs, row, strict=True)) for row in zip(*found, strict=True)]
 
     def probabilities(self, seen: Sequence[Mapping[str, Floats]], spoken: Spoken) -> tuple[Floats, Floats | None]:
         """Probabilities [n, C] of n things that `encode` gave, and those of the frozen CLIP; float32."""
@@ -160,7 +158,7 @@ class Exported(Answerer):
         for template in sentences.templates:
             rows = [self._tokenizer.sentence(template.replace("{}", name)) for name in cleaned]
             total = total + self._encode_text(*self._padded([(row, [0] * len(row)) for row in rows]))
-        return _unit(total / len(sentences.templates))
+        return _unit((total / len(sentences.templates)).astype(np.float32))
 
     def _name_features(self, names: Sequence[str]) -> Floats:
         return self._templated(names, NAME_TEMPLATE)
@@ -238,10 +236,8 @@ def _session(path: Path, device: str | None) -> Any:
         ) from error
     kind = (device or "cpu").partition(":")[0]
     if kind not in _PROVIDERS or _PROVIDERS[kind] not in onnxruntime.get_available_providers():
-        raise ConfigError(
-            f"device {device!r}: this onnxruntime computes an exported method on "
-            f"{', '.join(name for name, one in _PROVIDERS.items() if one in onnxruntime.get_available_providers())} only"
-        )
+        there = [name for name, one in _PROVIDERS.items() if one in onnxruntime.get_available_providers()]
+        raise ConfigError(f"device {device!r}: this onnxruntime computes an exported method on {', '.join(there)} only")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # Told how many, it does not try to bind threads to processors that this process may not use.
@@ -274,7 +270,8 @@ def _table(folder: Path, name: str, manifest: Manifest) -> Floats:
 
 
 def _unit(features: Floats) -> Floats:
-    return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), np.float32(1e-12))
+    lengths: Floats = np.linalg.norm(features, axis=-1, keepdims=True).astype(np.float32)
+    return features / np.maximum(lengths, np.float32(1e-12))
 
 
 def _finite(values: Floats) -> Floats:
@@ -284,4 +281,7 @@ def _finite(values: Floats) -> Floats:
 
 
 def _probabilities(logits: Floats) -> Floats:
-    return softmax(logits).astype(np.float32) if len(logits) else logits
+    if not len(logits):
+        return logits
+    found: Floats = softmax(logits).astype(np.float32)
+    return found

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from maple.errors import CheckpointError
 
 MANIFEST = "maple-export.json"
-FORMAT = 1
+FORMAT: Literal[1] = 1
 
 IMAGE = "image.onnx"
 TEXT = "text.onnx"

@@ -7,6 +7,7 @@ these are, for every string.
 import gzip
 import html
 from functools import cache, lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 from maple.errors import CheckpointError, ClassNamesError, ConfigError
@@ -40,7 +41,7 @@ class ClipTokenizer:
         self.context_length = context_length
         self._fix = ftfy.fix_text
         self._pieces = regex.compile(_PIECES, regex.IGNORECASE)
-        self._bytes = _byte_letters()
+        self._bytes = byte_letters()
         ranked = _read_merges(merges)
         letters = list(self._bytes.values())
         words = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, ranked), _START, _END]
@@ -78,7 +79,7 @@ class ClipTokenizer:
             return (self._ids[piece],)
         parts = [*piece[:-1], f"{piece[-1]}</w>"]
         while len(parts) > 1:
-            pairs = set(zip(parts, parts[1:], strict=False))
+            pairs = set(pairwise(parts))
             best = min(pairs, key=lambda pair: self._ranks.get(pair, _MERGES))
             if best not in self._ranks:
                 break
@@ -104,7 +105,7 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
 
 
 @cache
-def _byte_letters() -> dict[int, str]:
+def byte_letters() -> dict[int, str]:
     """A printable letter for every byte, in the order of CLIP's vocabulary."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
