@@ -50,9 +50,8 @@ def write_plain_clip(source: Source, folder: Path, kind: str) -> float:
         save_file(to_transformers(state), folder / "model.safetensors", metadata={"format": "pt"})
         write_tokenizer(Path(open_clip.__file__).parent / MERGES, folder, config["text_cfg"]["context_length"])
     embeddings = source.method.class_embeddings().contiguous()
-    save_file(
-        {"class_embeddings": embeddings, "logit_scale": torch.tensor(source.method.backbone.logit_scale)}, folder / HEAD
-    )
+    scale = torch.tensor(source.method.backbone.logit_scale)
+    save_file({"class_embeddings": embeddings, "logit_scale": scale}, folder / HEAD)
     difference = _checked(source, folder, kind, embeddings)
     description = {
         "maple": __version__,

@@ -38,9 +38,10 @@ class _Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, C]."""
-        found = self.side(images)
+        found: tuple[Tensor, ...] = self.side(images)
         if self.side.head == "logits":
-            return found[1]  # type: ignore[no-any-return]
+            logits: Tensor = found[1]
+            return logits
         return self.scale * found[0] @ self.class_embeddings.T
 
 

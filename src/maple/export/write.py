@@ -87,6 +87,8 @@ def export_run(
             refusal = "its head holds their embeddings; other names would be plain CLIP's"
         umask = os.umask(0)
         os.umask(umask)
+        for path in temporary.iterdir():
+            path.chmod(0o666 & ~umask)
         temporary.chmod(0o777 & ~umask)
         temporary.rename(target)
     finally:

@@ -281,7 +281,7 @@ def _finite(values: Floats) -> Floats:
 
 
 def _probabilities(logits: Floats) -> Floats:
-    if not len(logits):
-        return logits
-    found: Floats = softmax(logits).astype(np.float32)
+    found = np.empty(logits.shape, np.float32)
+    if len(logits):
+        found[:] = softmax(logits)
     return found
