@@ -20,7 +20,7 @@ from maple.errors import CheckpointError, ClassNamesError, ConfigError, ExportEr
 from maple.export import check, export_run
 from maple.inference import Answer, Picture, Predictor, open_answerer
 from maple.inference.exported import Exported
-from maple.inference.manifest import MANIFEST
+from maple.inference.manifest import MANIFEST, Slots
 from maple.inference.tokenizer import ClipTokenizer
 from maple.prompts import write_sentences
 
@@ -218,7 +218,7 @@ def test_ids_are_those_of_open_clip() -> None:
         *("a photo of a cat.", "Ünïcödé naïve CAFÉ", "&amp;amp; &lt;b&gt; &eacute;", "  tabs\t and \n lines  ", ""),
         *(
             "don't you'RE I'LL",
-            "１２３ fullwidth ﬁ",
+            "\uff11\uff12 full \ufb01",
             "日本語のテキスト",
             "🦀🍕👩‍👩‍👧",
             "<start_of_text> x <END_OF_TEXT>",
@@ -248,8 +248,6 @@ def test_ids_are_those_of_open_clip() -> None:
 def test_sentences_are_those_of_training(
     exported: Path, tiny: Backbone, words: str, length: int, position: str
 ) -> None:
-    from maple.inference.manifest import Slots
-
     names = ["cat", "fire_truck with a ladder", "Ünï & co"]
     expected = write_sentences(tiny, names, prompt_length=length, init_text=words, position=position)  # type: ignore[arg-type]
     answerer = Exported.load(exported)

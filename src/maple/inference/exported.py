@@ -270,8 +270,9 @@ def _table(folder: Path, name: str, manifest: Manifest) -> Floats:
 
 
 def _unit(features: Floats) -> Floats:
-    lengths: Floats = np.linalg.norm(features, axis=-1, keepdims=True).astype(np.float32)
-    return features / np.maximum(lengths, np.float32(1e-12))
+    lengths = np.linalg.norm(features, axis=-1, keepdims=True)
+    found: Floats = (features / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return found
 
 
 def _finite(values: Floats) -> Floats:
