@@ -46,6 +46,15 @@ class Block:
             states, query = states[:, :1], query[:, :, :1]
         return self._rest(states, F.scaled_dot_product_attention(query, key, value))
 
+    def full_with_attention(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """As `full`, and what each row attended to: [N, n, H] and [N, heads, n, n], whose rows sum to 1.
+
+        Slower than `full`, which never holds these weights. Only of an open block.
+        """
+        query, key, value = self._project(states)
+        weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(dim=-1)
+        return self._rest(states, weights @ value), weights
+
     def after_prefix(
         self, prefix: Tensor, suffix: Tensor, mask: Tensor, ends: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
