@@ -52,7 +52,7 @@ def shaded(seen: Image.Image, side: Side) -> Image.Image:
     return Image.fromarray(np.rint(mixed).clip(0, 255).astype(np.uint8))
 
 
-def _coloured(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def _coloured(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """Colours [H, W, 3], 0 to 255, of values [H, W], 0 to 1."""
     places = np.linspace(0, 1, len(_COLOURS))
     return np.stack([np.interp(values, places, _COLOURS[:, channel]) for channel in range(3)], axis=-1)

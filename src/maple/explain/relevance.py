@@ -45,7 +45,8 @@ def relevance(method: Method, images: Tensor, classes: Tensor) -> Tensor:
         # A copy that asks for gradients: otherwise a frozen tower would record nothing.
         leaf = images.detach().to(backbone.device).clone().requires_grad_()
         raw, attention = encode_image_with_attention(backbone.image, leaf, prompts)
-        score = _score(_logits(method, wide(raw)), classes.to(backbone.device))
+        asked = torch.tensor(classes.tolist(), device=backbone.device)
+        score = _score(_logits(method, wide(raw)), asked)
         gradients = torch.autograd.grad(score, attention)
     weighted = [
         (seen.detach().float() * slope.float()).clamp(min=0).mean(dim=1)
@@ -54,7 +55,8 @@ def relevance(method: Method, images: Tensor, classes: Tensor) -> Tensor:
     rows = _roll(weighted, prompts)
     patches = rows[:, 0, 1:] if backbone.image.reads_first_row else rows[:, 1 : rows.shape[2], 1:].mean(dim=1)
     side = int(patches.shape[1] ** 0.5)
-    return patches.unflatten(1, (side, -1)).cpu()
+    grid: Tensor = patches.unflatten(1, (side, -1)).cpu()
+    return grid
 
 
 def _logits(method: Method, image_features: Tensor) -> Tensor:
@@ -62,7 +64,8 @@ def _logits(method: Method, image_features: Tensor) -> Tensor:
     if method.classes_depend_on_image:
         logits: Tensor = method(image_features)
         return logits
-    return method.logits(method.encode_images(image_features), method.class_embeddings())
+    # A copy, since they may have been made in a user's inference mode, which no gradient can pass.
+    return method.logits(method.encode_images(image_features), method.class_embeddings().clone())
 
 
 def _score(logits: Tensor, classes: Tensor) -> Tensor:

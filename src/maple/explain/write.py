@@ -7,7 +7,9 @@ words.json     the nearest words to each learned text token
 
 import json
 import re
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -27,7 +29,9 @@ _OURS = re.compile(r"\d{3,}_[\w-]*\.png", flags=re.ASCII)
 def write_maps(
     folder: Path, results: Iterable[Explanation | Unreadable]
 ) -> Iterator[tuple[dict[str, Any] | Unreadable, Path | None]]:
-    """Write each picture's PNG as it comes, and at the end maps.json; the pictures of an earlier one then go.
+    """Draw each picture as it comes; at the end all files take their places, and those of an earlier list go.
+
+    What is stopped before its end leaves the folder as it was. Without any readable picture nothing is written.
 
     Yields:
         What maps.json says of a picture, with its PNG; or what could not be read, with None.
@@ -38,22 +42,49 @@ def write_maps(
     maps: list[dict[str, Any]] = []
     left_out: list[dict[str, str]] = []
     before = {str(one.get("png")) for one in read_maps(folder)}
-    for result in results:
-        if isinstance(result, Unreadable):
-            left_out.append({"source": result.source, "reason": result.reason})
-            yield result, None
-            continue
-        name = _file_name(len(maps) + 1, result.source)
-        _saving(folder / name, lambda path, shown=result: draw(shown).save(path, format="PNG"))
-        maps.append(_record(result, name))
-        yield maps[-1], folder / name
-    if not maps:
-        return
-    content = json.dumps({"maps": maps, "left_out": left_out}, indent=1, allow_nan=False) + "\n"
-    _saving(folder / MAPS, lambda path: path.write_text(content, encoding="utf-8"))
-    for name in before - {one["png"] for one in maps}:
-        if _OURS.fullmatch(name):
-            (folder / name).unlink(missing_ok=True)
+    with _beside(folder) as drawn:
+        for result in results:
+            if isinstance(result, Unreadable):
+                left_out.append({"source": result.source, "reason": result.reason})
+                yield result, None
+                continue
+            name = _file_name(len(maps) + 1, result.source)
+            with _refusing(folder):
+                draw(result).save(drawn / name)
+            maps.append(_record(result, name))
+            yield maps[-1], folder / name
+        if not maps:
+            return
+        with _refusing(folder):
+            for one in maps:
+                files.move(drawn / one["png"], folder / one["png"])
+            files.write_json(folder / MAPS, {"maps": maps, "left_out": left_out})
+            for name in before - {one["png"] for one in maps}:
+                if _OURS.fullmatch(name):
+                    (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A folder inside `folder` for what is not finished; it goes at the end, and `folder` too if nothing is in it."""
+    with _refusing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        work = tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-")
+    try:
+        with work:
+            yield Path(work.name)
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+@contextmanager
+def _refusing(folder: Path) -> Iterator[None]:
+    """Say that `folder` cannot be written where it cannot."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written ({error.strerror}); choose another --output") from error
 
 
 def read_maps(folder: Path) -> list[dict[str, Any]]:
@@ -71,8 +102,8 @@ def write_words(folder: Path, words: LayerWords) -> Path:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    content = json.dumps(words_record(words), indent=1, allow_nan=False) + "\n"
-    _saving(folder / WORDS, lambda path: path.write_text(content, encoding="utf-8"))
+    with _refusing(folder):
+        files.write_json(folder / WORDS, words_record(words))
     return folder / WORDS
 
 
@@ -128,10 +159,3 @@ def _record(explanation: Explanation, name: str) -> dict[str, Any]:
 def _file_name(number: int, source: str) -> str:
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", PurePath(source).stem).strip("-")[:40]
     return f"{number:03}_{stem or 'picture'}.png"
-
-
-def _saving(path: Path, write: Any) -> None:
-    try:
-        files.write_with(path, write)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error.strerror}); choose another --output") from error
