@@ -77,7 +77,7 @@ def test_a_second_list_replaces_the_first(run: Path, pictures: Path) -> None:
     assert names == ["001_b-b.png", "maps.json", "mine.png"]
 
 
-def test_what_is_stopped_leaves_the_folder_as_it_was(run: Path, pictures: Path, tmp_path: Path) -> None:
+def test_what_is_stopped_leaves_the_folder_as_it_was(run: Path, pictures: Path) -> None:
     explain(run, pictures / "a.png")
     before = {path.name: path.read_bytes() for path in (run / "explanation").iterdir()}
     predictor = Predictor.load(run, zero_shot=True, device="cpu")
