@@ -1,6 +1,6 @@
 """Draw the figures of docs/how-it-works.md from runs on emoji-food/lineart with the packaged CLIP.
 
-    maple sweep base-to-novel --methods zero_shot,coop,vpt,independent_vl,maple --datasets emoji-food/lineart --output RUNS
+    maple sweep demo --output RUNS
     python scripts/draw_figures.py RUNS [--output docs/images]
 
 Needs maple-clip[report].
@@ -61,7 +61,9 @@ def draw_trade(runs: list[tuple[Path, dict[str, Any]]], path: Path) -> None:
         if {"base", "novel"} <= rows.keys():
             points[settings["method"]["name"]].append((rows["base"], rows["novel"]))
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for marker, (name, found) in zip(MARKERS, sorted(points.items(), key=lambda one: list(METHODS).index(one[0])), strict=False):
+    for marker, (name, found) in zip(
+        MARKERS, sorted(points.items(), key=lambda one: list(METHODS).index(one[0])), strict=False
+    ):
         axes.plot(*zip(*found, strict=True), marker, label=METHODS[name].title, markersize=7, alpha=0.85)
     low, high = axes.get_xlim()
     bottom, top = axes.get_ylim()

@@ -15,7 +15,7 @@ from maple.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 SOURCE = "src/maple"
-PROTOCOLS = {"base-to-novel": "base-to-novel", "transfer": "trained on all classes of ImageNet"}
+PROTOCOLS = {"base-to-novel": "Base-to-novel", "transfer": "Trained on all classes of ImageNet"}
 
 
 @cache
@@ -36,8 +36,8 @@ def page(name: str) -> str:
         "",
         f"- Paper: {kind.paper}",
         f"- File: `{file}`",
-        f"- Class: [`{module}.{kind.__name__}`](../api.md)",
-        f"- Prompts of its own layers in the image tower: {'yes' if _prompts_images(kind) else 'no'}",
+        f"- Class: `{module}.{kind.__name__}`; what it can override is in [the API](../api.md)",
+        f"- Can name classes that it was not trained on: {_speaks(kind)}",
         f"- Text features that depend on the image: {'yes' if kind.classes_depend_on_image else 'no'}",
         "",
         *_settings(kind),
@@ -47,8 +47,9 @@ def page(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _prompts_images(kind: Any) -> bool:
-    return "vision_prompts" in {name for one in kind.__mro__[:-1] for name in vars(one) if one.__name__ != "Method"}
+def _speaks(kind: Any) -> str:
+    """Whether a method can speak of new classes under its default settings."""
+    return "yes" if kind.Settings().speaks_of_new_classes else "no"
 
 
 def _settings(kind: Any) -> list[str]:
@@ -83,7 +84,7 @@ def _numbers(name: str) -> list[str]:
     for protocol in dict.fromkeys(row["protocol"] for row in rows):
         chosen = [row for row in rows if row["protocol"] == protocol]
         columns = [c for c in ("base", "novel", "harmonic_mean", "accuracy") if any(row[c] for row in chosen)]
-        lines += [f"### {PROTOCOLS[protocol].capitalize()}", ""]
+        lines += [f"### {PROTOCOLS[protocol]}", ""]
         head = ["data set", "variant", *(column.replace("_", " ") for column in columns)]
         lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
         for row in chosen:
