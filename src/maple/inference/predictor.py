@@ -96,6 +96,11 @@ class Predictor:
         return cls(method, zero_shot=zero_shot, template=template)
 
     @property
+    def frozen(self) -> Method | None:
+        """The frozen CLIP beside it, if there is one; its class names follow."""
+        return self._frozen
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """The classes it speaks of now."""
         return self.method.class_names
