@@ -20,6 +20,9 @@ _VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", GRID: "var(--grid)", PAPER
 WIDTH = 7.2
 """Inches, drawn at 72 units each."""
 
+_NARROW = 6.0
+"""Inches below which a figure is not stretched to the page's width."""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -138,6 +141,9 @@ def to_svg(figure: Any, name: str, description: str) -> str:
     text = re.sub(r"'DejaVu Sans'(, [^;\"]*)?", "inherit-font", text).replace("inherit-font", "var(--font)")
     width, height = (float(found) for found in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)[0])
     head = f'<svg role="img" aria-label="{_attribute(description)}" viewBox="0 0 {width:g} {height:g}"'
+    if width < _NARROW * 72:
+        # Drawn for a column; its text is to be as large as that of the wide ones.
+        head += f' style="max-width: {100 * width / (WIDTH * 72):.0f}%; min-width: {width:.0f}px"'
     return re.sub(r"<svg [^>]*>", head + ' xmlns="http://www.w3.org/2000/svg">', text, count=1)
 
 
