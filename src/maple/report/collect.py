@@ -142,7 +142,7 @@ def _brief(error: Exception) -> str:
 def _is_own(row: Row, folder: Path) -> bool:
     """Whether the evaluated data set is the one that the run was trained on, whichever way that was written."""
     asked, found = row.source.dataset, row.dataset
-    if asked == found:
+    if asked == found or row.asked.get("dataset") == asked:
         return True
     if PurePath(asked).is_absolute():
         return PurePath(asked).name == found

@@ -15,8 +15,8 @@ _OPERATIONS = (
 _SHARE = "% of CLIP: learned parameters against all parameters of the frozen backbone."
 _SPEED = (
     "Images per second, median, on random images, without reading files; higher is better. Training: a whole step. "
-    "“Classes each time”: every batch encodes all classes again, as the reference code does. “Classes cached”: they are "
-    "encoded once, beforehand."
+    "“Classes each time”: every batch encodes all classes again, as the reference code does. “Classes cached”: they "
+    "are encoded once, beforehand."
 )
 _FIELDS = {
     "gflops": "GFLOPs",

@@ -1,4 +1,4 @@
-"""What methods cost, as `maple efficiency` writes it down: records below a folder, and published ones to hold beside."""
+"""What methods cost, as `maple efficiency` writes it down, and published figures to hold beside."""
 
 import csv
 import json
@@ -53,8 +53,9 @@ def _published() -> dict[str, tuple[PublishedCost, ...]]:
     columns = ("gflops", "images_per_second", "seconds", "megabytes", "milliseconds")
     found: dict[str, tuple[PublishedCost, ...]] = {}
     for line in csv.DictReader(text.splitlines()):
-        values = [float(line[column]) if line[column] else None for column in columns]
-        found[line["method"]] = (*found.get(line["method"], ()), PublishedCost(*values, line["read_in"]))
+        values = {column: float(line[column]) if line[column] else None for column in columns}
+        one = PublishedCost(read_in=line["read_in"], **values)
+        found[line["method"]] = (*found.get(line["method"], ()), one)
     return found
 
 

@@ -168,7 +168,7 @@ def comma_separated(collection: Collection) -> str:
 
 
 def comma_separated_costs(costs: tuple[CostRow, ...]) -> str:
-    """One line for each method and batch size: images per second; operations are floating-point ones, not in billions."""
+    """One line for each method and batch size, in images per second; operations are floating-point ones."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COST_COLUMNS, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()

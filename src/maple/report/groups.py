@@ -64,7 +64,7 @@ class Key:
     @property
     def conditions(self) -> str:
         """Backbone, shots, and whatever is unusual."""
-        shots = "all training images" if self.shots is None else f"{self.shots} shots"
+        shots = "all training images" if self.shots is None else f"{self.shots} shot{'s' if self.shots != 1 else ''}"
         words = [self.backbone] + ([] if self.shots == ANY_SHOTS else [shots])
         if self.kind != "base-to-novel" and self.trained_on not in ("all", ""):
             words.append(f"trained on {self.trained_on} classes")
@@ -167,7 +167,7 @@ class Group:
 
 
 def group_evaluations(collection: Collection) -> list[Group]:
-    """All tables: base-to-novel first, then accuracies, then transfers; the ones with most evaluations first."""
+    """All tables: base-to-novel first, then accuracies, then transfers; most evaluations first, then most shots."""
     backbones = _backbone_labels(collection.evaluations)
     learned: dict[Key, list[Evaluation]] = defaultdict(list)
     zero_shot = []
@@ -184,7 +184,7 @@ def group_evaluations(collection: Collection) -> list[Group]:
         for key in fitting or [own]:
             groups.setdefault(key, []).append(evaluation)
     order: tuple[Kind, ...] = ("base-to-novel", "accuracy", "transfer")
-    keys = sorted(groups, key=lambda key: (order.index(key.kind), -len(groups[key]), key.caption))
+    keys = sorted(groups, key=lambda key: (order.index(key.kind), -len(groups[key]), -(key.shots or 0), key.caption))
     return [_group(key, groups[key], collection.evaluations, backbones) for key in keys]
 
 

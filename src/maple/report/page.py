@@ -9,7 +9,7 @@ from typing import Any
 
 from maple.errors import ConfigError
 from maple.report.ablations import find_ablations
-from maple.report.changes import class_changes
+from maple.report.changes import class_changes, class_rivals
 from maple.report.cost_tables import cost_tables
 from maple.report.duels import duel
 from maple.report.examples import FEWEST, Outcome, choose_examples
@@ -17,7 +17,7 @@ from maple.report.formats import command_of
 from maple.report.groups import TITLES, Group, Variant
 from maple.report.headline import chosen_method, headline_sentences
 from maple.report.records import ZERO_SHOT, Collection, Problem
-from maple.report.shot_tables import shots_table
+from maple.report.shot_tables import shots_tables
 from maple.report.shots import ShotCurves
 from maple.report.tables import Table, make_tables
 
@@ -149,11 +149,12 @@ def _shots_chapter(curves: ShotCurves, name: str) -> Chapter:
     several = len(curves.datasets) > 1
     over = f"the mean over {len(curves.datasets)} data sets" if several else curves.datasets[0]
     zero = " Zero-shot CLIP, which sees no training images, is the level line." if curves.zero_shot() else ""
-    caption = f"Accuracy against training images per class: {over}. Bars: one standard deviation over seeds.{zero}"
+    what = "Accuracy" if len(curves.measures) == 1 else "Base, novel and harmonic mean"
+    caption = f"{what} against training images per class: {over}. Bars: one standard deviation over seeds.{zero}"
     figures = [Figure(shots_figure(curves, f"{name}-mean"), caption)]
     if several:
         figures.append(Figure(shots_by_dataset_figure(curves, f"{name}-datasets"), "The same on each data set."))
-    return Chapter(curves.caption, (shots_table(curves),), tuple(figures))
+    return Chapter(curves.caption, tuple(shots_tables(curves)), tuple(figures))
 
 
 def _chapter(group: Group, name: str) -> Chapter:
@@ -211,15 +212,16 @@ def _detail(group: Group, method: Variant, dataset: str, name: str) -> tuple[Det
             "epoch, and the mean of each epoch. Accuracy: on the training images as they passed, augmented."
         )
         figures.append(Figure(curves, caption))
-    changes, seeds = class_changes(group, method, dataset)
-    if bars := changes_figure(changes, f"{name}-changes"):
-        up, down = (sum(sign * change.difference > 0 for change in changes) for sign in (1, -1))
-        caption = (
-            f"Of {len(changes)} classes {up} gain, {down} lose and {len(changes) - up - down} stay as they are under "
-            f"{method.label}, mean over {seeds} seed{'s' if seeds != 1 else ''}; at most the {MOST_CHANGES} greatest "
-            "gains and losses are shown."
-        )
-        after.append(Figure(bars, caption))
+    for number, baseline in enumerate(class_rivals(group, method)):
+        changes, seeds = class_changes(group, method, baseline, dataset)
+        if bars := changes_figure(changes, baseline.label, f"{name}-changes{number}"):
+            up, down = (sum(sign * change.difference > 0 for change in changes) for sign in (1, -1))
+            caption = (
+                f"{method.label} against {baseline.label}: of {len(changes)} classes {up} gain, {down} lose and "
+                f"{len(changes) - up - down} stay as they are, mean over {seeds} seed{'s' if seeds != 1 else ''}; at "
+                f"most the {MOST_CHANGES} greatest gains and losses are shown."
+            )
+            after.append(Figure(bars, caption))
     against, problems = duel(group, method, dataset)
     if against is None:
         return Details(dataset, method.label, title, tuple(figures), tuple(after)), problems

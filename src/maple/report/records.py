@@ -53,6 +53,7 @@ class Row(_Stored):
     calibration_error: Fraction
     per_class: tuple[Fraction | None, ...] = ()
     predictions: str | None = None
+    asked: dict[str, Any] = {}
 
     @field_validator("method")
     @classmethod

@@ -5,21 +5,22 @@ from maple.report.shots import ShotCurves
 from maple.report.tables import Section, Table, cell_of, mark_best, spread_note
 
 
-def shots_table(curves: ShotCurves) -> Table:
-    """The mean over the data sets first, where there are several, then each data set."""
-    several = len(curves.datasets) > 1
-    sections = [_section(curves, None, f"Mean over {len(curves.datasets)} data sets")] if several else []
-    sections += [_section(curves, dataset, dataset) for dataset in curves.datasets]
+def shots_tables(curves: ShotCurves) -> list[Table]:
+    """The mean over the data sets, where there are several, then each data set."""
     novel = curves.key.kind == "base-to-novel"
     what = "Harmonic mean of base and novel accuracy" if novel else "Top-1 accuracy"
     notes = [f"{what} in per cent at each number of training images per class. {spread_note(*curves.groups.values())}"]
-    if several:
-        notes.append("No mean where a data set is missing.")
-        if novel:
-            notes.append(f"The mean is the {MEASURES[2]} of the averages.")
     if curves.zero_shot():
         notes.append("Zero-shot CLIP sees no training images; it stands in every column.")
-    return Table(curves.caption, tuple(sections), tuple(notes))
+    each = tuple(_section(curves, dataset, dataset) for dataset in curves.datasets)
+    if len(each) == 1:
+        return [Table(curves.caption, each, tuple(notes))]
+    mean = _section(curves, None, f"Mean over {len(each)} data sets")
+    over = f"The mean is the {MEASURES[2]} of the averages. " if novel else ""
+    return [
+        Table(curves.caption, (mean,), (*notes, f"{over}No mean where a data set is missing.")),
+        Table(f"{curves.caption}, each data set", each, tuple(notes)),
+    ]
 
 
 def _section(curves: ShotCurves, dataset: str | None, title: str) -> Section:

@@ -12,7 +12,7 @@ from maple.report.groups import group_evaluations
 from maple.report.headline import headline
 from maple.report.page import Picture, make_page
 from maple.report.records import Collection
-from maple.report.shot_tables import shots_table
+from maple.report.shot_tables import shots_tables
 from maple.report.shots import find_shot_curves
 from maple.report.tables import Table, make_tables
 
@@ -34,7 +34,7 @@ class Report:
         self.groups = group_evaluations(self.collection)
         self.curves = find_shot_curves(self.groups)
         self.tables: list[Table] = [
-            *map(shots_table, self.curves),
+            *(table for curves in self.curves for table in shots_tables(curves)),
             *make_tables(self.groups),
             *cost_tables(self.collection.costs),
         ]
