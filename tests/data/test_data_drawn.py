@@ -10,7 +10,7 @@ from data_helpers import save_image
 from typer.testing import CliRunner
 
 from maple.cli import app
-from maple.data import Item, load_dataset
+from maple.data import load_dataset
 from maple.data.catalogue import CATALOGUE, draw_published_split
 from maple.data.drawn import DRAWS, Draw, draw_split
 from maple.data.verify import verify_counts
