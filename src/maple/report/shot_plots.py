@@ -9,8 +9,12 @@ from maple.report.groups import Variant
 from maple.report.records import ZERO_SHOT
 from maple.report.shots import ShotCurves
 
-_COLUMN = 4.6
-"""Inches of a single panel with its legend: printed at a column's width, its text stays legible."""
+_COLUMN = 5.0
+"""Inches of a single panel with its labels: printed at a column's width, its text stays legible."""
+_MOST_LABELS = 18
+"""So many lines can be labelled at their ends, which reads without colours; more have a legend."""
+_GAP = 0.052
+"""Between two labels, as a part of the panel's height."""
 _ACROSS = 3
 _DODGE = 0.018
 """How far the methods' marks stand beside each other, as a part of the axis, so that no bar hides another."""
@@ -36,13 +40,11 @@ def _figure(curves: ShotCurves, panels: Sequence[tuple[str, str | None, str]], n
 
     across = min(_ACROSS, len(panels))
     down = ceil(len(panels) / across)
-    longest = max(len(plain(variant.label, 40)) for variant in curves.variants)
+    alone = len(panels) == 1 and len(curves.variants) <= _MOST_LABELS
     with styled():
         width = _COLUMN if across == 1 else WIDTH
-        columns = max(1, min(len(curves.variants), int(15 * width / (longest + 8))))
-        legend = 0.2 * ceil(len(curves.variants) / columns)
-        tall = 3.1 if across == 1 else 2.3
-        figure = Figure(figsize=(width, tall * down + legend + 0.2), layout="constrained")
+        legend, columns = (0.0, 1) if alone else _legend_room(curves, width)
+        figure = Figure(figsize=(width, (3.6 if across == 1 else 2.3) * down + legend), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, wspace=0.04)  # type: ignore[union-attr, call-arg]
         grid = figure.subplots(down, across, squeeze=False)
         styles = looks(curves.variants)
@@ -53,15 +55,64 @@ def _figure(curves: ShotCurves, panels: Sequence[tuple[str, str | None, str]], n
             panel.set_ylabel("%" if place % across == 0 else "")
         for empty in grid.flat[len(panels) :]:
             empty.remove()
-        handles: dict[str, Any] = {}
-        for panel in grid.flat[: len(panels)]:
-            found, labels = panel.get_legend_handles_labels()
-            handles |= {label: handle for handle, label in zip(found, labels, strict=True) if label not in handles}
-        figure.legend(
-            list(handles.values()), list(handles), loc="outside lower left", ncols=columns, columnspacing=1.4,
-            handlelength=3.0, handletextpad=0.6,
-        )  # fmt: skip
+        if alone:
+            _label_ends(grid[0][0])
+        else:
+            handles = {line.get_label(): line for panel in grid.flat[: len(panels)] for line in _named(panel)}
+            figure.legend(
+                handles.values(), handles, loc="outside lower left", ncols=columns, columnspacing=1.4, handlelength=3.0
+            )
         return to_svg(figure, name, description)
+
+
+def _legend_room(curves: ShotCurves, width: float) -> tuple[float, int]:
+    """Inches of height, and columns."""
+    longest = max(len(plain(variant.label, 40)) for variant in curves.variants)
+    columns = max(1, min(len(curves.variants), int(15 * width / (longest + 8))))
+    return 0.2 + 0.2 * ceil(len(curves.variants) / columns), columns
+
+
+def _named(panel: Any) -> list[Any]:
+    return [line for line in panel.get_lines() if not str(line.get_label()).startswith("_")]
+
+
+def _label_ends(panel: Any) -> None:
+    """Write each line's name beside its end, with a thin line where names had to move apart."""
+    low, high = panel.get_ylim()
+    panel.set_ylim(low, high)
+    lines = sorted(_named(panel), key=lambda line: line.get_ydata()[-1])
+    heights = [float(line.get_ydata()[-1]) for line in lines]
+    for line, height, place in zip(lines, heights, _apart(heights, _GAP * (high - low), low, high), strict=True):
+        panel.annotate(
+            line.get_label(),
+            # The level line has its ends in parts of the panel's width.
+            xy=(1.0 if len(line.get_xdata()) == 2 and line.get_marker() == "None" else line.get_xdata()[-1], height),
+            xycoords=line.get_transform(),
+            xytext=(1.07, place),
+            textcoords=panel.get_yaxis_transform(),
+            va="center",
+            fontsize=9,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": line.get_color(),
+                "linewidth": 0.7,
+                "shrinkA": 1,
+                "shrinkB": 3,
+                "relpos": (0, 0.5),
+            },
+        )
+
+
+def _apart(heights: list[float], gap: float, low: float, high: float) -> list[float]:
+    """Ascending heights, moved as little as it takes to lie `gap` apart inside the limits."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, low, placed[-1] + gap if placed else low))
+    top = high
+    for index in reversed(range(len(placed))):
+        placed[index] = min(placed[index], top)
+        top = placed[index] - gap
+    return placed
 
 
 def _panel(panel: Any, curves: ShotCurves, dataset: str | None, measure: str, styles: dict[Variant, Look]) -> None:
@@ -74,23 +125,24 @@ def _panel(panel: Any, curves: ShotCurves, dataset: str | None, measure: str, st
         if not found:
             continue
         look, aside = styles[variant], ratio ** (_DODGE * (index - (len(learned) - 1) / 2) / max(1, len(learned) / 4))
-        bars = panel.errorbar(
-            [shots * aside for shots, _ in found],
-            [100 * spread.mean for _, spread in found],
-            yerr=[100 * (spread.deviation or 0.0) for _, spread in found],
+        places, means = [shots * aside for shots, _ in found], [100 * spread.mean for _, spread in found]
+        deviations = [100 * (spread.deviation or 0.0) for _, spread in found]
+        panel.errorbar(
+            places, means, yerr=deviations, color=look.colour, linestyle="none", elinewidth=1.0, capsize=2, zorder=2
+        )
+        panel.plot(
+            places,
+            means,
             color=look.colour,
             linestyle=look.line,
-            linewidth=1.5,
-            elinewidth=1.0,
-            capsize=2,
+            linewidth=1.4,
             marker=look.marker,
-            markersize=9 if look.marker == "*" else 5.5,
+            markersize=10 if look.marker == "*" else 6.5,
             markeredgecolor=PAPER,
-            markeredgewidth=0.5,
+            markeredgewidth=0.4,
             label=plain(variant.label, 40),
+            zorder=3,
         )
-        for bar in bars[2]:
-            bar.set_linestyle("-")
     if zero := curves.zero_shot():
         known = (curves.spread(zero, shots, dataset, measure) for shots in curves.shots)
         if spread := next((one for one in known if one), None):
