@@ -57,9 +57,9 @@ def show_table(table: "Table") -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDE)
+    console.print(Text(table.caption, style="bold"))
     for section in table.sections:
-        title = f"{table.caption}\n{section.title}" if section.title else table.caption
-        shown = Shown(title=Text(title), title_justify="left")
+        shown = Shown(title=Text(section.title) if section.title else None, title_justify="left")
         for number, column in enumerate(section.columns):
             shown.add_column(Text(column), justify="right" if number else "left")
         for label, cells in section.rows:

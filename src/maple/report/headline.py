@@ -31,11 +31,12 @@ def headline_sentences(groups: list[Group], costs: tuple[CostRow, ...] = ()) -> 
         if ranking(group):
             return _sentences(group)
     if not groups and costs:
-        conditions = list(dict.fromkeys(row.conditions for row in costs))
+        conditions = sorted({row.conditions for row in costs})
         methods = len({row.recipe for row in costs})
         said = f"What {methods} method{'s' if methods != 1 else ''} cost{'s' if methods == 1 else ''}"
-        others = f", and under {len(conditions) - 1} other conditions" if len(conditions) > 1 else ""
-        return [f"{said}: {conditions[0]}{others}.", "Nothing was evaluated here."]
+        if len(conditions) > 1:
+            return [f"{said}, under {len(conditions)} conditions.", "Nothing was evaluated here."]
+        return [f"{said}: {conditions[0]}.", "Nothing was evaluated here."]
     return ["No method has results on every data set yet, so there is no average to compare."]
 
 
