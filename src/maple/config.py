@@ -20,6 +20,8 @@ BUNDLED_DATASET = f"{BUNDLED_PREFIX}animals"
 """What is trained on when no data set is named."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Threads = Annotated[int, Field(ge=0)] | None
+ImagePlace = Literal["auto", "host", "device"]
 
 
 class Settings(BaseModel):
@@ -67,6 +69,10 @@ class TrainSettings(Settings):
     `views` is how many augmented views of each image there are, shown epoch by epoch and then again; None for a new
     one in every epoch, 0 for no augmentation. Where the image tower is left alone, the features of these views are
     extracted once and stand in for the images.
+
+    Neither of the last two changes a result. `workers` threads read images ahead (None: none on the CPU, otherwise up
+    to four). `images` says where these are cut and resized: on the `host`, one by one; on the `device`, in batches; or
+    `auto`: there if it is a GPU.
     """
 
     section = "train."
@@ -84,7 +90,8 @@ class TrainSettings(Settings):
     crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.08, 1.0)
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     views: Annotated[int, Field(ge=0)] | None = None
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Threads = None
+    images: ImagePlace = "auto"
 
     @field_validator("crop_scale")
     @classmethod
@@ -95,11 +102,12 @@ class TrainSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """How predictions are measured."""
+    """How predictions are measured. `workers` (None: up to four, as there are cores) and `images` as in training."""
 
     section = "evaluate."
     batch_size: Positive = 100
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Threads = None
+    images: ImagePlace = "auto"
 
 
 class RunSettings(Settings):
