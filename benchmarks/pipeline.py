@@ -8,10 +8,9 @@ before it times anything; works in alternation in one process; prints medians an
 
 import argparse
 import os
-import platform
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.step import Timed, alternate
-from maple import files
+from benchmarks import common
 from maple.clip import load_clip
 from maple.data import (
     Batch,
@@ -36,6 +34,8 @@ from maple.data import (
 )
 from maple.evaluate import predict
 from maple.methods import Method, build_method
+
+Timed = dict[str, float]
 
 
 def main() -> None:
@@ -63,15 +63,16 @@ def main() -> None:
             raise SystemExit(f"{folder} holds no .jpg or .png files")
         views = views_per_second(method, items, folder, device, arguments.batch, arguments.rounds)
         waiting = evaluation(method, items, folder, arguments.batch, arguments.rounds)
-    if arguments.output is not None:
-        report = {
-            "settings": {key: str(value) for key, value in vars(arguments).items() if key != "output"},
-            "images": len(items),
-            "views": views,
-            "evaluation": waiting,
-            "machine": machine(device),
-        }
-        files.write_json(arguments.output / "pipeline.json", report)
+    settings = {key: value for key, value in vars(arguments).items() if key != "output"}
+    about = {"images": len(items), "cores": cores(), "device": name_of(device)}
+    common.write(arguments.output, "pipeline", settings, {**about, "views": views, "evaluation": waiting})
+
+
+def alternate(ours: Callable[[], object], plain: Callable[[], object], rounds: int) -> Timed:
+    """Both in turn: medians in seconds, and how many times as long the plain way takes."""
+    found = common.alternate({"ours": ours, "plain": plain}, rounds)
+    low, high = found["ratio_range"]["plain"]
+    return {**found["seconds"], "ratio": found["ratio"]["plain"], "ratio_min": low, "ratio_max": high}
 
 
 def views_per_second(
@@ -165,15 +166,14 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def machine(device: torch.device) -> dict[str, object]:
-    """What it was measured on."""
-    return {
-        "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-    }
+def cores() -> int | None:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def name_of(device: torch.device) -> str:
+    """What the device is."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def draw(folder: Path, count: int) -> Path:

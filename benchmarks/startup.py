@@ -8,7 +8,6 @@ way: build the model with its initialisation, read the file, copy. Both must giv
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -16,10 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
-from maple import files, load_clip
+from benchmarks import common
+from maple import load_clip
 
 COMMANDS = {
     "python": ["-c", "pass"],
@@ -82,10 +81,8 @@ def main() -> None:
             arguments.backbone: {"backbone": {"name": arguments.backbone, "pretrained": str(path)}},
         }
         first = {name: first_step(settings, Path(folder), arguments.rounds) for name, settings in steps.items()}
-    if arguments.output is not None:
-        machine = {"platform": platform.platform(), "cores": os.cpu_count(), "torch": torch.__version__}
-        report = {"commands": commands, "loading": loading, "first_step": first, "machine": machine}
-        files.write_json(arguments.output / "startup.json", report)
+    settings = {"backbone": arguments.backbone, "rounds": arguments.rounds}
+    common.write(arguments.output, "startup", settings, {"commands": commands, "loading": loading, "first_step": first})
 
 
 def command_times(rounds: int) -> dict[str, dict[str, float]]:

@@ -70,7 +70,11 @@ class TrainSettings(Settings):
     one in every epoch, 0 for no augmentation. Where the image tower is left alone, the features of these views are
     extracted once and stand in for the images.
 
-    Neither of the last two changes a result. `workers` threads read images ahead (None: none on the CPU, otherwise up
+    `text_memory` is how many GiB the states of the text tower may take while a gradient is computed; where all classes
+    at once would take more, they are computed in pieces, and once more for the gradient. None for a quarter of what the
+    device has. The result is the same up to rounding.
+
+    `workers` and `images` change no result. `workers` threads read images ahead (None: none on the CPU, otherwise up
     to four). `images` says where these are cut and resized: on the `host`, one by one; on the `device`, in batches; or
     `auto`: there if it is a GPU.
     """
@@ -92,6 +96,7 @@ class TrainSettings(Settings):
     views: Annotated[int, Field(ge=0)] | None = None
     workers: Threads = None
     images: ImagePlace = "auto"
+    text_memory: Annotated[float, Field(gt=0)] | None = None
 
     @field_validator("crop_scale")
     @classmethod
