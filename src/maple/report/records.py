@@ -175,7 +175,7 @@ class Evaluation:
 
 
 ZERO_SHOT = "zero_shot"
-_WITHOUT_EFFECT = {"workers", "images", "micro_batch"}
+_WITHOUT_EFFECT = {"workers", "images", "micro_batch", "text_memory"}
 
 
 @dataclass(frozen=True)
