@@ -7,12 +7,12 @@ from maple.data.catalogue import CATALOGUE, DatasetSpec, canonical_name, known_n
 from maple.data.domains import load_domain
 from maple.data.folders import load_folder, walk_files
 from maple.data.images import ImageStore, is_image_file, read_image, to_rgb
+from maple.data.inputs import EvalView
 from maple.data.manifests import load_manifest
 from maple.data.ordered import in_order
 from maple.data.records import Dataset, Item, items_hash
 from maple.data.sampling import base_novel_classes, sample_few_shot, select_classes, select_dataset
 from maple.data.splits import read_split
-from maple.data.views import EvalView
 from maple.data.writing import write_pictures
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         view_batches,
     )
     from maple.data.transforms import EvalTransform, TrainTransform
+    from maple.data.views import Views, make_views, reading_threads, views_device
 
 # Reading images needs no torch, and where it is not installed these names alone are missing.
 _ON_TORCH = {
@@ -38,6 +39,10 @@ _ON_TORCH = {
     "view_batches": "maple.data.loaders",
     "EvalTransform": "maple.data.transforms",
     "TrainTransform": "maple.data.transforms",
+    "Views": "maple.data.views",
+    "make_views": "maple.data.views",
+    "reading_threads": "maple.data.views",
+    "views_device": "maple.data.views",
 }
 
 __all__ = [
@@ -50,6 +55,7 @@ __all__ = [
     "ImageStore",
     "Item",
     "TrainTransform",
+    "Views",
     "base_novel_classes",
     "canonical_name",
     "derive_seed",
@@ -63,8 +69,10 @@ __all__ = [
     "load_domain",
     "load_folder",
     "load_manifest",
+    "make_views",
     "read_image",
     "read_split",
+    "reading_threads",
     "sample_few_shot",
     "select_classes",
     "select_dataset",
@@ -73,6 +81,7 @@ __all__ = [
     "to_rgb",
     "train_batches",
     "view_batches",
+    "views_device",
     "walk_files",
     "write_pictures",
 ]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -9,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from maple.data.views import EvalView, ToInput
+from maple.data.inputs import EvalView, ToInput, middle
 from maple.errors import ConfigError
 
 INTERPOLATIONS: dict[str, InterpolationMode] = {
@@ -18,6 +19,26 @@ INTERPOLATIONS: dict[str, InterpolationMode] = {
 }
 
 _CROP_TRIES = 10
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which pixels of an image a view shows.
+
+    Attributes:
+        top, left, height, width: the box that is cut out of the image.
+        resized: height and width that it is resized to.
+        window: top and left of the R x R pixels of these that are shown.
+        flipped: whether left and right change places.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    resized: tuple[int, int]
+    window: tuple[int, int] = (0, 0)
+    flipped: bool = False
 
 
 class TrainTransform(ToInput):
@@ -57,20 +78,24 @@ class TrainTransform(ToInput):
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
         """Return one augmented view [3, R, R] of an RGB image; equal generators give equal views."""
-        top, left, height, width = crop_box(image.height, image.width, self.scale, self.ratio, generator)
+        cut = self.cut(image.height, image.width, generator)
+        return torch.from_numpy(self.normalised(self.render(image, cut)))
+
+    def cut(self, height: int, width: int, generator: torch.Generator) -> Cut:
+        """Draw a view of an image of `height` x `width` pixels."""
+        top, left, crop_height, crop_width = crop_box(height, width, self.scale, self.ratio, generator)
+        flipped = torch.rand(1, generator=generator).item() < self.flip
+        return Cut(top, left, crop_height, crop_width, (self.size, self.size), flipped=flipped)
+
+    def render(self, image: Image.Image, cut: Cut) -> Image.Image:
+        """Return the R x R pixels of a view."""
         cropped = transforms.resized_crop(
             image,
-            top,
-            left,
-            height,
-            width,
-            [self.size, self.size],
-            interpolation=INTERPOLATIONS[self.interpolation],
+            *(cut.top, cut.left, cut.height, cut.width, list(cut.resized)),
+            interpolation=INTERPOLATIONS[self.interpolation_name],
             antialias=True,
         )
-        if torch.rand(1, generator=generator).item() < self.flip:
-            cropped = transforms.horizontal_flip(cropped)
-        return torch.from_numpy(self.normalised(cropped))
+        return transforms.horizontal_flip(cropped) if cut.flipped else cropped  # type: ignore[no-any-return]
 
 
 class EvalTransform(EvalView):
@@ -80,6 +105,21 @@ class EvalTransform(EvalView):
         """Return an RGB image as a tensor [3, R, R]; a generator is accepted and not used."""
         del generator
         return torch.from_numpy(super().__call__(image))
+
+    def cut(self, height: int, width: int, generator: torch.Generator | None = None) -> Cut:
+        """Return what is seen of an image of `height` x `width` pixels: the same as `__call__` shows."""
+        del generator
+        left, top, right, bottom = middle(width, height)
+        height, width = bottom - top, right - left
+        longer = int(self.size * max(height, width) / min(height, width))
+        resized = (self.size, longer) if width >= height else (longer, self.size)
+        window = (round((resized[0] - self.size) / 2.0), round((resized[1] - self.size) / 2.0))
+        return Cut(top, left, height, width, resized, window)
+
+    def render(self, image: Image.Image, cut: Cut | None = None) -> Image.Image:
+        """Return the R x R pixels that are seen; there is one cut of each image, so it is accepted and not used."""
+        del cut
+        return super().render(image)
 
 
 def crop_box(

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from maple.data.inputs import EvalView
 from maple.data.ordered import in_order
-from maple.data.views import EvalView
 from maple.errors import ConfigError, DataError
 from maple.inference.distance import KnownNames
 from maple.inference.pictures import Picture
@@ -150,7 +150,7 @@ class Answerer(ABC):
     @property
     def class_names(self) -> tuple[str, ...]:
         """The classes that `stream` speaks of now; at first those it was trained on."""
-        return self._current().names
+        return self.spoken.names
 
     def set_class_names(self, names: Sequence[str]) -> str | None:
         """Let `stream` speak of these classes from now on, at once.
@@ -181,7 +181,7 @@ class Answerer(ABC):
         for what, value, least in (("top", top, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
             if value < least:
                 raise ConfigError(f"{what} is {value}; it must be at least {least}")
-        return self._stream(pictures, self._current(), top, batch_size, workers)
+        return self._stream(pictures, self.spoken, top, batch_size, workers)
 
     def _stream(
         self, pictures: Iterable[Picture], spoken: Spoken, top: int, batch_size: int, workers: int
@@ -190,17 +190,15 @@ class Answerer(ABC):
             while batch := list(islice(views, batch_size)):
                 yield from self._answers(batch, spoken, top)
 
-    def _viewed(self, picture: Picture) -> tuple[str, Floats | Unreadable]:
+    def _viewed(self, picture: Picture) -> tuple[str, Any]:
         try:
-            return picture.name, self.view(picture.read())
+            return picture.name, self._one(picture.read())
         except DataError as error:
             return picture.name, Unreadable(picture.name, str(error))
 
-    def _answers(
-        self, batch: Sequence[tuple[str, Floats | Unreadable]], spoken: Spoken, top: int
-    ) -> Iterator[Answer | Unreadable]:
+    def _answers(self, batch: Sequence[tuple[str, Any]], spoken: Spoken, top: int) -> Iterator[Answer | Unreadable]:
         views = [view for _, view in batch if not isinstance(view, Unreadable)]
-        seen = self.encode(np.stack(views)) if views else []
+        seen = self.encode(self._batch(views)) if views else []
         tuned, frozen = self.probabilities(seen, spoken) if views else (np.empty((0, 0), np.float32), None)
         row = 0
         for name, view in batch:
@@ -210,7 +208,17 @@ class Answerer(ABC):
             yield answer(name, spoken.names, tuned[row], None if frozen is None else frozen[row], top)
             row += 1
 
-    def _current(self) -> Spoken:
+    def _one(self, image: Image.Image) -> Any:
+        """What `_batch` needs of an image; in a thread that reads ahead."""
+        return self.view(image)
+
+    def _batch(self, ones: Sequence[Any]) -> Any:
+        """What `encode` takes of several."""
+        return np.stack(ones)
+
+    @property
+    def spoken(self) -> Spoken:
+        """The class list that `stream` speaks of now."""
         # The trained names as they are: two of them may be equal, as published data sets have such pairs.
         return self._now or self._spoken(self.trained_names)
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from maple.data.views import EvalView
+from maple.data.inputs import EvalView
 from maple.errors import BackboneError, CheckpointError, ClassNamesError, ConfigError, UnlearnedClassesError, first_line
 from maple.inference import manifest as on_disk
 from maple.inference.answerer import Answerer, Floats, Spoken
