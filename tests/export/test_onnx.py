@@ -17,7 +17,7 @@ from maple import build_method, load_clip, save_prompts
 from maple.clip import Backbone
 from maple.data import EvalTransform, EvalView
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, ExportError, UnlearnedClassesError
-from maple.export import check, export_run
+from maple.export import check, export_run, onnx_folder
 from maple.inference import Answer, Picture, Predictor, open_answerer
 from maple.inference.exported import Exported
 from maple.inference.manifest import MANIFEST, Slots
@@ -129,12 +129,14 @@ def test_bad_names_are_refused_as_by_pytorch(exported: Path) -> None:
     assert answerer.class_names == NAMES
 
 
-def test_votes_of_known_classes_in_8_bits(tiny: Backbone, tmp_path: Path) -> None:
+def test_votes_of_known_classes_in_8_bits(tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits of the method's own, a part of the classes, and what 8-bit weights are allowed to do."""
     file = prompts(tmp_path, tiny, {"name": "tip_adapter", "learn_keys": True, "alpha": 2.0, "beta": 3.0})
     export_run(file, tmp_path / "plain")
+    monkeypatch.setattr(onnx_folder, "INLINE_BYTES", 1000)  # weights beside the graph
     rough = export_run(file, tmp_path / "rough", int8=True)
-    assert (tmp_path / "rough/image.onnx").stat().st_size < 0.5 * (tmp_path / "plain/image.onnx").stat().st_size
+    assert (tmp_path / "rough/image.onnx.data").is_file()
+    assert rough.bytes < 0.5 * (tmp_path / "plain/image.onnx").stat().st_size
     assert 1e-6 < rough.difference < 5
     one, other = Exported.load(tmp_path / "plain"), Predictor.load(file, device="cpu")
     views = np.stack([one.view(picture.read()) for picture in pictures()])
@@ -151,6 +153,8 @@ def test_votes_of_known_classes_in_8_bits(tiny: Backbone, tmp_path: Path) -> Non
 def test_classes_that_depend_on_the_image(tiny: Backbone, tmp_path: Path) -> None:
     file = prompts(tmp_path, tiny, {"name": "cocoop"})
     assert export_run(file, tmp_path / "out").difference < 1e-4
+    with pytest.raises(ConfigError, match="is an export already"):
+        export_run(tmp_path / "out", tmp_path / "again")
     one, other = Exported.load(tmp_path / "out"), Predictor.load(file, device="cpu")
     views = np.stack([one.view(picture.read()) for picture in pictures()])
     found, _ = one.probabilities(one.encode(views), one.speak_of(["cat", "red car"]))

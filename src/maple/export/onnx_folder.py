@@ -200,22 +200,23 @@ def _forget_origins(model: Any) -> None:
 def _quantise(folder: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    plain = folder / "plain"
+    plain.mkdir()
     for name in (on_disk.IMAGE, on_disk.TEXT):
-        path = folder / name
-        if not path.is_file():
-            continue
-        plain = folder / f"plain-{name}"
-        path.rename(plain)
-        external = (folder / f"{name}.data").is_file()
-        with _quiet():
-            quantize_dynamic(
-                plain,
-                path,
-                op_types_to_quantize=["MatMul"],
-                weight_type=QuantType.QInt8,
-                use_external_data_format=external,
-            )
-        plain.unlink()
+        parts = [path for path in (folder / name, folder / f"{name}.data") if path.is_file()]
+        for path in parts:
+            path.rename(plain / path.name)
+        if parts:
+            with _quiet():
+                quantize_dynamic(
+                    plain / name,
+                    folder / name,
+                    op_types_to_quantize=["MatMul"],
+                    weight_type=QuantType.QInt8,
+                    per_channel=True,
+                    use_external_data_format=len(parts) > 1,
+                )
+    shutil.rmtree(plain)
 
 
 def _save_table(path: Path, features: Tensor) -> None:

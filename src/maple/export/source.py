@@ -12,8 +12,9 @@ import torch
 
 from maple.checkpoint import load_prompts, read_prompts
 from maple.data import EvalView
-from maple.errors import MapleError
+from maple.errors import ConfigError, MapleError
 from maple.inference.answerer import Floats
+from maple.inference.manifest import is_export
 from maple.inference.predictor import about, prompts_file, template_of_info
 from maple.methods import Method, build_method
 from maple.runs import open_dataset, read_settings
@@ -51,8 +52,11 @@ def open_source(run: str | Path, data_root: str | None = None) -> Source:
     """Load what `maple predict` would, in float32 on the CPU.
 
     Raises:
+        ConfigError: `run` is an export.
         MapleError: no finished run, or a backbone that cannot be loaded.
     """
+    if is_export(run):
+        raise ConfigError(f"{run} is an export already; give the run that it was made of")
     path = prompts_file(run)
     info = read_prompts(path).info
     method = load_prompts(path, precision="fp32", device="cpu")
