@@ -16,6 +16,7 @@ from maple.cli.inspecting import inspect_command
 from maple.cli.methods import methods_command
 from maple.cli.predict import predict_command
 from maple.cli.report import report_command
+from maple.cli.serve import serve_command
 from maple.cli.sweep import sweep_command
 from maple.cli.train import train_command
 from maple.errors import MapleError
@@ -46,6 +47,7 @@ app.command("train")(train_command)
 app.command("sweep")(sweep_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
+app.command("serve")(serve_command)
 app.command("import")(import_command)
 app.command("methods")(methods_command)
 app.command("inspect")(inspect_command)

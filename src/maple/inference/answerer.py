@@ -117,13 +117,16 @@ class Answerer(ABC):
         """The normalised values [3, R, R] of an RGB image, as the image tower reads it."""
         return self._view(image)
 
-    def speak_of(self, names: Sequence[str]) -> Spoken:
-        """A class list, checked and encoded; the last few are kept.
+    def speak_of(self, names: Sequence[str] | None = None) -> Spoken:
+        """A class list, checked and encoded; the last few are kept. None is the trained one.
 
         Raises:
             ClassNamesError: an empty list or name, the same words twice, a name too long for the text tower, or one
                 that the method cannot speak of.
         """
+        if names is None:
+            # As it is: two of its names may be equal, as published data sets have such pairs.
+            return self._spoken(self.trained_names)
         distinct(names)
         return self._spoken(tuple(names))
 
@@ -211,8 +214,7 @@ class Answerer(ABC):
             row += 1
 
     def _current(self) -> Spoken:
-        # The trained names as they are: two of them may be equal, as published data sets have such pairs.
-        return self._now or self._spoken(self.trained_names)
+        return self._now or self.speak_of()
 
     def _spoken(self, names: tuple[str, ...]) -> Spoken:
         with self._lock:
