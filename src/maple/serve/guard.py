@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import re
 from collections.abc import Iterable
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -43,6 +44,7 @@ _HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Cache-Control": "no-store",
 }
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s:@/\[\]]+)(:[0-9]*)?")
 _SMALL = 64 * 1024
 _DRAIN_SECONDS = 5.0
 
@@ -250,11 +252,9 @@ def is_loopback(address: str) -> bool:
 
 
 def _host_name(host: str) -> str:
-    """The name in a Host header, without port and brackets."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
-    except ValueError:
-        return ""
+    """The name in a Host header, without port and brackets; empty where it is none."""
+    found = _HOST.fullmatch(host.lower())
+    return "" if found is None else found["name"].strip("[]").removesuffix(".")
 
 
 def _digest(value: bytes) -> bytes:

@@ -37,7 +37,7 @@ class Detail:
     message: str
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Problem(Exception):  # noqa: N818 - an answer, more than an error of ours
     """A request that is not answered, and why.
 

@@ -114,9 +114,12 @@ async def _of_form(headers: Headers, body: bytes, model: type[BaseModel], limits
         raise Problem("malformed", f"the form cannot be read: {error.message}") from None
     except Exception as error:  # noqa: BLE001 - the parser lets pass what a hostile boundary or header does to it
         raise Problem("malformed", f"the form cannot be read ({type(error).__name__})") from None
-    if not parser.whole:
-        raise Problem("malformed", "the form is cut short: its last boundary is missing")
-    return await _of_fields(form.multi_items(), model)
+    try:
+        if not parser.whole:
+            raise Problem("malformed", "the form is cut short: its last boundary is missing")
+        return await _of_fields(form.multi_items(), model)
+    finally:
+        await form.close()
 
 
 async def _of_fields(items: Sequence[tuple[str, str | UploadFile]], model: type[BaseModel]) -> Question:

@@ -40,7 +40,7 @@ function tell(element, text) {
   element.hidden = !text;
 }
 
-const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+const sentence = (text) => text + (/[.!?]$/.test(text) ? "" : ".");
 const size = (bytes) => bytes >= 1048576 ? `${(bytes / 1048576).toFixed(1)} MiB` : `${Math.ceil(bytes / 1024)} KiB`;
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 const pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
@@ -131,7 +131,7 @@ at("reset").addEventListener("click", resetNames);
 
 function add(files) {
   tell(at("problem"), "");
-  for (const file of files) {
+  for (const file of files.reverse()) {
     if (state.pictures.length >= MOST_PICTURES) {
       tell(at("problem"), `Only ${MOST_PICTURES} pictures are shown at once; remove some first.`);
       break;
