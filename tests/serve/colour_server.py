@@ -12,7 +12,7 @@ from maple.serve.limits import Limits
 
 if __name__ == "__main__":
     values = json.loads(sys.argv[1])
-    answerer = Colours(seconds=values.pop("seconds", 0.0))
+    answerer = Colours(seconds=values.pop("seconds", 0.0), fails=False)
     token = values.pop("token", None)
     limits = Limits(**values)
     listening = listen.bind("127.0.0.1", 0)

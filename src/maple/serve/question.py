@@ -19,7 +19,6 @@ JSON = "application/json"
 MULTIPART = "multipart/form-data"
 _SHOWN = 5
 _NAME_CHARS = 255
-_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
 @dataclass(frozen=True)
@@ -160,8 +159,8 @@ def _plain(key: str, text: str) -> Any:
     text = text.strip()
     if key == "top" and text.isascii() and text.lstrip("-").isdecimal() and len(text) < 20:
         return int(text)
-    if key == "zero_shot" and text.lower() in _TRUE + _FALSE:
-        return text.lower() in _TRUE
+    if key == "zero_shot" and text.lower() in ("true", "false"):
+        return text.lower() == "true"
     return text
 
 

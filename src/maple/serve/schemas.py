@@ -133,7 +133,7 @@ def request_model(limits: Limits, trained: int) -> type[BaseModel]:
     )
     names = Annotated[list[name], bounded]
     images = Annotated[
-        list[Annotated[str, Field(min_length=1)]],
+        list[Annotated[str, Field(min_length=1, json_schema_extra={"contentEncoding": "base64"})]],
         Field(
             min_length=1,
             max_length=limits.images,
