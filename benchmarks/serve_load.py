@@ -25,7 +25,24 @@ import numpy as np
 from PIL import Image
 
 TOLERANCE = 1e-4
-WORDS = "cat dog owl teapot car tree house river forest road apple grape kite drum flag rocket".split()
+WORDS = [
+    "cat",
+    "dog",
+    "owl",
+    "teapot",
+    "car",
+    "tree",
+    "house",
+    "river",
+    "forest",
+    "road",
+    "apple",
+    "grape",
+    "kite",
+    "drum",
+    "flag",
+    "rocket",
+]
 Question = tuple[bytes, tuple[str, ...]]
 
 
@@ -47,11 +64,11 @@ def ask(connection: http.client.HTTPConnection, question: Question) -> tuple[int
     """The status and the content of an answer."""
     picture, names = question
     parts = [b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.jpg"\r\n\r\n' + picture + b"\r\n"]
-    parts += [b'--x\r\nContent-Disposition: form-data; name="class_names"\r\n\r\n' + n.encode() + b"\r\n" for n in names]
+    parts += [
+        b'--x\r\nContent-Disposition: form-data; name="class_names"\r\n\r\n' + n.encode() + b"\r\n" for n in names
+    ]
     parts += [b'--x\r\nContent-Disposition: form-data; name="zero_shot"\r\n\r\ntrue\r\n--x--\r\n']
-    connection.request(
-        "POST", "/v1/predict", b"".join(parts), {"Content-Type": "multipart/form-data; boundary=x"}
-    )
+    connection.request("POST", "/v1/predict", b"".join(parts), {"Content-Type": "multipart/form-data; boundary=x"})
     answer = connection.getresponse()
     return answer.status, json.loads(answer.read())
 

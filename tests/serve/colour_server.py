@@ -24,4 +24,4 @@ if __name__ == "__main__":
         find_examples=lambda: find_examples(Origin("emoji-food/twemoji"), answerer.trained_names),
     )
     port = listening.getsockname()[1]
-    listen.run(app, listening, limits, started=lambda: print(port, flush=True))
+    listen.run(app, listening, limits, started=lambda: sys.stdout.write(f"{port}\n") and sys.stdout.flush())

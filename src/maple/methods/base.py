@@ -142,6 +142,10 @@ class Method(nn.Module):
         twin.set_class_names(names)
         return twin
 
+    def limit_text_memory(self, limit: int | None) -> None:
+        """Let the states of the text tower take `limit` bytes, about; None for a part of what the device has."""
+        self.classes.memory_limit = limit
+
     def encode_classes(self) -> Tensor:
         """Unit text features [C, D] of the current classes."""
         if isinstance(self.classes, TemplateClasses):

@@ -75,6 +75,10 @@ class OnPrompts(Method):
         twin.class_names = twin.prompts.class_names
         return twin
 
+    def limit_text_memory(self, limit: int | None) -> None:
+        """As the other method does."""
+        self.prompts.limit_text_memory(limit)
+
     def encode_classes(self) -> Tensor:
         """Unit text features [C, D], as the other method's."""
         return self.prompts.encode_classes()
