@@ -25,24 +25,7 @@ import numpy as np
 from PIL import Image
 
 TOLERANCE = 1e-4
-WORDS = [
-    "cat",
-    "dog",
-    "owl",
-    "teapot",
-    "car",
-    "tree",
-    "house",
-    "river",
-    "forest",
-    "road",
-    "apple",
-    "grape",
-    "kite",
-    "drum",
-    "flag",
-    "rocket",
-]
+WORDS = ("cat", "dog", "owl", "teapot", "car", "tree", "house", "river", "forest", "road", "apple", "kite", "flag")
 Question = tuple[bytes, tuple[str, ...]]
 
 

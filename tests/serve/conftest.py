@@ -5,15 +5,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from serve_helpers import Colours
+from serve_helpers import Colours, Start
 from starlette.testclient import TestClient
 
 from maple.serve.api import create_app
 from maple.serve.examples import NO_EXAMPLES, ExampleSet
 from maple.serve.guard import LOOPBACK
 from maple.serve.limits import Limits
-
-Start = Callable[..., TestClient]
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from starlette.testclient import TestClient
 
 from maple.data import EvalView
 from maple.errors import BackboneError
@@ -24,6 +25,7 @@ from maple.inference.answerer import Answerer, Floats, Spoken
 
 NAMES = ("red thing", "green thing", "blue thing", "grey_thing", "white thing", "black thing")
 HERE = Path(__file__).parent
+Start = Callable[..., TestClient]
 
 
 def png(colour: Sequence[int] = (200, 30, 30), size: tuple[int, int] = (40, 30)) -> bytes:

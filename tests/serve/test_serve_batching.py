@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Start
-from serve_helpers import NAMES, Colours, expected, png
+from serve_helpers import NAMES, Colours, Start, expected, png
 from starlette.testclient import TestClient
 
 from maple.serve.batching import Batcher, Job

@@ -5,8 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from conftest import Start
-from serve_helpers import NAMES, Colours, expected, png
+from serve_helpers import NAMES, Colours, Start, expected, png
 from starlette.testclient import TestClient
 
 from maple.errors import ConfigError
