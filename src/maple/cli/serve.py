@@ -41,7 +41,7 @@ def serve_command(
     ] = True,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     max_upload: Annotated[float, typer.Option(help="The largest request, in MiB.")] = 32,
-    max_pixels: Annotated[int, typer.Option(help="The largest picture, in pixels.")] = 50_000_000,
+    max_pixels: Annotated[int, typer.Option(help="The largest picture, in pixels.")] = 25_000_000,
     max_images: Annotated[int, typer.Option(help="The most pictures in a request.")] = 16,
     max_classes: Annotated[int, typer.Option(help="The most class names in a request.")] = 500,
     max_batch: Annotated[int, typer.Option(help="How many pictures are computed at once.")] = 32,

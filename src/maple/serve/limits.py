@@ -33,7 +33,7 @@ class Limits:
 
     upload_bytes: int = 32 * MIB
     uploads_bytes: int = 128 * MIB
-    pixels: int = 50_000_000
+    pixels: int = 25_000_000
     images: int = 16
     classes: int = 500
     name_chars: int = 200
