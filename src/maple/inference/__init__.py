@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from maple.inference.answerer import Answer, Answerer, Ranked, Spoken, Unreadable
+from maple.inference.opening import open_answerer
 from maple.inference.pictures import STDIN, Picture, find_pictures, keep_fetched
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ __all__ = [
     "Unreadable",
     "find_pictures",
     "keep_fetched",
+    "open_answerer",
     "prompts_file",
 ]
 

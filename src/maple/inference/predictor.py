@@ -54,7 +54,7 @@ class Predictor(Answerer):
             method.class_names,
             view=EvalView(seen.size, seen.mean, seen.std, seen.interpolation),
             has_zero_shot=zero_shot,
-            about=_about(method, info or {}),
+            about={**about(method, info or {}), "computed_by": f"PyTorch on {backbone.device}"},
             name_features=self._name_features,
         )
         self._names_alone = TemplateClasses(backbone, [TEMPLATE])
@@ -118,7 +118,12 @@ class Predictor(Answerer):
         return self._names_alone.of(names).cpu().numpy()
 
 
-def _about(method: Method, info: Mapping[str, Any]) -> dict[str, Any]:
+def about(method: Method, info: Mapping[str, Any]) -> dict[str, Any]:
+    """What a method is, for people and programs.
+
+    Args:
+        info: what its prompts file says of the training.
+    """
     data = info.get("data")
     backbone = method.backbone
     return {
@@ -130,7 +135,7 @@ def _about(method: Method, info: Mapping[str, Any]) -> dict[str, Any]:
         "precision": backbone.precision,
         "dataset": data.get("dataset") if isinstance(data, dict) else info.get("dataset"),
         "image_size": backbone.preprocessing.size,
-        "computed_by": f"PyTorch on {backbone.device}",
+        "speaks_of_new_classes": method.speaks_of_new_classes,
     }
 
 

@@ -73,10 +73,14 @@ class CoCoOp(Method):
         """
         raise ConfigError("CoCoOp's text features depend on the image; use encode_classes_for(image_features)")
 
+    def token_shift(self, image_features: Tensor) -> Tensor:
+        """What each of the unit image features [B, D] adds to every text token: [B, Ht]."""
+        shift: Tensor = self.meta_net[1](torch.relu(self.meta_net[0](image_features)))
+        return shift
+
     def encode_classes_for(self, image_features: Tensor) -> Tensor:
         """Unit text features [B, C, D] for each of the unit image features [B, D]."""
-        hidden = torch.relu(self.meta_net[0](image_features))
-        prompts = self.text_prompts()[0] + self.meta_net[1](hidden)[:, None]
+        prompts = self.text_prompts()[0] + self.token_shift(image_features)[:, None]
         return self.classes.encode([prompts[:, None]])
 
     def _logits(self, image_features: Tensor) -> Tensor:

@@ -243,13 +243,13 @@ def _move_class_name(ids: Tensor, length: int, before: int, name_length: int) ->
 
 def put_text(states: Tensor, prompt: Tensor, slots: Tensor) -> Tensor:
     """Put `prompt` [P, Ht], or one per sentence [C, P, Ht], into the slots [C, P] of states [C, T, Ht]."""
-    tokens = prompt.to(states.dtype).expand(len(states), -1, -1)
+    tokens = prompt.to(states.dtype).expand(states.shape[0], -1, -1)
     return states.scatter(1, slots[:, :, None].expand(-1, -1, states.shape[-1]), tokens)
 
 
 def append_vision(states: Tensor, prompt: Tensor) -> Tensor:
     """Append `prompt` [P, Hv] after the patches of states [B, n, Hv]: [B, n + P, Hv]."""
-    return torch.cat([states, prompt.to(states.dtype).expand(len(states), -1, -1)], dim=1)
+    return torch.cat([states, prompt.to(states.dtype).expand(states.shape[0], -1, -1)], dim=1)
 
 
 def replace_vision(states: Tensor, prompt: Tensor) -> Tensor:
