@@ -11,6 +11,7 @@ from maple import __version__
 from maple.cli.data import data_app
 from maple.cli.efficiency import efficiency_command
 from maple.cli.evaluate import evaluate_command
+from maple.cli.explain import explain_command
 from maple.cli.export import export_command
 from maple.cli.importing import import_command
 from maple.cli.inspecting import inspect_command
@@ -54,6 +55,7 @@ app.command("train")(train_command)
 app.command("sweep")(sweep_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
+app.command("explain")(explain_command)
 app.command("serve")(serve_command)
 app.command("export")(export_command)
 app.command("import")(import_command)

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def serve_command(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a prompts file, or hf-hub:OWNER/NAME.")],
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="A run folder, a prompts file, hf-hub:OWNER/NAME, or an export to ONNX."),
+    ],
     host: Annotated[str, typer.Option(help="The address to listen on. Others than this machine need a token.")] = (
         "127.0.0.1"
     ),
@@ -34,8 +37,12 @@ def serve_command(
         typer.Option(help="Another name that requests address this server by, a proxy's for one. May be repeated."),
     ] = None,
     zero_shot: Annotated[
-        bool, typer.Option("--zero-shot/--no-zero-shot", help="Hold the frozen CLIP too, to compare with.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--zero-shot/--no-zero-shot",
+            help="Hold the frozen CLIP too, to compare with. Default: if it is there; an export may be without.",
+        ),
+    ] = None,
     examples: Annotated[
         bool, typer.Option("--examples/--no-examples", help="Offer pictures of the model's own data set to try.")
     ] = True,
@@ -105,7 +112,10 @@ def serve_command(
     typer.echo("maple: stopped")
 
 
-def _load(run: str, zero_shot: bool, device: str | None) -> "Answerer":
-    from maple.inference import Predictor
+def _load(run: str, zero_shot: bool | None, device: str | None) -> "Answerer":
+    from maple.inference import open_answerer
+    from maple.inference.manifest import export_folder, is_export, read_manifest
 
-    return Predictor.load(run, zero_shot=zero_shot, device=device)
+    if zero_shot is None:
+        zero_shot = not is_export(run) or read_manifest(export_folder(run)).zero_shot is not None
+    return open_answerer(run, zero_shot=zero_shot, device=device)

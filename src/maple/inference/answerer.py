@@ -153,7 +153,12 @@ class Answerer(ABC):
     @property
     def class_names(self) -> tuple[str, ...]:
         """The classes that `stream` speaks of now; at first those it was trained on."""
-        return self._current().names
+        return self.spoken.names
+
+    @property
+    def spoken(self) -> Spoken:
+        """The class list that `stream` speaks of now."""
+        return self._now or self.speak_of()
 
     def set_class_names(self, names: Sequence[str]) -> str | None:
         """Let `stream` speak of these classes from now on, at once.
@@ -184,7 +189,7 @@ class Answerer(ABC):
         for what, value, least in (("top", top, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
             if value < least:
                 raise ConfigError(f"{what} is {value}; it must be at least {least}")
-        return self._stream(pictures, self._current(), top, batch_size, workers)
+        return self._stream(pictures, self.spoken, top, batch_size, workers)
 
     def _stream(
         self, pictures: Iterable[Picture], spoken: Spoken, top: int, batch_size: int, workers: int
@@ -212,9 +217,6 @@ class Answerer(ABC):
                 continue
             yield answer(name, spoken.names, tuned[row], None if frozen is None else frozen[row], top)
             row += 1
-
-    def _current(self) -> Spoken:
-        return self._now or self.speak_of()
 
     def _spoken(self, names: tuple[str, ...]) -> Spoken:
         with self._lock:

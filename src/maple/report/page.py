@@ -14,6 +14,7 @@ from maple.report.ablations import find_ablations
 from maple.report.changes import class_changes
 from maple.report.duels import duel
 from maple.report.examples import FEWEST, Outcome, choose_examples
+from maple.report.explanations import explained_runs
 from maple.report.groups import TITLES, Group, Variant
 from maple.report.headline import chosen_method, headline_sentences
 from maple.report.records import ZERO_SHOT, Collection, Problem, Run
@@ -83,6 +84,7 @@ def make_page(collection: Collection, groups: list[Group], picture: Picture | No
 
     chapters = [_chapter(group, f"g{number}") for number, group in enumerate(groups)]
     details, problems = _details(groups)
+    explained, unreadable = explained_runs(collection.runs)
     pictures = _Pictures(picture)
     environment = Environment(
         loader=PackageLoader("maple.report", "templates"),
@@ -98,11 +100,12 @@ def make_page(collection: Collection, groups: list[Group], picture: Picture | No
         counts=_counts(collection),
         chapters=chapters,
         details=details,
+        explained=explained,
         uri=pictures.uri,
         runs=[_run_line(run) for run in collection.runs],
         environments=_environments(collection.runs),
         silent=collection.silent,
-        problems=(*collection.problems, *problems),
+        problems=(*collection.problems, *problems, *unreadable),
     )
 
 
