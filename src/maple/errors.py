@@ -51,6 +51,10 @@ class UnsafeCheckpointError(CheckpointError):
     """A pickle asks for code that a checkpoint of tensors never needs; nothing of it was executed."""
 
 
+class ExportError(MapleError):
+    """A method cannot be written in a format, or what was written does not compute the same."""
+
+
 class TrainingDivergedError(MapleError):
     """The loss or a gradient stopped being finite."""
 

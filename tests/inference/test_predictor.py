@@ -1,9 +1,12 @@
 """Answers: the right numbers, in order, in constant memory, under any names."""
 
 import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from inference_helpers import COLOURS, NAMES
@@ -12,9 +15,10 @@ from PIL import Image
 from maple import build_method, load_prompts
 from maple.clip import Backbone
 from maple.data import EvalTransform, in_order
-from maple.errors import BackboneError, ClassNamesError, ConfigError, DataError, ImageError
+from maple.errors import BackboneError, ClassNamesError, ConfigError, DataError, ImageError, UnlearnedClassesError
 from maple.inference import Answer, Picture, Predictor, Unreadable, find_pictures, keep_fetched
-from maple.inference.distance import explain_new_names, name_cosines
+from maple.inference.distance import KnownNames
+from maple.methods.maple import MaPLe
 
 
 def colour_pictures() -> list[Picture]:
@@ -65,6 +69,7 @@ def test_cocoop_whose_classes_depend_on_the_image(tiny: Backbone) -> None:
     predictor.set_class_names(["cat", "dog"])
     found = answers(predictor, colour_pictures(), batch_size=3)
     transform = predictor.transform
+    method.set_class_names(["cat", "dog"])
     with torch.no_grad():
         expected = method(torch.stack([transform(picture.read()) for picture in colour_pictures()])).softmax(-1)
     for row, one in zip(expected, found, strict=True):
@@ -142,7 +147,7 @@ def test_bad_numbers_and_infinite_logits(prompts: Path, monkeypatch: pytest.Monk
     for name in ("top", "batch_size"):
         with pytest.raises(ConfigError, match=f"{name} is 0; it must be at least 1"):
             predictor.stream([], **{name: 0})  # type: ignore[arg-type]
-    monkeypatch.setattr(predictor.method, "predict_logits", lambda images: torch.full((len(images), 6), torch.inf))
+    monkeypatch.setattr(MaPLe, "logits_of", lambda _, features: torch.full((len(features), 6), torch.inf))
     with pytest.raises(BackboneError, match="a result is not finite, in fp32 on cpu"):
         list(predictor.stream(colour_pictures()))
 
@@ -222,34 +227,83 @@ def test_what_was_fetched_is_kept() -> None:
 def test_cosines_to_the_nearest_are_those_of_zero_shot(tiny: Backbone) -> None:
     trained, new = ["cat", "dog", "owl"], ["cat", "tank"]
     features = build_method({"name": "zero_shot"}, tiny, [*trained, *new]).encode_classes()
-    nearest, among = name_cosines(tiny, trained, new)
+    predictor = Predictor(build_method({"name": "coop"}, tiny, trained))
+    nearest, among = KnownNames(trained, predictor._name_features).cosines(new)
     cosines = features @ features.T
     assert nearest.tolist() == pytest.approx([1.0, float(cosines[4, :3].max())], abs=1e-5)
     expected = [max(float(cosines[a, b]) for b in range(3) if b != a) for a in range(3)]
     assert among.tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_list_is_far_when_most_of_its_new_names_are(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cosines(_: Backbone, trained: list[str], names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.tensor([0.3 if "far" in name else 0.9 for name in names]), torch.full((len(trained),), 0.8)
+def features_by_word(names: Sequence[str]) -> np.ndarray:
+    """Trained names have a cosine of 0.8 to each other; near ones one of 0.9 to one of them, far ones 0.3."""
+    across = (1 - 0.8**2) ** 0.5
+    known = {"cat": (1.0, 0.0), "dog": (0.8, across)}
+    angles = {"near": 0.9, "far": 0.3}
+    made = []
+    for name in names:
+        cosine = angles.get(name.replace("_", " ").split()[0], 0.0)
+        made.append(known.get(name, (cosine, -((1 - cosine**2) ** 0.5))))
+    return np.array(made)
 
-    monkeypatch.setattr("maple.inference.distance.name_cosines", cosines)
-    trained = ["cat", "dog"]
-    assert explain_new_names(tiny, trained, ["dog", "CAT"]) is None
-    assert explain_new_names(tiny, trained, ["near", "far", "dog"]) == (
-        "2 of 3 class names were not trained (near, far)"
-    )
-    told = explain_new_names(tiny, trained, ["near", "far", "far_off", "dog"])
-    assert told == (
+
+def test_a_list_is_far_when_most_of_its_new_names_are() -> None:
+    known = KnownNames(["cat", "dog"], features_by_word)
+    assert known.explain(["dog", "CAT"]) is None
+    assert known.explain(["near", "far", "dog"]) == "2 of 3 class names were not trained (near, far)"
+    assert known.explain(["near", "far", "far_off", "dog"]) == (
         "3 of 4 class names were not trained (near, far, far_off), and this list is far from the trained one: far, "
         "far_off less like any trained name than those are like each other (cosine 0.30, usual 0.80 and more); "
         "compare with --zero-shot"
     )
-    assert explain_new_names(tiny, ["cat"], ["far"]) == "1 of 1 class names were not trained (far)"
+    told = "1 of 1 class names were not trained (far)"
+    assert KnownNames(["cat"], features_by_word).explain(["far"]) == told
+    assert KnownNames(["cat", "dog"], None).explain(["far"]) == told
     many = [f"far {number}" for number in range(499)]
-    assert explain_new_names(tiny, trained, many) == (
-        "499 of 499 class names were not trained (far 0, far 1, far 2, ...)"
-    )
+    assert known.explain(many) == "499 of 499 class names were not trained (far 0, far 1, far 2, ...)"
+
+
+# --- the seam for servers
+
+
+@pytest.mark.parametrize("name", ["maple", "cocoop", "promptsrc", "linear_probe", "tip_adapter", "clip_adapter"])
+def test_images_of_several_lists_in_one_batch(tiny: Backbone, name: str) -> None:
+    settings = {"maple": {"prompt_depth": 2}, "promptsrc": {"text_prompt_depth": 2, "vision_prompt_depth": 2}}
+    method = build_method({"name": name, **settings.get(name, {})}, tiny, NAMES)
+    predictor = Predictor(method, zero_shot=True)
+    first, second = predictor.speak_of(NAMES[:4]), predictor.speak_of([NAMES[5], NAMES[1]])
+    seen = predictor.encode(np.stack([predictor.view(picture.read()) for picture in colour_pictures()]))
+    assert len(seen) == 4
+    rows, beside = predictor.probabilities([seen[2], seen[0]], second)
+    assert rows.shape == (2, 2)
+    assert beside is not None
+    assert predictor.probabilities(seen, first)[0].shape == (4, 4)
+    assert (predictor.class_names, method.class_names) == (NAMES, NAMES)
+    predictor.set_class_names([NAMES[5], NAMES[1]])
+    found = answers(predictor, colour_pictures())
+    assert [one.probability for one in found[0].best] == pytest.approx(sorted(rows[1], reverse=True), abs=1e-5)
+    assert predictor.speak_of(NAMES[:4]) is first
+
+
+def test_methods_of_known_classes_refuse_new_names(tiny: Backbone) -> None:
+    predictor = Predictor(build_method({"name": "linear_probe"}, tiny, NAMES))
+    with pytest.raises(UnlearnedClassesError, match="'submarine' is not one"):
+        predictor.speak_of(["submarine", NAMES[0]])
+
+
+def test_threads_with_lists_of_their_own(prompts: Path) -> None:
+    predictor = Predictor.load(prompts, zero_shot=True, device="cpu")
+    view = predictor.view(colour_pictures()[0].read())[None]
+    lists = [[f"thing {n}", f"car {n}", *(f"x {i}" for i in range(n))] for n in range(20)]
+
+    def ask(names: list[str]) -> list[float]:
+        found, _ = predictor.probabilities(predictor.encode(view), predictor.speak_of(names))
+        return found[0].tolist()
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(ask, lists * 2))
+    for one, names in zip(found, lists * 2, strict=True):
+        assert one == pytest.approx(ask(names), abs=1e-5)
 
 
 def test_in_order_takes_keys_in_the_callers_thread() -> None:

@@ -320,3 +320,26 @@ def test_methods_describe_themselves(variant: str, backbone: Backbone) -> None:
     assert method.paper
     assert method.summary
     assert method.backbone is backbone
+
+
+@every
+def test_a_twin_speaks_of_other_classes_and_shares_what_is_learned(
+    variant: str, backbone: Backbone, images: Tensor
+) -> None:
+    method = make(variant, backbone)
+    before = logits_of(method, images)
+    names = ["dog", "cat", "fire_truck"] if method.speaks_of_new_classes else ["dog", "cat"]
+    twin = method.speaking_of(names)
+    with torch.no_grad():
+        found, features = twin.predict_logits(images), method.encode_images(images)
+        assert torch.equal(twin.logits_of(features), found)
+    assert (twin.class_names, method.class_names) == (tuple(names), tuple(NAMES))
+    assert torch.equal(logits_of(method, images), before)
+    method.set_class_names(names)
+    torch.testing.assert_close(found, logits_of(method, images), atol=1e-4, rtol=1e-4)
+    own, other = method.prompt_parameters(), twin.prompt_parameters()
+    assert own.keys() == other.keys()
+    assert all(own[name] is other[name] for name in own)
+    if not method.speaks_of_new_classes:
+        with pytest.raises(UnlearnedClassesError):
+            method.speaking_of(["cat", "submarine"])

@@ -12,14 +12,22 @@ from maple.cli.data import data_app
 from maple.cli.efficiency import efficiency_command
 from maple.cli.evaluate import evaluate_command
 from maple.cli.explain import explain_command
+from maple.cli.export import export_command
 from maple.cli.importing import import_command
 from maple.cli.inspecting import inspect_command
 from maple.cli.methods import methods_command
 from maple.cli.predict import predict_command
 from maple.cli.report import report_command
+from maple.cli.serve import serve_command
 from maple.cli.sweep import sweep_command
 from maple.cli.train import train_command
 from maple.errors import MapleError
+
+# What an installation that only runs exported methods does without.
+_LEFT_OUT = {
+    *("torch", "torchvision", "open_clip", "accelerate", "safetensors", "huggingface_hub", "filelock", "fsspec"),
+    "transformers",
+}
 
 
 class _Commands(TyperGroup):
@@ -48,6 +56,8 @@ app.command("sweep")(sweep_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
 app.command("explain")(explain_command)
+app.command("serve")(serve_command)
+app.command("export")(export_command)
 app.command("import")(import_command)
 app.command("methods")(methods_command)
 app.command("inspect")(inspect_command)
@@ -79,4 +89,13 @@ def main() -> None:
         app()
     except MapleError as error:
         typer.echo(f"maple: {error}", err=True)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _LEFT_OUT:
+            raise
+        typer.echo(
+            f"maple: this needs {error.name}, which is not installed: pip install maple-clip. Without it, `maple "
+            "predict` answers from a folder of `maple export --format onnx`",
+            err=True,
+        )
         sys.exit(2)

@@ -20,7 +20,10 @@ _BAR = 20
 
 
 def predict_command(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, a prompts file, or hf-hub:OWNER/NAME.")],
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="A run folder, a prompts file, hf-hub:OWNER/NAME, or an export to ONNX."),
+    ],
     sources: Annotated[
         list[str],
         typer.Argument(metavar="SOURCE...", help="Image files, folders, http(s) addresses, or - for standard input."),
@@ -48,7 +51,7 @@ def predict_command(
     Exit status: 0 all were read, 1 some were not, 2 none was, or wrong use.
     """
     from maple.errors import ClassNamesError, ConfigError
-    from maple.inference import STDIN, Predictor, find_pictures, keep_fetched
+    from maple.inference import STDIN, find_pictures, keep_fetched, open_answerer
 
     if as_json and as_csv:
         raise ConfigError("--json and --csv exclude each other; choose one")
@@ -56,7 +59,7 @@ def predict_command(
         raise ConfigError("--ask reads class names from standard input, so the picture cannot come from there too")
     # Malformed sources are refused before a backbone is loaded.
     pictures = find_pictures(sources, recursive=recursive, stdin=getattr(sys.stdin, "buffer", None))
-    predictor = Predictor.load(run, zero_shot=zero_shot, device=device)
+    predictor = open_answerer(run, zero_shot=zero_shot, device=device)
     if classes is not None:
         _warn(predictor.set_class_names(comma_list(classes) or []))
     show = _show_json if as_json else _CsvLines(zero_shot) if as_csv else _Listing()

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from open_clip.model import convert_weights_to_lp
-from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, SimpleTokenizer
+from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, SimpleTokenizer, _clean_lower
 from open_clip.transformer import Attention, LayerNorm, LayerNormFp32, LayerScale
 from torch import Tensor, nn
 
 from maple.clip.towers import ImageTower, TextTower
 from maple.errors import BackboneError, ClassNamesError
 
+_CLIP_VOCABULARY = 49408
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -86,6 +87,13 @@ class Backbone:
             if row[-1] != 0:
                 self._refuse_cut(sentence, row)
         return ids
+
+    @property
+    def reads_clip_words(self) -> bool:
+        """Whether its tokenizer is CLIP's own, as published."""
+        tokenizer: Any = self._tokenizer
+        plain = isinstance(tokenizer, SimpleTokenizer) and tokenizer.reduction_fn is None
+        return plain and tokenizer.vocab_size == _CLIP_VOCABULARY and tokenizer.clean_fn is _clean_lower
 
     def word_ids(self, text: str) -> list[int]:
         """The vocabulary ids of `text`, without SOS and EOT."""

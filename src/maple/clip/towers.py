@@ -141,7 +141,7 @@ class ImageTower:
         """Class token and patches with positions, before the pre-norm: [B, 1 + N, Hv]."""
         tower = self._tower
         patches = tower.conv1(images.to(self.dtype)).flatten(2).transpose(1, 2)
-        first = tower.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        first = tower.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         positions: Tensor = tower.positional_embedding
         return torch.cat([first, patches], dim=1) + positions.to(patches.dtype)
 

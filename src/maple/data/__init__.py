@@ -1,26 +1,49 @@
 """Data: items and their splits, images, transforms, batches. Nothing here knows a model."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from maple.data.catalogue import CATALOGUE, DatasetSpec, canonical_name, known_names, load_dataset, template_of
 from maple.data.domains import load_domain
 from maple.data.folders import load_folder, walk_files
 from maple.data.images import ImageStore, is_image_file, read_image, to_rgb
-from maple.data.loaders import (
-    Batch,
-    derive_seed,
-    eval_batches,
-    feature_batches,
-    in_order,
-    steps_per_epoch,
-    train_batches,
-    view_batches,
-)
+from maple.data.inputs import EvalView
 from maple.data.manifests import load_manifest
+from maple.data.ordered import in_order
 from maple.data.records import Dataset, Item, items_hash
 from maple.data.sampling import base_novel_classes, sample_few_shot, select_classes, select_dataset
 from maple.data.splits import read_split
-from maple.data.transforms import EvalTransform, TrainTransform
-from maple.data.views import Views, make_views, reading_threads, views_device
 from maple.data.writing import write_pictures
+
+if TYPE_CHECKING:
+    from maple.data.loaders import (
+        Batch,
+        derive_seed,
+        eval_batches,
+        feature_batches,
+        steps_per_epoch,
+        train_batches,
+        view_batches,
+    )
+    from maple.data.transforms import EvalTransform, TrainTransform
+    from maple.data.views import Views, make_views, reading_threads, views_device
+
+# Reading images needs no torch, and where it is not installed these names alone are missing.
+_ON_TORCH = {
+    "Batch": "maple.data.loaders",
+    "derive_seed": "maple.data.loaders",
+    "eval_batches": "maple.data.loaders",
+    "feature_batches": "maple.data.loaders",
+    "steps_per_epoch": "maple.data.loaders",
+    "train_batches": "maple.data.loaders",
+    "view_batches": "maple.data.loaders",
+    "EvalTransform": "maple.data.transforms",
+    "TrainTransform": "maple.data.transforms",
+    "Views": "maple.data.views",
+    "make_views": "maple.data.views",
+    "reading_threads": "maple.data.views",
+    "views_device": "maple.data.views",
+}
 
 __all__ = [
     "CATALOGUE",
@@ -28,6 +51,7 @@ __all__ = [
     "Dataset",
     "DatasetSpec",
     "EvalTransform",
+    "EvalView",
     "ImageStore",
     "Item",
     "TrainTransform",
@@ -61,3 +85,10 @@ __all__ = [
     "walk_files",
     "write_pictures",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_ON_TORCH[name]), name)
+    return value

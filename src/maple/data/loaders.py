@@ -2,26 +2,22 @@
 
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from maple.data.images import ImageStore
+from maple.data.ordered import in_order
 from maple.data.records import Item
 from maple.data.transforms import EvalTransform, TrainTransform
 from maple.data.views import Views, make_views
 from maple.errors import ConfigError
-
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -235,31 +231,6 @@ def _numbered_view(
 ) -> tuple[Any, int]:
     generator = _generator("augment", seed, "view", view, index)
     return maker.one(store.get(items[index].path), generator), items[index].label
-
-
-def in_order(
-    function: Callable[[_Key], _Value], keys: Iterable[_Key], num_workers: int, ahead: int
-) -> Generator[_Value, None, None]:
-    """Map `function` over `keys`, in their order, at most `ahead` results early; an exception comes out unchanged.
-
-    `num_workers` threads do it; with 0 the caller's thread. `keys` are taken one by one, in the caller's thread, so
-    they may be endless. Close the iterator to stop the threads early.
-    """
-    if num_workers == 0:
-        yield from map(function, keys)
-        return
-    # Threads, not processes: they share the store of decoded images, and decoding and resizing release the lock.
-    executor = ThreadPoolExecutor(num_workers, thread_name_prefix="maple-images")
-    waiting: deque[Future[_Value]] = deque()
-    remaining = iter(keys)
-    try:
-        waiting.extend(executor.submit(function, key) for key in islice(remaining, max(ahead, num_workers)))
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(executor.submit(function, key) for key in islice(remaining, 1))
-            yield result
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 def _share(first: int, last: int, rank: int, world_size: int) -> tuple[range, int]:

@@ -4,14 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from maple.errors import ConfigError, one_of
+from maple.data.inputs import EvalView, ToInput, middle
+from maple.errors import ConfigError
 
 INTERPOLATIONS: dict[str, InterpolationMode] = {
     "bicubic": InterpolationMode.BICUBIC,
@@ -19,7 +19,6 @@ INTERPOLATIONS: dict[str, InterpolationMode] = {
 }
 
 _CROP_TRIES = 10
-_MAX_ASPECT = 64
 
 
 @dataclass(frozen=True)
@@ -42,38 +41,7 @@ class Cut:
     flipped: bool = False
 
 
-class _ToInput:
-    """The part both transforms share: the settings, checked, and the last step from pixels to normalised values."""
-
-    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str) -> None:
-        if size < 1:
-            raise ConfigError(f"image size is {size}; it must be at least 1 pixel")
-        for what, values in (("mean", mean), ("std", std)):
-            if len(values) != 3:
-                raise ConfigError(f"image {what} is {tuple(values)}; give three numbers, for red, green and blue")
-        if min(std) <= 0:
-            raise ConfigError(f"image std is {tuple(std)}; its three numbers must be above 0")
-        if interpolation not in INTERPOLATIONS:
-            raise ConfigError(one_of("interpolation", interpolation, INTERPOLATIONS))
-        self.size = size
-        self.interpolation = INTERPOLATIONS[interpolation]
-        self.mean = tuple(float(value) for value in mean)
-        self.std = tuple(float(value) for value in std)
-        self.interpolation_name = interpolation
-        # In float32 and with one operation per step, so that the values equal torchvision's to the bit.
-        self._mean = np.array(self.mean, dtype=np.float32).reshape(3, 1, 1)
-        self._std = np.array(self.std, dtype=np.float32).reshape(3, 1, 1)
-
-    def _normalised(self, image: Image.Image) -> Tensor:
-        # NumPy rather than torch: in loader threads it starts no thread pools of its own.
-        pixels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
-        pixels /= np.float32(255)
-        pixels -= self._mean
-        pixels /= self._std
-        return torch.from_numpy(pixels)
-
-
-class TrainTransform(_ToInput):
+class TrainTransform(ToInput):
     """Random resized crop, random horizontal flip, normalisation; all randomness from the generator passed in."""
 
     def __init__(
@@ -110,7 +78,7 @@ class TrainTransform(_ToInput):
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
         """Return one augmented view [3, R, R] of an RGB image; equal generators give equal views."""
-        return self._normalised(self.render(image, self.cut(image.height, image.width, generator)))
+        return torch.from_numpy(self.normalised(self.render(image, self.cut(image.height, image.width, generator))))
 
     def cut(self, height: int, width: int, generator: torch.Generator) -> Cut:
         """Draw a view of an image of `height` x `width` pixels."""
@@ -123,35 +91,24 @@ class TrainTransform(_ToInput):
         cropped = transforms.resized_crop(
             image,
             *(cut.top, cut.left, cut.height, cut.width, list(cut.resized)),
-            interpolation=self.interpolation,
+            interpolation=INTERPOLATIONS[self.interpolation],
             antialias=True,
         )
         return transforms.horizontal_flip(cropped) if cut.flipped else cropped  # type: ignore[no-any-return]
 
 
-class EvalTransform(_ToInput):
-    """Resize of the shorter side, central crop, normalisation: what CLIP itself was evaluated with."""
+class EvalTransform(EvalView):
+    """An evaluation view as a tensor."""
 
-    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str = "bicubic") -> None:
-        """Prepare images for a tower that reads `size` x `size` pixels.
-
-        Raises:
-            ConfigError: a setting is out of its range.
-
-        Source: open_clip 3.3.0 src/open_clip/transform.py `image_transform(is_train=False)`, equal to the bit but for
-        strips of an image, more than 64 times as long as wide.
-        """
-        super().__init__(size, mean, std, interpolation)
-
-    def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> Tensor:  # type: ignore[override]
         """Return an RGB image as a tensor [3, R, R]; a generator is accepted and not used."""
         del generator
-        return self._normalised(self.render(image))
+        return torch.from_numpy(super().__call__(image))
 
     def cut(self, height: int, width: int, generator: torch.Generator | None = None) -> Cut:
         """Return what is seen of an image of `height` x `width` pixels: the same as `__call__` shows."""
         del generator
-        left, top, right, bottom = _middle(width, height)
+        left, top, right, bottom = middle(width, height)
         height, width = bottom - top, right - left
         longer = int(self.size * max(height, width) / min(height, width))
         resized = (self.size, longer) if width >= height else (longer, self.size)
@@ -161,10 +118,7 @@ class EvalTransform(_ToInput):
     def render(self, image: Image.Image, cut: Cut | None = None) -> Image.Image:
         """Return the R x R pixels that are seen; there is one cut of each image, so it is accepted and not used."""
         del cut
-        box = _middle(*image.size)
-        middle = image if box == (0, 0, *image.size) else image.crop(box)
-        resized = transforms.resize(middle, [self.size], interpolation=self.interpolation, antialias=True)
-        return transforms.center_crop(resized, [self.size, self.size])  # type: ignore[no-any-return]
+        return super().render(image)
 
 
 def crop_box(
@@ -200,11 +154,3 @@ def crop_box(
     elif width / height > ratio[1]:
         crop_width = max(1, round(height * ratio[1]))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
-
-
-def _middle(width: int, height: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of what is left of a strip without its far ends: resized whole, it would fill the
-    memory, and only the middle is seen."""
-    longest = min(width, height) * _MAX_ASPECT
-    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
-    return left, top, left + min(width, longest), top + min(height, longest)

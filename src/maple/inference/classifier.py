@@ -24,8 +24,9 @@ from maple.inference.estimator import Classifier, Estimator, NotTrainedError
 from maple.inference.hub import CARD, PROMPTS, fetch_prompts, is_hub_id, push_folder
 from maple.inference.inputs import InputError, as_pictures, numbered, words_for
 from maple.inference.pictures import Picture
-from maple.inference.predictor import Predictor, distinct, finite, prompts_file
+from maple.inference.predictor import Predictor, finite, prompts_file
 from maple.methods import Method, method_settings
+from maple.names import distinct
 from maple.runs import Material, complete, fresh_method
 from maple.train import Trainer
 

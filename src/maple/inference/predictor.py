@@ -1,10 +1,6 @@
-"""Pictures in, class names with probabilities out, one by one and in order."""
+"""A trained method on PyTorch that answers for pictures, beside the frozen CLIP if wanted."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,75 +9,61 @@ from torch import Tensor
 
 from maple.checkpoint import load_prompts, read_prompts
 from maple.clip import Backbone
-from maple.data import in_order, make_views, template_of, views_device
+from maple.data import EvalView, make_views, template_of, views_device
 from maple.data.emoji import TEMPLATE
 from maple.distributed import this_process
-from maple.errors import BackboneError, ClassNamesError, ConfigError, DataError
-from maple.inference.distance import explain_new_names
+from maple.errors import BackboneError
+from maple.inference.answerer import Answerer, Floats, Spoken
 from maple.inference.hub import PREFIX, fetch_prompts
-from maple.inference.pictures import Picture
-from maple.methods import Method, build_method
-from maple.prompts.splice import clean_class_names
+from maple.methods import METHODS, Method, build_method
+from maple.prompts import TemplateClasses, unit
 from maple.runs import eval_transform, finished_prompts
 
-
-@dataclass(frozen=True)
-class Ranked:
-    """A class name and its probability (0 to 1)."""
-
-    name: str
-    probability: float
+_Seen = tuple[Tensor, Tensor | None]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The likeliest classes of one picture, best first.
-
-    Attributes:
-        source: the picture's name.
-        best: by the trained method.
-        zero_shot: by the frozen CLIP; None where it was not asked for.
-        zero_shot_of_best: what the frozen CLIP gives the classes of `best`, in their order.
-    """
-
-    source: str
-    best: tuple[Ranked, ...]
-    zero_shot: tuple[Ranked, ...] | None = None
-    zero_shot_of_best: tuple[float, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A picture that could not be read; the reason begins with its name."""
-
-    source: str
-    reason: str
-
-
-class Predictor:
+class Predictor(Answerer):
     """A trained method that answers for pictures under any class names, beside the frozen CLIP if wanted.
 
     Attributes:
-        method: the trained method; its class names change with `set_class_names`.
-        trained_names: the classes it was trained on.
+        method: the trained method; its class names stay those of the training.
         transform: from an RGB image to the tensor [3, R, R] that its backbone reads.
         views: makes the same of many images, on a GPU if the backbone is there.
     """
 
-    def __init__(self, method: Method, *, zero_shot: bool = False, template: str = TEMPLATE) -> None:
+    def __init__(
+        self,
+        method: Method,
+        *,
+        zero_shot: bool = False,
+        template: str = TEMPLATE,
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
         """Answer with `method`, and with the frozen CLIP in `template` beside it if `zero_shot`.
+
+        Args:
+            info: what a prompts file says of the training, for `about`.
 
         Raises:
             ConfigError: the template has not exactly one {}.
         """
         self.method = method.eval()
-        self.trained_names = method.class_names
-        self.transform = eval_transform(method.backbone)
-        self.views = make_views(self.transform, views_device("auto", method.backbone.device))
+        backbone = method.backbone
+        self.transform = eval_transform(backbone)
+        self.views = make_views(self.transform, views_device("auto", backbone.device))
+        seen = backbone.preprocessing
+        super().__init__(
+            method.class_names,
+            view=EvalView(seen.size, seen.mean, seen.std, seen.interpolation),
+            has_zero_shot=zero_shot,
+            about={**about(method, info or {}), "computed_by": f"PyTorch on {backbone.device}"},
+            name_features=self._name_features,
+        )
+        self._names_alone = TemplateClasses(backbone, [TEMPLATE])
         self._frozen: Method | None = None
         if zero_shot:
             description = {"name": "zero_shot", "templates": [template]}
-            self._frozen = build_method(description, method.backbone, method.class_names)
+            self._frozen = build_method(description, backbone, method.class_names)
 
     @classmethod
     def load(cls, run: str | Path, *, zero_shot: bool = False, device: str | None = None) -> Self:
@@ -93,114 +75,70 @@ class Predictor:
             MapleError: no finished run, an unreadable file, no such device, or a backbone that cannot be loaded.
         """
         path = prompts_file(run)
-        template = template_of_info(read_prompts(path).info)
+        info = read_prompts(path).info
         method = load_prompts(path, device=this_process(device).device)
-        return cls(method, zero_shot=zero_shot, template=template)
+        return cls(method, zero_shot=zero_shot, template=template_of_info(info), info=info)
 
-    @property
-    def frozen(self) -> Method | None:
-        """The frozen CLIP beside it, if there is one; its class names follow."""
-        return self._frozen
+    @torch.no_grad()
+    def encode(self, views: Floats) -> list[_Seen]:
+        """Unit features of views [B, 3, R, R]: by the method, and by the frozen CLIP if it is there."""
+        images = torch.from_numpy(views).to(self.method.backbone.device)
+        if self.method.reads_features:
+            # The image tower is the frozen one, so it runs once.
+            images = self.method.image_features_raw(images)
+        tuned = finite(self.method.encode_images(images), self.method.backbone)
+        if self._frozen is None:
+            return [(one, None) for one in tuned]
+        beside = finite(unit(images) if images.ndim == 2 else self._frozen.encode_images(images), self.method.backbone)
+        return list(zip(tuned, beside, strict=True))
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The classes it speaks of now."""
-        return self.method.class_names
+    @torch.no_grad()
+    def probabilities(self, seen: Sequence[_Seen], spoken: Spoken) -> tuple[Floats, Floats | None]:
+        """Probabilities [n, C] of n things that `encode` gave, and those of the frozen CLIP; float32."""
+        if not seen:
+            empty: Floats = torch.empty(0, len(spoken.names)).numpy()
+            return empty, None if spoken.frozen is None else empty
+        tuned = self._softmax(spoken.tuned, [one for one, _ in seen])
+        if spoken.frozen is None:
+            return tuned, None
+        return tuned, self._softmax(spoken.frozen, [one for _, one in seen if one is not None])
 
-    def set_class_names(self, names: Sequence[str]) -> str | None:
-        """Speak of these classes from now on, at once.
+    def _softmax(self, method: Method, features: Sequence[Tensor]) -> Floats:
+        logits = method.logits_of(torch.stack(list(features))).float()
+        found: Floats = finite(logits, self.method.backbone).softmax(dim=-1).cpu().numpy()
+        return found
 
-        Returns:
-            A line on names that were not trained (see `explain_new_names`), if there are any.
+    @torch.no_grad()
+    def _speak(self, names: tuple[str, ...], note: str | None) -> Spoken:
+        tuned = self.method.speaking_of(names)
+        if not tuned.classes_depend_on_image:
+            tuned.class_embeddings()
+        return Spoken(names, note, tuned, None if self._frozen is None else self._frozen.speaking_of(names))
 
-        Raises:
-            ClassNamesError: an empty list or name, the same words twice, or a name too long for the text tower.
-        """
-        before = self.class_names
-        self.method.set_class_names(distinct(names))
-        if self._frozen is not None:
-            try:
-                self._frozen.set_class_names(names)
-            except ClassNamesError:
-                self.method.set_class_names(before)
-                raise
-        return explain_new_names(self.method.backbone, self.trained_names, names)
-
-    def probabilities(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Probabilities [B, C] of normalised images [B, 3, R, R], and those of the frozen CLIP; float32, on the CPU.
-
-        Raises:
-            BackboneError: a logit is not finite.
-        """
-        images = images.to(self.method.backbone.device)
-        return _probabilities(self.method, images), _probabilities(self._frozen, images) if self._frozen else None
-
-    def stream(
-        self, pictures: Iterable[Picture], *, top: int = 5, batch_size: int = 32, workers: int = 2
-    ) -> Iterator[Answer | Unreadable]:
-        """Answer for pictures in their order, `batch_size` at a time; what cannot be read is said in its place.
-
-        `workers` threads read ahead, at most two batches; no picture is kept.
-
-        Args:
-            top: how many classes each answer has at most.
-
-        Raises:
-            ConfigError: a number is below 1 (at the call; workers: below 0).
-            BackboneError: a logit is not finite (while iterating).
-        """
-        for what, value, least in (("top", top, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
-            if value < least:
-                raise ConfigError(f"{what} is {value}; it must be at least {least}")
-        return self._stream(pictures, top, batch_size, workers)
-
-    def _stream(
-        self, pictures: Iterable[Picture], top: int, batch_size: int, workers: int
-    ) -> Iterator[Answer | Unreadable]:
-        with closing(in_order(self._view, pictures, workers, ahead=2 * batch_size)) as views:
-            while batch := list(islice(views, batch_size)):
-                yield from self._answers(batch, top)
-
-    def _view(self, picture: Picture) -> tuple[str, Any]:
-        try:
-            return picture.name, self.views.one(picture.read())
-        except DataError as error:
-            return picture.name, Unreadable(picture.name, str(error))
-
-    def _answers(self, batch: Sequence[tuple[str, Any]], top: int) -> Iterator[Answer | Unreadable]:
-        views = [view for _, view in batch if not isinstance(view, Unreadable)]
-        tuned, frozen = self.probabilities(self.views.batch(views)) if views else (torch.empty(0), None)
-        row = 0
-        for name, view in batch:
-            if isinstance(view, Unreadable):
-                yield view
-                continue
-            best, order = self._ranked(tuned[row], top)
-            if frozen is None:
-                yield Answer(name, best)
-            else:
-                beside = tuple(frozen[row][order].tolist())
-                yield Answer(name, best, self._ranked(frozen[row], top)[0], beside)
-            row += 1
-
-    def _ranked(self, probabilities: Tensor, top: int) -> tuple[tuple[Ranked, ...], Tensor]:
-        # A stable sort: equal probabilities come in the order of the names.
-        order = probabilities.argsort(descending=True, stable=True)[:top]
-        values = probabilities[order].tolist()
-        names = [self.class_names[index] for index in order.tolist()]
-        return tuple(Ranked(name, value) for name, value in zip(names, values, strict=True)), order
+    @torch.no_grad()
+    def _name_features(self, names: Sequence[str]) -> Floats:
+        return self._names_alone.of(names).cpu().numpy()
 
 
-def distinct(names: Sequence[str]) -> Sequence[str]:
-    """The names, none of which may say the same words as another.
+def about(method: Method, info: Mapping[str, Any]) -> dict[str, Any]:
+    """What a method is, for people and programs.
 
-    Raises:
-        ClassNamesError: the list or a name is empty, or the same words come twice.
+    Args:
+        info: what its prompts file says of the training.
     """
-    times = Counter(name.strip() for name in clean_class_names(names))
-    if twice := [name for name, count in times.items() if count > 1]:
-        raise ClassNamesError(f"{', '.join(map(repr, twice))} is named more than once; name every class once")
-    return names
+    data = info.get("data")
+    backbone = method.backbone
+    return {
+        "method": next((name for name, kind in METHODS.items() if kind is type(method)), type(method).__name__),
+        "title": method.title,
+        "backbone": backbone.name,
+        "pretrained": backbone.pretrained,
+        "fingerprint": backbone.fingerprint,
+        "precision": backbone.precision,
+        "dataset": data.get("dataset") if isinstance(data, dict) else info.get("dataset"),
+        "image_size": backbone.preprocessing.size,
+        "speaks_of_new_classes": method.speaks_of_new_classes,
+    }
 
 
 def prompts_file(run: str | Path) -> Path:
@@ -233,7 +171,3 @@ def finite(values: Tensor, backbone: Backbone) -> Tensor:
             f"a result is not finite, in {backbone.precision} on {backbone.device}; load the backbone in fp32"
         )
     return values
-
-
-def _probabilities(method: Method, images: Tensor) -> Tensor:
-    return finite(method.predict_logits(images).float(), method.backbone).softmax(dim=-1).cpu()

@@ -1,9 +1,10 @@
 """The contract of a method: all that a paper has to provide."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from maple.clip import Backbone
 from maple.config import Settings
 from maple.errors import CheckpointError, ConfigError
+from maple.names import clean_class_names
 from maple.prompts import PromptedClasses, TemplateClasses, encode_image, unit, wide
-from maple.prompts.splice import clean_class_names
 
 
 class MethodSettings(Settings):
@@ -129,6 +130,20 @@ class Method(nn.Module):
             self.classes.set_class_names(names)
         self.class_names = tuple(names)
 
+    def speaking_of(self, names: Sequence[str]) -> Self:
+        """A twin that speaks of other classes and shares every tensor that was learned; this one stays as it is.
+
+        Several threads may make and use twins of one method at once.
+
+        Raises:
+            ClassNamesError: as `set_class_names`.
+        """
+        twin = copy(self)
+        twin._embeddings = None
+        twin.classes = copy(self.classes)
+        twin.set_class_names(names)
+        return twin
+
     def limit_text_memory(self, limit: int | None) -> None:
         """Let the states of the text tower take `limit` bytes, about; None for a part of what the device has."""
         self.classes.memory_limit = limit
@@ -179,9 +194,14 @@ class Method(nn.Module):
         return self._embeddings[1]
 
     @torch.no_grad()
+    def logits_of(self, image_features: Tensor) -> Tensor:
+        """Logits [B, C] of unit image features [B, D], with class embeddings from the cache."""
+        return self.logits(image_features, self.class_embeddings())
+
+    @torch.no_grad()
     def predict_logits(self, images: Tensor) -> Tensor:
-        """Logits [B, C], with class embeddings from the cache."""
-        return self.logits(self.encode_images(images), self.class_embeddings())
+        """Logits [B, C] of normalised images [B, 3, R, R], with class embeddings from the cache."""
+        return self.logits_of(self.encode_images(images))
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What training minimises: (scalar, logs); the logs hold each term and "accuracy", as scalars.

@@ -73,23 +73,26 @@ class CoCoOp(Method):
         """
         raise ConfigError("CoCoOp's text features depend on the image; use encode_classes_for(image_features)")
 
+    def token_shift(self, image_features: Tensor) -> Tensor:
+        """What each of the unit image features [B, D] adds to every text token: [B, Ht]."""
+        shift: Tensor = self.meta_net[1](torch.relu(self.meta_net[0](image_features)))
+        return shift
+
     def encode_classes_for(self, image_features: Tensor) -> Tensor:
         """Unit text features [B, C, D] for each of the unit image features [B, D]."""
-        hidden = torch.relu(self.meta_net[0](image_features))
-        prompts = self.text_prompts()[0] + self.meta_net[1](hidden)[:, None]
+        prompts = self.text_prompts()[0] + self.token_shift(image_features)[:, None]
         return self.classes.encode([prompts[:, None]])
 
-    def _logits_of(self, image_features: Tensor) -> Tensor:
+    def _logits(self, image_features: Tensor) -> Tensor:
         text_features = self.encode_classes_for(image_features)
         return self.backbone.logit_scale * torch.einsum("bd,bcd->bc", image_features, text_features)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, C] of normalised images [B, 3, R, R]."""
-        return self._logits_of(self.encode_images(images))
+        return self._logits(self.encode_images(images))
 
     @torch.no_grad()
-    def predict_logits(self, images: Tensor) -> Tensor:
-        """Logits [B, C], a few images at a time so that B * C sentences fit into memory."""
-        image_features = self.encode_images(images)
+    def logits_of(self, image_features: Tensor) -> Tensor:
+        """Logits [B, C] of unit image features [B, D], a few at a time so that B * C sentences fit into memory."""
         at_once = max(1, _SENTENCES_AT_ONCE // len(self.class_names))
-        return torch.cat([self._logits_of(chunk) for chunk in image_features.split(at_once)])
+        return torch.cat([self._logits(chunk) for chunk in image_features.split(at_once)])

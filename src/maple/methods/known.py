@@ -8,7 +8,7 @@ from torch import Tensor
 
 from maple.errors import UnlearnedClassesError
 from maple.methods.base import Method, MethodSettings
-from maple.prompts.splice import clean_class_names
+from maple.names import clean_class_names
 
 
 class KnownClasses:

@@ -1,6 +1,8 @@
 """A paper that trains known prompts in another way: the prompts of one method, the loss of another."""
 
 from collections.abc import Sequence
+from copy import copy
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -62,6 +64,16 @@ class OnPrompts(Method):
         """
         self.prompts.set_class_names(names)
         self.class_names = self.prompts.class_names
+
+    def speaking_of(self, names: Sequence[str]) -> Self:
+        """As the contract says, with a twin of the other method."""
+        twin = copy(self)
+        twin._embeddings = None
+        # A module keeps its parts in a dictionary, which a copy would share.
+        twin._modules = {"prompts": self.prompts.speaking_of(names)}
+        twin.classes = twin.prompts.classes
+        twin.class_names = twin.prompts.class_names
+        return twin
 
     def limit_text_memory(self, limit: int | None) -> None:
         """As the other method does."""

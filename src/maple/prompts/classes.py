@@ -1,14 +1,16 @@
 """The class side of a classifier: class names to unit text features, with learned tokens or with fixed sentences."""
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
 
 from maple.clip import Backbone
 from maple.errors import ConfigError
+from maple.names import clean_class_names
 from maple.prompts.encode import encode_text, unit, wide
-from maple.prompts.splice import Position, Sentences, clean_class_names, read_sentences, write_sentences
+from maple.prompts.splice import Position, Sentences, read_sentences, write_sentences
 
 _FIXED_CHUNK = 256
 
@@ -22,9 +24,9 @@ class PromptedClasses:
 
     def __init__(self, backbone: Backbone, *, prompt_length: int, init_text: str, position: Position = "end") -> None:
         self._backbone = backbone
-        self._length = prompt_length
-        self._init_text = init_text
-        self._position: Position = position
+        self.prompt_length = prompt_length
+        self.init_text = init_text
+        self.position: Position = position
         self.sentences: Sentences
         self.memory_limit: int | None = None
 
@@ -33,9 +35,9 @@ class PromptedClasses:
         self.sentences = write_sentences(
             self._backbone,
             names,
-            prompt_length=self._length,
-            init_text=self._init_text,
-            position=self._position,
+            prompt_length=self.prompt_length,
+            init_text=self.init_text,
+            position=self.position,
         )
 
     def encode(self, prompts: Sequence[Tensor]) -> Tensor:
@@ -58,8 +60,8 @@ class TemplateClasses:
             if template.count("{}") != 1:
                 raise ConfigError(f"template {template!r} must hold exactly one {{}}, where the class name goes")
         self._backbone = backbone
-        self._templates = tuple(templates)
-        self._unit_each = unit_each
+        self.templates = tuple(templates)
+        self.unit_each = unit_each
         self.features: Tensor
         self.memory_limit: int | None = None
         self._sentences: list[Sentences | Tensor] = []
@@ -68,7 +70,7 @@ class TemplateClasses:
     def set_class_names(self, names: Sequence[str]) -> None:
         """Encode every class in every template: `features` [C, D], unit-norm, and `mean`, as averaged."""
         cleaned = clean_class_names(names)
-        sentences = [[template.replace("{}", name) for name in cleaned] for template in self._templates]
+        sentences = [[template.replace("{}", name) for name in cleaned] for template in self.templates]
         whole = self._backbone.text.obstacle is not None
         self._sentences = [
             self._backbone.tokenize(one).to(self._backbone.device) if whole else read_sentences(self._backbone, one)
@@ -76,12 +78,18 @@ class TemplateClasses:
         ]
         self.features = self.encode()
 
+    def of(self, names: Sequence[str]) -> Tensor:
+        """Unit features [C, D] of names, as `set_class_names` would make them; nothing is changed."""
+        twin = copy(self)
+        twin.set_class_names(names)
+        return twin.features
+
     def encode(self) -> Tensor:
         """`features` once more, computed afresh."""
         total: Tensor | float = 0.0
         for sentences in self._sentences:
             total = total + self._encode(sentences)
-        self.mean = torch.as_tensor(total) / len(self._templates)
+        self.mean = torch.as_tensor(total) / len(self.templates)
         return unit(self.mean)
 
     @torch.no_grad()
@@ -90,4 +98,4 @@ class TemplateClasses:
             raw = encode_text(self._backbone.text, sentences, [], self.memory_limit)
         else:  # a tower that runs whole or not at all
             raw = torch.cat([self._backbone.text.plain(chunk) for chunk in sentences.split(_FIXED_CHUNK)])
-        return unit(raw) if self._unit_each else wide(raw)
+        return unit(raw) if self.unit_each else wide(raw)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from maple.clip import Backbone, Bucket
-from maple.errors import ClassNamesError, ConfigError
+from maple.errors import ConfigError
+from maple.names import clean_class_names
 
 Position = Literal["end", "middle", "front"]
 PLACEHOLDER = "X"
@@ -171,22 +172,6 @@ def best_cuts(lengths: Sequence[int], most: int) -> list[int]:
     return best[len(lengths)][2]
 
 
-def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Check a list of class names and write them as words: underscores become spaces.
-
-    Raises:
-        ClassNamesError: no list, an empty list, or a name that is not a string with something in it.
-    """
-    if isinstance(names, str):
-        raise ClassNamesError(f"class names must be a list of strings, not the one string {names!r}; write [{names!r}]")
-    if not len(names):
-        raise ClassNamesError("the list of class names is empty; at least one is needed")
-    for index, name in enumerate(names):
-        if not isinstance(name, str) or not name.replace("_", " ").strip():
-            raise ClassNamesError(f"class name {index} is {name!r}; every name must be a string with a word in it")
-    return tuple(name.replace("_", " ") for name in names)
-
-
 def write_sentences(
     backbone: Backbone, names: Sequence[str], *, prompt_length: int, init_text: str = "", position: Position = "end"
 ) -> Sentences:
@@ -261,13 +246,13 @@ def _move_class_name(ids: Tensor, length: int, before: int, name_length: int) ->
 
 def put_text(states: Tensor, prompt: Tensor, slots: Tensor) -> Tensor:
     """Put `prompt` [P, Ht], or one per sentence [C, P, Ht], into the slots [C, P] of states [C, T, Ht]."""
-    tokens = prompt.to(states.dtype).expand(len(states), -1, -1)
+    tokens = prompt.to(states.dtype).expand(states.shape[0], -1, -1)
     return states.scatter(1, slots[:, :, None].expand(-1, -1, states.shape[-1]), tokens)
 
 
 def append_vision(states: Tensor, prompt: Tensor) -> Tensor:
     """Append `prompt` [P, Hv] after the patches of states [B, n, Hv]: [B, n + P, Hv]."""
-    return torch.cat([states, prompt.to(states.dtype).expand(len(states), -1, -1)], dim=1)
+    return torch.cat([states, prompt.to(states.dtype).expand(states.shape[0], -1, -1)], dim=1)
 
 
 def replace_vision(states: Tensor, prompt: Tensor) -> Tensor:

@@ -1,0 +1,115 @@
+"""A CLIP of open_clip's layout in that of transformers: the other way round than `maple.clip.transformers_format`.
+
+Source: huggingface/transformers, models/clip/convert_clip_original_pytorch_to_hf.py and tokenization_clip.py.
+"""
+
+import gzip
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+_RENAMED = (
+    (r"^token_embedding\.", "text_model.embeddings.token_embedding."),
+    (r"^positional_embedding$", "text_model.embeddings.position_embedding.weight"),
+    (r"^ln_final\.", "text_model.final_layer_norm."),
+    (r"^transformer\.resblocks\.", "text_model.encoder.layers."),
+    (r"^visual\.class_embedding$", "vision_model.embeddings.class_embedding"),
+    (r"^visual\.conv1\.", "vision_model.embeddings.patch_embedding."),
+    (r"^visual\.positional_embedding$", "vision_model.embeddings.position_embedding.weight"),
+    (r"^visual\.ln_pre\.", "vision_model.pre_layrnorm."),
+    (r"^visual\.ln_post\.", "vision_model.post_layernorm."),
+    (r"^visual\.transformer\.resblocks\.", "vision_model.encoder.layers."),
+    (r"\.ln_1\.", ".layer_norm1."),
+    (r"\.ln_2\.", ".layer_norm2."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    (r"\.attn\.out_proj\.", ".self_attn.out_proj."),
+)
+_MERGES = 49152 - 256 - 2
+_ACTIVATIONS = {True: "quick_gelu", False: "gelu"}
+
+
+def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under transformers' names; those of packed attention in three parts."""
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = key
+        for pattern, replacement in _RENAMED:
+            name = re.sub(pattern, replacement, name)
+        packed = re.fullmatch(r"(.*)\.attn\.in_proj_(weight|bias)", name)
+        if packed:
+            for letter, part in zip("qkv", value.chunk(3), strict=True):
+                renamed[f"{packed[1]}.self_attn.{letter}_proj.{packed[2]}"] = part.contiguous()
+        elif key == "text_projection":
+            renamed["text_projection.weight"] = value.T.contiguous()
+        elif key == "visual.proj":
+            renamed["visual_projection.weight"] = value.T.contiguous()
+        else:
+            renamed[name] = value
+    return renamed
+
+
+def transformers_config(config: Mapping[str, Any], logit_scale: float) -> dict[str, Any]:
+    """The content of config.json, from open_clip's configuration and the logarithm of the logit scale."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    activation = _ACTIVATIONS[bool(config["quick_gelu"])]
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config["embed_dim"],
+        "logit_scale_init_value": logit_scale,
+        "text_config": {
+            "model_type": "clip_text_model",
+            "hidden_size": text["width"],
+            "intermediate_size": round(text["width"] * text["mlp_ratio"]),
+            "num_hidden_layers": text["layers"],
+            "num_attention_heads": text["heads"],
+            "max_position_embeddings": text["context_length"],
+            "vocab_size": text["vocab_size"],
+            "projection_dim": config["embed_dim"],
+            "hidden_act": activation,
+            "layer_norm_eps": 1e-5,
+            "bos_token_id": text["vocab_size"] - 2,
+            "eos_token_id": text["vocab_size"] - 1,
+            "pad_token_id": text["vocab_size"] - 1,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": vision["width"],
+            "intermediate_size": round(vision["width"] * vision["mlp_ratio"]),
+            "num_hidden_layers": vision["layers"],
+            "num_attention_heads": vision["width"] // vision["head_width"],
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+            "projection_dim": config["embed_dim"],
+            "hidden_act": activation,
+            "layer_norm_eps": 1e-5,
+        },
+    }
+
+
+def write_tokenizer(merges: Path, folder: Path, context_length: int) -> None:
+    """Write vocab.json, merges.txt and tokenizer_config.json of CLIP's tokenizer, from its published merges."""
+    from maple.inference.tokenizer import byte_letters
+
+    lines = gzip.decompress(merges.read_bytes()).decode("utf-8").split("\n")[1 : _MERGES + 1]
+    letters = list(byte_letters().values())
+    ends = ["<|startoftext|>", "<|endoftext|>"]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(line.split()) for line in lines), *ends]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]) + "\n", encoding="utf-8")
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": context_length,
+        "bos_token": ends[0],
+        "eos_token": ends[1],
+        "unk_token": ends[1],
+        "pad_token": ends[1],
+        "do_lower_case": True,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

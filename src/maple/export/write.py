@@ -1,0 +1,107 @@
+"""One door for every format: a run in, a checked folder out, or nothing."""
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from maple.errors import ConfigError, one_of
+from maple.export.source import open_source
+
+FORMATS = ("onnx", "torchscript", "openclip", "transformers")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an export has left.
+
+    Attributes:
+        folder: where it lies.
+        difference: the largest difference of logits from those of PyTorch, measured after writing.
+        images: how many images of the run took part in the measurement, beside random ones.
+        new_names: why new class names cannot be used there; None where they can.
+    """
+
+    folder: Path
+    difference: float
+    images: int
+    new_names: str | None
+
+    @property
+    def bytes(self) -> int:
+        """The size of its files."""
+        return sum(path.stat().st_size for path in self.folder.iterdir())
+
+
+def export_run(
+    run: str | Path,
+    output: str | Path,
+    format: str = "onnx",
+    *,
+    zero_shot: bool = False,
+    int8: bool = False,
+    data_root: str | None = None,
+) -> Written:
+    """Write a trained method into a new folder in a format of others, and check that it computes the same.
+
+    Args:
+        run: a finished run's folder, a prompts file, or `hf-hub:OWNER/NAME`.
+        output: a folder that does not exist yet, or is empty.
+        format: one of `FORMATS`.
+        zero_shot: onnx only: include the frozen CLIP.
+        int8: onnx only: 8-bit weights.
+        data_root: where the run's data set lies, for images to check on.
+
+    Raises:
+        ConfigError: an unknown format, an option that it does not have, a folder that is taken, or a missing package.
+        ExportError: the format cannot hold the method, or the logits differ by more than 1e-3; nothing is left then.
+        MapleError: the run cannot be loaded.
+    """
+    if format not in FORMATS:
+        raise ConfigError(one_of("format", format, FORMATS))
+    for option, given in (("zero_shot", zero_shot), ("int8", int8)):
+        if given and format != "onnx":
+            raise ConfigError(f"--{option.replace('_', '-')} goes with --format onnx only; leave it out")
+    target = Path(output).expanduser()
+    _refuse_taken(target)
+    source = open_source(run, data_root)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        if format == "onnx":
+            from maple.export.onnx_folder import write_onnx
+
+            refusal: str | None
+            manifest = write_onnx(source, temporary, zero_shot=zero_shot, int8=int8)
+            difference = manifest.maximal_difference or 0.0
+            refusal = manifest.new_names
+        elif format == "torchscript":
+            from maple.export.torchscript import write_torchscript
+
+            difference, refusal = write_torchscript(source, temporary), "a module of images alone reads no words"
+        else:
+            from maple.export.plain_clip import write_plain_clip
+
+            difference = write_plain_clip(source, temporary, format)
+            refusal = "its head holds their embeddings; other names would be plain CLIP's"
+        umask = os.umask(0)
+        os.umask(umask)
+        for path in temporary.iterdir():
+            path.chmod(0o666 & ~umask)
+        temporary.chmod(0o777 & ~umask)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Written(target, difference, len(source.own), refusal)
+
+
+def _refuse_taken(target: Path) -> None:
+    try:
+        taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
+    except OSError as error:
+        raise ConfigError(
+            f"{str(target)!r:.80} cannot be a folder ({error.strerror}); choose another --output"
+        ) from error
+    if taken or not target.name:
+        raise ConfigError(f"{target} exists already; choose another --output: the name of a folder that is to be made")

@@ -1,0 +1,260 @@
+"""A method on onnxruntime: the answers of PyTorch, under any names, where torch cannot be imported."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from maple import build_method, load_clip, save_prompts
+from maple.clip import Backbone
+from maple.data import EvalTransform, EvalView
+from maple.errors import CheckpointError, ClassNamesError, ConfigError, ExportError, UnlearnedClassesError
+from maple.export import check, export_run
+from maple.inference import Answer, Picture, Predictor, open_answerer
+from maple.inference.exported import Exported
+from maple.inference.manifest import MANIFEST, Slots
+from maple.inference.tokenizer import ClipTokenizer
+from maple.prompts import write_sentences
+
+NAMES = ("red thing", "green_thing", "blue thing", "grey thing")
+MERGES = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
+WITHOUT_TORCH = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "torchvision", "open_clip", "transformers", "accelerate", "safetensors",
+                                  "huggingface_hub", "onnx", "onnxscript"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+from maple.cli import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Backbone:
+    return load_clip("maple-tiny", "random:1")
+
+
+def prompts(folder: Path, tiny: Backbone, description: dict[str, object]) -> Path:
+    """A prompts file of a method that has gone some way from where it starts."""
+    method = build_method(description, tiny, NAMES)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in method.prompt_parameters().values():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    path = folder / f"{description['name']}.safetensors"
+    save_prompts(path, method, {"dataset": "eurosat"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def maple_file(tiny: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prompts(tmp_path_factory.mktemp("maple"), tiny, {"name": "maple", "prompt_depth": 3})
+
+
+@pytest.fixture(scope="module")
+def exported(maple_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exports") / "maple"
+    written = export_run(maple_file, folder, zero_shot=True)
+    assert written.difference < 1e-4
+    return folder
+
+
+def pictures() -> list[Picture]:
+    generator = np.random.default_rng(0)
+    made = []
+    for number, shape in enumerate([(40, 50, 3), (64, 64, 3), (200, 70, 3), (9, 300, 3), (65, 64, 3)]):
+        image = Image.fromarray(generator.integers(0, 256, shape).astype(np.uint8))
+        made.append(Picture(str(number), lambda image=image: image))
+    return made
+
+
+@pytest.mark.parametrize(
+    "names", [NAMES, ("red car", "Blue_car", "grey thing", "a rather long description of it & co.")]
+)
+def test_answers_are_pytorchs(exported: Path, maple_file: Path, names: tuple[str, ...]) -> None:
+    one, other = open_answerer(exported, zero_shot=True), Predictor.load(maple_file, zero_shot=True, device="cpu")
+    assert isinstance(one, Exported)
+    assert one.set_class_names(names) == other.set_class_names(names)
+    for found, expected in zip(one.stream(pictures(), batch_size=3), other.stream(pictures()), strict=True):
+        assert isinstance(found, Answer)
+        assert isinstance(expected, Answer)
+        assert [ranked.name for ranked in found.best] == [ranked.name for ranked in expected.best]
+        for mine, theirs in ((found.best, expected.best), (found.zero_shot, expected.zero_shot)):
+            assert mine is not None
+            assert theirs is not None
+            assert [r.probability for r in mine] == pytest.approx([r.probability for r in theirs], abs=1e-5)
+
+
+def test_the_command_without_torch(exported: Path, maple_file: Path, tmp_path: Path) -> None:
+    for picture in pictures():
+        picture.read().save(tmp_path / f"{picture.name}.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+
+    def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", WITHOUT_TORCH, "predict", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    found = ask(str(exported), str(tmp_path), "--classes", "red car,blue car", "--zero-shot", "--json")
+    assert found.returncode == 1, found.stderr
+    assert "broken.png" in found.stderr
+    predictor = Predictor.load(maple_file, zero_shot=True, device="cpu")
+    predictor.set_class_names(["red car", "blue car"])
+    expected = [one for one in predictor.stream(pictures()) if isinstance(one, Answer)]
+    rows = [json.loads(line) for line in found.stdout.splitlines()]
+    assert len(rows) == len(expected)
+    for row, one in zip(rows, expected, strict=True):
+        assert [ranked["class"] for ranked in row["best"]] == [ranked.name for ranked in one.best]
+        assert row["best"][0]["probability"] == pytest.approx(one.best[0].probability, abs=1e-5)
+    refused = ask(str(maple_file), str(tmp_path))
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("maple: this needs ")
+    assert "Traceback" not in refused.stderr
+
+
+def test_bad_names_are_refused_as_by_pytorch(exported: Path) -> None:
+    answerer = Exported.load(exported)
+    for names, message in (([], "is empty"), (["a", "a"], "named more than once"), (["very " * 90], "needs 9. tokens")):
+        with pytest.raises(ClassNamesError, match=message):
+            answerer.set_class_names(names)
+    assert answerer.class_names == NAMES
+
+
+def test_votes_of_known_classes_in_8_bits(tiny: Backbone, tmp_path: Path) -> None:
+    """Logits of the method's own, a part of the classes, and what 8-bit weights are allowed to do."""
+    file = prompts(tmp_path, tiny, {"name": "tip_adapter", "learn_keys": True, "alpha": 2.0, "beta": 3.0})
+    export_run(file, tmp_path / "plain")
+    rough = export_run(file, tmp_path / "rough", int8=True)
+    assert (tmp_path / "rough/image.onnx").stat().st_size < 0.5 * (tmp_path / "plain/image.onnx").stat().st_size
+    assert 1e-6 < rough.difference < 5
+    one, other = Exported.load(tmp_path / "plain"), Predictor.load(file, device="cpu")
+    views = np.stack([one.view(picture.read()) for picture in pictures()])
+    part = [NAMES[2], NAMES[0]]
+    found, _ = one.probabilities(one.encode(views), one.speak_of(part))
+    expected, _ = other.probabilities(other.encode(views), other.speak_of(part))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(UnlearnedClassesError, match="'submarine' was not trained"):
+        one.speak_of(["submarine"])
+    with pytest.raises(ConfigError, match="exported without the frozen CLIP"):
+        Exported.load(tmp_path / "plain", zero_shot=True)
+
+
+def test_classes_that_depend_on_the_image(tiny: Backbone, tmp_path: Path) -> None:
+    file = prompts(tmp_path, tiny, {"name": "cocoop"})
+    assert export_run(file, tmp_path / "out").difference < 1e-4
+    one, other = Exported.load(tmp_path / "out"), Predictor.load(file, device="cpu")
+    views = np.stack([one.view(picture.read()) for picture in pictures()])
+    found, _ = one.probabilities(one.encode(views), one.speak_of(["cat", "red car"]))
+    expected, _ = other.probabilities(other.encode(views), other.speak_of(["cat", "red car"]))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_difference_leaves_nothing(maple_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = check.reference_logits
+    monkeypatch.setattr(check, "reference_logits", lambda *arguments: honest(*arguments) + 0.002)
+    with pytest.raises(
+        ExportError, match=r"differs from PyTorch by up to 0.002 in logits, more than the allowed 0.001"
+    ):
+        export_run(maple_file, tmp_path / "out", "torchscript")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_exports_are_named(exported: Path, tmp_path: Path) -> None:
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(exported, tmp_path / name))
+
+    with pytest.raises(CheckpointError, match=r"no exported method"):
+        Exported.load(tmp_path)
+    folder = copy("short")
+    (folder / "text.onnx").write_bytes((folder / "text.onnx").read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match=r"text.onnx has .* bytes instead of"):
+        Exported.load(folder)
+    folder = copy("wrong")
+    (folder / "image.onnx").write_bytes(b"\0" * (folder / "image.onnx").stat().st_size)
+    with pytest.raises(CheckpointError, match=r"image.onnx cannot be opened"):
+        Exported.load(folder)
+    folder = copy("gone")
+    (folder / "classes.npy").unlink()
+    with pytest.raises(CheckpointError, match=r"classes.npy is missing"):
+        Exported.load(folder)
+    folder = copy("manifest")
+    for text, message in (("{", "unreadable or damaged"), ('{"format": 9}', "upgrade maple"), ("[]", "is damaged")):
+        (folder / MANIFEST).write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            Exported.load(folder)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (500, 333), (37, 64), (64, 1), (1, 70), (5000, 20), (223, 225), (65, 64)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_views_are_those_of_torchvision(size: tuple[int, int], interpolation: str) -> None:
+    from torchvision.transforms import v2
+
+    pixels = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+    image, mean, std = Image.fromarray(pixels), (0.48, 0.45, 0.40), (0.26, 0.27, 0.28)
+    found = EvalView(64, mean, std, interpolation)(image)
+    assert found.dtype == np.float32
+    assert torch.equal(torch.from_numpy(found), EvalTransform(64, mean, std, interpolation)(image))
+    if max(size) <= 64 * min(size):
+        how = v2.InterpolationMode(interpolation)
+        resized = v2.functional.center_crop(v2.functional.resize(image, [64], interpolation=how), [64, 64])
+        expected = v2.functional.normalize(
+            v2.functional.to_dtype(v2.functional.pil_to_tensor(resized), torch.float32, scale=True), mean, std
+        )
+        torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-6, rtol=0)
+
+
+def test_ids_are_those_of_open_clip() -> None:
+    mine, theirs = ClipTokenizer(MERGES, 77), open_clip.SimpleTokenizer()
+    hard = [
+        *("a photo of a cat.", "Ünïcödé naïve CAFÉ", "&amp;amp; &lt;b&gt; &eacute;", "  tabs\t and \n lines  ", ""),
+        *(
+            "don't you'RE I'LL",
+            "\uff11\uff12 full \ufb01",
+            "日本語のテキスト",
+            "🦀🍕👩‍👩‍👧",
+            "<start_of_text> x <END_OF_TEXT>",
+        ),
+        *(
+            "a" * 300,
+            "mojibake cafÃ© â€œquotesâ€\x9d",
+            "ab\0\u200b\u00ad c",
+            "...!!!???",
+            "x²½Ⅷ ٣",
+            "İstanbul ß",
+            "aaaabab",
+        ),
+    ]
+    drawn = random.Random(0)
+    ranges = ((32, 127), (160, 0x2000), (0x3000, 0xD7FF), (0x1F300, 0x1F700))
+    for _ in range(300):
+        length = drawn.randrange(1, 30)
+        hard.append("".join(chr(drawn.randrange(*drawn.choice(ranges))) for _ in range(length)))
+    for text in hard:
+        assert mine.words(text) == theirs.encode(text), text
+
+
+@pytest.mark.parametrize(
+    ("words", "length", "position"), [("", 3, "middle"), ("", 4, "front"), ("a photo of a", 2, "end")]
+)
+def test_sentences_are_those_of_training(
+    exported: Path, tiny: Backbone, words: str, length: int, position: str
+) -> None:
+    names = ["cat", "fire_truck with a ladder", "Ünï & co"]
+    expected = write_sentences(tiny, names, prompt_length=length, init_text=words, position=position)  # type: ignore[arg-type]
+    answerer = Exported.load(exported)
+    slots = Slots(length=length, words=words, position=position)  # type: ignore[arg-type]
+    ids, places = answerer._padded(answerer._slotted(names, slots))
+    for row, (mine, place) in enumerate(zip(ids, places, strict=True)):
+        end = int(expected.ends[row])
+        keep = place[: end + 1] == 0
+        assert mine[: end + 1][keep].tolist() == expected.ids[row, : end + 1].numpy()[keep].tolist()
+        assert place[expected.slots[row]].tolist() == list(range(1, length + 1))
