@@ -16,7 +16,7 @@ from maple.data.loaders import (
 )
 from maple.data.manifests import load_manifest
 from maple.data.records import Dataset, Item, items_hash
-from maple.data.sampling import base_novel_classes, sample_few_shot, select_classes, select_dataset
+from maple.data.sampling import base_novel_classes, hold_out, sample_few_shot, select_classes, select_dataset
 from maple.data.splits import read_split
 from maple.data.transforms import EvalTransform, TrainTransform
 from maple.data.writing import write_pictures
@@ -35,6 +35,7 @@ __all__ = [
     "derive_seed",
     "eval_batches",
     "feature_batches",
+    "hold_out",
     "in_order",
     "is_image_file",
     "items_hash",
