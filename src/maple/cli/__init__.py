@@ -1,5 +1,6 @@
 """The `maple` command. Each file here parses, calls and prints; heavy imports wait until a command runs."""
 
+import errno
 import io
 import sys
 from typing import Any
@@ -11,6 +12,7 @@ from maple import __version__
 from maple.cli.data import data_app
 from maple.cli.efficiency import efficiency_command
 from maple.cli.evaluate import evaluate_command
+from maple.cli.fit import fit_command
 from maple.cli.importing import import_command
 from maple.cli.inspecting import inspect_command
 from maple.cli.methods import methods_command
@@ -20,6 +22,13 @@ from maple.cli.sweep import sweep_command
 from maple.cli.train import train_command
 from maple.errors import MapleError
 
+_RESUMES = {
+    "train": "; repeat the command to go on after the last finished epoch",
+    "fit": "; repeat the command to go on where it stopped",
+}
+# What the user's disk or permissions are to blame for, wherever it strikes.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE}
+
 
 class _Commands(TyperGroup):
     """The commands, with an interruption told as what it is (the library would only say "Aborted")."""
@@ -28,8 +37,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            resumes = ctx.invoked_subcommand == "train"
-            how = "; repeat the command to go on after the last finished epoch" if resumes else ""
+            how = _RESUMES.get(ctx.invoked_subcommand, "")
             typer.echo(f"maple: interrupted{how}", err=True)
             ctx.exit(130)
 
@@ -42,6 +50,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("fit")(fit_command)
 app.command("train")(train_command)
 app.command("sweep")(sweep_command)
 app.command("evaluate")(evaluate_command)
@@ -77,4 +86,9 @@ def main() -> None:
         app()
     except MapleError as error:
         typer.echo(f"maple: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        typer.echo(f"maple: {error.filename or 'a file'}: {error.strerror}", err=True)
         sys.exit(2)

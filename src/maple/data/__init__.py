@@ -2,8 +2,11 @@
 
 from maple.data.catalogue import CATALOGUE, DatasetSpec, canonical_name, known_names, load_dataset, template_of
 from maple.data.domains import load_domain
+from maple.data.findings import Finding
 from maple.data.folders import load_folder, walk_files
 from maple.data.images import ImageStore, is_image_file, read_image, to_rgb
+from maple.data.inspection import Inspection, inspect_dataset
+from maple.data.listing import LISTING, listing_hash, read_listing, write_listing
 from maple.data.loaders import (
     Batch,
     derive_seed,
@@ -15,6 +18,7 @@ from maple.data.loaders import (
     view_batches,
 )
 from maple.data.manifests import load_manifest
+from maple.data.opening import check_source, open_source
 from maple.data.records import Dataset, Item, items_hash
 from maple.data.sampling import base_novel_classes, hold_out, sample_few_shot, select_classes, select_dataset
 from maple.data.splits import read_split
@@ -23,28 +27,36 @@ from maple.data.writing import write_pictures
 
 __all__ = [
     "CATALOGUE",
+    "LISTING",
     "Batch",
     "Dataset",
     "DatasetSpec",
     "EvalTransform",
+    "Finding",
     "ImageStore",
+    "Inspection",
     "Item",
     "TrainTransform",
     "base_novel_classes",
     "canonical_name",
+    "check_source",
     "derive_seed",
     "eval_batches",
     "feature_batches",
     "hold_out",
     "in_order",
+    "inspect_dataset",
     "is_image_file",
     "items_hash",
     "known_names",
+    "listing_hash",
     "load_dataset",
     "load_domain",
     "load_folder",
     "load_manifest",
+    "open_source",
     "read_image",
+    "read_listing",
     "read_split",
     "sample_few_shot",
     "select_classes",
@@ -55,5 +67,6 @@ __all__ = [
     "train_batches",
     "view_batches",
     "walk_files",
+    "write_listing",
     "write_pictures",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from maple.errors import DataError
-from maple.report.records import Collection, Evaluation, Problem, Row, Run
+from maple.report.records import ZERO_SHOT, Collection, Evaluation, Problem, Row, Run
 
 FAILURE = "failure.json"
 """Why a run of a sweep failed."""
@@ -59,7 +59,8 @@ def _run_folders(folder: Path) -> Iterator[Path]:
     for place, folders, found in os.walk(folder):
         if "config.json" in found or FAILURE in found:
             yield Path(place)
-            folders.clear()
+            # A run may hold the one that it is compared with, as `maple fit` leaves it.
+            folders[:] = [name for name in folders if name == ZERO_SHOT]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
@@ -144,7 +145,8 @@ def _is_own(row: Row, folder: Path) -> bool:
     if asked == found:
         return True
     if PurePath(asked).is_absolute():
-        return PurePath(asked).name == found
+        # FOLDER:DOMAIN is called FOLDER/DOMAIN, a table by its name without the end.
+        return found in (PurePath(asked).name, PurePath(asked).stem, PurePath(asked).name.replace(":", "/"))
     if not found.startswith(f"{asked}/"):
         return False
     # The name of a group stands for one of its styles, the one that the training items come from.
