@@ -9,7 +9,6 @@ import typer
 from maple.cli.options import DataRoot, Device, printable, read_mapping, shots_of
 
 if TYPE_CHECKING:
-    from maple.config import RunSettings
     from maple.fit import FitResult
     from maple.report.versus import Accuracy, Versus
 
@@ -36,8 +35,8 @@ def fit_command(
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="An open_clip architecture, hf-hub:org/model, a folder, or a file. Default: OpenAI's ViT-B-16, fetched "
-            "on first use. maple-small is packaged."
+            help="An open_clip architecture, hf-hub:org/model, a folder, or a file. Default: OpenAI's ViT-B-16, "
+            "fetched on first use; maple-small is packaged."
         ),
     ] = None,
     pretrained: Annotated[
@@ -89,7 +88,7 @@ def fit_command(
     if as_json:
         typer.echo(json.dumps(_as_json(result), indent=1))
         return
-    _show(result, settings)
+    _show(result)
     known = context.find_root().command.commands  # type: ignore[attr-defined]
     _show_next(folder, serve="serve" in known)
 
@@ -117,7 +116,7 @@ def printable_lines(lines: "list[str] | tuple[str, ...]") -> str:
     return "\n".join(map(printable, lines))
 
 
-def _show(result: "FitResult", settings: "RunSettings") -> None:
+def _show(result: "FitResult") -> None:
     if result.was_finished:
         typer.echo(f"already finished: {result.folder}")
         typer.echo(printable_lines(result.lines))

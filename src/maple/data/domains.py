@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from maple.data.folders import children, class_folders, load_folder
+from maple.data.folders import PART_NAMES, children, class_folders, load_folder
 from maple.data.images import has_image_name
 from maple.data.records import Dataset
 from maple.errors import DataError, one_of
@@ -40,13 +40,16 @@ def warn_of_domains(root: Path) -> None:
 def like_domains(root: Path) -> tuple[list[str], list[str]] | None:
     """The folders of `root` and the folders that all of these hold, if it looks like a folder of domains.
 
-    It does if it has at least two folders, which share at least two and hold no image beside them.
+    It does if it has at least two folders, other than train, val and test, which share at least two and hold no image
+    beside them.
 
     Raises:
         DataError: a folder cannot be listed.
     """
     common: set[str] | None = None
     folders = [child for child in children(root) if child.is_dir()]
+    if all(folder.name.casefold() in PART_NAMES for folder in folders):
+        return None
     for folder in folders:
         inside = set()
         try:

@@ -229,9 +229,10 @@ def is_litter(name: str) -> bool:
 def _check_classes(folder: Path, images: Mapping[str, list[str]], *, may_lack: bool) -> None:
     if len(images) < 2:
         found = f"only one class, {next(iter(images))!r}," if images else "no class folders"
+        shown = folder.resolve().name
         raise DataError(
-            f"{folder}: holds {found} but a classifier needs at least two; expected {folder.name}/CLASS/image.jpg "
-            f"(or {folder.name}/train/CLASS/image.jpg with a test or val folder beside train)"
+            f"{folder}: holds {found} but a classifier needs at least two; expected {shown}/CLASS/image.jpg "
+            f"(or {shown}/train/CLASS/image.jpg with a test or val folder beside train)"
         )
     empty = [name for name, paths in images.items() if not paths]
     if empty and (not may_lack or len(empty) == len(images)):

@@ -73,7 +73,8 @@ _VERBS = {"train": "learn from", "val": "choose settings on", "test": "test on"}
 
 
 def _range(sizes: Sequence[int]) -> str:
-    return f"{sizes[0]:,} to {sizes[-1]:,}, half of them {median(sizes):,g} or more"
+    middle = f", {median(sizes):,.0f} in the middle" if len(sizes) > 2 and sizes[-1] >= 4 * sizes[0] else ""
+    return f"{sizes[0]:,} to {sizes[-1]:,} each{middle}"
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def inspect_dataset(
     findings += told
     if dataset.drawn_split:
         seen = _with_test_images(seen, {index for group in groups for index in group})
-    left, told = _assembled(dataset, seen, keep_classes)
+    left, told = _assembled(dataset, seen, keep_classes, findings)
     return Inspection(left, total, (*findings, *told, *_told_few(left)))
 
 
@@ -171,8 +172,9 @@ def _content(dataset: Dataset, item: Item) -> tuple[bytes, Look]:
 
 def _told_unreadable(unreadable: list[tuple[str, str]]) -> Iterator[Finding]:
     if unreadable:
+        more = f"; and {len(unreadable) - 1:,} more" if len(unreadable) > 1 else ""
         text = f"{number_of(len(unreadable), 'file')} cannot be read and {_are(len(unreadable))} left out: "
-        yield Finding("unreadable", "warning", text + some([reason for _, reason in unreadable], 1), tuple(unreadable))
+        yield Finding("unreadable", "warning", text + unreadable[0][1] + more, tuple(unreadable))
 
 
 def _without_copies(seen: list[_Seen], *, drawn: bool) -> tuple[list[_Seen], list[Finding]]:
@@ -230,7 +232,7 @@ def _without_likeness(
 
 
 def _with_training_images(seen: list[_Seen]) -> list[_Seen]:
-    """A drawn division in which every class has an image to train on: what was drawn for it may not have been usable."""
+    """A drawn division in which every class has an image to train on; what was drawn for it may have been left out."""
     result = list(seen)
     for places in _by_label(seen).values():
         if all(seen[place].part for place in places):
@@ -255,15 +257,19 @@ def _by_label(seen: list[_Seen]) -> dict[int, list[int]]:
     return places
 
 
-def _assembled(dataset: Dataset, seen: list[_Seen], keep_classes: bool) -> tuple[Dataset, list[Finding]]:
+def _assembled(
+    dataset: Dataset, seen: list[_Seen], keep_classes: bool, before: Sequence[Finding]
+) -> tuple[Dataset, list[Finding]]:
     """The data set of these images, without the classes that nothing can be learned of."""
     trained = {one.item.label for one in seen if one.part == 0}
     if len(trained) < 2:
         held = some([dataset.class_names[label] for label in sorted(trained)]) or "none"
         raise DataError(
             f"{dataset.root}: of {number_of(dataset.num_classes, 'class', 'classes')} only {len(trained)} "
-            f"({held}) can be trained on, once unreadable and doubled images are left out, but a classifier needs two; "
-            "add images, or `maple data verify` names every unreadable one"
+            f"({held}) can be trained on, but a classifier needs two"
+            + "".join(
+                f"; {finding.text}" for finding in before if finding.kind in ("unreadable", "conflicts", "copies")
+            )
         )
     labels = list(range(dataset.num_classes)) if keep_classes else sorted(trained)
     lacking = tuple(name for label, name in enumerate(dataset.class_names) if label not in trained)

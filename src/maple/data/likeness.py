@@ -48,15 +48,7 @@ def look_of(image: Image.Image) -> Look:
 
 def alike(one: Look, other: Look) -> bool:
     """Whether two images are near duplicates: few bits differ, and the small copies in colour agree."""
-    if one.plain or other.plain or _distance(one.bits, other.bits) > _MOST_BITS:
-        return False
-    first, second = (np.frombuffer(look.small, np.uint8).reshape(-1, 3).astype(np.float32) for look in (one, other))
-    means = first.mean(axis=0), second.mean(axis=0)
-    if np.abs(means[0] - means[1]).max() > _MOST_SHIFT:
-        return False
-    first, second = first - means[0], second - means[1]
-    lengths = float(np.linalg.norm(first) * np.linalg.norm(second))
-    return float((first * second).sum()) >= _LEAST_CORRELATION * lengths
+    return bool(alike_groups([one, other]))
 
 
 def alike_groups(looks: Sequence[Look]) -> list[tuple[int, ...]]:
@@ -69,36 +61,51 @@ def alike_groups(looks: Sequence[Look]) -> list[tuple[int, ...]]:
             index = parent[index]
         return index
 
-    for one, other in _suspects(looks):
-        if root(one) != root(other) and alike(looks[one], looks[other]):
-            parent[max(root(one), root(other))] = min(root(one), root(other))
+    for one, other in _alike_pairs(looks):
+        first, second = sorted((root(one), root(other)))
+        parent[second] = first
     groups: dict[int, list[int]] = defaultdict(list)
     for index in range(len(looks)):
         groups[root(index)].append(index)
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
-def _suspects(looks: Sequence[Look]) -> Iterator[tuple[int, int]]:
-    """The pairs whose hashes differ in at most `_MOST_BITS`; some come more than once."""
-    bits = np.array([list(look.bits) for look in looks], dtype=np.uint8).reshape(-1, _SIDE)
-    clear = np.array([not look.plain for look in looks], dtype=bool)
+def _alike_pairs(looks: Sequence[Look]) -> Iterator[tuple[int, int]]:
+    """Every pair of near duplicates.
+
+    Hashes that differ in few bits have a byte in common, so only those are compared that do.
+    """
+    places = np.array([place for place, look in enumerate(looks) if not look.plain], dtype=np.int64)
+    clear = [looks[place] for place in places]
+    if len(clear) < 2:
+        return
+    bits = np.array([list(look.bits) for look in clear], dtype=np.uint8)
+    small = np.stack([np.frombuffer(look.small, np.uint8).reshape(-1, 3) for look in clear])
+    means = small.mean(axis=1, dtype=np.float32)
     for byte in range(_SIDE):
-        order = np.flatnonzero(clear)
-        for value in range(256):
-            bucket = order[bits[order, byte] == value]
-            yield from _near(bits, bucket)
+        for value in np.unique(bits[:, byte]):
+            bucket = np.flatnonzero(bits[:, byte] == value)
+            for number, one in enumerate(bucket[:-1]):
+                rest = bucket[number + 1 :]
+                # A pair with an earlier byte in common has been compared before.
+                rest = rest[(bits[rest, :byte] != bits[one, :byte]).all(axis=1)]
+                rest = rest[_BIT_COUNTS[bits[rest] ^ bits[one]].sum(axis=1) <= _MOST_BITS]
+                rest = rest[np.abs(means[rest] - means[one]).max(axis=1, initial=0.0) <= _MOST_SHIFT]
+                if not len(rest):
+                    continue
+                for other in rest[_correlations(small, means, one, rest) >= _LEAST_CORRELATION]:
+                    yield int(places[one]), int(places[other])
 
 
-def _near(bits: npt.NDArray[np.uint8], bucket: npt.NDArray[np.intp]) -> Iterator[tuple[int, int]]:
-    for place in range(len(bucket) - 1):
-        rest = bucket[place + 1 :]
-        differing = _BIT_COUNTS[bits[rest] ^ bits[bucket[place]]].sum(axis=1)
-        for other in rest[differing <= _MOST_BITS]:
-            yield int(bucket[place]), int(other)
-
-
-def _distance(one: bytes, other: bytes) -> int:
-    return (int.from_bytes(one, "big") ^ int.from_bytes(other, "big")).bit_count()
+def _correlations(
+    small: npt.NDArray[np.uint8], means: npt.NDArray[np.float32], one: np.int64, rest: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """Of one small copy with others, each about its own mean colour."""
+    own = (small[one] - means[one]).reshape(-1)
+    others = (small[rest] - means[rest][:, None]).reshape(len(rest), -1)
+    lengths = np.linalg.norm(others, axis=1) * np.linalg.norm(own)
+    found: npt.NDArray[np.float32] = others @ own / np.maximum(lengths, 1e-6)
+    return found
 
 
 _BIT_COUNTS = np.array([value.bit_count() for value in range(256)], dtype=np.uint8)

@@ -22,20 +22,22 @@ MAPPED = 'give words with --class-names names.json, as in {"FOLDER": "words"}'
 def suspicious_names(names: Sequence[str]) -> list[Finding]:
     """What is odd about C class names, one finding for each kind of oddity; none where all are words."""
     checks = (
-        ("placeholder names", _placeholders, f"say nothing about the pictures: {MAPPED}"),
-        ("names without letters", _letterless, f"say nothing about the pictures: {MAPPED}"),
-        ("synset names", _synsets, f"are WordNet numbers, which CLIP does not know: {MAPPED}"),
-        ("code names", _codes, f"look like codes, not words: {MAPPED}"),
-        ("joined names", _joined, f"run words together, and CLIP reads them as one: {MAPPED}"),
-        ("long names", _long, "are long; CLIP was trained on short ones, and refuses what does not fit: shorten them"),
-        ("marked names", _marked, "hold marks that are no words (commas, brackets, ends of file names): check them"),
+        ("placeholder names", _placeholders, f"no word for what the pictures show: {MAPPED}"),
+        ("names without letters", _letterless, f"no word for what the pictures show: {MAPPED}"),
+        ("synset names", _synsets, f"a WordNet number, which CLIP does not know: {MAPPED}"),
+        ("code names", _codes, f"a code, not a word: {MAPPED}"),
+        ("joined names", _joined, f"several words run together, which CLIP reads as one: {MAPPED}"),
+        ("long names", _long, f"too long for CLIP to make much of, or to read at all: {MAPPED}"),
+        ("marked names", _marked, "with marks in it (commas, brackets, ends of file names): check it"),
     )
     found = []
     told: set[str] = set()
     for kind, is_odd, why in checks:
         if odd := tuple(name for name in names if name not in told and is_odd(name)):
             told.update(odd)
-            text = f"{number_of(len(odd), 'class name')} ({some(odd)}) {why}"
+            each = "" if len(odd) == 1 else "each "
+            text = f"{number_of(len(odd), 'class name')}, {some(odd)}: {each}{why}"
+
             found.append(Finding(kind, "note" if kind in ("joined names", "marked names") else "warning", text, odd))
     return [*found, *_doubles(names), *_styles(names, told)]
 

@@ -49,6 +49,8 @@ def check_source(source: str) -> None:
     if source in known_names() or source.partition("/")[0] in known_names():
         return
     path = Path(source).expanduser()
+    if not source.strip():
+        raise DataError(f"no images are named; give the path of a folder: {_FORM}")
     try:
         exists, is_folder = path.exists(), path.is_dir()
     except (OSError, ValueError) as error:
@@ -82,8 +84,7 @@ def _check_folder(root: Path) -> None:
         raise DataError(
             f"{root}: holds only one class, {folders[0].name!r}, but a classifier needs at least two; expected {_FORM}"
         )
-    parts = {folder.name for folder in folders if folder.name.casefold() in PART_NAMES}
-    if len(parts) < len(folders) and (found := like_domains(root)):
+    if found := like_domains(root):
         domains, common = found
         if all(name.casefold() in PART_NAMES for name in common):
             raise DataError(
@@ -92,7 +93,8 @@ def _check_folder(root: Path) -> None:
             )
         raise DataError(
             f"{root}: looks like a folder of domains ({some(domains)}) that all hold the same classes "
-            f"({some(common)}); name one of them: {root}:{domains[0]}. If {domains[0]} and {domains[1]} are the classes, leave out the "
+            f"({some(common)}); name one of them: {root}:{domains[0]}. If "
+            f"{domains[0]} and {domains[1]} are the classes, leave out the "
             "folders inside, or give a table of path and label (.csv)"
         )
 

@@ -81,7 +81,10 @@ def _read_run(folder: Path, name: str) -> tuple[Run | None, list[Evaluation], li
     history, wrong = _read_lines(folder / "metrics.jsonl", name)
     problems += wrong
     epochs = tuple(epoch for epoch in history.values() if _is_epoch(epoch))
-    run = Run(folder, name, settings, environment, epochs, finished=(folder / "prompts.safetensors").is_file())
+    remarks, wrong = _remarks(folder, name)
+    problems += wrong
+    finished = (folder / "prompts.safetensors").is_file()
+    run = Run(folder, name, settings, environment, epochs, finished=finished, remarks=remarks)
     lines, wrong = _read_lines(folder / "rows.jsonl", name)
     problems += wrong
     evaluations = []
@@ -93,6 +96,19 @@ def _read_run(folder: Path, name: str) -> tuple[Run | None, list[Evaluation], li
             continue
         evaluations.append(Evaluation(run, row, own=_is_own(row, folder)))
     return run, evaluations, problems
+
+
+def _remarks(folder: Path, name: str) -> tuple[tuple[str, ...], list[Problem]]:
+    """The lines of data.json; none where there is no such file."""
+    if not (folder / "data.json").exists():
+        return (), []
+    try:
+        lines = _read_object(folder / "data.json")["lines"]
+        if not isinstance(lines, list):
+            raise ValueError("its lines are no list")
+    except (OSError, ValueError, KeyError) as error:
+        return (), [Problem(f"{name}/data.json", f"unreadable or damaged: {error}")]
+    return tuple(str(line) for line in lines), []
 
 
 def _is_epoch(line: dict[str, Any]) -> bool:
