@@ -11,7 +11,7 @@ from PIL import Image
 _SIDE = 8
 _MOST_BITS = 7
 """Of the 64 bits of the hash; so of eight bytes one at least is equal, which is what `_suspects` looks for."""
-_LEAST_CORRELATION = 0.985
+_LEAST_CORRELATION = 0.96
 """Of the small copies, each about its own mean."""
 _MOST_SHIFT = 16.0
 """Of 255: how far the mean colours may be apart, channel by channel."""
