@@ -215,8 +215,8 @@ def _connected(address: str | None) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = "a Ray cluster cannot be started" if address is None else f"no Ray cluster answers at {address!r}"
         raise ConfigError(
-            f"{where}: {first_line(error)}; start one with `ray start --head` and give --ray-address HOST:6379, or auto "
-            "on one of its machines"
+            f"{where}: {first_line(error)}; start one with `ray start --head` and give --ray-address HOST:6379, or "
+            "auto on one of its machines"
         ) from error
     try:
         yield
