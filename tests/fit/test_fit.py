@@ -232,8 +232,8 @@ def test_what_fails_does_so_before_the_images_are_looked_at(
             BackboneError, match=r"cannot be fetched.*To try .* without any download: --backbone maple-small"
         ):
             fit(settings_for(folder), tmp_path / "run", device="cpu")
-    deep = fit_settings(str(folder), "vpt", layer=TINY, overrides=["method.prompt_depth=99"])
-    with pytest.raises(ConfigError, match="prompt_depth"):
+    deep = fit_settings(str(folder), "vpt", layer=TINY, overrides=["method.vision_prompt_depth=99"])
+    with pytest.raises(ConfigError, match="vision_prompt_depth=99"):
         fit(deep, tmp_path / "run", device="cpu")
     with pytest.raises(DataError, match="there is no such folder"):
         fit(settings_for(tmp_path / "nosuch"), tmp_path / "run", device="cpu")

@@ -23,6 +23,7 @@ from maple.data.records import Dataset, Item, items_hash
 from maple.data.sampling import base_novel_classes, hold_out, sample_few_shot, select_classes, select_dataset
 from maple.data.splits import read_split
 from maple.data.transforms import EvalTransform, TrainTransform
+from maple.data.views import Views, make_views, reading_threads, views_device
 from maple.data.writing import write_pictures
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Inspection",
     "Item",
     "TrainTransform",
+    "Views",
     "base_novel_classes",
     "canonical_name",
     "check_source",
@@ -54,10 +56,12 @@ __all__ = [
     "load_domain",
     "load_folder",
     "load_manifest",
+    "make_views",
     "open_source",
     "read_image",
     "read_listing",
     "read_split",
+    "reading_threads",
     "sample_few_shot",
     "select_classes",
     "select_dataset",
@@ -66,6 +70,7 @@ __all__ = [
     "to_rgb",
     "train_batches",
     "view_batches",
+    "views_device",
     "walk_files",
     "write_listing",
     "write_pictures",

@@ -18,6 +18,7 @@ from maple.checkpoint import load_prompts
 from maple.clip import Backbone, load_clip
 from maple.distributed import this_process
 from maple.errors import BusyError, MapleError
+from maple.files import FAILURE
 from maple.protocols.plan import Evaluation, PlannedRun
 from maple.runs import Tracked, evaluate_run, finished_prompts, read_rows, train_run
 from maple.train import EpochReport, StepReport
@@ -25,8 +26,6 @@ from maple.train import EpochReport, StepReport
 Status = Literal["new", "interrupted", "failed", "finished"]
 Report = Callable[[str, str, int, int], None]
 """Called with a run's name, what it is doing, and how much of how much is done."""
-
-FAILURE = "failure.json"
 
 
 @dataclass(frozen=True)

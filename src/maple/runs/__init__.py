@@ -1,5 +1,6 @@
 """Runs: settings in, a folder out. Finished runs are never repeated, interrupted ones go on."""
 
+from maple.runs.environment import environment, processor
 from maple.runs.evaluation import evaluate_run
 from maple.runs.folder import (
     differences,
@@ -26,6 +27,7 @@ __all__ = [
     "complete",
     "content_name",
     "differences",
+    "environment",
     "eval_transform",
     "evaluate_run",
     "finished_prompts",
@@ -33,6 +35,7 @@ __all__ = [
     "only_one",
     "open_backbone",
     "open_dataset",
+    "processor",
     "read_history",
     "read_rows",
     "read_settings",
