@@ -233,7 +233,7 @@ def test_what_fails_does_so_before_the_images_are_looked_at(
         ):
             fit(settings_for(folder), tmp_path / "run", device="cpu")
     deep = fit_settings(str(folder), "vpt", layer=TINY, overrides=["method.vision_prompt_depth=99"])
-    with pytest.raises(ConfigError, match="vision_prompt_depth=99"):
+    with pytest.raises(ConfigError, match="depth=99, but the image tower has 4 blocks"):
         fit(deep, tmp_path / "run", device="cpu")
     with pytest.raises(DataError, match="there is no such folder"):
         fit(settings_for(tmp_path / "nosuch"), tmp_path / "run", device="cpu")
