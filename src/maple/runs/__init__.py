@@ -2,10 +2,18 @@
 
 from maple.runs.environment import environment, processor
 from maple.runs.evaluation import evaluate_run
-from maple.runs.folder import finished_prompts, only_one, read_history, read_rows, read_settings
+from maple.runs.folder import (
+    differences,
+    finished_prompts,
+    only_one,
+    read_history,
+    read_rows,
+    read_settings,
+    refuse_other_run,
+)
 from maple.runs.importing import write_imported
 from maple.runs.material import Material
-from maple.runs.spec import complete, content_name, eval_transform, open_backbone, open_dataset, sample
+from maple.runs.spec import complete, content_name, eval_transform, open_backbone, open_dataset, relevant, sample
 from maple.runs.tracking import TRACKERS, Tracked, require_tracker
 from maple.runs.training import Silent, TrainProgress, TrainResult, fresh_method, train_run
 
@@ -18,6 +26,7 @@ __all__ = [
     "TrainResult",
     "complete",
     "content_name",
+    "differences",
     "environment",
     "eval_transform",
     "evaluate_run",
@@ -30,6 +39,8 @@ __all__ = [
     "read_history",
     "read_rows",
     "read_settings",
+    "refuse_other_run",
+    "relevant",
     "require_tracker",
     "sample",
     "train_run",

@@ -90,7 +90,7 @@ def train_run(
         (folder / "resume.safetensors").unlink(missing_ok=True)
         return TrainResult(folder, tuple(read_history(folder)), was_finished=True)
     processes = this_process(device)
-    dataset = open_dataset(settings)
+    dataset = open_dataset(settings, folder)
     items, val, class_names = sample(settings, dataset)
     backbone = backbone or open_backbone(settings, processes.device)
     method = fresh_method(settings, backbone, class_names)
