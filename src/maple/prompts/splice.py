@@ -10,6 +10,7 @@ Source: MaPLe section 3.2, equations 3-6; muzairkhattak/multimodal-prompt-learni
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -37,6 +38,11 @@ class Sentences:
     slots: Tensor
     ends: Tensor
     shared: int
+
+    @cached_property
+    def content(self) -> tuple[object, ...]:
+        """All that these are, to compare by."""
+        return (self.shared, *(str(part.tolist()) for part in (self.ids, self.slots, self.ends)))
 
     def parts(self, groups: int, shared: int) -> "Parts":
         """The sentences cut after `shared` tokens, for `groups` prompts each of which all of them are read with."""
@@ -70,7 +76,10 @@ class Parts:
     shared: int
 
     def put(self, prefix: Tensor, suffix: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
-        """Put `prompt` ([P, Ht], [C, P, Ht] or [G, 1, P, Ht]) into both parts, [G, S, Ht] and [G * C, T - S, Ht]."""
+        """Put `prompt` into both parts, [G, S, Ht] and [G * C, T - S, Ht].
+
+        It is [P, Ht], [C, P, Ht], [G, 1, P, Ht], or, with nothing but SOS shared, [G, C, P, Ht].
+        """
         early = self.prefix_slots.shape[1]
         if early:
             first = prompt.flatten(0, -3) if prompt.ndim > 2 else prompt
