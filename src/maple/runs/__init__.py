@@ -5,6 +5,7 @@ from maple.runs.folder import finished_prompts, only_one, read_history, read_row
 from maple.runs.importing import write_imported
 from maple.runs.material import Material
 from maple.runs.spec import complete, content_name, eval_transform, open_backbone, open_dataset, sample
+from maple.runs.together import in_common, train_together
 from maple.runs.tracking import TRACKERS, Tracked, require_tracker
 from maple.runs.training import Silent, TrainProgress, TrainResult, fresh_method, train_run
 
@@ -21,6 +22,7 @@ __all__ = [
     "evaluate_run",
     "finished_prompts",
     "fresh_method",
+    "in_common",
     "only_one",
     "open_backbone",
     "open_dataset",
@@ -30,5 +32,6 @@ __all__ = [
     "require_tracker",
     "sample",
     "train_run",
+    "train_together",
     "write_imported",
 ]

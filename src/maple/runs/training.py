@@ -12,7 +12,7 @@ import torch
 from maple.checkpoint import describe_backbone, read_tensors, save_prompts
 from maple.clip import Backbone
 from maple.config import RunSettings
-from maple.data import Item, derive_seed, items_hash
+from maple.data import ImageStore, Item, derive_seed, items_hash
 from maple.distributed import Processes, this_process
 from maple.errors import CheckpointError
 from maple.methods import Method, build_method
@@ -79,8 +79,8 @@ class Run:
         self.settings = settings
         self.folder = folder
         self._processes = processes
-        self._dataset = open_dataset(settings)
-        self.items, self._val, class_names = sample(settings, self._dataset)
+        self.dataset = open_dataset(settings)
+        self.items, self._val, class_names = sample(settings, self.dataset)
         backbone = backbone or open_backbone(settings, processes.device)
         self.method = fresh_method(settings, backbone, class_names)
         self._identity = {
@@ -89,14 +89,17 @@ class Run:
             "settings": relevant(settings),
         }
 
-    def begin(self) -> None:
+    def begin(self, store: ImageStore | None = None) -> None:
         """Make a trainer, resume where the folder says, and make the folder a run.
+
+        Args:
+            store: opens the data set's images; without it they are decoded for this run alone.
 
         Raises:
             CheckpointError: what is to be resumed is damaged, or another run's.
             MapleError: what the method is fitted to cannot be used.
         """
-        self._material = Material(self.settings, self.items, self._dataset.store(), self._val)
+        self._material = Material(self.settings, self.items, store or self.dataset.store(), self._val)
         self._material.begin(self.method)
         self.trainer = Trainer(self.method, self.settings.train, self._processes)
         _resume(self.trainer, self.folder, self._identity)
@@ -127,7 +130,7 @@ class Run:
         if trainer.history:
             write_history(trainer, self.folder)  # the last report may be missing after a crash
         info = {
-            "dataset": self._dataset.name,
+            "dataset": self.dataset.name,
             "data": settings.data.model_dump(mode="json", exclude={"root"}),
             "seed": settings.seed,
             "items": self._identity["items"],
