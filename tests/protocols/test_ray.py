@@ -123,12 +123,12 @@ def test_failures_are_recorded_and_deaths_do_not_go_on_forever(
 
 @pytest.mark.usefixtures("_cluster")
 def test_results_come_through_a_storage(make_images: Callable[..., Path], tmp_path: Path) -> None:
-    runs, url = runs_of(make_images())[:1], f"file://{tmp_path}/bucket"
+    runs, url = runs_of(make_images())[:2], f"file://{tmp_path}/bucket"
     run_sweep(runs, tmp_path / "alone", device="cpu", progress=Watcher())
-    (outcome,) = run_sweep(
-        runs, tmp_path / "here", executor=lambda *given: on_ray(*given, storage=url), progress=Watcher()
+    outcome, other = run_sweep(
+        runs, tmp_path / "here", together=2, executor=lambda *given: on_ray(*given, storage=url), progress=Watcher()
     )
-    assert outcome.status == "finished"
+    assert outcome.status == other.status == "finished"
     assert rows_below(tmp_path / "here") == rows_below(tmp_path / "alone")
     folder = tmp_path / "here" / runs[0].name
     assert {path.name for path in folder.iterdir()} >= {"config.json", "prompts.safetensors", "predictions"}

@@ -54,7 +54,7 @@ def same_folders(one: Path, other: Path) -> None:
     )
     torch.testing.assert_close(tensors, expected_tensors, rtol=1e-4, atol=1e-5)
     losses = [found["info"]["train"].pop("loss") for found in (info, plain)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] == (None if losses[1] is None else pytest.approx(losses[1], rel=1e-4))
     assert info == plain
 
 
@@ -232,6 +232,6 @@ def test_killed_while_together_they_go_on_together_or_alone(make_images: Callabl
     assert done.returncode == 0, done.stderr
     killed = sorted(tmp_path.glob("killed-*/*"))
     # Of each run three files at the start, two after each of two epochs, two at the end; each flushed, then its folder.
-    assert len(killed) == 2 * (2 * 2 * (3 + 2 * 2 + 2) // 7)
+    assert len(killed) == 2 * (2 * 2 * (3 + 2 * 2 + 2) // 7 + 1)
     for folder in killed:
         same_folders(folder, tmp_path / "alone" / folder.name)
