@@ -32,8 +32,8 @@ lint: setup ## ruff, mypy --strict and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup ## a MaPLe training step and an evaluation, ours against the reference's way, in one process
-	$(BIN)/python -m benchmarks.step --output build/benchmarks
+bench: setup ## training and evaluation at ViT-B/16 size, ours against the reference's way, in one process
+	$(BIN)/python -m benchmarks.floors --output build/benchmarks
 
 docs: setup ## the documentation, as a site in site/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'

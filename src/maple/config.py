@@ -67,6 +67,10 @@ class TrainSettings(Settings):
     `views` is how many augmented views of each image there are, shown epoch by epoch and then again; None for a new
     one in every epoch, 0 for no augmentation. Where the image tower is left alone, the features of these views are
     extracted once and stand in for the images.
+
+    `text_memory` is how many GiB the states of the text tower may take while a gradient is computed; where all classes
+    at once would take more, they are computed in pieces, and once more for the gradient. None for a quarter of what the
+    device has. The result is the same up to rounding.
     """
 
     section = "train."
@@ -85,6 +89,7 @@ class TrainSettings(Settings):
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     views: Annotated[int, Field(ge=0)] | None = None
     workers: Annotated[int, Field(ge=0)] = 0
+    text_memory: Annotated[float, Field(gt=0)] | None = None
 
     @field_validator("crop_scale")
     @classmethod

@@ -104,9 +104,9 @@ def test_their_passes_are_made_as_one(variant: str, backbone: Backbone, monkeypa
     made: dict[str, list[int]] = {"text": [], "image": []}
     text, image = encode._encode_text, encode._encode_image
 
-    def count_text(tower: Any, sentences: Any, prompts: Sequence[Tensor]) -> Tensor:
-        made["text"].append(len(prompts[0]))
-        return text(tower, sentences, prompts)
+    def count_text(tower: Any, sentences: Any, prompts: Sequence[Tensor], limit: int | None) -> Tensor:
+        made["text"] += [len(prompt) for prompt in prompts[:1]]
+        return text(tower, sentences, prompts, limit)
 
     def count_image(tower: Any, images: Tensor, prompts: Sequence[Tensor]) -> Tensor:
         made["image"].append(len(images))

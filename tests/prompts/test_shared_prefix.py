@@ -1,14 +1,17 @@
-"""What sentences share is computed once; the features and gradients are those of the whole blocks."""
+"""Sentences cut in a shared beginning and packed ends, in pieces too: features and gradients of the whole blocks."""
 
 from collections.abc import Sequence
+from itertools import combinations, pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from maple.clip import Backbone
 from maple.prompts.encode import encode_image, encode_text
-from maple.prompts.splice import Position, write_sentences
+from maple.prompts.splice import Position, best_cuts, write_sentences
 
 NAMES = ("river", "highway or road", "annual crop land with a very long name", "forest")
 
@@ -19,14 +22,16 @@ def closed(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(block, "is_open", False)
 
 
-def features_and_gradients(backbone: Backbone, position: Position, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+def features_and_gradients(
+    backbone: Backbone, position: Position, shapes: Sequence[tuple[int, ...]], limit: int | None = None
+) -> list[Tensor]:
     generator = torch.Generator().manual_seed(3)
     width = backbone.text.width
     prompts = [torch.randn(*shape, width, generator=generator, dtype=backbone.dtype) for shape in shapes]
     for prompt in prompts:
         prompt.requires_grad_()
     sentences = write_sentences(backbone, NAMES, prompt_length=4, position=position)
-    features = encode_text(backbone.text, sentences, prompts)
+    features = encode_text(backbone.text, sentences, prompts, limit)
     (features * torch.randn(features.shape, generator=generator, dtype=features.dtype)).sum().backward()
     return [features.detach(), *(prompt.grad for prompt in prompts if prompt.grad is not None)]
 
@@ -45,6 +50,67 @@ def test_parts_equal_the_whole(
     closed(double_backbone, monkeypatch)
     for part, whole in zip(parts, features_and_gradients(double_backbone, position, shapes), strict=True):
         torch.testing.assert_close(part, whole, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+@pytest.mark.parametrize("shapes", [[(4,)], [(4,), (4,)], [(4, 4)], [(3, 1, 4)]], ids=["one", "deep", "own", "groups"])
+@pytest.mark.parametrize("limit", [1, 10**6, 10**7])
+def test_pieces_equal_the_whole(
+    limit: int, position: Position, shapes: list[tuple[int, ...]], double_backbone: Backbone
+) -> None:
+    """Under a memory limit sentences come in pieces (one each, for a limit of one byte), computed again backwards."""
+    pieces = features_and_gradients(double_backbone, position, shapes, limit)
+    whole = features_and_gradients(double_backbone, position, shapes)
+    for one, other in zip(pieces, whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_a_memory_limit_keeps_fewer_states(double_backbone: Backbone) -> None:
+    """What the graph holds between the two passes, counted in bytes."""
+    names = [f"{word} {number}" for number in range(20) for word in ("red", "light blue", "very dark green")]
+    sentences = write_sentences(double_backbone, names, prompt_length=4)
+    prompt = torch.zeros(4, double_backbone.text.width, dtype=torch.float64, requires_grad=True)
+
+    def kept(limit: int | None) -> int:
+        total = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal total
+            total += tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            encode_text(double_backbone.text, sentences, [prompt], limit)
+        return total
+
+    assert kept(100_000) < kept(None) / 5
+
+
+def best_padding(lengths: Sequence[int], most: int) -> int:
+    """The fewest rows, by trying every way."""
+    ways = [
+        cuts
+        for runs in range(1, min(most, len(lengths)) + 1)
+        for cuts in combinations(range(1, len(lengths)), runs - 1)
+    ]
+    return min(sum((b - a) * lengths[b - 1] for a, b in pairwise((0, *cuts, len(lengths)))) for cuts in ways)
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=9).map(sorted), st.integers(1, 5))
+def test_buckets_have_the_least_padding(lengths: list[int], most: int) -> None:
+    stops = best_cuts(lengths, most)
+    assert stops == sorted(set(stops))
+    assert stops[-1] == len(lengths)
+    assert len(stops) <= most
+    rows = sum((b - a) * lengths[b - 1] for a, b in pairwise((0, *stops)))
+    assert rows == best_padding(lengths, most)
+
+
+def test_packed_rows_hold_no_padding_for_few_lengths(backbone: Backbone) -> None:
+    sentences = write_sentences(backbone, NAMES, prompt_length=4)
+    (suffix,) = sentences.cut(1, sentences.shared).suffixes
+    assert len(suffix.ids) == int((sentences.ends + 1 - sentences.shared).sum())
+    assert sorted(suffix.order.tolist()) == list(range(len(NAMES)))
 
 
 @pytest.mark.parametrize(

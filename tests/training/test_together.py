@@ -130,14 +130,15 @@ def test_a_method_that_learns_nothing_is_refused(backbone: Backbone) -> None:
 
 
 def test_passes_keep_their_order_and_their_gradients(double_backbone: Backbone) -> None:
-    """Computations that ask for two, one and no passes, one of them without gradients."""
+    """Computations that ask for three passes and for one, some of them without gradients."""
     tower, generator = double_backbone.image, torch.Generator().manual_seed(0)
     images = [torch.randn(n, 3, 32, 32, generator=generator).double() for n in (2, 3, 1)]
     prompts = [torch.randn(2, tower.width, generator=generator).double().requires_grad_() for _ in range(3)]
 
     def twice(n: int) -> Tensor:
         with torch.no_grad():
-            frozen = encode_image(tower, images[n], [])
+            frozen = encode_image(tower, images[n], []) + encode_image(tower, images[n], [prompts[n]])
+        assert not frozen.requires_grad
         return (encode_image(tower, images[n], [prompts[n]]) - frozen).square().sum()
 
     def once(n: int) -> Tensor:

@@ -1,8 +1,19 @@
 """The frozen backbone: any CLIP, opened at its seams (embed, enter, blocks, finish). Knows nothing of prompts."""
 
 from maple.clip.backbone import Backbone, Preprocessing
+from maple.clip.blocks import Bucket, Memory
 from maple.clip.load import PRECISIONS, load_clip
 from maple.clip.sizes import tower_depths
 from maple.clip.towers import ImageTower, TextTower
 
-__all__ = ["PRECISIONS", "Backbone", "ImageTower", "Preprocessing", "TextTower", "load_clip", "tower_depths"]
+__all__ = [
+    "PRECISIONS",
+    "Backbone",
+    "Bucket",
+    "ImageTower",
+    "Memory",
+    "Preprocessing",
+    "TextTower",
+    "load_clip",
+    "tower_depths",
+]

@@ -16,7 +16,7 @@ import torch
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
-from maple.clip.blocks import Block
+from maple.clip.blocks import Block, Bucket, Memory
 from maple.errors import UnsupportedTowerError
 
 
@@ -56,29 +56,30 @@ class TextTower:
         return self.encode(ids)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token embeddings of ids [C, T], without positions: [C, T, Ht]."""
+        """Token embeddings of ids [...], without positions: [..., Ht]."""
         return cast(Tensor, self._tower.token_embedding(ids)).to(self.dtype)
 
-    def enter(self, states: Tensor, start: int = 0) -> Tensor:
-        """Add positional embeddings, from position `start` on, to [C, T, Ht]; T may be shorter than the context."""
-        positions: Tensor = self._tower.positional_embedding[start : start + states.shape[1]]
-        return states + positions.to(states.dtype)
+    def enter(self, states: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Add positional embeddings to [..., T, Ht]: those of `positions` [T] int64, or of 0 to T - 1."""
+        table: Tensor = self._tower.positional_embedding
+        chosen = table[: states.shape[-2]] if positions is None else table[positions]
+        return states + chosen.to(states.dtype)
 
     def block(self, layer: int, states: Tensor) -> Tensor:
         """Block `layer` under the causal mask: [C, T, Ht] -> [C, T, Ht]."""
         length = states.shape[1]
         return self._blocks[layer].causal(states, self._tower.attn_mask[:length, :length])
 
-    def block_after_prefix(
-        self, layer: int, prefix: Tensor, suffix: Tensor, ends: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Block `layer` on sentences whose first S rows are shared: see `Block.after_prefix`.
+    def prefix(self, layer: int, states: Tensor, memory_only: bool = False) -> tuple[Memory, Tensor]:
+        """Block `layer` on what G groups of sentences begin with, [G, S, Ht]: see `Block.prefix`."""
+        length = states.shape[1]
+        return self._blocks[layer].prefix(states, self._tower.attn_mask[:length, :length], memory_only)
 
-        Args:
-            prefix: [G, S, Ht]. suffix: [G * C, T - S, Ht]. ends: [C] rows of the suffix, to compute only those.
-        """
-        length = prefix.shape[1] + suffix.shape[1]
-        return self._blocks[layer].after_prefix(prefix, suffix, self._tower.attn_mask[:length, :length], ends)
+    def suffix(
+        self, layer: int, memory: Memory, rows: Tensor, buckets: Sequence[Bucket], ends_only: bool = False
+    ) -> Tensor:
+        """Block `layer` on the packed ends [R, Ht] of sentences: see `Block.suffix`."""
+        return self._blocks[layer].suffix(memory, rows, buckets, self._tower.attn_mask, ends_only)
 
     def finish(self, states: Tensor) -> Tensor:
         """Final norm and projection of the EOT states [C, Ht]: raw features [C, D]."""

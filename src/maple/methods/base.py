@@ -127,6 +127,10 @@ class Method(nn.Module):
             self.classes.set_class_names(names)
         self.class_names = tuple(names)
 
+    def limit_text_memory(self, limit: int | None) -> None:
+        """Let the states of the text tower take `limit` bytes, about; None for a part of what the device has."""
+        self.classes.memory_limit = limit
+
     def encode_classes(self) -> Tensor:
         """Unit text features [C, D] of the current classes."""
         if isinstance(self.classes, TemplateClasses):

@@ -62,6 +62,10 @@ class OnPrompts(Method):
         self.prompts.set_class_names(names)
         self.class_names = self.prompts.class_names
 
+    def limit_text_memory(self, limit: int | None) -> None:
+        """As the other method does."""
+        self.prompts.limit_text_memory(limit)
+
     def encode_classes(self) -> Tensor:
         """Unit text features [C, D], as the other method's."""
         return self.prompts.encode_classes()

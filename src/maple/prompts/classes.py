@@ -8,13 +8,17 @@ from torch import Tensor
 from maple.clip import Backbone
 from maple.errors import ConfigError
 from maple.prompts.encode import encode_text, unit, wide
-from maple.prompts.splice import Position, Sentences, clean_class_names, write_sentences
+from maple.prompts.splice import Position, Sentences, clean_class_names, read_sentences, write_sentences
 
 _FIXED_CHUNK = 256
 
 
 class PromptedClasses:
-    """Sentences with slots for prompt tokens, rewritten whenever the class names change."""
+    """Sentences with slots for prompt tokens, rewritten whenever the class names change.
+
+    Attributes:
+        memory_limit: see `encode_text`.
+    """
 
     def __init__(self, backbone: Backbone, *, prompt_length: int, init_text: str, position: Position = "end") -> None:
         self._backbone = backbone
@@ -22,6 +26,7 @@ class PromptedClasses:
         self._init_text = init_text
         self._position: Position = position
         self.sentences: Sentences
+        self.memory_limit: int | None = None
 
     def set_class_names(self, names: Sequence[str]) -> None:
         """Write one sentence per name."""
@@ -35,7 +40,7 @@ class PromptedClasses:
 
     def encode(self, prompts: Sequence[Tensor]) -> Tensor:
         """Unit text features [C, D] with `prompts`, J tensors [P, Ht] or [C, P, Ht]; [G, C, D] with [G, 1, P, Ht]."""
-        return unit(encode_text(self._backbone.text, self.sentences, prompts))
+        return unit(encode_text(self._backbone.text, self.sentences, prompts, self.memory_limit))
 
 
 class TemplateClasses:
@@ -56,25 +61,33 @@ class TemplateClasses:
         self._templates = tuple(templates)
         self._unit_each = unit_each
         self.features: Tensor
-        self._ids: list[Tensor] = []
+        self.memory_limit: int | None = None
+        self._sentences: list[Sentences | Tensor] = []
         self.mean: Tensor
 
     def set_class_names(self, names: Sequence[str]) -> None:
         """Encode every class in every template: `features` [C, D], unit-norm, and `mean`, as averaged."""
         cleaned = clean_class_names(names)
         sentences = [[template.replace("{}", name) for name in cleaned] for template in self._templates]
-        self._ids = [self._backbone.tokenize(one).to(self._backbone.device) for one in sentences]
+        whole = self._backbone.text.obstacle is not None
+        self._sentences = [
+            self._backbone.tokenize(one).to(self._backbone.device) if whole else read_sentences(self._backbone, one)
+            for one in sentences
+        ]
         self.features = self.encode()
 
     def encode(self) -> Tensor:
         """`features` once more, computed afresh."""
         total: Tensor | float = 0.0
-        for ids in self._ids:
-            total = total + self._encode(ids)
+        for sentences in self._sentences:
+            total = total + self._encode(sentences)
         self.mean = torch.as_tensor(total) / len(self._templates)
         return unit(self.mean)
 
     @torch.no_grad()
-    def _encode(self, ids: Tensor) -> Tensor:
-        raw = torch.cat([self._backbone.text.plain(chunk) for chunk in ids.split(_FIXED_CHUNK)])
+    def _encode(self, sentences: Sentences | Tensor) -> Tensor:
+        if isinstance(sentences, Sentences):
+            raw = encode_text(self._backbone.text, sentences, [], self.memory_limit)
+        else:  # a tower that runs whole or not at all
+            raw = torch.cat([self._backbone.text.plain(chunk) for chunk in sentences.split(_FIXED_CHUNK)])
         return unit(raw) if self._unit_each else wide(raw)

@@ -7,23 +7,34 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from maple.clip import ImageTower, TextTower
+from maple.clip import ImageTower, Memory, TextTower
+from maple.memory import device_memory
 from maple.prompts.passes import answer
-from maple.prompts.splice import Sentences, append_vision, replace_vision
+from maple.prompts.splice import Parts, Sentences, Suffix, append_vision, replace_vision
+
+# Of each row and block, in widths of the tower: the norms' inputs, queries, keys, values, attention, four of the MLP.
+_STATES_PER_ROW = 12
 
 
-def encode_text(tower: TextTower, sentences: Sentences, prompts: Sequence[Tensor]) -> Tensor:
+def encode_text(
+    tower: TextTower, sentences: Sentences, prompts: Sequence[Tensor], memory_limit: int | None = None
+) -> Tensor:
     """Raw text features [C, D] of sentences whose slots hold `prompts`, one tensor per prompted layer.
 
     What all sentences begin with (SOS, shared prompts, shared words) is computed once, and their ends attend to it;
-    of the last block only the EOT rows are computed. Under a causal mask both change nothing but rounding.
+    these are packed without padding; of the last block only the EOT rows are computed. Under a causal mask none of it
+    changes anything but rounding.
 
     Args:
         prompts: J tensors [P, Ht]; or [C, P, Ht] with a prompt per sentence; or [G, 1, P, Ht] or [G, C, P, Ht], which
             give the features of all sentences under each of G prompts: [G, C, D]. Layer k's enters block k.
+        memory_limit: bytes that the states of the sentences' ends may take, about; where it would be more, they are
+            computed in pieces, and once more for the gradient. By default a quarter of the device's memory.
     """
-    return answer(_TextPass(tower, sentences, tuple(prompts)))
+    wanted = _TextPass(tower, sentences, tuple(prompts), memory_limit)
+    return answer(wanted) if prompts else wanted.alone()  # fixed sentences are encoded once: nothing to share
 
 
 def encode_image(tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]) -> Tensor:
@@ -40,6 +51,7 @@ class _TextPass:
     tower: TextTower
     sentences: Sentences
     prompts: tuple[Tensor, ...]
+    memory_limit: int | None
 
     @cached_property
     def _grouped(self) -> list[Tensor]:
@@ -49,17 +61,15 @@ class _TextPass:
     @property
     def likeness(self) -> Hashable:
         shapes = tuple((prompt.shape[1:], prompt.dtype) for prompt in self._grouped)
-        return self.tower, self.sentences.content, shapes, torch.is_grad_enabled()
+        return self.tower, self.sentences.content, shapes, self.memory_limit
 
     def alone(self) -> Tensor:
-        return _encode_text(self.tower, self.sentences, self.prompts)
+        return _encode_text(self.tower, self.sentences, self.prompts, self.memory_limit)
 
     def jointly(self, others: Sequence["_TextPass"]) -> list[Tensor]:
         passes = (self, *others)
         layers = [torch.cat(layer) for layer in zip(*(one._grouped for one in passes), strict=True)]
-        if not layers:
-            return [self.alone()] * len(passes)
-        features = _encode_text(self.tower, self.sentences, layers)
+        features = _encode_text(self.tower, self.sentences, layers, self.memory_limit)
         parts = features.split([len(one._grouped[0]) for one in passes])
         return [part if one.prompts[0].ndim == 4 else part.squeeze(0) for one, part in zip(passes, parts, strict=True)]
 
@@ -73,7 +83,7 @@ class _ImagePass:
     @property
     def likeness(self) -> Hashable:
         shapes = tuple((prompt.shape[-2:], prompt.dtype) for prompt in self.prompts)
-        return self.tower, self.images.shape[1:], self.images.dtype, shapes, torch.is_grad_enabled()
+        return self.tower, self.images.shape[1:], self.images.dtype, shapes
 
     def alone(self) -> Tensor:
         return _encode_image(self.tower, self.images, self.prompts)
@@ -88,20 +98,47 @@ class _ImagePass:
         return list(_encode_image(self.tower, torch.cat([one.images for one in passes]), layers).split(counts))
 
 
-def _encode_text(tower: TextTower, sentences: Sentences, prompts: Sequence[Tensor]) -> Tensor:
+def _encode_text(tower: TextTower, sentences: Sentences, prompts: Sequence[Tensor], memory_limit: int | None) -> Tensor:
     groups = [prompt.shape[0] for prompt in prompts if prompt.ndim == 4]
     per_sentence = any(prompt.ndim == 3 or (prompt.ndim == 4 and prompt.shape[1] > 1) for prompt in prompts)
-    parts = sentences.parts(groups[0] if groups else 1, 1 if per_sentence else sentences.shared)
-    prefix, suffix = tower.embed(parts.prefix_ids), tower.embed(parts.suffix_ids)
+    for_gradient = torch.is_grad_enabled() and any(prompt.requires_grad for prompt in prompts)
+    limit = device_memory(sentences.ids.device) // 4 if memory_limit is None else memory_limit
+    most_rows = limit // (_STATES_PER_ROW * tower.width * tower.dtype.itemsize * (tower.depth if for_gradient else 1))
+    parts = sentences.cut(groups[0] if groups else 1, 1 if per_sentence else sentences.shared, max(most_rows, 1))
+    memories = _prefix(tower, parts, prompts)
+    found = []
+    for suffix in parts.suffixes:
+        if for_gradient and len(parts.suffixes) > 1:
+            found.append(checkpoint(_suffix, tower, suffix, prompts, memories, use_reentrant=False))
+        else:
+            found.append(_suffix(tower, suffix, prompts, memories))
+    features = torch.cat(found, dim=1)[:, parts.order]
+    return features if groups else features[0]
+
+
+def _prefix(tower: TextTower, parts: Parts, prompts: Sequence[Tensor]) -> list[Memory]:
+    """What the ends of sentences have to know of their common beginning, for each block."""
+    states, memories = tower.embed(parts.prefix_ids), []
     for layer in range(tower.depth):
         if layer < len(prompts):
-            prefix, suffix = parts.put(prefix, suffix, prompts[layer])
+            states = parts.put(states, prompts[layer])
         if layer == 0:
-            prefix, suffix = tower.enter(prefix), tower.enter(suffix, parts.shared)
-        ends = parts.ends if layer == tower.depth - 1 else None
-        prefix, suffix = tower.block_after_prefix(layer, prefix, suffix, ends)
-    features = tower.finish(suffix[:, 0])
-    return features.unflatten(0, (groups[0], -1)) if groups else features
+            states = tower.enter(states)
+        memory, states = tower.prefix(layer, states, memory_only=layer == tower.depth - 1)
+        memories.append(memory)
+    return memories
+
+
+def _suffix(tower: TextTower, suffix: Suffix, prompts: Sequence[Tensor], memories: Sequence[Memory]) -> Tensor:
+    """Raw features [G, c, D] of the sentences of one suffix."""
+    rows = tower.embed(suffix.ids)
+    for layer, memory in enumerate(memories):
+        if layer < len(prompts):
+            rows = suffix.put(rows, prompts[layer])
+        if layer == 0:
+            rows = tower.enter(rows, suffix.positions)
+        rows = tower.suffix(layer, memory, rows, suffix.buckets, ends_only=layer == tower.depth - 1)
+    return suffix.by_sentence(tower.finish(rows))
 
 
 def _encode_image(tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]) -> Tensor:

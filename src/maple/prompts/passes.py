@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Protocol, Self, TypeVar
 
+import torch
 from torch import Tensor
 
 _Result = TypeVar("_Result")
@@ -35,6 +36,7 @@ class _Unanswered(BaseException):
     def __init__(self, wanted: Pass) -> None:
         super().__init__()
         self.wanted = wanted
+        self.with_gradient = torch.is_grad_enabled()
 
 
 _answers: ContextVar[Iterator[Tensor] | None] = ContextVar("answers", default=None)
@@ -61,7 +63,7 @@ def together(computations: Sequence[Callable[[], _Result]]) -> list[_Result]:
     answers: list[list[Tensor]] = [[] for _ in computations]
     results: dict[int, _Result] = {}
     while len(results) < len(computations):
-        asked: dict[int, Pass] = {}
+        asked: dict[int, tuple[Pass, bool]] = {}
         for number, computation in enumerate(computations):
             if number in results:
                 continue
@@ -69,20 +71,21 @@ def together(computations: Sequence[Callable[[], _Result]]) -> list[_Result]:
             try:
                 results[number] = computation()
             except _Unanswered as unanswered:
-                asked[number] = unanswered.wanted
+                asked[number] = unanswered.wanted, unanswered.with_gradient
             finally:
                 _answers.reset(before)
         for alike in _alike(asked):
-            first, *others = (asked[number] for number in alike)
-            found = first.jointly(others) if others else [first.alone()]
+            first, *others = (asked[number][0] for number in alike)
+            with torch.set_grad_enabled(asked[alike[0]][1]):
+                found = first.jointly(others) if others else [first.alone()]
             for number, result in zip(alike, found, strict=True):
                 answers[number].append(result)
     return [results[number] for number in range(len(computations))]
 
 
-def _alike(asked: dict[int, Pass]) -> list[list[int]]:
-    """The numbers of passes that can be made as one, in their order."""
+def _alike(asked: dict[int, tuple[Pass, bool]]) -> list[list[int]]:
+    """The numbers of passes that can be made as one, in their order; each comes with whether gradients are wanted."""
     groups: dict[Hashable, list[int]] = {}
-    for number, wanted in asked.items():
-        groups.setdefault(wanted.likeness, []).append(number)
+    for number, (wanted, with_gradient) in asked.items():
+        groups.setdefault((with_gradient, wanted.likeness), []).append(number)
     return list(groups.values())

@@ -9,18 +9,19 @@ Source: MaPLe section 3.2, equations 3-6; muzairkhattak/multimodal-prompt-learni
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from maple.clip import Backbone
+from maple.clip import Backbone, Bucket
 from maple.errors import ClassNamesError, ConfigError
 
 Position = Literal["end", "middle", "front"]
 PLACEHOLDER = "X"
+_BUCKETS = 6
 
 
 @dataclass(frozen=True)
@@ -38,58 +39,140 @@ class Sentences:
     slots: Tensor
     ends: Tensor
     shared: int
+    _cuts: dict[tuple[int, int, int], "Parts"] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def content(self) -> tuple[object, ...]:
         """All that these are, to compare by."""
         return (self.shared, *(str(part.tolist()) for part in (self.ids, self.slots, self.ends)))
 
-    def parts(self, groups: int, shared: int) -> "Parts":
-        """The sentences cut after `shared` tokens, for `groups` prompts each of which all of them are read with."""
-        early = int((self.slots[0] < shared).sum())
-        return Parts(
-            prefix_ids=self.ids[:1, :shared].expand(groups, -1),
-            suffix_ids=self.ids[:, shared:].repeat(groups, 1),
-            prefix_slots=self.slots[:1, :early].expand(groups, -1),
-            suffix_slots=(self.slots[:, early:] - shared).repeat(groups, 1),
-            ends=self.ends - shared,
-            shared=shared,
+    def cut(self, groups: int, shared: int, most_rows: int = 2**62) -> "Parts":
+        """The sentences cut after `shared` tokens, for `groups` prompts each of which all of them are read with.
+
+        Args:
+            most_rows: how many rows a suffix may have; more sentences go into another one.
+        """
+        key = (groups, shared, most_rows)
+        if key not in self._cuts:
+            early = int((self.slots[0] < shared).sum())
+            lengths, order = torch.sort(self.ends.cpu() + 1 - shared, stable=True)
+            suffixes, start = [], 0
+            for stop in _stops(lengths.tolist(), groups, most_rows):
+                suffixes.append(self._suffix(order[start:stop], lengths[start:stop].tolist(), groups, shared, early))
+                start = stop
+            self._cuts[key] = Parts(
+                prefix_ids=self.ids[:1, :shared].expand(groups, -1),
+                prefix_slots=self.slots[:1, :early].expand(groups, -1),
+                suffixes=tuple(suffixes),
+                order=order.argsort().to(self.ids.device),
+            )
+        return self._cuts[key]
+
+    def _suffix(self, order: Tensor, lengths: list[int], groups: int, shared: int, early: int) -> "Suffix":
+        device = self.ids.device
+        buckets, ids, positions, slots = [], [], [], []
+        start = first = 0
+        for stop in best_cuts(lengths, _BUCKETS):
+            chosen, length = order[first:stop].to(device), lengths[stop - 1]
+            own = torch.arange(length, device=device)
+            bucket = Bucket(start, groups, stop - first, length, self.ends[chosen] - shared, lengths[first] == length)
+            begins = start + length * torch.arange(bucket.sentences, device=device).view(groups, -1, 1)
+            buckets.append(bucket)
+            ids.append(self.ids[chosen, shared : shared + length].repeat(groups, 1).flatten())
+            positions.append((own + shared).repeat(bucket.sentences))
+            slots.append(begins + self.slots[chosen, early:] - shared)
+            start, first = start + bucket.sentences * length, stop
+        joined = torch.cat(slots, dim=1)
+        return Suffix(torch.cat(ids), torch.cat(positions), joined, order.to(device), tuple(buckets), early)
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """The ends of some sentences as packed rows, bucket by bucket, with next to no padding.
+
+    Attributes:
+        ids, positions: [R] int64, tokens and where in their sentences they stand.
+        slots: [G, c, P - p] int64, the rows of the prompt tokens that lie here, the first p being in the prefix.
+        order: [c] int64, which sentences these are.
+        buckets: where they lie.
+        early: p.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    order: Tensor
+    buckets: tuple[Bucket, ...]
+    early: int
+
+    def put(self, rows: Tensor, prompt: Tensor) -> Tensor:
+        """Put `prompt` ([P, Ht], [C, P, Ht], [G, 1, P, Ht] or [G, C, P, Ht]) into the packed rows [R, Ht]."""
+        if not self.slots.shape[2]:
+            return rows
+        per_sentence = prompt.ndim > 2 and prompt.shape[-3] > 1
+        chosen = prompt.index_select(-3, self.order) if per_sentence else prompt
+        tokens = chosen[..., self.early :, :].to(rows.dtype).expand(*self.slots.shape, -1)
+        return rows.index_copy(0, self.slots.flatten(), tokens.flatten(0, 2))
+
+    def by_sentence(self, features: Tensor) -> Tensor:
+        """Rows [G * c, D], bucket by bucket, as [G, c, D]."""
+        parts = features.split([bucket.sentences for bucket in self.buckets])
+        return torch.cat(
+            [one.unflatten(0, (bucket.groups, -1)) for one, bucket in zip(parts, self.buckets, strict=True)], 1
         )
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Sentences in two parts: what they share, once for each of G groups, and the rest of each of C sentences.
+    """Sentences in two parts: what they share, once for each of G groups, and the rest of each, in some suffixes.
 
     Attributes:
         prefix_ids, prefix_slots: [G, S] and [G, p], for prompts that lie in the prefix.
-        suffix_ids, suffix_slots: [G * C, T - S] and [G * C, P - p], group by group, counted from the cut.
-        ends: [C], the row of the suffix at which each sentence ends.
-        shared: S.
+        suffixes: of all C sentences, the shorter ones first.
+        order: [C] int64, where in them each sentence is.
     """
 
     prefix_ids: Tensor
-    suffix_ids: Tensor
     prefix_slots: Tensor
-    suffix_slots: Tensor
-    ends: Tensor
-    shared: int
+    suffixes: tuple[Suffix, ...]
+    order: Tensor
 
-    def put(self, prefix: Tensor, suffix: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
-        """Put `prompt` into both parts, [G, S, Ht] and [G * C, T - S, Ht].
-
-        It is [P, Ht], [C, P, Ht], [G, 1, P, Ht], or, with nothing but SOS shared, [G, C, P, Ht].
-        """
+    def put(self, prefix: Tensor, prompt: Tensor) -> Tensor:
+        """Put `prompt` into the prefix [G, S, Ht]: [P, Ht], [G, 1, P, Ht], or, where it has no slots, any other."""
         early = self.prefix_slots.shape[1]
-        if early:
-            first = prompt.flatten(0, -3) if prompt.ndim > 2 else prompt
-            prefix = put_text(prefix, first[..., :early, :], self.prefix_slots)
-        if self.suffix_slots.shape[1]:
-            rest = prompt[..., early:, :]
-            if prompt.ndim == 4:
-                rest = rest.expand(-1, len(suffix) // len(prompt), -1, -1).flatten(0, 1)
-            suffix = put_text(suffix, rest, self.suffix_slots)
-        return prefix, suffix
+        if not early:
+            return prefix
+        first = prompt.flatten(0, -3) if prompt.ndim > 2 else prompt
+        return put_text(prefix, first[..., :early, :], self.prefix_slots)
+
+
+def _stops(lengths: list[int], groups: int, most_rows: int) -> list[int]:
+    """Where to cut a list of ascending lengths so that no part is padded to more than `most_rows` rows."""
+    stops, start = [], 0
+    for index, length in enumerate(lengths):
+        if index > start and (index + 1 - start) * length * groups > most_rows:
+            stops.append(index)
+            start = index
+    return [*stops, len(lengths)]
+
+
+def best_cuts(lengths: Sequence[int], most: int) -> list[int]:
+    """Where to cut ascending lengths into at most `most` runs with the least padding to the longest of each: the stops.
+
+    Of equal ways the one with the fewest runs.
+    """
+    ends = [index for index in range(1, len(lengths)) if lengths[index] != lengths[index - 1]] + [len(lengths)]
+    # best[stop]: the cheapest way to cut what lies before `stop`, as (rows, runs, stops).
+    best: dict[int, tuple[int, int, list[int]]] = {0: (0, 0, [])}
+    for _ in range(most):
+        reached = dict(best)
+        for stop in ends:
+            for start, (rows, runs, stops) in best.items():
+                if start < stop:
+                    way = (rows + (stop - start) * lengths[stop - 1], runs + 1, [*stops, stop])
+                    reached[stop] = min(reached.get(stop, way), way)
+        best = reached
+    return best[len(lengths)][2]
 
 
 def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -143,6 +226,20 @@ def write_sentences(
         before = prompt_length // 2 if position == "middle" else 0
         for row, name in enumerate(cleaned):
             slots[row] = _move_class_name(ids[row], prompt_length, before, len(backbone.word_ids(name)))
+    return _sentences(backbone, ids, slots)
+
+
+def read_sentences(backbone: Backbone, texts: Sequence[str]) -> Sentences:
+    """Sentences as they are, without a place for prompt tokens.
+
+    Raises:
+        ClassNamesError: one is longer than the context.
+    """
+    ids = backbone.tokenize(texts)
+    return _sentences(backbone, ids, ids.new_zeros(len(texts), 0))
+
+
+def _sentences(backbone: Backbone, ids: Tensor, slots: Tensor) -> Sentences:
     ends = backbone.text.end_positions(ids)
     alike = ((ids == ids[0]) & _same_slots(slots, ids.shape[1])).all(dim=0).int()
     return Sentences(

@@ -59,6 +59,7 @@ class Trainer:
         self.method = method
         self.settings = settings
         self.processes = processes or Processes(0, 1, method.backbone.device)
+        method.limit_text_memory(None if settings.text_memory is None else int(settings.text_memory * 2**30))
         self.parameters = method.prompt_parameters()
         self.epoch = 0
         self.history: list[EpochReport] = []

@@ -1,0 +1,94 @@
+"""What the benchmarks share: work in alternation, the machine's own rate, real class names, and files of results."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from maple import files
+from maple.data import load_dataset
+
+GROUPS = ("food", "animals", "objects", "places", "activities", "people", "symbols", "flags")
+
+
+def class_names(count: int) -> list[str]:
+    """Names of emoji, of one word to nine, group by group: what people's class lists look like."""
+    names = dict.fromkeys(name for group in GROUPS for name in load_dataset(f"emoji-{group}", Path()).class_names)
+    return list(names)[:count]
+
+
+def alternate(
+    works: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Any]:
+    """Run all works in turn, after one warm-up each; medians in seconds, and of each round the ratio to the first."""
+    for work in works.values():
+        work()
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            start = clock()
+            work()
+            seconds[name].append(clock() - start)
+    first = next(iter(works))
+    ratios = {
+        name: [other / own for own, other in zip(seconds[first], values, strict=True)]
+        for name, values in seconds.items()
+        if name != first
+    }
+    return {
+        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "ratio": {name: statistics.median(values) for name, values in ratios.items()},
+        "ratio_range": {name: [min(values), max(values)] for name, values in ratios.items()},
+        "rounds": rounds,
+    }
+
+
+def product_rate(dtype: torch.dtype, size: int = 4096, rounds: int = 3) -> float:
+    """Operations a second of a large matrix product, the best of some: the machine's own limit."""
+    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
+    best = float("inf")
+    nn.functional.linear(left, right)
+    for _ in range(rounds):
+        start = time.perf_counter()
+        nn.functional.linear(left, right)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def machine() -> dict[str, Any]:
+    """What a reader has to know of the machine to place a number."""
+    model = [line for line in _cpuinfo() if line.startswith("model name")]
+    flags = next((line.split() for line in _cpuinfo() if line.startswith("flags")), [])
+    return {
+        "date": date.today().isoformat(),
+        "platform": platform.platform(),
+        "cpu": model[0].split(":", 1)[1].strip() if model else platform.processor(),
+        "features": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def write(folder: Path | None, name: str, settings: dict[str, Any], results: Any) -> None:
+    """Write `name`.json with the settings and the machine, where a folder is given."""
+    if folder is not None:
+        report = {"settings": {key: str(value) for key, value in settings.items()}, "machine": machine()}
+        files.write_json(folder / f"{name}.json", json.loads(json.dumps({**report, "results": results})))
+        print(f"written: {folder / name}.json")
+
+
+def integers(text: str) -> Sequence[int]:
+    """Whole numbers with commas, of a command line."""
+    return [int(part) for part in text.split(",") if part]

@@ -1,0 +1,78 @@
+"""The benchmarks compare what computes the same, and say what they measured; no time is looked at."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import baseline, common, floors, sizes, together
+
+SETTINGS = ["--backbone", "maple-tiny", "--rounds", "1", "--images", "100"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floors, "product_rate", lambda dtype: common.product_rate(dtype, size=64, rounds=1))
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["floors", *SETTINGS, *arguments])
+    floors.main()
+
+
+def test_every_work_agrees_with_the_plain_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run(
+        monkeypatch,
+        "--output",
+        str(tmp_path),
+        "--only",
+        "train-50,train-50-bf16,evaluate-100,evaluate-100-bf16,cocoop-100",
+    )
+    results = json.loads((tmp_path / "floors.json").read_text())["results"]
+    for name in ("train-50", "evaluate-100", "cocoop-100"):
+        assert results[name]["largest_difference"] < 1e-4
+        assert set(results[name]["ratio"]) == {"plain fp32"}
+    assert set(results["train-50-bf16"]["ratio"]) == {"plain fp32", "plain bf16"}
+    assert results["train-50"]["operations"] > 0
+
+
+def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = baseline.PlainText.features
+    monkeypatch.setattr(baseline.PlainText, "features", lambda self, prompts: -right(self, prompts))
+    with pytest.raises(SystemExit, match="do not compute the same"):
+        run(monkeypatch, "--only", "train-50")
+
+
+def test_an_unknown_work_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"unknown: train-7; there are train-50"):
+        run(monkeypatch, "--only", "train-7")
+
+
+def test_names_are_distinct_words() -> None:
+    names = common.class_names(1000)
+    assert len(set(names)) == len(names) == 1000
+    assert len({len(name.split()) for name in names}) > 3
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
+def test_a_peak_is_that_of_the_work() -> None:
+    before = sizes.reset_peak()
+    block = torch.ones(64 * 2**20)
+    assert sizes.held("VmHWM") - before > 200 * 2**20
+    del block
+
+
+def test_runs_side_by_side_agree_with_runs_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(together, "CASES", {"tiny": ("maple-tiny", "random:0", 5, 2)})
+    arguments = ["together", "--only", "tiny", "--rounds", "1", "--steps", "2", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    together.main()
+    result = json.loads((tmp_path / "together.json").read_text())["results"]["tiny"]
+    assert result["largest_difference"] < 1e-3
+    assert set(result["ratio"]) == {"in turn"}
+    spoilt = together.Work.in_turn
+    monkeypatch.setattr(together.Work, "in_turn", lambda self: (spoilt(self), spoilt(self))[0])
+    with pytest.raises(SystemExit, match="do not compute the same"):
+        together.main()
