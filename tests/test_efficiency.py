@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from maple.cli import app
 from maple.clip import Backbone
 from maple.config import RunSettings, read_preset, resolve
-from maple.efficiency import Cost, count_flops, measure_cost, plain_flops, published_cost
+from maple.efficiency import Cost, count_flops, measure_cost, plain_flops
 from maple.errors import ConfigError
 from maple.methods import build_method
 
@@ -125,29 +125,63 @@ def test_refused(values: dict[str, Any], message: str, backbone: Backbone) -> No
         measure_cost(settings(name="coop"), backbone, **{"classes": 2, "batches": [1], **values})
 
 
-def test_published_rows_stand_where_they_fit(backbone: Backbone, vit_b16: Backbone) -> None:
-    found = published_cost("cocoop", settings(name="cocoop"), vit_b16)
-    assert found is not None
-    assert (found.gflops, found.images_per_second) == (162.5, 15.08)
-    assert found.read_in.startswith("PromptKD")
-    assert published_cost("cocoop", settings(name="cocoop"), backbone) is None
-    assert published_cost("coop", settings(name="coop", prompt_length=16), vit_b16) is None
-    assert published_cost("maple", settings(name="maple"), vit_b16) is None, "its row was never read"
+def test_a_linear_probe_reads_no_sentences(backbone: Backbone) -> None:
+    found = cost(backbone, name="linear_probe")
+    assert found.flops_plain == found.flops == found.flops_cached == 2 * (image_macs(5) + 3 * 32)
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_a_cache_holds_sixteen_images_of_each_class(backbone: Backbone) -> None:
+    found = cost(backbone, name="tip_adapter", learn_keys=True)
+    assert found.parameters == 3 * 16 * 32
+    # Nearness to 48 keys, and their votes for 3 classes.
+    assert found.flops_plain == 2 * (3 * TEXT + image_macs(5) + 3 * 32 + 48 * 32 + 48 * 3)
+
+
+@pytest.mark.parametrize("name", ["promptsrc", "kgcoop", "prograd"])
+def test_methods_on_prompts_of_others(name: str, backbone: Backbone) -> None:
+    deep = {"text_prompt_depth": 2, "vision_prompt_depth": 2} if name == "promptsrc" else {}
+    found = cost(backbone, name=name, **deep)
+    assert found.speeds[0].training is not None
+    assert found.flops_cached is not None
+    assert found.flops_cached < found.flops
+
+
+def test_what_a_recipe_without_steps_trains_is_not_timed(backbone: Backbone) -> None:
+    recipe = resolve([{"method": {"name": "linear_probe"}, "train": {"epochs": 0}}])
+    (speed,) = measure_cost(recipe, backbone, classes=2, batches=[1], seconds=1e-3).speeds
+    assert speed.training is None
+
+
+def test_the_command_and_the_report(tmp_path: Path) -> None:
     arguments = ["efficiency", "--backbone", "maple-tiny", "--methods", "zero_shot,coop,maple", "--classes", "3"]
-    arguments += ["--batch", "1,2", "--seconds", "0.001", "--device", "cpu", "--output", str(tmp_path / "cost.json")]
+    arguments += ["--batch", "1,2", "--seconds", "0.001", "--device", "cpu", "--output", str(tmp_path)]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     assert "maple is left out: prompt_depth=9, but the text tower has 4 blocks" in done.stderr
-    assert "maple-tiny, fp32, 3 classes, on cpu" in done.stdout
+    assert "Complexity: maple-tiny, fp32, 3 classes, on " in done.stdout
     assert "multiply-add" in done.stdout
-    assert "published" not in done.stdout
-    content = json.loads((tmp_path / "cost.json").read_text())
-    assert list(content["methods"]) == ["zero_shot", "coop"]
-    assert content["methods"]["coop"]["parameters"] == 4 * 128
-    assert [speed["batch"] for speed in content["methods"]["coop"]["speeds"]] == [1, 2]
-    assert content["methods"]["coop"]["published"] is None
-    refused = CliRunner().invoke(app, ["efficiency", "--backbone", "maple-tiny", "--methods", "mapel"])
-    assert "unknown method 'mapel'; choose one of: " in str(refused.exception)
+    assert "Published" not in done.stdout
+    records = sorted((tmp_path / "complexity").iterdir())
+    assert [path.name.partition("_maple-tiny_3classes_")[0] for path in records] == ["coop", "zero_shot"]
+    content = json.loads(records[0].read_text())
+    assert (content["parameters"], content["method"]["name"]) == (4 * 128, "coop")
+    assert [speed["batch"] for speed in content["speeds"]] == [1, 2]
+    assert content["environment"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert sorted((tmp_path / "complexity").iterdir()) == records, "measured again, the file is replaced"
+    told = CliRunner().invoke(app, ["report", str(tmp_path), "--format", "csv,markdown"])
+    assert told.exit_code == 0, told.output
+    assert "What 2 methods cost: maple-tiny, fp32, 3 classes" in told.stdout.replace("\n", " ")
+    assert (tmp_path / "report_complexity.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--methods", "mapel"], "unknown method 'mapel'; choose one of: "),
+        (["--output", "cost.json"], "--output cost.json must be a folder, as in --output runs/b2n"),
+    ],
+)
+def test_the_command_refuses(options: list[str], message: str) -> None:
+    refused = CliRunner().invoke(app, ["efficiency", "--backbone", "maple-tiny", *options])
+    assert message in str(refused.exception)

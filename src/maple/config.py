@@ -20,6 +20,8 @@ BUNDLED_DATASET = f"{BUNDLED_PREFIX}animals"
 """What is trained on when no data set is named."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Threads = Annotated[int, Field(ge=0)] | None
+ImagePlace = Literal["auto", "host", "device"]
 
 
 class Settings(BaseModel):
@@ -71,6 +73,10 @@ class TrainSettings(Settings):
     `text_memory` is how many GiB the states of the text tower may take while a gradient is computed; where all classes
     at once would take more, they are computed in pieces, and once more for the gradient. None for a quarter of what the
     device has. The result is the same up to rounding.
+
+    `workers` and `images` change no result. `workers` threads read images ahead (None: none on the CPU, otherwise up
+    to four). `images` says where these are cut and resized: on the `host`, one by one; on the `device`, in batches; or
+    `auto`: there if it is a GPU.
     """
 
     section = "train."
@@ -88,7 +94,8 @@ class TrainSettings(Settings):
     crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.08, 1.0)
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     views: Annotated[int, Field(ge=0)] | None = None
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Threads = None
+    images: ImagePlace = "auto"
     text_memory: Annotated[float, Field(gt=0)] | None = None
 
     @field_validator("crop_scale")
@@ -100,11 +107,12 @@ class TrainSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """How predictions are measured."""
+    """How predictions are measured. `workers` (None: up to four, as there are cores) and `images` as in training."""
 
     section = "evaluate."
     batch_size: Positive = 100
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Threads = None
+    images: ImagePlace = "auto"
 
 
 class RunSettings(Settings):

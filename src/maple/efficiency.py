@@ -4,28 +4,33 @@ Source: MaPLe (CVPR 2023), the complexity table; its operations are those of one
 classes, each sentence at its full length.
 """
 
-import csv
+import hashlib
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
-from importlib import resources
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from maple import files
 from maple.clip import Backbone
 from maple.config import RunSettings
 from maple.errors import ConfigError
 from maple.methods import Method, build_method
 from maple.prompts import TemplateClasses
+from maple.report import COSTS, CostRow
+from maple.runs import environment, processor
 from maple.train import make_optimizer
 
 _FEWEST_ROUNDS = 3
+_SHOTS = 16
+"""Training images per class of a cache of them, where the settings say all."""
 _SENTENCES_AT_ONCE = 256
 """Where text features depend on the image, training goes through a batch in pieces of about so many sentences."""
 
@@ -35,7 +40,7 @@ class Speed:
     """Images per second at one batch size; None where there is no such way.
 
     Attributes:
-        training: a step: forward, backward, optimiser.
+        training: a step: forward, backward, optimiser; None also where a recipe has no steps.
         inference: every batch encodes all classes again, as the reference does.
         cached: the classes are encoded beforehand, once.
     """
@@ -44,15 +49,6 @@ class Speed:
     training: float | None
     inference: float
     cached: float | None
-
-
-@dataclass(frozen=True)
-class Published:
-    """A row of a paper: GFLOPs (a multiply-add is one), images per second in inference, and where it was read."""
-
-    gflops: float
-    images_per_second: float
-    read_in: str
 
 
 @dataclass(frozen=True)
@@ -101,6 +97,8 @@ def measure_cost(
         raise ConfigError(f"seconds is {seconds:g}; it must be above 0")
     names = [f"class number {number}" for number in range(classes)]
     method = build_method(settings.method, backbone, names, generator=torch.Generator().manual_seed(0))
+    images = classes * (settings.data.shots or _SHOTS)
+    method.make_room({"keys": (images, backbone.embed_dim), "labels": (images,)})
     on_step("counting operations")
     one = _images(backbone, 1)
     cached = None if method.classes_depend_on_image else count_flops(lambda: _with_cached(method, one, classes))
@@ -111,6 +109,48 @@ def measure_cost(
         flops_cached=cached,
         speeds=tuple(_speed(method, settings, batch, seconds, on_step) for batch in batches),
     )
+
+
+def write_cost(
+    cost: Cost, recipe: str, settings: RunSettings, backbone: Backbone, classes: int, folder: Path
+) -> CostRow:
+    """Put a measurement where `maple report FOLDER` finds it; one of the same thing is replaced.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    device = backbone.device
+    record = {
+        "recipe": recipe,
+        "method": settings.method,
+        "backbone": backbone.name,
+        "precision": backbone.precision,
+        "image_size": backbone.preprocessing.size,
+        "backbone_parameters": sum(parameter.numel() for parameter in backbone.model.parameters()),
+        "classes": classes,
+        "device": str(device),
+        "machine": machine(device),
+        **asdict(cost),
+        "environment": environment(),
+    }
+    row = CostRow.model_validate(record)
+    words = f"{recipe}_{Path(backbone.name).name}_{classes}classes"
+    tidy = re.sub(r"[^\w.-]+", "-", words)
+    path = folder / COSTS / f"{tidy}_{hashlib.sha256(row.identity.encode()).hexdigest()[:10]}.json"
+    try:
+        files.write_json(path, record)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}); choose another --output") from error
+    return row
+
+
+def machine(device: torch.device) -> str:
+    """What computes, as tables call it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    how = f"{threads} thread{'s' if threads != 1 else ''}" if device.type == "cpu" else device.type
+    return f"{processor()}, {how}"
 
 
 def count_flops(run: Callable[[], object]) -> int:
@@ -142,26 +182,13 @@ def plain_flops(method: Method) -> int | None:
     blocks = getattr(clip, "text", clip).transformer.resblocks
     text_macs = sum(_block_macs(block, text.context_length, text.width) for block in blocks) + text.width * embed
     classes = len(method.class_names)
-    templates = len(getattr(method.settings, "templates", ())) or 1
+    templates = (len(getattr(method.settings, "templates", ())) or 1) if method.reads_sentences else 0
+    feature = torch.zeros(1, embed, device=backbone.device)
+    answer = count_flops(lambda: method.logits(feature, feature.expand(classes, -1)))
     made = count_flops(method.vision_prompts) + count_flops(method.text_prompts)
-    return int(2 * (image_macs + classes * templates * text_macs + classes * embed) + made)
-
-
-def published_cost(name: str, settings: RunSettings, backbone: Backbone) -> Published | None:
-    """What a paper says of this method, where backbone and prompts are those of the paper."""
-    usual = settings.method.get("prompt_length", 4) == 4
-    if backbone.name.lower().replace("/", "-") != "vit-b-16" or not usual:
-        return None
-    return _published().get(name)
-
-
-@cache
-def _published() -> dict[str, Published]:
-    text = resources.files("maple").joinpath("complexity.csv").read_text(encoding="utf-8")
-    return {
-        line["method"]: Published(float(line["gflops"]), float(line["images_per_second"]), line["read_in"])
-        for line in csv.DictReader(text.splitlines())
-    }
+    if method.reads_features:
+        made += count_flops(lambda: method.encode_images(feature))  # what is done to the feature itself
+    return int(2 * (image_macs + classes * templates * text_macs) + answer + made)
 
 
 def _block_macs(block: Any, tokens: int, width: int) -> int:
@@ -179,6 +206,8 @@ def _afresh(method: Method, images: Tensor) -> Tensor:
     """Logits [B, C], all classes encoded for this batch."""
     if method.classes_depend_on_image:
         return method.predict_logits(images)
+    if not method.reads_sentences:
+        return method.logits(method.encode_images(images), method.encode_classes())
     classes = method.classes
     features = classes.encode() if isinstance(classes, TemplateClasses) else method.encode_classes()
     return method.logits(method.encode_images(images), features)
@@ -201,7 +230,7 @@ def _speed(method: Method, settings: RunSettings, batch: int, seconds: float, on
             features = method.class_embeddings()
             cached = _images_per_second(lambda: method.logits(method.encode_images(images), features), images, seconds)
     training = None
-    if method.parameter_count():
+    if method.parameter_count() and settings.train.epochs:
         on_step(f"training, batch {batch}")
         training = _images_per_second(_step(method, settings, images), images, seconds)
     return Speed(batch, training, inference, cached)

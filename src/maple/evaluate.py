@@ -1,6 +1,8 @@
 """Evaluation: class embeddings once, then images in batches."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +12,8 @@ from maple.data import Batch
 from maple.errors import BackboneError, DataError
 from maple.methods import Method
 from maple.metrics import Floats, Integers, Scores, score
+
+_Result = TypeVar("_Result")
 
 
 def predict(
@@ -36,18 +40,24 @@ def predict(
     method.eval()
     logits, labels = [], []
     text_features = None if method.classes_depend_on_image else method.class_embeddings()
+
+    def answered(batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        images = batch.images.to(device)
+        if text_features is None:
+            return batch.labels, method.predict_logits(images), None
+        image_features = method.encode_images(images)
+        return batch.labels, method.logits(image_features, text_features), image_features
+
+    def collected(true: Tensor, found: Tensor, image_features: Tensor | None) -> None:
+        logits.append(found.float().cpu().numpy())
+        labels.append(true.numpy())
+        if image_features is not None:
+            on_features(image_features)
+        on_batch(len(true))
+
     with torch.inference_mode():
-        for batch in batches:
-            images = batch.images.to(device)
-            if text_features is None:
-                found = method.predict_logits(images)
-            else:
-                image_features = method.encode_images(images)
-                found = method.logits(image_features, text_features)
-                on_features(image_features)
-            logits.append(found.float().cpu().numpy())
-            labels.append(batch.labels.numpy())
-            on_batch(len(batch.labels))
+        for last in _one_behind(map(answered, batches), device):
+            collected(*last)
     if not logits:
         raise DataError("there are no images to evaluate; is the list of items, or the part of the classes, empty?")
     found_logits, found_labels = np.concatenate(logits), np.concatenate(labels)
@@ -58,6 +68,15 @@ def predict(
             f"{method.backbone.device}; load the backbone in fp32"
         )
     return found_logits, found_labels
+
+
+def _one_behind(results: Iterator[_Result], device: torch.device) -> Iterator[_Result]:
+    """The results, on a GPU only when the next one is on its way: so it computes while the last one is fetched."""
+    if device.type == "cpu":
+        yield from results
+        return
+    for one, _ in pairwise(chain(results, [None])):
+        yield one  # type: ignore[misc]
 
 
 def evaluate(method: Method, batches: Iterable[Batch], on_batch: Callable[[int], None] = lambda _: None) -> Scores:

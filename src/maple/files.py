@@ -8,6 +8,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+FAILURE = "failure.json"
+"""Why a run of a sweep failed: a file of its folder, written by sweeps and read by reports."""
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:

@@ -58,7 +58,9 @@ def test_missing_pieces_say_what_is_expected_where(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2750: its image folder is missing; .*split_zhou_EuroSAT.json beside it"):
         load_dataset("eurosat", tmp_path)
     (tmp_path / "eurosat/2750").mkdir()
-    with pytest.raises(DataError, match=r"split_zhou_EuroSAT.json: the split file is missing"):
+    with pytest.raises(
+        DataError, match=r"the published split_zhou_EuroSAT.json is missing; `maple data prepare eurosat`"
+    ):
         load_dataset("eurosat", tmp_path)
     (tmp_path / "eurosat/split_zhou_EuroSAT.json").write_text(json.dumps(ROWS))
     with pytest.raises(DataError, match=r"1.jpg: the first image of EuroSAT is missing"):

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from maple.cli import app
 from maple.clip import Backbone, tower_depths
 from maple.errors import ConfigError, DataError
 from maple.methods import build_method
@@ -46,6 +48,8 @@ def test_few_shot_varies_the_shots() -> None:
         (None, 200),
     ]
     assert [run.label for run in runs][-1] == "coop eurosat all shots seed 1"
+    assert [run.settings.data.shots for run in planned("few-shot", seeds=[1])] == [1, 2, 4, 8, 16]
+    assert [run.settings.data.shots for run in planned(seeds=[1])] == [16]
 
 
 def test_a_grid_is_every_combination_and_twins_are_one_run() -> None:
@@ -142,22 +146,25 @@ def test_depths_stay_where_nothing_is_known_of_the_backbone() -> None:
 
 
 SHIPPED = {
+    "ablation-cocoop": 3,
     "ablation-coupling": 4,
     "ablation-depth": 5,
     "ablation-depth-language": 5,
     "ablation-depth-vision": 5,
+    "ablation-epochs": 10,
     "ablation-initialisation": 3,
     "ablation-length": 4,
     "ablation-prompting": 7,
+    "per-class": 3,
 }
 
 
 def test_shipped_sweeps_expand() -> None:
-    assert sweep_names() == [*sorted(SHIPPED), "demo"]
+    assert sweep_names() == sorted([*SHIPPED, "demo"])
     runs = plan_sweep(SweepSettings(**read_sweep("demo")))
     assert len(runs) == 15
     assert {run.settings.backbone.name for run in runs} == {"maple-small"}
-    with pytest.raises(ConfigError, match=r"unknown sweep 'dem'; choose one of: base-to-novel, .*demo, or the path"):
+    with pytest.raises(ConfigError, match=r"unknown sweep 'dem'; choose one of: base-to-novel, .*demo, .*or the path"):
         read_sweep("dem")
 
 
@@ -169,8 +176,8 @@ def test_ablations_expand_to_runs_that_can_be_built(name: str, points: int, vit_
     for run in runs[:points]:
         assert run.settings.seed == 1
         build_method(run.settings.method, vit_b16, ["cat", "dog"])
-    (published,) = {"depth-language": ["deep_language"], "depth-vision": ["vpt"]}.get(name[9:], ["maple"])
-    one = planned(methods=[published], seeds=[1])[0]
+    others = {"ablation-cocoop": "cocoop", "ablation-depth-language": "deep_language", "ablation-depth-vision": "vpt"}
+    one = planned(methods=[others.get(name, "maple")], seeds=[1])[0]
     assert one.name in {run.name for run in runs}, "the published method is one of the points"
 
 
@@ -181,3 +188,23 @@ def test_layers_of_known_backbones(tmp_path: Path) -> None:
     assert tower_depths("no such") is None
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"num_hidden_layers": 5}, "vision_config": {}}))
     assert tower_depths(str(tmp_path)) == (5, 12)
+
+
+def test_another_backbone_leaves_the_files_weights_behind(tmp_path: Path) -> None:
+    """As `maple train` does: openai's weights are those of the file's backbone, not of the one that was asked for."""
+    path = tmp_path / "sweep.toml"
+    path.write_text(
+        'protocol = "base-to-novel"\nmethods = ["maple"]\ndatasets = ["eurosat"]\nseeds = [1]\n'
+        '[settings.backbone]\nname = "ViT-B-16"\npretrained = "openai"\n'
+    )
+
+    def planned_by(*options: str) -> str:
+        done = CliRunner().invoke(app, ["sweep", *options, "--plan", "--output", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+        return done.stdout.split()[-1]
+
+    plain = ("base-to-novel", "--methods", "maple", "--datasets", "eurosat", "--seeds", "1", "--backbone")
+    laion = ("--pretrained", "laion400m_e32")
+    assert planned_by(str(path), "--backbone", "ViT-B-32") == planned_by(*plain, "ViT-B-32")
+    assert planned_by(str(path)) == planned_by(*plain, "ViT-B-16", "--pretrained", "openai")
+    assert planned_by(str(path), *laion) == planned_by(*plain, "ViT-B-16", *laion)

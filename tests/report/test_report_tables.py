@@ -114,7 +114,7 @@ def test_settings_that_belong_to_the_data_set_make_no_variant(make_run: MakeRun,
 def test_what_differs_is_not_mixed(change: dict[str, Any], make_run: MakeRun, runs: Path) -> None:
     make_run("maple", base=0.5, novel=0.5, folder="a")
     make_run("maple", base=0.9, novel=0.9, folder="b", **change)
-    tables = Report(runs).tables
+    tables = [table for table in Report(runs).tables if "against shots" not in table.caption]
     assert sorted(cells(table)["MaPLe"][0] for table in tables) == ["50.00", "90.00"]
     assert len({table.caption for table in tables}) == 2, "and the captions say which is which"
 
@@ -123,7 +123,7 @@ def test_zero_shot_stands_beside_any_number_of_shots(make_run: MakeRun, runs: Pa
     make_run("zero_shot", base=0.5, novel=0.5, source={"shots": 1, "classes": "all"})
     make_run("maple", base=0.6, novel=0.6, folder="a", source={"shots": 4})
     make_run("maple", base=0.7, novel=0.7, folder="b", source={"shots": 8})
-    tables = Report(runs).tables
+    tables = [table for table in Report(runs).tables if "against shots" not in table.caption]
     assert [list(cells(table)) for table in tables] == [["zero-shot CLIP", "MaPLe"]] * 2
 
 

@@ -11,7 +11,14 @@ from maple.checkpoint import load_prompts, read_prompts
 from maple.config import RunSettings
 from maple.data import ImageStore
 from maple.errors import CheckpointError, ConfigError, DataError
-from maple.runs import content_name, evaluate_run, finished_prompts, read_history, read_settings, train_run
+from maple.runs import (
+    content_name,
+    evaluate_run,
+    finished_prompts,
+    read_history,
+    read_settings,
+    train_run,
+)
 from maple.train import EpochReport, StepReport
 
 FILES = ["config.json", "environment.json", "items.json", "metrics.jsonl", "prompts.safetensors"]
@@ -106,6 +113,19 @@ def test_workers_change_nothing(settings: RunSettings, tmp_path: Path) -> None:
     assert (tmp_path / "one/prompts.safetensors").read_bytes() == (tmp_path / "two/prompts.safetensors").read_bytes()
     assert content_name(settings) == content_name(settings.changed(train=settings.train.changed(workers=2)))
     assert content_name(settings) != content_name(settings.changed(seed=2))
+
+
+def test_where_images_are_cut_and_resized_changes_nothing(settings: RunSettings, tmp_path: Path) -> None:
+    train = settings.train.changed(images="device", workers=2)
+    batched = settings.changed(train=train, evaluate=settings.evaluate.changed(images="device"))
+    rows = []
+    for folder, chosen in ((tmp_path / "host", settings), (tmp_path / "device", batched)):
+        train_run(chosen, folder)
+        rows.append(evaluate_run(folder)[1])
+    for name in ("prompts.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "host" / name).read_bytes() == (tmp_path / "device" / name).read_bytes()
+    assert rows[0] == rows[1]
+    assert content_name(settings) == content_name(batched)
 
 
 def test_a_report_lost_in_a_crash_is_written_again(settings: RunSettings, tmp_path: Path) -> None:

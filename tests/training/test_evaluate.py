@@ -1,5 +1,7 @@
 """Evaluation: class embeddings once, images in batches, and no numbers that are none."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 from maple.clip import Backbone
 from maple.data import Batch
 from maple.errors import BackboneError, DataError
-from maple.evaluate import evaluate, predict
+from maple.evaluate import _one_behind, evaluate, predict
 from maple.methods import build_method
 
 METHODS = [{"name": "maple", "prompt_depth": 2}, {"name": "cocoop", "meta_net_reduction": 4}, {"name": "zero_shot"}]
@@ -60,3 +62,24 @@ def test_logits_that_are_no_numbers_are_not_scored(backbone: Backbone, images: T
     broken[1] = torch.nan
     with pytest.raises(BackboneError, match=r"1 of 6 images have logits that are not finite, in fp32 on cpu"):
         evaluate(method, [Batch(broken, torch.zeros(6, dtype=torch.int64))])
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_a_gpu_has_the_next_batch_before_the_last_is_fetched(count: int) -> None:
+    """The CPU has nothing to gain from it; every result comes once and in order on both."""
+    events: list[str] = []
+
+    def results() -> Iterator[int]:
+        for number in range(count):
+            events.append(f"begin {number}")
+            yield number
+
+    assert list(_one_behind(results(), torch.device("cpu"))) == list(range(count))
+    events.clear()
+    for number in _one_behind(results(), torch.device("cuda")):
+        events.append(f"fetch {number}")
+    fetched = [f"fetch {number}" for number in range(count)]
+    assert [event for event in events if event in fetched] == fetched
+    for number in range(count - 1):
+        assert events.index(f"begin {number + 1}") < events.index(f"fetch {number}")
+        assert f"begin {number + 2}" not in events[: events.index(f"fetch {number}")]

@@ -11,6 +11,7 @@ from maple import __version__
 from maple.cli.data import data_app
 from maple.cli.efficiency import efficiency_command
 from maple.cli.evaluate import evaluate_command
+from maple.cli.explain import explain_command
 from maple.cli.importing import import_command
 from maple.cli.inspecting import inspect_command
 from maple.cli.methods import methods_command
@@ -46,6 +47,7 @@ app.command("train")(train_command)
 app.command("sweep")(sweep_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
+app.command("explain")(explain_command)
 app.command("import")(import_command)
 app.command("methods")(methods_command)
 app.command("inspect")(inspect_command)

@@ -123,6 +123,25 @@ def prepare_command(
         raise typer.Exit(1)
 
 
+@data_app.command("split")
+def split_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="caltech101, food101, dtd or eurosat.")],
+    data_root: DataRoot = None,
+    seed: Annotated[int, typer.Option(help="Which split.", min=0)] = 1,
+) -> None:
+    """Draw a split where the published one cannot be had: half for training, a fifth for validation, the rest to test.
+
+    Classes and names are the published ones, the images in the parts are not: results are not those of papers.
+    """
+    from maple.data.catalogue import draw_published_split
+
+    path = draw_published_split(name, _required(data_root), seed)
+    dataset = _open(name, data_root)
+    counts = ", ".join(f"{key} {number:,}" for key, number in dataset.counts().items())
+    typer.echo(f"written: {path} ({counts})")
+    typer.echo(f"{name} is now read with it, and called {dataset.name!r} in results")
+
+
 @data_app.command("verify")
 def verify_command(
     name: Name,

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _THUMBNAIL = 96
 """Pixels of the longer side of a picture on the page."""
 
+_WIDE = 160
+"""Columns of text in a file or a pipe, where nothing need be cut to fit a screen."""
+
 
 def report_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that holds run folders, at any depth.")],
@@ -38,22 +41,25 @@ def report_command(
     console = Console()
     console.print(Text(report.headline, style="bold"))
     for table in report.tables:
-        _show(table)
+        show_table(table)
     for problem in (*report.collection.silent, *report.collection.problems):
         typer.echo(f"left out: {problem.place}: {problem.reason}", err=True)
     for path in written:
         typer.echo(f"written: {path}")
 
 
-def _show(table: "Table") -> None:
+def show_table(table: "Table") -> None:
+    """Print a table of a report."""
     from rich.console import Console
     from rich.table import Table as Shown
     from rich.text import Text
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDE)
+    console.print(Text(table.caption, style="bold"))
     for section in table.sections:
-        title = f"{table.caption}\n{section.title}" if section.title else table.caption
-        shown = Shown(title=Text(title), title_justify="left")
+        shown = Shown(title=Text(section.title) if section.title else None, title_justify="left")
         for number, column in enumerate(section.columns):
             shown.add_column(Text(column), justify="right" if number else "left")
         for label, cells in section.rows:

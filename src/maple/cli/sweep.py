@@ -17,7 +17,8 @@ def sweep_command(
         typer.Argument(
             metavar="WHAT",
             help="base-to-novel, few-shot, cross-dataset, domain-generalization; demo; ablation-prompting, -depth, "
-            "-depth-language, -depth-vision, -length, -initialisation, -coupling; or a TOML file.",
+            "-depth-language, -depth-vision, -length, -initialisation, -coupling, -epochs, -cocoop; per-class; or a "
+            "TOML file.",
         ),
     ],
     methods: Annotated[
@@ -29,7 +30,10 @@ def sweep_command(
     source: Annotated[str | None, typer.Option(help="What to train on, in the two protocols that transfer.")] = None,
     seeds: Annotated[str | None, typer.Option(help="As in 1,2,3 or 1-3. Default: 1-3.")] = None,
     shots: Annotated[
-        str | None, typer.Option(help="Training images per class, one or several: 16; all; 1,2,4.")
+        str | None,
+        typer.Option(
+            help="Training images per class, one or several: 16; all; 1,2,4. Default: 16; few-shot 1,2,4,8,16."
+        ),
     ] = None,
     grid: Annotated[
         list[str] | None, typer.Option(help="Values of a setting to try: prompt_depth=1,3,6; repeat to combine.")
@@ -119,7 +123,9 @@ def _layer(backbone: dict[str, str | None], data_root: str | None, overrides: li
     """What the options say of all runs."""
     from maple.config import merge_layers, override_layer
 
-    chosen = {"backbone": {key: value for key, value in backbone.items() if value is not None}}
+    chosen: dict[str, Any] = {"backbone": {key: value for key, value in backbone.items() if value is not None}}
+    if "name" in chosen["backbone"]:
+        chosen["backbone"].setdefault("pretrained", None)  # that of the file belongs to the file's backbone
     root = {} if data_root is None else {"data": {"root": data_root}}
     return merge_layers(chosen, root, override_layer(overrides))
 

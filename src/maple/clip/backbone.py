@@ -93,6 +93,21 @@ class Backbone:
         end = int(self.text.end_positions(ids[None])[0])
         return [int(i) for i in ids[1:end]]
 
+    def token_words(self, ids: Sequence[int]) -> list[str]:
+        """How each vocabulary id reads; a token that only begins a word ends in a hyphen.
+
+        Raises:
+            BackboneError: the tokenizer has no list of its tokens.
+        """
+        if isinstance(self._tokenizer, SimpleTokenizer):
+            read = [self._tokenizer.decode([index]) for index in ids]
+            return [
+                word[:-1] if word.endswith(" ") else word if word.endswith("_of_text>") else f"{word}-" for word in read
+            ]
+        if isinstance(self._tokenizer, HFTokenizer):
+            return [str(self._tokenizer.tokenizer.decode([index])) for index in ids]
+        raise BackboneError(f"the tokenizer of {self.name} ({type(self._tokenizer).__name__}) cannot say its tokens")
+
     def _refuse_cut(self, sentence: str, row: Tensor) -> None:
         """Raise unless a longer context would only add padding to `row`."""
         if not isinstance(self._tokenizer, SimpleTokenizer | HFTokenizer | SigLipTokenizer):

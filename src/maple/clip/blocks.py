@@ -88,6 +88,15 @@ class Block:
             query, key, value = self._project(normed)
         return self._rest(states, _joined(attend(query, key, value)))
 
+    def full_with_attention(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """As `full`, and what each row attended to: [N, n, H] and [N, heads, n, n], whose rows sum to 1.
+
+        Slower than `full`, which never holds these weights. Only of an open block.
+        """
+        query, key, value = self._project(self.module.ln_1(states))
+        weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(dim=-1)
+        return self._rest(states, _joined(weights @ value)), weights
+
     def prefix(self, states: Tensor, mask: Tensor, memory_only: bool = False) -> tuple[Memory, Tensor]:
         """What rows after `states` [G, S, H] have to know of them, and the causal block's output, [G, S, H].
 

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from maple.errors import BackboneError, first_line
@@ -31,6 +30,7 @@ OPEN_CLIP_WEIGHTS = (
 )
 _HEAD_WIDTH = 64  # every CLIP that OpenAI published; its files do not say
 CLIP_VOCABULARY = 49408
+_MAPPED_BYTES = 32 * 1024**2  # how much of a file is copied before it is mapped anew
 
 
 def read_tensors(path: Path) -> StateDict:
@@ -43,7 +43,7 @@ def read_tensors(path: Path) -> StateDict:
         BackboneError: the file is none of these, or damaged.
     """
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
+        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     except pickle.UnpicklingError as error:
         raise BackboneError(f"{path} was not opened: {_why_refused(path, error)}") from error
     except _UNREADABLE as error:
@@ -94,6 +94,24 @@ def is_torchscript(path: Path) -> bool:
         return any(name.split("/")[1:2] == ["code"] or name.endswith("/constants.pkl") for name in archive.namelist())
 
 
+def _read_safetensors(path: Path) -> StateDict:
+    """Every tensor, copied out of the mapped file once.
+
+    The file is mapped anew for every few tensors: pages that were copied count as this process's memory until then.
+    """
+    with safe_open(path, "pt") as file:
+        names = list(file.keys())
+    state: StateDict = {}
+    while len(state) < len(names):
+        copied = 0
+        with safe_open(path, "pt") as file:
+            while len(state) < len(names) and copied < _MAPPED_BYTES:
+                name = names[len(state)]
+                state[name] = file.get_tensor(name).clone(memory_format=torch.contiguous_format)
+                copied += state[name].nbytes
+    return state
+
+
 def _read_torch(path: Path) -> Any:
     if is_torchscript(path):
         with warnings.catch_warnings():
@@ -134,8 +152,8 @@ def openai_config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
 
 
 def openai_state(state: Mapping[str, Tensor]) -> StateDict:
-    """The weights alone: without the three numbers that OpenAI stores beside them, and in float32."""
-    return {key: value.float() for key, value in state.items() if key not in OPENAI_EXTRAS}
+    """The weights alone: without the three numbers that OpenAI stores beside them."""
+    return {key: value for key, value in state.items() if key not in OPENAI_EXTRAS}
 
 
 def _openai_text(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:

@@ -99,7 +99,8 @@ def load_clip(
 def backbone_from_state_dict(state: Mapping[str, Tensor], *, name: str = "state dict", **options: Any) -> Backbone:
     """Make a backbone of an OpenAI-layout state dict in memory; `options` as `Backbone`'s."""
     config = formats.openai_config(state, name)
-    model = _build(config, formats.openai_state(state), name)
+    # Copies: the caller may go on to change what it gave.
+    model = _build(config, {key: value.clone() for key, value in formats.openai_state(state).items()}, name)
     tokenizer = _clip_tokenizer(config["text_cfg"]["context_length"])
     preprocessing = preprocessing_of(_openai_preprocess(config))
     return Backbone(model, name=name, pretrained=None, preprocessing=preprocessing, tokenizer=tokenizer, **options)

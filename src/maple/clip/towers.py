@@ -95,6 +95,11 @@ class TextTower:
             return torch.eq(ids, self._eos_id).int().argmax(dim=-1)
         return ids.argmax(dim=-1)
 
+    @property
+    def vocabulary_size(self) -> int:
+        """How many tokens have an embedding."""
+        return len(self._tower.token_embedding.weight)
+
     def words(self, ids: Sequence[int]) -> Tensor:
         """Embeddings of the vocabulary ids [n], float32: [n, Ht]."""
         table = self._tower.token_embedding.weight
@@ -152,6 +157,19 @@ class ImageTower:
     def block(self, layer: int, states: Tensor, *, first_row_only: bool = False) -> Tensor:
         """Block `layer`: [B, n, Hv] -> [B, n, Hv], or only its class token, [B, 1, Hv]."""
         return self._blocks[layer].full(states, first_row_only)
+
+    def block_with_attention(self, layer: int, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Block `layer`, and its attention: [B, n, Hv] -> [B, n, Hv] and [B, heads, n, n], differentiable.
+
+        Raises:
+            UnsupportedTowerError: the block computes its attention in a way of its own.
+        """
+        if not self._blocks[layer].is_open:
+            raise UnsupportedTowerError(
+                f"block {layer} of this image tower is not the usual attention block of CLIP, so its attention cannot "
+                "be read; use a backbone with the usual ones, such as ViT-B-16"
+            )
+        return self._blocks[layer].full_with_attention(states)
 
     def finish(self, states: Tensor) -> Tensor:
         """Pool, norm and project the class token and patches [B, 1 + N, Hv] (no prompts): [B, D].

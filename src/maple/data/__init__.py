@@ -19,6 +19,7 @@ from maple.data.records import Dataset, Item, items_hash
 from maple.data.sampling import base_novel_classes, sample_few_shot, select_classes, select_dataset
 from maple.data.splits import read_split
 from maple.data.transforms import EvalTransform, TrainTransform
+from maple.data.views import Views, make_views, reading_threads, views_device
 from maple.data.writing import write_pictures
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "ImageStore",
     "Item",
     "TrainTransform",
+    "Views",
     "base_novel_classes",
     "canonical_name",
     "derive_seed",
@@ -43,8 +45,10 @@ __all__ = [
     "load_domain",
     "load_folder",
     "load_manifest",
+    "make_views",
     "read_image",
     "read_split",
+    "reading_threads",
     "sample_few_shot",
     "select_classes",
     "select_dataset",
@@ -53,6 +57,7 @@ __all__ = [
     "to_rgb",
     "train_batches",
     "view_batches",
+    "views_device",
     "walk_files",
     "write_pictures",
 ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maple.data.domains import load_domain, split_domain, warn_of_domains
+from maple.data.drawn import DRAWN, DRAWS, drawn_file, write_drawn
 from maple.data.emoji import PREFIX, TEMPLATE, archive, load_emoji
 from maple.data.folders import load_folder, rename_classes
 from maple.data.manifests import is_manifest, load_manifest
@@ -50,6 +51,7 @@ class DatasetSpec:
 
 _PHOTO = "a photo of a {}."
 _NAMES = "classnames.txt"
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz")
 _V2 = "imagenetv2-matched-frequency-format-val"
 
 CATALOGUE: dict[str, DatasetSpec] = {
@@ -155,6 +157,50 @@ def canonical_name(name_or_path: str) -> str:
     return f"{domain[0].resolve()}:{domain[1]}" if domain else name_or_path
 
 
+def _advice(name: str, folder: Path) -> str:
+    """How to get what is missing; archives that lie there unopened are named."""
+    unopened = (
+        sorted(path.name for path in folder.glob("*") if path.name.endswith(_ARCHIVES)) if folder.is_dir() else []
+    )
+    if unopened:
+        return f"{', '.join(unopened[:3])} in {folder} must be unpacked there first"
+    return f"`maple data prepare {name}` says how to get it"
+
+
+def draw_published_split(name: str, root: Path, seed: int) -> Path:
+    """Draw a split of a data set whose published one was drawn at random, and return its file.
+
+    Raises:
+        DataError: the split of this data set is not random, it is there already, or the images are missing.
+    """
+    if name not in CATALOGUE:
+        raise DataError(one_of("published data set", name, DRAWS))
+    if name not in DRAWS:
+        raise DataError(
+            f"the split of {name} is not drawn from its folders; choose one of: {', '.join(DRAWS)}; or "
+            f"`maple data prepare {name}`"
+        )
+    spec = CATALOGUE[name]
+    folder = root.expanduser() / spec.folder
+    return write_drawn(folder / spec.labels, folder / spec.images, DRAWS[name], seed)
+
+
+def _stand_in(name: str, labels: Path) -> tuple[Path, str]:
+    """The drawn split in place of the published one, and what the data set is called with it."""
+    drawn = drawn_file(labels)
+    if name in DRAWS and drawn.exists():
+        return drawn, f"{name}{DRAWN}"
+    draw = (
+        f"; without it, `maple data split {name}` draws another at random, whose results are not those of papers"
+        if name in DRAWS
+        else ""
+    )
+    raise DataError(
+        f"{labels}: the published {labels.name} is missing; `maple data prepare {name}` fetches it, or says where to "
+        f"get it{draw}"
+    )
+
+
 def _load_published(name: str, spec: DatasetSpec, root: Path | None, class_names: Mapping[str, str] | None) -> Dataset:
     if root is None:
         raise DataError(
@@ -168,10 +214,13 @@ def _load_published(name: str, spec: DatasetSpec, root: Path | None, class_names
         if not path.is_dir():
             raise DataError(
                 f"{path}: {what} is missing; {spec.title} is expected as {images} with {folder / spec.labels} beside "
-                f"it; `maple data prepare {name}` says how to get it"
+                f"it; {_advice(name, folder)}"
             )
-    contents = spec.read(folder / spec.labels, images)
-    dataset = Dataset(name, images, *contents)
+    labels = folder / spec.labels
+    called = name
+    if spec.read is _split_file and not labels.exists():
+        labels, called = _stand_in(name, labels)
+    dataset = Dataset(called, images, *spec.read(labels, images))
     first = dataset.file([*dataset.train[:1], *dataset.val[:1], *dataset.test[:1]][0])
     # One look at the disk tells a wrong layout before hours of training do.
     if not first.is_file():

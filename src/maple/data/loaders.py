@@ -9,14 +9,15 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from maple.data.images import ImageStore
 from maple.data.records import Item
+from maple.data.transforms import EvalTransform, TrainTransform
+from maple.data.views import Views, make_views
 from maple.errors import ConfigError
 
 _Key = TypeVar("_Key")
@@ -33,24 +34,6 @@ class Batch:
     def __len__(self) -> int:
         """Return B."""
         return len(self.labels)
-
-
-class RandomView(Protocol):
-    """Turns an RGB image into a tensor [3, R, R] with randomness from a generator; `TrainTransform` is one."""
-
-    size: int
-
-    def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
-        """Return one view."""
-        ...
-
-
-class FixedView(Protocol):
-    """Turns an RGB image into a tensor [3, R, R]; `EvalTransform` is one."""
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Return the view."""
-        ...
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -79,7 +62,7 @@ def steps_per_epoch(n_items: int, batch_size: int, drop_last: bool = True) -> in
 def train_batches(
     items: Sequence[Item],
     store: ImageStore,
-    transform: RandomView,
+    transform: TrainTransform | EvalTransform,
     *,
     batch_size: int,
     seed: int,
@@ -90,6 +73,7 @@ def train_batches(
     world_size: int = 1,
     num_workers: int = 0,
     views: int | None = None,
+    device: torch.device | None = None,
 ) -> Iterator[tuple[Batch, int]]:
     """Iterate over one epoch in random order: this process's part of each global batch, and the global length.
 
@@ -98,7 +82,8 @@ def train_batches(
     the number of processes nor of worker threads changes anything, and `start` (global batches to leave out, when
     resuming) continues exactly. Process `rank` of `world_size` gets its contiguous share of each global batch of
     `batch_size`, possibly empty ([0, 3, R, R]). `num_workers` threads read ahead; with 0 the caller's thread reads.
-    Touches no global generator.
+    With a `device`, views are cut, resized and normalised there in batches, which then lie there; the values are the
+    same. Touches no global generator.
 
     Raises:
         ConfigError: a number is out of its range (at the call).
@@ -107,18 +92,20 @@ def train_batches(
     _check_workers(num_workers)
     order, shares = _epoch(len(items), batch_size, seed, epoch, drop_last, rank, world_size, start)
 
-    def view(position: int) -> tuple[Tensor, int]:
+    maker = make_views(transform, device)
+
+    def view(position: int) -> tuple[Any, int]:
         if views is not None:
-            return _numbered_view(items, store, transform, seed, epoch % views, order[position])
+            return _numbered_view(items, store, maker, seed, epoch % views, order[position])
         item = items[order[position]]
         generator = _generator("augment", seed, epoch, position)
-        return transform(store.get(item.path), generator), item.label
+        return maker.one(store.get(item.path), generator), item.label
 
     def batches() -> Iterator[tuple[Batch, int]]:
         wanted = (position for share, _ in shares for position in share)
         with closing(in_order(view, wanted, num_workers, ahead=2 * batch_size)) as views:
             for share, length in shares:
-                yield _collate(list(islice(views, len(share))), transform.size), length
+                yield _collate(list(islice(views, len(share))), maker), length
 
     return batches()
 
@@ -126,14 +113,17 @@ def train_batches(
 def view_batches(
     items: Sequence[Item],
     store: ImageStore,
-    transform: RandomView,
+    transform: TrainTransform | EvalTransform,
     *,
     view: int,
     seed: int,
     batch_size: int = 100,
     num_workers: int = 0,
+    device: torch.device | None = None,
 ) -> Iterator[Batch]:
     """Iterate over view number `view` of all items in their order, as `train_batches` with `views` shows them.
+
+    `num_workers` and `device` as there.
 
     Raises:
         ConfigError: a number is out of its range (at the call).
@@ -141,14 +131,15 @@ def view_batches(
     """
     steps = steps_per_epoch(len(items), batch_size, drop_last=False)
     _check_workers(num_workers)
+    maker = make_views(transform, device)
 
     def batches() -> Iterator[Batch]:
-        def one(index: int) -> tuple[Tensor, int]:
-            return _numbered_view(items, store, transform, seed, view, index)
+        def one(index: int) -> tuple[Any, int]:
+            return _numbered_view(items, store, maker, seed, view, index)
 
         with closing(in_order(one, range(len(items)), num_workers, ahead=2 * batch_size)) as views:
             for _ in range(steps):
-                yield _collate(list(islice(views, batch_size)), size=0)
+                yield _collate(list(islice(views, batch_size)), maker)
 
     return batches()
 
@@ -185,15 +176,16 @@ def feature_batches(
 def eval_batches(
     items: Sequence[Item],
     source: ImageStore | Path,
-    transform: FixedView,
+    transform: TrainTransform | EvalTransform,
     *,
     batch_size: int = 100,
     num_workers: int = 0,
+    device: torch.device | None = None,
 ) -> Iterator[Batch]:
     """Iterate over all items in their order, the last batch short.
 
     `source` is the root of the data set, whose images are then not kept in memory, or a store. `num_workers` threads
-    read ahead; with 0 the caller's thread reads.
+    read ahead, at most two batches; with 0 the caller's thread reads. `device` as for `train_batches`.
 
     Raises:
         ConfigError: a number is out of its range (at the call).
@@ -201,15 +193,16 @@ def eval_batches(
     """
     steps = steps_per_epoch(len(items), batch_size, drop_last=False)
     _check_workers(num_workers)
+    maker = make_views(transform, device)
     store = source if isinstance(source, ImageStore) else ImageStore(source, max_bytes=0)
 
-    def view(item: Item) -> tuple[Tensor, int]:
-        return transform(store.get(item.path)), item.label
+    def view(item: Item) -> tuple[Any, int]:
+        return maker.one(store.get(item.path)), item.label
 
     def batches() -> Iterator[Batch]:
         with closing(in_order(view, items, num_workers, ahead=2 * batch_size)) as views:
             for _ in range(steps):
-                yield _collate(list(islice(views, batch_size)), size=0)
+                yield _collate(list(islice(views, batch_size)), maker)
 
     return batches()
 
@@ -238,10 +231,10 @@ def _epoch(
 
 
 def _numbered_view(
-    items: Sequence[Item], store: ImageStore, transform: RandomView, seed: int, view: int, index: int
-) -> tuple[Tensor, int]:
+    items: Sequence[Item], store: ImageStore, maker: Views, seed: int, view: int, index: int
+) -> tuple[Any, int]:
     generator = _generator("augment", seed, "view", view, index)
-    return transform(store.get(items[index].path), generator), items[index].label
+    return maker.one(store.get(items[index].path), generator), items[index].label
 
 
 def in_order(
@@ -275,11 +268,9 @@ def _share(first: int, last: int, rank: int, world_size: int) -> tuple[range, in
     return range(first + length * rank // world_size, first + length * (rank + 1) // world_size), length
 
 
-def _collate(views: Sequence[tuple[Tensor, int]], size: int) -> Batch:
+def _collate(views: Sequence[tuple[Any, int]], maker: Views) -> Batch:
     labels = torch.tensor([label for _, label in views], dtype=torch.int64)
-    if not views:
-        return Batch(torch.empty(0, 3, size, size, dtype=torch.float32), labels)
-    return Batch(torch.stack([image for image, _ in views]), labels)
+    return Batch(maker.batch([view for view, _ in views]), labels)
 
 
 def _generator(*parts: int | str) -> torch.Generator:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,6 +22,26 @@ _CROP_TRIES = 10
 _MAX_ASPECT = 64
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Which pixels of an image a view shows.
+
+    Attributes:
+        top, left, height, width: the box that is cut out of the image.
+        resized: height and width that it is resized to.
+        window: top and left of the R x R pixels of these that are shown.
+        flipped: whether left and right change places.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    resized: tuple[int, int]
+    window: tuple[int, int] = (0, 0)
+    flipped: bool = False
+
+
 class _ToInput:
     """The part both transforms share: the settings, checked, and the last step from pixels to normalised values."""
 
@@ -38,6 +59,7 @@ class _ToInput:
         self.interpolation = INTERPOLATIONS[interpolation]
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
+        self.interpolation_name = interpolation
         # In float32 and with one operation per step, so that the values equal torchvision's to the bit.
         self._mean = np.array(self.mean, dtype=np.float32).reshape(3, 1, 1)
         self._std = np.array(self.std, dtype=np.float32).reshape(3, 1, 1)
@@ -88,13 +110,23 @@ class TrainTransform(_ToInput):
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
         """Return one augmented view [3, R, R] of an RGB image; equal generators give equal views."""
-        top, left, height, width = crop_box(image.height, image.width, self.scale, self.ratio, generator)
+        return self._normalised(self.render(image, self.cut(image.height, image.width, generator)))
+
+    def cut(self, height: int, width: int, generator: torch.Generator) -> Cut:
+        """Draw a view of an image of `height` x `width` pixels."""
+        top, left, crop_height, crop_width = crop_box(height, width, self.scale, self.ratio, generator)
+        flipped = torch.rand(1, generator=generator).item() < self.flip
+        return Cut(top, left, crop_height, crop_width, (self.size, self.size), flipped=flipped)
+
+    def render(self, image: Image.Image, cut: Cut) -> Image.Image:
+        """Return the R x R pixels of a view."""
         cropped = transforms.resized_crop(
-            image, top, left, height, width, [self.size, self.size], interpolation=self.interpolation, antialias=True
+            image,
+            *(cut.top, cut.left, cut.height, cut.width, list(cut.resized)),
+            interpolation=self.interpolation,
+            antialias=True,
         )
-        if torch.rand(1, generator=generator).item() < self.flip:
-            cropped = transforms.horizontal_flip(cropped)
-        return self._normalised(cropped)
+        return transforms.horizontal_flip(cropped) if cut.flipped else cropped  # type: ignore[no-any-return]
 
 
 class EvalTransform(_ToInput):
@@ -114,8 +146,25 @@ class EvalTransform(_ToInput):
     def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> Tensor:
         """Return an RGB image as a tensor [3, R, R]; a generator is accepted and not used."""
         del generator
-        resized = transforms.resize(_shortened(image), [self.size], interpolation=self.interpolation, antialias=True)
-        return self._normalised(transforms.center_crop(resized, [self.size, self.size]))
+        return self._normalised(self.render(image))
+
+    def cut(self, height: int, width: int, generator: torch.Generator | None = None) -> Cut:
+        """Return what is seen of an image of `height` x `width` pixels: the same as `__call__` shows."""
+        del generator
+        left, top, right, bottom = _middle(width, height)
+        height, width = bottom - top, right - left
+        longer = int(self.size * max(height, width) / min(height, width))
+        resized = (self.size, longer) if width >= height else (longer, self.size)
+        window = (round((resized[0] - self.size) / 2.0), round((resized[1] - self.size) / 2.0))
+        return Cut(top, left, height, width, resized, window)
+
+    def render(self, image: Image.Image, cut: Cut | None = None) -> Image.Image:
+        """Return the R x R pixels that are seen; there is one cut of each image, so it is accepted and not used."""
+        del cut
+        box = _middle(*image.size)
+        middle = image if box == (0, 0, *image.size) else image.crop(box)
+        resized = transforms.resize(middle, [self.size], interpolation=self.interpolation, antialias=True)
+        return transforms.center_crop(resized, [self.size, self.size])  # type: ignore[no-any-return]
 
 
 def crop_box(
@@ -153,11 +202,9 @@ def crop_box(
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def _shortened(image: Image.Image) -> Image.Image:
-    """Cut the far ends off a strip of an image: resizing all of it would fill the memory, only the middle is kept."""
-    width, height = image.size
+def _middle(width: int, height: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of what is left of a strip without its far ends: resized whole, it would fill the
+    memory, and only the middle is seen."""
     longest = min(width, height) * _MAX_ASPECT
-    if max(width, height) <= longest:
-        return image
     left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
-    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
+    return left, top, left + min(width, longest), top + min(height, longest)

@@ -302,15 +302,16 @@ class PromptClassifier(Classifier, Estimator):
     def _over(self, images: Any, function: str, width: int) -> Tensor:
         """The method's function of all images, batch by batch: [n, width], float32, on the CPU."""
         predictor = Predictor(self._fitted())
-        compute, device = getattr(predictor.method, function), predictor.method.backbone.device
+        compute, device, views = getattr(predictor.method, function), predictor.method.backbone.device, predictor.views
 
-        def view(picture: Picture) -> Tensor:
-            return predictor.transform(picture.read())
+        def view(picture: Picture) -> Any:
+            return views.one(picture.read())
 
         found = [torch.empty(0, width)]
-        with closing(in_order(view, as_pictures(images), _WORKERS, ahead=2 * _BATCH)) as views:
-            while batch := list(islice(views, _BATCH)):
-                found.append(finite(compute(torch.stack(batch).to(device)).float().cpu(), predictor.method.backbone))
+        with closing(in_order(view, as_pictures(images), _WORKERS, ahead=2 * _BATCH)) as read:
+            while batch := list(islice(read, _BATCH)):
+                images = views.batch(batch).to(device)
+                found.append(finite(compute(images).float().cpu(), predictor.method.backbone))
         return torch.cat(found)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maple.checkpoint import load_prompts, read_prompts
 from maple.clip import Backbone
-from maple.data import in_order, template_of
+from maple.data import in_order, make_views, template_of, views_device
 from maple.data.emoji import TEMPLATE
 from maple.distributed import this_process
 from maple.errors import BackboneError, ClassNamesError, ConfigError, DataError
@@ -65,6 +65,7 @@ class Predictor:
         method: the trained method; its class names change with `set_class_names`.
         trained_names: the classes it was trained on.
         transform: from an RGB image to the tensor [3, R, R] that its backbone reads.
+        views: makes the same of many images, on a GPU if the backbone is there.
     """
 
     def __init__(self, method: Method, *, zero_shot: bool = False, template: str = TEMPLATE) -> None:
@@ -76,6 +77,7 @@ class Predictor:
         self.method = method.eval()
         self.trained_names = method.class_names
         self.transform = eval_transform(method.backbone)
+        self.views = make_views(self.transform, views_device("auto", method.backbone.device))
         self._frozen: Method | None = None
         if zero_shot:
             description = {"name": "zero_shot", "templates": [template]}
@@ -94,6 +96,11 @@ class Predictor:
         template = template_of_info(read_prompts(path).info)
         method = load_prompts(path, device=this_process(device).device)
         return cls(method, zero_shot=zero_shot, template=template)
+
+    @property
+    def frozen(self) -> Method | None:
+        """The frozen CLIP beside it, if there is one; its class names follow."""
+        return self._frozen
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -154,15 +161,15 @@ class Predictor:
             while batch := list(islice(views, batch_size)):
                 yield from self._answers(batch, top)
 
-    def _view(self, picture: Picture) -> tuple[str, Tensor | Unreadable]:
+    def _view(self, picture: Picture) -> tuple[str, Any]:
         try:
-            return picture.name, self.transform(picture.read())
+            return picture.name, self.views.one(picture.read())
         except DataError as error:
             return picture.name, Unreadable(picture.name, str(error))
 
-    def _answers(self, batch: Sequence[tuple[str, Tensor | Unreadable]], top: int) -> Iterator[Answer | Unreadable]:
-        views = [view for _, view in batch if isinstance(view, Tensor)]
-        tuned, frozen = self.probabilities(torch.stack(views)) if views else (torch.empty(0), None)
+    def _answers(self, batch: Sequence[tuple[str, Any]], top: int) -> Iterator[Answer | Unreadable]:
+        views = [view for _, view in batch if not isinstance(view, Unreadable)]
+        tuned, frozen = self.probabilities(self.views.batch(views)) if views else (torch.empty(0), None)
         row = 0
         for name, view in batch:
             if isinstance(view, Unreadable):

@@ -64,6 +64,7 @@ class Method(nn.Module):
         guides: those logs whose gradients `combine_gradients` wants to see beside that of the loss; `loss` leaves them
             attached to the graph.
         wants_features: `begin` and `finish` are to be called, before and after training.
+        reads_sentences: an answer needs the classes' sentences; not so where each class has weights instead.
     """
 
     title: ClassVar[str]
@@ -74,6 +75,7 @@ class Method(nn.Module):
     log_names: ClassVar[tuple[str, ...]] = ("cross_entropy", "accuracy")
     guides: ClassVar[tuple[str, ...]] = ()
     wants_features: ClassVar[bool] = False
+    reads_sentences: ClassVar[bool] = True
 
     classes: PromptedClasses | TemplateClasses
 

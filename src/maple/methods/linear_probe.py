@@ -36,6 +36,7 @@ class LinearProbe(OfKnownClasses):
     summary = "logistic regression on frozen image features, its regularisation chosen on validation images"
     Settings = LinearProbeSettings
     wants_features = True
+    reads_sentences = False
 
     settings: LinearProbeSettings
 

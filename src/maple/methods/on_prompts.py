@@ -30,6 +30,7 @@ class OnPrompts(Method):
             )
         super().__init__(settings, prompts.backbone)
         self.prompts = prompts
+        self.classes = prompts.classes
         self.class_names = prompts.class_names
 
     @property

@@ -2,7 +2,7 @@
 
 from maple.prompts.classes import PromptedClasses, TemplateClasses
 from maple.prompts.coupling import Coupling
-from maple.prompts.encode import encode_image, encode_text, unit, wide
+from maple.prompts.encode import encode_image, encode_image_with_attention, encode_text, unit, wide
 from maple.prompts.initialise import PROMPT_STD, random_tokens, word_tokens
 from maple.prompts.passes import together
 from maple.prompts.splice import Sentences, write_sentences
@@ -14,6 +14,7 @@ __all__ = [
     "Sentences",
     "TemplateClasses",
     "encode_image",
+    "encode_image_with_attention",
     "encode_text",
     "random_tokens",
     "together",

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from maple.clip import ImageTower, Memory, TextTower
+from maple.errors import UnsupportedTowerError
 from maple.memory import device_memory
 from maple.prompts.passes import answer
 from maple.prompts.splice import Parts, Sentences, Suffix, append_vision, replace_vision
@@ -141,19 +142,46 @@ def _suffix(tower: TextTower, suffix: Suffix, prompts: Sequence[Tensor], memorie
     return suffix.by_sentence(tower.finish(rows))
 
 
+def encode_image_with_attention(
+    tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """As `encode_image`, and the attention of every block, [B, heads, n, n]; differentiable, and slower.
+
+    Raises:
+        UnsupportedTowerError: the tower has no blocks whose attention can be read.
+    """
+    if tower.obstacle is not None:
+        raise UnsupportedTowerError(
+            f"what attends to which part of an image cannot be read: {tower.obstacle}; heat maps need a CLIP with a "
+            "vision transformer, such as ViT-B-16"
+        )
+    states = tower.embed(images)
+    count = states.shape[1]
+    seen = []
+    for layer in range(tower.depth):
+        states = _enter(tower, layer, states, prompts)
+        states, attention = tower.block_with_attention(layer, states)
+        seen.append(attention)
+    return tower.finish(states[:, :count]), seen
+
+
 def _encode_image(tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]) -> Tensor:
     if not prompts:
         return tower.plain(images)
     states = tower.embed(images)
     count = states.shape[1]
     for layer in range(tower.depth):
-        if layer == 0:
-            states = tower.enter(append_vision(states, prompts[0]))
-        elif layer < len(prompts):
-            states = replace_vision(states, prompts[layer])
+        states = _enter(tower, layer, states, prompts)
         last = layer == tower.depth - 1
         states = tower.block(layer, states, first_row_only=last and tower.reads_first_row)
     return tower.finish(states[:, :count])
+
+
+def _enter(tower: ImageTower, layer: int, states: Tensor, prompts: Sequence[Tensor]) -> Tensor:
+    """What block `layer` reads: the states, with that layer's prompts."""
+    if layer == 0:
+        return tower.enter(append_vision(states, prompts[0]) if prompts else states)
+    return replace_vision(states, prompts[layer]) if layer < len(prompts) else states
 
 
 def wide(features: Tensor) -> Tensor:

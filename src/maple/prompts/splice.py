@@ -22,6 +22,7 @@ from maple.errors import ClassNamesError, ConfigError
 Position = Literal["end", "middle", "front"]
 PLACEHOLDER = "X"
 _BUCKETS = 6
+_CUTS_KEPT = 8
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Sentences:
         """
         key = (groups, shared, most_rows)
         if key not in self._cuts:
+            if len(self._cuts) >= _CUTS_KEPT:
+                self._cuts.clear()
             early = int((self.slots[0] < shared).sum())
             lengths, order = torch.sort(self.ends.cpu() + 1 - shared, stable=True)
             suffixes, start = [], 0

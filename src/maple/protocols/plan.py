@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from maple.clip import tower_depths
 from maple.config import Positive, RunSettings, Settings, preset_names, read_preset, read_toml, resolve, setting_layer
@@ -31,6 +31,9 @@ _RECIPES: dict[Protocol, tuple[str, ...]] = {
 """Whose recipe a protocol takes: its own preset of the method, else the next one's."""
 
 
+_FEW = (1, 2, 4, 8, 16)
+"""Training images per class of the few-shot protocol."""
+
 Point = list[tuple[str, Any]]
 """Settings of one point of a sweep: (section.key, value) pairs."""
 
@@ -49,7 +52,7 @@ class SweepSettings(Settings):
     `datasets` are trained on one by one (base-to-novel, few-shot), or are the targets of `source` (cross-dataset,
     domain-generalization). `grid` maps settings (`train.lr`; `prompt_depth` means `method.prompt_depth`)
     to the values to try, in every combination. `variants` are sets of settings that belong together, tried one after
-    the other (with each point of the grid).
+    the other (with each point of the grid). `shots` are 16 where nothing is said; 1, 2, 4, 8, 16 in few-shot.
     """
 
     protocol: Protocol
@@ -61,6 +64,13 @@ class SweepSettings(Settings):
     grid: dict[str, list[Any]] = Field(default={})
     variants: list[dict[str, Any]] = Field(default=[])
     settings: dict[str, Any] = Field(default={})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shots_of_the_protocol(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("protocol") == "few-shot" and "shots" not in values:
+            return {**values, "shots": list(_FEW)}
+        return values
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from maple.checkpoint import load_prompts
 from maple.clip import Backbone, load_clip
 from maple.distributed import this_process
 from maple.errors import BusyError, MapleError, first_line
+from maple.files import FAILURE
 from maple.protocols.plan import Evaluation, PlannedRun
 from maple.runs import (
     Tracked,
@@ -36,8 +37,6 @@ logger = logging.getLogger(__name__)
 Status = Literal["new", "interrupted", "failed", "finished"]
 Report = Callable[[str, str, int, int], None]
 """Called with a run's name, what it is doing, and how much of how much is done."""
-
-FAILURE = "failure.json"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from maple.errors import ConfigError
+from maple.files import FAILURE
 
-_STAYS = ("resume.safetensors", ".lock", "failure.json")
+_STAYS = ("resume.safetensors", ".lock", FAILURE)
 _LAST = "prompts.safetensors"
 """Its presence means that a run has finished, so it is written after everything else."""
 

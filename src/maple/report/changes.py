@@ -1,4 +1,4 @@
-"""What each class gains or loses against zero-shot CLIP."""
+"""What each class gains or loses against zero-shot CLIP and against a rival."""
 
 from dataclasses import dataclass
 
@@ -8,28 +8,36 @@ from maple.report.groups import MEASURES, Group, Variant
 from maple.report.records import ZERO_SHOT
 from maple.report.statistics import partner
 
+_RIVALS = ("cocoop", "coop")
+
 
 @dataclass(frozen=True)
 class Change:
-    """A class's accuracy under a method minus that under zero-shot CLIP, mean over seeds, in fractions."""
+    """A class's accuracy under a method minus that under a baseline, mean over seeds, in fractions."""
 
     class_name: str
     classes: str
     difference: float
 
 
-def class_changes(group: Group, method: Variant, dataset: str) -> tuple[list[Change], int]:
-    """Every class that has images, greatest gain first, and the number of seeds; nothing without zero-shot CLIP."""
-    zero = next((variant for variant in group.variants if variant.name == ZERO_SHOT), None)
-    if zero is None:
-        return [], 0
+def class_rivals(group: Group, method: Variant) -> list[Variant]:
+    """Whom a method's classes are held against: zero-shot CLIP, and CoCoOp (the paper's choice), else CoOp."""
+    found = [variant for variant in group.variants if variant.name == ZERO_SHOT][:1]
+    for name in _RIVALS:
+        if rivals := [variant for variant in group.variants if variant.name == name and variant != method]:
+            return [*found, rivals[0]]
+    return found
+
+
+def class_changes(group: Group, method: Variant, baseline: Variant, dataset: str) -> tuple[list[Change], int]:
+    """Every class that has images, greatest gain first, and the number of seeds that both have."""
     parts = MEASURES[:2] if group.key.kind == "base-to-novel" else (group.key.classes,)
     found: dict[tuple[str, int, str], list[float]] = {}
     seeds = set()
     for part in parts:
-        theirs = group.evaluations(zero, dataset, part)
+        theirs = group.evaluations(baseline, dataset, part)
         for seed, ours in group.evaluations(method, dataset, part).items():
-            other = partner(ours, theirs, seed, zero)
+            other = partner(ours, theirs, seed, baseline)
             if other is None or other.row.class_names != ours.row.class_names:
                 continue
             seeds.add(seed)

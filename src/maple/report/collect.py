@@ -11,17 +11,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from maple.errors import DataError
+from maple.files import FAILURE
+from maple.report.costs import read_costs
 from maple.report.records import Collection, Evaluation, Problem, Row, Run
-
-FAILURE = "failure.json"
-"""Why a run of a sweep failed."""
 
 
 def collect(folder: Path) -> Collection:
     """Read every run below `folder`, or `folder` itself.
 
     Raises:
-        DataError: no such folder, no run in it, or no evaluation in any run.
+        DataError: no such folder, no run in it, or no evaluation in any run; unless there are records of costs.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; give one that holds runs of `maple train`")
@@ -41,18 +40,20 @@ def collect(folder: Path) -> Collection:
         evaluations += found
         if not found:
             silent.append(Problem(run.name, _why_silent(run)))
-    if not runs and not problems:
+    costs, damaged = read_costs(folder)
+    problems += damaged
+    if not runs and not problems and not costs:
         raise DataError(f"there is no run in {folder}; a run is a folder with a config.json, as `maple train` makes it")
     kept, doubled = _without_doubles(evaluations)
     problems += doubled
-    if not kept:
+    if not kept and not costs:
         told = "; ".join(f"{problem.place}: {problem.reason}" for problem in [*problems, *silent][:5])
         raise DataError(
             f"no run in {folder} has a readable evaluation ({told}); evaluate first: "
             "maple evaluate RUN --classes base,novel"
         )
     told_apart = tuple(_tell_names_apart(_tell_places_apart(kept)))
-    return Collection(folder, tuple(runs), told_apart, tuple(problems), tuple(silent))
+    return Collection(folder, tuple(runs), told_apart, tuple(problems), tuple(silent), costs)
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
@@ -141,7 +142,7 @@ def _brief(error: Exception) -> str:
 def _is_own(row: Row, folder: Path) -> bool:
     """Whether the evaluated data set is the one that the run was trained on, whichever way that was written."""
     asked, found = row.source.dataset, row.dataset
-    if asked == found:
+    if asked == found or row.asked.get("dataset") == asked:
         return True
     if PurePath(asked).is_absolute():
         return PurePath(asked).name == found

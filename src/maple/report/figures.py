@@ -20,6 +20,9 @@ _VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", GRID: "var(--grid)", PAPER
 WIDTH = 7.2
 """Inches, drawn at 72 units each."""
 
+_NARROW = 6.0
+"""Inches below which a figure is not stretched to the page's width."""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -38,14 +41,23 @@ _LOOKS = {
     "vpt": Look("#2f8f8b", "D", (0, (2, 1))),
     "independent_vl": Look("#7c68b3", "v", (0, (6, 1.5, 2, 1.5))),
     "maple": Look("#cf4a2c", "*", "-"),
+    "kgcoop": Look("#4c78a8", "X", (0, (4, 1, 1, 1, 1, 1))),
+    "prograd": Look("#b4638c", "h", (0, (8, 3))),
+    "promptsrc": Look("#5a6b2f", "<", (0, (1, 3))),
+    "linear_probe": Look("#99612b", ">", (0, (3, 3))),
+    "clip_adapter": Look("#1f5f8b", "p", (0, (9, 2, 2, 2))),
+    "tip_adapter": Look("#8a4f7d", "d", (0, (2, 2, 6, 2))),
+    "taskres": Look("#23272e", "8", (0, (6, 2, 1, 2, 1, 2))),
 }
 _OTHERS = (
-    Look("#4c78a8", "X", (0, (4, 1, 1, 1, 1, 1))),
-    Look("#b4638c", "h", (0, (8, 3))),
-    Look("#5a6b2f", "<", (0, (1, 3))),
-    Look("#99612b", ">", (0, (3, 3))),
-    Look("#3e6f9f", "p", (0, (9, 2, 2, 2))),
-    Look("#8a4f7d", "d", (0, (2, 2, 6, 2))),
+    Look("#3d7a8c", "H", (0, (4, 1, 1, 1, 1, 1))),
+    Look("#a3526f", "8", (0, (8, 3))),
+    Look("#6b6a1f", "X", (0, (1, 3))),
+    Look("#85502b", "p", (0, (3, 3))),
+    Look("#455f9c", "d", (0, (9, 2, 2, 2))),
+    Look("#6d3f77", "h", (0, (2, 2, 6, 2))),
+    Look("#2b6b4a", "<", (0, (6, 2, 1, 2, 1, 2))),
+    Look("#8f2f2f", ">", (0, (4, 3, 1, 3))),
 )
 
 
@@ -138,6 +150,9 @@ def to_svg(figure: Any, name: str, description: str) -> str:
     text = re.sub(r"'DejaVu Sans'(, [^;\"]*)?", "inherit-font", text).replace("inherit-font", "var(--font)")
     width, height = (float(found) for found in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)[0])
     head = f'<svg role="img" aria-label="{_attribute(description)}" viewBox="0 0 {width:g} {height:g}"'
+    if width < _NARROW * 72:
+        # Drawn for a column; its text is to be as large as that of the wide ones.
+        head += f' style="max-width: {100 * width / (WIDTH * 72):.0f}%; min-width: {width:.0f}px"'
     return re.sub(r"<svg [^>]*>", head + ' xmlns="http://www.w3.org/2000/svg">', text, count=1)
 
 

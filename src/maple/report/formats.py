@@ -2,8 +2,11 @@
 
 import csv
 import io
+import shlex
+from pathlib import PurePath
+from typing import Any
 
-from maple.report.records import Collection, Problem
+from maple.report.records import Collection, CostRow, Problem
 from maple.report.tables import Cell, Table
 
 _LATEX = {
@@ -119,12 +122,17 @@ def latex_text(text: str) -> str:
 CSV_COLUMNS = (
     *("run", "method", "settings", "backbone", "pretrained", "precision", "fingerprint", "source_dataset", "shots"),
     *("trained_on", "seed", "dataset", "classes", "part", "class_count", "images", "top1", "top5", "macro_f1"),
-    *("calibration_error", "items"),
+    *("calibration_error", "items", "command", "started", "python", "machine", "device", "threads", "versions"),
+)
+COST_COLUMNS = (
+    *("recipe", "method", "settings", "backbone", "precision", "image_size", "classes", "parameters"),
+    *("backbone_parameters", "flops_plain", "flops", "flops_cached", "batch", "training", "inference", "cached"),
+    *("where", "command", "started", "python", "machine", "device", "threads", "versions"),
 )
 
 
 def comma_separated(collection: Collection) -> str:
-    """One line for each evaluation of each run; accuracies as fractions."""
+    """One line for each evaluation of each run, with its command and environment; accuracies as fractions."""
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -153,6 +161,43 @@ def comma_separated(collection: Collection) -> str:
                 "macro_f1": row.macro_f1,
                 "calibration_error": row.calibration_error,
                 "items": row.items,
+                **told_environment(evaluation.run.environment),
             }
         )
     return text.getvalue()
+
+
+def comma_separated_costs(costs: tuple[CostRow, ...]) -> str:
+    """One line for each method and batch size, in images per second; operations are floating-point ones."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COST_COLUMNS, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    for row in costs:
+        settings = " ".join(f"{key}={value}" for key, value in sorted(row.method.items()) if key != "name")
+        own = {**row.model_dump(exclude={"environment", "speeds", "machine", "device"}), "method": row.name}
+        known = {**own, "settings": settings, "where": f"{row.device}: {row.machine}"}
+        for speed in row.speeds or (None,):
+            timed = {} if speed is None else speed.model_dump()
+            writer.writerow({**known, **timed, **told_environment(row.environment)})
+    return text.getvalue()
+
+
+def told_environment(environment: dict[str, Any]) -> dict[str, str]:
+    """The command as one would type it, and what it ran on; nothing where nothing was recorded."""
+    versions = environment.get("versions")
+    told = {key: str(environment.get(key, "")) for key in ("started", "python", "machine", "device", "threads")}
+    packages = versions.items() if isinstance(versions, dict) else ()
+    return {
+        "command": command_of(environment),
+        **told,
+        "versions": " ".join(f"{name}={version}" for name, version in packages),
+    }
+
+
+def command_of(environment: dict[str, Any]) -> str:
+    """The command that was recorded; "" where none was."""
+    command = environment.get("command")
+    words = [str(word) for word in command] if isinstance(command, list) else []
+    if words and PurePath(words[0]).name in ("__main__.py", "maple"):
+        words[0] = "maple"
+    return shlex.join(words)

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Literal
@@ -64,7 +64,7 @@ class Key:
     @property
     def conditions(self) -> str:
         """Backbone, shots, and whatever is unusual."""
-        shots = "all training images" if self.shots is None else f"{self.shots} shots"
+        shots = "all training images" if self.shots is None else f"{self.shots} shot{'s' if self.shots != 1 else ''}"
         words = [self.backbone] + ([] if self.shots == ANY_SHOTS else [shots])
         if self.kind != "base-to-novel" and self.trained_on not in ("all", ""):
             words.append(f"trained on {self.trained_on} classes")
@@ -167,7 +167,7 @@ class Group:
 
 
 def group_evaluations(collection: Collection) -> list[Group]:
-    """All tables: base-to-novel first, then accuracies, then transfers; the ones with most evaluations first."""
+    """All tables: base-to-novel first, then accuracies, then transfers; most evaluations first, then most shots."""
     backbones = _backbone_labels(collection.evaluations)
     learned: dict[Key, list[Evaluation]] = defaultdict(list)
     zero_shot = []
@@ -184,7 +184,7 @@ def group_evaluations(collection: Collection) -> list[Group]:
         for key in fitting or [own]:
             groups.setdefault(key, []).append(evaluation)
     order: tuple[Kind, ...] = ("base-to-novel", "accuracy", "transfer")
-    keys = sorted(groups, key=lambda key: (order.index(key.kind), -len(groups[key]), key.caption))
+    keys = sorted(groups, key=lambda key: (order.index(key.kind), -len(groups[key]), -(key.shots or 0), key.caption))
     return [_group(key, groups[key], collection.evaluations, backbones) for key in keys]
 
 
@@ -222,15 +222,17 @@ def _source_label(evaluation: Evaluation) -> str:
 
 
 def _group(key: Key, evaluations: list[Evaluation], every: Iterable[Evaluation], backbones: dict[str, str]) -> Group:
-    variant_of = _variants(evaluations)
+    variant_of = variants_of(evaluations)
+    members = {_identity(evaluation) for evaluation in evaluations}
     cells: dict[tuple[Variant, str, str], dict[int, Evaluation]] = defaultdict(dict)
     for evaluation in evaluations:
-        variant = variant_of[_identity(evaluation)]
-        cells[variant, evaluation.dataset, evaluation.row.classes].setdefault(evaluation.row.seed, evaluation)
+        cells[variant_of(evaluation), evaluation.dataset, evaluation.row.classes].setdefault(
+            evaluation.row.seed, evaluation
+        )
     source_cells: dict[Variant, dict[int, Evaluation]] = defaultdict(dict)
     if key.kind == "transfer":
         for evaluation in every:
-            known = variant_of.get(_identity(evaluation))
+            known = variant_of(evaluation) if _identity(evaluation) in members else None
             row = evaluation.row
             same = evaluation.own and row.classes == key.classes and _source_label(evaluation) == key.source
             trained = evaluation.method == ZERO_SHOT or (row.source.shots, row.source.classes) == (
@@ -240,17 +242,23 @@ def _group(key: Key, evaluations: list[Evaluation], every: Iterable[Evaluation],
             usual = row.part == "test" and not evaluation.names
             if known and same and trained and usual and backbones[row.backbone.model_dump_json()] == key.backbone:
                 source_cells[known].setdefault(row.seed, evaluation)
-    order = list(TITLES)
-    variants = sorted(
-        set(variant_of.values()),
-        key=lambda variant: (
-            order.index(variant.name) if variant.name in order else len(order),
-            variant.name,
-            _natural(variant.label),
-        ),
-    )
     datasets = tuple(sorted({evaluation.dataset for evaluation in evaluations}))
-    return Group(key, tuple(variants), datasets, dict(cells), dict(source_cells))
+    return Group(key, in_order(map(variant_of, evaluations)), datasets, dict(cells), dict(source_cells))
+
+
+def in_order(variants: Iterable[Variant]) -> tuple[Variant, ...]:
+    """Each once, in the order of tables: by `TITLES`, then by name, then by settings."""
+    order = list(TITLES)
+    return tuple(
+        sorted(
+            set(variants),
+            key=lambda variant: (
+                order.index(variant.name) if variant.name in order else len(order),
+                variant.name,
+                _natural(variant.label),
+            ),
+        )
+    )
 
 
 def _identity(evaluation: Evaluation) -> tuple[str, str, str]:
@@ -258,32 +266,36 @@ def _identity(evaluation: Evaluation) -> tuple[str, str, str]:
     return evaluation.method, source, json.dumps(evaluation.settings, sort_keys=True)
 
 
-def _variants(evaluations: list[Evaluation]) -> dict[tuple[str, str, str], Variant]:
-    """The variant of each (method, source, settings).
+def variants_of(evaluations: Iterable[Evaluation]) -> Callable[[Evaluation], Variant]:
+    """Which variant each of these evaluations is of.
 
-    Settings that differ only from one data set to another (a template, the epochs that a preset gives to large data
-    sets) do not make two methods; those that take two values on one data set do.
+    Settings that differ only from one data set, or one number of shots, to another (a template, the epochs that a
+    preset gives to large data sets or to few shots) do not make two methods; those that take two values at one do.
     """
-    found: dict[str, dict[str, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[tuple[str, int | None], list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
     for evaluation in evaluations:
-        found[evaluation.method][evaluation.row.source.dataset].append(evaluation.settings)
-    variants = {}
-    for evaluation in evaluations:
-        telling = sorted(
+        source = evaluation.row.source
+        found[evaluation.method][source.dataset, source.shots].append(evaluation.settings)
+    telling = {
+        method: sorted(
             {
                 key
-                for settings in found[evaluation.method].values()
+                for settings in places.values()
                 for key in {key for one in settings for key in one}
                 if len({one.get(key) for one in settings}) > 1
             }
         )
-        settings = evaluation.settings
-        title = TITLES.get(evaluation.method, evaluation.method)
-        told = ", ".join(f"{key}={_short(settings.get(key, 'default'))}" for key in telling)
-        label = f"{title} ({told})" if told else title
-        chosen = json.dumps({key: settings.get(key) for key in telling})
-        variants[_identity(evaluation)] = Variant(evaluation.method, label, chosen)
-    return variants
+        for method, places in found.items()
+    }
+
+    def variant_of(evaluation: Evaluation) -> Variant:
+        method, settings = evaluation.method, evaluation.settings
+        title = TITLES.get(method, method)
+        told = ", ".join(f"{key}={_short(settings.get(key, 'default'))}" for key in telling[method])
+        chosen = json.dumps({key: settings.get(key) for key in telling[method]})
+        return Variant(method, f"{title} ({told})" if told else title, chosen)
+
+    return variant_of
 
 
 def _short(value: str) -> str:

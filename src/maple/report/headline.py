@@ -1,7 +1,7 @@
 """The result in one or two plain sentences, computed from the numbers, whoever wins."""
 
 from maple.report.groups import MEASURES, Group, Spread, Variant
-from maple.report.records import ZERO_SHOT
+from maple.report.records import ZERO_SHOT, CostRow
 
 MAIN = "maple"
 
@@ -22,17 +22,27 @@ def ranking(group: Group) -> list[Variant]:
     )
 
 
-def headline_sentences(groups: list[Group]) -> list[str]:
-    """Of the first group in which a method has results on every data set; the result itself comes first."""
+def headline_sentences(groups: list[Group], costs: tuple[CostRow, ...] = ()) -> list[str]:
+    """Of the first group in which a method has results on every data set; the result itself comes first.
+
+    Where nothing was evaluated, what the costs are of.
+    """
     for group in groups:
         if ranking(group):
             return _sentences(group)
+    if not groups and costs:
+        conditions = sorted({row.conditions for row in costs})
+        methods = len({row.recipe for row in costs})
+        said = f"What {methods} method{'s' if methods != 1 else ''} cost{'s' if methods == 1 else ''}"
+        if len(conditions) > 1:
+            return [f"{said}, under {len(conditions)} conditions.", "Nothing was evaluated here."]
+        return [f"{said}: {conditions[0]}.", "Nothing was evaluated here."]
     return ["No method has results on every data set yet, so there is no average to compare."]
 
 
-def headline(groups: list[Group]) -> str:
+def headline(groups: list[Group], costs: tuple[CostRow, ...] = ()) -> str:
     """The sentences as one text."""
-    return " ".join(headline_sentences(groups))
+    return " ".join(headline_sentences(groups, costs))
 
 
 def _sentences(group: Group) -> list[str]:

@@ -2,21 +2,24 @@
 
 import base64
 import json
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import PurePath
 from typing import Any
 
 from maple.errors import ConfigError
 from maple.report.ablations import find_ablations
-from maple.report.changes import class_changes
+from maple.report.changes import class_changes, class_rivals
+from maple.report.cost_tables import cost_tables
 from maple.report.duels import duel
 from maple.report.examples import FEWEST, Outcome, choose_examples
+from maple.report.explanations import explained_runs
+from maple.report.formats import command_of
 from maple.report.groups import TITLES, Group, Variant
 from maple.report.headline import chosen_method, headline_sentences
-from maple.report.records import ZERO_SHOT, Collection, Problem, Run
+from maple.report.records import ZERO_SHOT, Collection, Problem
+from maple.report.shot_tables import shots_tables
+from maple.report.shots import ShotCurves
 from maple.report.tables import Table, make_tables
 
 Picture = Callable[[str, str | None, str], bytes | None]
@@ -71,7 +74,9 @@ class _Pictures:
         return self.found[key]
 
 
-def make_page(collection: Collection, groups: list[Group], picture: Picture | None = None) -> str:
+def make_page(
+    collection: Collection, groups: list[Group], curves: list[ShotCurves], picture: Picture | None = None
+) -> str:
     """The page's HTML.
 
     Raises:
@@ -81,8 +86,12 @@ def make_page(collection: Collection, groups: list[Group], picture: Picture | No
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    chapters = [_chapter(group, f"g{number}") for number, group in enumerate(groups)]
+    chapters = _chapters(groups, curves)
+    if costs := cost_tables(collection.costs):
+        chapters.append(Chapter("What the methods cost", tuple(costs), ()))
+    runs, environments = _run_lines(collection)
     details, problems = _details(groups)
+    explained, unreadable = explained_runs(collection.runs)
     pictures = _Pictures(picture)
     environment = Environment(
         loader=PackageLoader("maple.report", "templates"),
@@ -94,15 +103,16 @@ def make_page(collection: Collection, groups: list[Group], picture: Picture | No
     environment.filters["svg"] = Markup  # made by matplotlib, which escapes every name in it
     environment.filters["percent"] = lambda fraction: f"{100 * fraction:.0f}\N{NO-BREAK SPACE}%"
     return environment.get_template("page.html.j2").render(
-        headline=headline_sentences(groups),
+        headline=headline_sentences(groups, collection.costs),
         counts=_counts(collection),
         chapters=chapters,
         details=details,
+        explained=explained,
         uri=pictures.uri,
-        runs=[_run_line(run) for run in collection.runs],
-        environments=_environments(collection.runs),
+        runs=runs,
+        environments=environments,
         silent=collection.silent,
-        problems=(*collection.problems, *problems),
+        problems=(*collection.problems, *problems, *unreadable),
     )
 
 
@@ -123,6 +133,31 @@ def _counts(collection: Collection) -> str:
     numbers = ((len(collection.runs), "run"), (evaluations, "evaluation"), (datasets, "data set"))
     words = [f"{number} {word}{'s' if number != 1 else ''}" for number, word in (*numbers, (backbones, "backbone"))]
     return " · ".join(words)
+
+
+def _chapters(groups: list[Group], curves: list[ShotCurves]) -> list[Chapter]:
+    """A chapter for each group; curves over shots stand before the first of their groups."""
+    chapters, waiting = [], list(enumerate(curves))
+    for number, group in enumerate(groups):
+        for index, one in [entry for entry in waiting if group.key in entry[1].members()]:
+            chapters.append(_shots_chapter(one, f"s{index}"))
+            waiting.remove((index, one))
+        chapters.append(_chapter(group, f"g{number}"))
+    return chapters
+
+
+def _shots_chapter(curves: ShotCurves, name: str) -> Chapter:
+    from maple.report.shot_plots import shots_by_dataset_figure, shots_figure
+
+    several = len(curves.datasets) > 1
+    over = f"the mean over {len(curves.datasets)} data sets" if several else curves.datasets[0]
+    zero = " Zero-shot CLIP, which sees no training images, is the level line." if curves.zero_shot() else ""
+    what = "Accuracy" if len(curves.measures) == 1 else "Base, novel and harmonic mean"
+    caption = f"{what} against training images per class: {over}. Bars: one standard deviation over seeds.{zero}"
+    figures = [Figure(shots_figure(curves, f"{name}-mean"), caption)]
+    if several:
+        figures.append(Figure(shots_by_dataset_figure(curves, f"{name}-datasets"), "The same on each data set."))
+    return Chapter(curves.caption, tuple(shots_tables(curves)), tuple(figures))
 
 
 def _chapter(group: Group, name: str) -> Chapter:
@@ -180,15 +215,16 @@ def _detail(group: Group, method: Variant, dataset: str, name: str) -> tuple[Det
             "epoch, and the mean of each epoch. Accuracy: on the training images as they passed, augmented."
         )
         figures.append(Figure(curves, caption))
-    changes, seeds = class_changes(group, method, dataset)
-    if bars := changes_figure(changes, f"{name}-changes"):
-        up, down = (sum(sign * change.difference > 0 for change in changes) for sign in (1, -1))
-        caption = (
-            f"Of {len(changes)} classes {up} gain, {down} lose and {len(changes) - up - down} stay as they are under "
-            f"{method.label}, mean over {seeds} seed{'s' if seeds != 1 else ''}; at most the {MOST_CHANGES} greatest "
-            "gains and losses are shown."
-        )
-        after.append(Figure(bars, caption))
+    for number, baseline in enumerate(class_rivals(group, method)):
+        changes, seeds = class_changes(group, method, baseline, dataset)
+        if bars := changes_figure(changes, baseline.label, f"{name}-changes{number}"):
+            up, down = (sum(sign * change.difference > 0 for change in changes) for sign in (1, -1))
+            caption = (
+                f"{method.label} against {baseline.label}: of {len(changes)} classes {up} gain, {down} lose and "
+                f"{len(changes) - up - down} stay as they are, mean over {seeds} seed{'s' if seeds != 1 else ''}; at "
+                f"most the {MOST_CHANGES} greatest gains and losses are shown."
+            )
+            after.append(Figure(bars, caption))
     against, problems = duel(group, method, dataset)
     if against is None:
         return Details(dataset, method.label, title, tuple(figures), tuple(after)), problems
@@ -221,27 +257,25 @@ def _plane_caption(embedding: Any) -> str:
     return " ".join(words)
 
 
-def _run_line(run: Run) -> dict[str, str]:
-    command = run.environment.get("command")
-    words = [str(word) for word in command] if isinstance(command, list) else []
-    if words and PurePath(words[0]).name in ("__main__.py", "maple"):
-        words[0] = "maple"
-    return {
-        "name": run.name,
-        "command": shlex.join(words) or "not recorded",
-        "started": str(run.environment.get("started", "")),
-        "state": "finished" if run.finished else "not finished",
-    }
-
-
-def _environments(runs: tuple[Run, ...]) -> list[dict[str, Any]]:
-    """What the runs ran on, each once, with the number of its runs."""
-    found: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        facts = {key: value for key, value in run.environment.items() if key not in ("command", "started", "versions")}
-        versions = run.environment.get("versions")
+def _run_lines(collection: Collection) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
+    """The command of every run and measurement with the number of its environment, and what these are."""
+    environments: dict[str, dict[str, Any]] = {}
+    lines = []
+    made = [(run.name, run.environment, "" if run.finished else "not finished") for run in collection.runs]
+    made += [(f"costs of {row.recipe}, {row.conditions}", row.environment, "") for row in collection.costs]
+    for name, environment, state in made:
+        facts = {key: value for key, value in environment.items() if key not in ("command", "started", "versions")}
+        versions = environment.get("versions")
         facts |= versions if isinstance(versions, dict) else {}
-        key = json.dumps(facts, sort_keys=True)
-        entry = found.setdefault(key, {"facts": {name: str(value) for name, value in facts.items()}, "runs": 0})
-        entry["runs"] += 1
-    return [entry for entry in found.values() if entry["facts"]]
+        number = ""
+        if facts:
+            told = {key: str(value) for key, value in facts.items()}
+            entry = environments.setdefault(
+                json.dumps(told, sort_keys=True), {"number": str(len(environments) + 1), "facts": told, "runs": 0}
+            )
+            entry["runs"] += 1
+            number = entry["number"]
+        started = str(environment.get("started", ""))
+        command = command_of(environment) or "not recorded"
+        lines.append({"name": name, "command": command, "started": started, "state": state, "environment": number})
+    return lines, list(environments.values())

@@ -89,7 +89,7 @@ def curves_figure(group: Group, dataset: str, name: str) -> str | None:
         return to_svg(figure, name, f"Learning curves on {dataset}")
 
 
-def changes_figure(changes: list[Change], name: str) -> str | None:
+def changes_figure(changes: list[Change], baseline: str, name: str) -> str | None:
     """The greatest gains and losses as horizontal bars; novel classes are hatched."""
     gains = [change for change in changes if change.difference > 0][:MOST_CHANGES]
     losses = [change for change in changes if change.difference < 0][-MOST_CHANGES:]
@@ -111,7 +111,7 @@ def changes_figure(changes: list[Change], name: str) -> str | None:
                 linewidth=0.9,
             )
         panel.axvline(0, color=INK, linewidth=0.8)
-        panel.set_xlabel("change in accuracy against zero-shot CLIP, percentage points")
+        panel.set_xlabel(f"change in accuracy against {plain(baseline)}, percentage points")
         _rows(panel, [plain(change.class_name) for change in shown])
         panel.margins(x=0.06)
         if len({change.classes for change in shown}) > 1:

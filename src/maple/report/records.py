@@ -1,11 +1,14 @@
 """What a report is made of: runs and their evaluations, as their folders tell them."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -50,6 +53,7 @@ class Row(_Stored):
     calibration_error: Fraction
     per_class: tuple[Fraction | None, ...] = ()
     predictions: str | None = None
+    asked: dict[str, Any] = {}
 
     @field_validator("method")
     @classmethod
@@ -70,6 +74,56 @@ class Row(_Stored):
         if len(self.per_class) not in (0, len(self.class_names)):
             raise ValueError(f"{len(self.per_class)} accuracies per class for {len(self.class_names)} class names")
         return self
+
+
+class SpeedRow(_Stored):
+    """Images per second at one batch size: a training step; inference with the classes encoded each time, and once."""
+
+    batch: int = Field(ge=1)
+    training: Rate | None = None
+    inference: Rate
+    cached: Rate | None = None
+
+
+class CostRow(_Stored):
+    """One method on one backbone with C classes on one machine; operations are floating-point ones, two a multiply-add.
+
+    Attributes:
+        recipe: the first part of the preset's name, such as `maple-shallow`.
+        method: the method's settings, with its name.
+    """
+
+    recipe: str = Field(min_length=1)
+    method: dict[str, Any]
+    backbone: str
+    precision: str
+    image_size: int
+    backbone_parameters: int = Field(ge=1)
+    classes: int = Field(ge=1)
+    device: str
+    machine: str
+    parameters: Count
+    flops_plain: Count | None = None
+    flops: Count
+    flops_cached: Count | None = None
+    speeds: tuple[SpeedRow, ...] = ()
+    environment: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return str(self.method.get("name", self.recipe))
+
+    @property
+    def conditions(self) -> str:
+        """What rows of one table share."""
+        return f"{self.backbone}, {self.precision}, {self.classes} classes, on {self.machine}"
+
+    @property
+    def identity(self) -> str:
+        """Two records of one identity are two measurements of one thing."""
+        told = [self.recipe, self.method, self.backbone, self.precision, self.image_size, self.conditions]
+        return json.dumps(told, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -121,7 +175,7 @@ class Evaluation:
 
 
 ZERO_SHOT = "zero_shot"
-_WITHOUT_EFFECT = {"workers", "micro_batch"}
+_WITHOUT_EFFECT = {"workers", "images", "micro_batch", "text_memory"}
 
 
 @dataclass(frozen=True)
@@ -139,6 +193,7 @@ class Collection:
     Attributes:
         problems: damaged files and doubled evaluations, left out.
         silent: runs without any evaluation, and why.
+        costs: what methods cost, as `maple efficiency` measured.
     """
 
     folder: Path
@@ -146,3 +201,4 @@ class Collection:
     evaluations: tuple[Evaluation, ...]
     problems: tuple[Problem, ...] = ()
     silent: tuple[Problem, ...] = ()
+    costs: tuple[CostRow, ...] = ()

@@ -115,7 +115,7 @@ def _section(
     group: Group,
     dataset: str | None,
 ) -> tuple[Section, list[Published]]:
-    cells = _mark_best({variant: [_cell(spread) for spread in found] for variant, found in spreads.items()})
+    cells = mark_best({variant: [cell_of(spread) for spread in found] for variant, found in spreads.items()})
     published = {variant: published_for(group, variant, dataset) for variant in spreads}
     cited = [number for number in published.values() if number]
     if cited:
@@ -151,7 +151,7 @@ def accuracy_table(group: Group) -> Table:
                 cited[variant, dataset] = number
     columns = [f"{group.key.source} (source)"] if with_source else []
     columns += [*group.datasets, *(["Average"] if several else [])]
-    cells = _mark_best({variant: [_cell(spread) for spread in row] for variant, row in spreads.items()})
+    cells = mark_best({variant: [cell_of(spread) for spread in row] for variant, row in spreads.items()})
     rows = []
     for variant, marked in cells.items():
         rows.append((variant.label, (*marked, Cell(_seed_count(spreads[variant])))))
@@ -175,7 +175,7 @@ def _ablation_table(group: Group, ablation: Ablation) -> Table:
     sections = []
     for series in ablation.series:
         found = {variant: [measure_of(group, variant, measure) for measure in shown] for _, variant in series.points}
-        cells = _mark_best({variant: [_cell(spread) for spread in spreads] for variant, spreads in found.items()})
+        cells = mark_best({variant: [cell_of(spread) for spread in spreads] for variant, spreads in found.items()})
         rows = tuple(
             (value or "(empty)", (*cells[variant], Cell(_seed_count(found[variant]))))
             for value, variant in series.points
@@ -226,27 +226,29 @@ def signed(points: float) -> str:
     return "0.00" if float(text) == 0 else text.replace("-", "−")
 
 
-def spread_note(group: Group) -> str:
+def spread_note(*groups: Group) -> str:
     """What the spread is over, in words."""
     counts = {
         len(cell)
+        for group in groups
         for (variant, _, _), cell in group.cells.items()
         if len(group.variants) == 1 or variant.name != "zero_shot"
     }
     if counts <= {1}:
         return "One seed, so there is no spread."
     same = f"{min(counts)} seeds" if len(counts) == 1 else f"{min(counts)} to {max(counts)} seeds"
-    shots = " Zero-shot CLIP has no shots." if group.key.shots == ANY_SHOTS else ""
+    shots = " Zero-shot CLIP has no shots." if groups[0].key.shots == ANY_SHOTS else ""
     return f"Mean ± sample standard deviation over {same}.{shots}"
 
 
-def _cell(spread: Spread | None) -> Cell:
+def cell_of(spread: Spread | None) -> Cell:
+    """Mean and deviation in per cent."""
     if spread is None:
         return Cell(NOTHING)
     return Cell(percent(spread.mean), "" if spread.deviation is None else percent(spread.deviation))
 
 
-def _mark_best(rows: dict[Variant, list[Cell]]) -> dict[Variant, list[Cell]]:
+def mark_best(rows: dict[Variant, list[Cell]]) -> dict[Variant, list[Cell]]:
     """The highest of each column, and those equal to it as printed; of a single number none is the best."""
     marked = {variant: list(row) for variant, row in rows.items()}
     for column in range(max((len(row) for row in rows.values()), default=0)):

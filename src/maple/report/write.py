@@ -6,14 +6,19 @@ from pathlib import Path
 from maple import files
 from maple.errors import ConfigError, one_of
 from maple.report.collect import collect
-from maple.report.formats import comma_separated, latex, markdown
+from maple.report.cost_tables import cost_tables
+from maple.report.formats import comma_separated, comma_separated_costs, latex, markdown
 from maple.report.groups import group_evaluations
 from maple.report.headline import headline
 from maple.report.page import Picture, make_page
 from maple.report.records import Collection
+from maple.report.shot_tables import shots_tables
+from maple.report.shots import find_shot_curves
 from maple.report.tables import Table, make_tables
 
 FORMATS = {"html": ".html", "markdown": ".md", "latex": ".tex", "csv": ".csv"}
+COSTS_CSV = "complexity-csv"
+"""What a .csv cannot hold beside the evaluations, since its columns are others: a file of its own."""
 
 
 class Report:
@@ -27,12 +32,17 @@ class Report:
         """
         self.collection: Collection = collect(folder)
         self.groups = group_evaluations(self.collection)
-        self.tables: list[Table] = make_tables(self.groups)
+        self.curves = find_shot_curves(self.groups)
+        self.tables: list[Table] = [
+            *(table for curves in self.curves for table in shots_tables(curves)),
+            *make_tables(self.groups),
+            *cost_tables(self.collection.costs),
+        ]
 
     @property
     def headline(self) -> str:
         """The result in plain words."""
-        return headline(self.groups)
+        return headline(self.groups, self.collection.costs)
 
     def text(self, kind: str, picture: Picture | None = None) -> str:
         """The content of one file.
@@ -41,13 +51,15 @@ class Report:
             ConfigError: an unknown format, or one whose packages are not installed.
         """
         if kind == "html":
-            return make_page(self.collection, self.groups, picture)
+            return make_page(self.collection, self.groups, self.curves, picture)
         if kind == "markdown":
             return markdown(self.headline, self.tables, self.collection)
         if kind == "latex":
             return latex(self.tables)
         if kind == "csv":
             return comma_separated(self.collection)
+        if kind == COSTS_CSV:
+            return comma_separated_costs(self.collection.costs)
         raise ConfigError(one_of("format", kind, FORMATS))
 
 
@@ -57,7 +69,7 @@ def write_report(
     """Report on the runs below `folder`; nothing is written unless every format can be made.
 
     Args:
-        formats: of html, markdown, latex, csv.
+        formats: of html, markdown, latex, csv; beside the .csv, what methods cost gets one of its own.
         output: a folder for report.html, report.md, ...; or, for one format, a file. Default: `folder`.
         picture: gives the pictures of the page; without it their names stand there.
 
@@ -81,10 +93,14 @@ def write_report(
     if not as_file and target.is_file():
         raise ConfigError(f"{target} is a file; name a folder, or a file that ends in {', '.join(FORMATS.values())}")
     report = Report(folder)
-    contents = {kind: report.text(kind, picture) for kind in formats}
+    contents = {
+        target if as_file else target / f"report{FORMATS[kind]}": report.text(kind, picture) for kind in formats
+    }
+    if "csv" in formats and report.collection.costs:
+        beside = target if as_file else target / "report.csv"
+        contents[beside.with_name(f"{beside.stem}_complexity.csv")] = report.text(COSTS_CSV)
     written = []
-    for kind, text in contents.items():
-        path = target if as_file else target / f"report{FORMATS[kind]}"
+    for path, text in contents.items():
         try:
             files.write_text(path, text)
         except OSError as error:

@@ -1,5 +1,6 @@
 """Runs: settings in, a folder out. Finished runs are never repeated, interrupted ones go on."""
 
+from maple.runs.environment import environment, processor
 from maple.runs.evaluation import evaluate_run
 from maple.runs.folder import finished_prompts, only_one, read_history, read_rows, read_settings
 from maple.runs.importing import write_imported
@@ -18,6 +19,7 @@ __all__ = [
     "TrainResult",
     "complete",
     "content_name",
+    "environment",
     "eval_transform",
     "evaluate_run",
     "finished_prompts",
@@ -26,6 +28,7 @@ __all__ = [
     "only_one",
     "open_backbone",
     "open_dataset",
+    "processor",
     "read_history",
     "read_rows",
     "read_settings",

@@ -13,7 +13,9 @@ from maple.data import (
     canonical_name,
     eval_batches,
     items_hash,
+    reading_threads,
     select_dataset,
+    views_device,
 )
 from maple.distributed import this_process
 from maple.errors import ClassNamesError, ConfigError, DataError, one_of
@@ -84,7 +86,8 @@ def evaluate_run(
         whole.store(max_bytes=0),
         eval_transform(method.backbone),
         batch_size=settings.evaluate.batch_size,
-        num_workers=settings.evaluate.workers,
+        num_workers=reading_threads(settings.evaluate.workers),
+        device=views_device(settings.evaluate.images, method.backbone.device),
     )
     done = 0
 

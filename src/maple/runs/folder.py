@@ -12,23 +12,20 @@ tensorboard/          with --tracker: tracking.py
 """
 
 import json
-import platform
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
 from maple import files
-from maple.checkpoint import versions, write_tensors
+from maple.checkpoint import write_tensors
 from maple.config import RunSettings
 from maple.data import Item, items_hash
 from maple.errors import BusyError, CheckpointError, ConfigError
+from maple.runs.environment import environment
 from maple.runs.spec import relevant
 from maple.train import EpochReport, Trainer
 
@@ -133,16 +130,7 @@ def write_beginning(folder: Path, settings: RunSettings, items: list[Item]) -> N
     """Make the folder a run: what is trained, on what, where."""
     remove_leftovers(folder)
     files.write_json(folder / "items.json", {"hash": items_hash(items), "items": [asdict(item) for item in items]})
-    environment = {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-    }
-    files.write_json(folder / "environment.json", environment)
+    files.write_json(folder / "environment.json", environment())
     # Last, because its presence makes the folder a run.
     files.write_json(folder / "config.json", settings.model_dump(mode="json"))
 

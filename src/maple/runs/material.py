@@ -14,9 +14,11 @@ from maple.data import (
     TrainTransform,
     eval_batches,
     feature_batches,
+    reading_threads,
     steps_per_epoch,
     train_batches,
     view_batches,
+    views_device,
 )
 from maple.methods import Features, Method
 from maple.prompts import wide
@@ -94,7 +96,8 @@ class Material:
             drop_last=train.drop_last,
             rank=processes.rank,
             world_size=processes.count,
-            num_workers=train.workers,
+            num_workers=self._threads(method),
+            device=self._device(method),
             views=None if train.views is None else max(train.views, 1),
         )
 
@@ -115,7 +118,8 @@ class Material:
                     self._store,
                     eval_transform(method.backbone),
                     batch_size=self._settings.evaluate.batch_size,
-                    num_workers=self._settings.train.workers,
+                    num_workers=self._threads(method),
+                    device=self._device(method),
                 )
                 val = _features(method, batches)
             labels = torch.tensor([item.label for item in self._val], dtype=torch.int64)
@@ -141,8 +145,16 @@ class Material:
             view=number,
             seed=self._settings.seed,
             batch_size=self._settings.evaluate.batch_size,
-            num_workers=self._settings.train.workers,
+            num_workers=self._threads(method),
+            device=self._device(method),
         )
+
+    def _device(self, method: Method) -> torch.device | None:
+        return views_device(self._settings.train.images, method.backbone.device)
+
+    def _threads(self, method: Method) -> int:
+        workers = self._settings.train.workers
+        return 0 if workers is None and method.backbone.device.type == "cpu" else reading_threads(workers)
 
 
 @torch.no_grad()

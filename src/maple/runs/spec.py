@@ -25,7 +25,7 @@ from maple.errors import DataError
 from maple.methods import METHODS, method_settings
 
 # What changes the speed or the place of a run, but not its result.
-_IRRELEVANT = {"data": {"root"}, "train": {"workers", "text_memory"}, "evaluate": True}
+_IRRELEVANT = {"data": {"root"}, "train": {"workers", "images", "text_memory"}, "evaluate": True}
 
 
 def complete(settings: RunSettings) -> RunSettings:

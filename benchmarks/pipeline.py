@@ -1,0 +1,190 @@
+"""Images on their way to the tower: views per second, one by one against in batches, and how long evaluation waits.
+
+Usage: python -m benchmarks.pipeline [--folder FOLDER] [--images 200] [--backbone maple-small] [--device cpu]
+                                     [--rounds 5] [--output FOLDER]
+Without --folder it draws photographs of its own (JPEG, about 500 x 375). Checks that both ways give the same values
+before it times anything; works in alternation in one process; prints medians and ratios; writes JSON.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks import common
+from maple.clip import load_clip
+from maple.data import (
+    Batch,
+    EvalTransform,
+    ImageStore,
+    Item,
+    TrainTransform,
+    eval_batches,
+    reading_threads,
+    view_batches,
+    views_device,
+    walk_files,
+)
+from maple.evaluate import predict
+from maple.methods import Method, build_method
+
+Timed = dict[str, float]
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="images to read (any depth)")
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--backbone", default="maple-small")
+    parser.add_argument("--pretrained")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    backbone = load_clip(arguments.backbone, arguments.pretrained, device=device)
+    method = build_method({"name": "zero_shot"}, backbone, [f"class {number}" for number in range(10)])
+    with tempfile.TemporaryDirectory() as drawn:
+        folder = arguments.folder or draw(Path(drawn), arguments.images)
+        paths = [
+            str(path.relative_to(folder)) for path in walk_files(folder) if path.suffix.lower() in (".jpg", ".png")
+        ]
+        items = [Item(path, 0, "class 0") for path in paths[: arguments.images]]
+        if not items:
+            raise SystemExit(f"{folder} holds no .jpg or .png files")
+        views = views_per_second(method, items, folder, device, arguments.batch, arguments.rounds)
+        waiting = evaluation(method, items, folder, arguments.batch, arguments.rounds)
+    settings = {key: value for key, value in vars(arguments).items() if key != "output"}
+    about = {"images": len(items), "cores": cores(), "device": name_of(device)}
+    common.write(arguments.output, "pipeline", settings, {**about, "views": views, "evaluation": waiting})
+
+
+def alternate(ours: Callable[[], object], plain: Callable[[], object], rounds: int) -> Timed:
+    """Both in turn: medians in seconds, and how many times as long the plain way takes."""
+    found = common.alternate({"ours": ours, "plain": plain}, rounds)
+    low, high = found["ratio_range"]["plain"]
+    return {**found["seconds"], "ratio": found["ratio"]["plain"], "ratio_min": low, "ratio_max": high}
+
+
+def views_per_second(
+    method: Method, items: list[Item], folder: Path, device: torch.device, batch: int, rounds: int
+) -> dict[str, Timed]:
+    """Views of decoded images, on the host one by one ("plain") and in batches on the device ("ours"), in seconds."""
+    seen = method.backbone.preprocessing
+    store = ImageStore(folder)
+    results = {}
+    for what, transform in (
+        ("random crops", TrainTransform(seen.size, seen.mean, seen.std, interpolation=seen.interpolation)),
+        ("central views", EvalTransform(seen.size, seen.mean, seen.std, seen.interpolation)),
+    ):
+        # Both end on the device, where the tower is.
+        made = partial(view_batches, items, store, transform, view=0, seed=0, batch_size=batch)
+        host = [one.images.to(device) for one in made()]
+        batched = [one.images for one in made(device=device)]
+        worst = max(float((a - b).abs().max()) for a, b in zip(host, batched, strict=True))
+        if worst > 0:
+            raise SystemExit(f"{what}: the two ways differ by {worst}; nothing was timed")
+        del host, batched
+        timed = alternate(partial(exhaust, made, device, device), partial(exhaust, made, None, device), rounds)
+        results[what] = timed | {"images_per_second": len(items) / timed["ours"]}
+        print(
+            f"{what}, {seen.size} pixels: one by one {len(items) / timed['plain']:.0f} images/s, in batches on "
+            f"{device} {len(items) / timed['ours']:.0f} images/s (medians), {timed['ratio']:.2f}x "
+            f"[{timed['ratio_min']:.2f}, {timed['ratio_max']:.2f}]"
+        )
+    return results
+
+
+def exhaust(made: "partial[Iterator[Batch]]", views_on: torch.device | None, device: torch.device) -> None:
+    """Make every batch and wait until it lies on the device."""
+    for one in made(device=views_on):
+        one.images.to(device)
+    synchronise(device)
+
+
+def evaluation(method: Method, items: list[Item], folder: Path, batch: int, rounds: int) -> dict[str, float]:
+    """A whole evaluation from files: read in between ("plain"), and as `maple evaluate` does ("ours")."""
+    device = method.backbone.device
+    seen = method.backbone.preprocessing
+    transform = EvalTransform(seen.size, seen.mean, seen.std, seen.interpolation)
+    shares: dict[str, list[float]] = {"ours": [], "plain": []}
+
+    def run(name: str, workers: int, views_on: torch.device | None) -> None:
+        batches = Waiting(
+            eval_batches(items, folder, transform, batch_size=batch, num_workers=workers, device=views_on)
+        )
+        start = time.perf_counter()
+        predict(method, batches)
+        synchronise(device)
+        shares[name].append(batches.seconds / (time.perf_counter() - start))
+
+    threads = reading_threads(None)
+    timed = alternate(
+        partial(run, "ours", threads, views_device("auto", device)), partial(run, "plain", 0, None), rounds
+    )
+    waited = {f"waiting_{name}": float(np.median(values[1:])) for name, values in shares.items()}
+    print(
+        f"evaluation: read in between {len(items) / timed['plain']:.1f} images/s, {waited['waiting_plain']:.0%} of it "
+        f"waiting for images; {threads} threads ahead {len(items) / timed['ours']:.1f} images/s, "
+        f"{waited['waiting_ours']:.0%}; {timed['ratio']:.2f}x [{timed['ratio_min']:.2f}, {timed['ratio_max']:.2f}]"
+    )
+    return {**timed, **waited, "threads": threads}
+
+
+class Waiting:
+    """Batches, and the seconds for which whoever asked for them had to wait."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self.seconds = 0.0
+        self._batches = iter(batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Go on until there are no more."""
+        return self
+
+    def __next__(self) -> Batch:
+        """Return the next batch."""
+        start = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def cores() -> int | None:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def name_of(device: torch.device) -> str:
+    """What the device is."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def draw(folder: Path, count: int) -> Path:
+    """Write `count` JPEG files of smooth noise, about as large and as hard to decode as photographs."""
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        width, height = (int(side) for side in generator.integers((400, 300), (600, 450)))
+        coarse = Image.fromarray(generator.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8))
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{number:04}.jpg", quality=90)
+    return folder
+
+
+if __name__ == "__main__":
+    main()
