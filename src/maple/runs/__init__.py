@@ -14,6 +14,7 @@ from maple.runs.folder import (
 from maple.runs.importing import write_imported
 from maple.runs.material import Material
 from maple.runs.spec import complete, content_name, eval_transform, open_backbone, open_dataset, relevant, sample
+from maple.runs.together import in_common, train_together
 from maple.runs.tracking import TRACKERS, Tracked, require_tracker
 from maple.runs.training import Silent, TrainProgress, TrainResult, fresh_method, train_run
 
@@ -32,6 +33,7 @@ __all__ = [
     "evaluate_run",
     "finished_prompts",
     "fresh_method",
+    "in_common",
     "only_one",
     "open_backbone",
     "open_dataset",
@@ -44,5 +46,6 @@ __all__ = [
     "require_tracker",
     "sample",
     "train_run",
+    "train_together",
     "write_imported",
 ]
