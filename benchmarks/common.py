@@ -24,16 +24,18 @@ def class_names(count: int) -> list[str]:
     return list(names)[:count]
 
 
-def alternate(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, Any]:
+def alternate(
+    works: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Any]:
     """Run all works in turn, after one warm-up each; medians in seconds, and of each round the ratio to the first."""
     for work in works.values():
         work()
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
-            start = time.perf_counter()
+            start = clock()
             work()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     first = next(iter(works))
     ratios = {
         name: [other / own for own, other in zip(seconds[first], values, strict=True)]

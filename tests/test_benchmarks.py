@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import baseline, common, floors, sizes
+from benchmarks import baseline, common, floors, sizes, together
 
 SETTINGS = ["--backbone", "maple-tiny", "--rounds", "1", "--images", "100"]
 
@@ -62,3 +62,17 @@ def test_a_peak_is_that_of_the_work() -> None:
     block = torch.ones(64 * 2**20)
     assert sizes.held("VmHWM") - before > 200 * 2**20
     del block
+
+
+def test_runs_side_by_side_agree_with_runs_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(together, "CASES", {"tiny": ("maple-tiny", "random:0", 5, 2)})
+    arguments = ["together", "--only", "tiny", "--rounds", "1", "--steps", "2", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    together.main()
+    result = json.loads((tmp_path / "together.json").read_text())["results"]["tiny"]
+    assert result["largest_difference"] < 1e-3
+    assert set(result["ratio"]) == {"in turn"}
+    spoilt = together.Work.in_turn
+    monkeypatch.setattr(together.Work, "in_turn", lambda self: (spoilt(self), spoilt(self))[0])
+    with pytest.raises(SystemExit, match="do not compute the same"):
+        together.main()

@@ -65,3 +65,15 @@ def test_links_inside_the_project_lead_somewhere() -> None:
     for path in DOCUMENTS:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_python_of_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop of one's own, as written; the other blocks need images, and are compiled."""
+    monkeypatch.chdir(tmp_path)
+    classifier, loop, command = blocks(ROOT / "docs" / "python.md", "python")
+    for code in (classifier, command):
+        compile(code, "python.md", "exec")
+    names: dict[str, Any] = {}
+    exec(loop, names)
+    assert names["logits"].shape == (8, 2)
+    assert (tmp_path / "pets.safetensors").is_file()

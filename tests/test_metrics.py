@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from maple.metrics import calibration_error, harmonic_mean, mean_and_deviation, score, softmax, top_k_accuracy
+from maple.metrics import (
+    accuracy_interval,
+    calibration_error,
+    harmonic_mean,
+    mean_and_deviation,
+    score,
+    sign_test,
+    softmax,
+    top_k_accuracy,
+)
 
 LOGITS = np.array([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0], [5.0, 4.0, 0.0], [0.0, 1.0, 2.0], [1.0, 0.0, 3.0]])
 LABELS = np.array([0, 1, 1, 2, 0])
@@ -145,3 +154,21 @@ def test_means() -> None:
     assert harmonic_mean(1.0, 0.0) == 0
     assert mean_and_deviation([1.0, 2.0, 3.0]) == (2.0, 1.0)
     assert mean_and_deviation([0.5]) == (0.5, 0.0)
+
+
+def test_accuracy_interval() -> None:
+    """Wilson's values as tabulated: 0 of 10, 5 of 10, 10 of 10."""
+    assert accuracy_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert accuracy_interval(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert accuracy_interval(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    for right, total in ((1, 0), (-1, 3), (4, 3)):
+        with pytest.raises(ValueError, match="is no accuracy"):
+            accuracy_interval(right, total)
+
+
+def test_sign_test() -> None:
+    assert sign_test(0, 0) == 1
+    assert sign_test(3, 3) == 1
+    assert sign_test(5, 0) == sign_test(0, 5) == pytest.approx(2 / 32)
+    assert sign_test(9, 1) == pytest.approx(2 * 11 / 1024)
+    assert 0 < sign_test(1500, 1400) < 0.1

@@ -53,7 +53,11 @@ class BackboneSettings(Settings):
 
 
 class DataSettings(Settings):
-    """Which images. `classes` is the part of the sorted labels that is trained on (SPEC: base-to-novel)."""
+    """Which images. `classes` is the part of the sorted labels that is trained on (SPEC: base-to-novel).
+
+    `listing` is the hash of a list of images, with their division, that lies in the run folder (`maple fit` writes it);
+    it then stands for the data set.
+    """
 
     section = "data."
     dataset: str = ""
@@ -61,6 +65,7 @@ class DataSettings(Settings):
     shots: Positive | None = 16
     classes: Literal["all", "base", "novel"] = "all"
     class_names: dict[str, str] = {}
+    listing: str | None = None
 
 
 class TrainSettings(Settings):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,33 @@ def calibration_error(probabilities: Floats, labels: Integers, bins: int = _BINS
 def harmonic_mean(base: float, novel: float) -> float:
     """2bn / (b + n); 0 when both are 0."""
     return 2 * base * novel / (base + novel) if base + novel else 0.0
+
+
+def accuracy_interval(right: int, total: int) -> tuple[float, float]:
+    """The 95 % confidence interval of an accuracy, as fractions: Wilson's, which also serves few images.
+
+    Raises:
+        ValueError: `right` is not within 0 and `total`, or `total` is 0.
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+    """
+    if not 0 <= right <= total or total == 0:
+        raise ValueError(f"{right} of {total} is no accuracy")
+    z = 1.959964
+    share, spread = right / total, z * z / total
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * (share * (1 - share) / total + spread / (4 * total)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def sign_test(ups: int, downs: int) -> float:
+    """Two-sided p of the exact sign test: how likely so uneven a division is, were ups and downs equally likely.
+
+    Of answers that changed from wrong to right and from right to wrong this is McNemar's exact test.
+    """
+    total, fewer = ups + downs, min(ups, downs)
+    tail = sum(comb(total, count) for count in range(fewer + 1))
+    return min(1.0, tail / 2 ** (total - 1)) if total else 1.0
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from maple.data import (
     Dataset,
     Item,
     base_novel_classes,
+    hold_out,
     read_split,
     sample_few_shot,
     select_classes,
@@ -122,3 +123,24 @@ def test_a_dataset_is_cut_in_all_its_parts() -> None:
     assert {item.label for item in novel.train + novel.test} == {0}
     assert novel.val == ()
     assert select_dataset(dataset, "all") == dataset
+
+
+@given(item_lists, st.floats(0.01, 0.99), st.integers(0, 5))
+def test_hold_out_divides_each_class(items: list[Item], fraction: float, seed: int) -> None:
+    stay, taken = hold_out(items, fraction, seed)
+    assert sorted([*stay, *taken], key=items.index) == items
+    assert [*stay, *taken] == sorted(stay, key=items.index) + sorted(taken, key=items.index)
+    total, left = (Counter(item.label for item in some) for some in (items, stay))
+    for label, count in total.items():
+        assert count - left[label] == min(max(round(count * fraction), 1), count - 1)
+    assert hold_out(items, fraction, seed) == (stay, taken)
+
+
+def test_hold_out_of_one_class_does_not_depend_on_the_others() -> None:
+    items = make_items([0, 1] * 20)
+    alone = [item for item in items if item.label == 1]
+    assert hold_out(alone, 0.25, 3)[1] == [item for item in hold_out(items, 0.25, 3)[1] if item.label == 1]
+    assert hold_out(alone, 0.25, 3) != hold_out(alone, 0.25, 4)
+    for fraction in (0.0, 1.0, -1.0):
+        with pytest.raises(ConfigError, match="must be above 0 and below 1"):
+            hold_out(items, fraction, 0)

@@ -206,6 +206,31 @@ def test_zero_shot_is_a_method_too() -> None:
     assert made.predict_proba(images).shape == (6, 3)
 
 
+@pytest.mark.parametrize("method", ["tip_adapter", "linear_probe"])
+def test_methods_that_search_find_validation_images(method: str, tmp_path: Path) -> None:
+    """A quarter of each class is held out: not trained on, searched on."""
+    images, labels = pixels(24)
+    made = PromptClassifier(method, **TINY).fit(images, labels)
+    assert made.score(images, labels) > 0.9
+    made.save_pretrained(tmp_path)
+    info = read_prompts(tmp_path / "prompts.safetensors").info
+    assert info["train"]["images"] == 18
+    assert set(info["chosen"]) == ({"alpha", "beta"} if method == "tip_adapter" else {"inverse_regularisation"})
+    few = PromptClassifier(method, **TINY, shots=2).fit(images, labels)
+    assert few._info["train"]["images"] == 6
+    with pytest.raises(ValueError, match="no class has more than one image; give more, or give the setting"):
+        PromptClassifier(method, **TINY).fit(images[:3], labels[:3])
+    with pytest.raises(ConfigError, match=r"the fraction to hold out is 1\.5; it must be above 0 and below 1"):
+        PromptClassifier(method, **TINY, validation_fraction=1.5).fit(images, labels)
+
+
+def test_a_given_setting_needs_no_validation_images() -> None:
+    images, labels = pixels(6)
+    settings = {"method": {"alpha": 1.0, "beta": 5.5}}
+    made = PromptClassifier("tip_adapter", **TINY, settings=settings).fit(images, labels)
+    assert made._info["train"]["images"] == 6
+
+
 def test_new_names_need_no_training(fitted: PromptClassifier, tmp_path: Path) -> None:
     images, _ = pixels(3)
     fitted.save_pretrained(tmp_path)

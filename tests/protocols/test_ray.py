@@ -35,17 +35,20 @@ def runs_of(images: Path, epochs: int = 2) -> list[PlannedRun]:
     return small_sweep(images, methods=["vpt"], seeds=[1, 2, 3], grid=grid)
 
 
-def noting(pids: Path) -> Callable[..., Outcome]:
+def noting(pids: Path) -> Callable[..., list[Outcome]]:
     """`carry_out`, slowed down, that writes down in which process each run is. Inside, so that it travels by value."""
 
-    def work(run: PlannedRun, root: Path, device: str | None, report: Callable[..., None]) -> Outcome:
-        (pids / f"{run.name}.{os.getpid()}").touch()
+    def work(
+        group: tuple[PlannedRun, ...], root: Path, device: str | None, report: Callable[..., None]
+    ) -> list[Outcome]:
+        for run in group:
+            (pids / f"{run.name}.{os.getpid()}").touch()
 
         def slow(*told: Any) -> None:
             time.sleep(0.3)
             report(*told)
 
-        return carry_out(run, root, device, slow)
+        return carry_out(group, root, device, slow)
 
     return work
 
@@ -106,8 +109,8 @@ def test_failures_are_recorded_and_deaths_do_not_go_on_forever(
     assert outcome.status == "failed"
     assert "the image tower has 4 blocks" in str(outcome.error)
 
-    def dies(run: PlannedRun, root: Path, device: str | None, report: Callable[..., None]) -> Outcome:
-        del run, root, device, report
+    def dies(*given: Any) -> list[Outcome]:
+        del given
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
@@ -120,12 +123,12 @@ def test_failures_are_recorded_and_deaths_do_not_go_on_forever(
 
 @pytest.mark.usefixtures("_cluster")
 def test_results_come_through_a_storage(make_images: Callable[..., Path], tmp_path: Path) -> None:
-    runs, url = runs_of(make_images())[:1], f"file://{tmp_path}/bucket"
+    runs, url = runs_of(make_images())[:2], f"file://{tmp_path}/bucket"
     run_sweep(runs, tmp_path / "alone", device="cpu", progress=Watcher())
-    (outcome,) = run_sweep(
-        runs, tmp_path / "here", executor=lambda *given: on_ray(*given, storage=url), progress=Watcher()
+    outcome, other = run_sweep(
+        runs, tmp_path / "here", together=2, executor=lambda *given: on_ray(*given, storage=url), progress=Watcher()
     )
-    assert outcome.status == "finished"
+    assert outcome.status == other.status == "finished"
     assert rows_below(tmp_path / "here") == rows_below(tmp_path / "alone")
     folder = tmp_path / "here" / runs[0].name
     assert {path.name for path in folder.iterdir()} >= {"config.json", "prompts.safetensors", "predictions"}

@@ -1,5 +1,6 @@
 """The `maple` command. Each file here parses, calls and prints; heavy imports wait until a command runs."""
 
+import errno
 import io
 import sys
 from typing import Any
@@ -13,11 +14,13 @@ from maple.cli.efficiency import efficiency_command
 from maple.cli.evaluate import evaluate_command
 from maple.cli.explain import explain_command
 from maple.cli.export import export_command
+from maple.cli.fit import fit_command
 from maple.cli.importing import import_command
 from maple.cli.inspecting import inspect_command
 from maple.cli.methods import methods_command
 from maple.cli.predict import predict_command
 from maple.cli.report import report_command
+from maple.cli.serve import serve_command
 from maple.cli.sweep import sweep_command
 from maple.cli.train import train_command
 from maple.errors import MapleError
@@ -27,6 +30,12 @@ _LEFT_OUT = {
     *("torch", "torchvision", "open_clip", "accelerate", "safetensors", "huggingface_hub", "filelock", "fsspec"),
     "transformers",
 }
+_RESUMES = {
+    "train": "; repeat the command to go on after the last finished epoch",
+    "fit": "; repeat the command to go on where it stopped",
+}
+# What the user's disk or permissions are to blame for, wherever it strikes.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE}
 
 
 class _Commands(TyperGroup):
@@ -36,8 +45,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            resumes = ctx.invoked_subcommand == "train"
-            how = "; repeat the command to go on after the last finished epoch" if resumes else ""
+            how = _RESUMES.get(ctx.invoked_subcommand, "")
             typer.echo(f"maple: interrupted{how}", err=True)
             ctx.exit(130)
 
@@ -50,12 +58,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("fit")(fit_command)
 app.command("train")(train_command)
 app.command("sweep")(sweep_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
-app.command("export")(export_command)
 app.command("explain")(explain_command)
+app.command("serve")(serve_command)
+app.command("export")(export_command)
 app.command("import")(import_command)
 app.command("methods")(methods_command)
 app.command("inspect")(inspect_command)
@@ -96,4 +106,8 @@ def main() -> None:
             "predict` answers from a folder of `maple export --format onnx`",
             err=True,
         )
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        typer.echo(f"maple: {error.filename or 'a file'}: {error.strerror}", err=True)
         sys.exit(2)

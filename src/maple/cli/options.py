@@ -57,6 +57,11 @@ def shots_of(text: str) -> int | None:
     return int(text)
 
 
+def printable(text: str) -> str:
+    """Text without control characters, which a file name may hold and a terminal would obey."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
 def read_mapping(path: Path | None) -> dict[str, str] | None:
     """Read a JSON object of strings.
 
@@ -76,8 +81,3 @@ def read_mapping(path: Path | None) -> dict[str, str] | None:
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
         raise ConfigError(f'{path} must hold a JSON object of strings, as in {{"n02123045": "tabby cat"}}')
     return content
-
-
-def printable(text: str) -> str:
-    """Text without control characters, which a file name may hold and a terminal would obey."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)

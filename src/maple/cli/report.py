@@ -37,7 +37,7 @@ def report_command(
     from maple.report import write_report
 
     kinds = [kind for given in formats or ["html"] for kind in comma_list(given) or []]
-    report, written = write_report(folder, kinds, output, _pictures(data_root))
+    report, written = write_report(folder, kinds, output, pictures(data_root))
     console = Console()
     console.print(Text(report.headline, style="bold"))
     for table in report.tables:
@@ -69,7 +69,7 @@ def show_table(table: "Table") -> None:
         console.print(Text(note, style="dim"))
 
 
-def _pictures(data_root: str | None) -> Callable[[str, str | None, str], bytes | None]:
+def pictures(data_root: str | None) -> Callable[[str, str | None, str], bytes | None]:
     """Thumbnails of images of any data set that can be read; None for the others."""
     stores: dict[tuple[str, str | None], tuple[ImageStore, frozenset[str]] | None] = {}
 

@@ -47,6 +47,14 @@ def sweep_command(
     data_root: DataRoot = None,
     output: Annotated[Path, typer.Option(help="The folder of the runs' folders.")] = Path("runs"),
     jobs: Annotated[int, typer.Option(help="How many processes at once, on this machine.")] = 1,
+    together: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="How many runs to train in one pass, at most, of those that differ in seed, train.lr or "
+            "train.weight_decay alone: for GPUs that small batches leave idle.",
+        ),
+    ] = 1,
     executor: Annotated[
         str, typer.Option(help="local: this machine. ray: as many machines as a Ray cluster has; they share --output.")
     ] = "local",
@@ -99,7 +107,15 @@ def sweep_command(
 
     work = partial(carry_out, tracker=tracker)
     with SweepBar(len(runs)) as bar:
-        outcomes = run_sweep(runs, output, executor=chosen_executor, work=work, retry_failed=retry_failed, progress=bar)
+        outcomes = run_sweep(
+            runs,
+            output,
+            together=together,
+            executor=chosen_executor,
+            work=work,
+            retry_failed=retry_failed,
+            progress=bar,
+        )
     _show_end(runs, outcomes, output)
 
 

@@ -5,13 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 from maple.data.catalogue import CATALOGUE, DatasetSpec, canonical_name, known_names, load_dataset, template_of
 from maple.data.domains import load_domain
+from maple.data.findings import Finding
 from maple.data.folders import load_folder, walk_files
 from maple.data.images import ImageStore, is_image_file, read_image, to_rgb
 from maple.data.inputs import EvalView
+from maple.data.inspection import Inspection, inspect_dataset
+from maple.data.listing import LISTING, listing_hash, read_listing, write_listing
 from maple.data.manifests import load_manifest
+from maple.data.opening import check_source, open_source
 from maple.data.ordered import in_order
 from maple.data.records import Dataset, Item, items_hash
-from maple.data.sampling import base_novel_classes, sample_few_shot, select_classes, select_dataset
+from maple.data.sampling import base_novel_classes, hold_out, sample_few_shot, select_classes, select_dataset
 from maple.data.splits import read_split
 from maple.data.writing import write_pictures
 
@@ -47,30 +51,39 @@ _ON_TORCH = {
 
 __all__ = [
     "CATALOGUE",
+    "LISTING",
     "Batch",
     "Dataset",
     "DatasetSpec",
     "EvalTransform",
     "EvalView",
+    "Finding",
     "ImageStore",
+    "Inspection",
     "Item",
     "TrainTransform",
     "Views",
     "base_novel_classes",
     "canonical_name",
+    "check_source",
     "derive_seed",
     "eval_batches",
     "feature_batches",
+    "hold_out",
     "in_order",
+    "inspect_dataset",
     "is_image_file",
     "items_hash",
     "known_names",
+    "listing_hash",
     "load_dataset",
     "load_domain",
     "load_folder",
     "load_manifest",
     "make_views",
+    "open_source",
     "read_image",
+    "read_listing",
     "read_split",
     "reading_threads",
     "sample_few_shot",
@@ -83,6 +96,7 @@ __all__ = [
     "view_batches",
     "views_device",
     "walk_files",
+    "write_listing",
     "write_pictures",
 ]
 

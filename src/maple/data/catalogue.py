@@ -95,6 +95,7 @@ def load_dataset(
     seed: int = 0,
     val_fraction: float = 0.0,
     test_fraction: float = 0.25,
+    drop_empty: bool = False,
 ) -> Dataset:
     """Read a published data set by its name under `root`, or a user's own images by their path.
 
@@ -102,7 +103,7 @@ def load_dataset(
     `./NAME` for a folder of that name. A path is that of a folder of class-named folders (`load_folder`), of a folder
     of domains and one of them, as in `pacs:photo` (`load_domain`), or of a CSV or JSON-lines file (`load_manifest`);
     only there do `seed` and the fractions matter. `class_names` maps published names, or folder names or labels, to
-    the names to use instead.
+    the names to use instead. `drop_empty` leaves out class folders without images instead of refusing them.
 
     Raises:
         ConfigError: a fraction is out of range.
@@ -131,7 +132,7 @@ def load_dataset(
             ".csv or .jsonl file with the columns path and label"
         )
     warn_of_domains(path)
-    return load_folder(path, **own)
+    return load_folder(path, **own, drop_empty=drop_empty)
 
 
 def known_names() -> list[str]:

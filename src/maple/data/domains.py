@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from maple.data.folders import children, class_folders, load_folder
+from maple.data.folders import PART_NAMES, children, class_folders, load_folder
 from maple.data.images import has_image_name
 from maple.data.records import Dataset
 from maple.errors import DataError, one_of
@@ -24,27 +24,47 @@ def split_domain(text: str) -> tuple[Path, str] | None:
 
 def warn_of_domains(root: Path) -> None:
     """Warn if `root` looks like a folder of domains that is about to be read as one of classes."""
-    common: set[str] | None = None
-    folders = [child for child in children(root) if child.is_dir()]
-    for folder in folders:
-        inside = set()
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    inside.add(entry.name)
-                elif has_image_name(entry.name):
-                    return
-        common = inside if common is None else common & inside
-    if common and len(folders) > 1 and len(common) > 1:
+    if found := like_domains(root):
+        domains, common = found
         logger.warning(
             "%s: all its folders hold the same folders (%s). If these are the classes, and %s domains, "
             "give the data set as %s:%s",
             root,
-            ", ".join(sorted(common)),
-            ", ".join(folder.name for folder in folders),
+            ", ".join(common),
+            ", ".join(domains),
             root,
-            folders[0].name,
+            domains[0],
         )
+
+
+def like_domains(root: Path) -> tuple[list[str], list[str]] | None:
+    """The folders of `root` and the folders that all of these hold, if it looks like a folder of domains.
+
+    It does if it has at least two folders, other than train, val and test, which share at least two and hold no image
+    beside them.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
+    common: set[str] | None = None
+    folders = [child for child in children(root) if child.is_dir()]
+    if all(folder.name.casefold() in PART_NAMES for folder in folders):
+        return None
+    for folder in folders:
+        inside = set()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        inside.add(entry.name)
+                    elif has_image_name(entry.name):
+                        return None
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be listed ({error.strerror}); make the folder readable") from error
+        common = inside if common is None else common & inside
+    if common and len(folders) > 1 and len(common) > 1:
+        return [folder.name for folder in folders], sorted(common)
+    return None
 
 
 def load_domain(

@@ -34,6 +34,7 @@ def load_folder(
     seed: int = 0,
     val_fraction: float = 0.0,
     test_fraction: float = 0.25,
+    drop_empty: bool = False,
 ) -> Dataset:
     """Read `root/CLASS/**/image` or `root/{train,val,test}/CLASS/**/image` as a data set.
 
@@ -43,7 +44,8 @@ def load_folder(
     used as they stand; a val folder without a test folder is the test part. Otherwise each class is split on its own
     by `seed`: the test and validation fractions rounded, at least one image for training, then one for test.
     `name` is what the data set is called, its folder's name by default; `classes` are the folder names to use, sorted,
-    where they are known from elsewhere: the folder may then lack some of them.
+    where they are known from elsewhere: the folder may then lack some of them. `drop_empty` leaves out classes without
+    any image instead of refusing them.
 
     Raises:
         ConfigError: a fraction is negative, or they sum to 1 or more.
@@ -56,12 +58,16 @@ def load_folder(
     parts = _part_folders(root)
     if parts:
         images = {part: _list_classes(root, folder, classes) for part, folder in parts.items()}
+        if drop_empty and classes is None:
+            images = _without_empty(images)
         if "test" not in images:
             images["test"] = images.pop("val")
             logger.info("%s has no test folder: its %s folder is the test part", root, parts["val"].name)
         _check_parts(parts["train"], images, may_lack=classes is not None)
     else:
         listed = _list_classes(root, root, classes)
+        if drop_empty and classes is None:
+            listed = _without_empty({"": listed})[""]
         _check_classes(root, listed, may_lack=classes is not None)
         images = draw_split(listed, seed, val_fraction, test_fraction)
     names = list(classes or images["train"])
@@ -154,6 +160,12 @@ def _list_classes(root: Path, folder: Path, classes: Sequence[str] | None) -> di
     return images
 
 
+def _without_empty(parts: dict[str, dict[str, list[str]]]) -> dict[str, dict[str, list[str]]]:
+    """The parts without the classes that have no image in any of them."""
+    held = {name for images in parts.values() for name, paths in images.items() if paths}
+    return {part: {name: paths for name, paths in images.items() if name in held} for part, images in parts.items()}
+
+
 def walk_files(
     folder: Path, *, recursive: bool = True, on_unreadable: Callable[[DataError], None] | None = None
 ) -> Iterator[Path]:
@@ -206,15 +218,21 @@ def children(folder: Path) -> list[Path]:
         names = os.listdir(folder)
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror}); make the folder readable") from error
-    return [folder / name for name in sorted(names) if not name.startswith(".") and name.casefold() not in _IGNORED]
+    return [folder / name for name in sorted(names) if not is_litter(name)]
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of this name is hidden or a system's own, and never looked at."""
+    return name.startswith(".") or name.casefold() in _IGNORED
 
 
 def _check_classes(folder: Path, images: Mapping[str, list[str]], *, may_lack: bool) -> None:
     if len(images) < 2:
         found = f"only one class, {next(iter(images))!r}," if images else "no class folders"
+        shown = folder.resolve().name
         raise DataError(
-            f"{folder}: holds {found} but a classifier needs at least two; expected {folder.name}/CLASS/image.jpg "
-            f"(or {folder.name}/train/CLASS/image.jpg with a test or val folder beside train)"
+            f"{folder}: holds {found} but a classifier needs at least two; expected {shown}/CLASS/image.jpg "
+            f"(or {shown}/train/CLASS/image.jpg with a test or val folder beside train)"
         )
     empty = [name for name, paths in images.items() if not paths]
     if empty and (not may_lack or len(empty) == len(images)):

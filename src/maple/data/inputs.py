@@ -29,7 +29,7 @@ class ToInput:
         if interpolation not in RESAMPLING:
             raise ConfigError(one_of("interpolation", interpolation, RESAMPLING))
         self.size = size
-        self.interpolation_name = interpolation
+        self.interpolation = interpolation
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
         # In float32 and with one operation per step, so that the values equal torchvision's to the bit.
@@ -67,11 +67,12 @@ class EvalView(ToInput):
     def render(self, image: Image.Image) -> Image.Image:
         """Return the R x R pixels that are seen of an RGB image."""
         box = middle(*image.size)
-        image = image if box == (0, 0, *image.size) else image.crop(box)
+        if box != (0, 0, *image.size):
+            image = image.crop(box)
         short = min(image.size)
         width, height = (int(self.size * side / short) if side > short else self.size for side in image.size)
         if (width, height) != image.size:
-            image = image.resize((width, height), RESAMPLING[self.interpolation_name])
+            image = image.resize((width, height), RESAMPLING[self.interpolation])
         left, top = round((width - self.size) / 2.0), round((height - self.size) / 2.0)
         return image.crop((left, top, left + self.size, top + self.size))
 

@@ -38,6 +38,28 @@ def sample_few_shot(
     return _per_class(train, shots, rng), _per_class(val, min(shots, MAX_VAL_SHOTS), rng)
 
 
+def hold_out(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
+    """Take a fraction of each class away, chosen by `seed`: (the items that stay, the items taken), in their order.
+
+    The fraction is rounded, but at least one is taken and at least one stays; a class of one item keeps it.
+
+    Raises:
+        ConfigError: the fraction is not above 0 and below 1.
+    """
+    if not 0 < fraction < 1:
+        raise ConfigError(f"the fraction to hold out is {fraction}; it must be above 0 and below 1")
+    by_label: dict[int, list[int]] = {}
+    for place, item in enumerate(items):
+        by_label.setdefault(item.label, []).append(place)
+    taken: set[int] = set()
+    for label, places in by_label.items():
+        count = min(max(round(len(places) * fraction), 1), len(places) - 1)
+        # A generator per class: another class does not change what is taken of this one.
+        taken.update(random.Random(f"{seed}/{label}").sample(places, count))
+    stay = [item for place, item in enumerate(items) if place not in taken]
+    return stay, [items[place] for place in sorted(taken)]
+
+
 def base_novel_classes(labels: Iterable[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the base and the novel labels: the first ceil(n/2) of the n sorted distinct labels, and the rest.
 

@@ -78,8 +78,7 @@ class TrainTransform(ToInput):
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
         """Return one augmented view [3, R, R] of an RGB image; equal generators give equal views."""
-        cut = self.cut(image.height, image.width, generator)
-        return torch.from_numpy(self.normalised(self.render(image, cut)))
+        return torch.from_numpy(self.normalised(self.render(image, self.cut(image.height, image.width, generator))))
 
     def cut(self, height: int, width: int, generator: torch.Generator) -> Cut:
         """Draw a view of an image of `height` x `width` pixels."""
@@ -92,7 +91,7 @@ class TrainTransform(ToInput):
         cropped = transforms.resized_crop(
             image,
             *(cut.top, cut.left, cut.height, cut.width, list(cut.resized)),
-            interpolation=INTERPOLATIONS[self.interpolation_name],
+            interpolation=INTERPOLATIONS[self.interpolation],
             antialias=True,
         )
         return transforms.horizontal_flip(cropped) if cut.flipped else cropped  # type: ignore[no-any-return]

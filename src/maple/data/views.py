@@ -69,7 +69,7 @@ class DeviceViews:
         transform, size = self.transform, self._size
         cut = transform.cut(image.height, image.width, generator)  # type: ignore[arg-type]
         lines = (cut.height, cut.resized[0], cut.window[0]), (cut.width, cut.resized[1], cut.window[1])
-        rows, columns = (line_taps(*line, size, transform.interpolation_name) for line in lines)
+        rows, columns = (line_taps(*line, size, transform.interpolation) for line in lines)
         (top, bottom), (left, right) = rows.extent(), columns.extent()
         if (bottom - top) * (right - left) * 3 > _PIECE_BYTES:
             return Piece(np.array(transform.render(image, cut)), whole(size), whole(size))

@@ -10,6 +10,7 @@ from torch import Tensor
 from maple.errors import ClassNamesError, ConfigError, DataError
 from maple.explain.relevance import relevance
 from maple.inference import Picture, Predictor, Ranked, Unreadable
+from maple.inference.answerer import Floats, answer
 from maple.methods import Method
 
 SHOWN = 3
@@ -60,10 +61,10 @@ class Explainer:
             ConfigError: the predictor has no frozen CLIP beside.
             ClassNamesError: `target` is none of its classes.
         """
-        if predictor.frozen is None:
+        self._spoken = predictor.spoken
+        if self._spoken.frozen is None:
             raise ConfigError("an explanation shows the frozen CLIP too; load the predictor with zero_shot=True")
         self._predictor = predictor
-        self._frozen, self._tuned, self._spoken = predictor.frozen, predictor.tuned, predictor.spoken
         self._target = None if target is None else _place(predictor.class_names, target)
 
     def explain(self, pictures: Iterable[Picture]) -> Iterator[Explanation | Unreadable]:
@@ -79,25 +80,23 @@ class Explainer:
                 yield Unreadable(picture.name, str(error))
                 continue
             view = self._predictor.transform(image)
-            found, beside = self._predictor.probabilities(self._predictor.encode(view[None]), self._spoken)
-            tuned = torch.from_numpy(found)
-            frozen = tuned if beside is None else torch.from_numpy(beside)
+            seen = self._predictor.encode(view[None].numpy())
+            tuned, frozen = self._predictor.probabilities(seen, self._spoken)
             target = int(tuned[0].argmax()) if self._target is None else self._target
             yield Explanation(
                 source=picture.name,
                 target=self._spoken.names[target],
                 seen=self._picture(view),
-                zero_shot=self._side(self._frozen, view, frozen[0], target),
-                tuned=self._side(self._tuned, view, tuned[0], target),
+                zero_shot=self._side(self._spoken.frozen, view, (tuned if frozen is None else frozen)[0], target),
+                tuned=self._side(self._spoken.tuned, view, tuned[0], target),
             )
 
-    def _side(self, method: Method, view: Tensor, probabilities: Tensor, target: int) -> Side:
+    def _side(self, method: Method, view: Tensor, given: Floats, target: int) -> Side:
         found = relevance(method, view[None], torch.tensor([target]))[0]
         total = found.sum()
         shares = found / total if total > 0 else found
-        order = probabilities.argsort(descending=True, stable=True)[:SHOWN].tolist()
-        best = tuple(Ranked(self._spoken.names[index], float(probabilities[index])) for index in order)
-        return Side(best, float(probabilities[target]), tuple(tuple(row) for row in shares.tolist()))
+        best = answer("", self._spoken.names, given, None, SHOWN).best
+        return Side(best, float(given[target]), tuple(tuple(row) for row in shares.tolist()))
 
     def _picture(self, view: Tensor) -> Image.Image:
         """The pixels [R, R, 3] of a normalised view [3, R, R]."""

@@ -117,13 +117,16 @@ class Answerer(ABC):
         """The normalised values [3, R, R] of an RGB image, as the image tower reads it."""
         return self._view(image)
 
-    def speak_of(self, names: Sequence[str]) -> Spoken:
-        """A class list, checked and encoded; the last few are kept.
+    def speak_of(self, names: Sequence[str] | None = None) -> Spoken:
+        """A class list, checked and encoded; the last few are kept. None is the trained one.
 
         Raises:
             ClassNamesError: an empty list or name, the same words twice, a name too long for the text tower, or one
                 that the method cannot speak of.
         """
+        if names is None:
+            # As it is: two of its names may be equal, as published data sets have such pairs.
+            return self._spoken(self.trained_names)
         distinct(names)
         return self._spoken(tuple(names))
 
@@ -151,6 +154,11 @@ class Answerer(ABC):
     def class_names(self) -> tuple[str, ...]:
         """The classes that `stream` speaks of now; at first those it was trained on."""
         return self.spoken.names
+
+    @property
+    def spoken(self) -> Spoken:
+        """The class list that `stream` speaks of now."""
+        return self._now or self.speak_of()
 
     def set_class_names(self, names: Sequence[str]) -> str | None:
         """Let `stream` speak of these classes from now on, at once.
@@ -190,15 +198,17 @@ class Answerer(ABC):
             while batch := list(islice(views, batch_size)):
                 yield from self._answers(batch, spoken, top)
 
-    def _viewed(self, picture: Picture) -> tuple[str, Any]:
+    def _viewed(self, picture: Picture) -> tuple[str, Floats | Unreadable]:
         try:
-            return picture.name, self._one(picture.read())
+            return picture.name, self.view(picture.read())
         except DataError as error:
             return picture.name, Unreadable(picture.name, str(error))
 
-    def _answers(self, batch: Sequence[tuple[str, Any]], spoken: Spoken, top: int) -> Iterator[Answer | Unreadable]:
+    def _answers(
+        self, batch: Sequence[tuple[str, Floats | Unreadable]], spoken: Spoken, top: int
+    ) -> Iterator[Answer | Unreadable]:
         views = [view for _, view in batch if not isinstance(view, Unreadable)]
-        seen = self.encode(self._batch(views)) if views else []
+        seen = self.encode(np.stack(views)) if views else []
         tuned, frozen = self.probabilities(seen, spoken) if views else (np.empty((0, 0), np.float32), None)
         row = 0
         for name, view in batch:
@@ -207,20 +217,6 @@ class Answerer(ABC):
                 continue
             yield answer(name, spoken.names, tuned[row], None if frozen is None else frozen[row], top)
             row += 1
-
-    def _one(self, image: Image.Image) -> Any:
-        """What `_batch` needs of an image; in a thread that reads ahead."""
-        return self.view(image)
-
-    def _batch(self, ones: Sequence[Any]) -> Any:
-        """What `encode` takes of several."""
-        return np.stack(ones)
-
-    @property
-    def spoken(self) -> Spoken:
-        """The class list that `stream` speaks of now."""
-        # The trained names as they are: two of them may be equal, as published data sets have such pairs.
-        return self._now or self._spoken(self.trained_names)
 
     def _spoken(self, names: tuple[str, ...]) -> Spoken:
         with self._lock:

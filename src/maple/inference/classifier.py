@@ -17,7 +17,7 @@ from maple import files
 from maple.checkpoint import load_prompts, read_prompts, save_prompts
 from maple.clip import Backbone, load_clip
 from maple.config import BackboneSettings, RunSettings, read_preset, resolve
-from maple.data import ImageStore, Item, in_order, sample_few_shot
+from maple.data import ImageStore, Item, hold_out, in_order, sample_few_shot
 from maple.distributed import Processes, this_process
 from maple.inference.card import model_card
 from maple.inference.estimator import Classifier, Estimator, NotTrainedError
@@ -66,6 +66,7 @@ class PromptClassifier(Classifier, Estimator):
         seed: int = 1,
         settings: Mapping[str, Any] | None = None,
         class_names: Mapping[Any, str] | Sequence[str] | None = None,
+        validation_fraction: float = 0.25,
         device: str | None = None,
     ) -> None:
         """Choose what to learn and how; nothing is checked or loaded before `fit`.
@@ -82,6 +83,10 @@ class PromptClassifier(Classifier, Estimator):
                 {"prompt_depth": 3}}.
             class_names: words for the labels: {label: words}, or a list in the order of the sorted labels. Needed where
                 labels are no strings; CLIP reads them.
+            validation_fraction: how much of each class `fit` holds out of its images, chosen with `seed`, for methods
+                that choose a setting on validation images (Tip-Adapter's alpha and beta, the linear probe's
+                regularisation), unless that setting is given; at most four images of a class where `shots` is set. It
+                is not trained on. Other methods train on everything.
             device: cpu, cuda, cuda:1, mps; by default a GPU if there is one.
         """
         self.method = method
@@ -96,12 +101,14 @@ class PromptClassifier(Classifier, Estimator):
         self.seed = seed
         self.settings = settings
         self.class_names = class_names
+        self.validation_fraction = validation_fraction
         self.device = device
 
     def fit(self, X: Any, y: Any) -> Self:  # noqa: N803 - scikit-learn's names
         """Learn prompts from images `X` and their labels `y` [n]; forget what was learned before.
 
-        The same as `maple train` does with the same images in the same order, settings and seed.
+        The same as `maple train` does with the same images in the same order, settings and seed. A method that searches
+        on validation images finds them among `X`: see `validation_fraction`.
 
         Raises:
             MapleError: bad settings, images, labels or names, or a backbone that cannot be loaded.
@@ -111,12 +118,13 @@ class PromptClassifier(Classifier, Estimator):
         classes, indices = numbered(y, len(pictures))
         names = words_for(classes, self.class_names)
         items = [Item(str(number), int(label), names[label]) for number, label in enumerate(indices)]
-        items, _ = sample_few_shot(items, [], settings.data.shots, settings.seed)
+        items, val = self._held_out(items, settings)
+        items, val = sample_few_shot(items, val, settings.data.shots, settings.seed)
         device = this_process(self.device).device
-        chosen = settings.backbone
-        backbone = _open_backbone(chosen.name, chosen.pretrained, chosen.precision, device)
+        clip = settings.backbone
+        backbone = _open_backbone(clip.name, clip.pretrained, clip.precision, device)
         method = fresh_method(settings, backbone, names)
-        material = Material(settings, items, ImageStore(Path(), read=lambda number: pictures[int(number)].read()))
+        material = Material(settings, items, ImageStore(Path(), read=lambda number: pictures[int(number)].read()), val)
         material.begin(method)
         trainer = Trainer(method, settings.train, Processes(0, 1, device))
         while not trainer.finished:
@@ -124,7 +132,8 @@ class PromptClassifier(Classifier, Estimator):
         material.finish(method)
         loss = trainer.history[-1].loss if trainer.history else None
         train = {"epochs": trainer.epoch, "images": len(items), "loss": loss}
-        self._take(method.eval(), classes, {"seed": settings.seed, "train": train})
+        info = {"seed": settings.seed, "train": train}
+        self._take(method.eval(), classes, info | ({"chosen": chosen} if (chosen := method.chosen()) else {}))
         self.history_ = tuple(trainer.history)
         return self
 
@@ -280,6 +289,18 @@ class PromptClassifier(Classifier, Estimator):
         # Pictures of one's own want a CLIP that has seen the world, unless another is named.
         default = {"backbone": {"name": BackboneSettings().name}}
         return resolve([default, preset, {"method": {"name": self.method}}, self.settings or {}, layer])
+
+    def _held_out(self, items: list[Item], settings: RunSettings) -> tuple[list[Item], list[Item]]:
+        """The items to train on, and those that a method searches on, if it does."""
+        if not method_settings(settings.method)[1].needs_validation:
+            return items, []
+        items, val = hold_out(items, self.validation_fraction, settings.seed)
+        if not val:
+            raise InputError(
+                f"{settings.method['name']} chooses a setting on validation images, but no class has more than one "
+                'image; give more, or give the setting: settings={"method": {...}}'
+            )
+        return items, val
 
     def _take(self, method: Method, classes: Labels, info: Mapping[str, Any]) -> None:
         self.method_ = method

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from maple.checkpoint import load_prompts, read_prompts
@@ -51,6 +50,7 @@ class Predictor(Answerer):
         self.method = method.eval()
         backbone = method.backbone
         self.transform = eval_transform(backbone)
+        self.views = make_views(self.transform, views_device("auto", backbone.device))
         seen = backbone.preprocessing
         super().__init__(
             method.class_names,
@@ -59,7 +59,6 @@ class Predictor(Answerer):
             about={**about(method, info or {}), "computed_by": f"PyTorch on {backbone.device}"},
             name_features=self._name_features,
         )
-        self.views = make_views(self.transform, views_device("auto", backbone.device))
         self._names_alone = TemplateClasses(backbone, [TEMPLATE])
         self._frozen: Method | None = None
         if zero_shot:
@@ -81,9 +80,9 @@ class Predictor(Answerer):
         return cls(method, zero_shot=zero_shot, template=template_of_info(info), info=info)
 
     @torch.no_grad()
-    def encode(self, views: Floats | Tensor) -> list[_Seen]:
+    def encode(self, views: Floats) -> list[_Seen]:
         """Unit features of views [B, 3, R, R]: by the method, and by the frozen CLIP if it is there."""
-        images = torch.as_tensor(views).to(self.method.backbone.device)
+        images = torch.from_numpy(views).to(self.method.backbone.device)
         if self.method.reads_features:
             # The image tower is the frozen one, so it runs once.
             images = self.method.image_features_raw(images)
@@ -92,18 +91,6 @@ class Predictor(Answerer):
             return [(one, None) for one in tuned]
         beside = finite(unit(images) if images.ndim == 2 else self._frozen.encode_images(images), self.method.backbone)
         return list(zip(tuned, beside, strict=True))
-
-    @property
-    def tuned(self) -> Method:
-        """A twin of the method that speaks of the class names of now."""
-        found: Method = self.spoken.tuned
-        return found
-
-    @property
-    def frozen(self) -> Method | None:
-        """The frozen CLIP beside it, if there is one, speaking of the class names of now."""
-        found: Method | None = self.spoken.frozen
-        return found
 
     @torch.no_grad()
     def probabilities(self, seen: Sequence[_Seen], spoken: Spoken) -> tuple[Floats, Floats | None]:
@@ -131,12 +118,6 @@ class Predictor(Answerer):
     @torch.no_grad()
     def _name_features(self, names: Sequence[str]) -> Floats:
         return self._names_alone.of(names).cpu().numpy()
-
-    def _one(self, image: Image.Image) -> Any:
-        return self.views.one(image)
-
-    def _batch(self, ones: Sequence[Any]) -> Tensor:
-        return self.views.batch(ones)
 
 
 def about(method: Method, info: Mapping[str, Any]) -> dict[str, Any]:

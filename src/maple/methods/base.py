@@ -33,6 +33,11 @@ class MethodSettings(Settings):
         """Whether the method can name classes that it was not trained on."""
         return True
 
+    @property
+    def needs_validation(self) -> bool:
+        """Whether a setting is left open, to be chosen on validation images."""
+        return False
+
 
 @dataclass(frozen=True)
 class Features:

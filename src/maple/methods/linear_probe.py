@@ -27,6 +27,11 @@ class LinearProbeSettings(OfKnownClassesSettings):
 
     inverse_regularisation: float | None = Field(None, gt=0)
 
+    @property
+    def needs_validation(self) -> bool:
+        """Whether C is to be searched."""
+        return self.inverse_regularisation is None
+
 
 class LinearProbe(OfKnownClasses):
     """A weight [C, D] and a bias [C]; before `begin` it is zero-shot CLIP with "a photo of a {}."."""

@@ -37,6 +37,11 @@ class TipAdapterSettings(OfKnownClassesSettings):
     search_steps: tuple[int, int] = (200, 20)
     templates: tuple[str, ...] = ("a photo of a {}.",)
 
+    @property
+    def needs_validation(self) -> bool:
+        """Whether alpha or beta is to be searched."""
+        return self.alpha is None or self.beta is None
+
     @classmethod
     def for_template(cls, template: str) -> dict[str, Any]:
         """One sentence: the data set's own."""
@@ -109,7 +114,7 @@ class TipAdapter(OfKnownClasses):
             ConfigError: there are no validation images to search on.
         """
         self._fill(unit(features.train.mean(dim=0)), features.train_labels)
-        if self._searches and not len(features.val):
+        if self.settings.needs_validation and not len(features.val):
             raise ConfigError(
                 "tip_adapter searches alpha and beta on validation images, and this data set has none: set both, as "
                 "in --set method.alpha=1 --set method.beta=5.5, or give it a val folder"
@@ -122,14 +127,10 @@ class TipAdapter(OfKnownClasses):
         if self.settings.learn_keys:
             self._search(features)
 
-    @property
-    def _searches(self) -> bool:
-        return self.settings.alpha is None or self.settings.beta is None
-
     @torch.no_grad()
     def _search(self, features: Features) -> None:
         """Take the first pair of the grid, betas outside, that names most validation images rightly."""
-        if not self._searches:
+        if not self.settings.needs_validation:
             return
         seen = unit(features.val)
         plain, nearness = super().logits(seen, self.classes.features), seen @ self.keys.T

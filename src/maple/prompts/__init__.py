@@ -4,6 +4,7 @@ from maple.prompts.classes import PromptedClasses, TemplateClasses
 from maple.prompts.coupling import Coupling
 from maple.prompts.encode import encode_image, encode_image_with_attention, encode_text, unit, wide
 from maple.prompts.initialise import PROMPT_STD, random_tokens, word_tokens
+from maple.prompts.passes import together
 from maple.prompts.splice import Sentences, write_sentences
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "encode_image_with_attention",
     "encode_text",
     "random_tokens",
+    "together",
     "unit",
     "wide",
     "word_tokens",

@@ -1,6 +1,8 @@
 """The one block loop, for text and for images: plain CLIP with prompt tokens put in at the entry of blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from maple.clip import ImageTower, Memory, TextTower
 from maple.errors import UnsupportedTowerError
 from maple.memory import device_memory
+from maple.prompts.passes import answer
 from maple.prompts.splice import Parts, Sentences, Suffix, append_vision, replace_vision
 
 # Of each row and block, in widths of the tower: the norms' inputs, queries, keys, values, attention, four of the MLP.
@@ -26,13 +29,79 @@ def encode_text(
     changes anything but rounding.
 
     Args:
-        prompts: J tensors [P, Ht]; or [C, P, Ht] with a prompt per sentence; or [G, 1, P, Ht], which gives the
-            features of all sentences under each of G prompts: [G, C, D]. Layer k's enters block k.
+        prompts: J tensors [P, Ht]; or [C, P, Ht] with a prompt per sentence; or [G, 1, P, Ht] or [G, C, P, Ht], which
+            give the features of all sentences under each of G prompts: [G, C, D]. Layer k's enters block k.
         memory_limit: bytes that the states of the sentences' ends may take, about; where it would be more, they are
             computed in pieces, and once more for the gradient. By default a quarter of the device's memory.
     """
+    wanted = _TextPass(tower, sentences, tuple(prompts), memory_limit)
+    return answer(wanted) if prompts else wanted.alone()  # fixed sentences are encoded once: nothing to share
+
+
+def encode_image(tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]) -> Tensor:
+    """Raw image features [B, D] of images [B, 3, R, R] with `prompts`; none means plain CLIP.
+
+    Args:
+        prompts: J tensors [P, Hv], or [B, P, Hv] with prompts per image. Layer k's enters block k.
+    """
+    return answer(_ImagePass(tower, images, tuple(prompts)))
+
+
+@dataclass(frozen=True, eq=False)
+class _TextPass:
+    tower: TextTower
+    sentences: Sentences
+    prompts: tuple[Tensor, ...]
+    memory_limit: int | None
+
+    @cached_property
+    def _grouped(self) -> list[Tensor]:
+        """The prompts as G of them: [G, 1, P, Ht] or [G, C, P, Ht]."""
+        return [prompt[(None,) * (4 - prompt.ndim)] for prompt in self.prompts]
+
+    @property
+    def likeness(self) -> Hashable:
+        shapes = tuple((prompt.shape[1:], prompt.dtype) for prompt in self._grouped)
+        return self.tower, self.sentences.content, shapes, self.memory_limit
+
+    def alone(self) -> Tensor:
+        return _encode_text(self.tower, self.sentences, self.prompts, self.memory_limit)
+
+    def jointly(self, others: Sequence["_TextPass"]) -> list[Tensor]:
+        passes = (self, *others)
+        layers = [torch.cat(layer) for layer in zip(*(one._grouped for one in passes), strict=True)]
+        features = _encode_text(self.tower, self.sentences, layers, self.memory_limit)
+        parts = features.split([len(one._grouped[0]) for one in passes])
+        return [part if one.prompts[0].ndim == 4 else part.squeeze(0) for one, part in zip(passes, parts, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class _ImagePass:
+    tower: ImageTower
+    images: Tensor
+    prompts: tuple[Tensor, ...]
+
+    @property
+    def likeness(self) -> Hashable:
+        shapes = tuple((prompt.shape[-2:], prompt.dtype) for prompt in self.prompts)
+        return self.tower, self.images.shape[1:], self.images.dtype, shapes
+
+    def alone(self) -> Tensor:
+        return _encode_image(self.tower, self.images, self.prompts)
+
+    def jointly(self, others: Sequence["_ImagePass"]) -> list[Tensor]:
+        passes = (self, *others)
+        counts = [len(one.images) for one in passes]
+        layers = [
+            torch.cat([prompt.expand(count, -1, -1) for prompt, count in zip(layer, counts, strict=True)])
+            for layer in zip(*(one.prompts for one in passes), strict=True)
+        ]
+        return list(_encode_image(self.tower, torch.cat([one.images for one in passes]), layers).split(counts))
+
+
+def _encode_text(tower: TextTower, sentences: Sentences, prompts: Sequence[Tensor], memory_limit: int | None) -> Tensor:
     groups = [prompt.shape[0] for prompt in prompts if prompt.ndim == 4]
-    per_sentence = any(prompt.ndim == 3 for prompt in prompts)
+    per_sentence = any(prompt.ndim == 3 or (prompt.ndim == 4 and prompt.shape[1] > 1) for prompt in prompts)
     for_gradient = torch.is_grad_enabled() and any(prompt.requires_grad for prompt in prompts)
     limit = device_memory(sentences.ids.device) // 4 if memory_limit is None else memory_limit
     most_rows = limit // (_STATES_PER_ROW * tower.width * tower.dtype.itemsize * (tower.depth if for_gradient else 1))
@@ -96,8 +165,7 @@ def encode_image_with_attention(
     return tower.finish(states[:, :count]), seen
 
 
-def encode_image(tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]) -> Tensor:
-    """Raw image features [B, D] of images [B, 3, R, R] with `prompts`, J tensors [P, Hv]; none means plain CLIP."""
+def _encode_image(tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]) -> Tensor:
     if not prompts:
         return tower.plain(images)
     states = tower.embed(images)

@@ -10,6 +10,7 @@ Source: MaPLe section 3.2, equations 3-6; muzairkhattak/multimodal-prompt-learni
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -41,6 +42,11 @@ class Sentences:
     ends: Tensor
     shared: int
     _cuts: dict[tuple[int, int, int], "Parts"] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def content(self) -> tuple[object, ...]:
+        """All that these are, to compare by."""
+        return (self.shared, *(str(part.tolist()) for part in (self.ids, self.slots, self.ends)))
 
     def cut(self, groups: int, shared: int, most_rows: int = 2**62) -> "Parts":
         """The sentences cut after `shared` tokens, for `groups` prompts each of which all of them are read with.
@@ -104,10 +110,11 @@ class Suffix:
     early: int
 
     def put(self, rows: Tensor, prompt: Tensor) -> Tensor:
-        """Put `prompt` ([P, Ht], [C, P, Ht] or [G, 1, P, Ht]) into the packed rows [R, Ht]."""
+        """Put `prompt` ([P, Ht], [C, P, Ht], [G, 1, P, Ht] or [G, C, P, Ht]) into the packed rows [R, Ht]."""
         if not self.slots.shape[2]:
             return rows
-        chosen = prompt[self.order] if prompt.ndim == 3 else prompt
+        per_sentence = prompt.ndim > 2 and prompt.shape[-3] > 1
+        chosen = prompt.index_select(-3, self.order) if per_sentence else prompt
         tokens = chosen[..., self.early :, :].to(rows.dtype).expand(*self.slots.shape, -1)
         return rows.index_copy(0, self.slots.flatten(), tokens.flatten(0, 2))
 
@@ -135,7 +142,7 @@ class Parts:
     order: Tensor
 
     def put(self, prefix: Tensor, prompt: Tensor) -> Tensor:
-        """Put `prompt` ([P, Ht], [C, P, Ht] or [G, 1, P, Ht]) into the prefix [G, S, Ht]."""
+        """Put `prompt` into the prefix [G, S, Ht]: [P, Ht], [G, 1, P, Ht], or, where it has no slots, any other."""
         early = self.prefix_slots.shape[1]
         if not early:
             return prefix

@@ -20,7 +20,7 @@ import torch
 
 from maple import files
 from maple.errors import ConfigError, first_line
-from maple.protocols.executors import ATTEMPTS, Ends, Work
+from maple.protocols.executors import ATTEMPTS, Ends, Group, Work
 from maple.protocols.plan import PlannedRun
 from maple.protocols.runner import Outcome, Report, finished_outcome, record_failure, status_of
 from maple.protocols.storage import Storage
@@ -59,7 +59,7 @@ class _NotShared:
 
 
 def on_ray(
-    runs: Sequence[PlannedRun],
+    groups: Sequence[Group],
     root: Path,
     work: Work,
     report: Report,
@@ -70,13 +70,13 @@ def on_ray(
     storage: str | None = None,
     device: str | None = None,
 ) -> Ends:
-    """As many runs at once as the cluster has room for.
+    """As many groups of runs at once as the cluster has room for.
 
     Args:
         address: of the cluster, as `ray.init` takes it: auto, HOST:6379, ray://HOST:10001. Without it RAY_ADDRESS, a
             cluster that runs on this machine, or a new one of this machine alone.
-        gpus_per_run: GPUs, or a fraction of one, that a run reserves; 0.25 by default, 0 where there are none.
-        cpus_per_run: cores that a run reserves, and its threads.
+        gpus_per_run: GPUs, or a fraction of one, that a group reserves; 0.25 by default, 0 where there are none.
+        cpus_per_run: cores that a group reserves, and its threads.
         storage: an fsspec URL for the finished runs, where machines share no folder with this one. They are fetched
             into `root` as they finish; interrupted ones go on only on the machine that they began on.
         device: where to compute; by default the GPU that Ray assigns, or the CPU.
@@ -98,15 +98,13 @@ def on_ray(
         errand = _Errand(root.resolve(), Path.cwd(), marker, storage, place, threads, command, work)
         board = _start_board()
         options = {"num_cpus": cpus_per_run, "num_gpus": gpus, "max_retries": ATTEMPTS - 1}
-        under_way: dict[Any, PlannedRun] = {}
-        for run in runs:
-            if store is not None and store.holds(run.name):
-                store.get(run.name, root)
-                if status_of(run, root) == "finished":
-                    yield run, finished_outcome(run, root)
-                    continue
-            task = ray.remote(_work).options(**options, name=run.label)
-            under_way[task.remote(run, errand, board)] = run
+        under_way: dict[Any, Group] = {}
+        for group in groups:
+            stored = tuple(run for run in group if store is not None and _fetched(store, run, root))
+            yield from ((run, finished_outcome(run, root)) for run in stored)
+            if left := tuple(run for run in group if run not in stored):
+                task = ray.remote(_work).options(**options, name=", ".join(run.label for run in left))
+                under_way[task.remote(left, errand, board)] = left
         try:
             yield from _ends(under_way, root, board, report, store)
         finally:
@@ -114,7 +112,15 @@ def on_ray(
                 ray.cancel(reference, force=True)
 
 
-def _ends(under_way: dict[Any, PlannedRun], root: Path, board: Any, report: Report, store: Storage | None) -> Ends:
+def _fetched(store: Storage, run: PlannedRun, root: Path) -> bool:
+    """Whether a run has been left in the store, finished; it is then in `root` too."""
+    if not store.holds(run.name):
+        return False
+    store.get(run.name, root)
+    return status_of(run, root) == "finished"
+
+
+def _ends(under_way: dict[Any, Group], root: Path, board: Any, report: Report, store: Storage | None) -> Ends:
     import ray
 
     while under_way:
@@ -123,15 +129,15 @@ def _ends(under_way: dict[Any, PlannedRun], root: Path, board: Any, report: Repo
             for name, told in ray.get(board.take.remote(), timeout=10).items():
                 report(name, *told)
         for reference in done:
-            run = under_way.pop(reference)
-            yield run, _outcome(reference, run, root, store)
+            group = under_way.pop(reference)
+            yield from zip(group, _outcomes(reference, group, root, store), strict=True)
 
 
-def _outcome(reference: Any, run: PlannedRun, root: Path, store: Storage | None) -> Outcome:
+def _outcomes(reference: Any, group: Group, root: Path, store: Storage | None) -> list[Outcome]:
     import ray
 
     try:
-        outcome = ray.get(reference)
+        outcomes = ray.get(reference)
     except ray.exceptions.RayTaskError as error:  # not of the run, which keeps its errors to itself
         raise ConfigError(
             f"a Ray worker cannot carry out runs ({str(error).strip().splitlines()[-1]}); every machine needs the same "
@@ -139,19 +145,26 @@ def _outcome(reference: Any, run: PlannedRun, root: Path, store: Storage | None)
         ) from error
     except ray.exceptions.RayError as error:
         told = f"its Ray worker died {ATTEMPTS} times (killed, or out of memory?): {first_line(error)}"
-        return record_failure(run, root, told)
-    if isinstance(outcome, _NotShared):
+        return [
+            finished_outcome(run, root) if status_of(run, root) == "finished" else record_failure(run, root, told)
+            for run in group
+        ]
+    if isinstance(outcomes, _NotShared):
         raise ConfigError(
-            f"the machine {outcome.machine} does not see the folder {root.resolve()}: --output must name a folder that "
-            "all machines share, at the same path; or give --ray-storage with an fsspec URL that all of them reach"
+            f"the machine {outcomes.machine} does not see the folder {root.resolve()}: --output must name a folder "
+            "that all machines share, at the same path; or give --ray-storage with an fsspec URL that all of them reach"
         )
+    return [_landed(run, outcome, root, store) for run, outcome in zip(group, outcomes, strict=True)]
+
+
+def _landed(run: PlannedRun, outcome: Outcome, root: Path, store: Storage | None) -> Outcome:
+    """The outcome of a run, its folder fetched from the store if there is one."""
     if store is not None and outcome.status == "finished":
         store.get(run.name, root)
         return finished_outcome(run, root, outcome.seconds)
     if store is not None and outcome.status == "failed":
         return record_failure(run, root, str(outcome.error), seconds=outcome.seconds)
-    found: Outcome = outcome
-    return found
+    return outcome
 
 
 def _start_board() -> Any:
@@ -173,8 +186,8 @@ def _start_board() -> Any:
     return ray.remote(Board).options(num_cpus=0).remote()
 
 
-def _work(run: PlannedRun, errand: _Errand, board: Any) -> Outcome | _NotShared:
-    """On a worker: one run."""
+def _work(group: Group, errand: _Errand, board: Any) -> list[Outcome] | _NotShared:
+    """On a worker: one group of runs."""
     with suppress(OSError):  # a machine that has no such folder can still be given whole paths
         os.chdir(errand.here)
     sys.argv[:] = errand.command
@@ -191,13 +204,15 @@ def _work(run: PlannedRun, errand: _Errand, board: Any) -> Outcome | _NotShared:
             board.tell.remote(name, what, done, total)
 
     root = errand.root if store is None else store.scratch()
-    outcome = errand.work(run, root, errand.device, tell)
-    if store is not None and outcome.status == "finished":
-        store.put(root / run.name)
-        shutil.rmtree(root / run.name, ignore_errors=True)
+    outcomes = errand.work(group, root, errand.device, tell)
+    if store is not None:
+        for outcome in outcomes:
+            if outcome.status == "finished":
+                store.put(root / outcome.name)
+                shutil.rmtree(root / outcome.name, ignore_errors=True)
         with suppress(OSError):  # other runs are still there
             root.rmdir()
-    return outcome
+    return outcomes
 
 
 @contextmanager

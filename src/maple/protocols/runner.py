@@ -4,10 +4,11 @@ What is done is read from the folders, so a sweep can be stopped at any moment, 
 """
 
 import json
+import logging
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,11 +18,21 @@ from maple import files
 from maple.checkpoint import load_prompts
 from maple.clip import Backbone, load_clip
 from maple.distributed import this_process
-from maple.errors import BusyError, MapleError
+from maple.errors import BusyError, MapleError, first_line
 from maple.files import FAILURE
 from maple.protocols.plan import Evaluation, PlannedRun
-from maple.runs import Tracked, evaluate_run, finished_prompts, read_rows, train_run
+from maple.runs import (
+    Tracked,
+    TrainProgress,
+    evaluate_run,
+    finished_prompts,
+    read_rows,
+    train_run,
+    train_together,
+)
 from maple.train import EpochReport, StepReport
+
+logger = logging.getLogger(__name__)
 
 Status = Literal["new", "interrupted", "failed", "finished"]
 Report = Callable[[str, str, int, int], None]
@@ -35,7 +46,7 @@ class Outcome:
     Attributes:
         status: `finished`, `failed` (recorded in its folder), or `busy`: another process is at it.
         rows: of its evaluations, in the order of the plan.
-        seconds: what it took now; 0 for a run that had finished before.
+        seconds: what it took now, its share where it was trained with others; 0 for a run that had finished before.
     """
 
     name: str
@@ -65,15 +76,65 @@ def status_of(run: PlannedRun, root: Path) -> Status:
     return "interrupted" if (folder / "config.json").exists() else "new"
 
 
-def carry_out(run: PlannedRun, root: Path, device: str | None, report: Report, tracker: str | None = None) -> Outcome:
-    """Train and evaluate one run, or what is left of it. A failure is recorded in its folder, not raised.
+def carry_out(
+    runs: Sequence[PlannedRun], root: Path, device: str | None, report: Report, tracker: str | None = None
+) -> list[Outcome]:
+    """Train and evaluate runs, or what is left of them; several are trained together (`train_together`).
+
+    A failure is recorded in its run's folder, not raised, and the others go on. If they cannot share their passes, for
+    lack of memory say, each goes on alone.
 
     Args:
         tracker: what else to tell: one of `maple.runs.TRACKERS`.
+
+    Raises:
+        ConfigError: the tracker is unknown or not installed.
     """
-    folder, began = root / run.name, time.monotonic()
+    with ExitStack() as trackers:
+        watched = [_Watched(run, root, report, tracker, trackers) for run in runs]
+        began = time.monotonic()
+        errors = _train_together(watched, device) if len(runs) > 1 else [None]
+        each = (time.monotonic() - began) / len(runs)
+        return [_carry_out(one, device, error, each) for one, error in zip(watched, errors, strict=True)]
+
+
+class _Watched:
+    """A run, its place, and who hears of it."""
+
+    def __init__(self, run: PlannedRun, root: Path, report: Report, tracker: str | None, trackers: ExitStack) -> None:
+        self.run = run
+        self.root = root
+        self.folder = root / run.name
+        self.report = partial(report, run.name)
+        self.progress: TrainProgress = _Steps(self.report)
+        self.tracked: Tracked | None = None
+        if tracker is not None:
+            self.tracked = Tracked(tracker, self.folder, run.settings, self.progress)
+            self.progress = trackers.enter_context(self.tracked)
+
+
+def _train_together(watched: Sequence[_Watched], device: str | None) -> list[MapleError | None]:
+    """What went wrong with each run, if anything; what is left to do of a run is then done alone."""
     try:
-        _train_and_evaluate(run, folder, device, partial(report, run.name), tracker)
+        results = train_together(
+            [(one.run.settings, one.folder) for one in watched],
+            device=device,
+            progress=[one.progress for one in watched],
+            backbone=_backbone_of(watched[0].run, device),
+        )
+    except Exception as error:  # noqa: BLE001 - whatever it is, each run meets it alone, or does not
+        logger.warning("%d runs go on one by one, since together: %s", len(watched), first_line(error))
+        return [None] * len(watched)
+    return [result if isinstance(result, MapleError) else None for result in results]
+
+
+def _carry_out(watched: _Watched, device: str | None, known: MapleError | None, seconds: float) -> Outcome:
+    """What becomes of a run, for which `seconds` have been spent, and of which an error may be known."""
+    run, root, began = watched.run, watched.root, time.monotonic() - seconds
+    try:
+        if known is not None:
+            raise known
+        _train_and_evaluate(watched, device)
     except BusyError as error:
         return Outcome(run.name, "busy", error=str(error))
     except MapleError as error:
@@ -81,7 +142,7 @@ def carry_out(run: PlannedRun, root: Path, device: str | None, report: Report, t
     except Exception as error:  # noqa: BLE001 - whatever it is, it is recorded and the other runs go on
         told = f"{type(error).__name__}: {error}"
         return record_failure(run, root, told, traceback.format_exc(), seconds=time.monotonic() - began)
-    (folder / FAILURE).unlink(missing_ok=True)
+    (watched.folder / FAILURE).unlink(missing_ok=True)
     return finished_outcome(run, root, time.monotonic() - began)
 
 
@@ -108,32 +169,26 @@ def failed_outcome(run: PlannedRun, root: Path) -> Outcome:
     return Outcome(run.name, "failed", error=error)
 
 
-def _train_and_evaluate(
-    run: PlannedRun, folder: Path, device: str | None, report: Callable[..., None], tracker: str | None
-) -> None:
-    settings = run.settings
-    place = this_process(device).device
-    chosen = settings.backbone
-    backbone = _backbone(chosen.name, chosen.pretrained, chosen.precision, str(place))
-    steps = _Steps(report)
-    with nullcontext() if tracker is None else Tracked(tracker, folder, settings, steps) as tracked:
-        train_run(settings, folder, device=device, progress=tracked or steps, backbone=backbone)
-        method = load_prompts(finished_prompts(folder), backbone)
-        for evaluation, answer in zip(run.evaluations, _answers(run, folder), strict=True):
-            if answer is not None:
-                continue
-            where = "" if evaluation.dataset is None else f" {evaluation.dataset}"
-            _, row = evaluate_run(
-                folder,
-                classes=evaluation.classes,
-                dataset=evaluation.dataset,
-                root=settings.data.root,
-                device=device,
-                method=method,
-                on_images=partial(report, f"evaluating{where} ({evaluation.classes})"),
-            )
-            if tracked is not None:
-                tracked.row(row)
+def _train_and_evaluate(watched: _Watched, device: str | None) -> None:
+    run, folder = watched.run, watched.folder
+    backbone = _backbone_of(run, device)
+    train_run(run.settings, folder, device=device, progress=watched.progress, backbone=backbone)
+    method = load_prompts(finished_prompts(folder), backbone)
+    for evaluation, answer in zip(run.evaluations, _answers(run, folder), strict=True):
+        if answer is not None:
+            continue
+        where = "" if evaluation.dataset is None else f" {evaluation.dataset}"
+        _, row = evaluate_run(
+            folder,
+            classes=evaluation.classes,
+            dataset=evaluation.dataset,
+            root=run.settings.data.root,
+            device=device,
+            method=method,
+            on_images=partial(watched.report, f"evaluating{where} ({evaluation.classes})"),
+        )
+        if watched.tracked is not None:
+            watched.tracked.row(row)
 
 
 class _Steps:
@@ -155,6 +210,11 @@ class _Steps:
 
     def epoch(self, report: EpochReport) -> None:
         """The steps have told it."""
+
+
+def _backbone_of(run: PlannedRun, device: str | None) -> Backbone:
+    chosen = run.settings.backbone
+    return _backbone(chosen.name, chosen.pretrained, chosen.precision, str(this_process(device).device))
 
 
 @lru_cache(maxsize=1)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from maple.errors import DataError
 from maple.files import FAILURE
 from maple.report.costs import read_costs
-from maple.report.records import Collection, Evaluation, Problem, Row, Run
+from maple.report.records import ZERO_SHOT, Collection, Evaluation, Problem, Row, Run
 
 
 def collect(folder: Path) -> Collection:
@@ -60,7 +60,8 @@ def _run_folders(folder: Path) -> Iterator[Path]:
     for place, folders, found in os.walk(folder):
         if "config.json" in found or FAILURE in found:
             yield Path(place)
-            folders.clear()
+            # A run may hold the one that it is compared with, as `maple fit` leaves it.
+            folders[:] = [name for name in folders if name == ZERO_SHOT]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
@@ -81,7 +82,10 @@ def _read_run(folder: Path, name: str) -> tuple[Run | None, list[Evaluation], li
     history, wrong = _read_lines(folder / "metrics.jsonl", name)
     problems += wrong
     epochs = tuple(epoch for epoch in history.values() if _is_epoch(epoch))
-    run = Run(folder, name, settings, environment, epochs, finished=(folder / "prompts.safetensors").is_file())
+    remarks, wrong = _remarks(folder, name)
+    problems += wrong
+    finished = (folder / "prompts.safetensors").is_file()
+    run = Run(folder, name, settings, environment, epochs, finished=finished, remarks=remarks)
     lines, wrong = _read_lines(folder / "rows.jsonl", name)
     problems += wrong
     evaluations = []
@@ -93,6 +97,19 @@ def _read_run(folder: Path, name: str) -> tuple[Run | None, list[Evaluation], li
             continue
         evaluations.append(Evaluation(run, row, own=_is_own(row, folder)))
     return run, evaluations, problems
+
+
+def _remarks(folder: Path, name: str) -> tuple[tuple[str, ...], list[Problem]]:
+    """The lines of data.json; none where there is no such file."""
+    if not (folder / "data.json").exists():
+        return (), []
+    try:
+        lines = _read_object(folder / "data.json")["lines"]
+        if not isinstance(lines, list):
+            raise ValueError("its lines are no list")
+    except (OSError, ValueError, KeyError) as error:
+        return (), [Problem(f"{name}/data.json", f"unreadable or damaged: {error}")]
+    return tuple(str(line) for line in lines), []
 
 
 def _is_epoch(line: dict[str, Any]) -> bool:
@@ -145,7 +162,8 @@ def _is_own(row: Row, folder: Path) -> bool:
     if asked == found or row.asked.get("dataset") == asked:
         return True
     if PurePath(asked).is_absolute():
-        return PurePath(asked).name == found
+        # FOLDER:DOMAIN is called FOLDER/DOMAIN, a table by its name without the end.
+        return found in (PurePath(asked).name, PurePath(asked).stem, PurePath(asked).name.replace(":", "/"))
     if not found.startswith(f"{asked}/"):
         return False
     # The name of a group stands for one of its styles, the one that the training items come from.

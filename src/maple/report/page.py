@@ -10,6 +10,7 @@ from typing import Any
 from maple.errors import ConfigError
 from maple.report.ablations import find_ablations
 from maple.report.changes import class_changes, class_rivals
+from maple.report.confusion import Confusion, most_confused
 from maple.report.cost_tables import cost_tables
 from maple.report.duels import duel
 from maple.report.examples import FEWEST, Outcome, choose_examples
@@ -25,6 +26,9 @@ from maple.report.tables import Table, make_tables
 Picture = Callable[[str, str | None, str], bytes | None]
 """(data set as it was asked for, its root, path of the image) -> PNG, or None where there is none to be had."""
 
+_MATRIX_CAPTION = (
+    "Rows: what the images show; columns: what was said. The share of each row is the darker the greater it is."
+)
 MOST_DETAILS = 4
 """How many data sets are looked at closely."""
 
@@ -46,6 +50,7 @@ class Details:
     title: str
     figures: tuple[Figure, ...]
     after_examples: tuple[Figure, ...] = ()
+    confusions: tuple[Confusion, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
     examples_caption: str = ""
 
@@ -113,6 +118,7 @@ def make_page(
         environments=environments,
         silent=collection.silent,
         problems=(*collection.problems, *problems, *unreadable),
+        remarks=[(run.name, run.remarks) for run in collection.runs if run.remarks],
     )
 
 
@@ -204,6 +210,7 @@ def _details(groups: list[Group]) -> tuple[list[Details], list[Problem]]:
 
 
 def _detail(group: Group, method: Variant, dataset: str, name: str) -> tuple[Details, list[Problem]]:
+    from maple.report.confusion_plot import confusion_figure
     from maple.report.embeddings import embed
     from maple.report.plots import MOST_CHANGES, changes_figure, curves_figure, embedding_figure
 
@@ -228,6 +235,8 @@ def _detail(group: Group, method: Variant, dataset: str, name: str) -> tuple[Det
     against, problems = duel(group, method, dataset)
     if against is None:
         return Details(dataset, method.label, title, tuple(figures), tuple(after)), problems
+    if matrix := confusion_figure(against, method.label, f"{name}-confusion"):
+        after.append(Figure(matrix, _MATRIX_CAPTION))
     if embedding := embed(against):
         after.append(Figure(embedding_figure(embedding, method.label, f"{name}-plane"), _plane_caption(embedding)))
     outcomes = choose_examples(against)
@@ -237,7 +246,10 @@ def _detail(group: Group, method: Variant, dataset: str, name: str) -> tuple[Det
         f"rule, not by look: the four outcomes in proportion to their counts, but at least {FEWEST} of each where "
         "there are so many, and within an outcome evenly spaced along the list of images."
     )
-    return Details(dataset, method.label, title, tuple(figures), tuple(after), tuple(outcomes), caption), problems
+    confusions = tuple(most_confused(against))
+    return Details(
+        dataset, method.label, title, tuple(figures), tuple(after), confusions, tuple(outcomes), caption
+    ), problems
 
 
 def _plane_caption(embedding: Any) -> str:

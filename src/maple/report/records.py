@@ -128,7 +128,10 @@ class CostRow(_Stored):
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, but for its evaluations. `name` is its path relative to the folder that was searched."""
+    """A run folder, but for its evaluations. `name` is its path relative to the folder that was searched.
+
+    `remarks` are what `maple fit` found in the images.
+    """
 
     folder: Path
     name: str
@@ -136,6 +139,7 @@ class Run:
     environment: dict[str, Any] = field(hash=False)
     history: tuple[dict[str, Any], ...] = field(hash=False)
     finished: bool
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ def write_report(
     written = []
     for path, text in contents.items():
         try:
-            files.write_text(path, text)
+            # File names may hold bytes that are no text in any encoding; they are shown as codes.
+            files.write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
         except OSError as error:
             raise ConfigError(f"{path} cannot be written ({error.strerror}); choose another --output") from error
         written.append(path)

@@ -2,10 +2,19 @@
 
 from maple.runs.environment import environment, processor
 from maple.runs.evaluation import evaluate_run
-from maple.runs.folder import finished_prompts, only_one, read_history, read_rows, read_settings
+from maple.runs.folder import (
+    differences,
+    finished_prompts,
+    only_one,
+    read_history,
+    read_rows,
+    read_settings,
+    refuse_other_run,
+)
 from maple.runs.importing import write_imported
 from maple.runs.material import Material
-from maple.runs.spec import complete, content_name, eval_transform, open_backbone, open_dataset, sample
+from maple.runs.spec import complete, content_name, eval_transform, open_backbone, open_dataset, relevant, sample
+from maple.runs.together import in_common, train_together
 from maple.runs.tracking import TRACKERS, Tracked, require_tracker
 from maple.runs.training import Silent, TrainProgress, TrainResult, fresh_method, train_run
 
@@ -18,11 +27,13 @@ __all__ = [
     "TrainResult",
     "complete",
     "content_name",
+    "differences",
     "environment",
     "eval_transform",
     "evaluate_run",
     "finished_prompts",
     "fresh_method",
+    "in_common",
     "only_one",
     "open_backbone",
     "open_dataset",
@@ -30,8 +41,11 @@ __all__ = [
     "read_history",
     "read_rows",
     "read_settings",
+    "refuse_other_run",
+    "relevant",
     "require_tracker",
     "sample",
     "train_run",
+    "train_together",
     "write_imported",
 ]

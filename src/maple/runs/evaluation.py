@@ -73,7 +73,9 @@ def evaluate_run(
     if another and class_names is None:
         changed["class_names"] = {}  # the other words of the training classes say nothing about these
     data = settings.data.changed(**{key: value for key, value in changed.items() if value is not None})
-    whole = open_dataset(settings.changed(data=data))
+    if another:
+        data = data.changed(listing=None)
+    whole = open_dataset(settings.changed(data=data), folder)
     asked = {"dataset": data.dataset, "classes": classes, "part": part, "names": names, "only": only}
     if part is None:
         part = "all" if another and whole.drawn_split else "test"

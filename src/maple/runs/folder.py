@@ -92,22 +92,27 @@ def refuse_other_run(settings: RunSettings, folder: Path) -> None:
             )
         return
     try:
-        stored = _flat(relevant(read_settings(folder)))
+        stored = relevant(read_settings(folder))
     except ConfigError as error:
         raise ConfigError(
             f"{folder / 'config.json'} is not that of a run ({error}); choose another --output"
         ) from error
-    wanted = _flat(relevant(settings))
+    wanted = relevant(settings)
     if stored != wanted and any((folder / name).exists() for name in _LEARNED):
-        changed = [
-            f"{key}: {stored.get(key)!r} there, {wanted.get(key)!r} now"
-            for key in sorted(stored.keys() | wanted.keys())
-            if stored.get(key) != wanted.get(key)
-        ]
         raise ConfigError(
-            f"{folder} belongs to a run with other settings ({'; '.join(changed)}); "
+            f"{folder} belongs to a run with other settings ({differences(stored, wanted)}); "
             "choose another --output, or remove the folder"
         )
+
+
+def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What differs between the settings of a folder and those wanted now, as "seed: 1 there, 2 now"."""
+    stored, wanted = _flat(stored), _flat(wanted)
+    return "; ".join(
+        f"{key}: {stored.get(key)!r} there, {wanted.get(key)!r} now"
+        for key in sorted(stored.keys() | wanted.keys())
+        if stored.get(key) != wanted.get(key)
+    )
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -11,12 +11,14 @@ import torch
 from maple.clip import Backbone, load_clip
 from maple.config import RunSettings
 from maple.data import (
+    LISTING,
     Dataset,
     EvalTransform,
     Item,
     canonical_name,
     known_names,
     load_dataset,
+    read_listing,
     sample_few_shot,
     select_dataset,
     template_of,
@@ -62,13 +64,15 @@ def content_name(settings: RunSettings) -> str:
     )
 
 
-def open_dataset(settings: RunSettings) -> Dataset:
-    """The data set of a run, whole.
+def open_dataset(settings: RunSettings, folder: Path | None = None) -> Dataset:
+    """The data set of a run, whole; `folder` is the run's, where its list of images lies if it has one.
 
     Raises:
-        DataError: no data set is named, or it cannot be read.
+        DataError: no data set is named, or it, or the list, cannot be read.
     """
     data = settings.data
+    if data.listing is not None and folder is not None:
+        return read_listing(folder / LISTING, data.listing)
     if not data.dataset:
         raise DataError(
             f"no data set is named; give --dataset with one of {', '.join(known_names())} and --data-root, or the path "
@@ -110,4 +114,6 @@ def relevant(settings: RunSettings) -> dict[str, Any]:
     relevant: dict[str, Any] = settings.model_dump(mode="json", exclude=_IRRELEVANT)  # type: ignore[arg-type]
     if relevant["train"]["views"] is None:
         del relevant["train"]["views"]  # so that runs made before there was such a setting keep their names
+    if relevant["data"]["listing"] is None:
+        del relevant["data"]["listing"]  # likewise
     return relevant

@@ -12,14 +12,14 @@ import torch
 from maple.checkpoint import describe_backbone, read_tensors, save_prompts
 from maple.clip import Backbone
 from maple.config import RunSettings
-from maple.data import Dataset, Item, derive_seed, items_hash
-from maple.distributed import this_process
+from maple.data import ImageStore, Item, derive_seed, items_hash
+from maple.distributed import Processes, this_process
 from maple.errors import CheckpointError
 from maple.methods import Method, build_method
 from maple.runs.folder import only_one, read_history, refuse_other_run, write_beginning, write_epoch, write_history
 from maple.runs.material import Material
 from maple.runs.spec import complete, open_backbone, open_dataset, relevant, sample
-from maple.train import EpochReport, StepReport, Trainer
+from maple.train import Batches, EpochReport, StepReport, Trainer
 
 # What must be the same for a run to go on, and how to call it.
 _IDENTITY = {"items": "training images (hash)", "backbone": "backbone", "settings": "settings"}
@@ -60,6 +60,88 @@ class TrainResult:
     was_finished: bool = False
 
 
+class Run:
+    """A run on its way from settings to a prompts file: what it trains, on what, and where it is kept.
+
+    Until `begin` nothing is written; from then on its folder must be locked (`only_one`).
+    """
+
+    trainer: Trainer
+
+    def __init__(
+        self, settings: RunSettings, folder: Path, processes: Processes, backbone: Backbone | None = None
+    ) -> None:
+        """Open the data set and make the method; `settings` are complete.
+
+        Raises:
+            MapleError: whatever is wrong with the settings, the data or the backbone.
+        """
+        self.settings = settings
+        self.folder = folder
+        self._processes = processes
+        self.dataset = open_dataset(settings, folder)
+        self.items, self._val, class_names = sample(settings, self.dataset)
+        backbone = backbone or open_backbone(settings, processes.device)
+        self.method = fresh_method(settings, backbone, class_names)
+        self._identity = {
+            "items": items_hash(self.items),
+            "backbone": describe_backbone(backbone),
+            "settings": relevant(settings),
+        }
+
+    def begin(self, store: ImageStore | None = None) -> None:
+        """Make a trainer, resume where the folder says, and make the folder a run.
+
+        Args:
+            store: opens the data set's images; without it they are decoded for this run alone.
+
+        Raises:
+            CheckpointError: what is to be resumed is damaged, or another run's.
+            MapleError: what the method is fitted to cannot be used.
+        """
+        self._material = Material(self.settings, self.items, store or self.dataset.store(), self._val)
+        self._material.begin(self.method)
+        self.trainer = Trainer(self.method, self.settings.train, self._processes)
+        _resume(self.trainer, self.folder, self._identity)
+        if self._processes.is_main:
+            write_beginning(self.folder, self.settings, self.items)
+        self._processes.wait()
+
+    @property
+    def steps(self) -> int:
+        """Steps in an epoch."""
+        return self._material.steps
+
+    def batches(self) -> Batches:
+        """The batches of the next epoch. Raises as `Material.batches`."""
+        return self._material.batches(self.trainer)
+
+    def keep(self) -> None:
+        """Keep the state after a whole epoch."""
+        if self._processes.is_main:
+            write_epoch(self.trainer, self.folder, self._identity)
+
+    def finish(self) -> None:
+        """Write the prompts: the run has finished."""
+        if not self._processes.is_main:
+            return
+        self._material.finish(self.method)
+        trainer, settings = self.trainer, self.settings
+        if trainer.history:
+            write_history(trainer, self.folder)  # the last report may be missing after a crash
+        info = {
+            "dataset": self.dataset.name,
+            "data": settings.data.model_dump(mode="json", exclude={"root"}),
+            "seed": settings.seed,
+            "items": self._identity["items"],
+            "train": {"epochs": trainer.epoch, "loss": trainer.history[-1].loss if trainer.history else None},
+        }
+        if chosen := trainer.method.chosen():
+            info["chosen"] = chosen
+        save_prompts(self.folder / "prompts.safetensors", trainer.method, info)
+        (self.folder / "resume.safetensors").unlink(missing_ok=True)
+
+
 def train_run(
     settings: RunSettings,
     folder: Path,
@@ -83,35 +165,38 @@ def train_run(
         MapleError: whatever is wrong with the settings, the data or the backbone.
     """
     settings = complete(settings)
-    finished = folder / "prompts.safetensors"
-    refuse_other_run(settings, folder)
-    if finished.exists():
-        # A process that was killed between its last two steps left these.
-        (folder / "resume.safetensors").unlink(missing_ok=True)
-        return TrainResult(folder, tuple(read_history(folder)), was_finished=True)
-    processes = this_process(device)
-    dataset = open_dataset(settings)
-    items, val, class_names = sample(settings, dataset)
-    backbone = backbone or open_backbone(settings, processes.device)
-    method = fresh_method(settings, backbone, class_names)
-    identity = {"items": items_hash(items), "backbone": describe_backbone(backbone), "settings": relevant(settings)}
+    if (kept := kept_result(settings, folder)) is not None:
+        return kept
+    processes, progress = this_process(device), progress or Silent()
+    run = Run(settings, folder, processes, backbone)
     with only_one(folder) if processes.is_main else nullcontext():
-        if processes.is_main and finished.exists():  # by a process that was at it until now
-            return TrainResult(folder, tuple(read_history(folder)), was_finished=True)
-        material = Material(settings, items, dataset.store(), val)
-        material.begin(method)
-        trainer = Trainer(method, settings.train, processes)
-        _resume(trainer, folder, identity)
-        if processes.is_main:
-            write_beginning(folder, settings, items)
-        processes.wait()
-        on_ready(method, items)
-        _train(trainer, material, folder, identity, progress or Silent())
-        if processes.is_main:
-            material.finish(method)
-            _finish(trainer, settings, dataset, folder, identity)
+        # It may have been finished by a process that was at it until now.
+        if processes.is_main and (kept := kept_result(settings, folder)) is not None:
+            return kept
+        run.begin()
+        on_ready(run.method, run.items)
+        progress.start(settings.train.epochs, run.steps, run.trainer.epoch)
+        while not run.trainer.finished:
+            report = run.trainer.run_epoch(run.batches(), progress.step)
+            run.keep()
+            progress.epoch(report)
+        run.finish()
     processes.wait()
-    return TrainResult(folder, tuple(trainer.history))
+    return TrainResult(folder, tuple(run.trainer.history))
+
+
+def kept_result(settings: RunSettings, folder: Path) -> TrainResult | None:
+    """What a finished run has left in `folder`; None where there is something to do.
+
+    Raises:
+        ConfigError: the folder belongs to a run with other settings.
+    """
+    refuse_other_run(settings, folder)
+    if not (folder / "prompts.safetensors").exists():
+        return None
+    # A process that was killed between its last two steps left these.
+    (folder / "resume.safetensors").unlink(missing_ok=True)
+    return TrainResult(folder, tuple(read_history(folder)), was_finished=True)
 
 
 def fresh_method(settings: RunSettings, backbone: Backbone, class_names: Sequence[str]) -> Method:
@@ -122,34 +207,6 @@ def fresh_method(settings: RunSettings, backbone: Backbone, class_names: Sequenc
     """
     generator = torch.Generator().manual_seed(derive_seed(settings.seed, "prompts"))
     return build_method(settings.method, backbone, class_names, generator=generator)
-
-
-def _finish(trainer: Trainer, settings: RunSettings, dataset: Dataset, folder: Path, identity: dict[str, Any]) -> None:
-    """Write the prompts: the run has finished."""
-    if trainer.history:
-        write_history(trainer, folder)  # the last report may be missing after a crash
-    info = {
-        "dataset": dataset.name,
-        "data": settings.data.model_dump(mode="json", exclude={"root"}),
-        "seed": settings.seed,
-        "items": identity["items"],
-        "train": {"epochs": trainer.epoch, "loss": trainer.history[-1].loss if trainer.history else None},
-    }
-    if chosen := trainer.method.chosen():
-        info["chosen"] = chosen
-    save_prompts(folder / "prompts.safetensors", trainer.method, info)
-    (folder / "resume.safetensors").unlink(missing_ok=True)
-
-
-def _train(
-    trainer: Trainer, material: Material, folder: Path, identity: dict[str, Any], progress: TrainProgress
-) -> None:
-    progress.start(trainer.settings.epochs, material.steps, trainer.epoch)
-    while not trainer.finished:
-        report = trainer.run_epoch(material.batches(trainer), progress.step)
-        if trainer.processes.is_main:
-            write_epoch(trainer, folder, identity)
-        progress.epoch(report)
 
 
 def _resume(trainer: Trainer, folder: Path, identity: dict[str, Any]) -> None:

@@ -1,13 +1,12 @@
-"""The only training loop: any method, any number of processes, resumable to the bit.
+"""A method under training: its optimiser, its steps, its state.
 
 Source: SPEC section 4; Dassl.pytorch@c61a1b5 dassl/optim/optimizer.py, lr_scheduler.py, dassl/engine/trainer.py.
 Departs: only prompts are given to the optimiser, and they are always float32, whatever the backbone's precision.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,45 +14,12 @@ from torch import Tensor
 from maple.config import TrainSettings
 from maple.data import Batch
 from maple.distributed import Processes
-from maple.errors import CheckpointError, ConfigError, TrainingDivergedError
+from maple.errors import CheckpointError, ConfigError, MapleError, TrainingDivergedError
 from maple.methods import Method
+from maple.train.epochs import Batches, EpochReport, Step, StepReport, run_epochs
 
 # Below it an infinite gradient is no overflow of the scaled loss any more.
 _SMALLEST_SCALE = 1.0
-
-Batches = Iterable[tuple[Batch, int]]
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One step, over the whole global batch."""
-
-    epoch: int
-    step: int
-    images: int
-    lr: float
-    loss: float
-    logs: dict[str, float]
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """One epoch: means over its images; `losses` of each step, in order."""
-
-    epoch: int
-    lr: float
-    loss: float
-    logs: dict[str, float]
-    losses: tuple[float, ...] = field(repr=False)
-
-    def as_json(self) -> dict[str, Any]:
-        """A plain dictionary, for metrics.jsonl and the resume state; a resumed run writes the same text again."""
-        return {**asdict(self), "logs": dict(sorted(self.logs.items())), "losses": list(self.losses)}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """What `as_json` gave, back again."""
-        return cls(**{**values, "losses": tuple(values["losses"])})
 
 
 def learning_rate(settings: TrainSettings, epoch: int) -> float:
@@ -115,29 +81,75 @@ class Trainer:
             TrainingDivergedError: a loss or a gradient is not finite; it says where and what to try, and everything
                 is again as it was before the epoch.
         """
-        if self._optimizer is None:
-            raise ConfigError(f"{self.method.title} has no prompt parameters: there is nothing to train, only evaluate")
-        before = self.state()
-        try:
-            return self._run_epoch(self._optimizer, batches, on_step)
-        except TrainingDivergedError:
-            self.restore(*before)
-            raise
+        (report,) = run_epochs([(self, batches, on_step)])
+        if isinstance(report, MapleError):
+            raise report
+        return report
 
-    def _run_epoch(
-        self, optimizer: torch.optim.Optimizer, batches: Batches, on_step: Callable[[StepReport], None]
-    ) -> EpochReport:
+    def begin_epoch(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Make ready for the steps of the next epoch; return the state before it.
+
+        Raises:
+            ConfigError: the method has no prompt parameters.
+        """
+        self._require_optimizer()
         self.method.train()
-        rate = learning_rate(self.settings, self.epoch)
-        steps: list[StepReport] = []
-        for batch, whole in batches:
-            steps.append(self._run_step(optimizer, batch, whole, rate))
-            on_step(steps[-1])
+        return self.state()
+
+    def begin_step(self, batch: Batch, whole: int) -> Step:
+        """A step on this process's share of a batch of `whole` images; gradients are zero."""
+        device, parameters = self.processes.device, self.parameters
+        for parameter in parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
+        # The scaler wakes up at its first use, which a process without images would never come to.
+        self._scaler.scale(torch.zeros((), device=device))
+        size = max(len(batch.labels), 1) if self.settings.micro_batch is None else self.settings.micro_batch
+        return Step(
+            method=self.method,
+            parameters=parameters,
+            scale=self._scaler.scale,
+            pieces=[
+                (batch.images[start : start + size], batch.labels[start : start + size])
+                for start in range(0, len(batch.labels), size)
+            ],
+            whole=whole,
+            sums={name: torch.zeros((), device=device) for name in ("loss", *self.method.log_names)},
+            guides={
+                guide: {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+                for guide in self.method.guides
+            },
+        )
+
+    def finish_step(self, step: Step) -> StepReport:
+        """Make a step with the gradients that have been accumulated.
+
+        Raises:
+            TrainingDivergedError: the loss or a gradient is not finite; the step is not made.
+        """
+        optimizer, rate = self._require_optimizer(), learning_rate(self.settings, self.epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        guiding = [gradient for named in step.guides.values() for gradient in named.values()]
+        self.processes.sum_([*gradients, *guiding, *step.sums.values()])
+        logs = {name: float(value) for name, value in step.sums.items()}
+        loss = logs.pop("loss")
+        self._steer(step.guides)
+        self._scaler.unscale_(optimizer)
+        self._refuse_non_finite(loss, gradients, rate)
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        report = StepReport(self.epoch, self._step, step.whole, rate, loss, logs)
+        self._step += 1
+        return report
+
+    def finish_epoch(self, steps: Sequence[StepReport]) -> EpochReport:
+        """An epoch has gone by in these steps."""
         images = sum(step.images for step in steps)
         names = steps[0].logs if steps else {}
         report = EpochReport(
             epoch=self.epoch,
-            lr=rate,
+            lr=learning_rate(self.settings, self.epoch),
             loss=sum(step.loss * step.images for step in steps) / max(images, 1),
             logs={name: sum(step.logs[name] * step.images for step in steps) / images for name in names},
             losses=tuple(step.loss for step in steps),
@@ -147,57 +159,10 @@ class Trainer:
         self.history.append(report)
         return report
 
-    def _run_step(self, optimizer: torch.optim.Optimizer, batch: Batch, whole: int, rate: float) -> StepReport:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        for parameter in self.parameters.values():
-            parameter.grad = torch.zeros_like(parameter)
-        sums, guides = self._backward(batch, whole)
-        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        guiding = [gradient for named in guides.values() for gradient in named.values()]
-        self.processes.sum_([*gradients, *guiding, *sums.values()])
-        logs = {name: float(value) for name, value in sums.items()}
-        loss = logs.pop("loss")
-        self._steer(guides)
-        self._scaler.unscale_(optimizer)
-        self._refuse_non_finite(loss, gradients, rate)
-        self._scaler.step(optimizer)
-        self._scaler.update()
-        report = StepReport(self.epoch, self._step, whole, rate, loss, logs)
-        self._step += 1
-        return report
-
-    def _backward(self, batch: Batch, whole: int) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-        """Accumulate the gradient of the whole batch's mean loss; return this process's share of each log and guide.
-
-        Every piece (a micro-batch of a process) is weighted by its part of the whole batch, so the sum over pieces and
-        processes is the same whatever the split. The gradients of the method's guides are kept apart, by parameter.
-        """
-        device = self.processes.device
-        guides = {
-            guide: {name: torch.zeros_like(parameter) for name, parameter in self.parameters.items()}
-            for guide in self.method.guides
-        }
-        sums: dict[str, Tensor] = {name: torch.zeros((), device=device) for name in ("loss", *self.method.log_names)}
-        # The scaler wakes up at its first use, which a process without images would never come to.
-        self._scaler.scale(torch.zeros((), device=device))
-        size = max(len(batch.labels), 1) if self.settings.micro_batch is None else self.settings.micro_batch
-        for start in range(0, len(batch.labels), size):
-            images = batch.images[start : start + size].to(device)
-            labels = batch.labels[start : start + size].to(device)
-            loss, logs = self.method.loss(images, labels)
-            weight = len(labels) / whole
-            for guide, totals in guides.items():
-                scaled = self._scaler.scale(logs[guide] * weight)
-                found = torch.autograd.grad(
-                    scaled, list(self.parameters.values()), retain_graph=True, materialize_grads=True
-                )
-                for total, gradient in zip(totals.values(), found, strict=True):
-                    total += gradient
-            self._scaler.scale(loss * weight).backward()
-            for name, value in {"loss": loss.detach(), **logs}.items():
-                sums[name] += value.detach() * weight
-        return sums, guides
+    def _require_optimizer(self) -> torch.optim.Optimizer:
+        if self._optimizer is None:
+            raise ConfigError(f"{self.method.title} has no prompt parameters: there is nothing to train, only evaluate")
+        return self._optimizer
 
     def _steer(self, guides: dict[str, dict[str, Tensor]]) -> None:
         """Replace the gradient of the loss by what the method makes of it and of its guides, all of the whole batch.

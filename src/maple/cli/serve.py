@@ -1,0 +1,121 @@
+"""`maple serve`."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from maple.cli.options import DataRoot, Device
+
+if TYPE_CHECKING:
+    from maple.inference import Answerer
+
+
+def serve_command(
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="A run folder, a prompts file, hf-hub:OWNER/NAME, or an export to ONNX."),
+    ],
+    host: Annotated[str, typer.Option(help="The address to listen on. Others than this machine need a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="The port to listen on; 0 is any free one.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MAPLE_TOKEN",
+            show_envvar=True,
+            help="What the API must be asked with; better set in the environment, where no process list shows it.",
+        ),
+    ] = None,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Let other machines ask without a token, if --host lets them in.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Another name that requests address this server by, a proxy's for one. May be repeated."),
+    ] = None,
+    zero_shot: Annotated[
+        bool | None,
+        typer.Option(
+            "--zero-shot/--no-zero-shot",
+            help="Hold the frozen CLIP too, to compare with. Default: if it is there; an export may be without.",
+        ),
+    ] = None,
+    examples: Annotated[
+        bool, typer.Option("--examples/--no-examples", help="Offer pictures of the model's own data set to try.")
+    ] = True,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    max_upload: Annotated[float, typer.Option(help="The largest request, in MiB.")] = 32,
+    max_pixels: Annotated[int, typer.Option(help="The largest picture, in pixels.")] = 25_000_000,
+    max_images: Annotated[int, typer.Option(help="The most pictures in a request.")] = 16,
+    max_classes: Annotated[int, typer.Option(help="The most class names in a request.")] = 500,
+    max_batch: Annotated[int, typer.Option(help="How many pictures are computed at once.")] = 32,
+    queue: Annotated[int, typer.Option(help="How many pictures may wait; more are told to come again.")] = 128,
+    timeout: Annotated[float, typer.Option(help="Seconds after which an unanswered request is given up.")] = 30,
+    data_root: DataRoot = None,
+    device: Device = None,
+) -> None:
+    """Serve a page and an API that say what pictures show, until Ctrl-C.
+
+    The page is at the address that is printed; the API is described under /openapi.json.
+    """
+    from maple.errors import ConfigError
+
+    if missing := [name for name in ("fastapi", "uvicorn", "python_multipart") if find_spec(name) is None]:
+        raise ConfigError(f"maple serve needs {', '.join(missing)}: pip install 'maple-clip[serve]'")
+    from maple.serve import listen
+    from maple.serve.api import create_app
+    from maple.serve.description import title_of
+    from maple.serve.examples import NO_EXAMPLES, find_examples, origin_of
+    from maple.serve.limits import MIB, Limits
+
+    listen.check_token(token)
+    if not 0 < max_upload <= 2048:
+        raise ConfigError(f"--max-upload {max_upload:g} must be above 0 and at most 2048 MiB")
+    limits = Limits(
+        upload_bytes=int(max_upload * MIB) or 1,
+        uploads_bytes=4 * int(max_upload * MIB) or 4,
+        pixels=max_pixels,
+        images=max_images,
+        classes=max_classes,
+        batch=max_batch,
+        queue=queue,
+        timeout=timeout,
+        upload_timeout=max(timeout, 30.0),
+    )
+    # What cannot be listened on is told before a backbone is loaded.
+    listening = listen.bind(host, port)
+    with listening:
+        listen.require_token(listening, host, token, anyone=no_token)
+        hosts = listen.allowed_hosts(listening, host, allow_host or [])
+        answerer = _load(run, zero_shot, device)
+        answerer.speak_of()
+        origin = origin_of(Path(run).expanduser(), answerer.about, data_root)
+        app = create_app(
+            answerer,
+            limits,
+            token=token,
+            hosts=hosts,
+            find_examples=lambda: find_examples(origin, answerer.trained_names) if examples else NO_EXAMPLES,
+        )
+        address = listen.address_of(listening, host)
+
+        def started() -> None:
+            typer.echo(f"maple: {title_of(answerer.about)}")
+            typer.echo(f"maple: serving at {address} (Ctrl-C stops)")
+            if open_page:
+                typer.launch(address)
+
+        listen.run(app, listening, limits, started=started)
+    typer.echo("maple: stopped")
+
+
+def _load(run: str, zero_shot: bool | None, device: str | None) -> "Answerer":
+    from maple.inference import open_answerer
+    from maple.inference.manifest import export_folder, is_export, read_manifest
+
+    if zero_shot is None:
+        zero_shot = not is_export(run) or read_manifest(export_folder(run)).zero_shot is not None
+    return open_answerer(run, zero_shot=zero_shot, device=device)

@@ -1,0 +1,69 @@
+"""The result of a fit, read from the files of its folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from maple.errors import CheckpointError, ConfigError, DataError
+from maple.fit.found import read_found
+from maple.report import Picture, collect, write_report
+from maple.report.versus import Accuracy, Versus, accuracy_of, held_out, versus
+from maple.runs import finished_prompts
+
+PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What `fit` leaves.
+
+    Attributes:
+        folder: the run.
+        lines: what was found in the images.
+        ours: the accuracy on the held-out images; None where none could be held out.
+        versus: the comparison with zero-shot CLIP; None without held-out images, or where that is the method.
+        page: the page; None without held-out images, or where it cannot be drawn.
+        no_page: why there is none.
+        was_finished: there was nothing left to compute.
+    """
+
+    folder: Path
+    lines: tuple[str, ...]
+    ours: Accuracy | None
+    versus: Versus | None
+    page: Path | None
+    no_page: str = ""
+    was_finished: bool = False
+
+
+def read_fit(folder: Path, picture: Picture | None = None) -> FitResult:
+    """The result of a finished fit, from its files.
+
+    Raises:
+        CheckpointError: the folder holds none, or it has not finished.
+    """
+    finished_prompts(folder)
+    return result_of(folder, tuple(read_found(folder)["lines"]), picture, was_finished=True)
+
+
+def result_of(
+    folder: Path, lines: tuple[str, ...], picture: Picture | None, *, was_finished: bool = False
+) -> FitResult:
+    """Everything from the files; the page is drawn if it is not there."""
+    try:
+        ours, theirs = held_out(collect(folder))
+    except DataError:
+        return FitResult(folder, lines, None, None, None, "there were no held-out images", was_finished)
+    best = ours or theirs
+    if best is None:
+        return FitResult(folder, lines, None, None, None, "there were no held-out images", was_finished)
+    page, problem = folder / PAGE, ""
+    if not (was_finished and page.is_file()):
+        try:
+            write_report(folder, ["html"], picture=picture)
+        except ConfigError as error:
+            problem = str(error)
+    try:
+        compared = versus(ours, theirs) if ours and theirs else None
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: its predictions cannot be compared: {error}") from error
+    return FitResult(folder, lines, accuracy_of(best), compared, None if problem else page, problem, was_finished)

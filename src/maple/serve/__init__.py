@@ -1,0 +1,4 @@
+"""A trained method as a web page and an API. Needs `pip install 'maple-clip[serve]'`.
+
+Knows an `Answerer` and nothing of what computes it.
+"""

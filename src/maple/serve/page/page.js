@@ -1,0 +1,305 @@
+"use strict";
+
+const MOST_PICTURES = 50;
+const AT_ONCE = 4;
+const SHOWN = 5;
+const TRIES = 6;
+
+const at = (id) => document.getElementById(id);
+const state = { model: null, token: null, pictures: [], names: null, asked: 0, round: 0 };
+
+try { state.token = sessionStorage.getItem("maple-token"); } catch { /* not allowed to keep it */ }
+
+class Refusal extends Error {
+  constructor(status, code, message) { super(message); this.status = status; this.code = code; }
+}
+
+async function ask(path, options = {}) {
+  const headers = state.token ? { Authorization: `Bearer ${state.token}` } : {};
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers, cache: "no-store" });
+  } catch {
+    throw new Refusal(0, "unreachable", "The server does not answer. Does it still run?");
+  }
+  if (answer.ok) return answer;
+  let error;
+  try { error = (await answer.json()).error; } catch { error = null; }
+  throw new Refusal(answer.status, error?.code ?? "unknown", error?.message ?? `The server answered with status ${answer.status}.`);
+}
+
+function make(tag, className, text) {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+function tell(element, text) {
+  element.textContent = text ?? "";
+  element.hidden = !text;
+}
+
+const sentence = (text) => text + (/[.!?]$/.test(text) ? "" : ".");
+const size = (bytes) => bytes >= 1048576 ? `${(bytes / 1048576).toFixed(1)} MiB` : `${Math.ceil(bytes / 1024)} KiB`;
+const percent = (value) => `${(100 * value).toFixed(1)} %`;
+const pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
+
+// ---- the model and the token
+
+async function begin() {
+  try {
+    state.model = await (await ask("v1/model")).json();
+  } catch (error) {
+    if (error.status === 401) return askForToken();
+    tell(at("model"), sentence(error.message));
+    return undefined;
+  }
+  at("entry").hidden = true;
+  at("main").hidden = false;
+  const { title, class_names: names } = state.model;
+  tell(at("model"), `${title}: ${names.length} ${names.length === 1 ? "class" : "classes"}.`);
+  resetNames();
+  return showExamples();
+}
+
+function askForToken() {
+  const wrong = state.token !== null;
+  state.token = null;
+  tell(at("model"), "");
+  at("main").hidden = true;
+  at("entry").hidden = false;
+  tell(at("refused"), wrong ? "This is not the server's token." : "");
+  at("token").focus();
+}
+
+at("entry").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const given = at("token").value.trim();
+  if (!/^[\x21-\x7e]+$/.test(given)) {
+    tell(at("refused"), "A token has no spaces and no letters beyond ASCII.");
+    return;
+  }
+  state.token = given;
+  try { sessionStorage.setItem("maple-token", given); } catch { /* asked again next time */ }
+  begin();
+});
+
+// ---- class names
+
+function namesNow() {
+  return at("names").value.split(/[,\n]/).map((name) => name.trim()).filter(Boolean);
+}
+
+function resetNames() {
+  at("names").value = state.model.class_names.map((name) => name.replaceAll("_", " ")).join("\n");
+  namesChanged(true);
+}
+
+function wrongNames(names) {
+  const { classes, name_chars: chars } = state.model.limits;
+  if (!names.length) return "Give at least one class name.";
+  if (names.length > classes) return `${names.length} class names are more than the allowed ${classes}.`;
+  const long = names.find((name) => [...name].length > chars);
+  if (long) return `“${long.slice(0, 40)}…” is longer than the allowed ${chars} characters.`;
+  return null;
+}
+
+let typing;
+function namesChanged(trained = false) {
+  clearTimeout(typing);
+  const names = namesNow();
+  at("count").textContent = names.length === 1 ? "1 name" : `${names.length} names`;
+  typing = setTimeout(() => {
+    const wrong = trained ? null : wrongNames(names);
+    tell(at("problem"), wrong);
+    if (wrong) return;
+    const before = JSON.stringify(state.names);
+    state.names = trained ? null : names;
+    if (JSON.stringify(state.names) === before) return;
+    tell(at("note"), "");
+    state.round += 1;
+    state.pictures.forEach((picture) => { picture.due = true; });
+    work();
+  }, trained ? 0 : 700);
+}
+
+at("names").addEventListener("input", () => namesChanged());
+at("reset").addEventListener("click", resetNames);
+
+// ---- pictures in
+
+function add(files) {
+  tell(at("problem"), "");
+  for (const file of files.reverse()) {
+    if (state.pictures.length >= MOST_PICTURES) {
+      tell(at("problem"), `Only ${MOST_PICTURES} pictures are shown at once; remove some first.`);
+      break;
+    }
+    const picture = { file, name: file.name || "pasted picture", due: true, card: card(file) };
+    picture.card.querySelector("h3").textContent = picture.name;
+    picture.card.querySelector(".remove").setAttribute("aria-label", `Remove ${picture.name}`);
+    picture.card.querySelector(".remove").addEventListener("click", () => remove(picture));
+    picture.card.querySelector("img").alt = picture.name;
+    state.pictures.unshift(picture);
+    at("pictures").prepend(picture.card);
+  }
+  counted();
+  work();
+}
+
+function card(file) {
+  const made = at("card").content.cloneNode(true).firstElementChild;
+  const image = made.querySelector("img");
+  image.src = URL.createObjectURL(file);
+  image.addEventListener("error", () => { image.hidden = true; made.querySelector(".nothing").hidden = false; });
+  return made;
+}
+
+function remove(picture) {
+  picture.gone = true;
+  URL.revokeObjectURL(picture.card.querySelector("img").src);
+  const next = picture.card.nextElementSibling ?? picture.card.previousElementSibling;
+  picture.card.remove();
+  state.pictures = state.pictures.filter((other) => other !== picture);
+  counted();
+  (next?.querySelector(".remove") ?? at("answers")).focus();
+}
+
+function counted() {
+  at("empty").hidden = state.pictures.length > 0;
+  at("clear").hidden = state.pictures.length < 2;
+  if (!state.pictures.length) tell(at("note"), "");
+}
+
+at("clear").addEventListener("click", () => { [...state.pictures].forEach(remove); at("answers").focus(); });
+at("files").addEventListener("change", () => { add([...at("files").files]); at("files").value = ""; });
+
+const ready = () => !at("main").hidden;
+document.addEventListener("paste", (event) => {
+  const files = [...(event.clipboardData?.files ?? [])];
+  if (files.length && ready()) { event.preventDefault(); add(files); }
+});
+let depth = 0;
+const over = (change) => { depth = Math.max(0, depth + change); document.body.classList.toggle("over", depth > 0); };
+const holdsFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+document.addEventListener("dragenter", (event) => { if (holdsFiles(event)) over(1); });
+document.addEventListener("dragleave", (event) => { if (holdsFiles(event)) over(-1); });
+document.addEventListener("dragover", (event) => { if (holdsFiles(event)) event.preventDefault(); });
+document.addEventListener("drop", (event) => {
+  if (!holdsFiles(event)) return;
+  event.preventDefault();
+  over(-depth);
+  if (!ready()) return;
+  const folders = [...event.dataTransfer.items].filter((item) => item.webkitGetAsEntry?.()?.isDirectory).length;
+  const entries = [...event.dataTransfer.items].filter((item) => item.kind === "file" && !item.webkitGetAsEntry?.()?.isDirectory);
+  add(entries.map((item) => item.getAsFile()).filter(Boolean));
+  if (folders) tell(at("problem"), "Folders are not read; drop the pictures in them.");
+});
+
+// ---- examples
+
+async function showExamples() {
+  let found;
+  try { found = await (await ask("v1/examples")).json(); } catch { return; }
+  at("tries").hidden = !found.examples.length;
+  at("origin").textContent = found.source ? `From ${found.source}.` : "";
+  at("examples").replaceChildren();
+  for (const { id, class_name: name, trained } of found.examples) {
+    let content;
+    try { content = await (await ask(`v1/examples/${id}`)).blob(); } catch { continue; }
+    const button = make("button");
+    button.type = "button";
+    button.title = `${name}${trained ? "" : ", not a trained class"}`;
+    const image = make("img");
+    image.src = URL.createObjectURL(content);
+    image.alt = `Example: ${button.title}`;
+    button.append(image);
+    button.addEventListener("click", () => add([new File([content], `${name}.png`, { type: "image/png" })]));
+    const item = make("li");
+    item.append(button);
+    at("examples").append(item);
+  }
+}
+
+// ---- answers
+
+async function work() {
+  while (state.asked < AT_ONCE) {
+    const picture = state.pictures.find((one) => one.due && !one.busy);
+    if (!picture) return;
+    picture.due = false;
+    picture.busy = true;
+    state.asked += 1;
+    answerFor(picture).finally(() => { state.asked -= 1; picture.busy = false; work(); });
+  }
+}
+
+async function answerFor(picture) {
+  const round = state.round;
+  const place = picture.card.querySelector(".state");
+  picture.card.querySelector(".both").classList.add("again");
+  try {
+    if (picture.file.size > state.model.limits.upload_bytes - 4096) {
+      throw new Refusal(413, "too_large", `${size(picture.file.size)} is more than the allowed ${size(state.model.limits.upload_bytes)}`);
+    }
+    const found = await (await sent(picture)).json();
+    if (picture.gone || round !== state.round) return;
+    tell(at("note"), found.note ? `Note: ${found.note}.` : "");
+    place.hidden = true;
+    show(picture, found.predictions[0]);
+  } catch (error) {
+    if (picture.gone || round !== state.round) return;
+    if (error.status === 401) { picture.due = true; askForToken(); return; }
+    picture.card.querySelector(".both").hidden = true;
+    place.className = "state problem";
+    tell(place, sentence(error.message));
+    at("status").textContent = `${picture.name}: ${error.message}`;
+  }
+}
+
+async function sent(picture) {
+  for (let attempt = 1; ; attempt += 1) {
+    const form = new FormData();
+    form.append("images", picture.file, picture.name);
+    for (const name of state.names ?? []) form.append("class_names", name);
+    form.append("top", SHOWN);
+    form.append("zero_shot", state.model.zero_shot);
+    try {
+      return await ask("v1/predict", { method: "POST", body: form });
+    } catch (error) {
+      if (error.status !== 503 || attempt >= TRIES) throw error;
+      await pause(attempt * (0.5 + Math.random()));
+    }
+  }
+}
+
+function show(picture, prediction) {
+  const both = picture.card.querySelector(".both");
+  both.replaceChildren(bars("tuned", `Tuned: ${state.model.about.title ?? "the trained method"}`, prediction.best));
+  if (prediction.zero_shot) both.append(bars("frozen", "Zero-shot CLIP", prediction.zero_shot));
+  both.hidden = false;
+  both.classList.remove("again");
+  const first = ({ class: name, probability }) => `${name}, ${percent(probability)}`;
+  const beside = prediction.zero_shot ? `; zero-shot CLIP: ${first(prediction.zero_shot[0])}` : "";
+  at("status").textContent = `${picture.name}: ${first(prediction.best[0])}${beside}`;
+}
+
+function bars(kind, title, ranked) {
+  const block = make("div", kind);
+  const list = make("ol", "bars");
+  for (const { class: name, probability } of ranked) {
+    const row = make("li");
+    const track = make("span", "track");
+    const fill = make("div", "fill");
+    track.setAttribute("aria-hidden", "true");
+    fill.style.width = `${100 * probability}%`;
+    track.append(fill);
+    row.append(make("span", "name", name), make("span", "value", percent(probability)), track);
+    list.append(row);
+  }
+  block.append(make("h4", "", title), list);
+  return block;
+}
+
+begin();

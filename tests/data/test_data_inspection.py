@@ -1,0 +1,305 @@
+"""What is found in somebody's own images, and what is done about it."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maple.data import Dataset, Inspection, check_source, inspect_dataset, load_folder, open_source
+from maple.data.likeness import alike, alike_groups, look_of
+from maple.data.listing import listing_hash, read_listing, write_listing
+from maple.data.names import suspicious_names
+from maple.errors import DataError
+
+Draw = Callable[..., Path]
+
+
+@pytest.fixture
+def draw(tmp_path: Path) -> Draw:
+    """Write a picture that no other one looks like."""
+    generator = np.random.default_rng(0)
+
+    def made(name: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 255, (6, 6, 3)).astype(np.uint8)
+        Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC).save(path)
+        return path
+
+    return made
+
+
+def looked_at(folder: Path, seed: int = 1, **options: Any) -> Inspection:
+    dataset, remarks = open_source(str(folder), seed=seed)
+    return inspect_dataset(dataset, remarks=remarks, **options)
+
+
+def kinds(found: Inspection) -> dict[str, Any]:
+    return {finding.kind: finding for finding in found.findings}
+
+
+def paths(dataset: Dataset, *parts: str) -> set[str]:
+    return {item.path for part in parts for item in getattr(dataset, part)}
+
+
+def test_a_clean_folder_is_left_as_it_is(draw: Draw, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        for number in range(8):
+            draw(f"pets/{name}/{number}.png")
+    seen: list[tuple[int, int]] = []
+    found = looked_at(tmp_path / "pets", on_images=lambda done, total: seen.append((done, total)))
+    assert found.findings == ()
+    assert found.dataset == load_folder(tmp_path / "pets", seed=1)
+    assert found.lines() == [
+        "pets: 16 images of 2 classes (8 each): 12 to learn from, 4 to test on (drawn by the seed)"
+    ]
+    assert seen == [(16, 16)]
+
+
+def test_broken_empty_and_stray_files(draw: Draw, tmp_path: Path) -> None:
+    for name in ("cat", "dog", "owl"):
+        for number in range(4):
+            draw(f"pets/{name}/{number}.png")
+    root = tmp_path / "pets"
+    (root / "cat/0.png").write_bytes(b"no image")
+    (root / "cat/9.jpg").touch()
+    whole = (root / "dog/1.png").read_bytes()
+    (root / "dog/1.png").write_bytes(whole[: len(whole) // 2])
+    for folder in ("fish", "__MACOSX/cat", ".ipynb_checkpoints"):
+        (root / folder).mkdir(parents=True)
+    for file in ("cat/Thumbs.db", "cat/.DS_Store", "dog/notes.txt"):
+        (root / file).write_text("x")
+    draw("pets/stray.png")
+    found = looked_at(root)
+    told = kinds(found)
+    assert {path for path, _ in told["unreadable"].items} == {"cat/0.png", "cat/9.jpg", "dog/1.png"}
+    assert "3 files cannot be read and are left out" in told["unreadable"].text
+    assert told["empty classes"].items == ("fish",)
+    assert set(told["system files"].items) == {"__MACOSX", ".ipynb_checkpoints", "cat/Thumbs.db", "cat/.DS_Store"}
+    assert told["stray images"].items == ("stray.png",)
+    assert told["other files"].items == ("dog/notes.txt",)
+    assert found.dataset.class_names == ("cat", "dog", "owl")
+    assert len(paths(found.dataset, "train", "test")) == 10
+    assert all(row[1] and row[3] for row in found.classes())
+    assert found.as_json()["classes"][0]["name"] == "cat"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_duplicates_never_straddle_a_drawn_division(draw: Draw, tmp_path: Path, seed: int) -> None:
+    for name in ("cat", "dog"):
+        for number in range(8):
+            draw(f"pets/{name}/{number}.png")
+    root = tmp_path / "pets"
+    shutil.copy(root / "cat/0.png", root / "cat/copy.png")
+    shutil.copy(root / "cat/1.png", root / "dog/cat1.png")
+    for number in (2, 3, 4):
+        small = Image.open(root / f"dog/{number}.png").convert("RGB").resize((33, 29))
+        small.save(root / f"dog/small{number}.jpg", quality=60)
+    found = looked_at(root, seed=seed)
+    told = kinds(found)
+    train, test = paths(found.dataset, "train"), paths(found.dataset, "test")
+    assert told["copies"].items in ((("cat/0.png", "cat/copy.png"),), (("cat/copy.png", "cat/0.png"),))
+    assert len({"cat/0.png", "cat/copy.png"} & (train | test)) == 1
+    assert told["conflicts"].items in ((("cat/1.png", "dog/cat1.png"),), (("dog/cat1.png", "cat/1.png"),))
+    assert not {"cat/1.png", "dog/cat1.png"} & (train | test)
+    assert {frozenset(group) for group in told["near copies"].items} == {
+        frozenset({f"dog/{number}.png", f"dog/small{number}.jpg"}) for number in (2, 3, 4)
+    }
+    for number in (2, 3, 4):
+        pair = {f"dog/{number}.png", f"dog/small{number}.jpg"}
+        assert pair <= train or pair <= test
+    assert {Path(path).parts[0] for path in test} == {"cat", "dog"}
+
+
+def test_a_given_division_loses_what_leaks(draw: Draw, tmp_path: Path) -> None:
+    for part in ("train", "val", "test"):
+        for name in ("cat", "dog"):
+            for number in range(3):
+                draw(f"pets/{part}/{name}/{number}.png")
+    root = tmp_path / "pets"
+    shutil.copy(root / "train/cat/0.png", root / "test/cat/leak.png")
+    shutil.copy(root / "val/cat/0.png", root / "test/cat/seen.png")
+    Image.open(root / "train/dog/1.png").save(root / "test/dog/again.jpg", quality=60)
+    found = looked_at(root)
+    assert paths(found.dataset, "test") == {
+        f"test/{name}/{number}.png" for name in ("cat", "dog") for number in range(3)
+    }
+    assert (len(found.dataset.train), len(found.dataset.val)) == (6, 6)
+    assert "2 images stood on both sides of your division" in kinds(found)["copies"].text
+    assert "1 of them would have tested what was trained on, and is left out" in kinds(found)["near copies"].text
+    assert found.lines()[0].endswith("(as divided by you)")
+
+
+def test_single_images_train_and_are_not_tested(draw: Draw, tmp_path: Path) -> None:
+    draw("pets/cat/only.png")
+    for number in range(3):
+        draw(f"pets/dog/{number}.png")
+    found = looked_at(tmp_path / "pets")
+    assert found.classes() == [("cat", 1, 0, 0), ("dog", 2, 0, 1)]
+    assert kinds(found)["untested classes"].items == ("cat",)
+    assert kinds(found)["small classes"].items == ("dog",)
+
+
+def test_a_class_whose_training_images_are_broken_gets_one_back(draw: Draw, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        for number in range(4):
+            draw(f"pets/{name}/{number}.png")
+    before = load_folder(tmp_path / "pets", seed=1)
+    for item in before.train:
+        if item.class_name == "cat":
+            before.file(item).write_bytes(b"broken")
+    found = looked_at(tmp_path / "pets")
+    assert found.classes()[0] == ("cat", 1, 0, 0)
+
+
+def test_too_little_is_left(draw: Draw, tmp_path: Path) -> None:
+    for number in range(3):
+        draw(f"pets/cat/{number}.png")
+        (tmp_path / "pets/dog").mkdir(exist_ok=True)
+        (tmp_path / f"pets/dog/{number}.png").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"of 2 classes only 1 \(cat\) can be trained on.*; 3 files cannot be read"):
+        looked_at(tmp_path / "pets")
+
+
+def test_a_domain_keeps_the_classes_that_it_lacks(draw: Draw, tmp_path: Path) -> None:
+    for domain, names in (("photo", ("cat", "dog", "owl")), ("sketch", ("cat", "dog"))):
+        for name in names:
+            for number in range(4):
+                draw(f"art/{domain}/{name}/{number}.png")
+    dataset, remarks = open_source(f"{tmp_path / 'art'}:sketch", seed=1)
+    found = inspect_dataset(dataset, remarks=remarks, keep_classes=True)
+    assert found.dataset.class_names == ("cat", "dog", "owl")
+    assert kinds(found)["lacking classes"].items == ("owl",)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("", "no images are named"),
+        ("nosuch", "there is no such folder or file"),
+        ("x" * 300, "cannot be reached"),
+        ("empty", "holds no folders"),
+        ("flat", r"holds 1 picture \(a.png\) but no class folders"),
+        ("one", "holds only one class, 'cat'"),
+        ("outer", r"holds one folder, 'pets', and that holds 2 folders \(cat, dog\); .* give .*outer/pets"),
+        ("trained", r"holds one folder, 'train', .* give .*trained/train"),
+        ("art", r"looks like a folder of domains \(photo, sketch\) .*name one of them: .*art:photo"),
+        ("swapped", r"its classes are divided inside .*turn the folders around: test/cat, train/cat"),
+        ("pets.zip", "is an archive; unpack it first"),
+        ("flat/a.png", "is a picture; give the folder"),
+        ("notes.txt", r"is a file; give a folder .* ends in \.csv"),
+    ],
+)
+def test_what_a_newcomer_may_have_meant(
+    draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pets.zip").write_bytes(b"PK")
+    (tmp_path / "notes.txt").write_text("x")
+    draw("flat/a.png")
+    draw("one/cat/a.png")
+    for name in ("cat", "dog"):
+        for place in ("outer/pets", "trained/train", "art/photo", "art/sketch"):
+            draw(f"{place}/{name}/a.png")
+        for part in ("train", "test"):
+            draw(f"swapped/{name}/{part}/a.png")
+    with pytest.raises(DataError, match=message):
+        check_source(source)
+
+
+def test_train_and_test_are_no_domains(draw: Draw, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            draw(f"pets/{part}/{name}/a.png")
+    open_source(str(tmp_path / "pets"))
+    assert not caplog.records
+
+
+def test_suspicious_names() -> None:
+    names = ("class_01", "Class 2", "12", "n0123456", "AnnualCrop", "a" * 61, "salt, pepper", "red_car", "Red Car")
+    found = {finding.kind: finding.items for finding in suspicious_names(names)}
+    assert found["placeholder names"] == ("class_01", "Class 2")
+    assert found["names without letters"] == ("12",)
+    assert found["synset names"] == ("n0123456",)
+    assert found["joined names"] == ("AnnualCrop",)
+    assert found["long names"] == ("a" * 61,)
+    assert found["marked names"] == ("salt, pepper",)
+    assert found["doubled names"] == (("red_car", "Red Car"),)
+    assert "mixed spelling" in found
+    assert suspicious_names(["tabby cat", "red panda", "猫", "B-52 bomber".lower()]) == []
+
+
+def test_names_are_judged_after_they_were_given(draw: Draw, tmp_path: Path) -> None:
+    for name in ("n02123045", "n02110341", "empty"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(4 if name != "empty" else 0):
+            draw(f"pets/{name}/{number}.png")
+    words = {"n02123045": "tabby cat", "n02110341": "dalmatian", "empty": "nothing"}
+    dataset, remarks = open_source(str(tmp_path / "pets"), class_names=words)
+    found = inspect_dataset(dataset, remarks=remarks)
+    assert set(kinds(found)) == {"empty classes"}
+    assert found.dataset.class_names == ("dalmatian", "tabby cat")
+
+
+def test_looks(draw: Draw) -> None:
+    image = Image.open(draw("a.png")).convert("RGB")
+    other = Image.open(draw("b.png")).convert("RGB")
+    grey = Image.new("RGB", (40, 40), (90, 90, 90))
+    assert alike(look_of(image), look_of(image.resize((200, 160))))
+    assert not alike(look_of(image), look_of(other))
+    assert not alike(look_of(grey), look_of(grey))
+    swapped = Image.merge("RGB", image.split()[::-1])
+    assert not alike(look_of(image), look_of(swapped))
+    looks = [look_of(one) for one in (grey, other, image, grey, image.resize((20, 20)), image)]
+    assert alike_groups(looks) == [(2, 4, 5)]
+    assert alike_groups([]) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs bytes as file names")
+def test_names_that_are_no_text(draw: Draw, tmp_path: Path) -> None:
+    for number in range(3):
+        draw(f"pets/dog/{number}.png")
+        folder = os.fsencode(tmp_path / "pets") + b"/caf\xe9"
+        os.makedirs(folder, exist_ok=True)
+        shutil.copy(draw("x.png"), os.path.join(folder, b"%d.png" % number))
+    found = looked_at(tmp_path / "pets")
+    assert found.dataset.class_names == ("caf\udce9", "dog")
+    write_listing(tmp_path / "images.json", found.dataset, str(tmp_path / "pets"))
+    assert read_listing(tmp_path / "images.json").train == found.dataset.train
+
+
+def test_a_listing_is_read_as_it_was_written(draw: Draw, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        for number in range(4):
+            draw(f"pets/{name}/{number}.png")
+    dataset = load_folder(tmp_path / "pets", seed=3)
+    path = tmp_path / "images.json"
+    written = write_listing(path, dataset, str(tmp_path / "pets"))
+    assert read_listing(path, written) == dataset
+    assert listing_hash(read_listing(path)) == written
+    text = path.read_text()
+    path.write_text(text.replace('"dog/', '"dog2/', 1))
+    with pytest.raises(DataError, match="is not the list of images that this run was made with"):
+        read_listing(path, written)
+    for damaged in (
+        "{",
+        "[]",
+        "{}",
+        text.replace('"format": 1', '"format": 2'),
+        text.replace('"class_names"', '"names"'),
+    ):
+        path.write_text(damaged)
+        with pytest.raises(DataError, match=r"images\.json"):
+            read_listing(path)
+    path.write_text(text)
+    (tmp_path / "pets").rename(tmp_path / "moved")
+    with pytest.raises(DataError, match='is gone; put it back, or write where it is now as "root"'):
+        read_listing(path, written)
+    path.write_text(text.replace(str(tmp_path / "pets") + '",\n "drawn', str(tmp_path / "moved") + '",\n "drawn'))
+    assert read_listing(path, written).root == tmp_path / "moved"

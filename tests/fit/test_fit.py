@@ -1,0 +1,285 @@
+"""`maple fit`: from a folder to a compared run, in one command that can be stopped and repeated."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from maple.cli import app
+from maple.config import RunSettings
+from maple.data import LISTING, load_dataset, read_listing, write_listing
+from maple.errors import BackboneError, CheckpointError, ConfigError, DataError, MapleError
+from maple.fit import SilentFit, fit, fit_folder, fit_settings, inspect_source, read_fit
+from maple.fit import run as fit_module
+from maple.runs import evaluate_run, read_rows
+
+TINY = {"backbone": {"name": "maple-tiny", "pretrained": "random:1"}, "data": {"shots": 3}}
+QUICK = ["method.prompt_depth=2", "train.epochs=2", "train.batch_size=4"]
+OPTIONS = ["--backbone", "maple-tiny", "--pretrained", "random:1", "--shots", "3", "--device", "cpu"]
+OPTIONS += [word for setting in QUICK for word in ("--set", setting)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images") / "pets"
+    generator = np.random.default_rng(0)
+    for name in ("cat", "dog", "red_owl"):
+        (root / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = generator.integers(0, 255, (4, 4, 3)).astype(np.uint8)
+            Image.fromarray(pixels).resize((40, 40), Image.Resampling.BICUBIC).save(root / name / f"{number}.png")
+    (root / "cat" / "broken.png").write_bytes(b"no image")
+    return root
+
+
+def settings_for(folder: Path, method: str = "maple", **layer: Any) -> RunSettings:
+    overrides = QUICK if method == "maple" else []
+    return fit_settings(str(folder), method, layer={**TINY, **layer}, overrides=overrides)
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def fitted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "fitted"
+    done = run("fit", folder, *OPTIONS, "--output", output)
+    assert done.exit_code == 0, done.output
+    return output
+
+
+def test_what_it_leaves(fitted: Path) -> None:
+    names = {path.name for path in fitted.iterdir()}
+    assert {"prompts.safetensors", "rows.jsonl", "report.html", "data.json", "images.json", "zero_shot"} <= names
+    listed = read_listing(fitted / LISTING)
+    assert (len(listed.train), len(listed.test)) == (18, 6)
+    (ours,), (theirs,) = read_rows(fitted), read_rows(fitted / "zero_shot")
+    assert ours["items"] == theirs["items"]
+    assert (ours["images"], theirs["method"]["name"]) == (6, "zero_shot")
+    assert {item["path"] for item in json.loads((fitted / "items.json").read_text())["items"]} <= {
+        item.path for item in listed.train
+    }
+    found = json.loads((fitted / "data.json").read_text())
+    assert found["findings"][0]["kind"] == "unreadable"
+    assert found["findings"][0]["items"][0][0] == "cat/broken.png"
+    page = (fitted / "report.html").read_text()
+    assert "The most frequent mistakes" in page
+    assert "1 file cannot be read and is left out" in page
+    assert "Confusion matrices of 3 classes" in page
+
+
+def test_what_it_says(folder: Path, fitted: Path) -> None:
+    done = run("fit", folder, *OPTIONS, "--output", fitted)
+    assert done.exit_code == 0
+    assert f"already finished: {fitted}" in done.stdout
+    assert "accuracy on 6 held-out images" in done.stdout
+    result = read_fit(fitted)
+    assert result.versus is not None
+    for one in (result.versus.ours, result.versus.theirs):
+        low, high = one.interval
+        assert f"{one.title:<14}  {100 * one.fraction:5.1f}  ({100 * low:.1f} to {100 * high:.1f})" in done.stdout
+    assert result.versus.mended - result.versus.broken == result.versus.ours.right - result.versus.theirs.right
+    assert f"maple predict {fitted} picture.jpg" in done.stdout
+    printed = json.loads(run("fit", folder, *OPTIONS, "--output", fitted, "--json").stdout)
+    assert printed["method"]["right"] == result.versus.ours.right
+    assert printed["versus"]["mended"] == result.versus.mended
+
+
+def test_a_finished_fit_computes_nothing(folder: Path, fitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("open_backbone", "inspect_dataset", "train_run", "evaluate_run"):
+        monkeypatch.delattr(fit_module, name)
+    before = {path: path.stat().st_mtime_ns for path in fitted.rglob("*")}
+    result = fit(settings_for(folder), fitted, device="cpu")
+    assert result.was_finished
+    assert {path: path.stat().st_mtime_ns for path in fitted.rglob("*")} == before
+    moved = folder.rename(folder.with_name("moved"))
+    try:
+        assert read_fit(fitted).ours is not None
+    finally:
+        moved.rename(folder)
+
+
+def test_other_commands_see_the_same_held_out_images(folder: Path, fitted: Path, tmp_path: Path) -> None:
+    before = read_rows(fitted)
+    scores, row = evaluate_run(fitted, device="cpu")
+    assert read_rows(fitted) == before
+    assert (row["items"], scores.images) == (before[0]["items"], 6)
+    for number in range(3):
+        for name in ("cat", "dog"):
+            (tmp_path / "others" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (30, 30), (60 * number, 9, 9)).save(tmp_path / "others" / name / f"{number}.png")
+    scores, _ = evaluate_run(fitted, dataset=str(tmp_path / "others"), device="cpu")
+    assert scores.images == 6
+    assert read_fit(fitted).versus is not None
+    assert run("predict", fitted, folder / "dog", "--json", "--device", "cpu").exit_code == 0
+
+
+def test_check_writes_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("fit", folder, "--check")
+    assert done.exit_code == 0
+    assert "pets: 24 images of 3 classes (8 each): 18 to learn from, 6 to test on" in done.stdout
+    assert "warning: 1 file cannot be read and is left out" in done.stdout
+    assert json.loads(run("fit", folder, "--check", "--json").stdout)["images"] == 25
+    assert not list(tmp_path.iterdir())
+
+
+class _Interrupts(SilentFit):
+    """As Ctrl-C would, at the given call of one of the methods."""
+
+    def __init__(self, method: str, call: int) -> None:
+        self.calls = 0
+
+        def count(*_: object) -> None:
+            self.calls += 1
+            if self.calls == call:
+                raise KeyboardInterrupt
+
+        setattr(self, method, count)
+
+
+@pytest.mark.parametrize(("method", "call"), [("step", 1), ("step", 4), ("evaluated", 1), ("evaluated", 2)])
+def test_an_interrupted_fit_goes_on_to_the_same(
+    method: str, call: int, folder: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(folder)
+    with pytest.raises(KeyboardInterrupt):
+        fit(settings, tmp_path / "run", device="cpu", progress=_Interrupts(method, call))
+    monkeypatch.delattr(fit_module, "inspect_dataset")
+    result = fit(settings, tmp_path / "run", device="cpu")
+    assert not result.was_finished
+    assert result.ours == read_fit(fitted).ours
+    assert (tmp_path / "run/prompts.safetensors").read_bytes() == (fitted / "prompts.safetensors").read_bytes()
+
+
+def test_other_settings_need_another_folder(folder: Path, fitted: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"another `maple fit`|other settings \(seed: 1 there, 2 now\)"):
+        fit(settings_for(folder, seed=2), fitted, device="cpu")
+    assert fit_folder(settings_for(folder)) == fit_folder(settings_for(folder))
+    assert fit_folder(settings_for(folder)) != fit_folder(settings_for(folder, seed=2))
+    (tmp_path / "taken").write_text("x")
+    with pytest.raises(ConfigError, match="is a file"):
+        fit(settings_for(folder), tmp_path / "taken", device="cpu")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/resume.safetensors").touch()
+    with pytest.raises(ConfigError, match="a run that `maple fit` did not make"):
+        fit(settings_for(folder), tmp_path / "foreign", device="cpu")
+    with pytest.raises(CheckpointError, match="is not a run folder"):
+        read_fit(tmp_path / "foreign")
+
+
+def test_a_damaged_folder_is_told(folder: Path, tmp_path: Path) -> None:
+    settings = settings_for(folder)
+    fit(settings, tmp_path / "run", device="cpu")
+    for name, message in (("data.json", "remove .* to start again"), ("images.json", "images.json")):
+        kept = (tmp_path / "run" / name).read_text()
+        for damaged in ("", "[]", "{}", kept[:40]):
+            (tmp_path / "run" / name).write_text(damaged)
+            with pytest.raises(MapleError, match=message):
+                fit(settings, tmp_path / "run", device="cpu")
+        (tmp_path / "run" / name).write_text(kept)
+    for file in (tmp_path / "run/predictions").iterdir():
+        file.write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="its predictions cannot be compared"):
+        read_fit(tmp_path / "run")
+
+
+def test_methods_that_search_get_validation_images(folder: Path, tmp_path: Path) -> None:
+    result = fit(settings_for(folder, "tip_adapter"), tmp_path / "run", device="cpu")
+    listed = read_listing(tmp_path / "run" / LISTING)
+    assert (len(listed.train), len(listed.val), len(listed.test)) == (12, 6, 6)
+    assert result.versus is not None
+    assert "6 to choose settings on" in result.lines[0]
+
+
+def test_zero_shot_and_too_few_images(folder: Path, tmp_path: Path) -> None:
+    result = fit(settings_for(folder, "zero_shot"), tmp_path / "zero", device="cpu")
+    assert result.ours is not None
+    assert result.versus is None
+    assert not (tmp_path / "zero/zero_shot").exists()
+    for name in ("cat", "dog"):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        (tmp_path / "few" / name / "a.png").write_bytes((folder / name / "0.png").read_bytes())
+    for finished in (False, True):
+        result = fit(settings_for(tmp_path / "few"), tmp_path / "run", device="cpu")
+        assert (result.ours, result.page, result.was_finished) == (None, None, finished)
+    done = run("fit", tmp_path / "few", *OPTIONS, "--output", tmp_path / "run")
+    assert "trained, but not tested" in done.stdout
+
+
+def test_what_fails_does_so_before_the_images_are_looked_at(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(fit_module, "inspect_dataset")
+
+    def offline(*_: object, **__: object) -> None:
+        raise BackboneError("the weights of ViT-B-16 / openai cannot be fetched: no network")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fit_module, "open_backbone", offline)
+        with pytest.raises(
+            BackboneError, match=r"cannot be fetched.*To try .* without any download: --backbone maple-small"
+        ):
+            fit(settings_for(folder), tmp_path / "run", device="cpu")
+    deep = fit_settings(str(folder), "vpt", layer=TINY, overrides=["method.vision_prompt_depth=99"])
+    with pytest.raises(ConfigError, match="depth=99, but the image tower has 4 blocks"):
+        fit(deep, tmp_path / "run", device="cpu")
+    with pytest.raises(DataError, match="there is no such folder"):
+        fit(settings_for(tmp_path / "nosuch"), tmp_path / "run", device="cpu")
+    with pytest.raises(DataError, match="class_names renames 'horse'"):
+        inspect_source(str(folder), class_names={"horse": "pony"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_and_a_table(folder: Path, tmp_path: Path) -> None:
+    rows = [f"{name}/{number}.png,{name}" for name in ("cat", "dog") for number in range(8)]
+    (folder / "table.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    (tmp_path / "names.json").write_text('{"cat": "tabby"}')
+    try:
+        done = run(
+            *("fit", folder / "table.csv", *OPTIONS, "--class-names", tmp_path / "names.json"),
+            *("--output", tmp_path / "run"),
+        )
+    finally:
+        (folder / "table.csv").unlink()
+    assert done.exit_code == 0, done.output
+    assert read_listing(tmp_path / "run" / LISTING).class_names == ("tabby", "dog")
+    assert read_fit(tmp_path / "run").versus is not None
+
+
+def test_a_listing_of_drawn_images(tmp_path: Path) -> None:
+    """The bundled emoji have no files: they are drawn again."""
+    whole = load_dataset("emoji-flags/noto", None)
+    written = write_listing(tmp_path / LISTING, replace(whole, test=whole.test[:3]), "emoji-flags/noto")
+    listed = read_listing(tmp_path / LISTING, written)
+    assert listed.test == whole.test[:3]
+    assert listed.store().get(listed.test[0].path).tobytes() == whole.store().get(whole.test[0].path).tobytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGINT")
+def test_ctrl_c(folder: Path, tmp_path: Path) -> None:
+    """Stops cleanly, and the same command goes on."""
+    words = [sys.executable, "-m", "maple", "fit", str(folder), *OPTIONS, "--set", "train.epochs=400"]
+    words += ["--output", str(tmp_path / "run")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    limit = time.monotonic() + 100
+    while not (tmp_path / "run/metrics.jsonl").exists() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.rstrip().endswith("maple: interrupted; repeat the command to go on where it stopped")
+    assert "Traceback" not in errors
+    assert (tmp_path / "run/resume.safetensors").exists()

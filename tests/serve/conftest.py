@@ -1,0 +1,39 @@
+"""Servers for tests, inside the test's process."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from serve_helpers import Colours, Start
+from starlette.testclient import TestClient
+
+from maple.serve.api import create_app
+from maple.serve.examples import NO_EXAMPLES, ExampleSet
+from maple.serve.guard import LOOPBACK
+from maple.serve.limits import Limits
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start a server and return a client for it; limits by their names."""
+    with ExitStack() as stack:
+
+        def run(
+            answerer: Colours | None = None,
+            *,
+            token: str | None = None,
+            find_examples: Callable[[], ExampleSet] = lambda: NO_EXAMPLES,
+            **limits: Any,
+        ) -> TestClient:
+            app = create_app(
+                answerer or Colours(), Limits(**limits), token=token, hosts=LOOPBACK, find_examples=find_examples
+            )
+            return stack.enter_context(TestClient(app, base_url="http://127.0.0.1"))
+
+        yield run
+
+
+@pytest.fixture
+def client(start: Start) -> TestClient:
+    return start()

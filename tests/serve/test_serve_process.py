@@ -1,0 +1,232 @@
+"""A server in a process of its own, and clients that do not keep to the rules."""
+
+import json
+import signal
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from serve_helpers import Process, everything, expected, png, process, status_and_code
+
+from maple.errors import ConfigError
+from maple.serve import listen
+
+HEAD = b"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Process]:
+    limits = {"upload_bytes": 300_000, "uploads_bytes": 400_000, "upload_timeout": 1.0, "head_timeout": 1.0}
+    with process(**limits) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def alive_and_empty(server: Process) -> Iterator[None]:
+    """After every test the server answers, and holds nothing of what was sent."""
+    yield
+    assert server.running.poll() is None
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        body = b'{"images": ["' + b"A" * 299_000 + b'"]}'
+        connection.sendall(HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        assert status_and_code(everything(connection)) == (422, "unreadable_image")
+
+
+def form(content: bytes) -> tuple[bytes, bytes]:
+    body = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n' + content + b"\r\n--x--\r\n"
+    return b"multipart/form-data; boundary=x", body
+
+
+def predict(server: Process, content: bytes) -> Any:
+    kind, body = form(content)
+    request = urllib.request.Request(f"{server.url}/v1/predict", body, {"Content-Type": kind.decode()})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)
+
+
+def test_a_plain_client_is_answered(server: Process) -> None:
+    (one,) = predict(server, png((200, 30, 30)))["predictions"]
+    right = expected((200, 30, 30), [rank["class"] for rank in one["best"]])
+    assert sum(right.values()) == pytest.approx(1)
+    assert one["best"][0]["class"] == max(right, key=right.__getitem__)
+
+
+def test_a_body_shorter_than_it_says_is_given_up(server: Process) -> None:
+    answer = server.raw(HEAD + b"Content-Length: 1000\r\n\r\n" + b'{"images": []}')
+    assert status_and_code(answer) == (408, "upload_timeout")
+    with server.connect() as connection:
+        connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n{")
+        connection.shutdown(socket.SHUT_WR)
+        assert everything(connection) == b""
+
+
+def test_a_body_longer_than_it_says_is_no_second_request(server: Process) -> None:
+    answer = server.raw(HEAD + b"Content-Length: 2\r\n\r\n{}" + b"x" * 1000 + b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 422 ")
+    assert answer.count(b"HTTP/1.1 200") == 0
+
+
+def test_too_large_is_told_whether_announced_or_not(server: Process) -> None:
+    announced = server.raw(HEAD + b"Content-Length: 9000000000\r\n\r\n" + b"x" * 1000)
+    assert status_and_code(announced) == (413, "too_large")
+    sent = server.raw(HEAD + b"Connection: close\r\nContent-Length: 500000\r\n\r\n", b"x" * 500_000)
+    assert status_and_code(sent) == (413, "too_large")
+    chunk = b"%x\r\n" % 100_000 + b"x" * 100_000 + b"\r\n"
+    chunked = HEAD + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    assert status_and_code(server.raw(chunked, *[chunk] * 5, b"0\r\n\r\n")) == (413, "too_large")
+    expecting = server.raw(HEAD + b"Expect: 100-continue\r\nContent-Length: 500000\r\n\r\n")
+    assert status_and_code(expecting) == (413, "too_large")
+
+
+def test_an_endless_body_ends(server: Process) -> None:
+    with server.connect() as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        chunk = b"%x\r\n" % 60_000 + b"x" * 60_000 + b"\r\n"
+        sent = 0
+        try:
+            while sent < 100_000_000:
+                sent += connection.send(chunk)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        assert sent < 20_000_000
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: -5\r\n\r\n",
+        b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcde",
+        b"Content-Length: abc\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\nhello\r\n",
+        b"Transfer-Encoding: gzip\r\n\r\nhello",
+    ],
+)
+def test_lengths_that_are_none(server: Process, head: bytes) -> None:
+    answer = server.raw(HEAD + head)
+    if answer:
+        assert status_and_code(answer)[0] in (400, 501)
+
+
+def test_what_is_no_http_is_told_in_json(server: Process) -> None:
+    for garbage in (b"hello\r\n\r\n", b"\x16\x03\x01\x02\x00" * 10 + b"\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"):
+        assert status_and_code(server.raw(garbage)) == (400, "malformed")
+    many = b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-A: " + b"a" * 2_000_000 + b"\r\n\r\n"
+    assert status_and_code(server.raw(many)) == (400, "malformed")
+
+
+def test_slow_heads_are_not_waited_for(server: Process) -> None:
+    """Neither on a new connection, nor drop by drop, nor after an answer."""
+
+    def drip(first: bytes) -> float:
+        began = time.monotonic()
+        with server.connect() as connection:
+            connection.sendall(first)
+            try:
+                while time.monotonic() - began < 20:
+                    connection.sendall(b"X")
+                    time.sleep(0.05)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+        return time.monotonic() - began
+
+    waits: list[float] = []
+    whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    threads = [
+        threading.Thread(target=lambda first=first: waits.append(drip(first)))
+        for first in (b"GET /healthz HTTP/1.1\r\n", whole + b"GET /")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(waits) == 2
+    assert max(waits) < 15
+
+
+def test_slow_bodies_do_not_hold_up_others(server: Process) -> None:
+    slow = [server.connect() for _ in range(30)]
+    for connection in slow:
+        connection.sendall(HEAD + b"Content-Length: 5000\r\n\r\n" + b'{"images": ["' + b"A" * 1000)
+    assert predict(server, png())["class_count"] == 6
+    for connection in slow:
+        assert status_and_code(everything(connection)) == (408, "upload_timeout")
+        connection.close()
+
+
+def test_uploads_together_are_bounded(server: Process) -> None:
+    one, other = server.connect(), server.connect()
+    part = HEAD + b"Content-Length: 299999\r\n\r\n" + b"x" * 250_000
+    one.sendall(part)
+    time.sleep(0.2)
+    other.sendall(part)
+    other.sendall(b"x" * 49_999)
+    answer = other.recv(65536)
+    assert b" 503 " in answer
+    assert b"retry-after: 1" in answer.lower()
+    for connection in (one, other):
+        connection.close()
+
+
+def test_clients_that_leave(server: Process) -> None:
+    kind, body = form(png(size=(800, 800)))
+    head = HEAD.replace(b"application/json", kind) + b"Content-Length: %d\r\n\r\n" % len(body)
+    for cut in (len(head) // 2, len(head) + 20, len(head) + len(body)):
+        for _ in range(10):
+            with server.connect() as connection:
+                connection.sendall((head + body)[:cut])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_what_is_under_way_finish(number: int) -> None:
+    with process(seconds=0.4, batch=1) as server:
+        kind, body = form(png())
+        request = HEAD.replace(b"application/json", kind) + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        connections = [server.connect() for _ in range(2)]
+        for connection in connections:
+            connection.sendall(request)
+        time.sleep(0.25)
+        server.running.send_signal(number)
+        for connection in connections:
+            assert everything(connection).startswith(b"HTTP/1.1 200 ")
+            connection.close()
+        _, errors = server.running.communicate(timeout=20)
+        assert (server.running.returncode, errors) == (0, "")
+        with pytest.raises(ConnectionRefusedError):
+            server.connect()
+
+
+def test_places_that_cannot_be_listened_on_are_named(server: Process) -> None:
+    with pytest.raises(ConfigError, match=f"port {server.port} of 127.0.0.1 is in use by another program"):
+        listen.bind("127.0.0.1", server.port)
+    for port in (-1, 65536):
+        with pytest.raises(ConfigError, match=f"port {port} is none"):
+            listen.bind("127.0.0.1", port)
+    with pytest.raises(ConfigError, match="cannot be listened on"):
+        listen.bind("192.0.2.1", 0)
+    with pytest.raises(ConfigError, match="cannot be resolved"):
+        listen.bind("no such host", 0)
+
+
+def test_other_machines_need_a_token() -> None:
+    for host in ("0.0.0.0", "::"):
+        with listen.bind(host, 0) as listening:
+            with pytest.raises(ConfigError, match="MAPLE_TOKEN"):
+                listen.require_token(listening, host, None, anyone=False)
+            listen.require_token(listening, host, "0123456789abcdef", anyone=False)
+            listen.require_token(listening, host, None, anyone=True)
+            assert listen.allowed_hosts(listening, host, []) is None
+            assert "example.org" in (listen.allowed_hosts(listening, host, ["example.org"]) or [])
+    with listen.bind("localhost", 0) as listening:
+        listen.require_token(listening, "localhost", None, anyone=False)
+        assert "localhost" in (listen.allowed_hosts(listening, "localhost", []) or [])
+    for token in ("", "short", "with a space in it", "ümlaut-ümlaut-ümlaut"):
+        with pytest.raises(ConfigError, match="token"):
+            listen.check_token(token)
+    for name in ("", "a b", "http://example.org", "example.org:80", "*"):
+        with listen.bind("127.0.0.1", 0) as listening, pytest.raises(ConfigError, match="--allow-host"):
+            listen.allowed_hosts(listening, "127.0.0.1", [name])
