@@ -32,6 +32,7 @@ from maple.prompts import PromptedClasses, TemplateClasses
 INLINE_BYTES = 1_500_000_000
 """Weights beyond this lie in a file beside their graph: one message of ONNX holds 2 GB."""
 
+_ANY_SIZE = 2**40
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 _VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime")
 
@@ -178,12 +179,20 @@ def _write(
             )
             if program is None:
                 raise ExportError(f"torch.onnx wrote no {path.name}")
+            _fold_weights(program.model)
             _forget_origins(program.model)
             tensors = [value.const_value for value in program.model.graph.initializers.values()]
             weights = sum(int(one.nbytes) for one in tensors if one is not None)
             program.save(str(path), external_data=weights > INLINE_BYTES)
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"torch.onnx cannot write {path.name} of this backbone: {first_line(error)}") from error
+
+
+def _fold_weights(model: Any) -> None:
+    """Compute what depends on weights alone, of whatever size: parts of packed weights could not be quantised."""
+    from onnxscript import optimizer
+
+    optimizer.optimize(model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
 
 
 def _forget_origins(model: Any) -> None:
