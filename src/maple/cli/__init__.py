@@ -106,6 +106,7 @@ def main() -> None:
             "predict` answers from a folder of `maple export --format onnx`",
             err=True,
         )
+        sys.exit(2)
     except OSError as error:
         if error.errno not in _DISK:
             raise
