@@ -1,5 +1,6 @@
 """A CLIP small enough to build for every session, and images for it."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,13 @@ def make_images(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def as_in_a_terminal() -> list[str]:
+    """What to put before a command, so that Ctrl-C (SIGINT) reaches it.
+
+    A shell's background job ignores SIGINT, and so would its children, these tests among them.
+    """
+    code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    return [sys.executable, "-c", code]

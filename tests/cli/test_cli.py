@@ -233,14 +233,12 @@ def test_main_prints_one_line(tmp_path: Path) -> None:
     assert done.stderr.strip() == f"maple: {tmp_path} is not a run folder: it has no config.json"
 
 
-def test_interruption_is_told_and_resumed(folder: Path, tmp_path: Path) -> None:
+def test_interruption_is_told_and_resumed(folder: Path, tmp_path: Path, as_in_a_terminal: list[str]) -> None:
     command = [sys.executable, "-m", "maple", "train", "--dataset", str(folder), *TINY, *QUICK]
     command += ["--set", "train.epochs=2000", "--output", str(tmp_path / "run")]
-    # A shell's background job ignores SIGINT, and so would its children: give this one what a terminal gives.
-    code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     errors = tmp_path / "errors"
     with errors.open("w") as file:
-        process = subprocess.Popen([sys.executable, "-c", code, *command], stderr=file, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([*as_in_a_terminal, *command], stderr=file, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
         while "epoch 2/" not in errors.read_text() and process.poll() is None and time.monotonic() < deadline:

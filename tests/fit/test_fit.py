@@ -269,11 +269,11 @@ def test_a_listing_of_drawn_images(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGINT")
-def test_ctrl_c(folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c(folder: Path, tmp_path: Path, as_in_a_terminal: list[str]) -> None:
     """Stops cleanly, and the same command goes on."""
     words = [sys.executable, "-m", "maple", "fit", str(folder), *OPTIONS, "--set", "train.epochs=400"]
     words += ["--output", str(tmp_path / "run")]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*as_in_a_terminal, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     limit = time.monotonic() + 100
     while not (tmp_path / "run/metrics.jsonl").exists() and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.01)
