@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelHubMixin
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from typer.testing import CliRunner
 
@@ -14,6 +15,7 @@ from maple import PromptClassifier
 from maple.cli import app
 from maple.errors import CheckpointError
 from maple.inference import hub
+from maple.inference.estimator import NotTrainedError
 
 
 class Hub:
@@ -28,24 +30,26 @@ class Hub:
         self.calls.append(("token", token))
         return self
 
-    def create_repo(self, repository: str, *, private: bool | None, exist_ok: bool) -> Any:
+    def create_repo(self, repo_id: str, *, private: bool | None, exist_ok: bool) -> Any:
         if self.failure is not None:
             raise self.failure
-        self.calls.append(("create_repo", (repository, private, exist_ok)))
-        return SimpleNamespace(repo_id=repository if "/" in repository else f"me/{repository}")
+        self.calls.append(("create_repo", (repo_id, private, exist_ok)))
+        return SimpleNamespace(repo_id=repo_id if "/" in repo_id else f"me/{repo_id}")
 
     def create_branch(self, repository: str, *, branch: str, exist_ok: bool) -> None:
         self.calls.append(("create_branch", (repository, branch, exist_ok)))
 
-    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str, revision: str | None) -> Any:
-        self.calls.append(("upload_folder", (repo_id, commit_message, revision)))
+    def upload_folder(
+        self, *, repo_id: str, folder_path: Path, commit_message: str, revision: str | None, **options: Any
+    ) -> Any:
+        self.calls.append(("upload_folder", (repo_id, commit_message, revision, options)))
         shutil.copytree(folder_path, self.root / repo_id / (revision or "main"))
         return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
 
-    def download(self, repository: str, file: str, *, revision: str | None = None, token: str | None = None) -> str:
+    def download(self, repository: str, file: str, *, revision: Any = None, token: Any = None, **options: Any) -> str:
         if self.failure is not None:
             raise self.failure
-        self.calls.append(("download", (repository, file, revision, token)))
+        self.calls.append(("download", (repository, file, revision, token, options)))
         return str(self.root / repository / (revision or "main") / file)
 
 
@@ -60,26 +64,27 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 def test_push_and_load(fake: Hub, prompts: Path) -> None:
     images = np.random.default_rng(0).integers(0, 255, (3, 30, 40, 3)).astype(np.uint8)
     made = PromptClassifier.from_pretrained(prompts, device="cpu")
-    address = made.push_to_hub("me/pets", private=True, token="secret", message="First")
+    address = made.push_to_hub("me/pets", private=True, token="secret", commit_message="First", create_pr=True)
     assert address == "https://hub/me/pets/commit/1"
     assert fake.calls == [
         ("token", "secret"),
         ("create_repo", ("me/pets", True, True)),
-        ("upload_folder", ("me/pets", "First", None)),
+        ("upload_folder", ("me/pets", "First", None, {"create_pr": True})),
     ]
     pushed = fake.root / "me" / "pets" / "main"
     assert {path.name for path in pushed.iterdir()} == {"prompts.safetensors", "README.md"}
     card = (pushed / "README.md").read_text()
     assert 'from_pretrained("me/pets")' in card
     assert "secret" not in card
-    loaded = PromptClassifier.from_pretrained("me/pets", token="secret", device="cpu")
-    assert fake.calls[-1] == ("download", ("me/pets", "prompts.safetensors", None, "secret"))
+    options = {"cache_dir": "cache", "force_download": True, "local_files_only": False}
+    loaded = PromptClassifier.from_pretrained("hf-hub:me/pets", token="secret", device="cpu", **options)
+    assert fake.calls[-1] == ("download", ("me/pets", "prompts.safetensors", None, "secret", options))
     assert np.array_equal(loaded.predict_proba(images), made.predict_proba(images))
 
 
 def test_a_branch(fake: Hub, prompts: Path) -> None:
     made = PromptClassifier.from_pretrained(prompts, device="cpu")
-    made.push_to_hub("pets", revision="v2")
+    made.push_to_hub("pets", branch="v2")
     assert ("create_branch", ("me/pets", "v2", True)) in fake.calls
     loaded = PromptClassifier.from_pretrained("me/pets", revision="v2", device="cpu")
     assert loaded.class_names_ == made.class_names_
@@ -122,3 +127,22 @@ def test_a_bug_is_no_refusal(fake: Hub) -> None:
     fake.failure = KeyError("bug")
     with pytest.raises(KeyError, match="bug"):
         PromptClassifier.from_pretrained("me/pets")
+
+
+def test_saving_can_push(fake: Hub, prompts: Path, tmp_path: Path) -> None:
+    """As everyone knows it from huggingface_hub's mixin; what else lies in the folder stays."""
+    made = PromptClassifier.from_pretrained(prompts, device="cpu")
+    assert isinstance(made, ModelHubMixin)
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert made.save_pretrained(folder, push_to_hub=True, private=True) == "https://hub/me/pets/commit/1"
+    assert (folder / "config.json").read_text() == "{}"
+    assert ("create_repo", ("pets", True, True)) in fake.calls
+    assert 'from_pretrained("me/pets")' in (fake.root / "me" / "pets" / "main" / "README.md").read_text()
+
+
+def test_nothing_learned_is_nothing_pushed(fake: Hub) -> None:
+    with pytest.raises(NotTrainedError, match="has learned nothing yet"):
+        PromptClassifier().push_to_hub("me/pets")
+    assert not fake.root.exists()

@@ -5,7 +5,6 @@ from contextlib import closing
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
@@ -13,15 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from maple import files
 from maple.checkpoint import load_prompts, read_prompts, save_prompts
 from maple.clip import Backbone, load_clip
 from maple.config import BackboneSettings, RunSettings, read_preset, resolve
 from maple.data import ImageStore, Item, hold_out, in_order, sample_few_shot
 from maple.distributed import Processes, this_process
-from maple.inference.card import model_card
 from maple.inference.estimator import Classifier, Estimator, NotTrainedError
-from maple.inference.hub import CARD, PROMPTS, fetch_prompts, is_hub_id, push_folder
+from maple.inference.hub import PREFIX, PROMPTS, OnHub, fetch_prompts, is_hub_id
 from maple.inference.inputs import InputError, as_pictures, numbered, words_for
 from maple.inference.pictures import Picture
 from maple.inference.predictor import Predictor, finite, prompts_file
@@ -37,7 +34,7 @@ Labels = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
 
-class PromptClassifier(Classifier, Estimator):
+class PromptClassifier(Classifier, Estimator, OnHub):
     """CLIP, adapted by learned prompts: images in, labels out, with scikit-learn's methods.
 
     Works without scikit-learn too; with it, it is one of its classifiers (`clone`, `cross_val_score`, `GridSearchCV`
@@ -178,29 +175,43 @@ class PromptClassifier(Classifier, Estimator):
         return self
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
-        source: str | Path,
+        pretrained_model_name_or_path: str | Path,
         *,
         backbone: str | Backbone | None = None,
         pretrained: str | None = None,
         device: str | None = None,
         revision: str | None = None,
-        token: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
     ) -> Self:
         """Load a finished run's folder, a prompts file, a folder of `save_pretrained`, or a hub repository OWNER/NAME.
 
         Args:
             backbone, pretrained: the CLIP, where it does not lie where the file says; it must be the same.
-            revision, token: for a hub repository.
+            revision, token, cache_dir, force_download, local_files_only: for a hub repository, as huggingface_hub's
+                mixin takes them.
 
         Raises:
             CheckpointError: nothing of this kind is there, or the backbone is another one.
             BackboneError: the backbone cannot be loaded.
         """
+        source = str(pretrained_model_name_or_path)
         path = Path(source).expanduser()
-        hub = not path.exists() and is_hub_id(str(source))
-        path = fetch_prompts(str(source), revision=revision, token=token) if hub else prompts_file(path)
+        if not path.exists() and is_hub_id(source.removeprefix(PREFIX)):
+            path = fetch_prompts(
+                source.removeprefix(PREFIX),
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+            )
+        else:
+            path = prompts_file(path)
         stored = read_prompts(path)
         wanted = stored.backbone
         where = this_process(device).device
@@ -225,42 +236,15 @@ class PromptClassifier(Classifier, Estimator):
         made.history_ = ()
         return made
 
-    def save_pretrained(self, folder: str | Path, *, repository: str | None = None) -> Path:
-        """Write the prompts (`prompts.safetensors`) and a model card (`README.md`) into a folder; return it.
-
-        Args:
-            repository: the name on the hub that the card will speak of.
-        """
-        method, folder = self._fitted(), Path(folder)
+    def _save_pretrained(self, save_directory: Path) -> None:
+        method = self._fitted()
         now = {"labels": self.classes_.tolist(), "names": list(self.class_names_)}
         # The file names the classes that were trained; those spoken of now are noted beside.
         method.set_class_names(self._trained_names)
         try:
-            save_prompts(folder / PROMPTS, method, {**self._info, "classifier": now})
+            save_prompts(save_directory / PROMPTS, method, {**self._info, "classifier": now})
         finally:
             method.set_class_names(self.class_names_)
-        files.write_text(folder / CARD, model_card(read_prompts(folder / PROMPTS), repository))
-        return folder
-
-    def push_to_hub(
-        self,
-        repository: str,
-        *,
-        private: bool | None = None,
-        token: str | None = None,
-        revision: str | None = None,
-        message: str = "Upload prompts",
-    ) -> str:
-        """Upload what `save_pretrained` writes to the hub, as one commit; return its address.
-
-        Raises:
-            CheckpointError: the hub refuses, or cannot be reached.
-        """
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, repository=repository)
-            return push_folder(
-                Path(folder), repository, private=private, token=token, revision=revision, message=message
-            )
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "method_")
