@@ -1,6 +1,6 @@
 """Time and peak memory of a MaPLe training step against its size, each in a process of its own.
 
-Usage: python -m benchmarks.sizes [--classes 10,50,100,200,500,1000] [--batch 1,4,32] [--depth 1,9,12] [--plain 50,200]
+Usage: python -m benchmarks.sizes [--classes 10,50,100,200,500,1000] [--batch 1,4,32,100] [--depth 1,9,12] [--plain 50,200]
                                   [--precision fp32] [--output FOLDER]
 Classes are varied at batch 4 and depth 9, batches at 50 classes, depths at both. `--plain` names class counts at which
 the plain way runs too. Memory is what the process holds at most beyond what it held with the weights loaded; "in all"
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="ViT-B-16")
     parser.add_argument("--classes", type=integers, default=[10, 50, 100, 200, 500, 1000])
-    parser.add_argument("--batch", type=integers, default=[1, 4, 32])
+    parser.add_argument("--batch", type=integers, default=[1, 4, 32, 100])
     parser.add_argument("--depth", type=integers, default=[1, 9, 12])
     parser.add_argument("--plain", type=integers, default=[50, 200])
     parser.add_argument("--precision", default="fp32")
