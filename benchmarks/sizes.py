@@ -1,7 +1,7 @@
 """Time and peak memory of a MaPLe training step against its size, each in a process of its own.
 
-Usage: python -m benchmarks.sizes [--classes 10,50,100,200,500,1000] [--batch 1,4,32,100] [--depth 1,9,12] [--plain 50,200]
-                                  [--precision fp32] [--output FOLDER]
+Usage: python -m benchmarks.sizes [--classes 10,50,100,200,500,1000] [--batch 1,4,32,100] [--depth 1,9,12]
+                                  [--plain 50,200] [--precision fp32] [--output FOLDER]
 Classes are varied at batch 4 and depth 9, batches at 50 classes, depths at both. `--plain` names class counts at which
 the plain way runs too. Memory is what the process holds at most beyond what it held with the weights loaded; "in all"
 is that with the weights and everything else.

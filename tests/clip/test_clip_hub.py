@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import huggingface_hub.utils._http as hub_http
 import pytest
 import torch
 from conftest import point_hub_to
+from huggingface_hub import constants
 
 from maple.clip import load_clip
 from maple.errors import BackboneError
@@ -82,9 +84,32 @@ def test_unreachable_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         load_clip("lab/tiny")
 
 
-def test_offline_mode(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
+def test_a_host_without_an_address_is_asked_once(
+    hub: Any, state: files.State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No minute of retries: what is in the cache loads at once, the rest is an error at once."""
+    files.save_open_clip(state, hub.root / "lab" / "tiny")
+    first = load_clip("lab/tiny").fingerprint
+    hub.asked.clear()
+    asked = []
 
+    def no_address(host: str, *_: Any, **__: Any) -> Any:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_address)
+    assert load_clip("lab/tiny").fingerprint == first
+    assert asked == ["127.0.0.1"]
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    for name in ("lab/other", "ViT-B-16"):
+        with pytest.raises(BackboneError, match=r"127\.0\.0\.1 has no address here \(no network\?\), and nothing"):
+            load_clip(name)
+    assert len(asked) == 3
+    assert not hub.asked
+    assert not constants.HF_HUB_OFFLINE
+
+
+def test_offline_mode(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(BackboneError, match=r"cannot be fetched from the hub"):
         load_clip("lab/tiny")

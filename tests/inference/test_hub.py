@@ -1,6 +1,7 @@
 """The hub, played by a folder: what is asked of it, and what is said when it refuses."""
 
 import shutil
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,6 +59,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     made = Hub(tmp_path / "hub")
     monkeypatch.setattr(hub, "HfApi", made)
     monkeypatch.setattr(hub, "hf_hub_download", made.download)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])  # whether or not there is a network here
     return made
 
 
@@ -146,3 +148,11 @@ def test_nothing_learned_is_nothing_pushed(fake: Hub) -> None:
     with pytest.raises(NotTrainedError, match="has learned nothing yet"):
         PromptClassifier().push_to_hub("me/pets")
     assert not fake.root.exists()
+
+
+def test_a_name_of_the_hub_without_its_prefix_is_told() -> None:
+    """The command takes names for folders."""
+    with pytest.raises(
+        CheckpointError, match=r"no run folder and no prompts file me/pets; .* is written hf-hub:me/pets"
+    ):
+        CliRunner().invoke(app, ["predict", "me/pets", "a.png"], catch_exceptions=False)

@@ -1,7 +1,12 @@
 """CLIP repositories of the hub: their configuration and weights, fetched into the hub's own cache."""
 
 import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import (
@@ -41,11 +46,12 @@ def download(repository: str) -> Path:
         BackboneError: no such repository, none in a known format, or a hub that cannot be reached.
     """
     try:
-        for config, candidates in _WEIGHTS.items():
-            if (found := _fetch(repository, config)) is not None:
-                _fetch_weights(repository, config, candidates)
-                _fetch_extras(repository, found)
-                return found.parent
+        with asking_the_hub():
+            for config, candidates in _WEIGHTS.items():
+                if (found := _fetch(repository, config)) is not None:
+                    _fetch_weights(repository, config, candidates)
+                    _fetch_extras(repository, found)
+                    return found.parent
     except Exception as error:
         if not isinstance(error, HfHubHTTPError | OSError | ValueError) and not is_network_error(error):
             raise
@@ -54,6 +60,36 @@ def download(repository: str) -> Path:
             "If this machine has no network, fetch the repository elsewhere and name its folder"
         ) from error
     raise BackboneError(f"{repository} is no CLIP: it has neither open_clip_config.json nor config.json")
+
+
+@contextmanager
+def asking_the_hub() -> Iterator[None]:
+    """Ask the hub; but only its cache where its host has no address here: the client would try for a minute, aloud.
+
+    Raises:
+        OSError: then, for what is not in the cache.
+    """
+    host, before = _host_without_address(), constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or host is not None
+    try:
+        yield
+    except OSError as error:
+        if host is None:
+            raise
+        raise OSError(f"{host} has no address here (no network?), and nothing of it was fetched before.") from error
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _host_without_address() -> str | None:
+    host = urlsplit(constants.ENDPOINT).hostname
+    if host is None or constants.HF_HUB_OFFLINE or getproxies():
+        return None
+    try:
+        socket.getaddrinfo(host, None)
+    except socket.gaierror:
+        return host
+    return None
 
 
 def _reason(error: Exception) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from maple.clip import formats
 from maple.clip.backbone import DTYPES, Backbone, preprocessing_of
 from maple.clip.fill import fill, uninitialised
-from maple.clip.hub import download, is_network_error
+from maple.clip.hub import asking_the_hub, download, is_network_error
 from maple.clip.transformers_format import read_transformers_folder
 from maple.errors import BackboneError, first_line, one_of
 
@@ -194,7 +194,8 @@ def _from_own_architecture(name: str, pretrained: str | None) -> _Parts:
 
 def _fetch(name: str, tag: str, published: Mapping[str, Any]) -> Path:
     try:
-        return Path(download_pretrained(published))
+        with asking_the_hub():
+            return Path(download_pretrained(published))
     except Exception as error:
         if not isinstance(error, OSError | RuntimeError | ValueError | HfHubHTTPError) and not is_network_error(error):
             raise

@@ -12,9 +12,9 @@ from maple.clip import Backbone
 from maple.data import EvalView, make_views, template_of, views_device
 from maple.data.emoji import TEMPLATE
 from maple.distributed import this_process
-from maple.errors import BackboneError
+from maple.errors import BackboneError, CheckpointError
 from maple.inference.answerer import Answerer, Floats, Spoken
-from maple.inference.hub import PREFIX, fetch_prompts
+from maple.inference.hub import PREFIX, fetch_prompts, is_hub_id
 from maple.methods import METHODS, Method, build_method
 from maple.prompts import TemplateClasses, unit
 from maple.runs import eval_transform, finished_prompts
@@ -150,6 +150,9 @@ def prompts_file(run: str | Path) -> Path:
     if str(run).startswith(PREFIX):
         return fetch_prompts(str(run).removeprefix(PREFIX))
     path = Path(run).expanduser()
+    if not path.exists():
+        other = f"; a repository of the hub is written {PREFIX}{run}" if is_hub_id(str(run)) else ""
+        raise CheckpointError(f"there is no run folder and no prompts file {path}{other}")
     return path if path.is_file() else finished_prompts(path)
 
 
