@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.baseline import PlainCoCoOp, PlainMaPLe
 from benchmarks.common import alternate, class_names, product_rate, write
 from maple.clip import Backbone, load_clip
+from maple.clip.products import FLOPS
 from maple.methods import Method
 from maple.methods.cocoop import CoCoOp, CoCoOpSettings
 from maple.methods.maple import MaPLe, MaPLeSettings
@@ -94,7 +95,7 @@ def training(
     found = step(method, method.loss(images, labels)[0])
     wanted = step(reference, reference_plain.loss(images, labels))
     difference = agree(found, wanted, precision)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
         ways["ours"]()
     operations = counter.get_total_flops()
     timed = alternate(ways, rounds)

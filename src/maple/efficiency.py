@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maple import files
 from maple.clip import Backbone
+from maple.clip.products import FLOPS
 from maple.config import RunSettings
 from maple.errors import ConfigError
 from maple.methods import Method, build_method
@@ -158,7 +159,12 @@ def count_flops(run: Callable[[], object]) -> int:
 
     Source: torch.utils.flop_counter, with attention taken apart where its fused form is unknown to it.
     """
-    with torch.inference_mode(False), torch.no_grad(), _unfused(), FlopCounterMode(display=False) as counter:
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        _unfused(),
+        FlopCounterMode(display=False, custom_mapping=FLOPS) as counter,
+    ):
         run()
     return int(counter.get_total_flops())
 

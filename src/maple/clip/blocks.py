@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
+from maple.clip.products import linear
+
 # What later rows attend to: keys and values [G, heads, S, H / heads], or, of a block that runs whole, its input.
 Memory = tuple[Tensor, ...]
 
@@ -67,7 +69,8 @@ class Block:
             and not attention.add_zero_attn
             and not hasattr(module, "ln_1_kv")
         )
-        self._quick = self.is_open and type(getattr(module.mlp, "gelu", None)) is QuickGELU and len(module.mlp) == 3
+        layers = list(module.mlp) if self.is_open else []
+        self._plain_mlp = len(layers) == 3 and type(layers[0]) is type(layers[2]) is nn.Linear
 
     def causal(self, states: Tensor, mask: Tensor) -> Tensor:
         """Rows attend to themselves and to what comes before; `mask` [n, n] says so additively: [N, n, H]."""
@@ -157,7 +160,7 @@ class Block:
         attention, width = self.module.attn, normed.shape[-1]
         part = slice(first * width, last * width)
         bias = attention.in_proj_bias
-        return F.linear(normed, attention.in_proj_weight[part], None if bias is None else bias[part])
+        return linear(normed, attention.in_proj_weight[part], None if bias is None else bias[part])
 
     def _heads(self, packed: Tensor, kinds: int) -> tuple[Tensor, ...]:
         split = packed.view(*packed.shape[:2], kinds, self.module.attn.num_heads, -1)
@@ -169,11 +172,15 @@ class Block:
     def _rest(self, states: Tensor, joined: Tensor) -> Tensor:
         """What follows the attention: its projection, the MLP, and both residuals."""
         module = self.module
-        states = states + module.ls_1(F.linear(joined, module.attn.out_proj.weight, module.attn.out_proj.bias))
+        states = states + module.ls_1(linear(joined, module.attn.out_proj.weight, module.attn.out_proj.bias))
         normed = module.ln_2(states)
-        if self._quick:
-            # x * sigmoid(a x), in one kernel and with one tensor kept for the gradient.
-            hidden = module.mlp.c_proj(F.silu(1.702 * module.mlp.c_fc(normed)) / 1.702)
+        if self._plain_mlp:
+            first, activation, second = module.mlp
+            hidden = linear(normed, first.weight, first.bias)
+            # QuickGELU is x * sigmoid(a x): in one kernel and with one tensor kept for the gradient.
+            quick = type(activation) is QuickGELU
+            hidden = F.silu(1.702 * hidden) / 1.702 if quick else activation(hidden)
+            hidden = linear(hidden, second.weight, second.bias)
         else:
             hidden = module.mlp(normed)
         mixed: Tensor = states + module.ls_2(hidden)
