@@ -30,8 +30,7 @@ class Watcher:
 
 def small_sweep(images: Path, **values: Any) -> list[PlannedRun]:
     settings = {"protocol": "base-to-novel", "methods": ["zero_shot", "vpt"], "datasets": [str(images)], "seeds": [1]}
-    layer = {**SMALL, "data": {"shots": None}}
-    return plan_sweep(SweepSettings(**{**settings, "shots": [None], "settings": layer, **values}))
+    return plan_sweep(SweepSettings(**{**settings, "shots": [None], "settings": SMALL, **values}))
 
 
 def rows_below(root: Path) -> dict[str, list[Any]]:

@@ -93,6 +93,13 @@ def test_methods_are_not_asked_about_classes_they_cannot_speak_of() -> None:
         ({"source": "dtd"}, ConfigError, "source = 'dtd': base-to-novel trains on each of its data sets"),
         ({"protocol": "base-to-nowhere"}, ConfigError, "base-to-nowhere"),
         ({"grid": {"prompt_dept": [1]}}, ConfigError, "unknown setting 'method.prompt_dept'"),
+        ({"settings": {"data": {"shots": 3}}}, ConfigError, r"data.shots cannot be set .*; give --shots \(shots\)"),
+        ({"settings": {"seed": 3}}, ConfigError, r"seed cannot be set for all runs of a sweep; give --seeds"),
+        (
+            {"settings": {"data": {"classes": "all"}}},
+            ConfigError,
+            "data.classes cannot be set .*; give another protocol",
+        ),
         ({"extra": 1}, ConfigError, "unknown setting 'extra'"),
     ],
 )
@@ -208,3 +215,16 @@ def test_another_backbone_leaves_the_files_weights_behind(tmp_path: Path) -> Non
     assert planned_by(str(path), "--backbone", "ViT-B-32") == planned_by(*plain, "ViT-B-32")
     assert planned_by(str(path)) == planned_by(*plain, "ViT-B-16", "--pretrained", "openai")
     assert planned_by(str(path), *laion) == planned_by(*plain, "ViT-B-16", *laion)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds", "1-99999999999"], "'1-99999999999' are 99,999,999,999 numbers; give at most 10,000"),
+        (["--grid", "prompt_depth=1", "--grid", "prompt_depth=3"], "prompt_depth is given twice"),
+    ],
+)
+def test_options_that_are_a_slip(options: list[str], message: str) -> None:
+    asked = ["sweep", "base-to-novel", "--methods", "maple", "--datasets", "eurosat", "--plan"]
+    with pytest.raises(ConfigError, match=message):
+        CliRunner().invoke(app, [*asked, *options], catch_exceptions=False)

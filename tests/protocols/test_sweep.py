@@ -56,6 +56,44 @@ def test_a_lost_evaluation_is_made_again_without_training(make_images: Callable[
     assert {what for _, what in watcher.told} == {"evaluating (novel)"}
 
 
+def test_damaged_rows_cost_their_own_run_alone(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    runs = small_sweep(make_images(), methods=["zero_shot"], seeds=[1, 2])
+    first = run_sweep(runs, tmp_path, device="cpu", progress=Watcher())
+    rows = tmp_path / runs[0].name / "rows.jsonl"
+    whole = rows.read_text()
+    rows.write_text(whole + '{"top1": ')
+    assert [status_of(run, tmp_path) for run in runs] == ["interrupted", "finished"]
+    again = run_sweep(runs, tmp_path, device="cpu", progress=Watcher())
+    assert [outcome.status for outcome in again] == ["failed", "finished"]
+    assert "rows.jsonl" in str(again[0].error)
+    assert "move it away" in str(again[0].error)
+    rows.unlink()
+    retried = run_sweep(runs, tmp_path, device="cpu", retry_failed=True, progress=Watcher())
+    assert [row["top1"] for row in retried[0].rows] == [row["top1"] for row in first[0].rows]
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(
+    make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    runs = small_sweep(make_images(), methods=["zero_shot"])
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "file", tmp_path / "file" / "runs", Path("/proc/runs")):
+        watcher = Watcher()
+        with pytest.raises(ConfigError, match=r"cannot be written to .*; choose another --output"):
+            run_sweep(runs, root, device="cpu", progress=watcher)
+        assert not watcher.told
+
+
+def test_a_failure_that_cannot_be_recorded_stops_nothing(
+    make_images: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = small_sweep(make_images(), grid={})  # VPT's recipe prompts 12 layers; this CLIP has 4
+    (tmp_path / runs[1].name).write_text("in the way")
+    zero_shot, vpt = run_sweep(runs, tmp_path, device="cpu", progress=Watcher())
+    assert (zero_shot.status, vpt.status) == ("finished", "failed")
+    assert "failure.json cannot be written" in caplog.text
+
+
 def test_a_failure_is_recorded_and_the_rest_goes_on(make_images: Callable[..., Path], tmp_path: Path) -> None:
     runs = small_sweep(make_images(), grid={})  # VPT's recipe prompts 12 layers; this CLIP has 4
     zero_shot, vpt = run_sweep(runs, tmp_path, device="cpu", progress=Watcher())

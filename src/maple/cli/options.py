@@ -17,6 +17,9 @@ Tracker = Annotated[
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as `maple train` makes them.")]
 
+_MOST = 10_000
+"""How many numbers a range may have."""
+
 
 def comma_list(text: str | None) -> list[str] | None:
     """Split "a, b" at the commas; None stays None."""
@@ -27,7 +30,7 @@ def number_list(text: str | None, option: str) -> list[int] | None:
     """Whole numbers with commas, and ranges such as 1-3; None stays None.
 
     Raises:
-        ConfigError: a part is neither.
+        ConfigError: a part is neither, or a range is longer than anybody means.
     """
     from maple.errors import ConfigError
 
@@ -38,7 +41,10 @@ def number_list(text: str | None, option: str) -> list[int] | None:
         first, dash, last = (piece.strip() for piece in part.partition("-"))
         if not first.isdecimal() or (dash and (not last.isdecimal() or int(last) < int(first))):
             raise ConfigError(f"{option} {text!r}: {part!r} must be a whole number, or a range such as 1-3")
-        found += range(int(first), int(last if dash else first) + 1)
+        numbers = range(int(first), int(last if dash else first) + 1)
+        if len(numbers) > _MOST:
+            raise ConfigError(f"{option} {text!r}: {part!r} are {len(numbers):,} numbers; give at most {_MOST:,}")
+        found += numbers
     return found
 
 

@@ -177,6 +177,10 @@ def _grid(texts: list[str]) -> dict[str, list[Any]]:
         parts = [part.strip() for part in values.split(",")]
         if not separator or not key.strip() or not all(parts):
             raise ConfigError(f"--grid {text!r} must have the form setting=value,value, as in prompt_depth=1,3,6")
+        if key.strip() in grid:
+            raise ConfigError(
+                f"--grid {text!r}: {key.strip()} is given twice; give all its values at once, with commas"
+            )
         grid[key.strip()] = [parse_value(part) for part in parts]
     return grid
 

@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def run_sweep(
         retry_failed: begin runs again that failed in an earlier sweep.
 
     Raises:
-        ConfigError: `jobs` or `together` is below 1, or the executor cannot work.
+        ConfigError: `jobs` or `together` is below 1, `root` cannot be written to, or the executor cannot work.
     """
     for name, value in (("jobs", jobs), ("together", together)):
         if value < 1:
@@ -85,10 +86,22 @@ def run_sweep(
             left.append(run)
             continue
         progress.ended(run, outcomes[run.name])
+    if left:
+        _check_root(root)
     for run, outcome in executor(_grouped(left, together), root, work, progress.doing) if left else ():
         outcomes[run.name] = outcome
         progress.ended(run, outcome)
     return [outcomes[run.name] for run in runs]
+
+
+def _check_root(root: Path) -> None:
+    """Raise ConfigError unless folders can be made in `root`: else every run would fail, one after the other."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{root} cannot be written to ({error.strerror}); choose another --output") from error
 
 
 def _grouped(runs: Sequence[PlannedRun], together: int) -> list[Group]:

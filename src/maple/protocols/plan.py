@@ -37,6 +37,9 @@ _FEW = (1, 2, 4, 8, 16)
 Point = list[tuple[str, Any]]
 """Settings of one point of a sweep: (section.key, value) pairs."""
 
+_DECIDED = ("dataset", "shots", "classes")
+"""What a sweep decides of the data by itself."""
+
 _TOWERS = {
     "prompt_depth": ("text", "image"),
     "text_prompt_depth": ("text",),
@@ -154,6 +157,7 @@ def plan_sweep(sweep: SweepSettings, on_dropped: Callable[[str], None] = lambda 
 
 def _expanded(sweep: SweepSettings) -> Iterator[tuple[RunSettings, str, tuple[Evaluation, ...], Point]]:
     points = _points(sweep)
+    _check_settings(sweep.settings)
     for dataset, evaluations in _sources(sweep):
         for seed, method, shots, point in product(sweep.seeds, sweep.methods, sweep.shots, points):
             recipe = recipe_of(method, sweep.protocol)
@@ -165,6 +169,21 @@ def _expanded(sweep: SweepSettings) -> Iterator[tuple[RunSettings, str, tuple[Ev
             _, chosen = method_settings(settings.method)
             asked_of = [one for one in evaluations if chosen.speaks_of_new_classes or not _new_classes(sweep, one)]
             yield settings, recipe, tuple(asked_of), point
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of all runs that the sweep itself decides: they would be overruled in silence.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    data = settings.get("data")
+    given = [f"data.{key}" for key in _DECIDED if isinstance(data, Mapping) and key in data]
+    given += ["seed"] if "seed" in settings else []
+    if given:
+        told = {"data.dataset": "--datasets (datasets)", "data.shots": "--shots (shots)", "seed": "--seeds (seeds)"}
+        instead = told.get(given[0], "another protocol: it chooses the classes")
+        raise ConfigError(f"{given[0]} cannot be set for all runs of a sweep; give {instead} instead")
 
 
 def _points(sweep: SweepSettings) -> list[Point]:

@@ -18,7 +18,7 @@ from maple import files
 from maple.checkpoint import load_prompts
 from maple.clip import Backbone, load_clip
 from maple.distributed import this_process
-from maple.errors import BusyError, MapleError, first_line
+from maple.errors import BusyError, CheckpointError, MapleError, first_line
 from maple.files import FAILURE
 from maple.protocols.plan import Evaluation, PlannedRun
 from maple.runs import (
@@ -67,9 +67,9 @@ class SweepProgress(Protocol):
 
 
 def status_of(run: PlannedRun, root: Path) -> Status:
-    """How far a run is, from its folder below `root`."""
+    """How far a run is, from its folder below `root`. One whose rows are damaged is not finished."""
     folder = root / run.name
-    if (folder / "prompts.safetensors").exists() and None not in _answers(run, folder):
+    if (folder / "prompts.safetensors").exists() and _is_answered(run, folder):
         return "finished"
     if (folder / FAILURE).exists():
         return "failed"
@@ -149,8 +149,11 @@ def _carry_out(watched: _Watched, device: str | None, known: MapleError | None, 
 def record_failure(
     run: PlannedRun, root: Path, error: str, trace: str | None = None, *, seconds: float = 0.0
 ) -> Outcome:
-    """Write down why a run failed, in its folder."""
-    files.write_json(root / run.name / FAILURE, {"error": error, "traceback": trace})
+    """Write down why a run failed, in its folder; where that cannot be done either, it is only said."""
+    try:
+        files.write_json(root / run.name / FAILURE, {"error": error, "traceback": trace})
+    except OSError as reason:
+        logger.warning("%s cannot be written: %s", root / run.name / FAILURE, reason.strerror)
     return Outcome(run.name, "failed", error=error, seconds=seconds)
 
 
@@ -227,6 +230,14 @@ def _answers(run: PlannedRun, folder: Path) -> list[dict[str, Any] | None]:
     """The row of each evaluation of the plan; None where it has not been made."""
     rows = read_rows(folder)
     return [next((row for row in rows if _is_answer(row, evaluation, run)), None) for evaluation in run.evaluations]
+
+
+def _is_answered(run: PlannedRun, folder: Path) -> bool:
+    """Whether every evaluation of the plan has its row."""
+    try:
+        return None not in _answers(run, folder)
+    except CheckpointError:  # told by whoever goes on with the run, without harm to the others
+        return False
 
 
 def _is_answer(row: dict[str, Any], evaluation: Evaluation, run: PlannedRun) -> bool:
