@@ -107,3 +107,24 @@ def test_predictions_outside_the_run_are_refused(make_run: MakeRun, runs: Path) 
     found = collect(runs)
     assert len(found.evaluations) == 1
     assert "must lie inside the run" in found.problems[0].reason
+
+
+@pytest.mark.parametrize("section", ["train", "data", "backbone"])
+def test_settings_of_an_odd_shape_cost_their_run_alone(section: str, make_run: MakeRun, runs: Path) -> None:
+    make_run("maple", base=0.5)
+    broken = make_run("coop", base=0.5)
+    settings = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**settings, section: [1]}))
+    found = collect(runs)
+    assert [run.name for run in found.runs] == ["pets_maple_1"]
+    assert found.problems[0].reason == f"damaged: {section} must be an object"
+
+
+@pytest.mark.parametrize("wrong", [{"logs": {"accuracy": "x"}}, {"losses": ["x"]}, {"loss": "x"}])
+def test_an_epoch_of_an_odd_shape_is_left_out_and_said(wrong: dict[str, object], make_run: MakeRun, runs: Path) -> None:
+    metrics = make_run("maple", base=0.5) / "metrics.jsonl"
+    first, second = map(json.loads, metrics.read_text().splitlines())
+    metrics.write_text(f"{json.dumps({**first, **wrong})}\n{json.dumps(second)}\n")
+    found = collect(runs)
+    assert [epoch["epoch"] for epoch in found.runs[0].history] == [1]
+    assert found.problems[0].place == "pets_maple_1/metrics.jsonl line 1"

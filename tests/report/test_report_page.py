@@ -116,6 +116,11 @@ def test_names_are_text_and_nothing_else(make_run: MakeRun, runs: Path) -> None:
     assert r"pets & \<b\>" in report.text("markdown")
 
 
+def test_a_data_set_with_a_backslash_in_its_name(make_run: MakeRun, runs: Path) -> None:
+    make_run("coop", r"C:\x\1 pets\g<0>", base=0.5, novel=0.4)
+    assert r'aria-label="Learning curves on C:\x\1 pets\g&lt;0&gt;"' in Report(runs).text("html")
+
+
 @pytest.mark.parametrize("features", [True, False], ids=["features", "without"])
 def test_one_image_of_one_class(features: bool, make_run: MakeRun, runs: Path) -> None:
     for method in ("zero_shot", "maple"):

@@ -15,6 +15,8 @@ from maple.files import FAILURE
 from maple.report.costs import read_costs
 from maple.report.records import ZERO_SHOT, Collection, Evaluation, Problem, Row, Run
 
+_SECTIONS = ("method", "backbone", "data", "train", "evaluate")
+
 
 def collect(folder: Path) -> Collection:
     """Read every run below `folder`, or `folder` itself.
@@ -73,6 +75,8 @@ def _read_run(folder: Path, name: str) -> tuple[Run | None, list[Evaluation], li
         return None, [], [Problem(f"{name}/config.json", f"unreadable or damaged: {error}")]
     if "method" not in settings or "data" not in settings:
         return None, [], []  # somebody else's config.json
+    if odd := [key for key in _SECTIONS if not isinstance(settings.get(key, {}), dict)]:
+        return None, [], [Problem(f"{name}/config.json", f"damaged: {', '.join(odd)} must be an object")]
     environment: dict[str, Any] = {}
     if (folder / "environment.json").exists():
         try:
@@ -82,6 +86,11 @@ def _read_run(folder: Path, name: str) -> tuple[Run | None, list[Evaluation], li
     history, wrong = _read_lines(folder / "metrics.jsonl", name)
     problems += wrong
     epochs = tuple(epoch for epoch in history.values() if _is_epoch(epoch))
+    problems += [
+        Problem(f"{name}/metrics.jsonl line {number}", "is no report of an epoch")
+        for number, epoch in history.items()
+        if not _is_epoch(epoch)
+    ]
     remarks, wrong = _remarks(folder, name)
     problems += wrong
     finished = (folder / "prompts.safetensors").is_file()
@@ -114,7 +123,9 @@ def _remarks(folder: Path, name: str) -> tuple[tuple[str, ...], list[Problem]]:
 
 def _is_epoch(line: dict[str, Any]) -> bool:
     kinds = {"loss": int | float, "logs": dict, "losses": list}
-    return all(isinstance(line.get(key), kind) for key, kind in kinds.items())
+    if not all(isinstance(line.get(key), kind) for key, kind in kinds.items()):
+        return False
+    return all(value is None or isinstance(value, int | float) for value in (*line["logs"].values(), *line["losses"]))
 
 
 def _read_object(path: Path) -> dict[str, Any]:

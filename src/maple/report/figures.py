@@ -153,7 +153,8 @@ def to_svg(figure: Any, name: str, description: str) -> str:
     if width < _NARROW * 72:
         # Drawn for a column; its text is to be as large as that of the wide ones.
         head += f' style="max-width: {100 * width / (WIDTH * 72):.0f}%; min-width: {width:.0f}px"'
-    return re.sub(r"<svg [^>]*>", head + ' xmlns="http://www.w3.org/2000/svg">', text, count=1)
+    # A function, since a name may hold a backslash, which a replacement text would take for a reference.
+    return re.sub(r"<svg [^>]*>", lambda _: head + ' xmlns="http://www.w3.org/2000/svg">', text, count=1)
 
 
 def plain(text: str, longest: int = 34) -> str:
