@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -81,6 +82,18 @@ def test_list_names_all_and_says_which_are_there(ucf101: Path) -> None:
     assert rows["dtd"][7] == "lacks dtd/split_zhou_DescribableTextures.json"
     assert rows["eurosat"][7] == "no"
     assert "no --data-root" in data("list").stdout
+
+
+def test_the_list_fits_into_a_small_terminal() -> None:
+    """The templates, which would be two letters wide there, are left out; a pipe gets whole lines."""
+    small = {"COLUMNS": "80", "MAPLE_DATA": None}
+    piped = CliRunner().invoke(app, ["data", "list"], env=small).stdout
+    assert "│ a photo of a person doing {}. " in piped
+    shown = CliRunner().invoke(app, ["data", "list"], env={**small, "FORCE_COLOR": "1"}).stdout
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert "tells a template" in plain
+    row = next(line for line in plain.splitlines() if "ucf101" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == ["ucf101", "published", "101", "7,639", "?", "3,783", "?"]
 
 
 def test_show(ucf101: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import random
 import shutil
+import socket
 import threading
 from collections import namedtuple
 from collections.abc import Iterator
@@ -224,3 +225,19 @@ def test_check_file(tmp_path: Path) -> None:
     check_file(tmp_path / "x", checksum=None, size=None)
     with pytest.raises(DownloadError, match="has 300000 bytes, the published file 5"):
         check_file(tmp_path / "x", checksum=SHA, size=5)
+
+
+def test_what_a_server_says_is_told_without_control_characters(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 404 \x1b[31mgone\x07\r\nContent-Length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(DownloadError, match=r"the server answers 404 \[31mgone$"):
+            download(f"http://127.0.0.1:{listening.getsockname()[1]}/a.zip", tmp_path / "a.zip")
+        thread.join()

@@ -30,6 +30,8 @@ def caltech(tmp_path: Path) -> Path:
     (folder / "BACKGROUND_Google" / "tmp").write_bytes(b"")
     (folder / "accordion" / "Thumbs.db").write_bytes(b"x")
     (folder / ".DS_Store").write_bytes(b"x")
+    (folder / "__MACOSX" / "accordion").mkdir(parents=True)
+    (folder / "__MACOSX" / "accordion" / "._image_0001.jpg").write_bytes(b"x")
     return tmp_path
 
 

@@ -173,6 +173,18 @@ def test_a_synset_without_images_is_named_and_other_files_are_skipped(tmp_path: 
         load_dataset("imagenet", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "place"), [("imagenet", "imagenet/images/train"), ("imagenet_a", "imagenet-adversarial/imagenet-a")]
+)
+def test_what_a_system_leaves_behind_is_no_synset(name: str, place: str, tmp_path: Path) -> None:
+    root = layouts.make(name, tmp_path)
+    before = load_dataset(name, root)
+    for litter in ("__MACOSX", ".ipynb_checkpoints"):
+        (root / place / litter).mkdir()
+    (root / place / "Thumbs.db").write_bytes(b"x")
+    assert load_dataset(name, root) == before
+
+
 def test_linked_folders_are_followed(tmp_path: Path) -> None:
     """CoOp's instructions suggest links to an ImageNet that lies elsewhere."""
     layouts.make("imagenet", tmp_path / "elsewhere")

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A data set, or the path of your own images.")]
 
+_ROOM = 115
+"""How wide a terminal must be for the templates."""
+_WIDE = 200
+"""How wide a table in a file or pipe may be."""
+
 data_app = typer.Typer(
     name="data",
     help="List, show, fetch and check data sets.",
@@ -35,18 +40,28 @@ def list_command(data_root: DataRoot = None) -> None:
     table = Table(pad_edge=False)
     for column in ("name", "kind", "classes", "train", "val", "test"):
         table.add_column(column, no_wrap=True, justify="left" if column in ("name", "kind") else "right")
-    table.add_column("template", overflow="fold")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDE)
+    with_template = console.width >= _ROOM
+    if with_template:
+        table.add_column("template", overflow="fold")
     table.add_column("found", overflow="fold")
     for name in known_names():
         if name in CATALOGUE:
             counts = published_statistics()[name].counts
             kind = "evaluation" if CATALOGUE[name].evaluation_only else "published"
-            found = _state(recipes()[name], data_root) if data_root else "no --data-root"
+            found = _state(recipes()[name], data_root) if data_root else "?"
         else:
             counts, kind, found = dict(load_dataset(name, None).counts()), "bundled", "yes"
         numbers = ("?" if counts[key] is None else f"{counts[key]:,}" for key in ("classes", "train", "val", "test"))
-        table.add_row(name, kind, *numbers, Text(template_of(name) or ""), found)
-    Console().print(table)
+        template = [Text(template_of(name) or "")] if with_template else []
+        table.add_row(name, kind, *numbers, *template, found)
+    console.print(table)
+    if not data_root:
+        typer.echo("found ?: no --data-root is given, nor MAPLE_DATA set, to look for it in.")
+    if not with_template:
+        typer.echo("`maple data show NAME` tells a template; there is no room for them here.")
     typer.echo("Your own: a folder of class-named folders, FOLDER:DOMAIN, or a .csv or .jsonl of path and label.")
 
 

@@ -152,10 +152,16 @@ def _try(url: str, part: Path, size: int | None, on_bytes: Progress, timeout: fl
             _discard(part)
             raise _RetryError("the server has another file now") from error
         if error.code in _FINAL and error.code not in _PASSING:
-            raise DownloadError(f"{url}: the server answers {error.code} {error.reason}") from error
-        raise _RetryError(f"the server answers {error.code} {error.reason}") from error
+            raise DownloadError(f"{url}: the server answers {error.code} {_plain(error.reason)}") from error
+        raise _RetryError(f"the server answers {error.code} {_plain(error.reason)}") from error
     except (http.client.HTTPException, OSError) as error:
-        raise _RetryError(str(getattr(error, "reason", "")) or str(error) or type(error).__name__) from error
+        told = str(getattr(error, "reason", "")) or str(error) or type(error).__name__
+        raise _RetryError(_plain(told)) from error
+
+
+def _plain(text: object) -> str:
+    """What a server says, on one line and without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(text))[:200].strip()
 
 
 def _offered(url: str, response: Any, have: int, size: int | None) -> tuple[int, int | None]:

@@ -17,6 +17,7 @@ SUFFIXES = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": ""}
 
 _COLUMNS = ("path", "label", "split")
 _SHOWN = 5
+_LONGEST = 300
 _SPLIT_FORM = "it must be train, val or test, in every row or in none"
 
 
@@ -80,6 +81,8 @@ class _Row:
             raise DataError(f"{where} has the path {path!r}; give the path of an image, relative to {manifest.parent}")
         if not isinstance(label, str) or not label.strip():
             raise DataError(f"{where} has the label {label!r}; give the name of the class of {path}")
+        if any("\ud800" <= letter <= "\udfff" for letter in label):
+            raise DataError(f"{where} has the label {label!r}, which holds half a character; write the whole one")
         if split is not None and not isinstance(split, str):
             raise DataError(f"{where} has the split {split!r}; {_SPLIT_FORM}")
         part = (split or "").strip()
@@ -126,15 +129,23 @@ def _checked(manifest: Path, rows: list[_Row]) -> list[_Row]:
                 f"{manifest}: line {undivided[0].line} has no split, but line {divided.line} has {divided.split!r}; "
                 + _SPLIT_FORM
             )
-    absent = [row for row in rows if not (manifest.parent / row.path).is_file()]
+    absent = [row for row in rows if not _is_file(manifest.parent / row.path)]
     if absent:
-        shown = "; ".join(f"line {row.line}: {manifest.parent / row.path}" for row in absent[:_SHOWN])
+        shown = "; ".join(f"line {row.line}: {str(manifest.parent / row.path)[:_LONGEST]}" for row in absent[:_SHOWN])
         more = f"; and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
         raise DataError(
             f"{manifest}: {len(absent)} of {len(rows)} images are missing ({shown}{more}); paths are relative to "
             f"{manifest.parent}"
         )
     return rows
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; no name that the file system refuses is one."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _read(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
