@@ -100,6 +100,11 @@ def test_methods_are_not_asked_about_classes_they_cannot_speak_of() -> None:
             ConfigError,
             "data.classes cannot be set .*; give another protocol",
         ),
+        (
+            {"methods": ["maple", "zero_shot"], "settings": {"method": {"prompt_depth": 2}}},
+            ConfigError,
+            "^zero_shot: unknown setting 'method.prompt_depth'; choose one of: templates",
+        ),
         ({"extra": 1}, ConfigError, "unknown setting 'extra'"),
     ],
 )

@@ -165,8 +165,13 @@ def _expanded(sweep: SweepSettings) -> Iterator[tuple[RunSettings, str, tuple[Ev
             asked = {"data": {"dataset": dataset, "shots": shots, "classes": classes}, "seed": seed}
             layers: list[Mapping[str, Any]] = [read_preset(recipe), sweep.settings, asked]
             layers += [setting_layer(key, value) for key, value in point]
-            settings = complete(resolve(layers))
-            _, chosen = method_settings(settings.method)
+            try:
+                settings = complete(resolve(layers))
+                _, chosen = method_settings(settings.method)
+            except ConfigError as error:
+                if len(sweep.methods) == 1:
+                    raise
+                raise ConfigError(f"{method}: {error}") from error  # what is wrong with one method may suit another
             asked_of = [one for one in evaluations if chosen.speaks_of_new_classes or not _new_classes(sweep, one)]
             yield settings, recipe, tuple(asked_of), point
 
