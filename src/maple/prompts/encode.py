@@ -166,8 +166,8 @@ def encode_image_with_attention(
 
 
 def _encode_image(tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]) -> Tensor:
-    if not prompts:
-        return tower.plain(images)
+    if tower.obstacle is not None:
+        return tower.plain(images)  # no method puts prompts here: see `require_promptable`
     states = tower.embed(images)
     count = states.shape[1]
     for layer in range(tower.depth):

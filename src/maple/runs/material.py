@@ -21,7 +21,7 @@ from maple.data import (
     views_device,
 )
 from maple.methods import Features, Method
-from maple.prompts import wide
+from maple.prompts import encode_image, wide
 from maple.runs.spec import eval_transform
 from maple.train import Batches, Trainer
 
@@ -161,4 +161,4 @@ class Material:
 def _features(method: Method, batches: Iterator[Batch]) -> Tensor:
     """Raw features [N, D] of the frozen image tower, float32, on the CPU."""
     tower, device = method.backbone.image, method.backbone.device
-    return torch.cat([wide(tower.plain(batch.images.to(device))).cpu() for batch in batches])
+    return torch.cat([wide(encode_image(tower, batch.images.to(device), ())).cpu() for batch in batches])
