@@ -100,6 +100,8 @@ def test_grey_and_transparent_arrays(fitted: PromptClassifier) -> None:
         ("cat.png", DataError, "images are str; give a list"),
         (Image.new("RGB", (3, 3)), DataError, "images are Image; give .* a list of it"),
         (np.zeros((30, 40), np.uint8), DataError, r"shape \[30, 40\]"),
+        (np.zeros((30, 40, 3), np.uint8), DataError, r"shape \[30, 40, 3\], which is one image.*give a list of it"),
+        (torch.zeros(1, 3, 4, 4, device="meta"), ImageError, "image 0: the tensor has no values"),
         (torch.zeros(3, 4, 4), DataError, r"the tensor of images has shape \[3, 4, 4\]"),
         (np.zeros((2, 3, 8, 9), np.uint8), ImageError, r"image 0: an array of shape \[3, 8, 9\].*channels first"),
         (torch.zeros(1, 8, 9, 3), ImageError, r"image 0: a tensor of shape \[8, 9, 3\]; it must be \[3, H, W\]"),
@@ -131,6 +133,9 @@ def test_bad_labels_and_settings() -> None:
         (np.arange(6), ClassNamesError, "the labels are int64 and no words"),
         (np.linspace(0, 1, 6), DataError, "the labels are float64; give words, whole numbers or booleans"),
         (np.array(["a", 1] * 3, dtype=object), DataError, "the labels are of kinds that cannot be sorted"),
+        (["a", 1] * 3, DataError, "label 1 is 1, int; give labels of one kind"),
+        (["a", "b", float("nan")] * 2, DataError, "label 2 is nan, float; give labels of one kind"),
+        (np.array([1.5, 2.5] * 3, dtype=object), DataError, "label 0 is 1.5, float; give labels of one kind"),
         (np.array([labels]).T, DataError, r"labels of shape \[6, 1\]"),
         (None, DataError, "labels of shape"),
     ):
@@ -143,6 +148,9 @@ def test_bad_labels_and_settings() -> None:
     for change, message in (
         ({"method": "mapel"}, "unknown method 'mapel'; choose one of: zero_shot"),
         ({"preset": "nope"}, "unknown preset 'nope'"),
+        ({"settings": "train.lr=1"}, "settings is 'train.lr=1'; give sections"),
+        ({"settings": {"train": 5}}, "settings has train = 5; give a section"),
+        ({"settings": {"seed": 5}}, "settings holds the seed 5; give it as seed=5"),
         ({"settings": {"train": {"lrr": 1}}}, "unknown setting 'train.lrr'"),
         ({"lr": -1.0}, "train.lr = -1.0"),
         ({"shots": 0}, "data.shots = 0"),

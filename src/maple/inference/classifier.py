@@ -17,7 +17,7 @@ from maple.clip import Backbone, load_clip
 from maple.config import BackboneSettings, RunSettings, read_preset, resolve
 from maple.data import ImageStore, Item, hold_out, in_order, sample_few_shot
 from maple.distributed import Processes, this_process
-from maple.inference.estimator import Classifier, Estimator, NotTrainedError
+from maple.inference.estimator import Classifier, Estimator, NotTrainedError, sections_of
 from maple.inference.hub import PREFIX, PROMPTS, OnHub, fetch_prompts, is_hub_id
 from maple.inference.inputs import InputError, as_pictures, numbered, words_for
 from maple.inference.pictures import Picture
@@ -152,12 +152,17 @@ class PromptClassifier(Classifier, Estimator, OnHub):
         """The fraction of images whose predicted label is that of `y` [n], weighted if wanted.
 
         Raises:
-            InputError: not one label for each image.
+            InputError: not one label for each image, not one weight, or nothing to average.
         """
         found, labels = self.predict(X), np.asarray(y)
         if labels.shape != found.shape:
             raise InputError(f"{len(found)} images have labels of shape {list(labels.shape)}; give one label for each")
-        return float(np.average(found == labels, weights=sample_weight))
+        weights = np.ones(len(found)) if sample_weight is None else np.asarray(sample_weight)
+        if weights.shape != found.shape:
+            raise InputError(f"{len(found)} images have weights of shape {list(weights.shape)}; give one for each")
+        if not weights.sum():
+            raise InputError(f"{len(found)} images of weight 0 have no score; give some images")
+        return float(np.average(found == labels, weights=weights))
 
     def encode_image(self, X: Any) -> Floats:  # noqa: N803
         """Unit image features [n, D], float32, as the prompted image tower gives them."""
@@ -213,6 +218,7 @@ class PromptClassifier(Classifier, Estimator, OnHub):
         else:
             path = prompts_file(path)
         stored = read_prompts(path)
+        now = stored.info.get("classifier", {"labels": list(stored.class_names), "names": list(stored.class_names)})
         wanted = stored.backbone
         where = this_process(device).device
         if backbone is None:
@@ -226,9 +232,9 @@ class PromptClassifier(Classifier, Estimator, OnHub):
             pretrained=backbone.pretrained,
             precision=backbone.precision,
             settings={"method": {key: value for key, value in stored.method.items() if key != "name"}},
+            class_names=None if now["labels"] == now["names"] else dict(zip(now["labels"], now["names"], strict=True)),
             device=device,
         )
-        now = stored.info.get("classifier", {"labels": list(stored.class_names), "names": list(stored.class_names)})
         made._take(method, np.asarray(now["labels"]), stored.info)
         if tuple(now["names"]) != method.class_names:
             method.set_class_names(now["names"])
@@ -266,13 +272,16 @@ class PromptClassifier(Classifier, Estimator, OnHub):
         }
         if self.backbone is not None:
             layer["backbone"].setdefault("pretrained", None)
-        layer |= {"data": {"shots": self.shots}, "seed": self.seed}
+        layer["seed"] = self.seed
+        if self.shots is not None:
+            layer["data"] = {"shots": self.shots}
         if self.preset is None:
             method_settings({"name": self.method})  # an unknown method is told as that, not as an unknown preset
         preset = read_preset(self.preset or f"{self.method}_base-to-novel")
         # Pictures of one's own want a CLIP that has seen the world, unless another is named.
         default = {"backbone": {"name": BackboneSettings().name}}
-        return resolve([default, preset, {"method": {"name": self.method}}, self.settings or {}, layer])
+        own = {"method": {"name": self.method}, "data": {"shots": None}}
+        return resolve([default, preset, own, sections_of(self.settings), layer])
 
     def _held_out(self, items: list[Item], settings: RunSettings) -> tuple[list[Item], list[Item]]:
         """The items to train on, and those that a method searches on, if it does."""

@@ -1,8 +1,10 @@
 """scikit-learn's side of an estimator, or the little of it that is needed where scikit-learn is not installed."""
 
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
+from maple.config import SECTIONS
 from maple.errors import ConfigError, MapleError, one_of
 
 
@@ -59,3 +61,21 @@ else:
 
 class NotTrainedError(MapleError, NotFitted):
     """A classifier is asked before it was trained or loaded; also a NotFittedError of scikit-learn, if installed."""
+
+
+def sections_of(settings: Any) -> Mapping[str, Any]:
+    """The `settings` of an estimator, {section: {setting: value}}; none is an empty one.
+
+    Raises:
+        ConfigError: of another form, or with a seed, which is a parameter of its own.
+    """
+    if settings is None:
+        return {}
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f'settings is {settings!r:.80}; give sections, as in {{"train": {{"optimizer": "adamw"}}}}')
+    if "seed" in settings:
+        raise ConfigError(f"settings holds the seed {settings['seed']!r}; give it as seed={settings['seed']!r}")
+    for section, values in settings.items():
+        if section in SECTIONS and not isinstance(values, Mapping):
+            raise ConfigError(f"settings has {section} = {values!r:.80}; give a section, {{{section!r}: {{...}}}}")
+    return settings
