@@ -1,6 +1,8 @@
 """Prompts files: the learned tensors of one method and what is needed to use them again. Never the backbone."""
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -80,7 +82,22 @@ def save_prompts(path: str | Path, method: Method, info: Mapping[str, Any] | Non
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], content: Mapping[str, Any]) -> None:
     """Write tensors with JSON metadata, atomically."""
     header = {_KEY: json.dumps({"format": FORMAT, **content}, sort_keys=True, allow_nan=False)}
-    files.write_with(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+    files.write_with(path, lambda temporary: save_safetensors(tensors, temporary, header))
+
+
+def save_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file; where the disk refuses, with the OSError of any other file.
+
+    Raises:
+        OSError: the disk is full, say, which the library tells as an error of its own.
+    """
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        if code := re.search(r"\(os error (\d+)\)", str(error)):
+            number = int(code[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

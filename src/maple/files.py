@@ -17,7 +17,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; move it over `path` if the body succeeds.
 
     The data is flushed to the disk before the move, so that after a crash at any moment `path` holds
-    either its previous content or the whole new one. On an exception the temporary file is removed.
+    either its previous content or the whole new one. On an exception the temporary file is removed; an OSError
+    names `path`.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +31,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         move(temporary, target)
+    except OSError as error:
+        if error.filename in (None, name):
+            error.filename = str(target)
+        raise
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()

@@ -303,3 +303,9 @@ def test_a_listing_is_read_as_it_was_written(draw: Draw, tmp_path: Path) -> None
         read_listing(path, written)
     path.write_text(text.replace(str(tmp_path / "pets") + '",\n "drawn', str(tmp_path / "moved") + '",\n "drawn'))
     assert read_listing(path, written).root == tmp_path / "moved"
+
+
+def test_a_class_name_of_another_encoding_is_told() -> None:
+    [found] = suspicious_names(["cat", "b\udcff d"])
+    assert (found.kind, found.level) == ("undecodable names", "warning")
+    assert "rename the folder" in found.text

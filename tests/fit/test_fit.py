@@ -283,3 +283,40 @@ def test_ctrl_c(folder: Path, tmp_path: Path, as_in_a_terminal: list[str]) -> No
     assert errors.rstrip().endswith("maple: interrupted; repeat the command to go on where it stopped")
     assert "Traceback" not in errors
     assert (tmp_path / "run/resume.safetensors").exists()
+
+
+# --- where it writes
+
+
+def test_a_run_among_the_images_is_refused(folder: Path) -> None:
+    for place in (folder, folder / "runs" / "first", folder / "cat"):
+        with pytest.raises(ConfigError, match="lies among the images of .*; choose another --output"):
+            fit(settings_for(folder), place, device="cpu")
+    assert sorted(child.name for child in folder.iterdir()) == ["cat", "dog", "red_owl"]
+
+
+def test_a_disk_that_refuses_is_one_line(folder: Path, tmp_path: Path) -> None:
+    """Full while the prompts are written, which a library of its own does; then there is room again."""
+    words = [sys.executable, "-m", "maple", "fit", str(folder), *OPTIONS, "--output", str(tmp_path / "run")]
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == f"maple: {tmp_path}/run/resume.safetensors: File too large"
+    again = run("fit", folder, *OPTIONS, "--output", tmp_path / "run")
+    assert again.exit_code == 0
+
+
+def test_an_impossible_name_is_one_line(folder: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "maple", "fit", str(folder), *OPTIONS, "--output", str(tmp_path / ("a" * 300))]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.rstrip().endswith(": File name too long")
+    assert "Traceback" not in done.stderr
+
+
+def test_class_names_from_an_editor_that_marks_the_text(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.json").write_text('{"red_owl": "scarlet owl"}', encoding="utf-8-sig")
+    done = run("fit", folder, "--check", "--json", "--class-names", tmp_path / "names.json")
+    assert [one["name"] for one in json.loads(done.stdout)["classes"]] == ["cat", "dog", "scarlet owl"]

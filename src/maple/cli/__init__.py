@@ -35,7 +35,10 @@ _RESUMES = {
     "fit": "; repeat the command to go on where it stopped",
 }
 # What the user's disk or permissions are to blame for, wherever it strikes.
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE}
+_DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE),
+    *(errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
+}
 
 
 class _Commands(TyperGroup):

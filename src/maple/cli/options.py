@@ -81,7 +81,7 @@ def read_mapping(path: Path | None) -> dict[str, str] | None:
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):

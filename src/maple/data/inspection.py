@@ -275,7 +275,9 @@ def _assembled(
     lacking = tuple(name for label, name in enumerate(dataset.class_names) if label not in trained)
     findings = []
     if lacking:
-        how = "stay possible answers, but are not trained on" if keep_classes else "are left out"
+        one = len(lacking) == 1
+        stay = "stays a possible answer" if one else "stay possible answers"
+        how = f"{stay}, but {_are(len(lacking))} not trained on" if keep_classes else f"{_are(len(lacking))} left out"
         text = f"{number_of(len(lacking), 'class', 'classes')} without an image to train on ({some(lacking)}) {how}"
         findings.append(Finding("lacking classes", "warning", text, lacking))
     renumbered = {old: new for new, old in enumerate(labels)}

@@ -12,10 +12,10 @@ import numpy as np
 import open_clip
 import torch
 from open_clip.transformer import QuickGELU
-from safetensors.torch import save_file
 from torch import Tensor
 
 from maple import __version__
+from maple.checkpoint import save_safetensors
 from maple.clip import load_clip
 from maple.errors import ExportError, MapleError
 from maple.export.check import largest_difference, require_equal
@@ -43,15 +43,15 @@ def write_plain_clip(source: Source, folder: Path, kind: str) -> float:
     state.pop("attn_mask", None)
     if kind == "openclip":
         _write_json(folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": _preprocess(source)})
-        save_file(state, folder / "open_clip_model.safetensors")
+        save_safetensors(state, folder / "open_clip_model.safetensors")
     else:
         _write_json(folder / "config.json", transformers_config(config, float(model.logit_scale)))
         _write_json(folder / "preprocessor_config.json", _processor(source))
-        save_file(to_transformers(state), folder / "model.safetensors", metadata={"format": "pt"})
+        save_safetensors(to_transformers(state), folder / "model.safetensors", {"format": "pt"})
         write_tokenizer(Path(open_clip.__file__).parent / MERGES, folder, config["text_cfg"]["context_length"])
     embeddings = source.method.class_embeddings().contiguous()
     scale = torch.tensor(source.method.backbone.logit_scale)
-    save_file({"class_embeddings": embeddings, "logit_scale": scale}, folder / HEAD)
+    save_safetensors({"class_embeddings": embeddings, "logit_scale": scale}, folder / HEAD)
     difference = _checked(source, folder, kind, embeddings)
     description = {
         "maple": __version__,
