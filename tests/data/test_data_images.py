@@ -5,6 +5,7 @@ import io
 import pickle
 import struct
 import threading
+import tracemalloc
 import warnings
 import zlib
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from data_helpers import save_image
 from PIL import Image, ImageFile
 
 from maple.data import ImageStore, read_image
-from maple.data.images import is_image_file
+from maple.data.images import _to_bytes, is_image_file
 from maple.errors import ConfigError, ImageError
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -310,3 +311,29 @@ def test_a_store_survives_pickling_empty(tmp_path: Path) -> None:
     copy = pickle.loads(pickle.dumps(store))
     assert (copy.root, copy.max_bytes, copy.max_pixels, copy.decodes) == (tmp_path, 5000, 1000, 0)
     assert copy.get("a.png").tobytes() == store.get("a.png").tobytes()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.arange(1_500_000, dtype=np.uint32).reshape(1000, 1500).astype(np.uint16),
+        np.arange(-700_000, 800_000, dtype=np.int32).reshape(1500, 1000),
+        np.linspace(-3, 900, 1_500_000, dtype=np.float32).reshape(500_000, 3),
+        np.linspace(0, 1, 1_500_000, dtype=np.float32).reshape(1000, 1500),
+    ],
+)
+def test_deep_grey_is_converted_in_bands(values: np.ndarray) -> None:
+    """Equal to the conversion of the whole, with little beside the result."""
+    low, high = (0, 65535) if values.dtype == np.uint16 else (float(values.min()), float(values.max()))
+    expected = np.rint((values.astype(np.float64) - low) / (high - low) * 255).astype(np.uint8)
+    tracemalloc.start()
+    found = _to_bytes(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(found, expected)
+    assert peak < 4.5 * values.size, "bytes a pixel"
+
+
+def test_a_short_text_is_no_damaged_image() -> None:
+    with pytest.raises(ImageError, match="<bytes>: is no image that PIL can read"):
+        read_image(b"x\n")

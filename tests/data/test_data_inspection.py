@@ -175,6 +175,7 @@ def test_a_domain_keeps_the_classes_that_it_lacks(draw: Draw, tmp_path: Path) ->
     found = inspect_dataset(dataset, remarks=remarks, keep_classes=True)
     assert found.dataset.class_names == ("cat", "dog", "owl")
     assert kinds(found)["lacking classes"].items == ("owl",)
+    assert "(owl) stays a possible answer, but is not trained on" in kinds(found)["lacking classes"].text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import struct
 import threading
 from collections.abc import Callable
@@ -28,6 +29,8 @@ _REFUSED_FORMATS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 _Factory = Callable[[IO[bytes], str | bytes], ImageFile.ImageFile]
 _Accepts = Callable[[bytes], bool | str]
+_BAND = 2**18
+"""How many values of a deep grey image are converted at once."""
 _DEEP_INTEGER_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -226,11 +229,11 @@ def _identify(stream: IO[bytes]) -> ImageFile.ImageFile:
     head = stream.read(16)
     failure: Exception | None = None
     for factory, accepts in _plugins():
-        answer = accepts is None or accepts(head)
-        if isinstance(answer, str) or not answer:
-            continue
-        stream.seek(0)
         try:
+            answer = accepts is None or accepts(head)
+            if isinstance(answer, str) or not answer:
+                continue
+            stream.seek(0)
             return factory(stream, "")
         except (SyntaxError, IndexError, TypeError, struct.error) as error:
             failure = failure or error
@@ -274,20 +277,30 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
     if image.has_transparency_data:
-        pixels = image.convert("RGBA")
+        pixels = image if image.mode == "RGBA" else image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_bytes(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    """Return grey values [H, W], integers or floats, as 8-bit ones; see `read_image` for the scale."""
-    shades = values.astype(np.float64)
-    if not np.isfinite(shades).all():
+    """Return grey values [H, W], integers or floats, as 8-bit ones; see `read_image` for the scale.
+
+    Band by band, as eight bytes a value are needed on the way.
+    """
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("it holds values that are not finite numbers")
-    low, high = float(shades.min()), float(shades.max())
     if np.issubdtype(values.dtype, np.integer):
         low, high = (0.0, 65535.0) if low >= 0 and high <= 65535 else (low, high)
     elif low >= 0 and high <= 255:
         low, high = 0.0, 1.0 if high <= 1 else 255.0
     span = high - low or 1.0
-    return np.rint((shades - low) / span * 255).astype(np.uint8)
+    found = np.empty(values.shape, np.uint8)
+    rows = max(1, _BAND // values.shape[1])
+    for top in range(0, len(values), rows):
+        shades = values[top : top + rows].astype(np.float64)
+        shades -= low
+        shades /= span
+        shades *= 255
+        found[top : top + rows] = np.rint(shades, out=shades)
+    return found
