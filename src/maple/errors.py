@@ -67,3 +67,8 @@ def one_of(what: str, value: object, allowed: Iterable[object]) -> str:
 def first_line(error: BaseException) -> str:
     """What `error` says first, or its kind if it says nothing."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def shortened(text: str, most: int = 120) -> str:
+    """A text for a message: its first `most` characters, if there are more."""
+    return text if len(text) <= most else text[:most] + "..."

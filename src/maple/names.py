@@ -10,8 +10,7 @@ def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
     """Check a list of class names and write them as words: underscores become spaces.
 
     Raises:
-        ClassNamesError: no list, an empty list, or a name that is not a string with something in it, or no Unicode
-            text (a folder name in another encoding).
+        ClassNamesError: no list, an empty list, or a name that is not a string with something in it.
     """
     if isinstance(names, str):
         raise ClassNamesError(f"class names must be a list of strings, not the one string {names!r}; write [{names!r}]")
@@ -22,11 +21,6 @@ def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
     for index, name in enumerate(names):
         if not isinstance(name, str) or not name.replace("_", " ").strip():
             raise ClassNamesError(f"class name {index} is {name!r}; every name must be a string with a word in it")
-        if any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise ClassNamesError(
-                f"class name {index} is {name!r}, which is no Unicode text (its bytes are of another encoding); rename "
-                "it"
-            )
     return tuple(name.replace("_", " ") for name in names)
 
 

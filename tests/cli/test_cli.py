@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 
 from maple.checkpoint import load_prompts, read_prompts
 from maple.cli import app
-from maple.errors import MapleError
+from maple.clip import load_clip
+from maple.errors import CheckpointError, ClassNamesError, MapleError
+from maple.runs import read_settings
 
 TINY = ["--backbone", "maple-tiny", "--pretrained", "random:1", "--device", "cpu"]
 QUICK = ["--set", "method.prompt_depth=2", "--set", "train.epochs=2", "--shots", "4"]
@@ -308,3 +310,22 @@ def test_import(trained: Path, folder: Path, tmp_path: Path) -> None:
     assert torch.equal(first.predict_logits(images), second.predict_logits(images))
     (row,) = rows_of(run("evaluate", tmp_path / "run", "--json"))
     assert row["images"] == 6
+
+
+def test_what_is_no_run_says_what_it_is(tmp_path: Path) -> None:
+    for name, hint in (
+        ("maple-export.json", "it is an export to ONNX, which `maple predict`"),
+        ("model.json", "it is an export for other programs"),
+    ):
+        (tmp_path / name / name).parent.mkdir()
+        (tmp_path / name / name).write_text("{}")
+        with pytest.raises(CheckpointError, match=hint):
+            read_settings(tmp_path / name)
+    with pytest.raises(CheckpointError, match="nothing of this name is there"):
+        read_settings(tmp_path / "nope")
+
+
+def test_a_sentence_of_a_page_is_not_repeated_whole() -> None:
+    with pytest.raises(ClassNamesError, match=r"\.\.\.' needs 402 tokens, but this CLIP reads at most 77") as told:
+        load_clip("maple-tiny", "random:1").tokenize(["very " * 400])
+    assert len(str(told.value)) < 300

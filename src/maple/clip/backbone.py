@@ -13,7 +13,7 @@ from open_clip.transformer import Attention, LayerNorm, LayerNormFp32, LayerScal
 from torch import Tensor, nn
 
 from maple.clip.towers import ImageTower, TextTower
-from maple.errors import BackboneError, ClassNamesError
+from maple.errors import BackboneError, ClassNamesError, shortened
 
 _CLIP_VOCABULARY = 49408
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -125,7 +125,7 @@ class Backbone:
             simple = isinstance(self._tokenizer, SimpleTokenizer)
             needed = str(len(self._tokenizer.encode(sentence)) + 2) if simple else f"more than {len(row)}"
             raise ClassNamesError(
-                f"{sentence!r} needs {needed} tokens, but this CLIP reads at most {len(row)}; "
+                f"{shortened(sentence)!r} needs {needed} tokens, but this CLIP reads at most {len(row)}; "
                 "shorten the class name, the template, or the prompt"
             )
 

@@ -275,8 +275,7 @@ def _assembled(
     lacking = tuple(name for label, name in enumerate(dataset.class_names) if label not in trained)
     findings = []
     if lacking:
-        one = len(lacking) == 1
-        stay = "stays a possible answer" if one else "stay possible answers"
+        stay = "stays a possible answer" if len(lacking) == 1 else "stay possible answers"
         how = f"{stay}, but {_are(len(lacking))} not trained on" if keep_classes else f"{_are(len(lacking))} left out"
         text = f"{number_of(len(lacking), 'class', 'classes')} without an image to train on ({some(lacking)}) {how}"
         findings.append(Finding("lacking classes", "warning", text, lacking))

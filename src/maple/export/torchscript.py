@@ -1,5 +1,6 @@
 """A method as a TorchScript module: images in, logits of the trained names out, by torch alone."""
 
+import io
 import json
 import warnings
 from functools import partial
@@ -63,7 +64,11 @@ def write_torchscript(source: Source, folder: Path) -> float:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch announces the end of torch.jit, and doubts shapes that are checked
             traced = torch.jit.trace_module(module, {"forward": views, "encode_images": views}, check_trace=False)
-            torch.jit.freeze(traced, preserved_attrs=["encode_images", "class_embeddings"]).save(str(folder / MODULE))
+            frozen = torch.jit.freeze(traced, preserved_attrs=["encode_images", "class_embeddings"])
+            # Not straight to the file: where the disk is full, torch ends the process.
+            content = io.BytesIO()
+            torch.jit.save(frozen, content)
+            (folder / MODULE).write_bytes(content.getbuffer())
             loaded = torch.jit.load(str(folder / MODULE), map_location="cpu")
     except (RuntimeError, TypeError, ValueError) as error:
         raise ExportError(f"torch.jit cannot trace this backbone: {first_line(error)}") from error

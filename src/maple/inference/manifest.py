@@ -82,7 +82,7 @@ class Manifest(_Part):
 def is_export(path: str | Path) -> bool:
     """Whether a path is the folder of a method that was exported to ONNX, or its manifest."""
     folder = export_folder(path)
-    return (folder / MANIFEST).is_file() and (folder / IMAGE).exists()
+    return (folder / MANIFEST).is_file()
 
 
 def export_folder(path: str | Path) -> Path:

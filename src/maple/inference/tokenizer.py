@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from itertools import pairwise
 from pathlib import Path
 
-from maple.errors import CheckpointError, ClassNamesError, ConfigError
+from maple.errors import CheckpointError, ClassNamesError, ConfigError, shortened
 
 _MERGES = 49152 - 256 - 2
 _START, _END = "<start_of_text>", "<end_of_text>"
@@ -68,7 +68,7 @@ class ClipTokenizer:
         ids = [self._ids[_START], *self.words(text), self.end]
         if len(ids) > self.context_length:
             raise ClassNamesError(
-                f"{text!r} needs {len(ids)} tokens, but this CLIP reads at most {self.context_length}; "
+                f"{shortened(text)!r} needs {len(ids)} tokens, but this CLIP reads at most {self.context_length}; "
                 "shorten the class name, the template, or the prompt"
             )
         return ids

@@ -51,12 +51,23 @@ def read_settings(folder: Path) -> RunSettings:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} is not a run folder: it has no config.json") from error
+        raise CheckpointError(f"{folder} is not a run folder: it has no config.json{_what_else(folder)}") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is unreadable or damaged: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} is damaged: it holds no JSON object but {str(values)[:80]!r}")
     return RunSettings(**values)
+
+
+def _what_else(folder: Path) -> str:
+    """What a path is that was taken for a run folder, where that can be told."""
+    if not folder.exists():
+        return "; nothing of this name is there: check the path"
+    if (folder / "maple-export.json").is_file():
+        return "; it is an export to ONNX, which `maple predict` and `maple serve` read: name the run that it is of"
+    if any((folder / name).is_file() for name in ("model.json", "zero_shot_head.json")):
+        return "; it is an export for other programs: name the run that it is of"
+    return ""
 
 
 def finished_prompts(folder: Path) -> Path:
