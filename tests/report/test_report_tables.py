@@ -89,6 +89,24 @@ def test_variants_of_a_method_are_told_apart_by_what_differs(make_run: MakeRun, 
     ]
 
 
+def test_variants_that_differ_in_much_are_named_by_enough(make_run: MakeRun, runs: Path) -> None:
+    """The method's own settings first; the prompts of another method by its name."""
+    usual = {"lr": 0.002, "optimizer": "sgd", "weight_decay": 0.1}
+    other = {"lr": 0.001, "optimizer": "adamw", "weight_decay": 0.0}
+    make_run("tip_adapter", base=0.5, folder="a", settings={"learn_keys": False}, train={**usual, "epochs": 0})
+    make_run("tip_adapter", base=0.6, folder="b", settings={"learn_keys": True}, train={**other, "epochs": 20})
+    make_run("tip_adapter", base=0.7, folder="c", settings={"learn_keys": True}, train={**other, "epochs": 50})
+    make_run("promptsrc", base=0.5, folder="d", settings={"prompts": {}})
+    make_run("promptsrc", base=0.5, folder="e", settings={"prompts": {"name": "maple", "prompt_length": 2}})
+    assert list(cells(Report(runs).tables[0])) == [
+        "PromptSRC (prompts=maple)",
+        "PromptSRC (prompts={})",
+        "Tip-Adapter (learn_keys=False, epochs=0, ...)",
+        "Tip-Adapter (learn_keys=True, epochs=20, ...)",
+        "Tip-Adapter (learn_keys=True, epochs=50, ...)",
+    ]
+
+
 def test_settings_that_belong_to_the_data_set_make_no_variant(make_run: MakeRun, runs: Path) -> None:
     """A template, or the epochs that a preset gives to one data set; nor do workers."""
     make_run("zero_shot", "pets", base=0.5, novel=0.5, settings={"templates": ["a pet {}."]})

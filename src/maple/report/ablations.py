@@ -4,8 +4,9 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass
 
-from maple.report.groups import MEASURES, TITLES, Group, Spread, Variant
+from maple.report.groups import MEASURES, Group, Spread
 from maple.report.records import ZERO_SHOT
+from maple.report.variants import TITLES, Variant
 
 _FEWEST_NUMBERS = 3
 """Two numbers make no curve."""

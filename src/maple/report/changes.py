@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maple.report.groups import MEASURES, Group, Variant
+from maple.report.groups import MEASURES, Group
 from maple.report.records import ZERO_SHOT
 from maple.report.statistics import partner
+from maple.report.variants import Variant
 
 _RIVALS = ("cocoop", "coop")
 

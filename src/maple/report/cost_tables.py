@@ -3,9 +3,9 @@
 from collections import defaultdict
 
 from maple.report.costs import PublishedCost, published_costs
-from maple.report.groups import TITLES
 from maple.report.records import CostRow
 from maple.report.tables import NOTHING, Cell, Section, Table
+from maple.report.variants import TITLES
 
 _OPERATIONS = (
     "GFLOPs: one image against the prompts of all classes, a multiply-add counted as one, as papers do. “Whole”: every "

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maple.report.groups import MEASURES, Group, Variant
+from maple.report.groups import MEASURES, Group
 from maple.report.records import ZERO_SHOT, Evaluation, Problem
+from maple.report.variants import Variant
 
 Array = NDArray[Any]
 

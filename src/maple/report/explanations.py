@@ -9,8 +9,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from maple.report.examples import evenly
-from maple.report.groups import TITLES
 from maple.report.records import Problem, Run
+from maple.report.variants import TITLES
 
 FOLDER = "explanation"
 MOST_MAPS = 4

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from maple.report.groups import Variant
+from maple.report.variants import Variant
 
 INK, SOFT, GRID, PAPER = "#010203", "#040506", "#070809", "#0a0b0c"
 _VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", GRID: "var(--grid)", PAPER: "var(--paper)"}

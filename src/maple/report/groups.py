@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Literal
@@ -11,24 +11,7 @@ import numpy as np
 
 from maple.metrics import harmonic_mean, mean_and_deviation
 from maple.report.records import ZERO_SHOT, Collection, Evaluation
-
-TITLES = {
-    ZERO_SHOT: "zero-shot CLIP",
-    "coop": "CoOp",
-    "cocoop": "CoCoOp",
-    "deep_language": "deep language",
-    "vpt": "VPT",
-    "independent_vl": "IVLP",
-    "maple": "MaPLe",
-    "kgcoop": "KgCoOp",
-    "prograd": "ProGrad",
-    "promptsrc": "PromptSRC",
-    "linear_probe": "linear probe",
-    "clip_adapter": "CLIP-Adapter",
-    "tip_adapter": "Tip-Adapter",
-    "taskres": "TaskRes",
-}
-"""How the methods are called in tables, in the order of the table; others follow under their own names."""
+from maple.report.variants import Variant, in_order, variants_of
 
 Kind = Literal["base-to-novel", "accuracy", "transfer"]
 MEASURES = ("base", "novel", "harmonic mean")
@@ -88,18 +71,6 @@ class Spread:
             return None
         mean, deviation = mean_and_deviation(values)
         return cls(mean, deviation if len(values) > 1 else None, len(values))
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A method with its settings, as one row of a table. `label` names the settings that tell it from its twins.
-
-    `settings` are those, as JSON.
-    """
-
-    name: str
-    label: str
-    settings: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -246,66 +217,9 @@ def _group(key: Key, evaluations: list[Evaluation], every: Iterable[Evaluation],
     return Group(key, in_order(map(variant_of, evaluations)), datasets, dict(cells), dict(source_cells))
 
 
-def in_order(variants: Iterable[Variant]) -> tuple[Variant, ...]:
-    """Each once, in the order of tables: by `TITLES`, then by name, then by settings."""
-    order = list(TITLES)
-    return tuple(
-        sorted(
-            set(variants),
-            key=lambda variant: (
-                order.index(variant.name) if variant.name in order else len(order),
-                variant.name,
-                _natural(variant.label),
-            ),
-        )
-    )
-
-
 def _identity(evaluation: Evaluation) -> tuple[str, str, str]:
     source = "" if evaluation.method == ZERO_SHOT else evaluation.row.source.dataset
     return evaluation.method, source, json.dumps(evaluation.settings, sort_keys=True)
-
-
-def variants_of(evaluations: Iterable[Evaluation]) -> Callable[[Evaluation], Variant]:
-    """Which variant each of these evaluations is of.
-
-    Settings that differ only from one data set, or one number of shots, to another (a template, the epochs that a
-    preset gives to large data sets or to few shots) do not make two methods; those that take two values at one do.
-    """
-    found: dict[str, dict[tuple[str, int | None], list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
-    for evaluation in evaluations:
-        source = evaluation.row.source
-        found[evaluation.method][source.dataset, source.shots].append(evaluation.settings)
-    telling = {
-        method: sorted(
-            {
-                key
-                for settings in places.values()
-                for key in {key for one in settings for key in one}
-                if len({one.get(key) for one in settings}) > 1
-            }
-        )
-        for method, places in found.items()
-    }
-
-    def variant_of(evaluation: Evaluation) -> Variant:
-        method, settings = evaluation.method, evaluation.settings
-        title = TITLES.get(method, method)
-        told = ", ".join(f"{key}={_short(settings.get(key, 'default'))}" for key in telling[method])
-        chosen = json.dumps({key: settings.get(key) for key in telling[method]})
-        return Variant(method, f"{title} ({told})" if told else title, chosen)
-
-    return variant_of
-
-
-def _short(value: str) -> str:
-    return value if len(value) <= 40 else f"{value[:37]}..."
-
-
-def _natural(text: str) -> list[tuple[int, float, str]]:
-    """Sort key under which depth=9 comes before depth=12."""
-    words = text.replace("=", " ").replace(",", " ").replace(")", " ").split()
-    return [(0, float(word), "") if word.replace(".", "", 1).isdecimal() else (1, 0.0, word) for word in words]
 
 
 def _backbone_labels(evaluations: Iterable[Evaluation]) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """The result in one or two plain sentences, computed from the numbers, whoever wins."""
 
-from maple.report.groups import MEASURES, Group, Spread, Variant
+from maple.report.groups import MEASURES, Group, Spread
 from maple.report.records import ZERO_SHOT, CostRow
+from maple.report.variants import Variant
 
 MAIN = "maple"
 

@@ -16,12 +16,13 @@ from maple.report.duels import duel
 from maple.report.examples import FEWEST, Outcome, choose_examples
 from maple.report.explanations import explained_runs
 from maple.report.formats import command_of
-from maple.report.groups import TITLES, Group, Variant
+from maple.report.groups import Group
 from maple.report.headline import chosen_method, headline_sentences
 from maple.report.records import ZERO_SHOT, Collection, Problem
 from maple.report.shot_tables import shots_tables
 from maple.report.shots import ShotCurves
 from maple.report.tables import Table, make_tables
+from maple.report.variants import TITLES, Variant
 
 Picture = Callable[[str, str | None, str], bytes | None]
 """(data set as it was asked for, its root, path of the image) -> PNG, or None where there is none to be had."""

@@ -7,8 +7,9 @@ import numpy as np
 from maple.report.changes import Change
 from maple.report.embeddings import Embedding, Panel
 from maple.report.figures import GRID, INK, PAPER, SOFT, WIDTH, Look, looks, plain, styled, to_svg
-from maple.report.groups import MEASURES, Group, Spread, Variant
+from maple.report.groups import MEASURES, Group, Spread
 from maple.report.records import ZERO_SHOT, Evaluation
+from maple.report.variants import Variant
 
 MOST_CHANGES = 12
 _PALETTE = (

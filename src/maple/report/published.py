@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from maple.report.groups import ANY_SHOTS, Group, Variant
+from maple.report.groups import ANY_SHOTS, Group
 from maple.report.records import Evaluation
+from maple.report.variants import Variant
 
 ELEVEN = frozenset(
     {"imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397"}

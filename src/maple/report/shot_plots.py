@@ -5,9 +5,9 @@ from math import ceil
 from typing import Any
 
 from maple.report.figures import INK, PAPER, WIDTH, Look, looks, plain, styled, to_svg
-from maple.report.groups import Variant
 from maple.report.records import ZERO_SHOT
 from maple.report.shots import ShotCurves
+from maple.report.variants import Variant
 
 _COLUMN = 5.0
 """Inches of a single panel with its labels: printed at a column's width, its text stays legible."""

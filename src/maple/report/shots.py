@@ -3,8 +3,9 @@
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
-from maple.report.groups import ANY_SHOTS, MEASURES, Group, Key, Spread, Variant, in_order, variants_of
+from maple.report.groups import ANY_SHOTS, MEASURES, Group, Key, Spread
 from maple.report.records import ZERO_SHOT, Evaluation
+from maple.report.variants import Variant, in_order, variants_of
 
 FEWEST_SHOTS = 2
 

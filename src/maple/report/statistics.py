@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from maple.metrics import harmonic_mean
-from maple.report.groups import MEASURES, Group, Variant
+from maple.report.groups import MEASURES, Group
 from maple.report.records import ZERO_SHOT, Evaluation
+from maple.report.variants import Variant
 
 FEWEST_PAIRS = 5
 BASELINES = (ZERO_SHOT, "coop")

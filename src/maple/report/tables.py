@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field, replace
 
 from maple.report.ablations import Ablation, find_ablations, measure_of, measures
-from maple.report.groups import ANY_SHOTS, MEASURES, Group, Spread, Variant
+from maple.report.groups import ANY_SHOTS, MEASURES, Group, Spread
 from maple.report.published import Published, published_for
 from maple.report.statistics import FEWEST_PAIRS, Comparison, compare
+from maple.report.variants import Variant
 
 NOTHING = "–"
 

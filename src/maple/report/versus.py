@@ -7,8 +7,8 @@ import numpy as np
 from maple.metrics import accuracy_interval, sign_test
 from maple.report.changes import Change
 from maple.report.duels import read_predictions
-from maple.report.groups import TITLES
 from maple.report.records import ZERO_SHOT, Collection, Evaluation
+from maple.report.variants import TITLES
 
 
 @dataclass(frozen=True)
