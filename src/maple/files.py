@@ -32,7 +32,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         move(temporary, target)
     except OSError as error:
-        if error.filename in (None, name):
+        if error.errno is not None and error.filename in (None, name):
             error.filename = str(target)
         raise
     finally:

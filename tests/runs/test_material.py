@@ -72,8 +72,8 @@ def test_the_image_tower_runs_once_for_each_view(
 ) -> None:
     settings, items, material = made(make_images(), views=2)
     seen: list[int] = []
-    plain = backbone.image.plain
-    monkeypatch.setattr(backbone.image, "plain", lambda images: (seen.append(len(images)), plain(images))[1])
+    embed = backbone.image.embed
+    monkeypatch.setattr(backbone.image, "embed", lambda images: (seen.append(len(images)), embed(images))[1])
     trainer = Trainer(coop(backbone), settings.train)
     while not trainer.finished:
         trainer.run_epoch(material.batches(trainer))
