@@ -118,6 +118,8 @@ def test_what_is_used_when_nothing_is_named() -> None:
         ([{"train": {"epochs": "many"}}], [], r"epochs = 'many': input should be a valid integer"),
         ([{"train": 5}], [], r"train = 5: input should be"),
         ([{"data": {"shots": 0}}], [], r"shots = 0: input should be greater than or equal to 1"),
+        ([], ["train.epochs=true"], r"train.epochs = True: must be a number, not true or false"),
+        ([], ["train.workers=false"], r"train.workers = False: must be a number, not true or false"),
         ([{"backbone": {"precision": "fp8"}}], [], r"precision = 'fp8': .*'fp32', 'bf16' or 'fp16'"),
         ([{"seed": -1}], [], r"seed = -1: input should be greater than or equal to 0"),
         ([], ["train=5"], r"train = 5: input should be"),

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from maple.errors import ConfigError, one_of
 
@@ -24,12 +24,23 @@ Threads = Annotated[int, Field(ge=0)] | None
 ImagePlace = Literal["auto", "host", "device"]
 
 
+def _is_number(kind: Any) -> bool:
+    return kind in (int, float) or any(map(_is_number, get_args(kind)))
+
+
 class Settings(BaseModel):
     """Base of all settings: unknown names are refused, values are fixed once made."""
 
     section: ClassVar[str] = ""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and _is_number(cls.model_fields[info.field_name or ""].annotation):
+            raise ValueError("must be a number, not true or false")
+        return value
 
     def __init__(self, /, **values: Any) -> None:
         try:
@@ -326,5 +337,6 @@ def _explain(model: type[Settings], error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(one_of("setting", place, model.model_fields))
         else:
-            lines.append(f"{place} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
+            said = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{place} = {problem['input']!r}: {said[0].lower()}{said[1:]}")
     return "; ".join(lines)

@@ -1,6 +1,6 @@
 """Lists of class names: checked, and written as the words that a text tower reads."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 
 from maple.errors import ClassNamesError
@@ -25,12 +25,16 @@ def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def distinct(names: Sequence[str]) -> Sequence[str]:
-    """The names, none of which may say the same words as another.
+    """The names, none of which may say the same words as another, capital letters aside.
 
     Raises:
         ClassNamesError: the list or a name is empty, or the same words come twice.
     """
-    times = Counter(name.strip() for name in clean_class_names(names))
-    if twice := [name for name, count in times.items() if count > 1]:
-        raise ClassNamesError(f"{', '.join(map(repr, twice))} is named more than once; name every class once")
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for name in clean_class_names(names):
+        spellings[" ".join(name.lower().split())].append(name.strip())
+    if twice := [" and ".join(sorted({repr(one) for one in same})) for same in spellings.values() if len(same) > 1]:
+        raise ClassNamesError(
+            f"{', '.join(twice)} is named more than once (capital letters aside); name every class once"
+        )
     return names

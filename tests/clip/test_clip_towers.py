@@ -9,7 +9,7 @@ import torch
 from test_clip_precision import MODELS, build
 
 from maple.clip import Backbone, ImageTower, TextTower
-from maple.errors import BackboneError, ClassNamesError, UnsupportedTowerError
+from maple.errors import BackboneError, ClassNamesError, ImageError, UnsupportedTowerError
 
 WALKED = {
     **MODELS,
@@ -55,6 +55,16 @@ def test_steps_make_the_tower(name: str, precision: str) -> None:
             expected = backbone.image.plain(inputs)
             torch.testing.assert_close(walk_image(backbone.image, inputs), expected, rtol=tolerance, atol=tolerance)
     assert backbone.text.obstacle is None or backbone.image.obstacle is None
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 16, 24), (2, 1, 32, 32), (3, 32, 32)])
+def test_images_of_another_shape_are_named(shape: tuple[int, ...]) -> None:
+    backbone = build(WALKED["plain"], "fp32")
+    side = backbone.preprocessing.size
+    with pytest.raises(
+        ImageError, match=rf"images of shape \[{shape[0]}, .*; this CLIP reads \[B, 3, {side}, {side}\]"
+    ):
+        backbone.image.embed(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("name", ["plain", "custom text", "eos", "custom blocks"])

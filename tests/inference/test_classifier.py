@@ -248,6 +248,7 @@ def test_new_names_need_no_training(fitted: PromptClassifier, tmp_path: Path) ->
     assert other.predict_proba(images).shape == (3, 2)
     for names, message in (
         (["a", "a"], "'a' is named more than once"),
+        (["Red Car", "spoon", "red  car"], "'Red Car' and 'red  car' is named more than once"),
         ([], "is empty"),
         ("cat", "not the one string"),
     ):

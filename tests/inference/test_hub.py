@@ -144,6 +144,13 @@ def test_saving_can_push(fake: Hub, prompts: Path, tmp_path: Path) -> None:
     assert 'from_pretrained("me/pets")' in (fake.root / "me" / "pets" / "main" / "README.md").read_text()
 
 
+def test_saving_over_a_file_is_refused(prompts: Path, tmp_path: Path) -> None:
+    (tmp_path / "pets").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"pets is a file; give a folder"):
+        PromptClassifier.from_pretrained(prompts, device="cpu").save_pretrained(tmp_path / "pets")
+    assert (tmp_path / "pets").read_text() == "mine"
+
+
 def test_nothing_learned_is_nothing_pushed(fake: Hub) -> None:
     with pytest.raises(NotTrainedError, match="has learned nothing yet"):
         PromptClassifier().push_to_hub("me/pets")

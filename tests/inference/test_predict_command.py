@@ -62,6 +62,17 @@ def test_exit_codes(prompts: Path, pictures: Path, tmp_path: Path) -> None:
         predict(prompts, good, "--classes", "cat,cat")
 
 
+def test_patterns_that_no_shell_expanded(prompts: Path, pictures: Path) -> None:
+    whole = predict(prompts, pictures / "b*.png", "--json")
+    assert whole.exit_code == 0
+    named = [json.loads(line)["source"] for line in whole.stdout.splitlines()]
+    assert named == sorted(map(str, pictures.glob("b*.png")))
+    assert len(named) > 1
+    nothing = predict(prompts, pictures / "nosuch*.png")
+    assert (nothing.exit_code, nothing.stdout) == (2, "")
+    assert "nosuch*.png: there is no such file" in nothing.stderr
+
+
 def test_a_run_folder_is_a_run(prompts: Path, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "prompts.safetensors").write_bytes(prompts.read_bytes())

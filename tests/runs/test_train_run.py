@@ -203,6 +203,9 @@ def test_folders_that_are_no_runs(settings: RunSettings, tmp_path: Path) -> None
         train_run(settings, tmp_path / "file")
     with pytest.raises(ConfigError, match=r"cannot be made \(.*\); choose another --output"):
         train_run(settings, tmp_path / "file" / "below")
+    with pytest.raises(ConfigError, match=r"first lies among the images of .*; choose another --output"):
+        train_run(settings, Path(settings.data.dataset) / "runs" / "first")
+    assert not (Path(settings.data.dataset) / "runs").exists()
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/prompts.safetensors").touch()
     with pytest.raises(ConfigError, match=r"odd holds a prompts.safetensors without a config.json"):

@@ -113,7 +113,9 @@ def test_duplicate_names_are_refused_by_the_method(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"top": "five"}, "top: Input should be a valid integer"),
+        ({"top": "five"}, "top: Input should be a valid integer, not 'five'"),
+        ({"top": "-3"}, "top: Input should be greater than or equal to 1, not -3"),
+        ({"top": "5" * 50}, "top: Input should be a"),
         ({"top": ["1", "2"]}, "top: is given more than once"),
         ({"zero_shot": "perhaps"}, "zero_shot: Input should be a valid boolean"),
         ({"class_names": ""}, "class_names[0]: String should have at least 1"),

@@ -17,7 +17,7 @@ from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
 from maple.clip.blocks import Block, Bucket, Memory
-from maple.errors import UnsupportedTowerError
+from maple.errors import ImageError, UnsupportedTowerError
 
 
 class TextTower:
@@ -138,8 +138,19 @@ class ImageTower:
         return self.encode(images if self.obstacle is not None else images.to(self.dtype))
 
     def embed(self, images: Tensor) -> Tensor:
-        """Class token and patches with positions, before the pre-norm: [B, 1 + N, Hv]."""
+        """Class token and patches with positions, before the pre-norm: [B, 1 + N, Hv].
+
+        Raises:
+            ImageError: images of another shape than the tower reads.
+        """
         tower = self._tower
+        sides = tuple(tower.image_size)
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if not tracing and (images.ndim != 4 or images.shape[1:] != (3, *sides)):
+            raise ImageError(
+                f"images of shape {list(images.shape)} are given; this CLIP reads [B, 3, {sides[0]}, {sides[1]}], "
+                "resized and normalised as backbone.preprocessing says"
+            )
         patches = tower.conv1(images.to(self.dtype)).flatten(2).transpose(1, 2)
         first = tower.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         positions: Tensor = tower.positional_embedding

@@ -3,7 +3,15 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from maple.data.catalogue import CATALOGUE, DatasetSpec, canonical_name, known_names, load_dataset, template_of
+from maple.data.catalogue import (
+    CATALOGUE,
+    DatasetSpec,
+    canonical_name,
+    known_names,
+    load_dataset,
+    require_possible,
+    template_of,
+)
 from maple.data.domains import load_domain
 from maple.data.findings import Finding
 from maple.data.folders import load_folder, walk_files
@@ -86,6 +94,7 @@ __all__ = [
     "read_listing",
     "read_split",
     "reading_threads",
+    "require_possible",
     "sample_few_shot",
     "select_classes",
     "select_dataset",

@@ -3,6 +3,7 @@
 A new data set with a CoOp-format split file is one line in `CATALOGUE`.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from maple.data.domains import load_domain, split_domain, warn_of_domains
 from maple.data.drawn import DRAWN, DRAWS, drawn_file, write_drawn
-from maple.data.emoji import PREFIX, TEMPLATE, archive, load_emoji
+from maple.data.emoji import PREFIX, TEMPLATE, archive, group_and_style, load_emoji
 from maple.data.folders import load_folder, rename_classes
 from maple.data.manifests import is_manifest, load_manifest
 from maple.data.records import Dataset
@@ -126,13 +127,31 @@ def load_dataset(
     if domain := split_domain(name_or_path):
         return load_domain(*domain, **own)
     if not path.is_dir():
-        raise DataError(
-            f"{one_of('data set', name_or_path, known_names())}; or give the path of an existing folder "
-            "that holds one folder of images per class, FOLDER:DOMAIN for a folder of domains that hold these, or a "
-            ".csv or .jsonl file with the columns path and label"
-        )
+        raise _unknown(name_or_path)
     warn_of_domains(path)
     return load_folder(path, **own, drop_empty=drop_empty)
+
+
+def require_possible(name_or_path: str) -> None:
+    """Refuse what names no data set; a path may be that of another machine.
+
+    Raises:
+        DataError: neither the name of a data set, nor a path, nor something that lies in the current folder.
+    """
+    if name_or_path.startswith(PREFIX):
+        group_and_style(name_or_path)
+    elif name_or_path not in CATALOGUE and not any(mark in name_or_path for mark in ("/", os.sep)):
+        here = Path(name_or_path).expanduser().exists() or split_domain(name_or_path)
+        if not here:
+            raise _unknown(name_or_path)
+
+
+def _unknown(name: str) -> DataError:
+    return DataError(
+        f"{one_of('data set', name, known_names())}; or give the path of an existing folder that holds one folder of "
+        "images per class, FOLDER:DOMAIN for a folder of domains that hold these, or a .csv or .jsonl file with the "
+        "columns path and label"
+    )
 
 
 def known_names() -> list[str]:

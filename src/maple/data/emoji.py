@@ -45,8 +45,8 @@ def draw(path: str) -> Image.Image:
     return render_scene(archive().glyph(style, code), scene_seed(style, code, int(number)), difficulty=DIFFICULTY)
 
 
-def load_emoji(name: str, class_names: Mapping[str, str] | None = None) -> Dataset:
-    """The data set `emoji-GROUP` or `emoji-GROUP/STYLE`: 32 training, 4 validation and 10 test scenes per concept.
+def group_and_style(name: str) -> tuple[str, str]:
+    """The group and the style of `emoji-GROUP` or `emoji-GROUP/STYLE`.
 
     Raises:
         DataError: no such group or style; the valid ones are listed.
@@ -57,6 +57,16 @@ def load_emoji(name: str, class_names: Mapping[str, str] | None = None) -> Datas
         raise DataError(one_of("data set", name, [f"{PREFIX}{known}" for known in archive().groups]))
     if style not in archive().styles:
         raise DataError(one_of(f"style of {PREFIX}{group}", style, archive().styles))
+    return group, style
+
+
+def load_emoji(name: str, class_names: Mapping[str, str] | None = None) -> Dataset:
+    """The data set `emoji-GROUP` or `emoji-GROUP/STYLE`: 32 training, 4 validation and 10 test scenes per concept.
+
+    Raises:
+        DataError: no such group or style; the valid ones are listed.
+    """
+    group, style = group_and_style(name)
     concepts = archive().concepts(group)
     items = {
         part: tuple(

@@ -7,8 +7,6 @@ from typing import Any
 
 from maple.config import RunSettings
 from maple.data import LISTING, Item, items_hash, read_listing
-from maple.data.domains import split_domain
-from maple.data.folders import is_litter
 from maple.errors import CheckpointError, ConfigError
 from maple.report.records import ZERO_SHOT
 from maple.runs import differences, read_rows, relevant
@@ -33,22 +31,6 @@ def found_before(settings: RunSettings, folder: Path) -> dict[str, Any] | None:
             "another --output, or remove the folder"
         )
     return found
-
-
-def refuse_among_images(source: str, folder: Path) -> None:
-    """Refuse a run folder among the class folders of `source`, where it would be taken for a class.
-
-    Raises:
-        ConfigError: it lies there.
-    """
-    domain = split_domain(source)
-    images = (domain[0] if domain else Path(source).expanduser()).resolve()
-    place = folder.expanduser().resolve()
-    if images.is_dir() and place.is_relative_to(images) and not any(map(is_litter, place.relative_to(images).parts)):
-        raise ConfigError(
-            f"the run folder {folder} lies among the images of {source}, where its files would be taken for a class; "
-            "choose another --output, outside of them"
-        )
 
 
 def read_found(folder: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from maple.data import (
 from maple.data.domains import split_domain
 from maple.distributed import this_process
 from maple.errors import BackboneError, ConfigError
-from maple.fit.found import FORMAT, FOUND, found_before, is_evaluated, is_finished, refuse_among_images
+from maple.fit.found import FORMAT, FOUND, found_before, is_evaluated, is_finished
 from maple.fit.result import FitResult, result_of
 from maple.methods import Method, method_settings
 from maple.protocols import recipe_of
@@ -168,7 +168,6 @@ def fit(
         if any((folder / name).exists() for name in ("prompts.safetensors", "resume.safetensors")):
             raise ConfigError(f"{folder} holds a run that `maple fit` did not make; choose another --output")
         check_source(settings.data.dataset)
-        refuse_among_images(settings.data.dataset, folder)
         backbone, found = _inspect(settings, folder, device, progress)
     listed = read_listing(folder / LISTING, look=False)
     settings = settings.changed(data=settings.data.changed(listing=listing_hash(listed)))

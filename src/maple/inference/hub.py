@@ -75,8 +75,13 @@ class OnHub(ModelHubMixin):
             repo_id: the name on the hub that the card will speak of.
             push_to_hub: upload it there too, with `push_to_hub_kwargs` as `push_to_hub` takes them; the address of the
                 commit is returned instead.
+
+        Raises:
+            CheckpointError: there is a file of this name, or the upload fails.
         """
         folder = Path(save_directory)
+        if folder.exists() and not folder.is_dir():
+            raise CheckpointError(f"{folder} is a file; give a folder for the prompts, which need not exist")
         self._save_pretrained(folder)
         about = {"repo_id": repo_id, **(model_card_kwargs or {})}
         files.write_text(folder / CARD, str(self.generate_model_card(folder, **about)))

@@ -1,5 +1,7 @@
 """Where pictures come from: files, folders, addresses, standard input."""
 
+import glob
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -49,10 +51,12 @@ def find_pictures(
                 yield Picture("<stdin>", partial(_read_stdin, stdin))
             elif is_address(source):
                 yield Picture(source, partial(_read_address, source))
-            elif Path(source).expanduser().is_dir():
-                yield from _of_folder(source, recursive)
             else:
-                yield Picture(source, partial(read_image, Path(source).expanduser()))
+                for path in _matching(source):
+                    if Path(path).expanduser().is_dir():
+                        yield from _of_folder(path, recursive)
+                    else:
+                        yield Picture(path, partial(read_image, Path(path).expanduser()))
 
     return found()
 
@@ -80,6 +84,13 @@ class _Kept:
         if isinstance(self._result, DataError):
             raise self._result
         return self._result
+
+
+def _matching(source: str) -> list[str]:
+    """The paths that a pattern (`*`, `?`, `[...]`) means, sorted, where no shell has put them in; else the path."""
+    if not glob.has_magic(source) or Path(source).expanduser().exists():
+        return [source]
+    return sorted(glob.glob(os.path.expanduser(source))) or [source]
 
 
 def _of_folder(source: str, recursive: bool) -> Iterator[Picture]:

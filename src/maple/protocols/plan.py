@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from maple.clip import tower_depths
 from maple.config import Positive, RunSettings, Settings, preset_names, read_preset, read_toml, resolve, setting_layer
-from maple.data import known_names
+from maple.data import known_names, require_possible
 from maple.errors import ConfigError, DataError, one_of
 from maple.methods import method_settings
 from maple.runs import complete, content_name
@@ -158,6 +158,8 @@ def plan_sweep(sweep: SweepSettings, on_dropped: Callable[[str], None] = lambda 
 def _expanded(sweep: SweepSettings) -> Iterator[tuple[RunSettings, str, tuple[Evaluation, ...], Point]]:
     points = _points(sweep)
     _check_settings(sweep.settings)
+    for name in (*sweep.datasets, *([] if sweep.source is None else [sweep.source])):
+        require_possible(name)
     for dataset, evaluations in _sources(sweep):
         for seed, method, shots, point in product(sweep.seeds, sweep.methods, sweep.shots, points):
             recipe = recipe_of(method, sweep.protocol)

@@ -24,6 +24,8 @@ from maple import files
 from maple.checkpoint import write_tensors
 from maple.config import RunSettings
 from maple.data import Item, items_hash
+from maple.data.domains import split_domain
+from maple.data.folders import is_litter
 from maple.errors import BusyError, CheckpointError, ConfigError
 from maple.runs.environment import environment
 from maple.runs.spec import relevant
@@ -86,7 +88,10 @@ def finished_prompts(folder: Path) -> Path:
 
 
 def refuse_other_run(settings: RunSettings, folder: Path) -> None:
-    """Raise ConfigError unless `folder` is new, or holds a run with these settings or one that has learned nothing."""
+    """Raise ConfigError unless `folder` is new, or holds a run with these settings or one that has learned nothing.
+
+    A new one may not lie among the images of the data set.
+    """
     try:
         taken = folder.exists() and not folder.is_dir()
     except OSError as error:
@@ -101,6 +106,7 @@ def refuse_other_run(settings: RunSettings, folder: Path) -> None:
                 f"{folder} holds a prompts.safetensors without a config.json, so it is no run of ours; "
                 "choose another --output, or remove the folder"
             )
+        _refuse_among_images(settings.data.dataset, folder)
         return
     try:
         stored = relevant(read_settings(folder))
@@ -113,6 +119,22 @@ def refuse_other_run(settings: RunSettings, folder: Path) -> None:
         raise ConfigError(
             f"{folder} belongs to a run with other settings ({differences(stored, wanted)}); "
             "choose another --output, or remove the folder"
+        )
+
+
+def _refuse_among_images(source: str, folder: Path) -> None:
+    """Refuse a new run folder among the class folders of `source`, where it would be taken for a class.
+
+    Raises:
+        ConfigError: it lies there.
+    """
+    domain = split_domain(source)
+    images = (domain[0] if domain else Path(source).expanduser()).resolve()
+    place = folder.expanduser().resolve()
+    if images.is_dir() and place.is_relative_to(images) and not any(map(is_litter, place.relative_to(images).parts)):
+        raise ConfigError(
+            f"the run folder {folder} lies among the images of {source}, where its files would be taken for a class; "
+            "choose another --output, outside of them"
         )
 
 

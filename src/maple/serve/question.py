@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ JSON = "application/json"
 MULTIPART = "multipart/form-data"
 _SHOWN = 5
 _NAME_CHARS = 255
+# Of values in messages.
+_SHORT = 40
+_MOST = 10**12
 
 
 @dataclass(frozen=True)
@@ -173,10 +177,17 @@ def _question(asked: Any, uploads: Sequence[Upload]) -> Question:
 
 
 def _invalid(error: ValidationError) -> Problem:
-    found = error.errors(include_url=False, include_context=False, include_input=False)
+    found = error.errors(include_url=False, include_context=False)
     if found[0]["type"] == "json_invalid":
         return Problem("malformed", f"the body is not JSON: {found[0]['msg'].removeprefix('Invalid JSON: ')}")
-    return _several("invalid_request", [Detail(_place(one["loc"]), one["msg"]) for one in found])
+    return _several("invalid_request", [Detail(_place(one["loc"]), one["msg"] + _given(one["input"])) for one in found])
+
+
+def _given(value: Any) -> str:
+    """A value to name in a message, if it is a short one; a text is never a picture's."""
+    if isinstance(value, str):
+        return f", not {_clean(value)!r}" if len(value) <= _SHORT else ""
+    return f", not {json.dumps(value)}" if isinstance(value, bool | int | float) and abs(value) < _MOST else ""
 
 
 def _place(parts: Sequence[str | int]) -> str:
