@@ -80,6 +80,45 @@ def test_the_image_tower_runs_once_for_each_view(
     assert sum(seen) == 2 * len(items)
 
 
+@pytest.mark.parametrize("views", [0, 2, 4])
+@pytest.mark.parametrize("prompts", [{}, {"prompts": {"name": "maple", "prompt_depth": 2}}], ids=["own", "maple"])
+def test_a_teacher_sees_each_view_once(
+    views: int,
+    prompts: dict[str, Any],
+    make_images: Callable[..., Path],
+    backbone: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the frozen tower says of images that come again is asked once, and changes nothing but rounding."""
+    depths = {} if prompts else {"text_prompt_depth": 2, "vision_prompt_depth": 2}
+    seen: list[int] = []
+    embed = backbone.image.embed
+    monkeypatch.setattr(backbone.image, "embed", lambda images: (seen.append(len(images)), embed(images))[1])
+
+    pictures = make_images()
+
+    def trained(known: bool) -> tuple[list[float], dict[str, Tensor], int]:
+        seen.clear()
+        settings, _, material = made(pictures, views=views, lr=0.002, micro_batch=2)
+        generator = torch.Generator().manual_seed(1)
+        method = build_method({"name": "promptsrc", **depths, **prompts}, backbone, NAMES, generator=generator)
+        monkeypatch.setattr(type(method), "asks_frozen_images", known)
+        trainer = Trainer(method, settings.train)
+        while not trainer.finished:
+            trainer.run_epoch(material.batches(trainer))
+        losses = [loss for report in trainer.history for loss in report.losses]
+        return losses, {name: value.detach() for name, value in method.prompt_parameters().items()}, sum(seen)
+
+    images, shown = 16, 4 * 15  # of four epochs, whose last batch is dropped
+    losses, prompts_now, asked = trained(known=True)
+    expected, prompts_then, asked_always = trained(known=False)
+    assert asked == shown + (shown if views == 4 else max(views, 1) * images)
+    assert asked_always == 2 * shown
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
+    for name, value in prompts_now.items():
+        torch.testing.assert_close(value, prompts_then[name], rtol=1e-3, atol=1e-5)
+
+
 def test_a_method_that_changes_the_image_tower_reads_images(
     make_images: Callable[..., Path], backbone: Backbone
 ) -> None:

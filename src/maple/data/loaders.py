@@ -22,14 +22,24 @@ from maple.errors import ConfigError
 
 @dataclass(frozen=True)
 class Batch:
-    """B images [B, 3, R, R] float32, normalised, or features [B, D] in their place; and their labels [B] int64."""
+    """B images [B, 3, R, R] float32, normalised, or features [B, D] in their place; and their labels [B] int64.
+
+    `frozen` are the raw features [B, D] of the images by the frozen tower, where they are known.
+    """
 
     images: Tensor
     labels: Tensor
+    frozen: Tensor | None = None
 
     def __len__(self) -> int:
         """Return B."""
         return len(self.labels)
+
+    def part(self, start: int, size: int) -> "Batch":
+        """The `size` images from `start` on, or as many as there are."""
+        chosen = slice(start, start + size)
+        frozen = None if self.frozen is None else self.frozen[chosen]
+        return Batch(self.images[chosen], self.labels[chosen], frozen)
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -70,6 +70,8 @@ class Method(nn.Module):
         guides: those logs whose gradients `combine_gradients` wants to see beside that of the loss; `loss` leaves them
             attached to the graph.
         wants_features: `begin` and `finish` are to be called, before and after training.
+        asks_frozen_images: `loss` takes a third argument, the raw features [B, D] of its images by the frozen tower, or
+            None where these are not known beforehand.
         reads_sentences: an answer needs the classes' sentences; not so where each class has weights instead.
     """
 
@@ -81,6 +83,7 @@ class Method(nn.Module):
     log_names: ClassVar[tuple[str, ...]] = ("cross_entropy", "accuracy")
     guides: ClassVar[tuple[str, ...]] = ()
     wants_features: ClassVar[bool] = False
+    asks_frozen_images: ClassVar[bool] = False
     reads_sentences: ClassVar[bool] = True
 
     classes: PromptedClasses | TemplateClasses

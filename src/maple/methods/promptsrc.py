@@ -70,6 +70,7 @@ class PromptSRC(OnPrompts):
     paper = "Self-regulating Prompts: Foundational Model Adaptation without Forgetting, ICCV 2023"
     summary = "IVLP, or other prompts, held near the frozen features and predictions; averaged over epochs"
     Settings = PromptSRCSettings
+    asks_frozen_images = True
     log_names = ("cross_entropy", "text_l1", "image_l1", "logits_kl", "accuracy")
 
     settings: PromptSRCSettings
@@ -81,13 +82,17 @@ class PromptSRC(OnPrompts):
         self._teacher = Teacher(backbone, settings.teacher_templates, unit_each=False)
         self._average = {name: torch.zeros_like(value) for name, value in self.prompt_parameters().items()}
 
-    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, images: Tensor, labels: Tensor, frozen: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy, L1 to the frozen features of both towers, divergence from the frozen predictions.
 
         All are means over their elements, the divergence over B and C too.
+
+        Args:
+            frozen: raw features [B, D] of the images by the frozen tower, if they are known.
         """
         text, image = self.encode_classes(), self.encode_images(images)
-        taught_text, taught_image = self._teacher.text_features(self.class_names), self._teacher.image_features(images)
+        taught_text = self._teacher.text_features(self.class_names)
+        taught_image = self._teacher.image_features(images if frozen is None else frozen)
         logits, taught = self.logits(image, text), self.logits(taught_image, taught_text)
         divergence = F.kl_div(logits.log_softmax(-1), taught.log_softmax(-1), reduction="sum", log_target=True)
         terms = {

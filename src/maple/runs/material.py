@@ -1,6 +1,7 @@
 """What a run learns from: its images, or the features of the frozen image tower where these can stand in for them."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,8 +30,9 @@ from maple.train import Batches, Trainer
 class Material:
     """The training and validation items of a run, as a method and `Trainer.run_epoch` take them.
 
-    With `train.views` there are only so many views of each image; if the method leaves the image tower alone, their
-    features are then extracted once, at the first epoch, and every epoch reads them.
+    With `train.views` there are only so many views of each image; if the method leaves the image tower alone, or asks
+    what the frozen one says of them, their features are then extracted once, at the first epoch, and every epoch reads
+    them.
 
     Args:
         items, val: the sampled training and validation items; `store` opens their images.
@@ -74,19 +76,11 @@ class Material:
         Raises:
             ImageError: an image cannot be used (while iterating, or at once where features are extracted).
         """
-        train, method, processes = self._settings.train, trainer.method, trainer.processes
+        train, method = self._settings.train, trainer.method
         if train.views is not None and method.reads_features:
-            return feature_batches(
-                self._view_features(method),
-                self._labels,
-                batch_size=train.batch_size,
-                seed=self._settings.seed,
-                epoch=trainer.epoch,
-                drop_last=train.drop_last,
-                rank=processes.rank,
-                world_size=processes.count,
-            )
-        return train_batches(
+            return self._feature_batches(trainer)
+        processes = trainer.processes
+        batches = train_batches(
             self._items,
             self._store,
             self._transform(method),
@@ -99,6 +93,28 @@ class Material:
             num_workers=self._threads(method),
             device=self._device(method),
             views=None if train.views is None else max(train.views, 1),
+        )
+        # Where every epoch shows another view, extracting them first would save nothing.
+        if method.asks_frozen_images and train.views is not None and max(train.views, 1) < train.epochs:
+            known = self._feature_batches(trainer)
+            return (
+                (replace(batch, frozen=frozen.images), whole)
+                for (batch, whole), (frozen, _) in zip(batches, known, strict=True)
+            )
+        return batches
+
+    def _feature_batches(self, trainer: Trainer) -> Iterator[tuple[Batch, int]]:
+        """The batches of the trainer's next epoch, with features in place of images."""
+        train, processes = self._settings.train, trainer.processes
+        return feature_batches(
+            self._view_features(trainer.method),
+            self._labels,
+            batch_size=train.batch_size,
+            seed=self._settings.seed,
+            epoch=trainer.epoch,
+            drop_last=train.drop_last,
+            rank=processes.rank,
+            world_size=processes.count,
         )
 
     def _transform(self, method: Method) -> TrainTransform | EvalTransform:

@@ -56,7 +56,7 @@ class Step:
     """One step of one trainer, between its batch and its gradients.
 
     Attributes:
-        pieces: (images, labels) of each micro-batch of this process.
+        pieces: the micro-batches of this process.
         whole: how many images the whole batch has, of all processes.
         sums: this process's share of the loss and of each log.
         guides: the gradients of the method's guides, by parameter; those of the loss are with the parameters.
@@ -65,16 +65,16 @@ class Step:
     method: Method
     parameters: dict[str, nn.Parameter]
     scale: Callable[[Tensor], Tensor]
-    pieces: list[tuple[Tensor, Tensor]]
+    pieces: list[Batch]
     whole: int
     sums: dict[str, Tensor]
     guides: dict[str, dict[str, Tensor]]
 
-    def piece(self, number: int) -> tuple[Tensor, Tensor]:
-        """Images and labels of a micro-batch, on the method's device."""
-        images, labels = self.pieces[number]
-        device = self.sums["loss"].device
-        return images.to(device), labels.to(device)
+    def piece(self, number: int) -> tuple[Tensor, ...]:
+        """What `Method.loss` takes of a micro-batch, on the method's device: images, labels, known frozen features."""
+        piece, device = self.pieces[number], self.sums["loss"].device
+        given = (piece.images, piece.labels, *([] if piece.frozen is None else [piece.frozen]))
+        return tuple(one.to(device) for one in given)
 
 
 class _Epoch:
@@ -150,12 +150,10 @@ def accumulate(steps: Sequence[Step]) -> None:
     for number in range(max(len(step.pieces) for step in steps)):
         now = [step for step in steps if number < len(step.pieces)]
         given = [step.piece(number) for step in now]
-        found = together(
-            [partial(step.method.loss, images, labels) for step, (images, labels) in zip(now, given, strict=True)]
-        )
+        found = together([partial(step.method.loss, *piece) for step, piece in zip(now, given, strict=True)])
         terms = []
-        for step, (_, labels), (loss, logs) in zip(now, given, found, strict=True):
-            weight = len(labels) / step.whole
+        for step, (loss, logs) in zip(now, found, strict=True):
+            weight = len(step.pieces[number]) / step.whole
             terms.append({name: value * weight for name, value in {**logs, "loss": loss}.items()})
             for name, value in terms[-1].items():
                 step.sums[name] += value.detach()

@@ -108,10 +108,7 @@ class Trainer:
             method=self.method,
             parameters=parameters,
             scale=self._scaler.scale,
-            pieces=[
-                (batch.images[start : start + size], batch.labels[start : start + size])
-                for start in range(0, len(batch.labels), size)
-            ],
+            pieces=[batch.part(start, size) for start in range(0, len(batch), size)],
             whole=whole,
             sums={name: torch.zeros((), device=device) for name in ("loss", *self.method.log_names)},
             guides={
