@@ -1,7 +1,10 @@
 """Products with frozen weights: those of PyTorch's own linear, by whichever library."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -99,16 +102,6 @@ def test_weights_that_learn_get_their_gradient() -> None:
     torch.testing.assert_close(found[0], upstream.T @ states)
 
 
-@elsewhere
-def test_a_second_derivative_is_refused() -> None:
-    """Better than one without the part that runs through here."""
-    states, weight, bias, _ = material((3, 8), 6)
-    states.requires_grad_()
-    (first,) = torch.autograd.grad(linear(states, weight, bias).square().sum(), states, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
-
-
 def test_operations_are_counted_alike() -> None:
     states, weight, bias, upstream = material((2, 5, 8), 6)
     counts = []
@@ -138,3 +131,33 @@ class _Layer(torch.nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         return linear(states, self.weight, self.bias)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # of PyTorch's own rules
+def test_derivatives_of_derivatives_and_transforms_are_those_of_linear() -> None:
+    """Of gradients that are differentiated again, and of torch.func's transforms, which do not know the operator."""
+    states, weight, bias, _ = material((3, 4), 5)
+
+    def curved(product: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda given: (product(given, weight, bias) ** 3).sum()
+
+    def twice(product: Callable[..., Tensor]) -> Tensor:
+        leaf = states.clone().requires_grad_()
+        (first,) = torch.autograd.grad(curved(product)(leaf), leaf, create_graph=True)
+        return torch.autograd.grad((first**2).sum(), leaf)[0]
+
+    def forwards(product: Callable[..., Tensor]) -> Tensor:
+        with fwAD.dual_level():
+            dual = fwAD.make_dual(states, torch.ones_like(states))
+            return fwAD.unpack_dual(curved(product)(dual)).tangent
+
+    ways: list[Callable[[Callable[..., Tensor]], Tensor]] = [
+        twice,
+        forwards,
+        lambda product: torch.func.grad(curved(product))(states),
+        lambda product: torch.func.vmap(curved(product))(states),
+        lambda product: torch.func.hessian(curved(product))(states),
+        lambda product: torch.autograd.functional.hessian(curved(product), states),
+    ]
+    for way in ways:
+        torch.testing.assert_close(way(linear), way(F.linear), rtol=1e-4, atol=1e-3)

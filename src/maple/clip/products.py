@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 
 def _found() -> Any:
@@ -50,8 +50,14 @@ def _fits(states: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch.compiler.is_compiling()
+        and not _transformed()
         and states.numel() > 0
     )
+
+
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, which do not know the operator."""
+    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
 def _product(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -67,10 +73,9 @@ class _FrozenLinear(torch.autograd.Function):
         return _product(states, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = context.saved_tensors
-        return _product(gradient, weight.t(), None), None, None
+        return linear(gradient, weight.t()), None, None
 
 
 def _operations(states: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
