@@ -84,7 +84,7 @@ def test_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 2
     for other in (
         (states.double(), weight.double(), bias.double()),
-        (states.bfloat16(), weight.bfloat16(), bias.bfloat16()),
+        (states.half(), weight.half(), bias.half()),
         (states, weight.clone().requires_grad_(), bias),
         (states, weight, bias.clone().requires_grad_()),
         (states[:0], weight, bias),
@@ -93,6 +93,22 @@ def test_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert linear(states, weight, bias).dtype == torch.bfloat16
     assert len(calls) == 2
+
+
+@pytest.mark.skipif(not products._HALF, reason="this processor has no bfloat16 products")
+@given(rows=st.integers(1, 90), width=st.integers(1, 70), out=st.integers(1, 70), bias=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_bfloat16_is_as_near_as_that_of_linear(rows: int, width: int, out: int, bias: bool) -> None:
+    half = [one.bfloat16() for one in material((rows, width), out)]
+    states, weight, offset, upstream = half[0], half[1], half[2] if bias else None, half[3]
+    exact = F.linear(states.double(), weight.double(), None if offset is None else offset.double())
+    scale = float(exact.abs().max()) + 1
+    found = linear(states, weight, offset)
+    assert found.dtype == torch.bfloat16
+    assert float((found.double() - exact).abs().max()) <= scale * 2**-8
+    slope = gradient_of(linear, states, weight, offset, upstream)
+    exact = upstream.double() @ weight.double()
+    assert float((slope.double() - exact).abs().max()) <= (float(exact.abs().max()) + 1) * 2**-8
 
 
 def test_weights_that_learn_get_their_gradient() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from maple.clip import Backbone
+from maple.prompts import encode
 from maple.prompts.encode import encode_image, encode_text
 from maple.prompts.splice import Position, best_cuts, write_sentences
 
@@ -141,3 +142,33 @@ def test_an_image_needs_only_its_first_row_at_the_end(
     found = encode_image(double_backbone.image, images, prompts)
     closed(double_backbone, monkeypatch)
     torch.testing.assert_close(found, encode_image(double_backbone.image, images, prompts), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "of each image"])
+@pytest.mark.parametrize("count", [0, 1, 4, 7])
+def test_images_in_pieces_are_the_whole(
+    own: bool, count: int, double_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower, generator = double_backbone.image, torch.Generator().manual_seed(5)
+    shape = (count, 2, tower.width) if own else (2, tower.width)
+    prompts = [torch.randn(shape, generator=generator).double() for _ in range(3)]
+    images = torch.randn(count, 3, 32, 32, generator=generator).double()
+    whole = encode_image(tower, images, prompts)
+    seen: list[int] = []
+    block = tower.block
+
+    def watched(layer: int, states: Tensor, *, first_row_only: bool = False) -> Tensor:
+        seen.append(len(states))
+        return block(layer, states, first_row_only=first_row_only)
+
+    monkeypatch.setattr(tower, "block", watched)
+    rows = tower.embed(images[:1]).shape[1] if count else 1
+    for at_once in (1, 3):
+        seen.clear()
+        monkeypatch.setattr(encode, "_ROWS_AT_ONCE", at_once * rows)
+        torch.testing.assert_close(encode_image(tower, images, prompts), whole, rtol=1e-9, atol=1e-11)
+        assert not count or max(seen) <= at_once
+    leaves = [prompt.clone().requires_grad_() for prompt in prompts]
+    seen.clear()
+    torch.testing.assert_close(encode_image(tower, images, leaves), whole, rtol=1e-9, atol=1e-11)
+    assert set(seen) == {count}, "where a gradient is wanted, all at once"

@@ -163,7 +163,8 @@ class Block:
         return linear(normed, attention.in_proj_weight[part], None if bias is None else bias[part])
 
     def _heads(self, packed: Tensor, kinds: int) -> tuple[Tensor, ...]:
-        split = packed.view(*packed.shape[:2], kinds, self.module.attn.num_heads, -1)
+        attention = self.module.attn
+        split = packed.view(*packed.shape[:2], kinds, attention.num_heads, attention.head_dim)
         return split.permute(2, 0, 3, 1, 4).unbind(0)
 
     def _causal(self, states: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from maple.prompts.splice import Parts, Sentences, Suffix, append_vision, replac
 
 # Of each row and block, in widths of the tower: the norms' inputs, queries, keys, values, attention, four of the MLP.
 _STATES_PER_ROW = 12
+
+# Of image states on a CPU, without gradients: eight pictures of ViT-B/16.
+_ROWS_AT_ONCE = 1600
 
 
 def encode_text(
@@ -169,6 +173,29 @@ def _encode_image(tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]) 
     if tower.obstacle is not None:
         return tower.plain(images)  # no method puts prompts here: see `require_promptable`
     states = tower.embed(images)
+    at_once = _images_at_once(states, prompts)
+    if at_once is None:
+        return _image_features(tower, states, prompts)
+    each = [prompt.split(at_once) if prompt.ndim == 3 else repeat(prompt) for prompt in prompts]
+    parts = zip(states.split(at_once), *each, strict=False)  # the repeated prompts have no end
+    return torch.cat([_image_features(tower, part, layers) for part, *layers in parts])
+
+
+def _images_at_once(states: Tensor, prompts: Sequence[Tensor]) -> int | None:
+    """How many images go through the blocks side by side; None for all.
+
+    A CPU's caches hold the states of few, and memory for those of many is new to it at every block. With gradients all
+    states are kept anyway.
+    """
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    learns = torch.is_grad_enabled() and any(prompt.requires_grad for prompt in prompts)
+    if states.device.type != "cpu" or learns or tracing or torch.compiler.is_compiling():
+        return None
+    return max(_ROWS_AT_ONCE // states.shape[1], 1)
+
+
+def _image_features(tower: ImageTower, states: Tensor, prompts: Sequence[Tensor]) -> Tensor:
+    """Raw features [B, D] of embedded images [B, 1 + N, Hv]."""
     count = states.shape[1]
     for layer in range(tower.depth):
         states = _enter(tower, layer, states, prompts)
