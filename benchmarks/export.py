@@ -1,7 +1,6 @@
 """Images per second of an exported image tower on onnxruntime, beside PyTorch, in alternation in one run.
 
     taskset -c 0 python benchmarks/export.py                      # maple-small and ViT-B-16, one thread
-    python benchmarks/export.py --backbones ViT-B-16 --threads 8
 
 MaPLe as it starts, with random weights where none are packaged; class embeddings are there beforehand on both sides.
 Equality is checked before anything is timed: `export_run` refuses a float32 export that differs.
@@ -25,13 +24,12 @@ def main() -> None:
     parser.add_argument("--backbones", default="maple-small,ViT-B-16")
     parser.add_argument("--batches", default="1,32")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
     import torch
 
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)  # the waiting threads of one library disturb the other
     rows = []
     for name in options.backbones.split(","):
         rows += measure(name, [int(batch) for batch in options.batches.split(",")], options.repeats)
@@ -40,7 +38,7 @@ def main() -> None:
         rate = f"{row['images_per_second']:8.1f} images/s  {row['ratio']:.2f} of PyTorch"
         print(f"{row['backbone']:>12}  batch {row['batch']:>3}  {row['what']:<12} {rate}  {kept}")
     if options.json:
-        machine = {"processor": platform.processor(), "cores": len(os.sched_getaffinity(0)), "threads": options.threads}
+        machine = {"processor": platform.processor(), "cores": len(os.sched_getaffinity(0)), "threads": 1}
         options.json.write_text(json.dumps({"machine": machine, "torch": torch.__version__, "rows": rows}, indent=1))
 
 
