@@ -100,7 +100,7 @@ def test_variants_that_differ_in_much_are_named_by_enough(make_run: MakeRun, run
     make_run("promptsrc", base=0.5, folder="e", settings={"prompts": {"name": "maple", "prompt_length": 2}})
     assert list(cells(Report(runs).tables[0])) == [
         "PromptSRC (prompts=maple)",
-        "PromptSRC (prompts={})",
+        "PromptSRC (prompts=own)",
         "Tip-Adapter (learn_keys=False, epochs=0, ...)",
         "Tip-Adapter (learn_keys=True, epochs=20, ...)",
         "Tip-Adapter (learn_keys=True, epochs=50, ...)",

@@ -110,6 +110,8 @@ def _enough(keys: Sequence[str], evaluations: Sequence[Evaluation]) -> Sequence[
 def _short(value: str) -> str:
     if named := re.match(r"\{'name': '(\w+)'", value):
         return named[1]  # the prompts of another method, with its settings
+    if value == "{}":
+        return "own"
     return value if len(value) <= 40 else f"{value[:37]}..."
 
 
