@@ -38,3 +38,8 @@ def distinct(names: Sequence[str]) -> Sequence[str]:
             f"{', '.join(twice)} is named more than once (capital letters aside); name every class once"
         )
     return names
+
+
+def holds_half_character(text: str) -> bool:
+    """Whether a part of the text is no Unicode: a lone surrogate, or what stands for a byte of another encoding."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -5,6 +5,7 @@ from maple.clip.blocks import Bucket, Memory
 from maple.clip.load import PRECISIONS, load_clip
 from maple.clip.sizes import tower_depths
 from maple.clip.towers import ImageTower, TextTower
+from maple.clip.tracing import is_recorded
 
 __all__ = [
     "PRECISIONS",
@@ -14,6 +15,7 @@ __all__ = [
     "Memory",
     "Preprocessing",
     "TextTower",
+    "is_recorded",
     "load_clip",
     "tower_depths",
 ]

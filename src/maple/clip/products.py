@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from maple.clip.tracing import is_recorded
+
 
 def _found() -> Any:
     """The operator, or None where this PyTorch has none, or a BLAS that is not MKL."""
@@ -54,8 +56,7 @@ def _fits(states: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and (bias is None or bias.dtype == states.dtype)
         and not (weight.requires_grad or (bias is not None and bias.requires_grad))
         and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and not torch.compiler.is_compiling()
+        and not is_recorded()
         and not _transformed()
         and states.numel() > 0
     )

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from maple.data.findings import Finding, number_of, some
+from maple.names import holds_half_character
 
 _PLACEHOLDER = re.compile(
     r"(class|cls|label|category|categ|group|type|folder|new[ _-]?folder|untitled|unnamed|id|c|l)[ _-]*\d*",
@@ -22,7 +23,11 @@ MAPPED = 'give words with --class-names names.json, as in {"FOLDER": "words"}'
 def suspicious_names(names: Sequence[str]) -> list[Finding]:
     """What is odd about C class names, one finding for each kind of oddity; none where all are words."""
     checks = (
-        ("undecodable names", _undecodable, "no Unicode text, its bytes are of another encoding: rename the folder"),
+        (
+            "undecodable names",
+            holds_half_character,
+            "no Unicode text, its bytes are of another encoding: rename the folder",
+        ),
         ("placeholder names", _placeholders, f"no word for what the pictures show: {MAPPED}"),
         ("names without letters", _letterless, f"no word for what the pictures show: {MAPPED}"),
         ("synset names", _synsets, f"a WordNet number, which CLIP does not know: {MAPPED}"),
@@ -40,10 +45,6 @@ def suspicious_names(names: Sequence[str]) -> list[Finding]:
             text = f"{number_of(len(odd), 'class name')}, {some(odd)}: {each}{why}"
             found.append(Finding(kind, "note" if kind in ("joined names", "marked names") else "warning", text, odd))
     return [*found, *_doubles(names), *_styles(names, told)]
-
-
-def _undecodable(name: str) -> bool:
-    return any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _placeholders(name: str) -> bool:

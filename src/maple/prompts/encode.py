@@ -3,14 +3,13 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import repeat
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from maple.clip import ImageTower, Memory, TextTower
+from maple.clip import ImageTower, Memory, TextTower, is_recorded
 from maple.errors import UnsupportedTowerError
 from maple.memory import device_memory
 from maple.prompts.passes import answer
@@ -176,9 +175,9 @@ def _encode_image(tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]) 
     at_once = _images_at_once(states, prompts)
     if at_once is None:
         return _image_features(tower, states, prompts)
-    each = [prompt.split(at_once) if prompt.ndim == 3 else repeat(prompt) for prompt in prompts]
-    parts = zip(states.split(at_once), *each, strict=False)  # the repeated prompts have no end
-    return torch.cat([_image_features(tower, part, layers) for part, *layers in parts])
+    parts = states.split(at_once)
+    each = [prompt.split(at_once) if prompt.ndim == 3 else [prompt] * len(parts) for prompt in prompts]
+    return torch.cat([_image_features(tower, part, layers) for part, *layers in zip(parts, *each, strict=True)])
 
 
 def _images_at_once(states: Tensor, prompts: Sequence[Tensor]) -> int | None:
@@ -187,9 +186,8 @@ def _images_at_once(states: Tensor, prompts: Sequence[Tensor]) -> int | None:
     A CPU's caches hold the states of few, and memory for those of many is new to it at every block. With gradients all
     states are kept anyway.
     """
-    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     learns = torch.is_grad_enabled() and any(prompt.requires_grad for prompt in prompts)
-    if states.device.type != "cpu" or learns or tracing or torch.compiler.is_compiling():
+    if states.device.type != "cpu" or learns or is_recorded():
         return None
     return max(_ROWS_AT_ONCE // states.shape[1], 1)
 

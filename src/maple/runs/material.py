@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,17 +80,11 @@ class Material:
         train, method = self._settings.train, trainer.method
         if train.views is not None and method.reads_features:
             return self._feature_batches(trainer)
-        processes = trainer.processes
         batches = train_batches(
             self._items,
             self._store,
             self._transform(method),
-            batch_size=train.batch_size,
-            seed=self._settings.seed,
-            epoch=trainer.epoch,
-            drop_last=train.drop_last,
-            rank=processes.rank,
-            world_size=processes.count,
+            **self._order(trainer),
             num_workers=self._threads(method),
             device=self._device(method),
             views=None if train.views is None else max(train.views, 1),
@@ -105,17 +100,19 @@ class Material:
 
     def _feature_batches(self, trainer: Trainer) -> Iterator[tuple[Batch, int]]:
         """The batches of the trainer's next epoch, with features in place of images."""
+        return feature_batches(self._view_features(trainer.method), self._labels, **self._order(trainer))
+
+    def _order(self, trainer: Trainer) -> dict[str, Any]:
+        """What says which items make the batches of the trainer's next epoch, and which of them are this process's."""
         train, processes = self._settings.train, trainer.processes
-        return feature_batches(
-            self._view_features(trainer.method),
-            self._labels,
-            batch_size=train.batch_size,
-            seed=self._settings.seed,
-            epoch=trainer.epoch,
-            drop_last=train.drop_last,
-            rank=processes.rank,
-            world_size=processes.count,
-        )
+        return {
+            "batch_size": train.batch_size,
+            "seed": self._settings.seed,
+            "epoch": trainer.epoch,
+            "drop_last": train.drop_last,
+            "rank": processes.rank,
+            "world_size": processes.count,
+        }
 
     def _transform(self, method: Method) -> TrainTransform | EvalTransform:
         train, seen = self._settings.train, method.backbone.preprocessing
