@@ -19,11 +19,16 @@ ACCELERATE = [
     *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "maple"),
 ]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "maple"]
-# Every process of Python runs this at its start: it tells who was there.
+# Every process of Python runs this at its start, and so its exit last of all: it tells who was there, and whether they
+# left the group before the interpreter ended, without which gloo's threads abort the process now and then.
 WITNESS = """
-import os, pathlib
+import atexit, os, pathlib, sys
+def tell(file):
+    distributed = sys.modules["torch.distributed"]
+    file.write_text("still in it" if distributed.is_initialized() else "left")
 if "RANK" in os.environ:
-    pathlib.Path(__file__).with_name(f"rank{os.environ['RANK']}of{os.environ['WORLD_SIZE']}").touch()
+    file = pathlib.Path(__file__).with_name(f"rank{os.environ['RANK']}of{os.environ['WORLD_SIZE']}")
+    atexit.register(tell, file)
 """
 
 
@@ -52,7 +57,8 @@ def test_two_processes_learn_what_one_learns(make_images: Callable[..., Path], t
         done = run(start, [*arguments, "--output", str(tmp_path / name)], tmp_path / "witness")
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("finished: ") == 1, "one process talks"
-    assert sorted(path.name for path in (tmp_path / "witness").glob("rank*")) == ["rank0of2", "rank1of2"]
+    there = {path.name: path.read_text() for path in (tmp_path / "witness").glob("rank*")}
+    assert there == {"rank0of2": "left", "rank1of2": "left"}
     one, two = (read_prompts(tmp_path / name / "prompts.safetensors") for name in ("one", "two"))
     torch.testing.assert_close(two.tensors, one.tensors, rtol=0, atol=1e-5)
     histories = [read_history(tmp_path / name) for name in ("one", "two")]
