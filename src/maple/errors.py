@@ -69,6 +69,20 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def visible(text: str, instead: str | None = None) -> str:
+    """A text from outside, without what a terminal would obey or a font cannot draw.
+
+    Args:
+        instead: what stands for such a character; None: its escape sequence, as Python writes it.
+    """
+    return "".join(
+        character
+        if character.isprintable()
+        else (character.encode("unicode_escape").decode("ascii") if instead is None else instead)
+        for character in text
+    )
+
+
 def shortened(text: str, most: int = 120) -> str:
     """A text for a message: its first `most` characters, if there are more."""
     return text if len(text) <= most else text[:most] + "..."

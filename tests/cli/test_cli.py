@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from maple.checkpoint import load_prompts, read_prompts
-from maple.cli import app
+from maple.cli import app, main
 from maple.clip import load_clip
 from maple.errors import CheckpointError, ClassNamesError, MapleError
 from maple.runs import read_settings
@@ -329,3 +329,15 @@ def test_a_sentence_of_a_page_is_not_repeated_whole() -> None:
     with pytest.raises(ClassNamesError, match=r"\.\.\.' needs 402 tokens, but this CLIP reads at most 77") as told:
         load_clip("maple-tiny", "random:1").tokenize(["very " * 400])
     assert len(str(told.value)) < 300
+
+
+def test_errors_show_the_control_characters_of_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "re\x1b[31md.csv"
+    table.write_text("nothing\n")
+    monkeypatch.setattr(sys, "argv", ["maple", "data", "show", str(table)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert "re\\x1b[31md.csv" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from maple.cli.report import report_command
 from maple.cli.serve import serve_command
 from maple.cli.sweep import sweep_command
 from maple.cli.train import train_command
-from maple.errors import MapleError
+from maple.errors import MapleError, visible
 
 # What an installation that only runs exported methods does without.
 _LEFT_OUT = {
@@ -99,7 +99,7 @@ def main() -> None:
     try:
         app()
     except MapleError as error:
-        typer.echo(f"maple: {error}", err=True)
+        typer.echo("\n".join(map(visible, f"maple: {error}".split("\n"))), err=True)
         sys.exit(2)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _LEFT_OUT:

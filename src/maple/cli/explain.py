@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maple.cli.options import Device, comma_list, printable
+from maple.cli.options import Device, comma_list
+from maple.errors import visible
 
 if TYPE_CHECKING:
     from maple.explain import LayerWords
@@ -58,7 +59,7 @@ def explain_command(
         raise ConfigError(f"{run} is no run folder to keep maps in; say with --output FOLDER where to write them")
     predictor = Predictor.load(run, zero_shot=True, device=device)
     if classes is not None and (note := predictor.set_class_names(comma_list(classes) or [])):
-        typer.echo(printable(f"maple: note: {note}"), err=True)
+        typer.echo(visible(f"maple: note: {note}"), err=True)
     if words:
         _words(predictor, top, folder, as_json, output is not None)
     if pictures is not None and folder is not None:
@@ -75,7 +76,7 @@ def _maps(predictor: "Predictor", pictures: Any, target: str | None, folder: Pat
     for record, png in write_maps(folder, explainer.explain(pictures)):
         if isinstance(record, Unreadable):
             failed += 1
-            typer.echo(printable(f"maple: {record.reason}"), err=True)
+            typer.echo(visible(f"maple: {record.reason}"), err=True)
             continue
         answered += 1
         if as_json:
@@ -83,7 +84,7 @@ def _maps(predictor: "Predictor", pictures: Any, target: str | None, folder: Pat
         else:
             before, after = (record[side]["best"][0] for side in ("zero_shot", "trained"))
             said = f"{after['class']} ({100 * after['probability']:.0f} %); zero-shot CLIP: {before['class']}"
-            typer.echo(printable(f"{record['source']}: {said}; maps for {record['class']} in {png}"))
+            typer.echo(visible(f"{record['source']}: {said}; maps for {record['class']} in {png}"))
     if not failed:
         return 0
     return 1 if answered else 2
@@ -107,7 +108,7 @@ def _words(predictor: "Predictor", top: int, folder: Path | None, as_json: bool,
     except ConfigError as error:
         if asked:
             raise
-        typer.echo(printable(f"maple: note: not kept for reports: {error}"), err=True)
+        typer.echo(visible(f"maple: note: not kept for reports: {error}"), err=True)
 
 
 def _show(found: "LayerWords") -> None:
@@ -128,7 +129,7 @@ def _show(found: "LayerWords") -> None:
                 ", ".join(f"{one.word} {one.value:.3f}" for one in kind)
                 for kind in (token.by_distance, token.by_cosine)
             )
-            table.add_row(str(number), f"{token.norm:.3f}", *(Text(printable(text)) for text in listed))
+            table.add_row(str(number), f"{token.norm:.3f}", *(Text(visible(text)) for text in listed))
         console.print(table)
     for line in (*notes(found), WARNING):
         console.print(Text(line), highlight=False)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maple.cli.options import DataRoot, Device, printable, read_mapping, shots_of
+from maple.cli.options import DataRoot, Device, read_mapping, shots_of
+from maple.errors import visible
 
 if TYPE_CHECKING:
     from maple.fit import FitResult
@@ -113,7 +114,7 @@ def _folder(output: Path | None, default: Path) -> Path:
 
 def printable_lines(lines: "list[str] | tuple[str, ...]") -> str:
     """Lines of text, without what a terminal would obey."""
-    return "\n".join(map(printable, lines))
+    return "\n".join(map(visible, lines))
 
 
 def _show(result: "FitResult") -> None:
@@ -148,7 +149,7 @@ def _show_versus(found: "Versus") -> None:
     worse = [change for change in reversed(found.changes) if change.difference < 0]
     for word, changes in (("better", better), ("worse", worse)):
         shown = ", ".join(
-            f"{printable(one.class_name)} {100 * one.difference:+.0f}".replace("-", "\N{MINUS SIGN}")
+            f"{visible(one.class_name)} {100 * one.difference:+.0f}".replace("-", "\N{MINUS SIGN}")
             for one in changes[:_MOST_CHANGES]
         )
         more = f", and {len(changes) - _MOST_CHANGES} more" if len(changes) > _MOST_CHANGES else ""

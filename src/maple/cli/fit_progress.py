@@ -5,10 +5,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from maple.cli.options import printable
 from maple.cli.progress import FileBars, TrainBar
 from maple.config import RunSettings
 from maple.data import Item
+from maple.errors import visible
 from maple.methods import Method
 from maple.train import EpochReport, StepReport
 
@@ -37,7 +37,7 @@ class FitBars:
         """Print what was found."""
         bars = self._files()
         for line in lines:
-            bars.say(printable(line))
+            bars.say(visible(line))
         self._close()
 
     def ready(self, method: Method, items: list[Item]) -> None:

@@ -63,11 +63,6 @@ def shots_of(text: str) -> int | None:
     return int(text)
 
 
-def printable(text: str) -> str:
-    """Text without control characters, which a file name may hold and a terminal would obey."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
-
-
 def read_mapping(path: Path | None) -> dict[str, str] | None:
     """Read a JSON object of strings.
 

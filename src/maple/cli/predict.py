@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.cells import cell_len
 
-from maple.cli.options import Device, comma_list, printable
+from maple.cli.options import Device, comma_list
+from maple.errors import visible
 
 if TYPE_CHECKING:
     from maple.inference import Answer, Picture, Ranked, Unreadable
@@ -100,7 +101,7 @@ def _asked() -> Iterator[list[str]]:
 
 def _warn(line: str | None) -> None:
     if line is not None:
-        typer.echo(printable(f"maple: note: {line}"), err=True)
+        typer.echo(visible(f"maple: note: {line}"), err=True)
 
 
 class _Tally:
@@ -117,7 +118,7 @@ class _Tally:
         for result in results:
             if isinstance(result, Unreadable):
                 self._failed += 1
-                typer.echo(printable(f"maple: {result.reason}"), err=True)
+                typer.echo(visible(f"maple: {result.reason}"), err=True)
             else:
                 self._answered += 1
                 self._show(result)
@@ -165,19 +166,19 @@ class _Listing:
 
     def __call__(self, answer: "Answer") -> None:
         beside = answer.zero_shot_of_best
-        names = [printable(one.name) for one in answer.best]
+        names = [visible(one.name) for one in answer.best]
         width = max(map(cell_len, names))
         lines = [
             f"  {_padded(name, width)}  {self._bar(one.probability)}"
             + ("" if beside is None else f"  {self._bar(beside[rank])}")
             for rank, (name, one) in enumerate(zip(names, answer.best, strict=True))
         ]
-        typer.echo(printable(answer.source))
+        typer.echo(visible(answer.source))
         if answer.zero_shot is not None:
             first = answer.zero_shot[0]
             typer.echo(f"  {_padded('', width)}  {_padded('trained', 9 + _BAR)}  zero-shot")
             same = first.name == answer.best[0].name
-            lines += [] if same else [f"  zero-shot CLIP says {printable(first.name)}, {100 * first.probability:.1f} %"]
+            lines += [] if same else [f"  zero-shot CLIP says {visible(first.name)}, {100 * first.probability:.1f} %"]
         for line in lines:
             typer.echo(line.rstrip())
 

@@ -16,7 +16,7 @@ from urllib.error import HTTPError
 from urllib.request import Request
 
 from maple import files
-from maple.errors import DownloadError
+from maple.errors import DownloadError, visible
 from maple.web import web_opener
 
 logger = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ def _try(url: str, part: Path, size: int | None, on_bytes: Progress, timeout: fl
 
 def _plain(text: object) -> str:
     """What a server says, on one line and without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(text))[:200].strip()
+    return visible(str(text), " ")[:200].strip()
 
 
 def _offered(url: str, response: Any, have: int, size: int | None) -> tuple[int, int | None]:

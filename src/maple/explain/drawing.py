@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from maple.errors import visible
 from maple.explain.explainer import Explanation, Side
 
 PANEL = 256
@@ -82,7 +83,7 @@ def _write(
 ) -> None:
     """One line, cut where the panel ends."""
     font = _font()
-    clean = "".join(character if character.isprintable() else "?" for character in text)
+    clean = visible(text, "?")
     room = PANEL - (56 if place[0] % (PANEL + _GAP) != _GAP else 0)
     while clean and font.getlength(clean) > room:
         clean = f"{clean[:-2]}…" if clean.endswith("…") else f"{clean[:-1]}…"

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from maple.errors import visible
 from maple.report.variants import Variant
 
 INK, SOFT, GRID, PAPER = "#010203", "#040506", "#070809", "#0a0b0c"
@@ -159,7 +160,7 @@ def to_svg(figure: Any, name: str, description: str) -> str:
 
 def plain(text: str, longest: int = 34) -> str:
     """A name that fits into a figure: nothing unprintable, cut where too long."""
-    clean = "".join(character if character.isprintable() else "?" for character in text)
+    clean = visible(text, "?")
     return clean if len(clean) <= longest else f"{clean[: longest - 1]}…"
 
 

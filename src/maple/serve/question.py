@@ -13,6 +13,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from maple.errors import visible
 from maple.serve.limits import Limits
 from maple.serve.problems import Detail, Problem
 
@@ -203,7 +204,7 @@ def _several(code: str, details: Sequence[Detail]) -> Problem:
 
 def _clean(text: str) -> str:
     """Text that can be written as UTF-8 and shown."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return visible(text, "\N{REPLACEMENT CHARACTER}")
 
 
 def unreadable(reasons: Mapping[int, str], uploads: Sequence[Upload]) -> Problem:
