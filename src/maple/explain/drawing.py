@@ -1,15 +1,12 @@
 """One PNG for a picture: what the image tower saw, and both maps over it, with the answers below."""
 
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from maple.errors import visible
 from maple.explain.explainer import Explanation, Side
+from maple.explain.fonts import font_for
 
 PANEL = 256
 """Pixels of a panel's side."""
@@ -82,20 +79,9 @@ def _write(
     colour: tuple[int, int, int] = _INK,
 ) -> None:
     """One line, cut where the panel ends."""
-    font = _font()
     clean = visible(text, "?")
+    font = font_for(clean)
     room = PANEL - (56 if place[0] % (PANEL + _GAP) != _GAP else 0)
     while clean and font.getlength(clean) > room:
         clean = f"{clean[:-2]}…" if clean.endswith("…") else f"{clean[:-1]}…"
     pen.text(place, clean, fill=colour, font=font, stroke_width=0.4 if bold else 0)
-
-
-@cache
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """matplotlib's DejaVu Sans where it is installed, which knows more scripts than Pillow's own font."""
-    found = find_spec("matplotlib")
-    if found is not None and found.origin is not None:
-        path = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
-        if path.is_file():
-            return ImageFont.truetype(str(path), 13)
-    return ImageFont.load_default(14)

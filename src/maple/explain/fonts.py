@@ -1,0 +1,58 @@
+"""Which font can draw a name: the one at hand, or one of the machine's that knows more scripts."""
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from PIL import ImageFont
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+_PLAIN = ("Regular", "Book", "Roman", "Medium")
+# The machine's fonts that have served: names come in one script, mostly, and a machine may have thousands of fonts.
+_served: list[Path] = []
+
+
+@cache
+def font_for(text: str, size: int = 13) -> Font:
+    """DejaVu Sans, which comes with matplotlib; for a text of letters that it lacks, the machine's font with most.
+
+    Without matplotlib it is Pillow's own font.
+
+    Args:
+        text: one line. A text in two scripts that no font has both of still shows boxes.
+        size: in pixels.
+    """
+    if find_spec("matplotlib") is None:
+        return ImageFont.load_default(size + 1)
+    from matplotlib import get_data_path
+
+    usual = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    for font in (usual, *_served):
+        if _fitness(font, text)[0] == len(set(text)):
+            return ImageFont.truetype(font, size)
+    best = max([usual, *_of_the_machine()], key=lambda font: _fitness(font, text))
+    if best not in _served:
+        _served.append(best)
+    return ImageFont.truetype(best, size)
+
+
+@cache
+def _of_the_machine() -> list[Path]:
+    """The machine's font files, in a stable order."""
+    from matplotlib.font_manager import findSystemFonts
+
+    return sorted(Path(found) for found in findSystemFonts())
+
+
+def _fitness(font: Path, text: str) -> tuple[int, bool]:
+    """How many of a text's letters a font file has, and whether it is a font for plain text, neither bold nor thin."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        face = FT2Font(str(font))
+        if not face.scalable:
+            return 0, False
+        return sum(face.get_char_index(ord(letter)) != 0 for letter in set(text)), face.style_name in _PLAIN
+    except (OSError, RuntimeError):
+        return 0, False
