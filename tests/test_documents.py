@@ -68,12 +68,14 @@ def test_links_inside_the_project_lead_somewhere() -> None:
 
 
 def test_python_of_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop of one's own, as written; the other blocks need images, and are compiled."""
+    """The loops of one's own, as written; the other blocks need images, and are compiled."""
     monkeypatch.chdir(tmp_path)
-    classifier, loop, command = blocks(ROOT / "docs" / "python.md", "python")
+    classifier, loop, trainer, command = blocks(ROOT / "docs" / "python.md", "python")
     for code in (classifier, command):
         compile(code, "python.md", "exec")
     names: dict[str, Any] = {}
     exec(loop, names)
     assert names["logits"].shape == (8, 2)
     assert (tmp_path / "pets.safetensors").is_file()
+    exec(trainer, names)
+    assert names["trainer"].finished

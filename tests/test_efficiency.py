@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 from maple.cli import app
 from maple.clip import Backbone
 from maple.config import RunSettings, read_preset, resolve
-from maple.efficiency import Cost, count_flops, measure_cost, plain_flops
+from maple.efficiency import Cost, _step, count_flops, measure_cost, plain_flops
 from maple.errors import ConfigError
 from maple.methods import build_method
+from maple.methods.prograd import ProGrad
 
 # The small CLIP of the tests. A block of width H with an MLP of 4 H: 12 H^2 multiply-adds a token, and 2 n^2 H for n
 # tokens. Text: 3 blocks, H = 64, 77 tokens; image: 4 blocks, H = 128, 4 patches of 16 x 16 pixels and the class token.
@@ -190,3 +191,17 @@ def test_the_command_and_the_report(tmp_path: Path) -> None:
 def test_the_command_refuses(options: list[str], message: str) -> None:
     refused = CliRunner().invoke(app, ["efficiency", "--backbone", "maple-tiny", *options])
     assert message in str(refused.exception)
+
+
+def test_a_timed_step_is_a_whole_step(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ProGrad's second gradient too; and hundreds of steps on random images leave the prompts where they were."""
+    calls = []
+    combine = ProGrad.combine_gradients
+    monkeypatch.setattr(ProGrad, "combine_gradients", lambda self, found: calls.append(1) or combine(self, found))
+    method = build_method({"name": "prograd"}, backbone, ["cat", "dog"])
+    before = [parameter.detach().clone() for parameter in method.parameters()]
+    step = _step(method, resolve([{"method": {"name": "prograd"}, "train": {"lr": 0.1}}]), torch.randn(3, 3, 32, 32))
+    for _ in range(4):
+        step()
+    assert len(calls) == 4
+    torch.testing.assert_close(list(method.parameters()), before, rtol=0, atol=1e-9)

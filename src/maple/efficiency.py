@@ -27,13 +27,16 @@ from maple.methods import Method, build_method
 from maple.prompts import TemplateClasses
 from maple.report import COSTS, CostRow
 from maple.runs import environment, processor
-from maple.train import make_optimizer
+from maple.train import Trainer
 
 _FEWEST_ROUNDS = 3
 _SHOTS = 16
 """Training images per class of a cache of them, where the settings say all."""
 _SENTENCES_AT_ONCE = 256
 """Where text features depend on the image, training goes through a batch in pieces of about so many sentences."""
+
+_NO_RATE = 1e-12
+"""A learning rate: the step costs what a step costs, and hundreds of them on random images change nothing."""
 
 
 @dataclass(frozen=True)
@@ -242,21 +245,14 @@ def _speed(method: Method, settings: RunSettings, batch: int, seconds: float, on
     return Speed(batch, training, inference, cached)
 
 
-def _step(method: Method, settings: RunSettings, images: Tensor) -> Callable[[], None]:
-    """A training step on `images`."""
-    method.train()
-    optimizer = make_optimizer(method.prompt_parameters().values(), settings.train)
+def _step(method: Method, settings: RunSettings, images: Tensor) -> Callable[[], object]:
+    """A training step on `images`, as a run makes it, but at a rate at which it leads nowhere."""
     labels = torch.arange(len(images), device=images.device) % len(method.class_names)
-    depends = method.classes_depend_on_image
-    at_once = max(1, _SENTENCES_AT_ONCE // len(method.class_names)) if depends else len(images)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        for part, right in zip(images.split(at_once), labels.split(at_once), strict=True):
-            (method.loss(part, right)[0] * len(part) / len(images)).backward()
-        optimizer.step()
-
-    return step
+    changed: dict[str, Any] = {"lr": _NO_RATE, "warmup_lr": _NO_RATE}
+    if method.classes_depend_on_image:
+        changed["micro_batch"] = max(1, _SENTENCES_AT_ONCE // len(method.class_names))
+    trainer = Trainer(method, settings.train.model_copy(update=changed))
+    return lambda: trainer.step(images, labels)
 
 
 def _images_per_second(run: Callable[[], object], images: Tensor, seconds: float) -> float:

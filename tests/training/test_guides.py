@@ -13,7 +13,7 @@ from maple.clip import Backbone
 from maple.clip.load import backbone_from_state_dict
 from maple.config import TrainSettings
 from maple.data import Batch
-from maple.errors import TrainingDivergedError
+from maple.errors import ConfigError, TrainingDivergedError
 from maple.methods import Method, build_method
 from maple.train import Trainer
 from maple.train.epochs import accumulate
@@ -133,3 +133,26 @@ def test_a_guide_that_is_not_finite_is_a_gradient_that_is_not_finite(
     with pytest.raises(TrainingDivergedError, match="a gradient is not finite"):
         trainer.run_epoch([(batch, 5)] * 30)
     assert len(guided.heard) == 1, "the method is not asked about them"
+
+
+def test_a_step_of_ones_own_is_one_of_an_epoch(batch: Batch, backbone: Backbone) -> None:
+    """With the guides: ProGrad's loss alone would lead elsewhere."""
+    description: dict[str, Any] = {"name": "prograd", "prompt_length": 4, "teacher_template": "a photo of a {}."}
+    methods = [
+        build_method(description, backbone, ["cat", "dog", "owl"], generator=torch.Generator().manual_seed(1))
+        for _ in range(2)
+    ]
+    settings = TrainSettings(lr=0.1, warmup_epochs=0, epochs=2)
+    own, usual = (Trainer(method, settings) for method in methods)
+    for _ in range(2):
+        reports = [own.step(batch.images, batch.labels) for _ in range(3)]
+        assert own.finish_epoch(reports) == usual.run_epoch([(batch, 5)] * 3)
+    assert own.finished
+    for mine, theirs in zip(*(method.parameters() for method in methods), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_zero_shot_has_no_step(batch: Batch, backbone: Backbone) -> None:
+    trainer = Trainer(build_method({"name": "zero_shot"}, backbone, ["cat", "dog", "owl"]), TrainSettings())
+    with pytest.raises(ConfigError, match="nothing to train"):
+        trainer.step(batch.images, batch.labels)

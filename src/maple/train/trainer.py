@@ -16,7 +16,7 @@ from maple.data import Batch
 from maple.distributed import Processes
 from maple.errors import CheckpointError, ConfigError, MapleError, TrainingDivergedError
 from maple.methods import Method
-from maple.train.epochs import Batches, EpochReport, Step, StepReport, run_epochs
+from maple.train.epochs import Batches, EpochReport, Step, StepReport, accumulate, run_epochs
 
 # Below it an infinite gradient is no overflow of the scaled loss any more.
 _SMALLEST_SCALE = 1.0
@@ -85,6 +85,23 @@ class Trainer:
         if isinstance(report, MapleError):
             raise report
         return report
+
+    def step(self, images: Tensor, labels: Tensor) -> StepReport:
+        """One step of a loop of your own, with all that the method asks of a step; the rate is that of `epoch`.
+
+        Args:
+            images: [B, 3, R, R], normalised.
+            labels: [B] int64, indices into the method's class names.
+
+        Raises:
+            ConfigError: the method has no prompt parameters.
+            TrainingDivergedError: the loss or a gradient is not finite; the step is not made.
+        """
+        self._require_optimizer()
+        self.method.train()
+        step = self.begin_step(Batch(images, labels), len(labels))
+        accumulate([step])
+        return self.finish_step(step)
 
     def begin_epoch(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Make ready for the steps of the next epoch; return the state before it.
