@@ -14,7 +14,7 @@ from maple.clip import Backbone
 from maple.config import TrainSettings
 from maple.data import Batch
 from maple.errors import ClassNamesError, ConfigError, UnlearnedClassesError
-from maple.methods import METHODS, Method
+from maple.methods import Method, method_settings
 from maple.train import Trainer, make_optimizer
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -40,10 +40,6 @@ def train_step(method: Method, images: Tensor) -> None:
     loss, _ = method.loss(images, LABELS)
     loss.backward()
     make_optimizer(method.prompt_parameters().values(), TrainSettings(lr=0.1)).step()
-
-
-def test_every_method_is_asked() -> None:
-    assert {description["name"] for description in VARIANTS.values()} == METHODS.keys()
 
 
 @every
@@ -234,7 +230,7 @@ def test_one_class(variant: str, backbone: Backbone, images: Tensor) -> None:
 @every
 def test_equal_names_have_equal_logits(variant: str, backbone: Backbone, images: Tensor) -> None:
     logits = logits_of(make(variant, backbone, ["crane", "cat", "crane"]), images)
-    each_learns_its_own = variant == "coop-class_specific"
+    each_learns_its_own = variant in ("coop-class_specific", "promptsrc-class_specific")
     assert torch.allclose(logits[:, 0], logits[:, 2], atol=1e-5) != each_learns_its_own
 
 
@@ -343,3 +339,38 @@ def test_a_twin_speaks_of_other_classes_and_shares_what_is_learned(
     if not method.speaks_of_new_classes:
         with pytest.raises(UnlearnedClassesError):
             method.speaking_of(["cat", "submarine"])
+
+
+@every
+def test_a_sweep_is_told_what_the_method_says(variant: str, backbone: Backbone) -> None:
+    """Of new classes: a sweep plans by the settings alone, before there is a backbone."""
+    _, settings = method_settings(VARIANTS[variant])
+    assert settings.speaks_of_new_classes == make(variant, backbone).speaks_of_new_classes
+
+
+@learning
+def test_training_goes_on_after_an_evaluation(variant: str, backbone: Backbone, images: Tensor) -> None:
+    """What an evaluation in inference mode has kept serves training, with little memory for text too."""
+    method, alone = make(variant, backbone), make(variant, backbone)
+    method.limit_text_memory(1)
+    with torch.inference_mode():
+        method.predict_logits(images)
+    for one in (method, alone):
+        one.loss(images, LABELS)[0].backward()
+    for name, parameter in method.prompt_parameters().items():
+        torch.testing.assert_close(parameter.grad, alone.prompt_parameters()[name].grad)
+
+
+@every
+def test_full_precision_outside_the_towers(variant: str, backbone: Backbone, images: Tensor) -> None:
+    """Under a caller's own autocast too."""
+    method = make(variant, backbone)
+    exact, loss = method.predict_logits(images), method.loss(images, LABELS)[0].detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        rough, rough_loss = method(images).detach(), method.loss(images, LABELS)[0].detach()
+    assert rough.dtype == rough_loss.dtype == torch.float32
+    # A logit of 100 cosines, at bfloat16's 8 bits: beside the towers' rounding there would be a grid of 0.25 and more.
+    assert (rough - exact).abs().max() < 1
+    assert float(rough_loss) == pytest.approx(float(loss), abs=0.5, rel=0.1)
+    # Float32 values that bfloat16 happens to hold are few.
+    assert (rough != rough.bfloat16()).float().mean() > 0.8

@@ -13,6 +13,12 @@ from maple.methods import METHODS, build_method, method_settings
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "mapel"}, r"unknown method 'mapel'; choose one of: zero_shot, coop, "),
+    ({"name": ["maple"]}, r"unknown method \['maple'\]; choose one of: zero_shot, "),
+    (
+        {"name": "tip_adapter", "search_steps": [0, 20]},
+        r"search_steps.0 = 0: input should be greater than or equal to 1",
+    ),
+    ({"name": "tip_adapter", "search_scale": [7, 0.1]}, r"search_scale.1 = 0.1: input should be greater than 0.1"),
     ({}, r"unknown method None; choose one of: zero_shot, "),
     ({"name": "maple", "prompt_depth": 4}, r"prompt_depth=4, but the text tower has 3 blocks; choose 1 to 3"),
     ({"name": "maple", "prompt_depth": 0}, r"prompt_depth = 0: input should be greater than or equal to 1"),

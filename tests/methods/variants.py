@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from maple.clip import Backbone
-from maple.methods import Method, build_method
+from maple.methods import METHODS, Method, build_method
 
 NAMES = ("cat", "dog", "fire_truck")
 
@@ -66,6 +66,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "prograd-words": {"name": "prograd", "prompt_length": 4, "temperature": 2.0, "strength": 0.5},
     "promptsrc": {"name": "promptsrc", "text_prompt_depth": 3, "vision_prompt_depth": 4},
     "promptsrc-maple": {"name": "promptsrc", "prompts": {"name": "maple", "prompt_depth": 3}},
+    "promptsrc-class_specific": {"name": "promptsrc", "prompts": {"name": "coop", "class_specific": True}},
     "promptsrc-vpt": {"name": "promptsrc", "prompts": {"name": "vpt", "vision_prompt_depth": 4}},
     "linear_probe": {"name": "linear_probe"},
     "clip_adapter": {"name": "clip_adapter", "ratio": 0.5},
@@ -74,7 +75,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "taskres": {"name": "taskres", "templates": ["a photo of a {}.", "a sketch of the {}!"]},
 }
 
+# A method without a variant of its own is asked with its defaults; the small CLIP has 3 text blocks and 4 image blocks.
+_ASKED = {one["name"] for one in VARIANTS.values()}
+VARIANTS |= {name: {"name": name} for name in METHODS if name not in _ASKED}
+
 LEARNING = [name for name in VARIANTS if name != "tip_adapter" and not name.startswith("zero_shot")]
+# These draw nothing at random.
 WORDS_ONLY = {
     *("zero_shot", "zero_shot-ensemble", "coop-words", "coop-class_specific-words"),
     *("kgcoop", "prograd", "prograd-words"),

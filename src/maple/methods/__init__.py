@@ -50,7 +50,7 @@ def method_settings(description: Mapping[str, Any]) -> tuple[str, MethodSettings
     """
     values = dict(description)
     name = values.pop("name", None)
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ConfigError(one_of("method", name, METHODS))
     return name, METHODS[name].Settings(**values)
 
@@ -62,7 +62,7 @@ def build_method(
     *,
     generator: Generator | None = None,
 ) -> Method:
-    """Make a method with freshly drawn prompts.
+    """Make a method with freshly drawn prompts, on the backbone's device.
 
     Args:
         description: {"name": one of METHODS, **its settings}.
@@ -74,4 +74,4 @@ def build_method(
     name, settings = method_settings(description)
     constructor: Any = METHODS[name]
     method: Method = constructor(settings, backbone, class_names, generator or torch.Generator().manual_seed(0))
-    return method
+    return method.to(backbone.device)

@@ -1,6 +1,7 @@
 """The contract of a method: all that a paper has to provide."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -30,7 +31,7 @@ class MethodSettings(Settings):
 
     @property
     def speaks_of_new_classes(self) -> bool:
-        """Whether the method can name classes that it was not trained on."""
+        """Whether the method can name classes that it was not trained on. A sweep asks this before it trains."""
         return True
 
     @property
@@ -184,7 +185,8 @@ class Method(nn.Module):
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Scaled cosines [B, C] of unit features [B, D] and [C, D]."""
-        return self.backbone.logit_scale * image_features @ text_features.T
+        with full_precision(image_features):
+            return self.backbone.logit_scale * image_features @ text_features.T
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, C] of normalised images [B, 3, R, R], everything computed afresh."""
@@ -263,6 +265,12 @@ class Method(nn.Module):
             hasher.update(name.encode())
             hasher.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return hasher.digest()
+
+
+def full_precision(features: Tensor) -> AbstractContextManager[None]:
+    """For what a method adds to the towers: float32, also in a loop of the caller's own under autocast."""
+    kind = features.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def batch_accuracy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from maple.clip import Backbone
 from maple.errors import ConfigError
-from maple.methods.base import Method, MethodSettings
+from maple.methods.base import Method, MethodSettings, full_precision
 from maple.prompts import TemplateClasses, unit
 from maple.prompts.coupling import seeded_linear
 
@@ -60,5 +60,6 @@ class CLIPAdapter(Method):
     def encode_images(self, images: Tensor) -> Tensor:
         """Unit image features [B, D]: `ratio` of the adapter's, the rest of the tower's."""
         raw = self.image_features_raw(images)
-        adapted = torch.relu(torch.relu(raw @ self.adapter[0].T) @ self.adapter[1].T)
+        with full_precision(raw):
+            adapted = torch.relu(torch.relu(raw @ self.adapter[0].T) @ self.adapter[1].T)
         return unit(self.settings.ratio * adapted + (1 - self.settings.ratio) * raw)

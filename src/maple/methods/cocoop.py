@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from maple.clip import Backbone
 from maple.errors import ConfigError
-from maple.methods.base import Method, MethodSettings, prompt_list
+from maple.methods.base import Method, MethodSettings, full_precision, prompt_list
 from maple.prompts import PromptedClasses
 from maple.prompts.coupling import seeded_linear
 from maple.prompts.initialise import first_tokens
@@ -75,8 +75,9 @@ class CoCoOp(Method):
 
     def token_shift(self, image_features: Tensor) -> Tensor:
         """What each of the unit image features [B, D] adds to every text token: [B, Ht]."""
-        shift: Tensor = self.meta_net[1](torch.relu(self.meta_net[0](image_features)))
-        return shift
+        with full_precision(image_features):
+            shift: Tensor = self.meta_net[1](torch.relu(self.meta_net[0](image_features)))
+            return shift
 
     def encode_classes_for(self, image_features: Tensor) -> Tensor:
         """Unit text features [B, C, D] for each of the unit image features [B, D]."""
@@ -85,7 +86,8 @@ class CoCoOp(Method):
 
     def _logits(self, image_features: Tensor) -> Tensor:
         text_features = self.encode_classes_for(image_features)
-        return self.backbone.logit_scale * torch.einsum("bd,bcd->bc", image_features, text_features)
+        with full_precision(image_features):
+            return self.backbone.logit_scale * torch.einsum("bd,bcd->bc", image_features, text_features)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, C] of normalised images [B, 3, R, R]."""

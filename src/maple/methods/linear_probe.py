@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from maple.clip import Backbone
 from maple.errors import ConfigError
-from maple.methods.base import Features
+from maple.methods.base import Features, full_precision
 from maple.methods.known import OfKnownClasses, OfKnownClassesSettings
 from maple.prompts import TemplateClasses, unit
 
@@ -64,7 +64,8 @@ class LinearProbe(OfKnownClasses):
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Weights times features, plus bias: [B, C], for unit features [B, D] and unit directions [C, D]."""
         lengths: Tensor = self.weight[self.rows].norm(dim=-1)
-        return image_features @ text_features.T * lengths + self.bias[self.rows]
+        with full_precision(image_features):
+            return image_features @ text_features.T * lengths + self.bias[self.rows]
 
     def begin(self, features: Features) -> None:
         """Solve the regression on the features of all views, at the C that is best on the validation images.

@@ -35,11 +35,6 @@ class OnPrompts(Method):
         self.classes = prompts.classes
         self.class_names = prompts.class_names
 
-    @property
-    def speaks_of_new_classes(self) -> bool:
-        """As the other method does."""
-        return self.prompts.speaks_of_new_classes
-
     def text_prompts(self) -> list[Tensor]:
         """As the other method's."""
         return self.prompts.text_prompts()

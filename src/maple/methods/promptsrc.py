@@ -41,6 +41,15 @@ class PromptSRCSettings(IndependentVLSettings):
     gpa_std: float = Field(1.0, gt=0)
     teacher_templates: tuple[str, ...] = SIXTY_TEMPLATES
 
+    @property
+    def speaks_of_new_classes(self) -> bool:
+        """As the method whose prompts these are does."""
+        if not self.prompts:
+            return super().speaks_of_new_classes
+        from maple.methods import method_settings  # which needs this file
+
+        return method_settings(self.prompts)[1].speaks_of_new_classes
+
     @field_validator("prompts")
     @classmethod
     def _complete(cls, prompts: dict[str, Any]) -> dict[str, Any]:

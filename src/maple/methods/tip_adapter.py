@@ -6,7 +6,7 @@ reference keeps the one that is best on the test images.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,13 @@ from torch import Generator, Tensor, nn
 
 from maple.clip import Backbone
 from maple.errors import ConfigError
-from maple.methods.base import Features
+from maple.methods.base import Features, full_precision
 from maple.methods.known import OfKnownClasses, OfKnownClassesSettings
 from maple.prompts import TemplateClasses, unit
+
+
+_Scale = Annotated[float, Field(gt=0.1)]
+_Steps = Annotated[int, Field(ge=1)]
 
 
 class TipAdapterSettings(OfKnownClassesSettings):
@@ -33,8 +37,8 @@ class TipAdapterSettings(OfKnownClassesSettings):
     beta: float | None = Field(None, ge=0)
     start_alpha: float = Field(1.0, ge=0)
     start_beta: float = Field(5.5, ge=0)
-    search_scale: tuple[float, float] = (7.0, 3.0)
-    search_steps: tuple[int, int] = (200, 20)
+    search_scale: tuple[_Scale, _Scale] = (7.0, 3.0)
+    search_steps: tuple[_Steps, _Steps] = (200, 20)
     templates: tuple[str, ...] = ("a photo of a {}.",)
 
     @property
@@ -98,8 +102,9 @@ class TipAdapter(OfKnownClasses):
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Scaled cosines plus the votes [B, C] for unit features [B, D] and [C, D]."""
-        votes = self._votes(image_features @ self.keys.T, self.beta)[:, self.rows]
-        return super().logits(image_features, text_features) + self.alpha * votes
+        with full_precision(image_features):
+            votes = self._votes(image_features @ self.keys.T, self.beta)[:, self.rows]
+            return super().logits(image_features, text_features) + self.alpha * votes
 
     def _votes(self, nearness: Tensor, beta: Tensor | float) -> Tensor:
         """The votes [B, all learned classes] of cosines [B, N] to the keys."""

@@ -58,19 +58,23 @@ class Sentences:
         if key not in self._cuts:
             if len(self._cuts) >= _CUTS_KEPT:
                 self._cuts.clear()
-            early = int((self.slots[0] < shared).sum())
-            lengths, order = torch.sort(self.ends.cpu() + 1 - shared, stable=True)
-            suffixes, start = [], 0
-            for stop in _stops(lengths.tolist(), groups, most_rows):
-                suffixes.append(self._suffix(order[start:stop], lengths[start:stop].tolist(), groups, shared, early))
-                start = stop
-            self._cuts[key] = Parts(
-                prefix_ids=self.ids[:1, :shared].expand(groups, -1),
-                prefix_slots=self.slots[:1, :early].expand(groups, -1),
-                suffixes=tuple(suffixes),
-                order=order.argsort().to(self.ids.device),
-            )
+            with torch.inference_mode(False):  # what an evaluation cuts must serve training later
+                self._cuts[key] = self._cut(*key)
         return self._cuts[key]
+
+    def _cut(self, groups: int, shared: int, most_rows: int) -> "Parts":
+        early = int((self.slots[0] < shared).sum())
+        lengths, order = torch.sort(self.ends.cpu() + 1 - shared, stable=True)
+        suffixes, start = [], 0
+        for stop in _stops(lengths.tolist(), groups, most_rows):
+            suffixes.append(self._suffix(order[start:stop], lengths[start:stop].tolist(), groups, shared, early))
+            start = stop
+        return Parts(
+            prefix_ids=self.ids[:1, :shared].expand(groups, -1),
+            prefix_slots=self.slots[:1, :early].expand(groups, -1),
+            suffixes=tuple(suffixes),
+            order=order.argsort().to(self.ids.device),
+        )
 
     def _suffix(self, order: Tensor, lengths: list[int], groups: int, shared: int, early: int) -> "Suffix":
         device = self.ids.device
