@@ -112,6 +112,9 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
         content = json.loads(header[_KEY])
     except FileNotFoundError as error:
+        # The library says so of a file too that may not be read.
+        if Path(path).exists():
+            raise CheckpointError(f"{path} cannot be read: permission denied; change its mode or its owner") from error
         raise CheckpointError(f"{path} does not exist") from error
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is not a readable prompts file: {error}") from error

@@ -1,9 +1,10 @@
 """Lists of class names: checked, and written as the words that a text tower reads."""
 
+import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 
-from maple.errors import ClassNamesError
+from maple.errors import ClassNamesError, shortened
 
 
 def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -22,6 +23,27 @@ def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
         if not isinstance(name, str) or not name.replace("_", " ").strip():
             raise ClassNamesError(f"class name {index} is {name!r}; every name must be a string with a word in it")
     return tuple(name.replace("_", " ") for name in names)
+
+
+def names_in(text: str) -> list[str]:
+    """The class names of a text, with commas or new lines between them; a name that holds a comma is in double quotes.
+
+    As in a line of CSV: "dog, small", hound. The last comma of a line may be left, and so may empty lines.
+
+    Raises:
+        ClassNamesError: a quoted name does not end, or goes on after its end.
+    """
+    found: list[str] = []
+    try:
+        for row in csv.reader(text.replace("\r\n", "\n").split("\n"), skipinitialspace=True, strict=True):
+            names = [name.strip() for name in row]
+            found += names[:-1] if names and not names[-1] else names
+    except csv.Error as error:
+        raise ClassNamesError(
+            f"the class names {shortened(text, 60)!r} cannot be told apart ({error}); write a name that holds a comma "
+            'or begins with a double quote in double quotes, as in "dog, small", hound'
+        ) from error
+    return found
 
 
 def distinct(names: Sequence[str]) -> Sequence[str]:

@@ -148,6 +148,24 @@ def test_symbolic_links_are_followed_but_not_in_circles(tmp_path: Path, caplog: 
     dataset = load_folder(tmp_path / "data", test_fraction=0)
     assert [item.path for item in dataset.train] == ["a/0.png", "a/more/0.png", "a/more/1.png", "b/0.png"]
     assert "links back" in caplog.text
+    (tmp_path / "data/self").symlink_to(tmp_path / "data")
+    with pytest.raises(DataError, match="self"):
+        load_folder(tmp_path / "data")
+    assert load_folder(tmp_path / "data", drop_empty=True).class_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("class_names", "message"),
+    [
+        ({"a": "b"}, "gives 'a' and 'b' the same words, 'b'; put their images into one folder"),
+        ({"a": "Tree_frog", "b": "tree  frog"}, "gives 'a' and 'b' the same words, 'Tree_frog'"),
+        ({"a": "half \ud83d"}, "holds half a character"),
+    ],
+)
+def test_words_that_no_class_list_can_hold(class_names: dict[str, str], message: str, tmp_path: Path) -> None:
+    make_classes(tmp_path, {"a": 3, "b": 3, "c": 3})
+    with pytest.raises(DataError, match=message):
+        load_folder(tmp_path, class_names=class_names)
 
 
 def test_names_agree_between_unicode_forms(tmp_path: Path) -> None:

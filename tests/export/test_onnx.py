@@ -52,7 +52,7 @@ def prompts(folder: Path, tiny: Backbone, description: dict[str, object]) -> Pat
         for parameter in method.prompt_parameters().values():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     path = folder / f"{description['name']}.safetensors"
-    save_prompts(path, method, {"dataset": "eurosat"})
+    save_prompts(path, method, {"dataset": "/home/somebody/eurosat"})
     return path
 
 
@@ -66,6 +66,8 @@ def exported(maple_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("exports") / "maple"
     written = export_run(maple_file, folder, zero_shot=True)
     assert written.difference < 1e-4
+    assert json.loads((folder / "maple-export.json").read_text())["about"]["dataset"] == "eurosat"
+    assert "somebody" not in (folder / "maple-export.json").read_text()
     return folder
 
 

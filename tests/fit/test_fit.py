@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,8 +107,28 @@ def test_a_finished_fit_computes_nothing(folder: Path, fitted: Path, monkeypatch
     moved = folder.rename(folder.with_name("moved"))
     try:
         assert read_fit(fitted).ours is not None
+        assert f"already finished: {fitted}" in run("fit", folder, *OPTIONS, "--output", fitted).stdout
     finally:
         moved.rename(folder)
+
+
+def test_a_damaged_result_is_not_shown_as_finished(folder: Path, fitted: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(fitted, damaged)
+    (damaged / "prompts.safetensors").write_bytes((fitted / "prompts.safetensors").read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="not a readable prompts file"):
+        fit(settings_for(folder), damaged, device="cpu")
+
+
+def test_names_of_a_json_file_are_read_once(folder: Path, tmp_path: Path) -> None:
+    words = tmp_path / "names.json"
+    for content, message in (
+        ('{"cat": "a", "dog": "b", "cat": "c"}', "names 'cat' more than once"),
+        ("[" * 100_000, "cannot be read as JSON"),
+    ):
+        words.write_text(content)
+        with pytest.raises(ConfigError, match=message):
+            run("fit", folder, "--class-names", words, "--check")
 
 
 def test_other_commands_see_the_same_held_out_images(folder: Path, fitted: Path, tmp_path: Path) -> None:

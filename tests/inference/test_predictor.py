@@ -167,6 +167,15 @@ def test_links_in_circles_end(pictures: Path) -> None:
     assert len(list(find_pictures([str(pictures)], recursive=True))) == 5
 
 
+def test_a_broken_link_with_the_name_of_a_picture_is_told(pictures: Path) -> None:
+    (pictures / "c" / "gone.jpg").symlink_to(pictures / "nowhere.jpg")
+    (pictures / "c" / "notes.txt").symlink_to(pictures / "nowhere.txt")
+    good, broken = sorted(find_pictures([str(pictures / "c")]), key=lambda one: one.name.endswith("gone.jpg"))
+    assert good.read().mode == "RGB"
+    with pytest.raises(DataError, match=r"gone\.jpg"):
+        broken.read()
+
+
 def test_a_folder_without_pictures_says_so(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     (tmp_path / "notes.txt").write_text("words")
@@ -254,12 +263,16 @@ def test_a_list_is_far_when_most_of_its_new_names_are() -> None:
     assert known.explain(["near", "far", "far_off", "dog"]) == (
         "3 of 4 class names were not trained (near, far, far_off), and this list is far from the trained one: far, "
         "far_off less like any trained name than those are like each other (cosine 0.30, usual 0.80 and more); "
-        "compare with --zero-shot"
+        "compare with --zero-shot; this CLIP reads 'far' and 'far_off' as the same words, and cannot choose between "
+        "them"
     )
     told = "1 of 1 class names were not trained (far)"
     assert KnownNames(["cat"], features_by_word).explain(["far"]) == told
     assert KnownNames(["cat", "dog"], None).explain(["far"]) == told
     many = [f"far {number}" for number in range(499)]
+    same = KnownNames(["cat"], features_by_word).explain(["far a", "far b"])
+    assert same is not None
+    assert same.endswith("; this CLIP reads 'far a' and 'far b' as the same words, and cannot choose between them")
     assert known.explain(many) == "499 of 499 class names were not trained (far 0, far 1, far 2, ...)"
 
 

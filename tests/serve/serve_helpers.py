@@ -36,7 +36,7 @@ def png(colour: Sequence[int] = (200, 30, 30), size: tuple[int, int] = (40, 30))
 
 def direction(name: str) -> Floats:
     """A vector [3] of its own for each name."""
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+    seed = int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:4], "big")
     return np.random.default_rng(seed).normal(size=3).astype(np.float32)
 
 

@@ -146,6 +146,19 @@ def test_damaged_and_foreign_files(path: Path, backbone: Backbone, tmp_path: Pat
         load_prompts(path, backbone)
 
 
+def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library says that it is not there."""
+    path = tmp_path / "prompts.safetensors"
+    path.write_bytes(b"there")
+
+    def open_nothing(*_: object, **__: object) -> None:
+        raise FileNotFoundError(str(path))
+
+    monkeypatch.setattr("maple.checkpoint.safe_open", open_nothing)
+    with pytest.raises(CheckpointError, match="cannot be read: permission denied"):
+        read_prompts(path)
+
+
 def test_nothing_is_set_unless_all_fits(method: Method) -> None:
     before = {name: value.detach().clone() for name, value in method.prompt_parameters().items()}
     other = {name: value + 1 for name, value in before.items()}

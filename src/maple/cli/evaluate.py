@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from maple.cli.options import DataRoot, Device, RunFolder, comma_list, read_mapping
+from maple.names import names_in
 
 if TYPE_CHECKING:
     from maple.metrics import Scores
@@ -62,8 +63,8 @@ def evaluate_command(
                     dataset=dataset,
                     root=data_root,
                     part=part,
-                    names=comma_list(names),
-                    only=comma_list(only),
+                    names=None if names is None else names_in(names),
+                    only=None if only is None else names_in(only),
                     class_names=read_mapping(class_names),
                     device=device,
                     method=method,

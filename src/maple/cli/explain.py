@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maple.cli.options import Device, comma_list
+from maple.cli.options import Device
 from maple.errors import visible
+from maple.names import names_in
 
 if TYPE_CHECKING:
     from maple.explain import LayerWords
@@ -58,7 +59,7 @@ def explain_command(
     if pictures is not None and folder is None:
         raise ConfigError(f"{run} is no run folder to keep maps in; say with --output FOLDER where to write them")
     predictor = Predictor.load(run, zero_shot=True, device=device)
-    if classes is not None and (note := predictor.set_class_names(comma_list(classes) or [])):
+    if classes is not None and (note := predictor.set_class_names(names_in(classes))):
         typer.echo(visible(f"maple: note: {note}"), err=True)
     if words:
         _words(predictor, top, folder, as_json, output is not None)

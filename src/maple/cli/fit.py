@@ -57,7 +57,6 @@ def fit_command(
     Repeat the same command to go on after an interruption, or to see the result again.
     """
     words = read_mapping(class_names)
-    from maple.data import check_source
     from maple.fit import fit, fit_folder, fit_settings, inspect_source
 
     if check:
@@ -77,7 +76,6 @@ def fit_command(
         "backbone": {"name": backbone, "pretrained": pretrained, "precision": precision},
         "data": {"root": data_root, "class_names": words, "shots": shots_of(shots)},
     }
-    check_source(source)
     settings = fit_settings(source, method, layer={**_given(chosen), "seed": seed}, overrides=overrides or [])
     folder = _folder(output, fit_folder(settings))
 

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from maple.cli.options import DataRoot, comma_list
+from maple.cli.options import DataRoot
+from maple.names import names_in
 
 
 def import_command(
@@ -41,7 +42,7 @@ def import_command(
     }
     resolved = resolve([settings])
     if names is not None:
-        class_names = comma_list(names) or []
+        class_names = names_in(names)
     elif dataset is not None:
         class_names = list(select_dataset(open_dataset(resolved), resolved.data.classes).class_names)
     else:

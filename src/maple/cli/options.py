@@ -1,7 +1,8 @@
 """Options that several commands share."""
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -75,9 +76,15 @@ def read_mapping(path: Path | None) -> dict[str, str] | None:
 
     if path is None:
         return None
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+            raise ConfigError(f"{path} names {', '.join(map(repr, twice))} more than once; keep one line of each")
+        return dict(pairs)
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
         raise ConfigError(f'{path} must hold a JSON object of strings, as in {{"n02123045": "tabby cat"}}')

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.cells import cell_len
 
-from maple.cli.options import Device, comma_list
+from maple.cli.options import Device
 from maple.errors import visible
+from maple.names import names_in
 
 if TYPE_CHECKING:
     from maple.inference import Answer, Picture, Ranked, Unreadable
@@ -62,7 +63,7 @@ def predict_command(
     pictures = find_pictures(sources, recursive=recursive, stdin=getattr(sys.stdin, "buffer", None))
     predictor = open_answerer(run, zero_shot=zero_shot, device=device)
     if classes is not None:
-        _warn(predictor.set_class_names(comma_list(classes) or []))
+        _warn(predictor.set_class_names(names_in(classes)))
     show = _show_json if as_json else _CsvLines(zero_shot) if as_csv else _Listing()
     tally = _Tally(show)
 
@@ -73,9 +74,9 @@ def predict_command(
         kept = list(keep_fetched(pictures))
         if classes is not None:
             answer(kept)
-        for names in _asked():
+        for line in _asked():
             try:
-                _warn(predictor.set_class_names(names))
+                _warn(predictor.set_class_names(names_in(line)))
             except ClassNamesError as error:
                 typer.echo(f"maple: {error}", err=True)
             else:
@@ -85,7 +86,7 @@ def predict_command(
     raise typer.Exit(tally.status)
 
 
-def _asked() -> Iterator[list[str]]:
+def _asked() -> Iterator[str]:
     """Lists of class names, typed on the terminal, until an empty line or the end of the input."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
@@ -96,7 +97,7 @@ def _asked() -> Iterator[list[str]]:
             typer.echo(err=True)
         if not line.strip():
             return
-        yield comma_list(line) or []
+        yield line.strip()
 
 
 def _warn(line: str | None) -> None:

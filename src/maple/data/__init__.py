@@ -15,12 +15,12 @@ from maple.data.catalogue import (
 from maple.data.domains import load_domain
 from maple.data.findings import Finding
 from maple.data.folders import load_folder, walk_files
-from maple.data.images import ImageStore, is_image_file, read_image, to_rgb
+from maple.data.images import ImageStore, has_image_name, is_image_file, read_image, to_rgb
 from maple.data.inputs import EvalView
 from maple.data.inspection import Inspection, inspect_dataset
 from maple.data.listing import LISTING, listing_hash, read_listing, write_listing
 from maple.data.manifests import load_manifest
-from maple.data.opening import check_source, open_source
+from maple.data.opening import check_source, open_source, short_name
 from maple.data.ordered import in_order
 from maple.data.records import Dataset, Item, items_hash
 from maple.data.sampling import base_novel_classes, hold_out, sample_few_shot, select_classes, select_dataset
@@ -77,6 +77,7 @@ __all__ = [
     "derive_seed",
     "eval_batches",
     "feature_batches",
+    "has_image_name",
     "hold_out",
     "in_order",
     "inspect_dataset",
@@ -98,6 +99,7 @@ __all__ = [
     "sample_few_shot",
     "select_classes",
     "select_dataset",
+    "short_name",
     "steps_per_epoch",
     "template_of",
     "to_rgb",

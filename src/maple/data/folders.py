@@ -4,7 +4,7 @@ import logging
 import os
 import random
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 from maple.data.images import is_image_file
 from maple.data.records import Dataset, Item
 from maple.errors import ConfigError, DataError
+from maple.names import holds_half_character
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ def rename_classes(dataset: Dataset, class_names: Mapping[str, str] | None) -> D
     """Return `dataset` with the classes of `class_names` (old name to new name) renamed, the others as they are.
 
     Raises:
-        DataError: a key is no class of the data set, or a new name is empty.
+        DataError: a key is no class of the data set, a new name is empty or no Unicode, or says the same words as
+            another class.
     """
     if not class_names:
         return dataset
@@ -99,7 +101,10 @@ def rename_classes(dataset: Dataset, class_names: Mapping[str, str] | None) -> D
             f"class_names renames {', '.join(map(repr, unknown))}, which {dataset.name!r} does not have; "
             f"its classes are: {', '.join(dataset.class_names)}"
         )
+    if broken := [name for name in mapping.values() if holds_half_character(name)]:
+        raise DataError(f"class_names gives the name {broken[0]!r}, which holds half a character; write the whole one")
     names = tuple(mapping.get(nfc(name), name) for name in dataset.class_names)
+    _refuse_same_words(dataset.class_names, names)
 
     def renamed(items: tuple[Item, ...]) -> tuple[Item, ...]:
         return tuple(replace(item, class_name=names[item.label]) for item in items)
@@ -111,6 +116,19 @@ def rename_classes(dataset: Dataset, class_names: Mapping[str, str] | None) -> D
         test=renamed(dataset.test),
         class_names=names,
     )
+
+
+def _refuse_same_words(old: Sequence[str], new: Sequence[str]) -> None:
+    """Raise DataError where renaming gives several classes the same words; such a list cannot be asked for later."""
+    alike: dict[str, list[int]] = defaultdict(list)
+    for label, name in enumerate(new):
+        alike[" ".join(name.replace("_", " ").lower().split())].append(label)
+    for labels in alike.values():
+        if len(labels) > 1 and any(old[label] != new[label] for label in labels):
+            raise DataError(
+                f"class_names gives {' and '.join(repr(old[label]) for label in labels)} the same words, "
+                f"{new[labels[0]]!r}; put their images into one folder, or give each class words of its own"
+            )
 
 
 def _part_folders(root: Path) -> dict[str, Path]:
@@ -148,7 +166,7 @@ def _list_classes(root: Path, folder: Path, classes: Sequence[str] | None) -> di
     skipped = Counter({"outside a class folder": len(children(folder)) - len(folders)})
     images: dict[str, list[str]] = {name: [] for name in classes or sorted(folders)}
     for name in sorted(folders):
-        for file in walk_files(folders[name]):
+        for file in walk_files(folders[name], within=(folder,)):
             if is_image_file(file):
                 images[name].append(file.relative_to(root).as_posix())
             else:
@@ -167,7 +185,11 @@ def _without_empty(parts: dict[str, dict[str, list[str]]]) -> dict[str, dict[str
 
 
 def walk_files(
-    folder: Path, *, recursive: bool = True, on_unreadable: Callable[[DataError], None] | None = None
+    folder: Path,
+    *,
+    recursive: bool = True,
+    on_unreadable: Callable[[DataError], None] | None = None,
+    within: Sequence[Path] = (),
 ) -> Iterator[Path]:
     """Iterate over the files of a folder in the order of their names, without hidden files and system litter.
 
@@ -176,11 +198,17 @@ def walk_files(
 
     Args:
         on_unreadable: told of a folder that cannot be listed, which is then left out.
+        within: folders above, which links may not lead back to either.
 
     Raises:
         DataError: a folder cannot be listed, and there is no `on_unreadable`.
     """
-    return _walk(folder, (), recursive, on_unreadable)
+    return _walk(folder, tuple(_identity(above) for above in within), recursive, on_unreadable)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _walk(
@@ -191,13 +219,12 @@ def _walk(
 ) -> Iterator[Path]:
     try:
         held = children(folder)
-        status = folder.stat()
+        identity = _identity(folder)
     except DataError as error:
         if on_unreadable is None:
             raise
         on_unreadable(error)
         return
-    identity = (status.st_dev, status.st_ino)
     if identity in parents:
         logger.warning("%s: links back to a folder above it; not followed", folder)
         return

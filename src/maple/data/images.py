@@ -205,10 +205,7 @@ def _read(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
         raise ImageError(f"{name}: is damaged ({_reason(error)}); replace or remove the file") from error
     width, height = image.size
     if width * height > max_pixels:
-        raise ImageError(
-            f"{name}: has {width} x {height} pixels, more than the allowed {max_pixels}; scale it down, or raise "
-            "max_pixels if you trust the file"
-        )
+        raise ImageError(f"{name}: has {width} x {height} pixels, more than the allowed {max_pixels}; scale it down")
     return to_rgb(image, name)
 
 

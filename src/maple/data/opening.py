@@ -7,6 +7,7 @@ from pathlib import Path
 
 from maple.data.catalogue import known_names, load_dataset
 from maple.data.domains import like_domains, split_domain
+from maple.data.emoji import PREFIX
 from maple.data.findings import Finding, number_of, some
 from maple.data.folders import PART_NAMES, children, class_folders, is_litter, nfc, rename_classes
 from maple.data.images import has_image_name, is_image_file
@@ -153,3 +154,8 @@ def litter(root: Path) -> list[Finding]:
             level = "warning" if kind == "stray images" else "note"
             findings.append(Finding(kind, level, text, tuple(found)))  # type: ignore[arg-type]
     return findings
+
+
+def short_name(dataset: str) -> str:
+    """The name of a data set; of a folder only the last part, as the rest of its path is nobody's concern."""
+    return dataset if dataset.startswith(PREFIX) else Path(dataset).name

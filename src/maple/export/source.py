@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from maple.checkpoint import load_prompts, read_prompts
-from maple.data import EvalView
+from maple.data import EvalView, short_name
 from maple.errors import ConfigError, MapleError
 from maple.inference.answerer import Floats
 from maple.inference.manifest import is_export
@@ -66,7 +66,10 @@ def open_source(run: str | Path, data_root: str | None = None) -> Source:
     noise = torch.randn(_RANDOM_IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0)).numpy()
     own = list(islice(_views(path.parent, _view(method), data_root), _RUN_IMAGES))
     found = np.stack(own) if own else np.empty((0, 3, size, size), np.float32)
-    return Source(method, frozen, template, about(method, info), noise, found)
+    known = about(method, info)
+    if isinstance(known["dataset"], str):
+        known["dataset"] = short_name(known["dataset"])  # what is given away need not tell where it was made
+    return Source(method, frozen, template, known, noise, found)
 
 
 def _view(method: Method) -> EvalView:

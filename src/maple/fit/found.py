@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from maple.checkpoint import read_prompts
 from maple.config import RunSettings
 from maple.data import LISTING, Item, items_hash, read_listing
 from maple.errors import CheckpointError, ConfigError
@@ -59,8 +60,10 @@ def is_evaluated(run: Path, test: Sequence[Item]) -> bool:
 
 
 def is_finished(settings: RunSettings, folder: Path) -> bool:
-    if not (folder / "prompts.safetensors").is_file():
+    prompts = folder / "prompts.safetensors"
+    if not prompts.is_file():
         return False
+    read_prompts(prompts)  # a damaged file is told now, not by the next command
     test = read_listing(folder / LISTING, look=False).test
     runs = [folder] if settings.method["name"] == ZERO_SHOT else [folder, folder / ZERO_SHOT]
     return not test or all(is_evaluated(run, test) for run in runs)

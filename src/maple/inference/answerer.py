@@ -23,7 +23,7 @@ from maple.data.ordered import in_order
 from maple.errors import ConfigError, DataError
 from maple.inference.distance import KnownNames
 from maple.inference.pictures import Picture
-from maple.names import distinct
+from maple.names import clean_class_names, distinct
 
 Floats = NDArray[np.float32]
 
@@ -124,7 +124,7 @@ class Answerer(ABC):
             ClassNamesError: an empty list or name, the same words twice, a name too long for the text tower, or one
                 that the method cannot speak of.
         """
-        if names is None:
+        if names is None or clean_class_names(names) == clean_class_names(self.trained_names):
             # As it is: two of its names may be equal, as published data sets have such pairs.
             return self._spoken(self.trained_names)
         distinct(names)

@@ -12,6 +12,7 @@ MOST_NAMES = 500
 """Lists longer than this, old and new together, are not measured: it would take longer than the prediction."""
 
 _LOWEST = 0.05
+_SAME = 1 - 1e-6
 _SHOWN = 3
 
 
@@ -48,17 +49,21 @@ class KnownNames:
         if not new:
             return None
         told = f"{len(new)} of {len(names)} class names were not trained ({_some(new)})"
-        if self._features is None or len(known) < 2 or len(known) + len(new) > MOST_NAMES:
+        if self._features is None or len(known) + len(new) > MOST_NAMES:
             return told
-        nearest, usual = self.cosines(new)
+        features = self._features(new)
+        same = _same(new, features)
+        if len(known) < 2:
+            return told + same
+        nearest, usual = self._cosines(features)
         bound = float(np.quantile(usual, _LOWEST))
         far = [name for name, cosine in zip(new, nearest.tolist(), strict=True) if cosine < bound]
         if 2 * len(far) <= len(new):
-            return told
+            return told + same
         return (
             f"{told}, and this list is far from the trained one: {_some(far)} less like any trained name than those "
             f"are like each other (cosine {float(nearest.min()):.2f}, usual {bound:.2f} and more); compare with "
-            "--zero-shot"
+            f"--zero-shot{same}"
         )
 
     def cosines(self, names: Sequence[str]) -> tuple[Floats, Floats]:
@@ -69,11 +74,25 @@ class KnownNames:
         """
         if self._features is None:
             raise TypeError("cosines need the features of names")
+        return self._cosines(self._features(names))
+
+    def _cosines(self, features: Floats) -> tuple[Floats, Floats]:
+        if self._features is None:
+            raise TypeError("cosines need the features of names")
         if self._trained is None:
             self._trained = self._features(self._known)
         among = self._trained @ self._trained.T
         np.fill_diagonal(among, -np.inf)
-        return (self._features(names) @ self._trained.T).max(axis=1), among.max(axis=1)
+        return (features @ self._trained.T).max(axis=1), among.max(axis=1)
+
+
+def _same(names: Sequence[str], features: Floats) -> str:
+    """What is to be told of the first two names that have the same features; nothing where there are none."""
+    pairs = np.argwhere(np.triu(features @ features.T > _SAME, 1))
+    if not len(pairs):
+        return ""
+    first, second = (names[index] for index in pairs[0])
+    return f"; this CLIP reads {first!r} and {second!r} as the same words, and cannot choose between them"
 
 
 def _words(name: str) -> str:

@@ -104,7 +104,8 @@ def words_for(
         if not all(isinstance(label, str) for label in labels):
             raise LabelNamesError(
                 f"the labels are {classes.dtype} and no words, but CLIP reads the names of the classes: give "
-                'class_names={0: "cat", 1: "dog"}, or labels that are words'
+                'class_names={0: "cat", 1: "dog"}, or labels that are words. Tools that number words before they fit '
+                "(scikit-learn's voting, stacking, bagging) number them in sorted order: give class_names=sorted(words)"
             )
         return tuple(labels)
     if isinstance(class_names, Mapping):

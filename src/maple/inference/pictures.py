@@ -10,7 +10,7 @@ from typing import BinaryIO, NoReturn
 
 from PIL import Image
 
-from maple.data import is_image_file, read_image, walk_files
+from maple.data import has_image_name, is_image_file, read_image, walk_files
 from maple.errors import ConfigError, DataError, ImageError
 from maple.inference.fetch import MAX_BYTES, fetch_bytes, is_address
 
@@ -100,7 +100,7 @@ def _of_folder(source: str, recursive: bool) -> Iterator[Picture]:
     for file in walk_files(folder, recursive=recursive, on_unreadable=unreadable.append):
         while unreadable:
             yield _failing(str(folder), unreadable.pop(0))
-        if is_image_file(file):
+        if is_image_file(file) or (file.is_symlink() and not file.exists() and has_image_name(file.name)):
             empty = False
             yield Picture(str(file), partial(read_image, file))
     for error in unreadable:
@@ -126,7 +126,9 @@ def _read_address(url: str) -> Image.Image:
 
 
 def _read_stdin(stream: BinaryIO | None) -> Image.Image:
-    if stream is None or stream.isatty():
+    if stream is None:
+        raise ImageError("<stdin>: is closed; pipe an encoded image into the command")
+    if stream.isatty():
         raise ImageError("<stdin>: no picture comes from a terminal; pipe an encoded image into the command")
     content = stream.read(MAX_BYTES + 1)
     if not content:

@@ -19,7 +19,6 @@ from maple.methods.base import Features, full_precision
 from maple.methods.known import OfKnownClasses, OfKnownClassesSettings
 from maple.prompts import TemplateClasses, unit
 
-
 _Scale = Annotated[float, Field(gt=0.1)]
 _Steps = Annotated[int, Field(ge=1)]
 

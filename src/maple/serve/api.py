@@ -13,13 +13,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from maple import __version__
+from maple.data import short_name
 from maple.data.images import read_image
 from maple.errors import ImageError
 from maple.inference.answerer import Answerer, Floats, answer
 from maple.serve import description, schemas
 from maple.serve.batching import Answered, Batcher, Job
 from maple.serve.capacity import Capacity, Lease
-from maple.serve.examples import NO_EXAMPLES, ExampleSet, short_name
+from maple.serve.examples import NO_EXAMPLES, ExampleSet
 from maple.serve.guard import LEASE, Guard
 from maple.serve.limits import Limits
 from maple.serve.pages import add_page

@@ -6,8 +6,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from maple.data import short_name
 from maple.serve import schemas
-from maple.serve.examples import short_name
 from maple.serve.guard import API
 from maple.serve.problems import CODES
 from maple.serve.question import JSON, MULTIPART
@@ -76,7 +76,8 @@ def request_body(model: type[BaseModel]) -> dict[str, Any]:
                 "type": "array",
                 "items": {"type": "string", "minLength": 1},
                 "minItems": 1,
-                "description": "Class names: several fields, or one with commas or new lines between them.",
+                "description": "Class names: one in each of several fields, or all in one field with commas or new "
+                "lines between them; there a name that holds a comma is in double quotes.",
             },
         },
     }

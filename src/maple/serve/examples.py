@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from maple.data import Dataset, load_dataset
-from maple.data.emoji import PREFIX, load_emoji
+from maple.data import Dataset, load_dataset, short_name
+from maple.data.emoji import load_emoji
 from maple.errors import MapleError
 
 logger = logging.getLogger(__name__)
@@ -125,8 +125,3 @@ def _encoded(image: Image.Image) -> bytes:
 
 def _words(name: str) -> str:
     return " ".join(name.replace("_", " ").split()).casefold()
-
-
-def short_name(dataset: str) -> str:
-    """The name of a data set; of a folder only the last part, as the rest of its path is nobody's concern."""
-    return dataset if dataset.startswith(PREFIX) else Path(dataset).name

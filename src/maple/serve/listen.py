@@ -186,8 +186,8 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
 
         def send_400_response(self, msg: str) -> None:
             del msg
-            if self.cycle is not None and not self.cycle.response_complete:
-                # The head was right, and what follows is not: nobody knows where an answer would begin.
+            if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+                # An answer is under way: nobody knows where another would begin.
                 self.transport.close()
                 return
             problem = Problem("malformed", "this is not HTTP, or its head is too large")

@@ -13,7 +13,8 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from maple.errors import visible
+from maple.errors import ClassNamesError, visible
+from maple.names import names_in
 from maple.serve.limits import Limits
 from maple.serve.problems import Detail, Problem
 
@@ -101,6 +102,15 @@ class _Parts(MultiPartParser):
     def on_end(self) -> None:
         self.whole = True
 
+    def on_part_end(self) -> None:
+        part = self._current_part
+        if part.file is None and self._charset == "utf-8":
+            try:
+                bytes(part.data).decode()
+            except UnicodeDecodeError:  # which the library would read as Latin-1
+                raise MultiPartException(f"the text of {_clean(part.field_name[:80])} is not UTF-8") from None
+        super().on_part_end()
+
 
 async def _of_form(headers: Headers, body: bytes, model: type[BaseModel], limits: Limits) -> Question:
     most_names = limits.classes + 1000
@@ -140,13 +150,15 @@ async def _of_fields(items: Sequence[tuple[str, str | UploadFile]], model: type[
             if key != "images":
                 wrong.append(Detail(_clean(key[:80]), "is not known; pictures are called images"))
         elif key == "class_names":
-            values.setdefault(key, []).extend(_names(value))
+            values.setdefault(key, []).append(value)
         elif key in values:
             wrong.append(Detail(_clean(key[:80]), "is given more than once"))
         else:
             values[key] = _plain(key, value)
     if wrong:
         raise _several("invalid_request", wrong)
+    if (texts := values.pop("class_names", None)) is not None:
+        values["class_names"] = _names(texts)
     try:
         asked = model.model_validate({**values, "images": ["-"] * len(uploads)})
     except ValidationError as error:
@@ -154,9 +166,18 @@ async def _of_fields(items: Sequence[tuple[str, str | UploadFile]], model: type[
     return _question(asked, uploads)
 
 
-def _names(text: str) -> list[str]:
-    """Class names with commas or new lines between them; a last one may be empty."""
-    return [part.strip() for part in re.split(r"[,\n]", text.strip().rstrip(","))]
+def _names(texts: Sequence[str]) -> list[str]:
+    """Class names, one in each text, as they are; or all in the only text (see `names_in`).
+
+    Raises:
+        Problem: the names of the only text cannot be told apart.
+    """
+    if len(texts) > 1:
+        return [text.strip() for text in texts]
+    try:
+        return names_in(texts[0])
+    except ClassNamesError as error:
+        raise Problem("class_names", _clean(str(error))) from None
 
 
 def _plain(key: str, text: str) -> Any:

@@ -1,8 +1,9 @@
 """What requests and answers look like: the source of the OpenAPI description."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from maple.serve.limits import Limits
 from maple.serve.problems import CODES
@@ -16,8 +17,27 @@ def _whole(value: Any) -> Any:
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def _speakable(value: Any) -> Any:
+    """The same with texts that can be written as UTF-8: folder names may hold bytes of another encoding."""
+    if isinstance(value, str):
+        return _HALF.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, list):
+        return [_speakable(one) for one in value]
+    if isinstance(value, dict):
+        return {_speakable(key): _speakable(one) for key, one in value.items()}
+    return value
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _write_as_utf8(cls, values: Any) -> Any:
+        return _speakable(values)
 
 
 class Ranked(_Model):

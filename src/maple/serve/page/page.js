@@ -87,12 +87,21 @@ at("entry").addEventListener("submit", (event) => {
 
 // ---- class names
 
+// Commas or new lines between; a name that holds a comma is in double quotes, as in CSV.
+const ONE_NAME = /\s*(?:"((?:[^"]|"")*)"\s*(?=[,\n]|$)|([^,\n]+))/g;
+
 function namesNow() {
-  return at("names").value.split(/[,\n]/).map((name) => name.trim()).filter(Boolean);
+  return [...at("names").value.matchAll(ONE_NAME)]
+    .map(([, quoted, plain]) => (quoted?.replaceAll('""', '"') ?? plain).trim()).filter(Boolean);
+}
+
+function inQuotes(name) {
+  return `"${name.replaceAll('"', '""')}"`;
 }
 
 function resetNames() {
-  at("names").value = state.model.class_names.map((name) => name.replaceAll("_", " ")).join("\n");
+  const words = state.model.class_names.map((name) => name.replaceAll("_", " "));
+  at("names").value = words.map((name) => (/^"|,/.test(name) ? inQuotes(name) : name)).join("\n");
   namesChanged(true);
 }
 
@@ -262,7 +271,9 @@ async function sent(picture) {
   for (let attempt = 1; ; attempt += 1) {
     const form = new FormData();
     form.append("images", picture.file, picture.name);
-    for (const name of state.names ?? []) form.append("class_names", name);
+    const names = state.names ?? [];
+    // A single field may hold several names, so a single name is quoted.
+    for (const name of names) form.append("class_names", names.length === 1 ? inQuotes(name) : name);
     form.append("top", SHOWN);
     form.append("zero_shot", state.model.zero_shot);
     try {

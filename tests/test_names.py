@@ -1,0 +1,41 @@
+"""Class names in a text, as people write them."""
+
+import csv
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maple.errors import ClassNamesError
+from maple.names import names_in
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("red car, blue car", ["red car", "blue car"]),
+        ("red car\nblue car\r\n\n teapot ,\n", ["red car", "blue car", "teapot"]),
+        ('"dog, small", hound', ["dog, small", "hound"]),
+        ('"a ""big"" dog", 5" disk, it\'s', ['a "big" dog', '5" disk', "it's"]),
+        ("a,,b", ["a", "", "b"]),
+        (",", [""]),
+        ("cat\n  \n", ["cat"]),
+        ("", []),
+    ],
+)
+def test_names_in(text: str, names: list[str]) -> None:
+    assert names_in(text) == names
+
+
+@pytest.mark.parametrize("text", ['"dog, small', '"dog" small, cat', 'cat, "'])
+def test_what_cannot_be_told_apart(text: str) -> None:
+    with pytest.raises(ClassNamesError, match=r"cannot be told apart .* in double quotes"):
+        names_in(text)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1), min_size=1))
+def test_what_csv_writes_is_read(names: list[str]) -> None:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(names)
+    assert names_in(line.getvalue()) == names
