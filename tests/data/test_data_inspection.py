@@ -166,6 +166,16 @@ def test_too_little_is_left(draw: Draw, tmp_path: Path) -> None:
         looked_at(tmp_path / "pets")
 
 
+def test_a_table_that_trains_on_nothing_says_why(draw: Draw, tmp_path: Path) -> None:
+    rows = []
+    for number in range(4):
+        draw(f"{number}.png")
+        rows.append(f"{number}.png,{('cat', 'dog')[number % 2]},test\n")
+    (tmp_path / "table.csv").write_text("path,label,split\n" + "".join(rows))
+    with pytest.raises(DataError, match=r"only 0 \(none\) can be trained on.*; 4 images are for test, as the data set"):
+        looked_at(tmp_path / "table.csv")
+
+
 def test_a_domain_keeps_the_classes_that_it_lacks(draw: Draw, tmp_path: Path) -> None:
     for domain, names in (("photo", ("cat", "dog", "owl")), ("sketch", ("cat", "dog"))):
         for name in names:

@@ -10,7 +10,8 @@ from inference_helpers import QUICK, pixels
 from PIL import Image
 
 from maple import PromptClassifier
-from maple.errors import ClassNamesError, DataError
+from maple.data import read_image
+from maple.errors import ClassNamesError, DataError, ImageError
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,13 @@ def test_shots_may_be_set_in_settings() -> None:
     made = PromptClassifier(**{**quick, "settings": {**QUICK["settings"], "data": {"shots": 1}}}).fit(images, labels)
     assert made._info["train"]["images"] == 3
     assert PromptClassifier(**quick).fit(images, labels)._info["train"]["images"] == 6
+
+
+def test_addresses_and_nothing_are_no_images(fitted: PromptClassifier) -> None:
+    with pytest.raises(ImageError, match=r"http://host/a\.png: is an address, which only"):
+        fitted.predict(["http://host/a.png"])
+    with pytest.raises(ImageError, match="is empty"):
+        read_image(b"")
 
 
 def test_score_of_nothing(fitted: PromptClassifier) -> None:

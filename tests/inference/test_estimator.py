@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from inference_helpers import QUICK, pixels
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.ensemble import VotingClassifier
+from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 from sklearn.utils import estimator_checks
 
 from maple import PromptClassifier
+from maple.inference.inputs import LabelNamesError
 
 # Checks that need no features [n, d]. All others bring random floats [n, d], which are no images: `check_estimator`
 # leaves them out by itself, because the tags say that the input is no such table. What they are about is tested here
@@ -101,3 +103,15 @@ print(PromptClassifier.from_pretrained({str(prompts)!r}).predict_proba(images).s
 def test_importing_maple_loads_nothing_heavy() -> None:
     code = "import sys, maple; maple.__all__; print(sorted({'torch', 'sklearn', 'numpy', 'PIL'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_tools_that_number_the_labels_are_told_the_words() -> None:
+    images, labels = pixels(6)
+    made = PromptClassifier(**{**QUICK, "epochs": 1})
+    with pytest.raises(LabelNamesError, match=r"give class_names=sorted\(words\)"):
+        VotingClassifier([("one", made)]).fit(images, labels)
+    made = made.set_params(class_names=sorted(set(labels.tolist())))
+    vote = VotingClassifier([("one", made)], voting="soft").fit(images, labels)
+    assert vote.estimators_[0].class_names_ == tuple(sorted(set(labels.tolist())))
+    assert set(vote.predict(images)) <= set(labels.tolist())
+    assert cross_val_predict(made, images, labels, cv=2, method="predict_proba").shape == (6, 3)

@@ -131,3 +131,9 @@ def test_what_is_an_address() -> None:
     assert [is_address(text) for text in ("http://a", "HTTPS://a", "s3://a", "a/b.png", "://a", "C:\\a")] == [
         *(True, True, True, False, False, False)
     ]
+
+
+def test_a_password_is_neither_sent_nor_shown() -> None:
+    with pytest.raises(ImageError, match=r"^http://host/a\.png: a user name and password") as caught:
+        fetch_bytes("http://me:secret@host/a.png")
+    assert "secret" not in str(caught.value)

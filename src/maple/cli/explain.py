@@ -23,7 +23,11 @@ def explain_command(
         typer.Argument(metavar="PICTURE...", help="Image files, folders, http(s) addresses, or - for standard input."),
     ] = None,
     classes: Annotated[
-        str | None, typer.Option(help='Class names, new ones too: "red car,blue car". Default: those of the training.')
+        str | None,
+        typer.Option(
+            help='Class names, new ones too: "red car,blue car"; one with a comma in double quotes. Default: the '
+            "trained ones."
+        ),
     ] = None,
     target: Annotated[
         str | None,

@@ -31,7 +31,11 @@ def predict_command(
         typer.Argument(metavar="SOURCE...", help="Image files, folders, http(s) addresses, or - for standard input."),
     ],
     classes: Annotated[
-        str | None, typer.Option(help='Class names, new ones too: "red car,blue car". Default: those of the training.')
+        str | None,
+        typer.Option(
+            help='Class names, new ones too: "red car,blue car"; one with a comma in double quotes. Default: the '
+            "trained ones."
+        ),
     ] = None,
     ask: Annotated[
         bool, typer.Option("--ask", help="Ask for class names again and again, and answer each time.")

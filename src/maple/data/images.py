@@ -54,6 +54,8 @@ def read_image(source: str | Path | bytes | BinaryIO, *, max_pixels: int = MAX_P
     if max_pixels < 1:
         raise ConfigError(f"max_pixels is {max_pixels}; it must be at least 1")
     if isinstance(source, bytes):
+        if not source:
+            raise ImageError("<bytes>: is empty (0 bytes); give an encoded image")
         return _read(io.BytesIO(source), "<bytes>", max_pixels)
     if isinstance(source, str | Path):
         path = Path(source)

@@ -263,10 +263,13 @@ def _assembled(
     """The data set of these images, without the classes that nothing can be learned of."""
     trained = {one.item.label for one in seen if one.part == 0}
     if len(trained) < 2:
+        others = Counter(_PARTS[one.part] for one in seen if one.part)
+        divided = "; ".join(f"{count:,} images are for {part}" for part, count in others.items())
         held = some([dataset.class_names[label] for label in sorted(trained)]) or "none"
         raise DataError(
             f"{dataset.root}: of {number_of(dataset.num_classes, 'class', 'classes')} only {len(trained)} "
             f"({held}) can be trained on, but a classifier needs two"
+            + (f"; {divided}, as the data set says" if divided and not dataset.drawn_split else "")
             + "".join(
                 f"; {finding.text}" for finding in before if finding.kind in ("unreadable", "conflicts", "copies")
             )

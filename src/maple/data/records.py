@@ -52,8 +52,10 @@ class Dataset:
         if not self.class_names:
             raise DataError(f"data set {self.name!r} has no classes; give at least one class name")
         for label, class_name in enumerate(self.class_names):
-            if not class_name.strip():
-                raise DataError(f"data set {self.name!r}: class {label} has an empty name; give it a name")
+            if not class_name.replace("_", " ").strip():
+                raise DataError(
+                    f"data set {self.name!r}: class {label} is named {class_name!r}, without a word; give it a name"
+                )
         if not (self.train or self.val or self.test):
             raise DataError(f"data set {self.name!r} has no items in any of its parts; add images")
         for part in ("train", "val", "test"):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from maple.data import read_image, to_rgb
 from maple.errors import ClassNamesError, DataError, ImageError
+from maple.inference.fetch import is_address
 from maple.inference.pictures import Picture
 
 _FORMS = (
@@ -148,6 +149,8 @@ def _check_kinds(labels: Sequence[Any], kinds: tuple[type, ...]) -> None:
 
 
 def _read_one(image: Any, name: str) -> Image.Image:
+    if isinstance(image, str) and is_address(image):
+        raise ImageError(f"{image}: is an address, which only `maple predict` fetches; give the image itself")
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Image.Image):
