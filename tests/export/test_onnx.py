@@ -264,3 +264,9 @@ def test_sentences_are_those_of_training(
         keep = place[: end + 1] == 0
         assert mine[: end + 1][keep].tolist() == expected.ids[row, : end + 1].numpy()[keep].tolist()
         assert place[expected.slots[row]].tolist() == list(range(1, length + 1))
+
+
+def test_a_place_where_nothing_can_be_written_is_named(maple_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigError, match=r"file/export cannot be made \(.*\); choose another --output"):
+        export_run(maple_file, tmp_path / "file" / "export", "torchscript")

@@ -66,8 +66,13 @@ def export_run(
     target = Path(output).expanduser()
     _refuse_taken(target)
     source = open_source(run, data_root)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    except OSError as error:
+        raise ConfigError(
+            f"{target} cannot be made ({error.strerror}); choose another --output, where files may be written"
+        ) from error
     try:
         if format == "onnx":
             from maple.export.onnx_folder import write_onnx
