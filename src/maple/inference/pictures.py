@@ -100,7 +100,8 @@ def _of_folder(source: str, recursive: bool) -> Iterator[Picture]:
     for file in walk_files(folder, recursive=recursive, on_unreadable=unreadable.append):
         while unreadable:
             yield _failing(str(folder), unreadable.pop(0))
-        if is_image_file(file) or (file.is_symlink() and not file.exists() and has_image_name(file.name)):
+        # A broken link or a pipe that is named as a picture is told, when it is read.
+        if is_image_file(file) or (has_image_name(file.name) and not file.is_file()):
             empty = False
             yield Picture(str(file), partial(read_image, file))
     for error in unreadable:
