@@ -1,7 +1,7 @@
 """Answers: the right numbers, in order, in constant memory, under any names."""
 
-import threading
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
