@@ -113,7 +113,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         content = json.loads(header[_KEY])
     except FileNotFoundError as error:
         # The library says so of a file too that may not be read.
-        if Path(path).exists():
+        if os.path.exists(path):  # a Path raises where a folder may not be entered
             raise CheckpointError(f"{path} cannot be read: permission denied; change its mode or its owner") from error
         raise CheckpointError(f"{path} does not exist") from error
     except (OSError, SafetensorError, ValueError) as error:

@@ -1,6 +1,6 @@
 """Lists of class names: checked, and written as the words that a text tower reads."""
 
-import csv
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 
@@ -33,17 +33,28 @@ def names_in(text: str) -> list[str]:
     Raises:
         ClassNamesError: a quoted name does not end, or goes on after its end.
     """
+    text = text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
     found: list[str] = []
-    try:
-        for row in csv.reader(text.replace("\r\n", "\n").split("\n"), skipinitialspace=True, strict=True):
-            names = [name.strip() for name in row]
-            found += names[:-1] if names and not names[-1] else names
-    except csv.Error as error:
-        raise ClassNamesError(
-            f"the class names {shortened(text, 60)!r} cannot be told apart ({error}); write a name that holds a comma "
-            'or begins with a double quote in double quotes, as in "dog, small", hound'
-        ) from error
+    line: list[str] = []
+    place = 0
+    while place <= len(text):
+        part = _NAME.match(text, place)
+        if part is None:
+            raise ClassNamesError(
+                f"the class names {shortened(text[place:].strip(), 40)!r} cannot be told apart; write a name that "
+                'holds a comma or begins with a double quote in double quotes, as in "dog, small", hound'
+            )
+        quoted, plain, end = part.groups()
+        line.append(plain.strip() if quoted is None else " ".join(quoted.replace('""', '"').split("\n")).strip())
+        if end != ",":
+            found += line[:-1] if quoted is None and not line[-1] else line
+            line = []
+        place = part.end() + (not end)
     return found
+
+
+# A name in double quotes, or one without commas that does not begin with them; then a comma, a new line or the end.
+_NAME = re.compile(r'[^\S\n]*(?:"([^"]*(?:""[^"]*)*)"[^\S\n]*|((?:[^\s",][^,\n]*)?))(,|\n|\Z)')
 
 
 def distinct(names: Sequence[str]) -> Sequence[str]:
@@ -54,12 +65,17 @@ def distinct(names: Sequence[str]) -> Sequence[str]:
     """
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in clean_class_names(names):
-        spellings[" ".join(name.lower().split())].append(name.strip())
+        spellings[words_of(name)].append(name.strip())
     if twice := [" and ".join(sorted({repr(one) for one in same})) for same in spellings.values() if len(same) > 1]:
         raise ClassNamesError(
             f"{', '.join(twice)} is named more than once (capital letters aside); name every class once"
         )
     return names
+
+
+def words_of(name: str) -> str:
+    """What two names have in common that say the same words to a text tower: no capitals, no spaces but single ones."""
+    return " ".join(name.replace("_", " ").lower().split())
 
 
 def holds_half_character(text: str) -> bool:

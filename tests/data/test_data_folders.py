@@ -11,8 +11,8 @@ from data_helpers import save_image
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maple.data import load_dataset, load_folder
-from maple.data.folders import draw_split
+from maple.data import Dataset, Item, load_dataset, load_folder
+from maple.data.folders import draw_split, rename_classes
 from maple.errors import ConfigError, DataError
 
 
@@ -152,6 +152,10 @@ def test_symbolic_links_are_followed_but_not_in_circles(tmp_path: Path, caplog: 
     with pytest.raises(DataError, match="self"):
         load_folder(tmp_path / "data")
     assert load_folder(tmp_path / "data", drop_empty=True).class_names == ("a", "b")
+    make_classes(tmp_path / "parts/train", {"a": 1, "b": 1})
+    make_classes(tmp_path / "parts/test", {"a": 1, "b": 1})
+    (tmp_path / "parts/train/a/up").symlink_to(tmp_path / "parts")
+    assert len(load_folder(tmp_path / "parts").train) == 2
 
 
 @pytest.mark.parametrize(
@@ -182,6 +186,14 @@ def test_names_agree_between_unicode_forms(tmp_path: Path) -> None:
     if len(os.listdir(make_classes(tmp_path / "NFC", {unicodedata.normalize("NFD", name): 1}))) == 3:
         with pytest.raises(DataError, match="same name in another Unicode form"):
             load_folder(tmp_path / "NFC")
+
+
+def test_published_twins_are_renamed_together() -> None:
+    items = tuple(Item(f"{label}.jpg", label, name) for label, name in enumerate(("missile", "cat", "missile")))
+    twins = Dataset(name="twins", root=Path(), class_names=("missile", "cat", "missile"), train=items, val=(), test=())
+    assert rename_classes(twins, {"missile": "rocket"}).class_names == ("rocket", "cat", "rocket")
+    with pytest.raises(DataError, match="the same words, 'cat'"):
+        rename_classes(twins, {"missile": "cat"})
 
 
 def test_class_names_map_folders(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from maple.explain import fonts
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     def forget() -> None:
-        fonts.font_for.cache_clear()
+        fonts._best_of_the_machine.cache_clear()
         fonts._of_the_machine.cache_clear()
         fonts._served.clear()
 
@@ -64,6 +64,10 @@ def test_a_font_of_the_machine_has_the_letters_that_ours_lacks(tmp_path: Path, m
     assert chosen("97 %  猫") == "d_both"
     monkeypatch.setattr(fonts, "_of_the_machine", lambda: pytest.fail("a font that has served is asked first"))
     assert chosen("3 %  犬") == "d_both"
+
+
+def test_lines_share_their_font() -> None:
+    assert fonts.font_for("97 %  cat") is fonts.font_for("3 %  dog")
 
 
 def test_letters_that_no_font_has_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

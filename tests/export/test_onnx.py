@@ -23,6 +23,7 @@ from maple.inference.exported import Exported
 from maple.inference.manifest import MANIFEST, Slots
 from maple.inference.tokenizer import ClipTokenizer
 from maple.prompts import write_sentences
+from maple.serve.examples import origin_of
 
 NAMES = ("red thing", "green_thing", "blue thing", "grey thing")
 MERGES = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
@@ -66,7 +67,9 @@ def exported(maple_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("exports") / "maple"
     written = export_run(maple_file, folder, zero_shot=True)
     assert written.difference < 1e-4
-    assert json.loads((folder / "maple-export.json").read_text())["about"]["dataset"] == "eurosat"
+    about = json.loads((folder / "maple-export.json").read_text())["about"]
+    assert (about["dataset"], about["own_images"]) == ("eurosat", True)
+    assert origin_of(folder, about, None).dataset is None, "a folder of this name is another one"
     assert "somebody" not in (folder / "maple-export.json").read_text()
     return folder
 

@@ -107,7 +107,9 @@ def test_a_finished_fit_computes_nothing(folder: Path, fitted: Path, monkeypatch
     moved = folder.rename(folder.with_name("moved"))
     try:
         assert read_fit(fitted).ours is not None
-        assert f"already finished: {fitted}" in run("fit", folder, *OPTIONS, "--output", fitted).stdout
+        monkeypatch.chdir(folder.parent)
+        for told in (folder, folder.name):
+            assert f"already finished: {fitted}" in run("fit", told, *OPTIONS, "--output", fitted).stdout
     finally:
         moved.rename(folder)
 
@@ -116,7 +118,7 @@ def test_a_damaged_result_is_not_shown_as_finished(folder: Path, fitted: Path, t
     damaged = tmp_path / "damaged"
     shutil.copytree(fitted, damaged)
     (damaged / "prompts.safetensors").write_bytes((fitted / "prompts.safetensors").read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="not a readable prompts file"):
+    with pytest.raises(CheckpointError, match=r"not a readable prompts file.*; remove the file and repeat"):
         fit(settings_for(folder), damaged, device="cpu")
 
 

@@ -137,3 +137,5 @@ def test_a_password_is_neither_sent_nor_shown() -> None:
     with pytest.raises(ImageError, match=r"^http://host/a\.png: a user name and password") as caught:
         fetch_bytes("http://me:secret@host/a.png")
     assert "secret" not in str(caught.value)
+    with pytest.raises(ImageError, match=r"^ftp://\[::1\]:80/a@b\.png: a user name"):
+        fetch_bytes("ftp://me:se@cret@[::1]:80/a@b.png")

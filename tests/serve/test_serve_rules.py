@@ -98,6 +98,9 @@ def test_trained_names_that_are_equal_or_no_unicode(start: Start) -> None:
     for given in (["missile", "tea", "missile"], ["tea", "missile"]):
         answer = client.post(PREDICT, files=files(png()), data={"class_names": given})
         assert answer.json()["class_count"] == len(given)
+    answerer.trained_names = ("red_car", "tea")
+    answer = client.post(PREDICT, files=files(png()), data={"class_names": ["red car", "tea"]})
+    assert {one["class"] for one in answer.json()["predictions"][0]["best"]} == {"red car", "tea"}, "as given"
 
 
 @pytest.mark.parametrize(

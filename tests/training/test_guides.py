@@ -1,7 +1,7 @@
 """A method's say between its losses and the step: the gradients of its guides are those of the whole batch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maple.clip import Backbone
+from maple.clip import Backbone, load_clip
 from maple.clip.load import backbone_from_state_dict
 from maple.config import TrainSettings
 from maple.data import Batch
+from maple.distributed import Processes
 from maple.errors import ConfigError, TrainingDivergedError
 from maple.methods import Method, build_method
 from maple.train import Trainer
@@ -156,3 +157,33 @@ def test_zero_shot_has_no_step(batch: Batch, backbone: Backbone) -> None:
     trainer = Trainer(build_method({"name": "zero_shot"}, backbone, ["cat", "dog", "owl"]), TrainSettings())
     with pytest.raises(ConfigError, match="nothing to train"):
         trainer.step(batch.images, batch.labels)
+
+
+def test_a_step_that_diverged_is_followed_by_others(batch: Batch) -> None:
+    half = load_clip("maple-tiny", "random:1", precision="fp16")
+    trainer = Trainer(build_method({"name": "coop"}, half, ["cat", "dog", "owl"]), TrainSettings())
+    images = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    for _ in range(2):
+        with pytest.raises(TrainingDivergedError):
+            trainer.step(images * math.nan, batch.labels)
+        assert math.isfinite(trainer.step(images, batch.labels).loss)
+
+
+def test_a_step_of_several_processes_is_of_the_whole_batch(batch: Batch, backbone: Backbone) -> None:
+    """Two that hold the same images, stood in for by sums that double."""
+
+    class Two(Processes):
+        def sum_(self, tensors: Iterable[Tensor]) -> None:
+            for tensor in tensors:
+                tensor *= 2
+
+    methods = [build_method({"name": "coop"}, backbone, ["cat", "dog", "owl"]) for _ in range(2)]
+    two, one = (
+        Trainer(methods[0], TrainSettings(), Two(0, 2, torch.device("cpu"))),
+        Trainer(methods[1], TrainSettings()),
+    )
+    shared, alone = (trainer.step(batch.images, batch.labels) for trainer in (two, one))
+    assert (shared.images, alone.images) == (10, 5)
+    assert shared.loss == pytest.approx(alone.loss)
+    for mine, theirs in zip(*(method.parameters() for method in methods), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)

@@ -82,7 +82,7 @@ def predict_command(
             try:
                 _warn(predictor.set_class_names(names_in(line)))
             except ClassNamesError as error:
-                typer.echo(f"maple: {error}", err=True)
+                typer.echo(visible(f"maple: {error}"), err=True)
             else:
                 answer(kept)
     else:

@@ -12,7 +12,7 @@ from pathlib import Path
 from maple.data.images import is_image_file
 from maple.data.records import Dataset, Item
 from maple.errors import ConfigError, DataError
-from maple.names import holds_half_character
+from maple.names import holds_half_character, words_of
 
 logger = logging.getLogger(__name__)
 
@@ -122,9 +122,10 @@ def _refuse_same_words(old: Sequence[str], new: Sequence[str]) -> None:
     """Raise DataError where renaming gives several classes the same words; such a list cannot be asked for later."""
     alike: dict[str, list[int]] = defaultdict(list)
     for label, name in enumerate(new):
-        alike[" ".join(name.replace("_", " ").lower().split())].append(label)
+        alike[words_of(name)].append(label)
     for labels in alike.values():
-        if len(labels) > 1 and any(old[label] != new[label] for label in labels):
+        # Published lists have equal names, which stay equal.
+        if len({words_of(old[label]) for label in labels}) > 1:
             raise DataError(
                 f"class_names gives {' and '.join(repr(old[label]) for label in labels)} the same words, "
                 f"{new[labels[0]]!r}; put their images into one folder, or give each class words of its own"
@@ -166,7 +167,7 @@ def _list_classes(root: Path, folder: Path, classes: Sequence[str] | None) -> di
     skipped = Counter({"outside a class folder": len(children(folder)) - len(folders)})
     images: dict[str, list[str]] = {name: [] for name in classes or sorted(folders)}
     for name in sorted(folders):
-        for file in walk_files(folders[name], within=(folder,)):
+        for file in walk_files(folders[name], within=(root, folder)):
             if is_image_file(file):
                 images[name].append(file.relative_to(root).as_posix())
             else:

@@ -1,6 +1,6 @@
 """Which font can draw a name: the one at hand, or one of the machine's that knows more scripts."""
 
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,11 +9,12 @@ from PIL import ImageFont
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _PLAIN = ("Regular", "Book", "Roman", "Medium")
+_BESIDE = frozenset("0123456789% ")
+"""What a line has beside a name."""
 # The machine's fonts that have served: names come in one script, mostly, and a machine may have thousands of fonts.
 _served: list[Path] = []
 
 
-@cache
 def font_for(text: str, size: int = 13) -> Font:
     """DejaVu Sans, which comes with matplotlib; for a text of letters that it lacks, the machine's font with most.
 
@@ -28,13 +29,32 @@ def font_for(text: str, size: int = 13) -> Font:
     from matplotlib import get_data_path
 
     usual = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    for font in (usual, *_served):
-        if _fitness(font, text)[0] == len(set(text)):
-            return ImageFont.truetype(font, size)
-    best = max([usual, *_of_the_machine()], key=lambda font: _fitness(font, text))
+    lacking = frozenset(text) - _letters(usual)
+    return _opened(_best_of_the_machine(lacking, usual) if lacking else usual, size)
+
+
+@cache
+def _opened(font: Path, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(font, size)
+
+
+@cache
+def _letters(font: Path) -> frozenset[str]:
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(map(chr, FT2Font(str(font)).get_charmap()))
+
+
+@lru_cache(1000)
+def _best_of_the_machine(lacking: frozenset[str], usual: Path) -> Path:
+    wanted = lacking | _BESIDE
+    for font in _served:
+        if _fitness(font, wanted)[0] == len(wanted):
+            return font
+    best = max([usual, *_of_the_machine()], key=lambda font: _fitness(font, wanted))
     if best not in _served:
         _served.append(best)
-    return ImageFont.truetype(best, size)
+    return best
 
 
 @cache
@@ -45,14 +65,14 @@ def _of_the_machine() -> list[Path]:
     return sorted(Path(found) for found in findSystemFonts())
 
 
-def _fitness(font: Path, text: str) -> tuple[int, bool]:
-    """How many of a text's letters a font file has, and whether it is a font for plain text, neither bold nor thin."""
+def _fitness(font: Path, letters: frozenset[str]) -> tuple[int, bool]:
+    """How many of the letters a font file has, and whether it is a font for plain text, neither bold nor thin."""
     from matplotlib.ft2font import FT2Font
 
     try:
         face = FT2Font(str(font))
         if not face.scalable:
             return 0, False
-        return sum(face.get_char_index(ord(letter)) != 0 for letter in set(text)), face.style_name in _PLAIN
+        return sum(face.get_char_index(ord(letter)) != 0 for letter in letters), face.style_name in _PLAIN
     except (OSError, RuntimeError):
         return 0, False

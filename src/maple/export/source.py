@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from maple.checkpoint import load_prompts, read_prompts
-from maple.data import EvalView, short_name
+from maple.data import EvalView, short_name, template_of
 from maple.errors import ConfigError, MapleError
 from maple.inference.answerer import Floats
 from maple.inference.manifest import is_export
@@ -68,7 +68,8 @@ def open_source(run: str | Path, data_root: str | None = None) -> Source:
     found = np.stack(own) if own else np.empty((0, 3, size, size), np.float32)
     known = about(method, info)
     if isinstance(known["dataset"], str):
-        known["dataset"] = short_name(known["dataset"])  # what is given away need not tell where it was made
+        # What is given away need not tell where it was made.
+        known |= {"dataset": short_name(known["dataset"]), "own_images": template_of(known["dataset"]) is None}
     return Source(method, frozen, template, known, noise, found)
 
 

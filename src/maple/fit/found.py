@@ -63,7 +63,10 @@ def is_finished(settings: RunSettings, folder: Path) -> bool:
     prompts = folder / "prompts.safetensors"
     if not prompts.is_file():
         return False
-    read_prompts(prompts)  # a damaged file is told now, not by the next command
+    try:
+        read_prompts(prompts)  # a damaged file is told now, not by the next command
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; remove the file and repeat the command to train again") from error
     test = read_listing(folder / LISTING, look=False).test
     runs = [folder] if settings.method["name"] == ZERO_SHOT else [folder, folder / ZERO_SHOT]
     return not test or all(is_evaluated(run, test) for run in runs)

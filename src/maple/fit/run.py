@@ -10,6 +10,7 @@ report.html   the page
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from maple.data import (
     listing_hash,
     open_source,
     read_listing,
+    template_of,
     write_listing,
 )
 from maple.data.domains import split_domain
@@ -111,8 +113,16 @@ def fit_settings(
     Raises:
         ConfigError: unknown method or setting, or a value out of range.
     """
-    data = {"data": {"dataset": source}}
+    data = {"data": {"dataset": _where_it_was(source)}}
     return complete(resolve([read_preset(recipe_of(method, "few-shot")), dict(layer or {}), data], overrides))
+
+
+def _where_it_was(source: str) -> str:
+    """A place that is gone, told as it was while it was there, so that the fit of its images is found."""
+    place = os.path.expanduser(source)
+    if template_of(source) is not None or not source.strip() or "\0" in source or os.path.exists(place):
+        return source
+    return os.path.realpath(place)
 
 
 def fit_folder(settings: RunSettings) -> Path:

@@ -124,10 +124,11 @@ class Answerer(ABC):
             ClassNamesError: an empty list or name, the same words twice, a name too long for the text tower, or one
                 that the method cannot speak of.
         """
-        if names is None or clean_class_names(names) == clean_class_names(self.trained_names):
-            # As it is: two of its names may be equal, as published data sets have such pairs.
-            return self._spoken(self.trained_names)
-        distinct(names)
+        if names is None:
+            names = self.trained_names
+        # Two of the trained names may be equal, as published data sets have such pairs.
+        elif clean_class_names(names) != clean_class_names(self.trained_names):
+            distinct(names)
         return self._spoken(tuple(names))
 
     @abstractmethod

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maple.names import words_of
+
 Floats = NDArray[np.floating[Any]]
 
 MOST_NAMES = 500
@@ -26,7 +28,7 @@ class KnownNames:
     """
 
     def __init__(self, trained: Sequence[str], features: Callable[[Sequence[str]], Floats] | None) -> None:
-        self._known = sorted({_words(name) for name in trained})
+        self._known = sorted({words_of(name) for name in trained})
         self._features = features
         self._trained: Floats | None = None
 
@@ -45,7 +47,7 @@ class KnownNames:
             None where every name was trained.
         """
         known = set(self._known)
-        new = [name for name in dict.fromkeys(names) if _words(name) not in known]
+        new = [name for name in dict.fromkeys(names) if words_of(name) not in known]
         if not new:
             return None
         told = f"{len(new)} of {len(names)} class names were not trained ({_some(new)})"
@@ -93,10 +95,6 @@ def _same(names: Sequence[str], features: Floats) -> str:
         return ""
     first, second = (names[index] for index in pairs[0])
     return f"; this CLIP reads {first!r} and {second!r} as the same words, and cannot choose between them"
-
-
-def _words(name: str) -> str:
-    return " ".join(name.replace("_", " ").split()).casefold()
 
 
 def _some(names: Sequence[str]) -> str:

@@ -69,16 +69,17 @@ def _plain(url: str) -> str:
         ImageError: not http or https, or no host.
     """
     parts = urlsplit(url)
+    secret, at, host = parts.netloc.rpartition("@")
+    if at:
+        raise ImageError(
+            f"{url.replace(secret + at, '', 1)}: a user name and password in an address are not sent; download the "
+            "picture first"
+        )
     if parts.scheme.lower() not in ("http", "https"):
         raise ImageError(f"{url}: only http:// and https:// addresses can be fetched")
     if not parts.hostname:
         raise ImageError(f"{url}: names no host; write it as http://host/path/of/image.jpg")
-    if "@" in parts.netloc:
-        raise ImageError(
-            f"{url.replace(parts.netloc, parts.hostname, 1)}: a user name and password in an address are not sent; "
-            "download the picture first"
-        )
-    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode("ascii")
+    host = host if host.isascii() else host.encode("idna").decode("ascii")
     keep = "/%:=&?~#+!$,;'@()*[]"
     return urlunsplit((parts.scheme, host, quote(parts.path, safe=keep), quote(parts.query, safe=keep), ""))
 

@@ -14,6 +14,7 @@ from PIL import Image
 from maple.data import Dataset, load_dataset, short_name
 from maple.data.emoji import load_emoji
 from maple.errors import MapleError
+from maple.names import words_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Origin:
 
 def origin_of(run: Path, about: Mapping[str, Any], data_root: str | None) -> Origin:
     """Where the data of a run lies: as its folder says, else under `data_root`."""
-    dataset = about.get("dataset")
+    dataset = None if about.get("own_images") else about.get("dataset")
     data: Any = {}
     try:
         data = json.loads((run / "config.json").read_text(encoding="utf-8"))["data"]
@@ -90,12 +91,12 @@ def find_examples(origin: Origin, trained: Sequence[str], count: int = COUNT) ->
 
 
 def _pictures(dataset: Dataset, trained: Sequence[str], count: int) -> list[Example]:
-    known = {_words(name) for name in trained}
+    known = {words_of(name) for name in trained}
     items = {item.label: item for item in reversed(dataset.test or dataset.val or dataset.train)}
     store = dataset.store(max_bytes=0)
     sides: tuple[list[int], list[int]] = ([], [])
     for label in sorted(items):
-        sides[_words(dataset.class_names[label]) not in known].append(label)
+        sides[words_of(dataset.class_names[label]) not in known].append(label)
     by_turns = [label for pair in zip_longest(*(_spread(side, count) for side in sides)) for label in pair]
     found: list[Example] = []
     for label in by_turns:
@@ -106,7 +107,7 @@ def _pictures(dataset: Dataset, trained: Sequence[str], count: int) -> list[Exam
         except MapleError:
             continue
         name = dataset.class_names[label].replace("_", " ")
-        found.append(Example(name, _words(name) in known, _encoded(image)))
+        found.append(Example(name, words_of(name) in known, _encoded(image)))
     return found
 
 
@@ -121,7 +122,3 @@ def _encoded(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _words(name: str) -> str:
-    return " ".join(name.replace("_", " ").split()).casefold()

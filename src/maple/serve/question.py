@@ -104,7 +104,7 @@ class _Parts(MultiPartParser):
 
     def on_part_end(self) -> None:
         part = self._current_part
-        if part.file is None and self._charset == "utf-8":
+        if part.file is None and self._charset.lower() == "utf-8":
             try:
                 bytes(part.data).decode()
             except UnicodeDecodeError:  # which the library would read as Latin-1

@@ -90,7 +90,7 @@ class Trainer:
         """One step of a loop of your own, with all that the method asks of a step; the rate is that of `epoch`.
 
         Args:
-            images: [B, 3, R, R], normalised.
+            images: [B, 3, R, R], normalised; of several processes, each gives its share of the batch.
             labels: [B] int64, indices into the method's class names.
 
         Raises:
@@ -99,7 +99,9 @@ class Trainer:
         """
         self._require_optimizer()
         self.method.train()
-        step = self.begin_step(Batch(images, labels), len(labels))
+        whole = torch.tensor(len(labels), device=self.processes.device)
+        self.processes.sum_([whole])
+        step = self.begin_step(Batch(images, labels), int(whole))
         accumulate([step])
         return self.finish_step(step)
 
@@ -150,7 +152,11 @@ class Trainer:
         loss = logs.pop("loss")
         self._steer(step.guides)
         self._scaler.unscale_(optimizer)
-        self._refuse_non_finite(loss, gradients, rate)
+        try:
+            self._refuse_non_finite(loss, gradients, rate)
+        except TrainingDivergedError:
+            self._scaler.update()  # ready for another step, if the caller goes on
+            raise
         self._scaler.step(optimizer)
         self._scaler.update()
         report = StepReport(self.epoch, self._step, step.whole, rate, loss, logs)

@@ -88,11 +88,11 @@ at("entry").addEventListener("submit", (event) => {
 // ---- class names
 
 // Commas or new lines between; a name that holds a comma is in double quotes, as in CSV.
-const ONE_NAME = /\s*(?:"((?:[^"]|"")*)"\s*(?=[,\n]|$)|([^,\n]+))/g;
+const ONE_NAME = /[^\S\n]*(?:"([^"]*(?:""[^"]*)*)"[^\S\n]*(?=[,\n]|$)|([^,\n]+))/g;
 
 function namesNow() {
   return [...at("names").value.matchAll(ONE_NAME)]
-    .map(([, quoted, plain]) => (quoted?.replaceAll('""', '"') ?? plain).trim()).filter(Boolean);
+    .map(([, quoted, plain]) => (quoted?.replaceAll('""', '"').replaceAll("\n", " ") ?? plain).trim()).filter(Boolean);
 }
 
 function inQuotes(name) {
