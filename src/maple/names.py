@@ -20,7 +20,7 @@ def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
     if not len(names):
         raise ClassNamesError("the list of class names is empty; at least one is needed")
     for index, name in enumerate(names):
-        if not isinstance(name, str) or not name.replace("_", " ").strip():
+        if not isinstance(name, str) or not words_of(name):
             raise ClassNamesError(f"class name {index} is {name!r}; every name must be a string with a word in it")
     return tuple(name.replace("_", " ") for name in names)
 
@@ -80,4 +80,12 @@ def words_of(name: str) -> str:
 
 def holds_half_character(text: str) -> bool:
     """Whether a part of the text is no Unicode: a lone surrogate, or what stands for a byte of another encoding."""
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
+    return _HALF.search(text) is not None
+
+
+def whole_characters(text: str) -> str:
+    """The text with a replacement character for each half one, so that it can be written as UTF-8."""
+    return _HALF.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+_HALF = re.compile("[\ud800-\udfff]")

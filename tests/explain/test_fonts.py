@@ -15,6 +15,7 @@ from maple.explain import fonts
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     def forget() -> None:
+        fonts._usual.cache_clear()
         fonts._best_of_the_machine.cache_clear()
         fonts._of_the_machine.cache_clear()
         fonts._served.clear()

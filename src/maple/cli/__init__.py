@@ -18,12 +18,13 @@ from maple.cli.fit import fit_command
 from maple.cli.importing import import_command
 from maple.cli.inspecting import inspect_command
 from maple.cli.methods import methods_command
+from maple.cli.options import visible_lines
 from maple.cli.predict import predict_command
 from maple.cli.report import report_command
 from maple.cli.serve import serve_command
 from maple.cli.sweep import sweep_command
 from maple.cli.train import train_command
-from maple.errors import MapleError, visible
+from maple.errors import MapleError
 
 # What an installation that only runs exported methods does without.
 _LEFT_OUT = {
@@ -99,7 +100,7 @@ def main() -> None:
     try:
         app()
     except MapleError as error:
-        typer.echo("\n".join(map(visible, f"maple: {error}".split("\n"))), err=True)
+        typer.echo(visible_lines(f"maple: {error}".split("\n")), err=True)
         sys.exit(2)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _LEFT_OUT:

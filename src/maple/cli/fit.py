@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maple.cli.options import DataRoot, Device, read_mapping, shots_of
+from maple.cli.options import DataRoot, Device, read_mapping, shots_of, visible_lines
 from maple.errors import visible
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def fit_command(
                 seed=seed,
                 on_images=lambda done, total: bars.advance("images looked at", done, total),
             )
-        typer.echo(json.dumps(found.as_json(), indent=1) if as_json else printable_lines(found.lines()))
+        typer.echo(json.dumps(found.as_json(), indent=1) if as_json else visible_lines(found.lines()))
         return
     chosen: dict[str, dict[str, Any]] = {
         "backbone": {"name": backbone, "pretrained": pretrained, "precision": precision},
@@ -110,15 +110,10 @@ def _folder(output: Path | None, default: Path) -> Path:
     return output or default
 
 
-def printable_lines(lines: "list[str] | tuple[str, ...]") -> str:
-    """Lines of text, without what a terminal would obey."""
-    return "\n".join(map(visible, lines))
-
-
 def _show(result: "FitResult") -> None:
     if result.was_finished:
         typer.echo(f"already finished: {result.folder}")
-        typer.echo(printable_lines(result.lines))
+        typer.echo(visible_lines(result.lines))
     typer.echo()
     if result.ours is None:
         typer.echo("trained, but not tested: there is no image to spare; add images to see whether it helps")

@@ -1,10 +1,13 @@
 """Options that several commands share."""
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from maple.errors import visible
 
 Device = Annotated[
     str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps. Default: a GPU if there is one.")
@@ -62,6 +65,11 @@ def shots_of(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"--shots {text!r} must be a whole number from 1, or all")
     return int(text)
+
+
+def visible_lines(lines: Iterable[str]) -> str:
+    """Lines of text, without what a terminal would obey."""
+    return "\n".join(map(visible, lines))
 
 
 def read_mapping(path: Path | None) -> dict[str, str] | None:

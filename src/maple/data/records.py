@@ -10,6 +10,7 @@ from PIL import Image
 
 from maple.data.images import STORE_BYTES, ImageStore
 from maple.errors import DataError
+from maple.names import words_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Dataset:
         if not self.class_names:
             raise DataError(f"data set {self.name!r} has no classes; give at least one class name")
         for label, class_name in enumerate(self.class_names):
-            if not class_name.replace("_", " ").strip():
+            if not words_of(class_name):
                 raise DataError(
                     f"data set {self.name!r}: class {label} is named {class_name!r}, without a word; give it a name"
                 )

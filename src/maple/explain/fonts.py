@@ -24,13 +24,20 @@ def font_for(text: str, size: int = 13) -> Font:
         text: one line. A text in two scripts that no font has both of still shows boxes.
         size: in pixels.
     """
-    if find_spec("matplotlib") is None:
+    usual = _usual()
+    if usual is None:
         return ImageFont.load_default(size + 1)
-    from matplotlib import get_data_path
-
-    usual = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     lacking = frozenset(text) - _letters(usual)
     return _opened(_best_of_the_machine(lacking, usual) if lacking else usual, size)
+
+
+@cache
+def _usual() -> Path | None:
+    if find_spec("matplotlib") is None:
+        return None
+    from matplotlib import get_data_path
+
+    return Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 @cache

@@ -53,7 +53,7 @@ class KnownNames:
         told = f"{len(new)} of {len(names)} class names were not trained ({_some(new)})"
         if self._features is None or len(known) + len(new) > MOST_NAMES:
             return told
-        features = self._features(new)
+        features = self._encoded(new)
         same = _same(new, features)
         if len(known) < 2:
             return told + same
@@ -74,15 +74,16 @@ class KnownNames:
         Raises:
             ClassNamesError: a name is too long for the text tower.
         """
+        return self._cosines(self._encoded(names))
+
+    def _encoded(self, names: Sequence[str]) -> Floats:
         if self._features is None:
             raise TypeError("cosines need the features of names")
-        return self._cosines(self._features(names))
+        return self._features(names)
 
     def _cosines(self, features: Floats) -> tuple[Floats, Floats]:
-        if self._features is None:
-            raise TypeError("cosines need the features of names")
         if self._trained is None:
-            self._trained = self._features(self._known)
+            self._trained = self._encoded(self._known)
         among = self._trained @ self._trained.T
         np.fill_diagonal(among, -np.inf)
         return (features @ self._trained.T).max(axis=1), among.max(axis=1)

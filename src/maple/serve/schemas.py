@@ -1,10 +1,10 @@
 """What requests and answers look like: the source of the OpenAPI description."""
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
+from maple.names import whole_characters
 from maple.serve.limits import Limits
 from maple.serve.problems import CODES
 
@@ -17,13 +17,10 @@ def _whole(value: Any) -> Any:
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-_HALF = re.compile("[\ud800-\udfff]")
-
-
 def _speakable(value: Any) -> Any:
     """The same with texts that can be written as UTF-8: folder names may hold bytes of another encoding."""
     if isinstance(value, str):
-        return _HALF.sub("\N{REPLACEMENT CHARACTER}", value)
+        return whole_characters(value)
     if isinstance(value, list):
         return [_speakable(one) for one in value]
     if isinstance(value, dict):
