@@ -47,8 +47,8 @@ def measure(name: str, batches: list[int], repeats: int) -> list[dict[str, objec
 
     from maple import build_method, load_clip, save_prompts
     from maple.export import export_run
-    from maple.inference import Predictor
-    from maple.inference.exported import Exported
+    from maple.inference import TorchPredictor
+    from maple.inference.onnx_predictor import OnnxPredictor
 
     backbone = load_clip(name, None if name == "maple-small" else "random")
     method = build_method({"name": "maple", "prompt_depth": min(9, backbone.text.depth)}, backbone, CLASSES)
@@ -58,17 +58,20 @@ def measure(name: str, batches: list[int], repeats: int) -> list[dict[str, objec
         save_prompts(prompts, method, {})
         kinds = {"onnx-float32": False, "onnx-int8": True}
         exports = {kind: export_run(prompts, Path(folder, kind), int8=int8) for kind, int8 in kinds.items()}
-        answerers = {"PyTorch": Predictor(method), **{kind: Exported.load(one.folder) for kind, one in exports.items()}}
+        predictors = {
+            "PyTorch": TorchPredictor(method),
+            **{kind: OnnxPredictor.load(one.folder) for kind, one in exports.items()},
+        }
         size = backbone.preprocessing.size
         weights = 4e-6 * sum(value.numel() for value in backbone.model.visual.parameters())
         for batch in batches:
             views = np.random.default_rng(0).standard_normal((batch, 3, size, size)).astype(np.float32)
-            spoken = {kind: one.speak_of(CLASSES) for kind, one in answerers.items()}
+            spoken = {kind: one.encode_class_names(CLASSES) for kind, one in predictors.items()}
 
             def run(kind: str, views: "np.ndarray" = views, spoken: dict = spoken) -> None:
-                answerers[kind].probabilities(answerers[kind].encode(views), spoken[kind])
+                predictors[kind].probabilities(predictors[kind].encode(views), spoken[kind])
 
-            seconds = in_alternation({kind: lambda kind=kind: run(kind) for kind in answerers}, repeats)
+            seconds = in_alternation({kind: lambda kind=kind: run(kind) for kind in predictors}, repeats)
             for kind, value in seconds.items():
                 there = exports.get(kind)
                 rows.append(

@@ -4,7 +4,7 @@ Usage: python -m benchmarks.floors [--only train-50,train-50-bf16,...] [--rounds
 Checks that both ways agree before it times anything. The plain way runs in float32; for the works in bfloat16 it is
 also timed in bfloat16, and both ratios are given. For training, the share that the step reaches of the rate of a large
 matrix product, measured in the same run, is printed too, useful operations only: of PyTorch's own product, and of the
-one that we use (maple.clip.products), which on some processors is faster.
+one that we use (maple.clip.cpu_linear), which on some processors is faster.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.baseline import PlainCoCoOp, PlainMaPLe
 from benchmarks.common import alternate, class_names, product_rates, write
 from maple.clip import Backbone, load_clip
-from maple.clip.products import FLOPS
+from maple.clip.cpu_linear import FLOPS
 from maple.methods import Method
 from maple.methods.cocoop import CoCoOp, CoCoOpSettings
 from maple.methods.maple import MaPLe, MaPLeSettings

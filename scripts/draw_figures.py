@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 from maple.data.emoji import draw as scene
 from maple.explain import Explainer
 from maple.explain.drawing import draw
-from maple.inference import Picture, Predictor
+from maple.inference import ImageSource, TorchPredictor
 from maple.methods import METHODS
 
 DATASET = "emoji-food/lineart"
@@ -82,8 +82,8 @@ def draw_trade(runs: list[tuple[Path, dict[str, Any]]], path: Path) -> None:
 def draw_map(runs: list[tuple[Path, dict[str, Any]]], path: Path) -> None:
     """One picture's maps under the first run of MaPLe."""
     run = next(run for run, settings in runs if settings["method"]["name"] == "maple")
-    explainer = Explainer(Predictor.load(run, zero_shot=True, device="cpu"))
-    (explanation,) = explainer.explain([Picture(PICTURE, lambda: scene(PICTURE))])
+    explainer = Explainer(TorchPredictor.load(run, zero_shot=True, device="cpu"))
+    (explanation,) = explainer.explain([ImageSource(PICTURE, lambda: scene(PICTURE))])
     draw(explanation).save(path)  # type: ignore[arg-type]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from maple.data.emoji import archive, draw
 from maple.data.scenes import render_scene
 from maple.explain import relevance
-from maple.inference import Predictor
+from maple.inference import TorchPredictor
 from maple.methods import Method
 from maple.prompts import encode_image_with_attention
 
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    predictor = Predictor.load(arguments.run, zero_shot=True, device="cpu")
+    predictor = TorchPredictor.load(arguments.run, zero_shot=True, device="cpu")
     drawn = random.Random(arguments.seed)
     style, group = "lineart", "food"
     concepts = [concept for concept in archive().concepts(group) if concept.name in predictor.trained_names]

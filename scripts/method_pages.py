@@ -49,7 +49,7 @@ def page(name: str) -> str:
 
 def _speaks(kind: Any) -> str:
     """Whether a method can speak of new classes under its default settings."""
-    return "yes" if kind.Settings().speaks_of_new_classes else "no"
+    return "yes" if kind.Settings().supports_new_classes else "no"
 
 
 def _settings(kind: Any) -> list[str]:

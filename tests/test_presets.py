@@ -71,7 +71,7 @@ def test_values_of_adapters(preset: str, vit_b16: Backbone) -> None:
     method = build_method(settings.method, vit_b16, ["cat", "dog"])
     found = (train.lr, train.epochs, train.batch_size, train.optimizer, train.weight_decay, train.warmup_epochs)
     assert (*found, train.views, train.crop_scale[0], method.parameter_count()) == ADAPTERS[preset]
-    assert (method.text_prompts(), method.vision_prompts(), method.reads_features) == ([], [], True)
+    assert (method.text_prompts(), method.vision_prompts(), method.accepts_features) == ([], [], True)
 
 
 @pytest.mark.parametrize(

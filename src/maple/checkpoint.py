@@ -197,7 +197,7 @@ def put_parameters(method: Method, tensors: Mapping[str, Tensor], *, source: str
     Raises:
         CheckpointError: it does not; `source` and the parameters are named.
     """
-    method.make_room({name: tuple(value.shape) for name, value in tensors.items()})
+    method.resize_for({name: tuple(value.shape) for name, value in tensors.items()})
     parameters = method.saved_tensors()
     problems = [f"{name} is missing" for name in parameters.keys() - tensors.keys()]
     problems += [f"{name} is unknown" for name in tensors.keys() - parameters.keys()]

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maple import files
 from maple.clip import Backbone
-from maple.clip.products import FLOPS
+from maple.clip.cpu_linear import FLOPS
 from maple.config import RunSettings
 from maple.errors import ConfigError
 from maple.methods import Method, build_method
@@ -102,7 +102,7 @@ def measure_cost(
     names = [f"class number {number}" for number in range(classes)]
     method = build_method(settings.method, backbone, names, generator=torch.Generator().manual_seed(0))
     images = classes * (settings.data.shots or _SHOTS)
-    method.make_room({"keys": (images, backbone.embed_dim), "labels": (images,)})
+    method.resize_for({"keys": (images, backbone.embed_dim), "labels": (images,)})
     on_step("counting operations")
     one = _images(backbone, 1)
     cached = None if method.classes_depend_on_image else count_flops(lambda: _with_cached(method, one, classes))
@@ -191,11 +191,11 @@ def plain_flops(method: Method) -> int | None:
     blocks = getattr(clip, "text", clip).transformer.resblocks
     text_macs = sum(_block_macs(block, text.context_length, text.width) for block in blocks) + text.width * embed
     classes = len(method.class_names)
-    templates = (len(getattr(method.settings, "templates", ())) or 1) if method.reads_sentences else 0
+    templates = (len(getattr(method.settings, "templates", ())) or 1) if method.uses_text_tower else 0
     feature = torch.zeros(1, embed, device=backbone.device)
     answer = count_flops(lambda: method.logits(feature, feature.expand(classes, -1)))
     made = count_flops(method.vision_prompts) + count_flops(method.text_prompts)
-    if method.reads_features:
+    if method.accepts_features:
         made += count_flops(lambda: method.encode_images(feature))  # what is done to the feature itself
     return int(2 * (image_macs + classes * templates * text_macs) + answer + made)
 
@@ -215,7 +215,7 @@ def _afresh(method: Method, images: Tensor) -> Tensor:
     """Logits [B, C], all classes encoded for this batch."""
     if method.classes_depend_on_image:
         return method.predict_logits(images)
-    if not method.reads_sentences:
+    if not method.uses_text_tower:
         return method.logits(method.encode_images(images), method.encode_classes())
     classes = method.classes
     features = classes.encode() if isinstance(classes, TemplateClasses) else method.encode_classes()

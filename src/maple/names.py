@@ -78,12 +78,12 @@ def words_of(name: str) -> str:
     return " ".join(name.replace("_", " ").lower().split())
 
 
-def holds_half_character(text: str) -> bool:
+def has_lone_surrogate(text: str) -> bool:
     """Whether a part of the text is no Unicode: a lone surrogate, or what stands for a byte of another encoding."""
     return _HALF.search(text) is not None
 
 
-def whole_characters(text: str) -> str:
+def replace_lone_surrogates(text: str) -> str:
     """The text with a replacement character for each half one, so that it can be written as UTF-8."""
     return _HALF.sub("\N{REPLACEMENT CHARACTER}", text)
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from maple.clip.fill import uninitialised
+from maple.clip.weights import uninitialised
 
 State = dict[str, Tensor]
 

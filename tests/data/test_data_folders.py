@@ -116,8 +116,8 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 
 def test_litter_is_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_classes(tmp_path, {"a": 2, "b": 2})
-    for litter in (".hidden/x.png", "__MACOSX/x.png", "a/.thumbs/x.png", "a/._0.png"):
-        save_image(tmp_path / litter)
+    for unexpected_files in (".hidden/x.png", "__MACOSX/x.png", "a/.thumbs/x.png", "a/._0.png"):
+        save_image(tmp_path / unexpected_files)
     for text in ("a/notes.txt", "a/BM.md", "b/labels.csv", "a/Thumbs.db", "b/desktop.ini", "readme.txt", "b/.DS_Store"):
         (tmp_path / text).write_text("BM P1 text")
     with caplog.at_level(logging.INFO):

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from maple.data import Dataset, Inspection, check_source, inspect_dataset, load_folder, open_source
-from maple.data.likeness import alike, alike_groups, look_of
-from maple.data.listing import listing_hash, read_listing, write_listing
+from maple.data.likeness import alike, image_hash, near_duplicate_groups
+from maple.data.listing import read_saved_split, saved_split_hash, write_saved_split
 from maple.data.names import suspicious_names
 from maple.errors import DataError
 
@@ -262,14 +262,14 @@ def test_looks(draw: Draw) -> None:
     image = Image.open(draw("a.png")).convert("RGB")
     other = Image.open(draw("b.png")).convert("RGB")
     grey = Image.new("RGB", (40, 40), (90, 90, 90))
-    assert alike(look_of(image), look_of(image.resize((200, 160))))
-    assert not alike(look_of(image), look_of(other))
-    assert not alike(look_of(grey), look_of(grey))
+    assert alike(image_hash(image), image_hash(image.resize((200, 160))))
+    assert not alike(image_hash(image), image_hash(other))
+    assert not alike(image_hash(grey), image_hash(grey))
     swapped = Image.merge("RGB", image.split()[::-1])
-    assert not alike(look_of(image), look_of(swapped))
-    looks = [look_of(one) for one in (grey, other, image, grey, image.resize((20, 20)), image)]
-    assert alike_groups(looks) == [(2, 4, 5)]
-    assert alike_groups([]) == []
+    assert not alike(image_hash(image), image_hash(swapped))
+    looks = [image_hash(one) for one in (grey, other, image, grey, image.resize((20, 20)), image)]
+    assert near_duplicate_groups(looks) == [(2, 4, 5)]
+    assert near_duplicate_groups([]) == []
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs bytes as file names")
@@ -281,8 +281,8 @@ def test_names_that_are_no_text(draw: Draw, tmp_path: Path) -> None:
         shutil.copy(draw("x.png"), os.path.join(folder, b"%d.png" % number))
     found = looked_at(tmp_path / "pets")
     assert found.dataset.class_names == ("caf\udce9", "dog")
-    write_listing(tmp_path / "images.json", found.dataset, str(tmp_path / "pets"))
-    assert read_listing(tmp_path / "images.json").train == found.dataset.train
+    write_saved_split(tmp_path / "images.json", found.dataset, str(tmp_path / "pets"))
+    assert read_saved_split(tmp_path / "images.json").train == found.dataset.train
 
 
 def test_a_listing_is_read_as_it_was_written(draw: Draw, tmp_path: Path) -> None:
@@ -291,13 +291,13 @@ def test_a_listing_is_read_as_it_was_written(draw: Draw, tmp_path: Path) -> None
             draw(f"pets/{name}/{number}.png")
     dataset = load_folder(tmp_path / "pets", seed=3)
     path = tmp_path / "images.json"
-    written = write_listing(path, dataset, str(tmp_path / "pets"))
-    assert read_listing(path, written) == dataset
-    assert listing_hash(read_listing(path)) == written
+    written = write_saved_split(path, dataset, str(tmp_path / "pets"))
+    assert read_saved_split(path, written) == dataset
+    assert saved_split_hash(read_saved_split(path)) == written
     text = path.read_text()
     path.write_text(text.replace('"dog/', '"dog2/', 1))
     with pytest.raises(DataError, match="is not the list of images that this run was made with"):
-        read_listing(path, written)
+        read_saved_split(path, written)
     for damaged in (
         "{",
         "[]",
@@ -307,13 +307,13 @@ def test_a_listing_is_read_as_it_was_written(draw: Draw, tmp_path: Path) -> None
     ):
         path.write_text(damaged)
         with pytest.raises(DataError, match=r"images\.json"):
-            read_listing(path)
+            read_saved_split(path)
     path.write_text(text)
     (tmp_path / "pets").rename(tmp_path / "moved")
     with pytest.raises(DataError, match='is gone; put it back, or write where it is now as "root"'):
-        read_listing(path, written)
+        read_saved_split(path, written)
     path.write_text(text.replace(str(tmp_path / "pets") + '",\n "drawn', str(tmp_path / "moved") + '",\n "drawn'))
-    assert read_listing(path, written).root == tmp_path / "moved"
+    assert read_saved_split(path, written).root == tmp_path / "moved"
 
 
 def test_a_class_name_of_another_encoding_is_told() -> None:

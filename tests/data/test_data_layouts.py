@@ -179,8 +179,8 @@ def test_a_synset_without_images_is_named_and_other_files_are_skipped(tmp_path: 
 def test_what_a_system_leaves_behind_is_no_synset(name: str, place: str, tmp_path: Path) -> None:
     root = layouts.make(name, tmp_path)
     before = load_dataset(name, root)
-    for litter in ("__MACOSX", ".ipynb_checkpoints"):
-        (root / place / litter).mkdir()
+    for unexpected_files in ("__MACOSX", ".ipynb_checkpoints"):
+        (root / place / unexpected_files).mkdir()
     (root / place / "Thumbs.db").write_bytes(b"x")
     assert load_dataset(name, root) == before
 

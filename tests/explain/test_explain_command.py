@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from maple.cli import app
 from maple.errors import MapleError
 from maple.explain import Explainer, write_maps
-from maple.inference import Predictor, find_pictures
+from maple.inference import TorchPredictor, find_images
 
 
 def explain(*arguments: str | Path) -> Result:
@@ -80,8 +80,8 @@ def test_a_second_list_replaces_the_first(run: Path, pictures: Path) -> None:
 def test_what_is_stopped_leaves_the_folder_as_it_was(run: Path, pictures: Path) -> None:
     explain(run, pictures / "a.png")
     before = {path.name: path.read_bytes() for path in (run / "explanation").iterdir()}
-    predictor = Predictor.load(run, zero_shot=True, device="cpu")
-    writing = write_maps(run / "explanation", Explainer(predictor).explain(find_pictures([str(pictures / "b b.png")])))
+    predictor = TorchPredictor.load(run, zero_shot=True, device="cpu")
+    writing = write_maps(run / "explanation", Explainer(predictor).explain(find_images([str(pictures / "b b.png")])))
     next(writing)
     writing.close()
     assert {path.name: path.read_bytes() for path in (run / "explanation").iterdir()} == before

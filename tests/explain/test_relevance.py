@@ -10,7 +10,7 @@ from maple.errors import ConfigError, UnsupportedTowerError
 from maple.explain import relevance
 from maple.explain.relevance import _logits
 from maple.methods import build_method
-from maple.prompts import encode_image, encode_image_with_attention, wide
+from maple.prompts import encode_image, encode_image_with_attention, to_float32
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -18,7 +18,7 @@ def test_it_explains_what_the_method_says(variant: str, backbone: Backbone, imag
     """The path that gradients take gives the method's own logits, for every method."""
     method = make(variant, backbone)
     raw, seen = encode_image_with_attention(backbone.image, images, method.vision_prompts())
-    torch.testing.assert_close(_logits(method, wide(raw)), method.predict_logits(images), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(_logits(method, to_float32(raw)), method.predict_logits(images), rtol=1e-4, atol=1e-4)
     assert len(seen) == backbone.image.depth
     torch.testing.assert_close(seen[0].sum(dim=-1), torch.ones_like(seen[0][..., 0]))
 
@@ -40,7 +40,7 @@ def test_a_naive_rollout_agrees(backbone: Backbone, images: Tensor) -> None:
     method = build_method({"name": "vpt", "vision_prompt_length": 3, "vision_prompt_depth": 2}, backbone, NAMES)
     image = images[:1].clone().requires_grad_()
     raw, seen = encode_image_with_attention(backbone.image, image, method.vision_prompts())
-    logits = method.logits(method.encode_images(wide(raw)), method.encode_classes())[0]
+    logits = method.logits(method.encode_images(to_float32(raw)), method.encode_classes())[0]
     gradients = torch.autograd.grad(logits[1] - (logits[0] + logits[2]) / 2, seen)
     patches, prompts = 4, 3
     rows = [[float(row == column) for column in range(1 + patches)] for row in range(1 + patches + prompts)]

@@ -18,9 +18,9 @@ from maple.clip import Backbone
 from maple.data import EvalTransform, EvalView
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, ExportError, UnlearnedClassesError
 from maple.export import check, export_run, onnx_folder
-from maple.inference import Answer, Picture, Predictor, open_answerer
-from maple.inference.exported import Exported
+from maple.inference import ImageSource, Prediction, TorchPredictor, load_predictor
 from maple.inference.manifest import MANIFEST, Slots
+from maple.inference.onnx_predictor import OnnxPredictor
 from maple.inference.tokenizer import ClipTokenizer
 from maple.prompts import write_sentences
 from maple.serve.examples import origin_of
@@ -74,12 +74,12 @@ def exported(maple_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def pictures() -> list[Picture]:
+def pictures() -> list[ImageSource]:
     generator = np.random.default_rng(0)
     made = []
     for number, shape in enumerate([(40, 50, 3), (64, 64, 3), (200, 70, 3), (9, 300, 3), (65, 64, 3)]):
         image = Image.fromarray(generator.integers(0, 256, shape).astype(np.uint8))
-        made.append(Picture(str(number), lambda image=image: image))
+        made.append(ImageSource(str(number), lambda image=image: image))
     return made
 
 
@@ -87,12 +87,12 @@ def pictures() -> list[Picture]:
     "names", [NAMES, ("red car", "Blue_car", "grey thing", "a rather long description of it & co.")]
 )
 def test_answers_are_pytorchs(exported: Path, maple_file: Path, names: tuple[str, ...]) -> None:
-    one, other = open_answerer(exported, zero_shot=True), Predictor.load(maple_file, zero_shot=True, device="cpu")
-    assert isinstance(one, Exported)
+    one, other = load_predictor(exported, zero_shot=True), TorchPredictor.load(maple_file, zero_shot=True, device="cpu")
+    assert isinstance(one, OnnxPredictor)
     assert one.set_class_names(names) == other.set_class_names(names)
     for found, expected in zip(one.stream(pictures(), batch_size=3), other.stream(pictures()), strict=True):
-        assert isinstance(found, Answer)
-        assert isinstance(expected, Answer)
+        assert isinstance(found, Prediction)
+        assert isinstance(expected, Prediction)
         assert [ranked.name for ranked in found.best] == [ranked.name for ranked in expected.best]
         for mine, theirs in ((found.best, expected.best), (found.zero_shot, expected.zero_shot)):
             assert mine is not None
@@ -112,9 +112,9 @@ def test_the_command_without_torch(exported: Path, maple_file: Path, tmp_path: P
     found = ask(str(exported), str(tmp_path), "--classes", "red car,blue car", "--zero-shot", "--json")
     assert found.returncode == 1, found.stderr
     assert "broken.png" in found.stderr
-    predictor = Predictor.load(maple_file, zero_shot=True, device="cpu")
+    predictor = TorchPredictor.load(maple_file, zero_shot=True, device="cpu")
     predictor.set_class_names(["red car", "blue car"])
-    expected = [one for one in predictor.stream(pictures()) if isinstance(one, Answer)]
+    expected = [one for one in predictor.stream(pictures()) if isinstance(one, Prediction)]
     rows = [json.loads(line) for line in found.stdout.splitlines()]
     assert len(rows) == len(expected)
     for row, one in zip(rows, expected, strict=True):
@@ -127,7 +127,7 @@ def test_the_command_without_torch(exported: Path, maple_file: Path, tmp_path: P
 
 
 def test_bad_names_are_refused_as_by_pytorch(exported: Path) -> None:
-    answerer = Exported.load(exported)
+    answerer = OnnxPredictor.load(exported)
     for names, message in (([], "is empty"), (["a", "a"], "named more than once"), (["very " * 90], "needs 9. tokens")):
         with pytest.raises(ClassNamesError, match=message):
             answerer.set_class_names(names)
@@ -143,16 +143,16 @@ def test_votes_of_known_classes_in_8_bits(tiny: Backbone, tmp_path: Path, monkey
     assert (tmp_path / "rough/image.onnx.data").is_file()
     assert rough.bytes < 0.5 * (tmp_path / "plain/image.onnx").stat().st_size
     assert 1e-6 < rough.difference < 5
-    one, other = Exported.load(tmp_path / "plain"), Predictor.load(file, device="cpu")
+    one, other = OnnxPredictor.load(tmp_path / "plain"), TorchPredictor.load(file, device="cpu")
     views = np.stack([one.view(picture.read()) for picture in pictures()])
     part = [NAMES[2], NAMES[0]]
-    found, _ = one.probabilities(one.encode(views), one.speak_of(part))
-    expected, _ = other.probabilities(other.encode(views), other.speak_of(part))
+    found, _ = one.probabilities(one.encode(views), one.encode_class_names(part))
+    expected, _ = other.probabilities(other.encode(views), other.encode_class_names(part))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     with pytest.raises(UnlearnedClassesError, match="'submarine' was not trained"):
-        one.speak_of(["submarine"])
+        one.encode_class_names(["submarine"])
     with pytest.raises(ConfigError, match="exported without the frozen CLIP"):
-        Exported.load(tmp_path / "plain", zero_shot=True)
+        OnnxPredictor.load(tmp_path / "plain", zero_shot=True)
 
 
 def test_classes_that_depend_on_the_image(tiny: Backbone, tmp_path: Path) -> None:
@@ -160,10 +160,10 @@ def test_classes_that_depend_on_the_image(tiny: Backbone, tmp_path: Path) -> Non
     assert export_run(file, tmp_path / "out").difference < 1e-4
     with pytest.raises(ConfigError, match="is an export already"):
         export_run(tmp_path / "out", tmp_path / "again")
-    one, other = Exported.load(tmp_path / "out"), Predictor.load(file, device="cpu")
+    one, other = OnnxPredictor.load(tmp_path / "out"), TorchPredictor.load(file, device="cpu")
     views = np.stack([one.view(picture.read()) for picture in pictures()])
-    found, _ = one.probabilities(one.encode(views), one.speak_of(["cat", "red car"]))
-    expected, _ = other.probabilities(other.encode(views), other.speak_of(["cat", "red car"]))
+    found, _ = one.probabilities(one.encode(views), one.encode_class_names(["cat", "red car"]))
+    expected, _ = other.probabilities(other.encode(views), other.encode_class_names(["cat", "red car"]))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -182,24 +182,24 @@ def test_damaged_exports_are_named(exported: Path, tmp_path: Path) -> None:
         return Path(shutil.copytree(exported, tmp_path / name))
 
     with pytest.raises(CheckpointError, match=r"no exported method"):
-        Exported.load(tmp_path)
+        OnnxPredictor.load(tmp_path)
     folder = copy("short")
     (folder / "text.onnx").write_bytes((folder / "text.onnx").read_bytes()[:-5])
     with pytest.raises(CheckpointError, match=r"text.onnx has .* bytes instead of"):
-        Exported.load(folder)
+        OnnxPredictor.load(folder)
     folder = copy("wrong")
     (folder / "image.onnx").write_bytes(b"\0" * (folder / "image.onnx").stat().st_size)
     with pytest.raises(CheckpointError, match=r"image.onnx cannot be opened"):
-        Exported.load(folder)
+        OnnxPredictor.load(folder)
     folder = copy("gone")
     (folder / "classes.npy").unlink()
     with pytest.raises(CheckpointError, match=r"classes.npy is missing"):
-        Exported.load(folder)
+        OnnxPredictor.load(folder)
     folder = copy("manifest")
     for text, message in (("{", "unreadable or damaged"), ('{"format": 9}', "upgrade maple"), ("[]", "is damaged")):
         (folder / MANIFEST).write_text(text)
         with pytest.raises(CheckpointError, match=message):
-            Exported.load(folder)
+            OnnxPredictor.load(folder)
 
 
 @pytest.mark.parametrize("size", [(224, 224), (500, 333), (37, 64), (64, 1), (1, 70), (5000, 20), (223, 225), (65, 64)])
@@ -259,7 +259,7 @@ def test_sentences_are_those_of_training(
 ) -> None:
     names = ["cat", "fire_truck with a ladder", "Ünï & co"]
     expected = write_sentences(tiny, names, prompt_length=length, init_text=words, position=position)  # type: ignore[arg-type]
-    answerer = Exported.load(exported)
+    answerer = OnnxPredictor.load(exported)
     slots = Slots(length=length, words=words, position=position)  # type: ignore[arg-type]
     ids, places = answerer._padded(answerer._slotted(names, slots))
     for row, (mine, place) in enumerate(zip(ids, places, strict=True)):

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from maple.cli import app
 from maple.config import RunSettings
-from maple.data import LISTING, load_dataset, read_listing, write_listing
+from maple.data import SAVED_SPLIT, load_dataset, read_saved_split, write_saved_split
 from maple.errors import BackboneError, CheckpointError, ConfigError, DataError, MapleError
 from maple.fit import SilentFit, fit, fit_folder, fit_settings, inspect_source, read_fit
 from maple.fit import run as fit_module
@@ -63,7 +63,7 @@ def fitted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_it_leaves(fitted: Path) -> None:
     names = {path.name for path in fitted.iterdir()}
     assert {"prompts.safetensors", "rows.jsonl", "report.html", "data.json", "images.json", "zero_shot"} <= names
-    listed = read_listing(fitted / LISTING)
+    listed = read_saved_split(fitted / SAVED_SPLIT)
     assert (len(listed.train), len(listed.test)) == (18, 6)
     (ours,), (theirs,) = read_rows(fitted), read_rows(fitted / "zero_shot")
     assert ours["items"] == theirs["items"]
@@ -220,7 +220,7 @@ def test_a_damaged_folder_is_told(folder: Path, tmp_path: Path) -> None:
 
 def test_methods_that_search_get_validation_images(folder: Path, tmp_path: Path) -> None:
     result = fit(settings_for(folder, "tip_adapter"), tmp_path / "run", device="cpu")
-    listed = read_listing(tmp_path / "run" / LISTING)
+    listed = read_saved_split(tmp_path / "run" / SAVED_SPLIT)
     assert (len(listed.train), len(listed.val), len(listed.test)) == (12, 6, 6)
     assert result.versus is not None
     assert "6 to choose settings on" in result.lines[0]
@@ -277,15 +277,15 @@ def test_names_and_a_table(folder: Path, tmp_path: Path) -> None:
     finally:
         (folder / "table.csv").unlink()
     assert done.exit_code == 0, done.output
-    assert read_listing(tmp_path / "run" / LISTING).class_names == ("tabby", "dog")
+    assert read_saved_split(tmp_path / "run" / SAVED_SPLIT).class_names == ("tabby", "dog")
     assert read_fit(tmp_path / "run").versus is not None
 
 
 def test_a_listing_of_drawn_images(tmp_path: Path) -> None:
     """The bundled emoji have no files: they are drawn again."""
     whole = load_dataset("emoji-flags/noto", None)
-    written = write_listing(tmp_path / LISTING, replace(whole, test=whole.test[:3]), "emoji-flags/noto")
-    listed = read_listing(tmp_path / LISTING, written)
+    written = write_saved_split(tmp_path / SAVED_SPLIT, replace(whole, test=whole.test[:3]), "emoji-flags/noto")
+    listed = read_saved_split(tmp_path / SAVED_SPLIT, written)
     assert listed.test == whole.test[:3]
     assert listed.store().get(listed.test[0].path).tobytes() == whole.store().get(whole.test[0].path).tobytes()
 

@@ -18,7 +18,7 @@ from maple.checkpoint import read_prompts
 from maple.clip import Backbone
 from maple.config import resolve
 from maple.errors import BackboneError, CheckpointError, ClassNamesError, ConfigError, DataError, ImageError, MapleError
-from maple.inference import Predictor, find_pictures
+from maple.inference import TorchPredictor, find_images
 from maple.runs import train_run
 
 
@@ -297,7 +297,7 @@ def test_labels_and_new_names_are_kept(tmp_path: Path) -> None:
     assert np.array_equal(again.predict_proba(images), loaded.predict_proba(images))
     assert read_prompts(tmp_path / "prompts.safetensors").class_names == WORDS
     assert loaded.method_.class_names == ("spoon", "fork")
-    (answer,) = Predictor.load(tmp_path, device="cpu").stream(find_pictures([_file(tmp_path, images[0])]), top=9)
+    (answer,) = TorchPredictor.load(tmp_path, device="cpu").stream(find_images([_file(tmp_path, images[0])]), top=9)
     assert {ranked.name for ranked in answer.best} == set(WORDS)  # type: ignore[union-attr]
 
 

@@ -9,7 +9,7 @@ import pytest
 from inference_helpers import png, send
 
 from maple.errors import ImageError
-from maple.inference import find_pictures
+from maple.inference import find_images
 from maple.inference.fetch import fetch_bytes, is_address
 
 Serve = Callable[[Callable[[BaseHTTPRequestHandler], None]], str]
@@ -63,7 +63,7 @@ def test_refuses_what_is_no_image(serve: Serve) -> None:
     with pytest.raises(ImageError, match=rf"^{re.escape(url)}: .* text/html, not an image; that is a page: give"):
         fetch_bytes(url)
     url = serve(lambda handler: send(handler, b"junk", "image/png"))
-    (picture,) = find_pictures([url])
+    (picture,) = find_images([url])
     with pytest.raises(ImageError, match=rf"^{re.escape(url)}: is no image that PIL can read"):
         picture.read()
 

@@ -176,7 +176,7 @@ def test_ask_ends_quietly_at_the_end_of_the_input(prompts: Path, pictures: Path,
 def test_ask_goes_on_after_a_bad_list_and_loads_the_model_once(
     prompts: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import maple.inference.predictor as module
+    import maple.inference.torch_predictor as module
 
     loads = []
     whole = module.load_prompts

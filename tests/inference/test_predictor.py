@@ -15,26 +15,26 @@ from PIL import Image
 
 from maple import build_method, load_prompts
 from maple.clip import Backbone
-from maple.data import EvalTransform, in_order
+from maple.data import EvalTransform, map_in_order
 from maple.errors import BackboneError, ClassNamesError, ConfigError, DataError, ImageError, UnlearnedClassesError
-from maple.inference import Answer, Picture, Predictor, Unreadable, find_pictures, keep_fetched
-from maple.inference.distance import KnownNames
+from maple.inference import ImageSource, Prediction, TorchPredictor, Unreadable, find_images, keep_fetched
+from maple.inference.trained_names import TrainedNames
 from maple.methods.maple import MaPLe
 
 
-def colour_pictures() -> list[Picture]:
+def colour_pictures() -> list[ImageSource]:
     images = {name: Image.new("RGB", (50, 40), colour) for name, colour in COLOURS.items()}
-    return [Picture(name, lambda image=image: image) for name, image in images.items()]
+    return [ImageSource(name, lambda image=image: image) for name, image in images.items()]
 
 
-def answers(predictor: Predictor, pictures: list[Picture], **options: int) -> list[Answer]:
+def answers(predictor: TorchPredictor, pictures: list[ImageSource], **options: int) -> list[Prediction]:
     found = list(predictor.stream(pictures, **options))
-    assert all(isinstance(one, Answer) for one in found)
+    assert all(isinstance(one, Prediction) for one in found)
     return found  # type: ignore[return-value]
 
 
 def test_answers_are_the_methods(prompts: Path, tiny: Backbone) -> None:
-    predictor = Predictor.load(prompts, zero_shot=True, device="cpu")
+    predictor = TorchPredictor.load(prompts, zero_shot=True, device="cpu")
     seen = tiny.preprocessing
     transform = EvalTransform(seen.size, seen.mean, seen.std, seen.interpolation)
     images = torch.stack([transform(picture.read()) for picture in colour_pictures()])
@@ -57,7 +57,7 @@ def test_answers_are_the_methods(prompts: Path, tiny: Backbone) -> None:
 
 @pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 3, "workers": 0}, {"workers": 5}])
 def test_batches_and_workers_change_nothing(prompts: Path, options: dict[str, int]) -> None:
-    predictor = Predictor.load(prompts, device="cpu")
+    predictor = TorchPredictor.load(prompts, device="cpu")
     expected = answers(predictor, colour_pictures())
     for one, other in zip(expected, answers(predictor, colour_pictures(), **options), strict=True):
         assert [ranked.name for ranked in one.best] == [ranked.name for ranked in other.best]
@@ -66,7 +66,7 @@ def test_batches_and_workers_change_nothing(prompts: Path, options: dict[str, in
 
 def test_cocoop_whose_classes_depend_on_the_image(tiny: Backbone) -> None:
     method = build_method({"name": "cocoop"}, tiny, NAMES)
-    predictor = Predictor(method, zero_shot=True)
+    predictor = TorchPredictor(method, zero_shot=True)
     predictor.set_class_names(["cat", "dog"])
     found = answers(predictor, colour_pictures(), batch_size=3)
     transform = predictor.transform
@@ -83,9 +83,9 @@ def test_unreadable_pictures_stand_in_their_place(prompts: Path) -> None:
         raise ImageError("x.png: is damaged")
 
     pictures = colour_pictures()
-    mixed = [Picture("x.png", broken), *pictures[:2], Picture("x.png", broken), *pictures[2:]]
+    mixed = [ImageSource("x.png", broken), *pictures[:2], ImageSource("x.png", broken), *pictures[2:]]
     for size in (1, 2, 10):
-        found = list(Predictor.load(prompts, device="cpu").stream(mixed, batch_size=size))
+        found = list(TorchPredictor.load(prompts, device="cpu").stream(mixed, batch_size=size))
         assert [one.source for one in found] == ["x.png", "red", "green", "x.png", "blue", "grey"]
         assert [isinstance(one, Unreadable) for one in found] == [True, False, False, True, False, False]
         assert isinstance(found[0], Unreadable)
@@ -101,9 +101,9 @@ def test_an_endless_stream_is_read_no_more_than_two_batches_ahead(prompts: Path)
         nonlocal listed
         for number in count():
             listed += 1
-            yield Picture(str(number), lambda: image)
+            yield ImageSource(str(number), lambda: image)
 
-    stream = Predictor.load(prompts, device="cpu").stream(pictures(), batch_size=4, workers=2)  # type: ignore[arg-type]
+    stream = TorchPredictor.load(prompts, device="cpu").stream(pictures(), batch_size=4, workers=2)  # type: ignore[arg-type]
     found = list(islice(stream, 9))
     assert [one.source for one in found] == [str(number) for number in range(9)]
     assert listed <= 12 + 2 * 4
@@ -112,7 +112,7 @@ def test_an_endless_stream_is_read_no_more_than_two_batches_ahead(prompts: Path)
 
 
 def test_new_names_at_once_and_back(prompts: Path) -> None:
-    predictor = Predictor.load(prompts, zero_shot=True, device="cpu")
+    predictor = TorchPredictor.load(prompts, zero_shot=True, device="cpu")
     first = answers(predictor, colour_pictures())
     told = predictor.set_class_names(["red car", "Blue  thing", "spoon"])
     assert told is not None
@@ -136,7 +136,7 @@ def test_new_names_at_once_and_back(prompts: Path) -> None:
     ],
 )
 def test_bad_names_change_nothing(prompts: Path, names: list[str], message: str) -> None:
-    predictor = Predictor.load(prompts, zero_shot=True, device="cpu")
+    predictor = TorchPredictor.load(prompts, zero_shot=True, device="cpu")
     before = answers(predictor, colour_pictures())
     with pytest.raises(ClassNamesError, match=message):
         predictor.set_class_names(names)
@@ -144,7 +144,7 @@ def test_bad_names_change_nothing(prompts: Path, names: list[str], message: str)
 
 
 def test_bad_numbers_and_infinite_logits(prompts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    predictor = Predictor.load(prompts, device="cpu")
+    predictor = TorchPredictor.load(prompts, device="cpu")
     for name in ("top", "batch_size"):
         with pytest.raises(ConfigError, match=f"{name} is 0; it must be at least 1"):
             predictor.stream([], **{name: 0})  # type: ignore[arg-type]
@@ -157,22 +157,22 @@ def test_bad_numbers_and_infinite_logits(prompts: Path, monkeypatch: pytest.Monk
 
 
 def test_folders_in_order(pictures: Path) -> None:
-    found = [Path(one.name).relative_to(pictures).as_posix() for one in find_pictures([str(pictures)])]
+    found = [Path(one.name).relative_to(pictures).as_posix() for one in find_images([str(pictures)])]
     assert found == ["a.png", "b10.png", "b9.png", "d.png"]
-    found = [Path(one.name).relative_to(pictures).as_posix() for one in find_pictures([str(pictures)], recursive=True)]
+    found = [Path(one.name).relative_to(pictures).as_posix() for one in find_images([str(pictures)], recursive=True)]
     assert found == ["a.png", "b10.png", "b9.png", "c/x.png", "d.png"]
 
 
 def test_links_in_circles_end(pictures: Path) -> None:
     (pictures / "c" / "up").symlink_to(pictures)
-    assert len(list(find_pictures([str(pictures)], recursive=True))) == 5
+    assert len(list(find_images([str(pictures)], recursive=True))) == 5
 
 
 def test_what_is_only_named_as_a_picture_is_told(pictures: Path) -> None:
     (pictures / "c" / "gone.jpg").symlink_to(pictures / "nowhere.jpg")
     (pictures / "c" / "notes.txt").symlink_to(pictures / "nowhere.txt")
     os.mkfifo(pictures / "c" / "pipe.png")
-    gone, pipe, good = find_pictures([str(pictures / "c")])
+    gone, pipe, good = find_images([str(pictures / "c")])
     assert good.read().mode == "RGB"
     for broken in (gone, pipe):
         with pytest.raises(DataError, match=Path(broken.name).name):
@@ -182,7 +182,7 @@ def test_what_is_only_named_as_a_picture_is_told(pictures: Path) -> None:
 def test_a_folder_without_pictures_says_so(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     (tmp_path / "notes.txt").write_text("words")
-    (picture,) = find_pictures([str(tmp_path)])
+    (picture,) = find_images([str(tmp_path)])
     with pytest.raises(DataError, match="holds no images; --recursive also looks into"):
         picture.read()
 
@@ -198,7 +198,7 @@ def test_a_folder_that_cannot_be_listed_is_one_failure(pictures: Path, monkeypat
         return whole(folder)
 
     monkeypatch.setattr(folders, "children", children)
-    found = list(find_pictures([str(pictures)], recursive=True))
+    found = list(find_images([str(pictures)], recursive=True))
     assert len(found) == 5
     with pytest.raises(DataError, match="c: cannot be listed"):
         found[3].read()
@@ -206,9 +206,9 @@ def test_a_folder_that_cannot_be_listed_is_one_failure(pictures: Path, monkeypat
 
 def test_standard_input_is_named_once() -> None:
     with pytest.raises(ConfigError, match="standard input"):
-        find_pictures(["-", "a.png", "-"])
+        find_images(["-", "a.png", "-"])
     with pytest.raises(ConfigError, match="a picture is needed"):
-        find_pictures([])
+        find_images([])
 
 
 def test_what_was_fetched_is_kept() -> None:
@@ -220,14 +220,14 @@ def test_what_was_fetched_is_kept() -> None:
             raise AssertionError
         return Image.new("RGB", (2, 2))
 
-    (kept,) = keep_fetched(iter([Picture("http://host/a.png", read)]))
+    (kept,) = keep_fetched(iter([ImageSource("http://host/a.png", read)]))
     assert kept.read() is kept.read()
 
     def fail() -> Image.Image:
         calls.append(1)
         raise ImageError(f"failure {len(calls)}")
 
-    (kept,) = keep_fetched(iter([Picture("<stdin>", fail)]))
+    (kept,) = keep_fetched(iter([ImageSource("<stdin>", fail)]))
     for _ in range(2):
         with pytest.raises(ImageError, match="failure 2"):
             kept.read()
@@ -239,8 +239,8 @@ def test_what_was_fetched_is_kept() -> None:
 def test_cosines_to_the_nearest_are_those_of_zero_shot(tiny: Backbone) -> None:
     trained, new = ["cat", "dog", "owl"], ["cat", "tank"]
     features = build_method({"name": "zero_shot"}, tiny, [*trained, *new]).encode_classes()
-    predictor = Predictor(build_method({"name": "coop"}, tiny, trained))
-    nearest, among = KnownNames(trained, predictor._name_features).cosines(new)
+    predictor = TorchPredictor(build_method({"name": "coop"}, tiny, trained))
+    nearest, among = TrainedNames(trained, predictor._name_features).cosines(new)
     cosines = features @ features.T
     assert nearest.tolist() == pytest.approx([1.0, float(cosines[4, :3].max())], abs=1e-5)
     expected = [max(float(cosines[a, b]) for b in range(3) if b != a) for a in range(3)]
@@ -260,7 +260,7 @@ def features_by_word(names: Sequence[str]) -> np.ndarray:
 
 
 def test_a_list_is_far_when_most_of_its_new_names_are() -> None:
-    known = KnownNames(["cat", "dog"], features_by_word)
+    known = TrainedNames(["cat", "dog"], features_by_word)
     assert known.explain(["dog", "CAT"]) is None
     assert known.explain(["near", "far", "dog"]) == "2 of 3 class names were not trained (near, far)"
     assert known.explain(["near", "far", "far_off", "dog"]) == (
@@ -270,10 +270,10 @@ def test_a_list_is_far_when_most_of_its_new_names_are() -> None:
         "them"
     )
     told = "1 of 1 class names were not trained (far)"
-    assert KnownNames(["cat"], features_by_word).explain(["far"]) == told
-    assert KnownNames(["cat", "dog"], None).explain(["far"]) == told
+    assert TrainedNames(["cat"], features_by_word).explain(["far"]) == told
+    assert TrainedNames(["cat", "dog"], None).explain(["far"]) == told
     many = [f"far {number}" for number in range(499)]
-    same = KnownNames(["cat"], features_by_word).explain(["far a", "far b"])
+    same = TrainedNames(["cat"], features_by_word).explain(["far a", "far b"])
     assert same is not None
     assert same.endswith("; this CLIP reads 'far a' and 'far b' as the same words, and cannot choose between them")
     assert known.explain(many) == "499 of 499 class names were not trained (far 0, far 1, far 2, ...)"
@@ -286,8 +286,8 @@ def test_a_list_is_far_when_most_of_its_new_names_are() -> None:
 def test_images_of_several_lists_in_one_batch(tiny: Backbone, name: str) -> None:
     settings = {"maple": {"prompt_depth": 2}, "promptsrc": {"text_prompt_depth": 2, "vision_prompt_depth": 2}}
     method = build_method({"name": name, **settings.get(name, {})}, tiny, NAMES)
-    predictor = Predictor(method, zero_shot=True)
-    first, second = predictor.speak_of(NAMES[:4]), predictor.speak_of([NAMES[5], NAMES[1]])
+    predictor = TorchPredictor(method, zero_shot=True)
+    first, second = predictor.encode_class_names(NAMES[:4]), predictor.encode_class_names([NAMES[5], NAMES[1]])
     seen = predictor.encode(np.stack([predictor.view(picture.read()) for picture in colour_pictures()]))
     assert len(seen) == 4
     rows, beside = predictor.probabilities([seen[2], seen[0]], second)
@@ -298,22 +298,22 @@ def test_images_of_several_lists_in_one_batch(tiny: Backbone, name: str) -> None
     predictor.set_class_names([NAMES[5], NAMES[1]])
     found = answers(predictor, colour_pictures())
     assert [one.probability for one in found[0].best] == pytest.approx(sorted(rows[1], reverse=True), abs=1e-5)
-    assert predictor.speak_of(NAMES[:4]) is first
+    assert predictor.encode_class_names(NAMES[:4]) is first
 
 
 def test_methods_of_known_classes_refuse_new_names(tiny: Backbone) -> None:
-    predictor = Predictor(build_method({"name": "linear_probe"}, tiny, NAMES))
+    predictor = TorchPredictor(build_method({"name": "linear_probe"}, tiny, NAMES))
     with pytest.raises(UnlearnedClassesError, match="'submarine' is not one"):
-        predictor.speak_of(["submarine", NAMES[0]])
+        predictor.encode_class_names(["submarine", NAMES[0]])
 
 
 def test_threads_with_lists_of_their_own(prompts: Path) -> None:
-    predictor = Predictor.load(prompts, zero_shot=True, device="cpu")
+    predictor = TorchPredictor.load(prompts, zero_shot=True, device="cpu")
     view = predictor.view(colour_pictures()[0].read())[None]
     lists = [[f"thing {n}", f"car {n}", *(f"x {i}" for i in range(n))] for n in range(20)]
 
     def ask(names: list[str]) -> list[float]:
-        found, _ = predictor.probabilities(predictor.encode(view), predictor.speak_of(names))
+        found, _ = predictor.probabilities(predictor.encode(view), predictor.encode_class_names(names))
         return found[0].tolist()
 
     with ThreadPoolExecutor(8) as pool:
@@ -330,4 +330,4 @@ def test_in_order_takes_keys_in_the_callers_thread() -> None:
             assert threading.get_ident() == here
             yield number
 
-    assert list(in_order(lambda key: 2 * key, keys(), 2, ahead=2)) == [0, 2, 4, 6, 8]  # type: ignore[arg-type]
+    assert list(map_in_order(lambda key: 2 * key, keys(), 2, ahead=2)) == [0, 2, 4, 6, 8]  # type: ignore[arg-type]

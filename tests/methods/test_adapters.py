@@ -54,9 +54,9 @@ def test_the_regression_is_scikit_learns(c: float) -> None:
 
 def test_a_probe_is_solved_on_all_views_at_the_best_strength(backbone: Backbone) -> None:
     method, features = make(backbone, name="linear_probe"), some_features(backbone)
-    method.begin(features)
+    method.fit_features(features)
     assert accuracy(method, features.val, features.val_labels) > 0.9
-    strength = method.chosen()["inverse_regularisation"]
+    strength = method.selected_hyperparameters()["inverse_regularisation"]
     x, y = F.normalize(features.train.flatten(0, 1), dim=-1), features.train_labels.repeat(2)
     weight, bias = solve(x, y, 3, strength)
     logits = F.normalize(features.val, dim=-1).double() @ weight.T + bias
@@ -64,8 +64,8 @@ def test_a_probe_is_solved_on_all_views_at_the_best_strength(backbone: Backbone)
     best = accuracy(method, features.val, features.val_labels)
     for c in (1e6, 1e2, 1e-2, 1e-6):
         other = make(backbone, name="linear_probe", inverse_regularisation=c)
-        other.begin(features)
-        assert other.chosen() == {"inverse_regularisation": c}
+        other.fit_features(features)
+        assert other.selected_hyperparameters() == {"inverse_regularisation": c}
         assert accuracy(other, features.val, features.val_labels) <= best
 
 
@@ -90,12 +90,12 @@ def votes_by_hand(features: Features, seen: Tensor, alpha: float, beta: float) -
 def test_the_cache_votes(learn_keys: bool, backbone: Backbone) -> None:
     features = some_features(backbone)
     method = make(backbone, name="tip_adapter", alpha=2.5, beta=4.0, learn_keys=learn_keys)
-    method.begin(features)
-    method.finish(features)
+    method.fit_features(features)
+    method.select_hyperparameters(features)
     zero_shot = make(backbone, name="zero_shot").predict_logits(features.val)
     expected = zero_shot + votes_by_hand(features, features.val, 2.5, 4.0)
     torch.testing.assert_close(method.predict_logits(features.val), expected)
-    assert method.chosen() == {"alpha": 2.5, "beta": 4.0}
+    assert method.selected_hyperparameters() == {"alpha": 2.5, "beta": 4.0}
     assert method.parameter_count() == (12 * backbone.embed_dim if learn_keys else 0)
 
 
@@ -104,10 +104,10 @@ def test_alpha_and_beta_are_the_best_of_the_grid(learn_keys: bool, backbone: Bac
     features = some_features(backbone, noise=2.0)
     grid = {"search_scale": (9.0, 30.0), "search_steps": (4, 5)}
     method = make(backbone, name="tip_adapter", learn_keys=learn_keys, start_alpha=0.5, start_beta=1.5, **grid)
-    method.begin(features)
+    method.fit_features(features)
     if learn_keys:
-        assert method.chosen() == {"alpha": 0.5, "beta": 1.5}, "fine-tuning runs at these"
-        method.finish(features)
+        assert method.selected_hyperparameters() == {"alpha": 0.5, "beta": 1.5}, "fine-tuning runs at these"
+        method.select_hyperparameters(features)
     zero_shot = make(backbone, name="zero_shot").predict_logits(features.val)
     found: dict[tuple[float, float], int] = {}
     for beta in (0.1 + step * 8.9 / 4 for step in range(4)):
@@ -116,19 +116,19 @@ def test_alpha_and_beta_are_the_best_of_the_grid(learn_keys: bool, backbone: Bac
             found[beta, alpha] = int((logits.argmax(-1) == features.val_labels).sum())
     beta, alpha = max(found, key=lambda pair: found[pair])
     assert len(set(found.values())) > 2, "the grid matters"
-    assert method.chosen() == pytest.approx({"alpha": alpha, "beta": beta})
+    assert method.selected_hyperparameters() == pytest.approx({"alpha": alpha, "beta": beta})
 
 
 @pytest.mark.parametrize("learn_keys", [False, True])
 def test_a_filled_cache_is_saved_and_loaded(learn_keys: bool, backbone: Backbone, tmp_path: Any) -> None:
     features = some_features(backbone)
     method = make(backbone, name="tip_adapter", learn_keys=learn_keys)
-    method.begin(features)
-    method.finish(features)
+    method.fit_features(features)
+    method.select_hyperparameters(features)
     save_prompts(tmp_path / "cache.safetensors", method)
     loaded = load_prompts(tmp_path / "cache.safetensors", backbone)
     assert loaded.saved_tensors()["keys"].shape == (12, backbone.embed_dim)
-    assert loaded.chosen() == method.chosen()
+    assert loaded.selected_hyperparameters() == method.selected_hyperparameters()
     assert torch.equal(loaded.predict_logits(features.val), method.predict_logits(features.val))
     loaded.set_class_names(["fire_truck", "cat"])
     some = loaded.predict_logits(features.val)
@@ -137,7 +137,7 @@ def test_a_filled_cache_is_saved_and_loaded(learn_keys: bool, backbone: Backbone
 
 def test_a_cache_whose_parts_disagree_is_refused(backbone: Backbone, tmp_path: Any) -> None:
     method = make(backbone, name="tip_adapter")
-    method.begin(some_features(backbone))
+    method.fit_features(some_features(backbone))
     method.register_buffer("labels", torch.zeros(3, dtype=torch.int64))
     save_prompts(tmp_path / "cache.safetensors", method)
     with pytest.raises(CheckpointError, match=r"keys has shape \[12, 32\] instead of \[3, 32\]"):
@@ -150,9 +150,9 @@ def test_a_cache_whose_parts_disagree_is_refused(backbone: Backbone, tmp_path: A
 )
 def test_without_validation_images_there_is_nothing_to_choose_on(name: str, advice: str, backbone: Backbone) -> None:
     with pytest.raises(ConfigError, match=f"this data set has none: set .*{advice}.* val folder"):
-        make(backbone, name=name).begin(some_features(backbone, val=0))
+        make(backbone, name=name).fit_features(some_features(backbone, val=0))
     given = {"inverse_regularisation": 1.0} if name == "linear_probe" else {"alpha": 1.0, "beta": 5.5}
-    make(backbone, name=name, **given).begin(some_features(backbone, val=0))
+    make(backbone, name=name, **given).fit_features(some_features(backbone, val=0))
 
 
 # --- CLIP-Adapter and TaskRes

@@ -112,7 +112,7 @@ def test_new_class_names_leave_trained_tensors_alone(variant: str, backbone: Bac
     method = make(variant, backbone)
     before, old = values(method), logits_of(method, images)
     names = ["owl", "submarine", "cat", "tea", "old castle"]
-    if not method.speaks_of_new_classes:
+    if not method.supports_new_classes:
         with pytest.raises(UnlearnedClassesError, match=r"learned for 3 classes and 'owl' is not one; ask about those"):
             method.set_class_names(names)
         names = ["fire_truck", "cat"]
@@ -205,7 +205,7 @@ def test_features_stand_in_for_images_where_the_tower_is_left_alone(
     variant: str, backbone: Backbone, images: Tensor
 ) -> None:
     method = make(variant, backbone)
-    if not method.reads_features:
+    if not method.accepts_features:
         assert method.vision_prompts()
         return
     with torch.no_grad():
@@ -324,8 +324,8 @@ def test_a_twin_speaks_of_other_classes_and_shares_what_is_learned(
 ) -> None:
     method = make(variant, backbone)
     before = logits_of(method, images)
-    names = ["dog", "cat", "fire_truck"] if method.speaks_of_new_classes else ["dog", "cat"]
-    twin = method.speaking_of(names)
+    names = ["dog", "cat", "fire_truck"] if method.supports_new_classes else ["dog", "cat"]
+    twin = method.with_class_names(names)
     with torch.no_grad():
         found, features = twin.predict_logits(images), method.encode_images(images)
         assert torch.equal(twin.logits_of(features), found)
@@ -336,16 +336,16 @@ def test_a_twin_speaks_of_other_classes_and_shares_what_is_learned(
     own, other = method.prompt_parameters(), twin.prompt_parameters()
     assert own.keys() == other.keys()
     assert all(own[name] is other[name] for name in own)
-    if not method.speaks_of_new_classes:
+    if not method.supports_new_classes:
         with pytest.raises(UnlearnedClassesError):
-            method.speaking_of(["cat", "submarine"])
+            method.with_class_names(["cat", "submarine"])
 
 
 @every
 def test_a_sweep_is_told_what_the_method_says(variant: str, backbone: Backbone) -> None:
     """Of new classes: a sweep plans by the settings alone, before there is a backbone."""
     _, settings = method_settings(VARIANTS[variant])
-    assert settings.speaks_of_new_classes == make(variant, backbone).speaks_of_new_classes
+    assert settings.supports_new_classes == make(variant, backbone).supports_new_classes
 
 
 @learning

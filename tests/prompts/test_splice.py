@@ -6,7 +6,7 @@ from torch import Tensor
 
 from maple.clip import Backbone
 from maple.errors import ClassNamesError, ConfigError
-from maple.prompts import Coupling, encode_image, encode_text, random_tokens, unit, word_tokens, write_sentences
+from maple.prompts import Coupling, encode_image, encode_text, l2_normalize, random_tokens, word_tokens, write_sentences
 from maple.prompts.initialise import words_if_short
 from maple.prompts.splice import append_vision, clean_class_names, put_text, replace_vision
 
@@ -81,8 +81,8 @@ def test_words_as_prompts_are_the_sentence(backbone: Backbone) -> None:
 
 
 def test_unit_is_at_least_float32() -> None:
-    assert unit(torch.ones(2, 3, dtype=torch.float16)).dtype == torch.float32
-    assert unit(torch.ones(2, 3, dtype=torch.float64)).dtype == torch.float64
+    assert l2_normalize(torch.ones(2, 3, dtype=torch.float16)).dtype == torch.float32
+    assert l2_normalize(torch.ones(2, 3, dtype=torch.float64)).dtype == torch.float64
 
 
 def test_initial_values(backbone: Backbone) -> None:

@@ -11,8 +11,8 @@ import torch
 from maple.checkpoint import read_prompts
 from maple.config import RunSettings
 from maple.errors import ConfigError, UnlearnedClassesError
-from maple.protocols import SweepSettings, plan_sweep, run_sweep
 from maple.runs import Silent, evaluate_run, train_run
+from maple.sweeps import SweepSettings, plan_sweep, run_sweep
 from maple.train import EpochReport
 
 FITTED: dict[str, dict[str, Any]] = {

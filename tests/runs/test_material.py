@@ -12,16 +12,16 @@ from maple.clip import Backbone
 from maple.config import RunSettings
 from maple.data import Item, load_dataset
 from maple.methods import Method, build_method
-from maple.runs import Material, content_name, train_run
+from maple.runs import TrainingData, content_name, train_run
 from maple.train import Trainer
 
 NAMES = ["bird", "cat", "dog", "eel"]
 
 
-def made(images: Path, **train: Any) -> tuple[RunSettings, list[Item], Material]:
+def made(images: Path, **train: Any) -> tuple[RunSettings, list[Item], TrainingData]:
     settings = RunSettings(data={"dataset": str(images)}, train={"batch_size": 5, "epochs": 4, "lr": 0.02, **train})
     dataset = load_dataset(str(images), None)
-    return settings, list(dataset.train), Material(settings, dataset.train, dataset.store())
+    return settings, list(dataset.train), TrainingData(settings, dataset.train, dataset.store())
 
 
 def coop(backbone: Backbone) -> Method:
@@ -29,7 +29,7 @@ def coop(backbone: Backbone) -> Method:
     return build_method({"name": "coop", "prompt_length": 3}, backbone, NAMES, generator=generator)
 
 
-def epochs(trainer: Trainer, material: Material, count: int) -> list[list[tuple[Tensor, Tensor, int]]]:
+def epochs(trainer: Trainer, material: TrainingData, count: int) -> list[list[tuple[Tensor, Tensor, int]]]:
     found = []
     for _ in range(count):
         found.append([(batch.images, batch.labels, whole) for batch, whole in material.batches(trainer)])
@@ -44,7 +44,7 @@ def test_features_are_those_of_the_same_views_in_the_same_order(
     settings, _, material = made(make_images(), views=views, drop_last=False)
     method = coop(backbone)
     features = epochs(Trainer(method, settings.train), material, 3)
-    monkeypatch.setattr(type(method), "reads_features", False)
+    monkeypatch.setattr(type(method), "accepts_features", False)
     pixels = epochs(Trainer(method, settings.train), material, 3)
     for seen, shown in zip(features, pixels, strict=True):
         assert [len(labels) for _, labels, _ in seen] == [5, 5, 5, 1]
@@ -102,7 +102,7 @@ def test_a_teacher_sees_each_view_once(
         settings, _, material = made(pictures, views=views, lr=0.002, micro_batch=2)
         generator = torch.Generator().manual_seed(1)
         method = build_method({"name": "promptsrc", **depths, **prompts}, backbone, NAMES, generator=generator)
-        monkeypatch.setattr(type(method), "asks_frozen_images", known)
+        monkeypatch.setattr(type(method), "needs_frozen_features", known)
         trainer = Trainer(method, settings.train)
         while not trainer.finished:
             trainer.run_epoch(material.batches(trainer))

@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 
 from maple.data import EvalView
 from maple.errors import BackboneError
-from maple.inference.answerer import Answerer, Floats, Spoken
+from maple.inference.predictor import EncodedClasses, Floats, Predictor
 
 NAMES = ("red thing", "green thing", "blue thing", "grey_thing", "white thing", "black thing")
 HERE = Path(__file__).parent
@@ -45,7 +45,7 @@ def softmax(logits: Floats) -> Floats:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-class Colours(Answerer):
+class Colours(Predictor):
     """Answers by the mean colour of a picture and a hash of each class name; what it says can be computed by hand.
 
     Args:
@@ -82,15 +82,15 @@ class Colours(Answerer):
             raise RuntimeError("black is secret")
         return list(colours)
 
-    def probabilities(self, seen: Sequence[Any], spoken: Spoken) -> tuple[Floats, Floats | None]:
+    def probabilities(self, seen: Sequence[Any], spoken: EncodedClasses) -> tuple[Floats, Floats | None]:
         colours = np.stack(seen)
         logits = 5 * colours @ spoken.tuned.T
         if self.fails and "nan" in spoken.names:
             logits = logits * np.nan
         return softmax(logits), softmax(-logits) if self.has_zero_shot else None
 
-    def _speak(self, names: tuple[str, ...], note: str | None) -> Spoken:
-        return Spoken(names, note, np.stack([direction(name) for name in names]), None)
+    def _speak(self, names: tuple[str, ...], note: str | None) -> EncodedClasses:
+        return EncodedClasses(names, note, np.stack([direction(name) for name in names]), None)
 
 
 def expected(colour: Sequence[int], names: Sequence[str]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from maple import build_method, load_clip, save_prompts
 from maple.cli import app
 from maple.errors import CheckpointError, ConfigError, MapleError
-from maple.inference import Picture, Predictor
+from maple.inference import ImageSource, TorchPredictor
 
 NAMES = ("red thing", "green_thing", "blue thing", "red thing")
 
@@ -76,13 +76,13 @@ def test_it_answers_as_predict_does_and_stops_when_told(prompts: Path, tmp_path:
             running.kill()
     assert (running.returncode, out, errors) == (0, "maple: stopped\n", "")
     (tmp_path / "x.png").write_bytes(png((30, 180, 30)))
-    predictor = Predictor.load(prompts, zero_shot=True, device="cpu")
+    predictor = TorchPredictor.load(prompts, zero_shot=True, device="cpu")
     for names, found in zip((None, ["red car", "teapot"]), answers, strict=True):
         if names is not None:
             predictor.set_class_names(names)
         from maple.data import read_image
 
-        picture = Picture("x", lambda: read_image(tmp_path / "x.png"))
+        picture = ImageSource("x", lambda: read_image(tmp_path / "x.png"))
         (right,) = predictor.stream([picture])
         (one,) = found["predictions"]
         for which in ("best", "zero_shot"):

@@ -96,9 +96,9 @@ def draw_command(
     data_root: DataRoot = None,
 ) -> None:
     """Write some pictures of a data set as files, CLASS_NUMBER.png; the bundled emoji scenes are drawn."""
-    from maple.data import write_pictures
+    from maple.data import write_images
 
-    for path in write_pictures(_open(name, data_root), output, count=count, part=part, class_name=class_name):
+    for path in write_images(_open(name, data_root), output, count=count, part=part, class_name=class_name):
         typer.echo(path)
 
 

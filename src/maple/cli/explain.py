@@ -13,7 +13,7 @@ from maple.names import names_in
 
 if TYPE_CHECKING:
     from maple.explain import LayerWords
-    from maple.inference import Predictor
+    from maple.inference import TorchPredictor
 
 
 def explain_command(
@@ -41,7 +41,7 @@ def explain_command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: a line for the words, one for each map.")
     ] = False,
-    recursive: Annotated[bool, typer.Option("--recursive", help="Look into the folders of a folder too.")] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", help="ImageHash into the folders of a folder too.")] = False,
     device: Device = None,
 ) -> None:
     """Draw where the image tower finds a class, before and after training; or list the words near learned tokens.
@@ -50,19 +50,17 @@ def explain_command(
     """
     from maple.errors import ConfigError
     from maple.explain import FOLDER
-    from maple.inference import Predictor, find_pictures
+    from maple.inference import TorchPredictor, find_images
 
     if not sources and not words:
         raise ConfigError("there is nothing to explain: name pictures, or give --words")
     if not sources and (target is not None or recursive):
         raise ConfigError("--for and --recursive are about pictures; name some")
-    pictures = (
-        find_pictures(sources, recursive=recursive, stdin=getattr(sys.stdin, "buffer", None)) if sources else None
-    )
+    pictures = find_images(sources, recursive=recursive, stdin=getattr(sys.stdin, "buffer", None)) if sources else None
     folder = output or (Path(run).expanduser() / FOLDER if Path(run).expanduser().is_dir() else None)
     if pictures is not None and folder is None:
         raise ConfigError(f"{run} is no run folder to keep maps in; say with --output FOLDER where to write them")
-    predictor = Predictor.load(run, zero_shot=True, device=device)
+    predictor = TorchPredictor.load(run, zero_shot=True, device=device)
     if classes is not None and (note := predictor.set_class_names(names_in(classes))):
         typer.echo(visible(f"maple: note: {note}"), err=True)
     if words:
@@ -71,7 +69,7 @@ def explain_command(
         raise typer.Exit(_maps(predictor, pictures, target, folder, as_json))
 
 
-def _maps(predictor: "Predictor", pictures: Any, target: str | None, folder: Path, as_json: bool) -> int:
+def _maps(predictor: "TorchPredictor", pictures: Any, target: str | None, folder: Path, as_json: bool) -> int:
     """Write the maps, tell what was written, and return the exit status."""
     from maple.explain import Explainer, write_maps
     from maple.inference import Unreadable
@@ -95,7 +93,7 @@ def _maps(predictor: "Predictor", pictures: Any, target: str | None, folder: Pat
     return 1 if answered else 2
 
 
-def _words(predictor: "Predictor", top: int, folder: Path | None, as_json: bool, asked: bool) -> None:
+def _words(predictor: "TorchPredictor", top: int, folder: Path | None, as_json: bool, asked: bool) -> None:
     """List the words, and keep them; a run folder that cannot be written is no fault where none was asked for."""
     from maple.errors import ConfigError
     from maple.explain import nearest_words, write_words

@@ -31,10 +31,10 @@ def import_command(
     from maple.config import resolve
     from maple.data import select_dataset
     from maple.errors import ConfigError
-    from maple.reference import import_reference
+    from maple.importers import import_checkpoint
     from maple.runs import open_dataset, write_imported
 
-    imported = import_reference(file, init_text=init_text, method=method)
+    imported = import_checkpoint(file, init_text=init_text, method=method)
     settings: dict[str, Any] = {
         "method": {"name": imported.method, **imported.config},
         "backbone": {"name": backbone, "pretrained": pretrained},

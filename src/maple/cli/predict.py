@@ -16,7 +16,7 @@ from maple.errors import visible
 from maple.names import names_in
 
 if TYPE_CHECKING:
-    from maple.inference import Answer, Picture, Ranked, Unreadable
+    from maple.inference import ImageSource, Prediction, Ranked, Unreadable
 
 _BAR = 20
 
@@ -46,7 +46,7 @@ def predict_command(
         bool, typer.Option("--json", help="Print one JSON object for each picture, a line each.")
     ] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: one line for each picture and class.")] = False,
-    recursive: Annotated[bool, typer.Option("--recursive", help="Look into the folders of a folder too.")] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", help="ImageHash into the folders of a folder too.")] = False,
     batch_size: Annotated[int, typer.Option(help="How many pictures are computed at once.", min=1)] = 32,
     device: Device = None,
 ) -> None:
@@ -57,21 +57,21 @@ def predict_command(
     Exit status: 0 all were read, 1 some were not, 2 none was, or wrong use.
     """
     from maple.errors import ClassNamesError, ConfigError
-    from maple.inference import STDIN, find_pictures, keep_fetched, open_answerer
+    from maple.inference import STDIN, find_images, keep_fetched, load_predictor
 
     if as_json and as_csv:
         raise ConfigError("--json and --csv exclude each other; choose one")
     if ask and STDIN in sources:
         raise ConfigError("--ask reads class names from standard input, so the picture cannot come from there too")
     # Malformed sources are refused before a backbone is loaded.
-    pictures = find_pictures(sources, recursive=recursive, stdin=getattr(sys.stdin, "buffer", None))
-    predictor = open_answerer(run, zero_shot=zero_shot, device=device)
+    pictures = find_images(sources, recursive=recursive, stdin=getattr(sys.stdin, "buffer", None))
+    predictor = load_predictor(run, zero_shot=zero_shot, device=device)
     if classes is not None:
         _warn(predictor.set_class_names(names_in(classes)))
     show = _show_json if as_json else _CsvLines(zero_shot) if as_csv else _Listing()
     tally = _Tally(show)
 
-    def answer(found: "Iterable[Picture]") -> None:
+    def answer(found: "Iterable[ImageSource]") -> None:
         tally.count(predictor.stream(found, top=top, batch_size=batch_size, workers=min(4, os.cpu_count() or 1)))
 
     if ask:
@@ -112,12 +112,12 @@ def _warn(line: str | None) -> None:
 class _Tally:
     """Shows answers, tells what was unreadable, and knows the exit status that follows from both."""
 
-    def __init__(self, show: "Callable[[Answer], None]") -> None:
+    def __init__(self, show: "Callable[[Prediction], None]") -> None:
         self._show = show
         self._answered = 0
         self._failed = 0
 
-    def count(self, results: "Iterable[Answer | Unreadable]") -> None:
+    def count(self, results: "Iterable[Prediction | Unreadable]") -> None:
         from maple.inference import Unreadable
 
         for result in results:
@@ -135,7 +135,7 @@ class _Tally:
         return 1 if self._answered else 2
 
 
-def _show_json(answer: "Answer") -> None:
+def _show_json(answer: "Prediction") -> None:
     def listed(ranked: "tuple[Ranked, ...]") -> list[dict[str, Any]]:
         return [{"class": one.name, "probability": one.probability} for one in ranked]
 
@@ -151,7 +151,7 @@ class _CsvLines:
     def __init__(self, zero_shot: bool) -> None:
         self._write([*("source", "rank", "class", "probability"), *(["zero_shot_probability"] if zero_shot else [])])
 
-    def __call__(self, answer: "Answer") -> None:
+    def __call__(self, answer: "Prediction") -> None:
         for rank, one in enumerate(answer.best):
             beside = [] if answer.zero_shot_of_best is None else [answer.zero_shot_of_best[rank]]
             self._write([answer.source, rank + 1, one.name, one.probability, *beside])
@@ -169,7 +169,7 @@ class _Listing:
     def __init__(self) -> None:
         self._block = "█" if _can_show("█") else "#"
 
-    def __call__(self, answer: "Answer") -> None:
+    def __call__(self, answer: "Prediction") -> None:
         beside = answer.zero_shot_of_best
         names = [visible(one.name) for one in answer.best]
         width = max(map(cell_len, names))

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from maple.config import RunSettings
 from maple.data import Item
 from maple.methods import Method
-from maple.protocols import Outcome, PlannedRun
+from maple.sweeps import Outcome, PlannedRun
 from maple.train import EpochReport, StepReport
 
 

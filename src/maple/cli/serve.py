@@ -9,7 +9,7 @@ import typer
 from maple.cli.options import DataRoot, Device
 
 if TYPE_CHECKING:
-    from maple.inference import Answerer
+    from maple.inference import Predictor
 
 
 def serve_command(
@@ -91,7 +91,7 @@ def serve_command(
         listen.require_token(listening, host, token, anyone=no_token)
         hosts = listen.allowed_hosts(listening, host, allow_host or [])
         answerer = _load(run, zero_shot, device)
-        answerer.speak_of()
+        answerer.encode_class_names()
         origin = origin_of(Path(run).expanduser(), answerer.about, data_root)
         app = create_app(
             answerer,
@@ -112,10 +112,10 @@ def serve_command(
     typer.echo("maple: stopped")
 
 
-def _load(run: str, zero_shot: bool | None, device: str | None) -> "Answerer":
-    from maple.inference import open_answerer
+def _load(run: str, zero_shot: bool | None, device: str | None) -> "Predictor":
+    from maple.inference import load_predictor
     from maple.inference.manifest import export_folder, is_export, read_manifest
 
     if zero_shot is None:
         zero_shot = not is_export(run) or read_manifest(export_folder(run)).zero_shot is not None
-    return open_answerer(run, zero_shot=zero_shot, device=device)
+    return load_predictor(run, zero_shot=zero_shot, device=device)

@@ -8,7 +8,7 @@ import typer
 from maple.cli.options import DataRoot, Device, Tracker, comma_list, number_list, shots_of
 
 if TYPE_CHECKING:
-    from maple.protocols import Executor, Outcome, PlannedRun
+    from maple.sweeps import Executor, Outcome, PlannedRun
 
 
 def sweep_command(
@@ -76,8 +76,8 @@ def sweep_command(
     """Carry out the runs and evaluations of a protocol. Repeat the command to go on; finished runs are kept."""
     from functools import partial
 
-    from maple.protocols import SweepSettings, carry_out, plan_sweep, run_sweep
     from maple.runs import require_tracker
+    from maple.sweeps import SweepSettings, plan_sweep, run_group, run_sweep
 
     if tracker is not None:
         require_tracker(tracker)
@@ -105,7 +105,7 @@ def sweep_command(
 
     from maple.cli.progress import SweepBar
 
-    work = partial(carry_out, tracker=tracker)
+    work = partial(run_group, tracker=tracker)
     with SweepBar(len(runs)) as bar:
         outcomes = run_sweep(
             runs,
@@ -134,7 +134,7 @@ def _whole_sweep(what: str, asked: dict[str, Any], layer: dict[str, Any]) -> dic
     """The sweep of that name, with what was asked for laid over it."""
     from maple.config import merge_layers
     from maple.errors import ConfigError
-    from maple.protocols import read_sweep
+    from maple.sweeps import read_sweep
 
     settings = read_sweep(what)
     given = {key: value for key, value in asked.items() if value is not None}
@@ -149,7 +149,7 @@ def _executor(name: str, jobs: int, device: str | None, for_ray: dict[str, Any])
     from functools import partial
 
     from maple.errors import ConfigError, one_of
-    from maple.protocols import in_processes, in_turn, on_ray
+    from maple.sweeps import in_processes, in_turn, on_ray
 
     given = {key: value for key, value in for_ray.items() if value is not None}
     if name == "ray":
@@ -188,7 +188,7 @@ def _grid(texts: list[str]) -> dict[str, list[Any]]:
 def _show_plan(runs: "list[PlannedRun]", output: Path, *, whole: bool) -> None:
     from collections import Counter
 
-    from maple.protocols import status_of
+    from maple.sweeps import status_of
 
     states = {run.name: status_of(run, output) for run in runs}
     counts = Counter(states.values())

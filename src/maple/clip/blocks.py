@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
-from maple.clip.products import linear
+from maple.clip.cpu_linear import frozen_linear
 
 # What later rows attend to: keys and values [G, heads, S, H / heads], or, of a block that runs whole, its input.
 Memory = tuple[Tensor, ...]
@@ -160,7 +160,7 @@ class Block:
         attention, width = self.module.attn, normed.shape[-1]
         part = slice(first * width, last * width)
         bias = attention.in_proj_bias
-        return linear(normed, attention.in_proj_weight[part], None if bias is None else bias[part])
+        return frozen_linear(normed, attention.in_proj_weight[part], None if bias is None else bias[part])
 
     def _heads(self, packed: Tensor, kinds: int) -> tuple[Tensor, ...]:
         attention = self.module.attn
@@ -173,15 +173,15 @@ class Block:
     def _rest(self, states: Tensor, joined: Tensor) -> Tensor:
         """What follows the attention: its projection, the MLP, and both residuals."""
         module = self.module
-        states = states + module.ls_1(linear(joined, module.attn.out_proj.weight, module.attn.out_proj.bias))
+        states = states + module.ls_1(frozen_linear(joined, module.attn.out_proj.weight, module.attn.out_proj.bias))
         normed = module.ln_2(states)
         if self._plain_mlp:
             first, activation, second = module.mlp
-            hidden = linear(normed, first.weight, first.bias)
+            hidden = frozen_linear(normed, first.weight, first.bias)
             # QuickGELU is x * sigmoid(a x): in one kernel and with one tensor kept for the gradient.
             quick = type(activation) is QuickGELU
             hidden = F.silu(1.702 * hidden) / 1.702 if quick else activation(hidden)
-            hidden = linear(hidden, second.weight, second.bias)
+            hidden = frozen_linear(hidden, second.weight, second.bias)
         else:
             hidden = module.mlp(normed)
         mixed: Tensor = states + module.ls_2(hidden)

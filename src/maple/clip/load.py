@@ -20,9 +20,9 @@ from torch import Tensor
 
 from maple.clip import formats
 from maple.clip.backbone import DTYPES, Backbone, preprocessing_of
-from maple.clip.fill import fill, uninitialised
 from maple.clip.hub import asking_the_hub, download, is_network_error
 from maple.clip.transformers_format import read_transformers_folder
+from maple.clip.weights import fill, uninitialised
 from maple.errors import BackboneError, first_line, one_of
 
 PRECISIONS = tuple(DTYPES)

@@ -17,7 +17,7 @@ from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
 from maple.clip.blocks import Block, Bucket, Memory
-from maple.clip.tracing import is_traced
+from maple.clip.tracing import is_exporting_or_compiling
 from maple.errors import ImageError, UnsupportedTowerError
 
 
@@ -146,7 +146,7 @@ class ImageTower:
         """
         tower = self._tower
         sides = tuple(tower.image_size)
-        if not is_traced() and (images.ndim != 4 or images.shape[1:] != (3, *sides)):
+        if not is_exporting_or_compiling() and (images.ndim != 4 or images.shape[1:] != (3, *sides)):
             raise ImageError(
                 f"images of shape {list(images.shape)} are given; this CLIP reads [B, 3, {sides[0]}, {sides[1]}], "
                 "resized and normalised as backbone.preprocessing says"

@@ -18,14 +18,14 @@ from maple.data.folders import load_folder, walk_files
 from maple.data.images import ImageStore, has_image_name, is_image_file, read_image, to_rgb
 from maple.data.inputs import EvalView
 from maple.data.inspection import Inspection, inspect_dataset
-from maple.data.listing import LISTING, listing_hash, read_listing, write_listing
+from maple.data.listing import SAVED_SPLIT, read_saved_split, saved_split_hash, write_saved_split
 from maple.data.manifests import load_manifest
 from maple.data.opening import check_source, open_source, short_name
-from maple.data.ordered import in_order
+from maple.data.ordered import map_in_order
 from maple.data.records import Dataset, Item, items_hash
 from maple.data.sampling import base_novel_classes, hold_out, sample_few_shot, select_classes, select_dataset
 from maple.data.splits import read_split
-from maple.data.writing import write_pictures
+from maple.data.writing import write_images
 
 if TYPE_CHECKING:
     from maple.data.loaders import (
@@ -59,7 +59,7 @@ _ON_TORCH = {
 
 __all__ = [
     "CATALOGUE",
-    "LISTING",
+    "SAVED_SPLIT",
     "Batch",
     "Dataset",
     "DatasetSpec",
@@ -79,24 +79,24 @@ __all__ = [
     "feature_batches",
     "has_image_name",
     "hold_out",
-    "in_order",
     "inspect_dataset",
     "is_image_file",
     "items_hash",
     "known_names",
-    "listing_hash",
     "load_dataset",
     "load_domain",
     "load_folder",
     "load_manifest",
     "make_views",
+    "map_in_order",
     "open_source",
     "read_image",
-    "read_listing",
+    "read_saved_split",
     "read_split",
     "reading_threads",
     "require_possible",
     "sample_few_shot",
+    "saved_split_hash",
     "select_classes",
     "select_dataset",
     "short_name",
@@ -107,8 +107,8 @@ __all__ = [
     "view_batches",
     "views_device",
     "walk_files",
-    "write_listing",
-    "write_pictures",
+    "write_images",
+    "write_saved_split",
 ]
 
 

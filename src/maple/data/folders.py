@@ -12,7 +12,7 @@ from pathlib import Path
 from maple.data.images import is_image_file
 from maple.data.records import Dataset, Item
 from maple.errors import ConfigError, DataError
-from maple.names import holds_half_character, words_of
+from maple.names import has_lone_surrogate, words_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def load_folder(
     """Read `root/CLASS/**/image` or `root/{train,val,test}/CLASS/**/image` as a data set.
 
     Classes are the folder names, sorted by code point after Unicode NFC normalisation, so that labels agree between
-    file systems; `class_names` maps folder names to the names to use. Hidden files, system litter and files that are
+    file systems; `class_names` maps folder names to the names to use. Hidden files, system files and files that are
     no images are skipped and counted in the log. With a train folder beside a test or val folder these parts are
     used as they stand; a val folder without a test folder is the test part. Otherwise each class is split on its own
     by `seed`: the test and validation fractions rounded, at least one image for training, then one for test.
@@ -101,7 +101,7 @@ def rename_classes(dataset: Dataset, class_names: Mapping[str, str] | None) -> D
             f"class_names renames {', '.join(map(repr, unknown))}, which {dataset.name!r} does not have; "
             f"its classes are: {', '.join(dataset.class_names)}"
         )
-    if broken := [name for name in mapping.values() if holds_half_character(name)]:
+    if broken := [name for name in mapping.values() if has_lone_surrogate(name)]:
         raise DataError(f"class_names gives the name {broken[0]!r}, which holds half a character; write the whole one")
     names = tuple(mapping.get(nfc(name), name) for name in dataset.class_names)
     _refuse_same_words(dataset.class_names, names)
@@ -192,7 +192,7 @@ def walk_files(
     on_unreadable: Callable[[DataError], None] | None = None,
     within: Sequence[Path] = (),
 ) -> Iterator[Path]:
-    """Iterate over the files of a folder in the order of their names, without hidden files and system litter.
+    """Iterate over the files of a folder in the order of their names, without hidden files and system files.
 
     With `recursive` also over those of the folders below it, each in its place; links back to a folder above are not
     followed. Only the names of the open folders are kept in memory.
@@ -237,7 +237,7 @@ def _walk(
 
 
 def children(folder: Path) -> list[Path]:
-    """What a folder holds, sorted by name, without hidden files and system litter.
+    """What a folder holds, sorted by name, without hidden files and system files.
 
     Raises:
         DataError: it cannot be listed.

@@ -11,7 +11,7 @@ from typing import Any
 
 from maple.data.findings import Finding, number_of, some
 from maple.data.images import read_image
-from maple.data.likeness import Look, alike_groups, look_of
+from maple.data.likeness import ImageHash, image_hash, near_duplicate_groups
 from maple.data.names import suspicious_names
 from maple.data.records import Dataset, Item
 from maple.errors import DataError, ImageError
@@ -84,7 +84,7 @@ class _Seen:
     item: Item
     part: int
     digest: bytes
-    look: Look
+    look: ImageHash
 
 
 def inspect_dataset(
@@ -119,7 +119,7 @@ def inspect_dataset(
     findings += told
     if dataset.drawn_split:
         seen = _with_training_images(seen)
-    groups = alike_groups([one.look for one in seen])
+    groups = near_duplicate_groups([one.look for one in seen])
     seen, told = _without_likeness(seen, groups, drawn=dataset.drawn_split)
     findings += told
     if dataset.drawn_split:
@@ -157,15 +157,15 @@ def _look_at(
     return seen, unreadable
 
 
-def _content(dataset: Dataset, item: Item) -> tuple[bytes, Look]:
+def _content(dataset: Dataset, item: Item) -> tuple[bytes, ImageHash]:
     if dataset.read is not None:
         image = dataset.read(item.path)
-        return hashlib.sha256(image.tobytes()).digest(), look_of(image)
+        return hashlib.sha256(image.tobytes()).digest(), image_hash(image)
     path = dataset.file(item)
     image = read_image(path)
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest(), look_of(image)
+            return hashlib.file_digest(file, "sha256").digest(), image_hash(image)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror}); copy it again or remove it") from error
 

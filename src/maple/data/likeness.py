@@ -21,7 +21,7 @@ _SMALL = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ImageHash:
     """How an image looks from afar.
 
     Attributes:
@@ -35,7 +35,7 @@ class Look:
     plain: bool
 
 
-def look_of(image: Image.Image) -> Look:
+def image_hash(image: Image.Image) -> ImageHash:
     """The look of an RGB image. Changes of size, format and quality hardly change it; mirroring and cropping do.
 
     Source: the difference hash is that of N. Krawetz, "Kind of Like That", 2013.
@@ -43,15 +43,15 @@ def look_of(image: Image.Image) -> Look:
     grey = np.asarray(image.convert("L").resize((_SIDE + 1, _SIDE), Image.Resampling.BOX), dtype=np.int16)
     bits = np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes()
     small = np.asarray(image.resize((_SMALL, _SMALL), Image.Resampling.BOX))
-    return Look(bits, small.tobytes(), bool(grey.std() < _LEAST_CONTRAST))
+    return ImageHash(bits, small.tobytes(), bool(grey.std() < _LEAST_CONTRAST))
 
 
-def alike(one: Look, other: Look) -> bool:
+def alike(one: ImageHash, other: ImageHash) -> bool:
     """Whether two images are near duplicates: few bits differ, and the small copies in colour agree."""
-    return bool(alike_groups([one, other]))
+    return bool(near_duplicate_groups([one, other]))
 
 
-def alike_groups(looks: Sequence[Look]) -> list[tuple[int, ...]]:
+def near_duplicate_groups(looks: Sequence[ImageHash]) -> list[tuple[int, ...]]:
     """Groups of two or more that look the same, as indices in their order; what is like a third is like each other."""
     parent = list(range(len(looks)))
 
@@ -70,7 +70,7 @@ def alike_groups(looks: Sequence[Look]) -> list[tuple[int, ...]]:
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
-def _alike_pairs(looks: Sequence[Look]) -> Iterator[tuple[int, int]]:
+def _alike_pairs(looks: Sequence[ImageHash]) -> Iterator[tuple[int, int]]:
     """Every pair of near duplicates.
 
     Hashes that differ in few bits have a byte in common, so only those are compared that do.

@@ -12,14 +12,14 @@ from maple.data.catalogue import load_dataset
 from maple.data.records import Dataset, Item, items_hash
 from maple.errors import DataError
 
-LISTING = "images.json"
+SAVED_SPLIT = "images.json"
 """Its name in a run folder."""
 
 _FORMAT = 1
 _PARTS = ("train", "val", "test")
 
 
-def write_listing(path: Path, dataset: Dataset, source: str) -> str:
+def write_saved_split(path: Path, dataset: Dataset, source: str) -> str:
     """Write the items of a data set, atomically, and return their hash.
 
     Args:
@@ -27,7 +27,7 @@ def write_listing(path: Path, dataset: Dataset, source: str) -> str:
     """
     content: dict[str, Any] = {
         "format": _FORMAT,
-        "hash": listing_hash(dataset),
+        "hash": saved_split_hash(dataset),
         "name": dataset.name,
         "source": source,
         "root": str(dataset.root.resolve()) if dataset.read is None else None,
@@ -40,8 +40,8 @@ def write_listing(path: Path, dataset: Dataset, source: str) -> str:
     return str(content["hash"])
 
 
-def read_listing(path: Path, expected: str | None = None, *, look: bool = True) -> Dataset:
-    """The data set that `write_listing` wrote down; the images themselves are not looked at, nor, without `look`,
+def read_saved_split(path: Path, expected: str | None = None, *, look: bool = True) -> Dataset:
+    """The data set that `write_saved_split` wrote down; the images themselves are not looked at, nor, without `look`,
     whether they are still there.
 
     Raises:
@@ -62,7 +62,7 @@ def read_listing(path: Path, expected: str | None = None, *, look: bool = True) 
         source = str(content["source"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(f"{path} is damaged: {error!r}; it belongs to the run and was written by it") from error
-    if expected is not None and listing_hash(dataset) != expected:
+    if expected is not None and saved_split_hash(dataset) != expected:
         raise DataError(f"{path} is not the list of images that this run was made with; put the original back")
     if not look:
         return dataset
@@ -76,7 +76,7 @@ def read_listing(path: Path, expected: str | None = None, *, look: bool = True) 
     return dataset
 
 
-def listing_hash(dataset: Dataset) -> str:
+def saved_split_hash(dataset: Dataset) -> str:
     """SHA-256 (hex) of class names and items, part by part; not of where the images lie."""
     parts: Sequence[tuple[Item, ...]] = (dataset.train, dataset.val, dataset.test)
     text = json.dumps([list(dataset.class_names), *(items_hash(part) for part in parts)])

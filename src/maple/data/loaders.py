@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from maple.data.images import ImageStore
-from maple.data.ordered import in_order
+from maple.data.ordered import map_in_order
 from maple.data.records import Item
 from maple.data.transforms import EvalTransform, TrainTransform
 from maple.data.views import Views, make_views
@@ -109,7 +109,7 @@ def train_batches(
 
     def batches() -> Iterator[tuple[Batch, int]]:
         wanted = (position for share, _ in shares for position in share)
-        with closing(in_order(view, wanted, num_workers, ahead=2 * batch_size)) as views:
+        with closing(map_in_order(view, wanted, num_workers, ahead=2 * batch_size)) as views:
             for share, length in shares:
                 yield _collate(list(islice(views, len(share))), maker), length
 
@@ -143,7 +143,7 @@ def view_batches(
         def one(index: int) -> tuple[Any, int]:
             return _numbered_view(items, store, maker, seed, view, index)
 
-        with closing(in_order(one, range(len(items)), num_workers, ahead=2 * batch_size)) as views:
+        with closing(map_in_order(one, range(len(items)), num_workers, ahead=2 * batch_size)) as views:
             for _ in range(steps):
                 yield _collate(list(islice(views, batch_size)), maker)
 
@@ -206,7 +206,7 @@ def eval_batches(
         return maker.one(store.get(item.path)), item.label
 
     def batches() -> Iterator[Batch]:
-        with closing(in_order(view, items, num_workers, ahead=2 * batch_size)) as views:
+        with closing(map_in_order(view, items, num_workers, ahead=2 * batch_size)) as views:
             for _ in range(steps):
                 yield _collate(list(islice(views, batch_size)), maker)
 

@@ -11,7 +11,7 @@ from typing import Any
 from maple.data.folders import PART_NAMES, assemble, check_fractions, draw_split, nfc, rename_classes
 from maple.data.records import Dataset
 from maple.errors import DataError, one_of
-from maple.names import holds_half_character
+from maple.names import has_lone_surrogate
 
 SUFFIXES = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": ""}
 """The files that are taken for manifests, and the delimiter each has unless its header shows another."""
@@ -82,7 +82,7 @@ class _Row:
             raise DataError(f"{where} has the path {path!r}; give the path of an image, relative to {manifest.parent}")
         if not isinstance(label, str) or not label.strip():
             raise DataError(f"{where} has the label {label!r}; give the name of the class of {path}")
-        if holds_half_character(label):
+        if has_lone_surrogate(label):
             raise DataError(f"{where} has the label {label!r}, which holds half a character; write the whole one")
         if split is not None and not isinstance(split, str):
             raise DataError(f"{where} has the split {split!r}; {_SPLIT_FORM}")

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from maple.data.findings import Finding, number_of, some
-from maple.names import holds_half_character
+from maple.names import has_lone_surrogate
 
 _PLACEHOLDER = re.compile(
     r"(class|cls|label|category|categ|group|type|folder|new[ _-]?folder|untitled|unnamed|id|c|l)[ _-]*\d*",
@@ -25,7 +25,7 @@ def suspicious_names(names: Sequence[str]) -> list[Finding]:
     checks = (
         (
             "undecodable names",
-            holds_half_character,
+            has_lone_surrogate,
             "no Unicode text, its bytes are of another encoding: rename the folder",
         ),
         ("placeholder names", _placeholders, f"no word for what the pictures show: {MAPPED}"),

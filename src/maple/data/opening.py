@@ -37,7 +37,7 @@ def open_source(
             text = f"{number_of(len(empty), 'class folder')} ({some(empty)}) {verb} left out"
             findings.append(Finding("empty classes", "warning", text, tuple(empty)))
             class_names = {old: new for old, new in (class_names or {}).items() if nfc(old) not in empty}
-        findings += litter(folder)
+        findings += unexpected_files(folder)
     return rename_classes(dataset, class_names), findings
 
 
@@ -123,7 +123,7 @@ def _own_folder(source: str) -> Path | None:
     return path if source not in known_names() and path.is_dir() else None
 
 
-def litter(root: Path) -> list[Finding]:
+def unexpected_files(root: Path) -> list[Finding]:
     """What lies in a folder of classes and is no image of a class: system files, stray pictures, other files."""
     system, outside, others = [], [], []
     tops = {root}

@@ -10,7 +10,7 @@ _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 
-def in_order(
+def map_in_order(
     function: Callable[[_Key], _Value], keys: Iterable[_Key], num_workers: int, ahead: int
 ) -> Generator[_Value, None, None]:
     """Map `function` over `keys`, in their order, at most `ahead` results early; an exception comes out unchanged.

@@ -14,7 +14,7 @@ from maple.errors import ConfigError, DataError, one_of
 _PARTS = ("train", "val", "test")
 
 
-def write_pictures(
+def write_images(
     dataset: Dataset, folder: Path, *, count: int = 10, part: str = "test", class_name: str | None = None
 ) -> list[Path]:
     """Write `count` items of one part as CLASS_NUMBER.png into `folder`: the first of every class, then the second ...

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from maple.errors import ClassNamesError, ConfigError, DataError
 from maple.explain.relevance import relevance
-from maple.inference import Picture, Predictor, Ranked, Unreadable
-from maple.inference.answerer import Floats, answer
+from maple.inference import ImageSource, Ranked, TorchPredictor, Unreadable
+from maple.inference.predictor import Floats, answer
 from maple.methods import Method
 
 SHOWN = 3
@@ -54,7 +54,7 @@ class Explanation:
 class Explainer:
     """Explains the answers of a predictor that was loaded with `zero_shot=True`."""
 
-    def __init__(self, predictor: Predictor, target: str | None = None) -> None:
+    def __init__(self, predictor: TorchPredictor, target: str | None = None) -> None:
         """Explain why pictures might show `target`; without it, for each picture the trained method's first answer.
 
         Raises:
@@ -67,7 +67,7 @@ class Explainer:
         self._predictor = predictor
         self._target = None if target is None else _place(predictor.class_names, target)
 
-    def explain(self, pictures: Iterable[Picture]) -> Iterator[Explanation | Unreadable]:
+    def explain(self, pictures: Iterable[ImageSource]) -> Iterator[Explanation | Unreadable]:
         """Explain pictures one by one, in their order; what cannot be read is said in its place.
 
         Raises:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from maple.errors import ConfigError
 from maple.methods import Method
-from maple.prompts import encode_image_with_attention, wide
+from maple.prompts import encode_image_with_attention, to_float32
 from maple.prompts.splice import append_vision, replace_vision
 
 
@@ -46,7 +46,7 @@ def relevance(method: Method, images: Tensor, classes: Tensor) -> Tensor:
         leaf = images.detach().to(backbone.device).clone().requires_grad_()
         raw, attention = encode_image_with_attention(backbone.image, leaf, prompts)
         asked = torch.tensor(classes.tolist(), device=backbone.device)
-        score = _score(_logits(method, wide(raw)), asked)
+        score = _score(_logits(method, to_float32(raw)), asked)
         gradients = torch.autograd.grad(score, attention)
     weighted = [
         (seen.detach().float() * slope.float()).clamp(min=0).mean(dim=1)

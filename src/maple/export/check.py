@@ -7,7 +7,7 @@ import torch
 
 from maple.errors import ExportError
 from maple.export.source import Source
-from maple.inference.answerer import Floats
+from maple.inference.predictor import Floats
 from maple.methods import Method
 
 LARGEST_DIFFERENCE = 1e-3
@@ -20,7 +20,7 @@ NEW_NAMES = ("red car", "a_very small  blue car", "Crème brûlée & co.", "x")
 @torch.no_grad()
 def reference_logits(method: Method, views: Floats, names: Sequence[str]) -> Floats:
     """Logits [n, C] of views [n, 3, R, R] by PyTorch."""
-    twin = method.speaking_of(names)
+    twin = method.with_class_names(names)
     found: Floats = twin.logits_of(method.encode_images(torch.from_numpy(views))).numpy()
     return found
 

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from maple.errors import ExportError
 from maple.methods import Method
-from maple.methods.on_prompts import OnPrompts
-from maple.prompts import PromptedClasses, encode_image, unit, wide
+from maple.methods.wraps_prompts import WrapsPrompts
+from maple.prompts import PromptedClasses, encode_image, l2_normalize, to_float32
 
 Head = Literal["cosine", "logits", "shifted"]
 
 
 def innermost(method: Method) -> Method:
     """The method whose prompts another one trains, or the method itself."""
-    while isinstance(method, OnPrompts):
+    while isinstance(method, WrapsPrompts):
         method = method.prompts
     return method
 
@@ -39,14 +39,14 @@ def head_of(method: Method) -> Head:
         return "shifted"
     if plain:
         return "cosine"
-    if method.speaks_of_new_classes:
+    if method.supports_new_classes:
         raise ExportError(f"{method.title}: its logits are its own for any classes, which no export can hold")
     return "logits"
 
 
 def leaves_images_alone(method: Method) -> bool:
     """Whether its image features are those of the frozen CLIP."""
-    return method.reads_features and type(innermost(method)).encode_images is Method.encode_images
+    return method.accepts_features and type(innermost(method)).encode_images is Method.encode_images
 
 
 class ImageSide(nn.Module):
@@ -72,9 +72,9 @@ class ImageSide(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """See `outputs`."""
         tower = self.method.backbone.image
-        plain = wide(tower.plain(images)) if self.frozen or not len(self.prompts) else None
+        plain = to_float32(tower.plain(images)) if self.frozen or not len(self.prompts) else None
         # Every method goes on from raw features that stand in for images.
-        raw = wide(encode_image(tower, images, list(self.prompts))) if len(self.prompts) else cast(Tensor, plain)
+        raw = to_float32(encode_image(tower, images, list(self.prompts))) if len(self.prompts) else cast(Tensor, plain)
         features = self.method.encode_images(raw)
         found = [features]
         if self.head == "logits":
@@ -83,7 +83,7 @@ class ImageSide(nn.Module):
             inside: Any = innermost(self.method)
             found.append(inside.token_shift(features))
         if self.frozen:
-            found.append(unit(cast(Tensor, plain)))
+            found.append(l2_normalize(cast(Tensor, plain)))
         return tuple(found)
 
 
@@ -98,7 +98,7 @@ class TextSide(nn.Module):
         self.tower = method.backbone.text
         self.model = method.backbone.model
         prompts: Sequence[Tensor] = []
-        if isinstance(innermost(method).classes, PromptedClasses) and method.speaks_of_new_classes:
+        if isinstance(innermost(method).classes, PromptedClasses) and method.supports_new_classes:
             prompts = [prompt.detach() for prompt in method.text_prompts()]
         # Row 0 is never looked at: it stands for "no learned token here".
         self.tables = nn.ParameterList([F.pad(prompt, (0, 0, 1, 0)) for prompt in prompts])
@@ -123,4 +123,4 @@ class TextSide(nn.Module):
                 states = tower.enter(states)
             states = tower.block(layer, states)
         ends = tower.end_positions(ids)[:, None, None].expand(-1, 1, states.shape[-1])
-        return unit(tower.finish(states.gather(1, ends)[:, 0]))
+        return l2_normalize(tower.finish(states.gather(1, ends)[:, 0]))

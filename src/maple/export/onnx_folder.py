@@ -23,9 +23,9 @@ from maple.export.check import NEW_NAMES, largest_difference, require_equal
 from maple.export.graphs import ImageSide, TextSide, head_of, innermost
 from maple.export.source import Source
 from maple.inference import manifest as on_disk
-from maple.inference.answerer import Floats, Spoken
-from maple.inference.exported import Exported
 from maple.inference.manifest import Manifest, Preprocess, Slots, Templates
+from maple.inference.onnx_predictor import OnnxPredictor
+from maple.inference.predictor import EncodedClasses, Floats
 from maple.methods import Method
 from maple.prompts import PromptedClasses, TemplateClasses
 
@@ -92,7 +92,7 @@ def _checked(source: Source, folder: Path, manifest: Manifest) -> Manifest:
     """The manifest with what a comparison with PyTorch has shown, written."""
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     manifest = manifest.model_copy(update={"files": sizes})
-    exported = Exported(folder, manifest, zero_shot=manifest.zero_shot is not None, device="cpu")
+    exported = OnnxPredictor(folder, manifest, zero_shot=manifest.zero_shot is not None, device="cpu")
     lists: list[Sequence[str]] = [source.method.class_names]
     if manifest.sentences is not None:
         lists.append(NEW_NAMES)
@@ -100,7 +100,7 @@ def _checked(source: Source, folder: Path, manifest: Manifest) -> Manifest:
     for names, kind in zip(lists, ("trained names", "new names"), strict=False):
         spoken = exported._spoken(tuple(names))
 
-        def logits(views: Floats, which: int, spoken: Spoken = spoken) -> Floats:
+        def logits(views: Floats, which: int, spoken: EncodedClasses = spoken) -> Floats:
             found = exported.logits(exported.encode(views), spoken)[which]
             if found is None:
                 raise ExportError("the export has lost the frozen CLIP")
@@ -122,7 +122,7 @@ def _checked(source: Source, folder: Path, manifest: Manifest) -> Manifest:
 
 def _sentences(method: Method) -> tuple[Slots | Templates | None, str | None]:
     """How new names are written, or why they cannot be."""
-    if not method.speaks_of_new_classes:
+    if not method.supports_new_classes:
         return None, f"{method.title} has learned something for each class and can say nothing of others"
     if (refusal := _text_refusal(method)) is not None:
         return None, refusal

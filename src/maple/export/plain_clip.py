@@ -22,9 +22,9 @@ from maple.export.check import largest_difference, require_equal
 from maple.export.graphs import head_of, leaves_images_alone
 from maple.export.source import Source
 from maple.export.transformers_layout import to_transformers, transformers_config, write_tokenizer
-from maple.inference.answerer import Floats
 from maple.inference.manifest import MERGES
-from maple.prompts import unit, wide
+from maple.inference.predictor import Floats
+from maple.prompts import l2_normalize, to_float32
 
 HEAD = "zero_shot_head.safetensors"
 HEAD_NAMES = "zero_shot_head.json"
@@ -158,7 +158,7 @@ def _checked(source: Source, folder: Path, kind: str, embeddings: Tensor) -> flo
 
     @torch.no_grad()
     def logits(views: Floats) -> Floats:
-        features = unit(wide(loaded.image.plain(torch.from_numpy(views))))
+        features = l2_normalize(to_float32(loaded.image.plain(torch.from_numpy(views))))
         return np.asarray((loaded.logit_scale * features @ embeddings.T).numpy())
 
     difference = largest_difference(source, logits, source.method, source.method.class_names)

@@ -13,9 +13,9 @@ import torch
 from maple.checkpoint import load_prompts, read_prompts
 from maple.data import EvalView, short_name, template_of
 from maple.errors import ConfigError, MapleError
-from maple.inference.answerer import Floats
 from maple.inference.manifest import is_export
-from maple.inference.predictor import about, prompts_file, template_of_info
+from maple.inference.predictor import Floats
+from maple.inference.torch_predictor import about, prompts_file, template_of_info
 from maple.methods import Method, build_method
 from maple.runs import open_dataset, read_settings
 

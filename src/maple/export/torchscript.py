@@ -15,7 +15,7 @@ from maple.errors import ExportError, first_line
 from maple.export.check import largest_difference, require_equal
 from maple.export.graphs import ImageSide, head_of
 from maple.export.source import Source
-from maple.inference.answerer import Floats
+from maple.inference.predictor import Floats
 
 MODULE = "model.pt"
 DESCRIPTION = "model.json"

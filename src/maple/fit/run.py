@@ -21,26 +21,25 @@ from maple.checkpoint import load_prompts
 from maple.clip import Backbone
 from maple.config import RunSettings, read_preset, resolve
 from maple.data import (
-    LISTING,
+    SAVED_SPLIT,
     Dataset,
     Inspection,
     Item,
     check_source,
     hold_out,
     inspect_dataset,
-    listing_hash,
     open_source,
-    read_listing,
+    read_saved_split,
+    saved_split_hash,
     template_of,
-    write_listing,
+    write_saved_split,
 )
 from maple.data.domains import split_domain
 from maple.distributed import this_process
 from maple.errors import BackboneError, ConfigError
-from maple.fit.found import FORMAT, FOUND, found_before, is_evaluated, is_finished
 from maple.fit.result import FitResult, result_of
+from maple.fit.state import FORMAT, FOUND, is_evaluated, is_finished, load_previous
 from maple.methods import Method, method_settings
-from maple.protocols import recipe_of
 from maple.report import Picture
 from maple.report.records import ZERO_SHOT
 from maple.runs import (
@@ -56,6 +55,7 @@ from maple.runs import (
     relevant,
     train_run,
 )
+from maple.sweeps import recipe_of
 
 VALIDATION_FRACTION = 0.25
 """Of the training images of each class, for methods that choose a setting on validation images."""
@@ -139,7 +139,7 @@ def inspect_source(
     seed: int = 1,
     on_images: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Inspection:
-    """Look at somebody's images, all of them; write nothing.
+    """ImageHash at somebody's images, all of them; write nothing.
 
     Raises:
         DataError: no such images, or not enough to train on.
@@ -156,7 +156,7 @@ def fit(
     progress: FitProgress | None = None,
     picture: Picture | None = None,
 ) -> FitResult:
-    """Look at the images, train on some, compare with zero-shot CLIP on others; or go on where it stopped.
+    """ImageHash at the images, train on some, compare with zero-shot CLIP on others; or go on where it stopped.
 
     A finished fit is not repeated; an interrupted one goes on, with the images that it found at first.
 
@@ -169,7 +169,7 @@ def fit(
         MapleError: whatever is wrong with the settings, the images or the backbone.
     """
     settings, progress = complete(settings), progress or SilentFit()
-    found = found_before(settings, folder)
+    found = load_previous(settings, folder)
     if found is not None and is_finished(settings, folder):
         return result_of(folder, tuple(found["lines"]), picture, was_finished=True)
     backbone: Backbone | None = None
@@ -179,8 +179,8 @@ def fit(
             raise ConfigError(f"{folder} holds a run that `maple fit` did not make; choose another --output")
         check_source(settings.data.dataset)
         backbone, found = _inspect(settings, folder, device, progress)
-    listed = read_listing(folder / LISTING, look=False)
-    settings = settings.changed(data=settings.data.changed(listing=listing_hash(listed)))
+    listed = read_saved_split(folder / SAVED_SPLIT, look=False)
+    settings = settings.changed(data=settings.data.changed(listing=saved_split_hash(listed)))
     progress.inspected(found["lines"])
     backbone = backbone or _backbone(settings, device)
     train_run(settings, folder, device=device, progress=progress, on_ready=progress.ready, backbone=backbone)
@@ -189,7 +189,7 @@ def fit(
         _evaluate(folder, settings, backbone, device, test, progress)
     if test and settings.method["name"] != ZERO_SHOT:
         rival = _zero_shot(settings)
-        write_listing(folder / ZERO_SHOT / LISTING, listed, settings.data.dataset)
+        write_saved_split(folder / ZERO_SHOT / SAVED_SPLIT, listed, settings.data.dataset)
         train_run(rival, folder / ZERO_SHOT, device=device, backbone=backbone)
         _evaluate(folder / ZERO_SHOT, rival, backbone, device, test, progress)
     return result_of(folder, tuple(found["lines"]), picture)
@@ -198,7 +198,7 @@ def fit(
 def _inspect(
     settings: RunSettings, folder: Path, device: str | None, progress: FitProgress
 ) -> tuple[Backbone, dict[str, Any]]:
-    """Look at the images, and keep what was found; what can fail at once does so before that."""
+    """ImageHash at the images, and keep what was found; what can fail at once does so before that."""
     data = settings.data
     dataset, remarks = open_source(data.dataset, _path(data.root), class_names=data.class_names, seed=settings.seed)
     backbone = _backbone(settings, device)
@@ -214,7 +214,7 @@ def _inspect(
         **inspection.as_json(),
         "lines": inspection.lines(),
     }
-    write_listing(folder / LISTING, inspection.dataset, data.dataset)
+    write_saved_split(folder / SAVED_SPLIT, inspection.dataset, data.dataset)
     files.write_json(folder / FOUND, found)
     return backbone, found
 

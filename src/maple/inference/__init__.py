@@ -3,28 +3,28 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from maple.inference.answerer import Answer, Answerer, Ranked, Spoken, Unreadable
-from maple.inference.opening import open_answerer
-from maple.inference.pictures import STDIN, Picture, find_pictures, keep_fetched
+from maple.inference.images import STDIN, ImageSource, find_images, keep_fetched
+from maple.inference.load_predictor import load_predictor
+from maple.inference.predictor import EncodedClasses, Prediction, Predictor, Ranked, Unreadable
 
 if TYPE_CHECKING:
-    from maple.inference.predictor import Predictor, prompts_file
+    from maple.inference.torch_predictor import TorchPredictor, prompts_file
 
 # What runs on PyTorch is imported when it is asked for: an exported method answers without.
-_ON_TORCH = {"Predictor": "maple.inference.predictor", "prompts_file": "maple.inference.predictor"}
+_ON_TORCH = {"TorchPredictor": "maple.inference.torch_predictor", "prompts_file": "maple.inference.torch_predictor"}
 
 __all__ = [
     "STDIN",
-    "Answer",
-    "Answerer",
-    "Picture",
+    "EncodedClasses",
+    "ImageSource",
+    "Prediction",
     "Predictor",
     "Ranked",
-    "Spoken",
+    "TorchPredictor",
     "Unreadable",
-    "find_pictures",
+    "find_images",
     "keep_fetched",
-    "open_answerer",
+    "load_predictor",
     "prompts_file",
 ]
 

@@ -15,16 +15,16 @@ from torch import Tensor
 from maple.checkpoint import load_prompts, read_prompts, save_prompts
 from maple.clip import Backbone, load_clip
 from maple.config import BackboneSettings, RunSettings, read_preset, resolve
-from maple.data import ImageStore, Item, hold_out, in_order, sample_few_shot
+from maple.data import ImageStore, Item, hold_out, map_in_order, sample_few_shot
 from maple.distributed import Processes, this_process
+from maple.inference.array_images import InputError, numbered, to_images, words_for
 from maple.inference.estimator import Classifier, Estimator, NotTrainedError, sections_of
 from maple.inference.hub import PREFIX, PROMPTS, OnHub, fetch_prompts, is_hub_id
-from maple.inference.inputs import InputError, as_pictures, numbered, words_for
-from maple.inference.pictures import Picture
-from maple.inference.predictor import Predictor, finite, prompts_file
+from maple.inference.images import ImageSource
+from maple.inference.torch_predictor import TorchPredictor, finite, prompts_file
 from maple.methods import Method, method_settings
 from maple.names import distinct
-from maple.runs import Material, complete, fresh_method
+from maple.runs import TrainingData, complete, fresh_method
 from maple.train import Trainer
 
 _BATCH = 32
@@ -39,7 +39,7 @@ class PromptClassifier(Classifier, Estimator, OnHub):
 
     Works without scikit-learn too; with it, it is one of its classifiers (`clone`, `cross_val_score`, `GridSearchCV`
     ...). Images are paths, PIL images, arrays [n, H, W, 3] (bytes, or floats from 0 to 1) or tensors [n, 3, H, W], in
-    lists or whole; see `maple.inference.inputs.as_pictures`.
+    lists or whole; see `maple.inference.array_images.to_images`.
 
     Attributes (after `fit` or `from_pretrained`):
         classes_: labels, sorted (after `set_class_names`: the names, in their order), [C].
@@ -111,7 +111,7 @@ class PromptClassifier(Classifier, Estimator, OnHub):
             MapleError: bad settings, images, labels or names, or a backbone that cannot be loaded.
         """
         settings = complete(self._resolved())
-        pictures = as_pictures(X)
+        pictures = to_images(X)
         classes, indices = numbered(y, len(pictures))
         names = words_for(classes, self.class_names)
         items = [Item(str(number), int(label), names[label]) for number, label in enumerate(indices)]
@@ -121,7 +121,9 @@ class PromptClassifier(Classifier, Estimator, OnHub):
         clip = settings.backbone
         backbone = _open_backbone(clip.name, clip.pretrained, clip.precision, device)
         method = fresh_method(settings, backbone, names)
-        material = Material(settings, items, ImageStore(Path(), read=lambda number: pictures[int(number)].read()), val)
+        material = TrainingData(
+            settings, items, ImageStore(Path(), read=lambda number: pictures[int(number)].read()), val
+        )
         material.begin(method)
         trainer = Trainer(method, settings.train, Processes(0, 1, device))
         while not trainer.finished:
@@ -130,7 +132,9 @@ class PromptClassifier(Classifier, Estimator, OnHub):
         loss = trainer.history[-1].loss if trainer.history else None
         train = {"epochs": trainer.epoch, "images": len(items), "loss": loss}
         info = {"seed": settings.seed, "train": train}
-        self._take(method.eval(), classes, info | ({"chosen": chosen} if (chosen := method.chosen()) else {}))
+        self._take(
+            method.eval(), classes, info | ({"chosen": chosen} if (chosen := method.selected_hyperparameters()) else {})
+        )
         self.history_ = tuple(trainer.history)
         return self
 
@@ -316,14 +320,14 @@ class PromptClassifier(Classifier, Estimator, OnHub):
     @torch.no_grad()
     def _over(self, images: Any, function: str, width: int) -> Tensor:
         """The method's function of all images, batch by batch: [n, width], float32, on the CPU."""
-        predictor = Predictor(self._fitted())
+        predictor = TorchPredictor(self._fitted())
         compute, device, views = getattr(predictor.method, function), predictor.method.backbone.device, predictor.views
 
-        def view(picture: Picture) -> Any:
+        def view(picture: ImageSource) -> Any:
             return views.one(picture.read())
 
         found = [torch.empty(0, width)]
-        with closing(in_order(view, as_pictures(images), _WORKERS, ahead=2 * _BATCH)) as read:
+        with closing(map_in_order(view, to_images(images), _WORKERS, ahead=2 * _BATCH)) as read:
             while batch := list(islice(read, _BATCH)):
                 images = views.batch(batch).to(device)
                 found.append(finite(compute(images).float().cpu(), predictor.method.backbone))

@@ -1,176 +1,246 @@
-"""A trained method on PyTorch that answers for pictures, beside the frozen CLIP if wanted."""
+"""The seam between a method and whoever asks it: pictures in, class names out, without torch.
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Self
+A server encodes the pictures of many requests in one batch and answers each under its own class list: `view`,
+`encode_class_names`, `encode` and `probabilities` share no state that changes. `stream` answers for one class list
+after another, as a command does.
+"""
 
-import torch
-from torch import Tensor
+import threading
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
-from maple.checkpoint import load_prompts, read_prompts
-from maple.clip import Backbone
-from maple.data import EvalView, make_views, template_of, views_device
-from maple.data.emoji import TEMPLATE
-from maple.distributed import this_process
-from maple.errors import BackboneError, CheckpointError
-from maple.inference.answerer import Answerer, Floats, Spoken
-from maple.inference.hub import PREFIX, fetch_prompts, is_hub_id
-from maple.methods import METHODS, Method, build_method
-from maple.prompts import TemplateClasses, unit
-from maple.runs import eval_transform, finished_prompts
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
-_Seen = tuple[Tensor, Tensor | None]
+from maple.data.inputs import EvalView
+from maple.data.ordered import map_in_order
+from maple.errors import ConfigError, DataError
+from maple.inference.images import ImageSource
+from maple.inference.trained_names import TrainedNames
+from maple.names import clean_class_names, distinct
+
+Floats = NDArray[np.float32]
+
+_LISTS_KEPT = 16
 
 
-class Predictor(Answerer):
-    """A trained method that answers for pictures under any class names, beside the frozen CLIP if wanted.
+@dataclass(frozen=True)
+class Ranked:
+    """A class name and its probability (0 to 1)."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of one picture, best first.
 
     Attributes:
-        method: the trained method; its class names stay those of the training.
-        transform: from an RGB image to the tensor [3, R, R] that its backbone reads.
-        views: makes the same of many images, on a GPU if the backbone is there.
+        source: the picture's name.
+        best: by the trained method.
+        zero_shot: by the frozen CLIP; None where it was not asked for.
+        zero_shot_of_best: what the frozen CLIP gives the classes of `best`, in their order.
+    """
+
+    source: str
+    best: tuple[Ranked, ...]
+    zero_shot: tuple[Ranked, ...] | None = None
+    zero_shot_of_best: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A picture that could not be read; the reason begins with its name."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class EncodedClasses:
+    """A class list that was checked and encoded.
+
+    Attributes:
+        names: C class names, as given.
+        note: a line on names that were not trained (see `TrainedNames.explain`), or None.
+        tuned, frozen: what the answerer that made it keeps for it, for the method and the frozen CLIP.
+    """
+
+    names: tuple[str, ...]
+    note: str | None
+    tuned: Any
+    frozen: Any
+
+
+class Predictor(ABC):
+    """A trained method, whatever computes it. All of it may be used by several threads, but `set_class_names`.
+
+    Attributes:
+        trained_names: the classes it was trained on.
+        has_zero_shot: whether the frozen CLIP answers beside.
+        about: what it is, for people and programs: method, backbone, data set, image size (`image_size`, pixels).
     """
 
     def __init__(
         self,
-        method: Method,
+        trained_names: Sequence[str],
         *,
-        zero_shot: bool = False,
-        template: str = TEMPLATE,
-        info: Mapping[str, Any] | None = None,
+        view: EvalView,
+        has_zero_shot: bool,
+        about: dict[str, Any],
+        name_features: Callable[[Sequence[str]], Floats] | None,
     ) -> None:
-        """Answer with `method`, and with the frozen CLIP in `template` beside it if `zero_shot`.
+        """Make the part that needs no model.
 
         Args:
-            info: what a prompts file says of the training, for `about`.
+            view: how the image tower sees a picture.
+            name_features: the frozen CLIP's unit features [n, D] of "a photo of a {}." for each name; None where it
+                has none.
+        """
+        self.trained_names = tuple(trained_names)
+        self.has_zero_shot = has_zero_shot
+        self.about = about
+        self._view = view
+        self._known = TrainedNames(trained_names, name_features)
+        self._lists: OrderedDict[tuple[str, ...], EncodedClasses] = OrderedDict()
+        self._lock = threading.Lock()
+        self._now: EncodedClasses | None = None
+
+    def view(self, image: Image.Image) -> Floats:
+        """The normalised values [3, R, R] of an RGB image, as the image tower reads it."""
+        return self._view(image)
+
+    def encode_class_names(self, names: Sequence[str] | None = None) -> EncodedClasses:
+        """A class list, checked and encoded; the last few are kept. None is the trained one.
 
         Raises:
-            ConfigError: the template has not exactly one {}.
+            ClassNamesError: an empty list or name, the same words twice, a name too long for the text tower, or one
+                that the method cannot speak of.
         """
-        self.method = method.eval()
-        backbone = method.backbone
-        self.transform = eval_transform(backbone)
-        self.views = make_views(self.transform, views_device("auto", backbone.device))
-        seen = backbone.preprocessing
-        super().__init__(
-            method.class_names,
-            view=EvalView(seen.size, seen.mean, seen.std, seen.interpolation),
-            has_zero_shot=zero_shot,
-            about={**about(method, info or {}), "computed_by": f"PyTorch on {backbone.device}"},
-            name_features=self._name_features,
-        )
-        self._names_alone = TemplateClasses(backbone, [TEMPLATE])
-        self._frozen: Method | None = None
-        if zero_shot:
-            description = {"name": "zero_shot", "templates": [template]}
-            self._frozen = build_method(description, backbone, method.class_names)
+        if names is None:
+            names = self.trained_names
+        # Two of the trained names may be equal, as published data sets have such pairs.
+        elif clean_class_names(names) != clean_class_names(self.trained_names):
+            distinct(names)
+        return self._spoken(tuple(names))
 
-    @classmethod
-    def load(cls, run: str | Path, *, zero_shot: bool = False, device: str | None = None) -> Self:
-        """Load a finished run's folder, or a prompts file.
-
-        The frozen CLIP speaks the template of the run's data set, or "a photo of a {}.".
+    @abstractmethod
+    def encode(self, views: Floats) -> list[Any]:
+        """What the towers see in each of the views [B, 3, R, R]: B things that `probabilities` takes, in any mixture.
 
         Raises:
-            MapleError: no finished run, an unreadable file, no such device, or a backbone that cannot be loaded.
+            BackboneError: a result is not finite.
         """
-        path = prompts_file(run)
-        info = read_prompts(path).info
-        method = load_prompts(path, device=this_process(device).device)
-        return cls(method, zero_shot=zero_shot, template=template_of_info(info), info=info)
 
-    @torch.no_grad()
-    def encode(self, views: Floats) -> list[_Seen]:
-        """Unit features of views [B, 3, R, R]: by the method, and by the frozen CLIP if it is there."""
-        images = torch.from_numpy(views).to(self.method.backbone.device)
-        if self.method.reads_features:
-            # The image tower is the frozen one, so it runs once.
-            images = self.method.image_features_raw(images)
-        tuned = finite(self.method.encode_images(images), self.method.backbone)
-        if self._frozen is None:
-            return [(one, None) for one in tuned]
-        beside = finite(unit(images) if images.ndim == 2 else self._frozen.encode_images(images), self.method.backbone)
-        return list(zip(tuned, beside, strict=True))
+    @abstractmethod
+    def probabilities(self, seen: Sequence[Any], spoken: EncodedClasses) -> tuple[Floats, Floats | None]:
+        """Probabilities [n, C] of n things that `encode` gave, and those of the frozen CLIP where it is there.
 
-    @torch.no_grad()
-    def probabilities(self, seen: Sequence[_Seen], spoken: Spoken) -> tuple[Floats, Floats | None]:
-        """Probabilities [n, C] of n things that `encode` gave, and those of the frozen CLIP; float32."""
-        if not seen:
-            empty: Floats = torch.empty(0, len(spoken.names)).numpy()
-            return empty, None if spoken.frozen is None else empty
-        tuned = self._softmax(spoken.tuned, [one for one, _ in seen])
-        if spoken.frozen is None:
-            return tuned, None
-        return tuned, self._softmax(spoken.frozen, [one for _, one in seen if one is not None])
+        Raises:
+            BackboneError: a result is not finite.
+        """
 
-    def _softmax(self, method: Method, features: Sequence[Tensor]) -> Floats:
-        logits = method.logits_of(torch.stack(list(features))).float()
-        found: Floats = finite(logits, self.method.backbone).softmax(dim=-1).cpu().numpy()
-        return found
+    @abstractmethod
+    def _speak(self, names: tuple[str, ...], note: str | None) -> EncodedClasses:
+        """Encode names that are distinct. Raises as `encode_class_names`."""
 
-    @torch.no_grad()
-    def _speak(self, names: tuple[str, ...], note: str | None) -> Spoken:
-        tuned = self.method.speaking_of(names)
-        if not tuned.classes_depend_on_image:
-            tuned.class_embeddings()
-        return Spoken(names, note, tuned, None if self._frozen is None else self._frozen.speaking_of(names))
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that `stream` speaks of now; at first those it was trained on."""
+        return self.spoken.names
 
-    @torch.no_grad()
-    def _name_features(self, names: Sequence[str]) -> Floats:
-        return self._names_alone.of(names).cpu().numpy()
+    @property
+    def spoken(self) -> EncodedClasses:
+        """The class list that `stream` speaks of now."""
+        return self._now or self.encode_class_names()
+
+    def set_class_names(self, names: Sequence[str]) -> str | None:
+        """Let `stream` speak of these classes from now on, at once.
+
+        Returns:
+            A line on names that were not trained, if there are any.
+
+        Raises:
+            ClassNamesError: as `encode_class_names`; nothing is changed then.
+        """
+        self._now = self.encode_class_names(names)
+        return self._now.note
+
+    def stream(
+        self, pictures: Iterable[ImageSource], *, top: int = 5, batch_size: int = 32, workers: int = 2
+    ) -> Iterator[Prediction | Unreadable]:
+        """Answer for pictures in their order, `batch_size` at a time; what cannot be read is said in its place.
+
+        `workers` threads read ahead, at most two batches; no picture is kept.
+
+        Args:
+            top: how many classes each answer has at most.
+
+        Raises:
+            ConfigError: a number is below 1 (at the call; workers: below 0).
+            BackboneError: a logit is not finite (while iterating).
+        """
+        for what, value, least in (("top", top, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
+            if value < least:
+                raise ConfigError(f"{what} is {value}; it must be at least {least}")
+        return self._stream(pictures, self.spoken, top, batch_size, workers)
+
+    def _stream(
+        self, pictures: Iterable[ImageSource], spoken: EncodedClasses, top: int, batch_size: int, workers: int
+    ) -> Iterator[Prediction | Unreadable]:
+        with closing(map_in_order(self._viewed, pictures, workers, ahead=2 * batch_size)) as views:
+            while batch := list(islice(views, batch_size)):
+                yield from self._answers(batch, spoken, top)
+
+    def _viewed(self, picture: ImageSource) -> tuple[str, Floats | Unreadable]:
+        try:
+            return picture.name, self.view(picture.read())
+        except DataError as error:
+            return picture.name, Unreadable(picture.name, str(error))
+
+    def _answers(
+        self, batch: Sequence[tuple[str, Floats | Unreadable]], spoken: EncodedClasses, top: int
+    ) -> Iterator[Prediction | Unreadable]:
+        views = [view for _, view in batch if not isinstance(view, Unreadable)]
+        seen = self.encode(np.stack(views)) if views else []
+        tuned, frozen = self.probabilities(seen, spoken) if views else (np.empty((0, 0), np.float32), None)
+        row = 0
+        for name, view in batch:
+            if isinstance(view, Unreadable):
+                yield view
+                continue
+            yield answer(name, spoken.names, tuned[row], None if frozen is None else frozen[row], top)
+            row += 1
+
+    def _spoken(self, names: tuple[str, ...]) -> EncodedClasses:
+        with self._lock:
+            if names in self._lists:
+                self._lists.move_to_end(names)
+                return self._lists[names]
+        spoken = self._speak(names, self._known.explain(names))
+        with self._lock:
+            self._lists[names] = spoken
+            while len(self._lists) > _LISTS_KEPT:
+                self._lists.popitem(last=False)
+        return spoken
 
 
-def about(method: Method, info: Mapping[str, Any]) -> dict[str, Any]:
-    """What a method is, for people and programs.
-
-    Args:
-        info: what its prompts file says of the training.
-    """
-    data = info.get("data")
-    backbone = method.backbone
-    return {
-        "method": next((name for name, kind in METHODS.items() if kind is type(method)), type(method).__name__),
-        "title": method.title,
-        "backbone": backbone.name,
-        "pretrained": backbone.pretrained,
-        "fingerprint": backbone.fingerprint,
-        "precision": backbone.precision,
-        "dataset": data.get("dataset") if isinstance(data, dict) else info.get("dataset"),
-        "image_size": backbone.preprocessing.size,
-        "speaks_of_new_classes": method.speaks_of_new_classes,
-    }
+def answer(source: str, names: Sequence[str], tuned: Floats, frozen: Floats | None, top: int) -> Prediction:
+    """The `top` likeliest of C names by their probabilities [C], and what the frozen CLIP's say of them."""
+    best, order = _ranked(names, tuned, top)
+    if frozen is None:
+        return Prediction(source, best)
+    return Prediction(source, best, _ranked(names, frozen, top)[0], tuple(frozen[order].tolist()))
 
 
-def prompts_file(run: str | Path) -> Path:
-    """The prompts file of a run: the file itself, that of a finished run's folder, or of `hf-hub:OWNER/NAME`.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if str(run).startswith(PREFIX):
-        return fetch_prompts(str(run).removeprefix(PREFIX))
-    path = Path(run).expanduser()
-    if not path.exists():
-        other = f"; a repository of the hub is written {PREFIX}{run}" if is_hub_id(str(run)) else ""
-        raise CheckpointError(f"there is no run folder and no prompts file {path}{other}")
-    return path if path.is_file() else finished_prompts(path)
-
-
-def template_of_info(info: dict[str, Any]) -> str:
-    """The zero-shot template of the data set that a prompts file says it was trained on, or CLIP's usual one."""
-    data = info.get("data")
-    name = data.get("dataset") if isinstance(data, dict) else info.get("dataset")
-    return (template_of(name) if isinstance(name, str) else None) or TEMPLATE
-
-
-def finite(values: Tensor, backbone: Backbone) -> Tensor:
-    """The values, all of which must be numbers.
-
-    Raises:
-        BackboneError: one is infinite or NaN.
-    """
-    if not bool(values.isfinite().all()):
-        raise BackboneError(
-            f"a result is not finite, in {backbone.precision} on {backbone.device}; load the backbone in fp32"
-        )
-    return values
+def _ranked(names: Sequence[str], probabilities: Floats, top: int) -> tuple[tuple[Ranked, ...], NDArray[np.intp]]:
+    # A stable sort: equal probabilities come in the order of the names.
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return tuple(Ranked(names[index], float(probabilities[index])) for index in order), order

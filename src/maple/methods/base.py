@@ -15,7 +15,7 @@ from maple.clip import Backbone
 from maple.config import Settings
 from maple.errors import CheckpointError, ConfigError
 from maple.names import clean_class_names
-from maple.prompts import PromptedClasses, TemplateClasses, encode_image, unit, wide
+from maple.prompts import PromptedClasses, TemplateClasses, encode_image, l2_normalize, to_float32
 
 
 class MethodSettings(Settings):
@@ -30,7 +30,7 @@ class MethodSettings(Settings):
         return {}
 
     @property
-    def speaks_of_new_classes(self) -> bool:
+    def supports_new_classes(self) -> bool:
         """Whether the method can name classes that it was not trained on. A sweep asks this before it trains."""
         return True
 
@@ -68,12 +68,12 @@ class Method(nn.Module):
         Settings: the settings class.
         classes_depend_on_image: text features differ per image (CoCoOp), so they cannot be cached.
         log_names: the names in the logs of `loss` (a process without images must know them too).
-        guides: those logs whose gradients `combine_gradients` wants to see beside that of the loss; `loss` leaves them
-            attached to the graph.
-        wants_features: `begin` and `finish` are to be called, before and after training.
-        asks_frozen_images: `loss` takes a third argument, the raw features [B, D] of its images by the frozen tower, or
-            None where these are not known beforehand.
-        reads_sentences: an answer needs the classes' sentences; not so where each class has weights instead.
+        auxiliary_losses: names of the logged losses whose gradients are passed to `combine_gradients`; `loss` leaves
+            them attached to the graph.
+        uses_features: `fit_features` and `select_hyperparameters` are to be called, before and after training.
+        needs_frozen_features: `loss` takes a third argument, the raw features [B, D] of its images by the frozen tower,
+            or None where these are not known beforehand.
+        uses_text_tower: an answer needs the classes' sentences; not so where each class has weights instead.
     """
 
     title: ClassVar[str]
@@ -82,10 +82,10 @@ class Method(nn.Module):
     Settings: ClassVar[type[MethodSettings]]
     classes_depend_on_image: ClassVar[bool] = False
     log_names: ClassVar[tuple[str, ...]] = ("cross_entropy", "accuracy")
-    guides: ClassVar[tuple[str, ...]] = ()
-    wants_features: ClassVar[bool] = False
-    asks_frozen_images: ClassVar[bool] = False
-    reads_sentences: ClassVar[bool] = True
+    auxiliary_losses: ClassVar[tuple[str, ...]] = ()
+    uses_features: ClassVar[bool] = False
+    needs_frozen_features: ClassVar[bool] = False
+    uses_text_tower: ClassVar[bool] = True
 
     classes: PromptedClasses | TemplateClasses
 
@@ -120,7 +120,7 @@ class Method(nn.Module):
         """
         return {**self.prompt_parameters(), **dict(self.named_buffers())}
 
-    def make_room(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def resize_for(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Take on the shapes of tensors that are about to be put in, where they follow from the training images."""
 
     def parameter_count(self) -> int:
@@ -139,7 +139,7 @@ class Method(nn.Module):
             self.classes.set_class_names(names)
         self.class_names = tuple(names)
 
-    def speaking_of(self, names: Sequence[str]) -> Self:
+    def with_class_names(self, names: Sequence[str]) -> Self:
         """A twin that speaks of other classes and shares every tensor that was learned; this one stays as it is.
 
         Several threads may make and use twins of one method at once.
@@ -164,12 +164,12 @@ class Method(nn.Module):
         return self.classes.encode(self.text_prompts())
 
     @property
-    def speaks_of_new_classes(self) -> bool:
+    def supports_new_classes(self) -> bool:
         """Whether `set_class_names` may name classes that it was not trained on."""
-        return self.settings.speaks_of_new_classes
+        return self.settings.supports_new_classes
 
     @property
-    def reads_features(self) -> bool:
+    def accepts_features(self) -> bool:
         """Whether raw features [B, D] of the untouched image tower may be given wherever images are asked for."""
         return not self.vision_prompts()
 
@@ -177,11 +177,11 @@ class Method(nn.Module):
         """Raw image features [B, D] of normalised images [B, 3, R, R]; features given in their place come back."""
         if images.ndim == 2:
             return images
-        return wide(encode_image(self.backbone.image, images, self.vision_prompts()))
+        return to_float32(encode_image(self.backbone.image, images, self.vision_prompts()))
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Unit image features [B, D] of normalised images [B, 3, R, R]."""
-        return unit(self.image_features_raw(images))
+        return l2_normalize(self.image_features_raw(images))
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Scaled cosines [B, C] of unit features [B, D] and [C, D]."""
@@ -225,21 +225,21 @@ class Method(nn.Module):
         return loss, {"cross_entropy": loss.detach(), "accuracy": batch_accuracy(logits, labels)}
 
     def combine_gradients(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """What a step follows, by parameter name; asked only of methods with guides.
+        """What a step follows, by parameter name; asked only of methods with `auxiliary_losses`.
 
         Args:
-            gradients: by parameter name, under "loss" those of the loss and under each of `guides` those of that log;
-                all are of means over the whole batch, however it was divided among processes and pieces.
+            gradients: by parameter name, under "loss" those of the loss and under each of `auxiliary_losses` those of
+                that log; all are of means over the whole batch, however it was divided among processes and pieces.
         """
         return gradients["loss"]
 
-    def begin(self, features: Features) -> None:
-        """Called before the first epoch, and again before a resumed one, where `wants_features`: fit what can be."""
+    def fit_features(self, features: Features) -> None:
+        """Called before the first epoch, and again before a resumed one, where `uses_features`: fit what can be."""
 
-    def finish(self, features: Features) -> None:
-        """Called after the last epoch where `wants_features`: choose what is chosen with the trained parameters."""
+    def select_hyperparameters(self, features: Features) -> None:
+        """Called after the last epoch where `uses_features`: choose what is chosen with the trained parameters."""
 
-    def chosen(self) -> dict[str, float]:
+    def selected_hyperparameters(self) -> dict[str, float]:
         """What was chosen on validation images, by name; kept with the prompts for readers."""
         return {}
 

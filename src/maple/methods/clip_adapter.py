@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from maple.clip import Backbone
 from maple.errors import ConfigError
 from maple.methods.base import Method, MethodSettings, full_precision
-from maple.prompts import TemplateClasses, unit
+from maple.prompts import TemplateClasses, l2_normalize
 from maple.prompts.coupling import seeded_linear
 
 
@@ -62,4 +62,4 @@ class CLIPAdapter(Method):
         raw = self.image_features_raw(images)
         with full_precision(raw):
             adapted = torch.relu(torch.relu(raw @ self.adapter[0].T) @ self.adapter[1].T)
-        return unit(self.settings.ratio * adapted + (1 - self.settings.ratio) * raw)
+        return l2_normalize(self.settings.ratio * adapted + (1 - self.settings.ratio) * raw)

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from maple.clip import Backbone
 from maple.methods.base import Method, MethodSettings, prompt_list
-from maple.methods.known import KnownClasses
+from maple.methods.per_class import KnownClasses
 from maple.prompts import PromptedClasses
 from maple.prompts.initialise import first_tokens, random_tokens
 from maple.prompts.splice import Position
@@ -26,7 +26,7 @@ class CoOpSettings(MethodSettings):
     class_specific: bool = False
 
     @property
-    def speaks_of_new_classes(self) -> bool:
+    def supports_new_classes(self) -> bool:
         """Not with a prompt per class."""
         return not self.class_specific
 

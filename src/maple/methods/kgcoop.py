@@ -15,8 +15,8 @@ from torch import Generator, Tensor
 from maple.clip import Backbone
 from maple.methods.base import batch_accuracy
 from maple.methods.coop import CoOp, CoOpSettings
-from maple.methods.on_prompts import OnPrompts
 from maple.methods.teacher import Teacher
+from maple.methods.wraps_prompts import WrapsPrompts
 
 
 class KgCoOpSettings(CoOpSettings):
@@ -33,7 +33,7 @@ class KgCoOpSettings(CoOpSettings):
         return {"teacher_template": template}
 
 
-class KgCoOp(OnPrompts):
+class KgCoOp(WrapsPrompts):
     """CoOp's prompts; the loss adds 1 - the mean cosine between prompted and frozen text features."""
 
     title = "KgCoOp"

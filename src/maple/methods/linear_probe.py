@@ -14,15 +14,15 @@ from torch import Generator, Tensor, nn
 from maple.clip import Backbone
 from maple.errors import ConfigError
 from maple.methods.base import Features, full_precision
-from maple.methods.known import OfKnownClasses, OfKnownClassesSettings
-from maple.prompts import TemplateClasses, unit
+from maple.methods.per_class import PerClassMethod, PerClassSettings
+from maple.prompts import TemplateClasses, l2_normalize
 
 _COARSE = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 _HALVINGS = 8
 _MOST_STEPS = 1000
 
 
-class LinearProbeSettings(OfKnownClassesSettings):
+class LinearProbeSettings(PerClassSettings):
     """`inverse_regularisation` is scikit-learn's C; without it, it is searched on the validation images."""
 
     inverse_regularisation: float | None = Field(None, gt=0)
@@ -33,15 +33,15 @@ class LinearProbeSettings(OfKnownClassesSettings):
         return self.inverse_regularisation is None
 
 
-class LinearProbe(OfKnownClasses):
-    """A weight [C, D] and a bias [C]; before `begin` it is zero-shot CLIP with "a photo of a {}."."""
+class LinearProbe(PerClassMethod):
+    """A weight [C, D] and a bias [C]; before `fit_features` it is zero-shot CLIP with "a photo of a {}."."""
 
     title = "linear probe"
     paper = "CLIP, ICML 2021, section 3.2; the sweep as in CoOp, IJCV 2022"
     summary = "logistic regression on frozen image features, its regularisation chosen on validation images"
     Settings = LinearProbeSettings
-    wants_features = True
-    reads_sentences = False
+    uses_features = True
+    uses_text_tower = False
 
     settings: LinearProbeSettings
 
@@ -59,7 +59,7 @@ class LinearProbe(OfKnownClasses):
 
     def encode_classes(self) -> Tensor:
         """The unit directions [C, D] of the classes' weights."""
-        return unit(self.weight[self.rows])
+        return l2_normalize(self.weight[self.rows])
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Weights times features, plus bias: [B, C], for unit features [B, D] and unit directions [C, D]."""
@@ -67,13 +67,13 @@ class LinearProbe(OfKnownClasses):
         with full_precision(image_features):
             return image_features @ text_features.T * lengths + self.bias[self.rows]
 
-    def begin(self, features: Features) -> None:
+    def fit_features(self, features: Features) -> None:
         """Solve the regression on the features of all views, at the C that is best on the validation images.
 
         Raises:
             ConfigError: C is not given and there are no validation images to choose it on.
         """
-        x, y = unit(features.train.flatten(0, 1)), features.train_labels.repeat(len(features.train))
+        x, y = l2_normalize(features.train.flatten(0, 1)), features.train_labels.repeat(len(features.train))
         strength = self.settings.inverse_regularisation
         if strength is None:
             if not len(features.val):
@@ -91,10 +91,10 @@ class LinearProbe(OfKnownClasses):
     @staticmethod
     def _right(features: Features, solution: tuple[Tensor, Tensor]) -> int:
         weight, bias = solution
-        found = unit(features.val).double() @ weight.T + bias
+        found = l2_normalize(features.val).double() @ weight.T + bias
         return int((found.argmax(dim=-1) == features.val_labels).sum())
 
-    def chosen(self) -> dict[str, float]:
+    def selected_hyperparameters(self) -> dict[str, float]:
         """C, once it is solved."""
         return self._chosen
 

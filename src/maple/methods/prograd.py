@@ -16,8 +16,8 @@ from maple.clip import Backbone
 from maple.errors import ConfigError
 from maple.methods.base import MethodSettings, batch_accuracy
 from maple.methods.coop import CoOp, CoOpSettings
-from maple.methods.on_prompts import OnPrompts
 from maple.methods.teacher import Teacher
+from maple.methods.wraps_prompts import WrapsPrompts
 from maple.prompts.splice import PLACEHOLDER
 
 _NAME = " {}."
@@ -45,7 +45,7 @@ class ProGradSettings(MethodSettings):
         return {"teacher_template": f"{after}, {before}{{}}." if after else f"{before}{{}}."}
 
 
-class ProGrad(OnPrompts):
+class ProGrad(WrapsPrompts):
     """CoOp's prompts; the gradient loses what opposes the gradient of the divergence from zero-shot predictions."""
 
     title = "ProGrad"
@@ -53,7 +53,7 @@ class ProGrad(OnPrompts):
     summary = "CoOp whose gradient loses what opposes that of staying near zero-shot predictions"
     Settings = ProGradSettings
     log_names = ("cross_entropy", "kl", "accuracy")
-    guides = ("kl",)
+    auxiliary_losses = ("kl",)
 
     settings: ProGradSettings
 

@@ -17,8 +17,8 @@ from maple.clip import Backbone
 from maple.errors import CheckpointError
 from maple.methods.base import Method, batch_accuracy
 from maple.methods.independent_vl import IndependentVL, IndependentVLSettings
-from maple.methods.on_prompts import OnPrompts
 from maple.methods.teacher import Teacher
+from maple.methods.wraps_prompts import WrapsPrompts
 from maple.prompts.templates import SIXTY_TEMPLATES
 
 
@@ -42,13 +42,13 @@ class PromptSRCSettings(IndependentVLSettings):
     teacher_templates: tuple[str, ...] = SIXTY_TEMPLATES
 
     @property
-    def speaks_of_new_classes(self) -> bool:
+    def supports_new_classes(self) -> bool:
         """As the method whose prompts these are does."""
         if not self.prompts:
-            return super().speaks_of_new_classes
+            return super().supports_new_classes
         from maple.methods import method_settings  # which needs this file
 
-        return method_settings(self.prompts)[1].speaks_of_new_classes
+        return method_settings(self.prompts)[1].supports_new_classes
 
     @field_validator("prompts")
     @classmethod
@@ -72,14 +72,14 @@ class PromptSRCSettings(IndependentVLSettings):
         return self
 
 
-class PromptSRC(OnPrompts):
+class PromptSRC(WrapsPrompts):
     """Independent V-L prompts, or those of `prompts`, held near the frozen features, and averaged over epochs."""
 
     title = "PromptSRC"
     paper = "Self-regulating Prompts: Foundational Model Adaptation without Forgetting, ICCV 2023"
     summary = "IVLP, or other prompts, held near the frozen features and predictions; averaged over epochs"
     Settings = PromptSRCSettings
-    asks_frozen_images = True
+    needs_frozen_features = True
     log_names = ("cross_entropy", "text_l1", "image_l1", "logits_kl", "accuracy")
 
     settings: PromptSRCSettings

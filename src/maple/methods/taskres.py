@@ -12,11 +12,11 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from maple.clip import Backbone
-from maple.methods.known import OfKnownClasses, OfKnownClassesSettings
-from maple.prompts import TemplateClasses, unit
+from maple.methods.per_class import PerClassMethod, PerClassSettings
+from maple.prompts import TemplateClasses, l2_normalize
 
 
-class TaskResSettings(OfKnownClassesSettings):
+class TaskResSettings(PerClassSettings):
     """`scale`: how much of the residual is added, the paper's alpha."""
 
     scale: float = Field(0.5, gt=0)
@@ -28,7 +28,7 @@ class TaskResSettings(OfKnownClassesSettings):
         return {"templates": [template]}
 
 
-class TaskRes(OfKnownClasses):
+class TaskRes(PerClassMethod):
     """Raw text features of fixed sentences, plus `scale` times a residual [C, D] that starts at zero."""
 
     title = "TaskRes"
@@ -51,4 +51,4 @@ class TaskRes(OfKnownClasses):
 
     def encode_classes(self) -> Tensor:
         """Unit text features [C, D]."""
-        return unit(self.classes.mean + self.settings.scale * self.residual[self.rows])
+        return l2_normalize(self.classes.mean + self.settings.scale * self.residual[self.rows])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maple.clip import Backbone
-from maple.prompts import TemplateClasses, encode_image, unit
+from maple.prompts import TemplateClasses, encode_image, l2_normalize
 
 
 class Teacher:
@@ -44,4 +44,4 @@ class Teacher:
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
         """Unit image features [B, D] of normalised images [B, 3, R, R], or of raw features [B, D] in their place."""
-        return unit(images if images.ndim == 2 else encode_image(self._backbone.image, images, []))
+        return l2_normalize(images if images.ndim == 2 else encode_image(self._backbone.image, images, []))

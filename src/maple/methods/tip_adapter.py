@@ -16,14 +16,14 @@ from torch import Generator, Tensor, nn
 from maple.clip import Backbone
 from maple.errors import ConfigError
 from maple.methods.base import Features, full_precision
-from maple.methods.known import OfKnownClasses, OfKnownClassesSettings
-from maple.prompts import TemplateClasses, unit
+from maple.methods.per_class import PerClassMethod, PerClassSettings
+from maple.prompts import TemplateClasses, l2_normalize
 
 _Scale = Annotated[float, Field(gt=0.1)]
 _Steps = Annotated[int, Field(ge=1)]
 
 
-class TipAdapterSettings(OfKnownClassesSettings):
+class TipAdapterSettings(PerClassSettings):
     """`learn_keys`: fine-tune the cached features (Tip-Adapter-F).
 
     `alpha` is the weight of the votes and `beta` their sharpness; without them they are searched on the validation
@@ -51,17 +51,17 @@ class TipAdapterSettings(OfKnownClassesSettings):
         return {"templates": [template]}
 
 
-class TipAdapter(OfKnownClasses):
+class TipAdapter(PerClassMethod):
     """Zero-shot logits plus the votes of a cache: its keys are image features, its values their classes.
 
-    Before `begin` the cache holds the text feature of each class.
+    Before `fit_features` the cache holds the text feature of each class.
     """
 
     title = "Tip-Adapter"
     paper = "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification, ECCV 2022"
     summary = "training images vote by the nearness of their features; fine-tuned with learn_keys (Tip-Adapter-F)"
     Settings = TipAdapterSettings
-    wants_features = True
+    uses_features = True
 
     settings: TipAdapterSettings
     classes: TemplateClasses
@@ -93,7 +93,7 @@ class TipAdapter(OfKnownClasses):
             self.register_buffer("keys", keys.clone())
         self.register_buffer("labels", labels.clone())
 
-    def make_room(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def resize_for(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """As many keys as there were training images."""
         keys, labels = shapes.get("keys"), shapes.get("labels")
         if keys != tuple(self.keys.shape) and labels is not None and keys == (*labels, self.backbone.embed_dim):
@@ -111,13 +111,13 @@ class TipAdapter(OfKnownClasses):
         return torch.exp(-beta * (1 - nearness)) @ values
 
     @torch.no_grad()
-    def begin(self, features: Features) -> None:
+    def fit_features(self, features: Features) -> None:
         """Fill the cache with the mean feature of each image's views; without fine-tuning, search alpha and beta.
 
         Raises:
             ConfigError: there are no validation images to search on.
         """
-        self._fill(unit(features.train.mean(dim=0)), features.train_labels)
+        self._fill(l2_normalize(features.train.mean(dim=0)), features.train_labels)
         if self.settings.needs_validation and not len(features.val):
             raise ConfigError(
                 "tip_adapter searches alpha and beta on validation images, and this data set has none: set both, as "
@@ -126,7 +126,7 @@ class TipAdapter(OfKnownClasses):
         if not self.settings.learn_keys:
             self._search(features)
 
-    def finish(self, features: Features) -> None:
+    def select_hyperparameters(self, features: Features) -> None:
         """After fine-tuning, search alpha and beta."""
         if self.settings.learn_keys:
             self._search(features)
@@ -136,7 +136,7 @@ class TipAdapter(OfKnownClasses):
         """Take the first pair of the grid, betas outside, that names most validation images rightly."""
         if not self.settings.needs_validation:
             return
-        seen = unit(features.val)
+        seen = l2_normalize(features.val)
         plain, nearness = super().logits(seen, self.classes.features), seen @ self.keys.T
         grids = [
             [given] if given is not None else _grid(scale, steps)
@@ -157,7 +157,7 @@ class TipAdapter(OfKnownClasses):
                     self.alpha.fill_(alpha)
                     self.beta.fill_(beta)
 
-    def chosen(self) -> dict[str, float]:
+    def selected_hyperparameters(self) -> dict[str, float]:
         """Alpha and beta."""
         return {"alpha": float(self.alpha), "beta": float(self.beta)}
 

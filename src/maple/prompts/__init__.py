@@ -2,7 +2,7 @@
 
 from maple.prompts.classes import PromptedClasses, TemplateClasses
 from maple.prompts.coupling import Coupling
-from maple.prompts.encode import encode_image, encode_image_with_attention, encode_text, unit, wide
+from maple.prompts.encode import encode_image, encode_image_with_attention, encode_text, l2_normalize, to_float32
 from maple.prompts.initialise import PROMPT_STD, random_tokens, word_tokens
 from maple.prompts.passes import together
 from maple.prompts.splice import Sentences, write_sentences
@@ -16,10 +16,10 @@ __all__ = [
     "encode_image",
     "encode_image_with_attention",
     "encode_text",
+    "l2_normalize",
     "random_tokens",
+    "to_float32",
     "together",
-    "unit",
-    "wide",
     "word_tokens",
     "write_sentences",
 ]

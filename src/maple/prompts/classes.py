@@ -9,7 +9,7 @@ from torch import Tensor
 from maple.clip import Backbone
 from maple.errors import ConfigError
 from maple.names import clean_class_names
-from maple.prompts.encode import encode_text, unit, wide
+from maple.prompts.encode import encode_text, l2_normalize, to_float32
 from maple.prompts.splice import Position, Sentences, read_sentences, write_sentences
 
 _FIXED_CHUNK = 256
@@ -42,7 +42,7 @@ class PromptedClasses:
 
     def encode(self, prompts: Sequence[Tensor]) -> Tensor:
         """Unit text features [C, D] with `prompts`, J tensors [P, Ht] or [C, P, Ht]; [G, C, D] with [G, 1, P, Ht]."""
-        return unit(encode_text(self._backbone.text, self.sentences, prompts, self.memory_limit))
+        return l2_normalize(encode_text(self._backbone.text, self.sentences, prompts, self.memory_limit))
 
 
 class TemplateClasses:
@@ -90,7 +90,7 @@ class TemplateClasses:
         for sentences in self._sentences:
             total = total + self._encode(sentences)
         self.mean = torch.as_tensor(total) / len(self.templates)
-        return unit(self.mean)
+        return l2_normalize(self.mean)
 
     @torch.no_grad()
     def _encode(self, sentences: Sentences | Tensor) -> Tensor:
@@ -98,4 +98,4 @@ class TemplateClasses:
             raw = encode_text(self._backbone.text, sentences, [], self.memory_limit)
         else:  # a tower that runs whole or not at all
             raw = torch.cat([self._backbone.text.plain(chunk) for chunk in sentences.split(_FIXED_CHUNK)])
-        return unit(raw) if self.unit_each else wide(raw)
+        return l2_normalize(raw) if self.unit_each else to_float32(raw)

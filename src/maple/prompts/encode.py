@@ -209,11 +209,11 @@ def _enter(tower: ImageTower, layer: int, states: Tensor, prompts: Sequence[Tens
     return replace_vision(states, prompts[layer]) if layer < len(prompts) else states
 
 
-def wide(features: Tensor) -> Tensor:
+def to_float32(features: Tensor) -> Tensor:
     """Features in float32 (in float64 where they are)."""
     return features if features.dtype.itemsize > 2 else features.float()
 
 
-def unit(features: Tensor) -> Tensor:
+def l2_normalize(features: Tensor) -> Tensor:
     """L2-normalise features [..., D], in float32 (in float64 where they are)."""
-    return F.normalize(wide(features), dim=-1)
+    return F.normalize(to_float32(features), dim=-1)

@@ -12,19 +12,19 @@ from maple.runs.folder import (
     refuse_other_run,
 )
 from maple.runs.importing import write_imported
-from maple.runs.material import Material
 from maple.runs.spec import complete, content_name, eval_transform, open_backbone, open_dataset, relevant, sample
 from maple.runs.together import in_common, train_together
 from maple.runs.tracking import TRACKERS, Tracked, require_tracker
 from maple.runs.training import Silent, TrainProgress, TrainResult, fresh_method, train_run
+from maple.runs.training_data import TrainingData
 
 __all__ = [
     "TRACKERS",
-    "Material",
     "Silent",
     "Tracked",
     "TrainProgress",
     "TrainResult",
+    "TrainingData",
     "complete",
     "content_name",
     "differences",

@@ -11,14 +11,14 @@ import torch
 from maple.clip import Backbone, load_clip
 from maple.config import RunSettings
 from maple.data import (
-    LISTING,
+    SAVED_SPLIT,
     Dataset,
     EvalTransform,
     Item,
     canonical_name,
     known_names,
     load_dataset,
-    read_listing,
+    read_saved_split,
     sample_few_shot,
     select_dataset,
     template_of,
@@ -72,7 +72,7 @@ def open_dataset(settings: RunSettings, folder: Path | None = None) -> Dataset:
     """
     data = settings.data
     if data.listing is not None and folder is not None:
-        return read_listing(folder / LISTING, data.listing)
+        return read_saved_split(folder / SAVED_SPLIT, data.listing)
     if not data.dataset:
         raise DataError(
             f"no data set is named; give --dataset with one of {', '.join(known_names())} and --data-root, or the path "

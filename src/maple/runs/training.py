@@ -17,8 +17,8 @@ from maple.distributed import Processes, this_process
 from maple.errors import CheckpointError
 from maple.methods import Method, build_method
 from maple.runs.folder import only_one, read_history, refuse_other_run, write_beginning, write_epoch, write_history
-from maple.runs.material import Material
 from maple.runs.spec import complete, open_backbone, open_dataset, relevant, sample
+from maple.runs.training_data import TrainingData
 from maple.train import Batches, EpochReport, StepReport, Trainer
 
 # What must be the same for a run to go on, and how to call it.
@@ -99,7 +99,7 @@ class Run:
             CheckpointError: what is to be resumed is damaged, or another run's.
             MapleError: what the method is fitted to cannot be used.
         """
-        self._material = Material(self.settings, self.items, store or self.dataset.store(), self._val)
+        self._material = TrainingData(self.settings, self.items, store or self.dataset.store(), self._val)
         self._material.begin(self.method)
         self.trainer = Trainer(self.method, self.settings.train, self._processes)
         _resume(self.trainer, self.folder, self._identity)
@@ -113,7 +113,7 @@ class Run:
         return self._material.steps
 
     def batches(self) -> Batches:
-        """The batches of the next epoch. Raises as `Material.batches`."""
+        """The batches of the next epoch. Raises as `TrainingData.batches`."""
         return self._material.batches(self.trainer)
 
     def keep(self) -> None:
@@ -136,7 +136,7 @@ class Run:
             "items": self._identity["items"],
             "train": {"epochs": trainer.epoch, "loss": trainer.history[-1].loss if trainer.history else None},
         }
-        if chosen := trainer.method.chosen():
+        if chosen := trainer.method.selected_hyperparameters():
             info["chosen"] = chosen
         save_prompts(self.folder / "prompts.safetensors", trainer.method, info)
         (self.folder / "resume.safetensors").unlink(missing_ok=True)

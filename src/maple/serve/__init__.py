@@ -1,4 +1,4 @@
 """A trained method as a web page and an API. Needs `pip install 'maple-clip[serve]'`.
 
-Knows an `Answerer` and nothing of what computes it.
+Knows an `Predictor` and nothing of what computes it.
 """

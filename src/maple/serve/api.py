@@ -16,7 +16,7 @@ from maple import __version__
 from maple.data import short_name
 from maple.data.images import read_image
 from maple.errors import ImageError
-from maple.inference.answerer import Answerer, Floats, answer
+from maple.inference.predictor import Floats, Predictor, answer
 from maple.serve import description, schemas
 from maple.serve.batching import Answered, Batcher, Job
 from maple.serve.capacity import Capacity, Lease
@@ -37,7 +37,7 @@ _EXAMPLES_SECONDS = 10.0
 class Service:
     """What the addresses share: the model's thread, the decoders, and how much they have taken on."""
 
-    answerer: Answerer
+    answerer: Predictor
     limits: Limits
     find_examples: Callable[[], ExampleSet]
     batcher: Batcher = field(init=False)
@@ -130,7 +130,7 @@ class Service:
 
 
 def create_app(
-    answerer: Answerer,
+    answerer: Predictor,
     limits: Limits | None = None,
     *,
     token: str | None = None,

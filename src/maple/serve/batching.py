@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from maple.errors import ClassNamesError, MapleError
-from maple.inference.answerer import Answerer, Floats, Spoken
+from maple.inference.predictor import EncodedClasses, Floats, Predictor
 from maple.serve.limits import Limits
 from maple.serve.problems import Problem
 
@@ -55,7 +55,7 @@ class Batcher:
     It waits for nobody but bounds nothing either: whoever puts jobs counts them (see `Capacity`).
     """
 
-    def __init__(self, answerer: Answerer, limits: Limits) -> None:
+    def __init__(self, answerer: Predictor, limits: Limits) -> None:
         self._answerer = answerer
         self._limits = limits
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
@@ -133,10 +133,10 @@ class Batcher:
         groups: dict[tuple[str, ...] | None, list[Job]] = defaultdict(list)
         for job in jobs:
             groups[job.names].append(job)
-        spoken: dict[tuple[str, ...] | None, Spoken] = {}
+        spoken: dict[tuple[str, ...] | None, EncodedClasses] = {}
         for names, asked in groups.items():
             try:
-                spoken[names] = self._answerer.speak_of(names)
+                spoken[names] = self._answerer.encode_class_names(names)
             except ClassNamesError as error:
                 for job in asked:
                     job.answer.set_exception(Problem("class_names", str(error)))

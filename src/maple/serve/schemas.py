@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
-from maple.names import whole_characters
+from maple.names import replace_lone_surrogates
 from maple.serve.limits import Limits
 from maple.serve.problems import CODES
 
@@ -20,7 +20,7 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 def _speakable(value: Any) -> Any:
     """The same with texts that can be written as UTF-8: folder names may hold bytes of another encoding."""
     if isinstance(value, str):
-        return whole_characters(value)
+        return replace_lone_surrogates(value)
     if isinstance(value, list):
         return [_speakable(one) for one in value]
     if isinstance(value, dict):

@@ -59,7 +59,8 @@ class Step:
         pieces: the micro-batches of this process.
         whole: how many images the whole batch has, of all processes.
         sums: this process's share of the loss and of each log.
-        guides: the gradients of the method's guides, by parameter; those of the loss are with the parameters.
+        auxiliary_losses: the gradients of the method's auxiliary losses, by parameter; those of the loss are with the
+            parameters.
     """
 
     method: Method
@@ -68,7 +69,7 @@ class Step:
     pieces: list[Batch]
     whole: int
     sums: dict[str, Tensor]
-    guides: dict[str, dict[str, Tensor]]
+    auxiliary_losses: dict[str, dict[str, Tensor]]
 
     def piece(self, number: int) -> tuple[Tensor, ...]:
         """What `Method.loss` takes of a micro-batch, on the method's device: images, labels, known frozen features."""
@@ -141,11 +142,11 @@ def run_epochs(
 
 
 def accumulate(steps: Sequence[Step]) -> None:
-    """Accumulate the gradient of each step's mean loss over its whole batch, its share of each log, and its guides.
+    """Accumulate the gradient of each step's mean loss over its whole batch, its logs, and its auxiliary losses.
 
     Every piece (a micro-batch of a process) is weighted by its part of the whole batch, so the sum over pieces and
-    processes is the same whatever the split. The gradients of a method's guides are kept apart, by parameter. Steps
-    share no parameter, so their gradients do not mix.
+    processes is the same whatever the split. The gradients of a method's auxiliary losses are kept apart, by parameter.
+    Steps share no parameter, so their gradients do not mix.
     """
     for number in range(max(len(step.pieces) for step in steps)):
         now = [step for step in steps if number < len(step.pieces)]
@@ -162,14 +163,14 @@ def accumulate(steps: Sequence[Step]) -> None:
 
 
 def _accumulate_guides(steps: Sequence[Step], terms: Sequence[dict[str, Tensor]]) -> None:
-    for guide in dict.fromkeys(guide for step in steps for guide in step.guides):
-        guided = [(step, own) for step, own in zip(steps, terms, strict=True) if guide in step.guides]
+    for guide in dict.fromkeys(guide for step in steps for guide in step.auxiliary_losses):
+        guided = [(step, own) for step, own in zip(steps, terms, strict=True) if guide in step.auxiliary_losses]
         gradients = torch.autograd.grad(
             [step.scale(own[guide]) for step, own in guided],
             [parameter for step, _ in guided for parameter in step.parameters.values()],
             retain_graph=True,
             materialize_grads=True,
         )
-        totals = [total for step, _ in guided for total in step.guides[guide].values()]
+        totals = [total for step, _ in guided for total in step.auxiliary_losses[guide].values()]
         for total, gradient in zip(totals, gradients, strict=True):
             total += gradient

@@ -130,9 +130,9 @@ class Trainer:
             pieces=[batch.part(start, size) for start in range(0, len(batch), size)],
             whole=whole,
             sums={name: torch.zeros((), device=device) for name in ("loss", *self.method.log_names)},
-            guides={
+            auxiliary_losses={
                 guide: {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-                for guide in self.method.guides
+                for guide in self.method.auxiliary_losses
             },
         )
 
@@ -146,11 +146,11 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = rate
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        guiding = [gradient for named in step.guides.values() for gradient in named.values()]
+        guiding = [gradient for named in step.auxiliary_losses.values() for gradient in named.values()]
         self.processes.sum_([*gradients, *guiding, *step.sums.values()])
         logs = {name: float(value) for name, value in step.sums.items()}
         loss = logs.pop("loss")
-        self._steer(step.guides)
+        self._steer(step.auxiliary_losses)
         self._scaler.unscale_(optimizer)
         try:
             self._refuse_non_finite(loss, gradients, rate)
@@ -184,22 +184,22 @@ class Trainer:
             raise ConfigError(f"{self.method.title} has no prompt parameters: there is nothing to train, only evaluate")
         return self._optimizer
 
-    def _steer(self, guides: dict[str, dict[str, Tensor]]) -> None:
-        """Replace the gradient of the loss by what the method makes of it and of its guides, all of the whole batch.
+    def _steer(self, auxiliary_losses: dict[str, dict[str, Tensor]]) -> None:
+        """Replace the gradient of the loss by what the method makes of it and of its auxiliary losses.
 
         The method sees true gradients; what it returns is scaled again, for the scaler to take it from there.
         """
-        if not guides:
+        if not auxiliary_losses:
             return
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        if not all(bool(value.isfinite().all()) for named in guides.values() for value in named.values()):
+        if not all(bool(value.isfinite().all()) for named in auxiliary_losses.values() for value in named.values()):
             for gradient in gradients.values():
                 gradient.fill_(math.nan)  # an overflow of a guide is one of the step
             return
         scale = self._scaler.get_scale()
         terms = {
             term: {name: value / scale for name, value in named.items()}
-            for term, named in {"loss": gradients, **guides}.items()
+            for term, named in {"loss": gradients, **auxiliary_losses}.items()
         }
         for name, value in self.method.combine_gradients(terms).items():
             gradients[name].copy_(value * scale)

@@ -1,0 +1,26 @@
+"""Whatever answers, by its path: a run on PyTorch, or an export on onnxruntime."""
+
+from pathlib import Path
+
+from maple.inference.manifest import is_export
+from maple.inference.onnx_predictor import OnnxPredictor
+from maple.inference.predictor import Predictor
+
+
+def load_predictor(source: str | Path, *, zero_shot: bool = False, device: str | None = None) -> Predictor:
+    """Open a finished run's folder, a prompts file, `hf-hub:OWNER/NAME`, or the folder of an export to ONNX.
+
+    PyTorch is imported for the first three only.
+
+    Args:
+        zero_shot: answer with the frozen CLIP beside.
+        device: where to compute.
+
+    Raises:
+        MapleError: nothing of the kind, a damaged one, or no such device.
+    """
+    if is_export(source):
+        return OnnxPredictor.load(source, zero_shot=zero_shot, device=device)
+    from maple.inference.torch_predictor import TorchPredictor
+
+    return TorchPredictor.load(source, zero_shot=zero_shot, device=device)

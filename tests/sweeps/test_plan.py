@@ -1,0 +1,238 @@
+"""What a sweep expands to."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from maple.cli import app
+from maple.clip import Backbone, tower_depths
+from maple.errors import ConfigError, DataError
+from maple.methods import build_method
+from maple.sweeps import Evaluation, PlannedRun, SweepSettings, plan_sweep, read_sweep, sweep_names
+
+
+def planned(protocol: str = "base-to-novel", **values: object) -> list[PlannedRun]:
+    given = {"methods": ["maple"], "datasets": ["eurosat"], **values}
+    return plan_sweep(SweepSettings(protocol=protocol, **given))
+
+
+def test_base_to_novel_trains_once_on_base_and_asks_twice() -> None:
+    runs = planned(methods=["zero_shot", "maple"], datasets=["eurosat", "dtd"], seeds=[0, 1])
+    assert len({run.name for run in runs}) == 8
+    assert {run.settings.data.classes for run in runs} == {"base"}
+    assert {run.evaluations for run in runs} == {(Evaluation(None, "base"), Evaluation(None, "novel"))}
+    assert [run.settings.seed for run in runs[:4]] == [0, 0, 1, 1]
+    assert {run.recipe for run in runs} == {"zero_shot_base-to-novel", "maple_base-to-novel"}
+    assert runs[0].settings.method == {"name": "zero_shot", "templates": ["a centered satellite photo of {}."]}
+
+
+def test_transfer_trains_on_the_source_and_asks_every_target() -> None:
+    (run,) = planned("cross-dataset", source="dtd", datasets=["eurosat", "dtd", "food101"], seeds=[1])
+    assert (run.settings.data.dataset, run.settings.data.classes) == ("dtd", "all")
+    assert run.evaluations == (Evaluation(None, "all"), Evaluation("eurosat", "all"), Evaluation("food101", "all"))
+    assert (run.recipe, run.settings.method["prompt_depth"]) == ("maple_cross-dataset", 3)
+    (domains,) = planned("domain-generalization", source="dtd", seeds=[1])
+    assert domains.recipe == "maple_cross-dataset"
+    (without_one,) = planned("cross-dataset", source="dtd", seeds=[1], methods=["vpt"])
+    assert without_one.recipe == "vpt_base-to-novel"
+
+
+def test_few_shot_varies_the_shots() -> None:
+    runs = planned("few-shot", methods=["coop"], seeds=[1], shots=[1, 4, 16, None])
+    assert [(run.settings.data.shots, run.settings.train.epochs) for run in runs] == [
+        (1, 50),
+        (4, 100),
+        (16, 200),
+        (None, 200),
+    ]
+    assert [run.label for run in runs][-1] == "coop eurosat all shots seed 1"
+    assert [run.settings.data.shots for run in planned("few-shot", seeds=[1])] == [1, 2, 4, 8, 16]
+    assert [run.settings.data.shots for run in planned(seeds=[1])] == [16]
+
+
+def test_a_grid_is_every_combination_and_twins_are_one_run() -> None:
+    runs = planned(seeds=[1], grid={"prompt_depth": [1, 9], "train.lr": [0.0035, 0.01]})
+    assert [(run.settings.method["prompt_depth"], run.settings.train.lr) for run in runs] == [
+        (1, 0.0035),
+        (1, 0.01),
+        (9, 0.0035),
+        (9, 0.01),
+    ]
+    assert runs[1].label == "maple eurosat prompt_depth=1 lr=0.01 seed 1"
+    assert len(planned(seeds=[1], grid={"prompt_depth": [9, 9.0]})) == 1
+    assert runs[2].name == planned(seeds=[1])[0].name
+
+
+def test_settings_of_all_runs_lie_over_the_recipe_and_below_the_grid() -> None:
+    runs = planned(seeds=[1], settings={"train": {"lr": 0.5, "epochs": 1}}, grid={"train.lr": [0.25]})
+    assert (runs[0].settings.train.lr, runs[0].settings.train.epochs) == (0.25, 1)
+
+
+def test_methods_are_not_asked_about_classes_they_cannot_speak_of() -> None:
+    asked = {"protocol": "base-to-novel", "methods": ["coop"], "datasets": ["eurosat"], "seeds": [1]}
+    own = {"settings": {"method": {"class_specific": True}}}
+    assert [e.classes for e in plan_sweep(SweepSettings(**asked))[0].evaluations] == ["base", "novel"]
+    assert [e.classes for e in plan_sweep(SweepSettings(**asked, **own))[0].evaluations] == ["base"]
+    transfer = {**asked, "datasets": ["dtd"], "source": "eurosat", **own}
+    found = {
+        protocol: [e.dataset for e in plan_sweep(SweepSettings(**{**transfer, "protocol": protocol}))[0].evaluations]
+        for protocol in ("cross-dataset", "domain-generalization")
+    }
+    assert found == {"cross-dataset": [None], "domain-generalization": [None, "dtd"]}, "other domains, same classes"
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"methods": []}, ConfigError, "methods = .*at least 1"),
+        ({"seeds": [-1]}, ConfigError, "greater than or equal to 0"),
+        ({"methods": ["mapel"]}, ConfigError, "unknown method 'mapel'; choose one of: .*maple.*zero_shot, or the path"),
+        ({"protocol": "cross-dataset"}, DataError, "cross-dataset needs a source to train on: give --source"),
+        ({"source": "dtd"}, ConfigError, "source = 'dtd': base-to-novel trains on each of its data sets"),
+        ({"datasets": ["dtd", "eurosta"]}, DataError, "unknown data set 'eurosta'; choose one of: imagenet, "),
+        ({"datasets": ["emoji-fodo"]}, DataError, "unknown data set 'emoji-fodo'; choose one of: emoji-animals, "),
+        ({"protocol": "cross-dataset", "source": "imagnet"}, DataError, "unknown data set 'imagnet'"),
+        ({"protocol": "base-to-nowhere"}, ConfigError, "base-to-nowhere"),
+        ({"grid": {"prompt_dept": [1]}}, ConfigError, "unknown setting 'method.prompt_dept'"),
+        ({"settings": {"data": {"shots": 3}}}, ConfigError, r"data.shots cannot be set .*; give --shots \(shots\)"),
+        ({"settings": {"seed": 3}}, ConfigError, r"seed cannot be set for all runs of a sweep; give --seeds"),
+        (
+            {"settings": {"data": {"classes": "all"}}},
+            ConfigError,
+            "data.classes cannot be set .*; give another protocol",
+        ),
+        (
+            {"methods": ["maple", "zero_shot"], "settings": {"method": {"prompt_depth": 2}}},
+            ConfigError,
+            "^zero_shot: unknown setting 'method.prompt_depth'; choose one of: templates",
+        ),
+        ({"extra": 1}, ConfigError, "unknown setting 'extra'"),
+    ],
+)
+def test_refused(values: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        planned(**values)  # type: ignore[arg-type]
+
+
+def test_variants_are_settings_that_belong_together() -> None:
+    variants = [{"init_text": "", "deep_init": "random"}, {"deep_init": "words", "train.lr": 0.1}]
+    runs = planned(seeds=[1], variants=variants, grid={"prompt_depth": [1, 2]})
+    methods = [run.settings.method for run in runs]
+    found = [(method["init_text"], method["deep_init"]) for method in methods]
+    assert found == [("", "random")] * 2 + [("a photo of a", "words")] * 2
+    assert [run.settings.train.lr for run in runs] == [0.0035, 0.0035, 0.1, 0.1]
+    assert [method["prompt_depth"] for method in methods] == [1, 2, 1, 2]
+    assert runs[2].label == "maple eurosat deep_init=words lr=0.1 prompt_depth=1 seed 1"
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "kept"),
+    [
+        ("maple", "prompt_depth", [1, 3]),
+        ("deep_language", "prompt_depth", [1, 3]),
+        ("vpt", "vision_prompt_depth", [1, 3, 6]),
+        ("independent_vl", "text_prompt_depth", [1, 3]),
+    ],
+)
+def test_depths_beyond_the_backbone_are_left_out_with_a_word(
+    method: str, key: str, kept: list[int], tmp_path: Path
+) -> None:
+    """Four text blocks and six image blocks, told by the configuration alone."""
+    config = {"model_cfg": {"embed_dim": 8, "vision_cfg": {"layers": 6}, "text_cfg": {"layers": 4}}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    told: list[str] = []
+    settings = {"backbone": {"name": str(tmp_path)}}
+    sweep = SweepSettings(
+        protocol="base-to-novel", methods=[method], datasets=["eurosat"], grid={key: [1, 3, 6, 9]}, settings=settings
+    )
+    runs = plan_sweep(sweep, told.append)
+    assert sorted({run.settings.method[key] for run in runs}) == kept
+    assert len(told) == 4 - len(kept)
+    assert told[-1].startswith(f"{key}=9 of {method} is left out: {tmp_path} has {6 if len(kept) == 3 else 4} blocks")
+    with pytest.raises(ConfigError, match=f"nothing is left of the sweep: {key}=20 of {method} is left out"):
+        plan_sweep(SweepSettings(**{**sweep.model_dump(), "grid": {key: [20]}}))
+
+
+def test_depths_stay_where_nothing_is_known_of_the_backbone() -> None:
+    runs = planned(seeds=[1], settings={"backbone": {"name": "hf-hub:some/model"}}, grid={"prompt_depth": [1, 40]})
+    assert len(runs) == 2
+
+
+SHIPPED = {
+    "ablation-cocoop": 3,
+    "ablation-coupling": 4,
+    "ablation-depth": 5,
+    "ablation-depth-language": 5,
+    "ablation-depth-vision": 5,
+    "ablation-epochs": 10,
+    "ablation-initialisation": 3,
+    "ablation-length": 4,
+    "ablation-prompting": 7,
+    "per-class": 3,
+}
+
+
+def test_shipped_sweeps_expand() -> None:
+    assert sweep_names() == sorted([*SHIPPED, "demo"])
+    runs = plan_sweep(SweepSettings(**read_sweep("demo")))
+    assert len(runs) == 15
+    assert {run.settings.backbone.name for run in runs} == {"maple-small"}
+    with pytest.raises(ConfigError, match=r"unknown sweep 'dem'; choose one of: base-to-novel, .*demo, .*or the path"):
+        read_sweep("dem")
+
+
+@pytest.mark.parametrize(("name", "points"), SHIPPED.items())
+def test_ablations_expand_to_runs_that_can_be_built(name: str, points: int, vit_b16: Backbone) -> None:
+    told: list[str] = []
+    runs = plan_sweep(SweepSettings(**read_sweep(name), datasets=["eurosat"]), told.append)
+    assert (len(runs), told) == (3 * points, [])
+    for run in runs[:points]:
+        assert run.settings.seed == 1
+        build_method(run.settings.method, vit_b16, ["cat", "dog"])
+    others = {"ablation-cocoop": "cocoop", "ablation-depth-language": "deep_language", "ablation-depth-vision": "vpt"}
+    one = planned(methods=[others.get(name, "maple")], seeds=[1])[0]
+    assert one.name in {run.name for run in runs}, "the published method is one of the points"
+
+
+def test_layers_of_known_backbones(tmp_path: Path) -> None:
+    assert tower_depths("ViT-L-14") == (12, 24)
+    assert tower_depths("maple-tiny") == (4, 4)
+    assert tower_depths("RN50") is None
+    assert tower_depths("no such") is None
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"num_hidden_layers": 5}, "vision_config": {}}))
+    assert tower_depths(str(tmp_path)) == (5, 12)
+
+
+def test_another_backbone_leaves_the_files_weights_behind(tmp_path: Path) -> None:
+    """As `maple train` does: openai's weights are those of the file's backbone, not of the one that was asked for."""
+    path = tmp_path / "sweep.toml"
+    path.write_text(
+        'protocol = "base-to-novel"\nmethods = ["maple"]\ndatasets = ["eurosat"]\nseeds = [1]\n'
+        '[settings.backbone]\nname = "ViT-B-16"\npretrained = "openai"\n'
+    )
+
+    def planned_by(*options: str) -> str:
+        done = CliRunner().invoke(app, ["sweep", *options, "--plan", "--output", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+        return done.stdout.split()[-1]
+
+    plain = ("base-to-novel", "--methods", "maple", "--datasets", "eurosat", "--seeds", "1", "--backbone")
+    laion = ("--pretrained", "laion400m_e32")
+    assert planned_by(str(path), "--backbone", "ViT-B-32") == planned_by(*plain, "ViT-B-32")
+    assert planned_by(str(path)) == planned_by(*plain, "ViT-B-16", "--pretrained", "openai")
+    assert planned_by(str(path), *laion) == planned_by(*plain, "ViT-B-16", *laion)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds", "1-99999999999"], "'1-99999999999' are 99,999,999,999 numbers; give at most 10,000"),
+        (["--grid", "prompt_depth=1", "--grid", "prompt_depth=3"], "prompt_depth is given twice"),
+    ],
+)
+def test_options_that_are_a_slip(options: list[str], message: str) -> None:
+    asked = ["sweep", "base-to-novel", "--methods", "maple", "--datasets", "eurosat", "--plan"]
+    with pytest.raises(ConfigError, match=message):
+        CliRunner().invoke(app, [*asked, *options], catch_exceptions=False)

@@ -1,0 +1,171 @@
+"""Sweeps carried out: kept, resumed, failed, retried, killed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from sweep_tools import SMALL, Watcher, rows_below, small_sweep
+from typer.testing import CliRunner
+
+from maple.cli import app
+from maple.errors import ConfigError
+from maple.runs import only_one
+from maple.sweeps import run_group, run_sweep, status_of
+
+
+def test_finished_runs_are_kept(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    runs = small_sweep(make_images(), settings={**SMALL, "method": {}, "data": {}}, methods=["zero_shot"])
+    first, again = Watcher(), Watcher()
+    assert status_of(runs[0], tmp_path / "runs") == "new"
+    (outcome,) = run_sweep(runs, tmp_path / "runs", device="cpu", progress=first)
+    assert (outcome.status, first.ends) == ("finished", ["finished"])
+    assert [row["asked"]["classes"] for row in outcome.rows] == ["base", "novel"]
+    assert [row["images"] for row in outcome.rows] == [6, 6]
+    (kept,) = run_sweep(runs, tmp_path / "runs", device="cpu", progress=again)
+    assert (kept.rows, kept.seconds, again.told) == (outcome.rows, 0.0, [])
+
+
+def test_a_tracker_hears_of_training_and_evaluations(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    runs = small_sweep(make_images(), methods=["vpt"], grid={"vision_prompt_depth": [2]})
+    work = partial(run_group, tracker="tensorboard")
+    (outcome,) = run_sweep(runs, tmp_path, device="cpu", work=work, progress=Watcher())
+    events = accumulator.EventAccumulator(str(tmp_path / runs[0].name / "tensorboard"))
+    events.Reload()
+    found = [events.Scalars(f"pictures {part}/top1")[0].value for part in ("base", "novel")]
+    assert found == pytest.approx([row["top1"] for row in outcome.rows])
+    assert len(events.Scalars("epoch/loss")) == 2
+
+
+def test_a_lost_evaluation_is_made_again_without_training(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    runs = small_sweep(make_images(), methods=["vpt"], grid={"vision_prompt_depth": [2]})
+    (outcome,) = run_sweep(runs, tmp_path, device="cpu", progress=Watcher())
+    rows = tmp_path / runs[0].name / "rows.jsonl"
+    rows.write_text(rows.read_text().splitlines()[0] + "\n")
+    assert status_of(runs[0], tmp_path) == "interrupted"
+    watcher = Watcher()
+    (again,) = run_sweep(runs, tmp_path, device="cpu", progress=watcher)
+    assert [row["top1"] for row in again.rows] == [row["top1"] for row in outcome.rows]
+    assert {what for _, what in watcher.told} == {"evaluating (novel)"}
+
+
+def test_damaged_rows_cost_their_own_run_alone(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    runs = small_sweep(make_images(), methods=["zero_shot"], seeds=[1, 2])
+    first = run_sweep(runs, tmp_path, device="cpu", progress=Watcher())
+    rows = tmp_path / runs[0].name / "rows.jsonl"
+    whole = rows.read_text()
+    rows.write_text(whole + '{"top1": ')
+    assert [status_of(run, tmp_path) for run in runs] == ["interrupted", "finished"]
+    again = run_sweep(runs, tmp_path, device="cpu", progress=Watcher())
+    assert [outcome.status for outcome in again] == ["failed", "finished"]
+    assert "rows.jsonl" in str(again[0].error)
+    assert "move it away" in str(again[0].error)
+    rows.unlink()
+    retried = run_sweep(runs, tmp_path, device="cpu", retry_failed=True, progress=Watcher())
+    assert [row["top1"] for row in retried[0].rows] == [row["top1"] for row in first[0].rows]
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_at_once(
+    make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    runs = small_sweep(make_images(), methods=["zero_shot"])
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "file", tmp_path / "file" / "runs", Path("/proc/runs")):
+        watcher = Watcher()
+        with pytest.raises(ConfigError, match=r"cannot be written to .*; choose another --output"):
+            run_sweep(runs, root, device="cpu", progress=watcher)
+        assert not watcher.told
+
+
+def test_a_failure_that_cannot_be_recorded_stops_nothing(
+    make_images: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = small_sweep(make_images(), grid={})  # VPT's recipe prompts 12 layers; this CLIP has 4
+    (tmp_path / runs[1].name).write_text("in the way")
+    zero_shot, vpt = run_sweep(runs, tmp_path, device="cpu", progress=Watcher())
+    assert (zero_shot.status, vpt.status) == ("finished", "failed")
+    assert "failure.json cannot be written" in caplog.text
+
+
+def test_a_failure_is_recorded_and_the_rest_goes_on(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    runs = small_sweep(make_images(), grid={})  # VPT's recipe prompts 12 layers; this CLIP has 4
+    zero_shot, vpt = run_sweep(runs, tmp_path, device="cpu", progress=Watcher())
+    assert (zero_shot.status, vpt.status) == ("finished", "failed")
+    assert "the image tower has 4 blocks" in str(vpt.error)
+    assert status_of(runs[1], tmp_path) == "failed"
+    watcher = Watcher()
+    again = run_sweep(runs, tmp_path, device="cpu", progress=watcher)
+    assert (again[1].status, again[1].error, watcher.told) == ("failed", vpt.error, [])
+    (tmp_path / runs[1].name / "failure.json").write_text("{")
+    assert "unreadable" in str(run_sweep(runs, tmp_path, device="cpu", progress=Watcher())[1].error)
+    retried = run_sweep(runs, tmp_path, device="cpu", retry_failed=True, progress=Watcher())
+    assert retried[1].error == vpt.error
+
+
+def test_a_run_that_another_process_trains_is_left_alone(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    runs = small_sweep(make_images(), methods=["zero_shot"])
+    with only_one(tmp_path / runs[0].name):
+        (outcome,) = run_sweep(runs, tmp_path, device="cpu", progress=Watcher())
+    assert outcome.status == "busy"
+    assert not (tmp_path / runs[0].name / "failure.json").exists()
+    assert run_sweep(runs, tmp_path, device="cpu", progress=Watcher())[0].status == "finished"
+
+
+COMMAND = [
+    *(sys.executable, "-m", "maple", "sweep", "base-to-novel", "--methods", "vpt", "--seeds", "1,2", "--shots", "all"),
+    *("--set", "method.vision_prompt_depth=2", "--set", "train.epochs=3", "--backbone", "maple-tiny"),
+    *("--pretrained", "random", "--device", "cpu", "--jobs", "2"),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["base-to-novel", "--methods", "vpt"], "base-to-novel names no datasets; give --datasets"),
+        (["ablation-depth"], "ablation-depth names no datasets"),
+        (["demo", "--executor", "cloud"], "unknown executor 'cloud'; choose one of: local, ray"),
+        (["demo", "--gpus-per-run", "0.5"], "--gpus-per-run without --executor ray has no effect"),
+        (["demo", "--ray-address", "auto"], "--ray-address without --executor ray"),
+        (["demo", "--executor", "ray", "--jobs", "2"], "--jobs 2 is for --executor local"),
+        (["demo", "--jobs", "0"], "--jobs is 0"),
+        (["demo", "--tracker", "comet"], "unknown tracker 'comet'"),
+    ],
+)
+def test_the_command_refuses(options: list[str], message: str, tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["sweep", *options, "--output", str(tmp_path / "runs")])
+    assert isinstance(refused.exception, ConfigError), refused.output
+    assert message in str(refused.exception)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_killed_sweeps_end_in_the_same_rows(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    command = [*COMMAND, "--datasets", str(make_images())]
+    straight = subprocess.run([*command, "--output", str(tmp_path / "straight")], capture_output=True, text=True)
+    assert straight.returncode == 0, straight.stderr
+    moments = random.Random(3)
+    began = time.monotonic()
+    for _ in range(4):
+        process = subprocess.Popen(
+            [*command, "--output", str(tmp_path / "killed")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(moments.uniform(2, 8))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if time.monotonic() - began > 60:
+            break
+    done = subprocess.run([*command, "--output", str(tmp_path / "killed")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert rows_below(tmp_path / "killed") == rows_below(tmp_path / "straight")
+    assert len(rows_below(tmp_path / "killed")) == 2
