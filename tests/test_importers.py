@@ -19,9 +19,10 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from maple.archives import Placeholder, read_checkpoint
 from maple.checkpoint import put_parameters
 from maple.errors import CheckpointError, ConfigError, MapleError, UnsafeCheckpointError
-from maple.importers import Placeholder, convert, import_checkpoint, read_checkpoint
+from maple.importers import convert, import_checkpoint
 from maple.methods import build_method
 
 HT, HV, D, LAYERS, CLASSES = 512, 768, 512, 12, 5

@@ -1,8 +1,8 @@
 """Published checkpoints of MaPLe, IVLP, VPT, language prompting, CoOp, CoCoOp, KgCoOp, ProGrad and PromptSRC, read
 without running them.
 
-`unpickle` follows a pickle without calling anything, `archive` knows torch's two file formats, `keys` the
-names in the state dicts, and `convert` turns them into the parameters and settings of this package.
+`maple.archives` reads the files, `keys` knows the names in the state dicts, and `convert` turns them into the
+parameters and settings of this package.
 """
 
 import os
@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from maple.archives.refs import Placeholder
+from maple.archives.torch_file import read_with_ignored
 from maple.errors import CheckpointError, UnsafeCheckpointError
-from maple.importers.archive import read_checkpoint, read_with_ignored
 from maple.importers.convert import METHODS, ImportedPrompts, convert
-from maple.importers.refs import Placeholder
 
-__all__ = ["METHODS", "ImportedPrompts", "Placeholder", "convert", "import_checkpoint", "read_checkpoint"]
+__all__ = ["METHODS", "ImportedPrompts", "convert", "import_checkpoint"]
 
 
 def import_checkpoint(

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from maple.archives.refs import Placeholder
 from maple.errors import CheckpointError, UnsafeCheckpointError
-from maple.importers.refs import Placeholder
 
 _BLOCK = (
     r"transformer\.resblocks\.\d+\.(attn\.(in_proj_weight|in_proj_bias|out_proj\.(weight|bias))"

@@ -13,8 +13,7 @@ calls or writes attributes of whatever object it is given; and extension codes b
 import pickletools
 from typing import IO, Any
 
-from maple.errors import CheckpointError
-from maple.importers.refs import (
+from maple.archives.refs import (
     STORAGE_TYPES,
     Placeholder,
     StorageRef,
@@ -25,6 +24,7 @@ from maple.importers.refs import (
     storage_part,
     tensor_view,
 )
+from maple.errors import CheckpointError
 
 MAX_OPCODES = 5_000_000  # a whole ViT-B/16 with its optimizer and scheduler needs about 25,000
 

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import torch
 
+from maple.archives.refs import Placeholder, StorageRef, TensorRef
+from maple.archives.unpickle import RestrictedUnpickler
 from maple.errors import CheckpointError, UnsafeCheckpointError
-from maple.importers.refs import Placeholder, StorageRef, TensorRef
-from maple.importers.unpickle import RestrictedUnpickler
 
 _ZIP_START = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
