@@ -32,7 +32,7 @@ from maple.data import (
     views_device,
     walk_files,
 )
-from maple.evaluate import predict
+from maple.evaluation import predict
 from maple.methods import Method, build_method
 
 Timed = dict[str, float]

@@ -16,7 +16,7 @@ from maple.data import Dataset, EvalTransform, eval_batches, load_dataset
 from maple.data.emoji import archive
 from maple.data.scenes import render_scene, scene_seed
 from maple.errors import BackboneError
-from maple.evaluate import evaluate
+from maple.evaluation import evaluate
 from maple.methods import build_method
 from maple.metrics import Scores
 from maple.runs import evaluate_run, train_run

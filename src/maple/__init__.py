@@ -13,7 +13,7 @@ _PUBLIC = {
     "build_method": "maple.methods",
     "load_clip": "maple.clip",
     "Backbone": "maple.clip",
-    "evaluate": "maple.evaluate",
+    "evaluate": "maple.evaluation",
     "load_dataset": "maple.data",
     "load_prompts": "maple.checkpoint",
     "save_prompts": "maple.checkpoint",

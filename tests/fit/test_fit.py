@@ -20,8 +20,8 @@ from maple.cli import app
 from maple.config import RunSettings
 from maple.data import SAVED_SPLIT, load_dataset, read_saved_split, write_saved_split
 from maple.errors import BackboneError, CheckpointError, ConfigError, DataError, MapleError
-from maple.fit import SilentFit, fit, fit_folder, fit_settings, inspect_source, read_fit
-from maple.fit import run as fit_module
+from maple.fitting import SilentFit, fit, fit_folder, fit_settings, inspect_source, read_fit
+from maple.fitting import run as fit_module
 from maple.runs import evaluate_run, read_rows
 
 TINY = {"backbone": {"name": "maple-tiny", "pretrained": "random:1"}, "data": {"shots": 3}}

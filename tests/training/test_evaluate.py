@@ -10,7 +10,7 @@ from torch import Tensor
 from maple.clip import Backbone
 from maple.data import Batch
 from maple.errors import BackboneError, DataError
-from maple.evaluate import _one_behind, evaluate, predict
+from maple.evaluation import _one_behind, evaluate, predict
 from maple.methods import build_method
 
 METHODS = [{"name": "maple", "prompt_depth": 2}, {"name": "cocoop", "meta_net_reduction": 4}, {"name": "zero_shot"}]

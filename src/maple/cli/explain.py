@@ -41,7 +41,7 @@ def explain_command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: a line for the words, one for each map.")
     ] = False,
-    recursive: Annotated[bool, typer.Option("--recursive", help="ImageHash into the folders of a folder too.")] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Look into the folders of a folder too.")] = False,
     device: Device = None,
 ) -> None:
     """Draw where the image tower finds a class, before and after training; or list the words near learned tokens.

@@ -10,7 +10,7 @@ from maple.cli.options import DataRoot, Device, read_mapping, shots_of, visible_
 from maple.errors import visible
 
 if TYPE_CHECKING:
-    from maple.fit import FitResult
+    from maple.fitting import FitResult
     from maple.report.versus import Accuracy, Versus
 
 _MOST_CHANGES = 5
@@ -57,7 +57,7 @@ def fit_command(
     Repeat the same command to go on after an interruption, or to see the result again.
     """
     words = read_mapping(class_names)
-    from maple.fit import fit, fit_folder, fit_settings, inspect_source
+    from maple.fitting import fit, fit_folder, fit_settings, inspect_source
 
     if check:
         from maple.cli.progress import FileBars

@@ -46,7 +46,7 @@ def predict_command(
         bool, typer.Option("--json", help="Print one JSON object for each picture, a line each.")
     ] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: one line for each picture and class.")] = False,
-    recursive: Annotated[bool, typer.Option("--recursive", help="ImageHash into the folders of a folder too.")] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Look into the folders of a folder too.")] = False,
     batch_size: Annotated[int, typer.Option(help="How many pictures are computed at once.", min=1)] = 32,
     device: Device = None,
 ) -> None:

@@ -19,7 +19,7 @@ from maple.data import (
 )
 from maple.distributed import this_process
 from maple.errors import ClassNamesError, ConfigError, DataError, one_of
-from maple.evaluate import predict
+from maple.evaluation import predict
 from maple.methods import Method
 from maple.metrics import Scores, score
 from maple.runs.folder import append_row, finished_prompts, read_settings

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maple.errors import CheckpointError, ConfigError, DataError
-from maple.fit.state import read_found
+from maple.fitting.state import read_found
 from maple.report import Picture, collect, write_report
 from maple.report.versus import Accuracy, Versus, accuracy_of, held_out, versus
 from maple.runs import finished_prompts

@@ -37,8 +37,8 @@ from maple.data import (
 from maple.data.domains import split_domain
 from maple.distributed import this_process
 from maple.errors import BackboneError, ConfigError
-from maple.fit.result import FitResult, result_of
-from maple.fit.state import FORMAT, FOUND, is_evaluated, is_finished, load_previous
+from maple.fitting.result import FitResult, result_of
+from maple.fitting.state import FORMAT, FOUND, is_evaluated, is_finished, load_previous
 from maple.methods import Method, method_settings
 from maple.report import Picture
 from maple.report.records import ZERO_SHOT
@@ -139,7 +139,7 @@ def inspect_source(
     seed: int = 1,
     on_images: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Inspection:
-    """ImageHash at somebody's images, all of them; write nothing.
+    """Look at somebody's images, all of them; write nothing.
 
     Raises:
         DataError: no such images, or not enough to train on.
@@ -156,7 +156,7 @@ def fit(
     progress: FitProgress | None = None,
     picture: Picture | None = None,
 ) -> FitResult:
-    """ImageHash at the images, train on some, compare with zero-shot CLIP on others; or go on where it stopped.
+    """Look at the images, train on some, compare with zero-shot CLIP on others; or go on where it stopped.
 
     A finished fit is not repeated; an interrupted one goes on, with the images that it found at first.
 
@@ -198,7 +198,7 @@ def fit(
 def _inspect(
     settings: RunSettings, folder: Path, device: str | None, progress: FitProgress
 ) -> tuple[Backbone, dict[str, Any]]:
-    """ImageHash at the images, and keep what was found; what can fail at once does so before that."""
+    """Look at the images, and keep what was found; what can fail at once does so before that."""
     data = settings.data
     dataset, remarks = open_source(data.dataset, _path(data.root), class_names=data.class_names, seed=settings.seed)
     backbone = _backbone(settings, device)
