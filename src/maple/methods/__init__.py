@@ -7,6 +7,7 @@ import torch
 from torch import Generator
 
 from maple.clip import Backbone
+from maple.descriptions import MethodDescription
 from maple.errors import ConfigError, one_of
 from maple.methods.base import Features, Method, MethodSettings
 from maple.methods.clip_adapter import CLIPAdapter
@@ -39,7 +40,20 @@ METHODS: dict[str, type[Method]] = {
     "taskres": TaskRes,
 }
 
-__all__ = ["METHODS", "Features", "Method", "MethodSettings", "build_method", "method_settings"]
+__all__ = ["METHODS", "Features", "Method", "MethodSettings", "build_method", "describe_methods", "method_settings"]
+
+
+def describe_methods() -> dict[str, MethodDescription]:
+    """How reports present each method: {name: its title, plot style and roles}, in the order of tables.
+
+    Example:
+        >>> describe_methods()["coop"].title
+        'CoOp'
+    """
+    return {
+        name: MethodDescription(kind.short_title or kind.title, order, kind.plot_style, kind.report_roles)
+        for order, (name, kind) in enumerate(METHODS.items())
+    }
 
 
 def method_settings(description: Mapping[str, Any]) -> tuple[str, MethodSettings]:

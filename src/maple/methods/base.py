@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from maple.clip import Backbone
 from maple.config import Settings
+from maple.descriptions import PlotStyle, ReportRole
 from maple.errors import CheckpointError, ConfigError
 from maple.names import clean_class_names
 from maple.prompts import PromptedClasses, TemplateClasses, encode_image, l2_normalize, to_float32
@@ -65,6 +66,8 @@ class Method(nn.Module):
 
     Attributes:
         title, paper, summary: for `maple methods`.
+        short_title, plot_style, report_roles: how reports name, draw and use the method; "" is the title itself, and
+            a style is picked where the class has none.
         Settings: the settings class.
         classes_depend_on_image: text features differ per image (CoCoOp), so they cannot be cached.
         log_names: the names in the logs of `loss` (a process without images must know them too).
@@ -79,6 +82,9 @@ class Method(nn.Module):
     title: ClassVar[str]
     paper: ClassVar[str]
     summary: ClassVar[str]
+    short_title: ClassVar[str] = ""
+    plot_style: ClassVar[PlotStyle | None] = None
+    report_roles: ClassVar[frozenset[ReportRole]] = frozenset()
     Settings: ClassVar[type[MethodSettings]]
     classes_depend_on_image: ClassVar[bool] = False
     log_names: ClassVar[tuple[str, ...]] = ("cross_entropy", "accuracy")

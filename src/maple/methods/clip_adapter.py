@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from maple.clip import Backbone
+from maple.descriptions import PlotStyle
 from maple.errors import ConfigError
 from maple.methods.base import Method, MethodSettings, full_precision
 from maple.prompts import TemplateClasses, l2_normalize
@@ -37,6 +38,7 @@ class CLIPAdapter(Method):
     title = "CLIP-Adapter"
     paper = "CLIP-Adapter: Better Vision-Language Models with Feature Adapters, IJCV 2024"
     summary = "a two-layer network of the image features, mixed with them; both towers are left alone"
+    plot_style = PlotStyle("#1f5f8b", "p", (0, (9, 2, 2, 2)))
     Settings = CLIPAdapterSettings
 
     settings: CLIPAdapterSettings

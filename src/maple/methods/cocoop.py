@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from maple.clip import Backbone
+from maple.descriptions import PlotStyle
 from maple.errors import ConfigError
 from maple.methods.base import Method, MethodSettings, full_precision, prompt_list
 from maple.prompts import PromptedClasses
@@ -34,6 +35,8 @@ class CoCoOp(Method):
     title = "CoCoOp"
     paper = "Conditional Prompt Learning for Vision-Language Models, CVPR 2022"
     summary = "CoOp + a meta-network of the image feature, added to every token: text features are per image"
+    plot_style = PlotStyle("#94734a", "P", (0, (3, 1.5, 1, 1.5)))
+    report_roles = frozenset({"class baseline"})
     Settings = CoCoOpSettings
     classes_depend_on_image = True
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from maple.clip import Backbone
+from maple.descriptions import PlotStyle
 from maple.methods.base import Method, MethodSettings, prompt_list
 from maple.methods.per_class import KnownClasses
 from maple.prompts import PromptedClasses
@@ -37,6 +38,8 @@ class CoOp(Method):
     title = "CoOp"
     paper = "Learning to Prompt for Vision-Language Models, IJCV 2022"
     summary = "P text tokens at the input, shared or per class; the class name at the end, in the middle or in front"
+    plot_style = PlotStyle("#c08a1e", "s", (0, (5, 2)))
+    report_roles = frozenset({"baseline", "class baseline"})
     Settings = CoOpSettings
 
     settings: CoOpSettings

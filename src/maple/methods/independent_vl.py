@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from maple.clip import Backbone
+from maple.descriptions import PlotStyle
 from maple.errors import ConfigError
 from maple.methods.base import Method, MethodSettings, check_depth, prompt_list
 from maple.prompts import PromptedClasses, TemplateClasses, random_tokens
@@ -61,8 +62,10 @@ class IndependentVL(Method):
     """Text and vision tokens, learned side by side with no link between them (IVLP)."""
 
     title = "independent V-L prompting"
+    short_title = "IVLP"
     paper = "MaPLe, CVPR 2023, Table 1"
     summary = "fresh tokens in the first layers of both towers, with no link between them"
+    plot_style = PlotStyle("#7c68b3", "v", (0, (6, 1.5, 2, 1.5)))
     Settings = IndependentVLSettings
 
     def __init__(
@@ -120,8 +123,10 @@ class DeepLanguage(Method):
     """IVLP with an empty image side."""
 
     title = "deep language prompting"
+    short_title = "deep language"
     paper = "MaPLe, CVPR 2023, Table 1"
     summary = "fresh text tokens in the first layers; the image tower is left alone"
+    plot_style = PlotStyle("#6f9440", "^", (0, (7, 2, 1, 2)))
     Settings = DeepLanguageSettings
 
     def __init__(
@@ -145,8 +150,10 @@ class VPT(Method):
     """IVLP with an empty text side: the classes are fixed sentences, encoded once."""
 
     title = "deep vision prompting (VPT)"
+    short_title = "VPT"
     paper = "Visual Prompt Tuning, ECCV 2022; as in MaPLe, CVPR 2023, Table 1"
     summary = "fresh vision tokens in the first layers; text features of a fixed template, computed once"
+    plot_style = PlotStyle("#2f8f8b", "D", (0, (2, 1)))
     Settings = VPTSettings
 
     def __init__(

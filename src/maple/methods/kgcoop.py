@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from maple.clip import Backbone
+from maple.descriptions import PlotStyle
 from maple.methods.base import batch_accuracy
 from maple.methods.coop import CoOp, CoOpSettings
 from maple.methods.teacher import Teacher
@@ -39,6 +40,7 @@ class KgCoOp(WrapsPrompts):
     title = "KgCoOp"
     paper = "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization, CVPR 2023"
     summary = "CoOp whose text features are kept near those of a hand-written sentence"
+    plot_style = PlotStyle("#4c78a8", "X", (0, (4, 1, 1, 1, 1, 1)))
     Settings = KgCoOpSettings
     log_names = ("cross_entropy", "knowledge", "accuracy")
 

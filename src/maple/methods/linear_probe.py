@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from maple.clip import Backbone
+from maple.descriptions import PlotStyle
 from maple.errors import ConfigError
 from maple.methods.base import Features, full_precision
 from maple.methods.per_class import PerClassMethod, PerClassSettings
@@ -39,6 +40,7 @@ class LinearProbe(PerClassMethod):
     title = "linear probe"
     paper = "CLIP, ICML 2021, section 3.2; the sweep as in CoOp, IJCV 2022"
     summary = "logistic regression on frozen image features, its regularisation chosen on validation images"
+    plot_style = PlotStyle("#99612b", ">", (0, (3, 3)))
     Settings = LinearProbeSettings
     uses_features = True
     uses_text_tower = False

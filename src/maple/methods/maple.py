@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from maple.clip import Backbone
+from maple.descriptions import PlotStyle
 from maple.errors import ConfigError
 from maple.methods.base import Method, MethodSettings, check_depth, prompt_list
 from maple.prompts import Coupling, PromptedClasses, random_tokens, word_tokens
@@ -41,6 +42,8 @@ class MaPLe(Method):
     title = "MaPLe"
     paper = "MaPLe: Multi-modal Prompt Learning, CVPR 2023"
     summary = "tokens in the first layers of both towers, the vision tokens computed from the text tokens"
+    plot_style = PlotStyle("#cf4a2c", "*", "-")
+    report_roles = frozenset({"headline"})
     Settings = MaPLeSettings
 
     def __init__(

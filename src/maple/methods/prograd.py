@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from maple.clip import Backbone
+from maple.descriptions import PlotStyle
 from maple.errors import ConfigError
 from maple.methods.base import MethodSettings, batch_accuracy
 from maple.methods.coop import CoOp, CoOpSettings
@@ -51,6 +52,7 @@ class ProGrad(WrapsPrompts):
     title = "ProGrad"
     paper = "Prompt-aligned Gradient for Prompt Tuning, ICCV 2023"
     summary = "CoOp whose gradient loses what opposes that of staying near zero-shot predictions"
+    plot_style = PlotStyle("#b4638c", "h", (0, (8, 3)))
     Settings = ProGradSettings
     log_names = ("cross_entropy", "kl", "accuracy")
     auxiliary_losses = ("kl",)

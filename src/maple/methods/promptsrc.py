@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Generator, Tensor
 
 from maple.clip import Backbone
+from maple.descriptions import PlotStyle
 from maple.errors import CheckpointError
 from maple.methods.base import Method, batch_accuracy
 from maple.methods.independent_vl import IndependentVL, IndependentVLSettings
@@ -78,6 +79,7 @@ class PromptSRC(WrapsPrompts):
     title = "PromptSRC"
     paper = "Self-regulating Prompts: Foundational Model Adaptation without Forgetting, ICCV 2023"
     summary = "IVLP, or other prompts, held near the frozen features and predictions; averaged over epochs"
+    plot_style = PlotStyle("#5a6b2f", "<", (0, (1, 3)))
     Settings = PromptSRCSettings
     needs_frozen_features = True
     log_names = ("cross_entropy", "text_l1", "image_l1", "logits_kl", "accuracy")

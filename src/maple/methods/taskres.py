@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from maple.clip import Backbone
+from maple.descriptions import PlotStyle
 from maple.methods.per_class import PerClassMethod, PerClassSettings
 from maple.prompts import TemplateClasses, l2_normalize
 
@@ -34,6 +35,7 @@ class TaskRes(PerClassMethod):
     title = "TaskRes"
     paper = "Task Residual for Tuning Vision-Language Models, CVPR 2023"
     summary = "a learned residual on the text feature of each class; both towers are left alone"
+    plot_style = PlotStyle("#23272e", "8", (0, (6, 2, 1, 2, 1, 2)))
     Settings = TaskResSettings
 
     settings: TaskResSettings

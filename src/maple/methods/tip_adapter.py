@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from maple.clip import Backbone
+from maple.descriptions import PlotStyle
 from maple.errors import ConfigError
 from maple.methods.base import Features, full_precision
 from maple.methods.per_class import PerClassMethod, PerClassSettings
@@ -60,6 +61,7 @@ class TipAdapter(PerClassMethod):
     title = "Tip-Adapter"
     paper = "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification, ECCV 2022"
     summary = "training images vote by the nearness of their features; fine-tuned with learn_keys (Tip-Adapter-F)"
+    plot_style = PlotStyle("#8a4f7d", "d", (0, (2, 2, 6, 2)))
     Settings = TipAdapterSettings
     uses_features = True
 

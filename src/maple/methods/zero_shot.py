@@ -10,6 +10,7 @@ from typing import Any
 from torch import Generator
 
 from maple.clip import Backbone
+from maple.descriptions import PlotStyle
 from maple.methods.base import Method, MethodSettings
 from maple.prompts import TemplateClasses
 
@@ -31,6 +32,8 @@ class ZeroShot(Method):
     title = "zero-shot CLIP"
     paper = "CLIP, ICML 2021"
     summary = "nothing is learned: hand-written sentences, one template or an ensemble"
+    plot_style = PlotStyle("#7d838c", "o", (0, (1, 1.5)))
+    report_roles = frozenset({"zero-shot", "baseline"})
     Settings = ZeroShotSettings
 
     def __init__(
