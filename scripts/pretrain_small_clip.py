@@ -8,7 +8,7 @@
 49,408, and measures the exported folder as any user would load it.
 
 Scenes are composed in batches by tensor operations from the glyphs of three styles; the measurements use
-`maple.data.scenes.render_scene`, in all five.
+`maple.data.emoji.scenes.render_scene`, in all five.
 """
 
 import argparse

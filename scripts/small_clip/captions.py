@@ -6,7 +6,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from maple.data.scenes import Concept
+from maple.data.emoji.scenes import Concept
 
 PLAIN_TEMPLATE = "a photo of a {}."
 TEMPLATES = (

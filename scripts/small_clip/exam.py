@@ -7,7 +7,7 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from PIL import Image
 from torch import Tensor
 
-from maple.data.scenes import EmojiArchive, render_scene, scene_seed
+from maple.data.emoji.scenes import EmojiArchive, render_scene, scene_seed
 from small_clip.captions import PLAIN_TEMPLATE
 
 EVAL_INDEX = 1_000_000  # scenes from this number on are for measurement only

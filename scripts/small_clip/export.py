@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from maple.clip import load_clip
-from maple.data.scenes import EmojiArchive
+from maple.data.emoji.scenes import EmojiArchive
 from small_clip.captions import CONTEXT, PLAIN_TEMPLATE
 from small_clip.exam import EVAL_DIFFICULTY, Exam
 from small_clip.scenes import SEEN_STYLES
@@ -63,7 +63,7 @@ time, averaged weights. The schedule follows the clock, so a second run gives a 
 ## Zero-shot accuracy
 
 Per cent over all names of a group (chance: 100 / names), prompt "{template}", one scene per emoji and style drawn by
-`maple.data.scenes.render_scene`, with the exported weights. Styles in bold were never seen.
+`maple.data.emoji.scenes.render_scene`, with the exported weights. Styles in bold were never seen.
 
 {tables}
 ## Licence

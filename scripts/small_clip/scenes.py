@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
-from maple.data.scenes import Concept, EmojiArchive
+from maple.data.emoji.scenes import Concept, EmojiArchive
 
 SEEN_STYLES = ("openmoji", "noto", "fluent")
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maple.data.scenes import EmojiArchive
+from maple.data.emoji.scenes import EmojiArchive
 from small_clip.captions import CAPTIONS, CONTEXT, caption_tables
 from small_clip.exam import Exam
 from small_clip.scenes import SEEN_STYLES, Scenes

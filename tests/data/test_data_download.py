@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from servers import Site, serving
 
-from maple.data.download import ATTEMPTS, check_file, download
+from maple.data.published.download import ATTEMPTS, check_file, download
 from maple.errors import DownloadError
 
 CONTENT = random.Random(0).randbytes(300_000)

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from maple.cli import app
 from maple.data import load_dataset
 from maple.data.catalogue import CATALOGUE, draw_published_split
-from maple.data.drawn import DRAWS, Draw, draw_split
-from maple.data.verify import verify_counts
+from maple.data.checks.verify import verify_counts
+from maple.data.published.drawn_split import DRAWS, Draw, draw_split
 from maple.errors import DataError
 
 PINNED = (8, 7, 4, 1, 2)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maple.data import Dataset, Item, load_dataset, load_folder
-from maple.data.folders import draw_split, rename_classes
+from maple.data.folders.class_folders import draw_split, rename_classes
 from maple.errors import ConfigError, DataError
 
 

@@ -18,7 +18,7 @@ from data_helpers import save_image
 from PIL import Image, ImageFile
 
 from maple.data import ImageStore, read_image
-from maple.data.images import _to_bytes, is_image_file
+from maple.data.images.reading import _to_bytes, is_image_file
 from maple.errors import ConfigError, ImageError
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from maple.data import Dataset, Inspection, check_source, inspect_dataset, load_folder, open_source
-from maple.data.likeness import alike, image_hash, near_duplicate_groups
-from maple.data.listing import read_saved_split, saved_split_hash, write_saved_split
-from maple.data.names import suspicious_names
+from maple.data.checks.class_name_checks import suspicious_names
+from maple.data.checks.near_duplicates import are_near_duplicates, image_hash, near_duplicate_groups
+from maple.data.saved_split import read_saved_split, saved_split_hash, write_saved_split
 from maple.errors import DataError
 
 Draw = Callable[..., Path]
@@ -262,11 +262,11 @@ def test_looks(draw: Draw) -> None:
     image = Image.open(draw("a.png")).convert("RGB")
     other = Image.open(draw("b.png")).convert("RGB")
     grey = Image.new("RGB", (40, 40), (90, 90, 90))
-    assert alike(image_hash(image), image_hash(image.resize((200, 160))))
-    assert not alike(image_hash(image), image_hash(other))
-    assert not alike(image_hash(grey), image_hash(grey))
+    assert are_near_duplicates(image_hash(image), image_hash(image.resize((200, 160))))
+    assert not are_near_duplicates(image_hash(image), image_hash(other))
+    assert not are_near_duplicates(image_hash(grey), image_hash(grey))
     swapped = Image.merge("RGB", image.split()[::-1])
-    assert not alike(image_hash(image), image_hash(swapped))
+    assert not are_near_duplicates(image_hash(image), image_hash(swapped))
     looks = [image_hash(one) for one in (grey, other, image, grey, image.resize((20, 20)), image)]
     assert near_duplicate_groups(looks) == [(2, 4, 5)]
     assert near_duplicate_groups([]) == []

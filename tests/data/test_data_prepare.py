@@ -17,7 +17,7 @@ from servers import Site, serving
 from torchvision.datasets import imagenet
 
 from maple.data import CATALOGUE, load_dataset
-from maple.data.prepare import Recipe, Source, Unwatched, prepare, published_address, recipes
+from maple.data.published.prepare import Recipe, Source, Unwatched, prepare, published_address, recipes
 from maple.errors import DataError, DownloadError
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from maple.data.scenes import EmojiArchive, render_scene, scene_seed
+from maple.data.emoji.scenes import EmojiArchive, render_scene, scene_seed
 from maple.errors import ConfigError, DataError
 
 GROUPS = {"animals", "food", "objects", "places", "people", "symbols", "activities", "flags"}
@@ -27,7 +27,7 @@ KNOWN = {
 }
 DRAW = """
 import hashlib, json, sys
-from maple.data.scenes import EmojiArchive, render_scene, scene_seed
+from maple.data.emoji.scenes import EmojiArchive, render_scene, scene_seed
 archive = EmojiArchive()
 for style, code, index, difficulty, size in json.load(sys.stdin):
     glyph = archive.glyph(style, code)

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
 from maple.data import EvalTransform, TrainTransform
-from maple.data.transforms import crop_box
+from maple.data.images.train_transform import crop_box
 from maple.errors import ConfigError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from maple.data.unpack import is_archive, unpack
+from maple.data.published.unpack import is_archive, unpack
 from maple.errors import DownloadError
 
 FILES = {"a/x.jpg": b"one", "a/b/y.jpg": b"two" * 1000, "top.txt": b""}

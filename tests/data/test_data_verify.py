@@ -7,11 +7,11 @@ import layouts
 import pytest
 
 from maple.data import CATALOGUE, Dataset, load_dataset, load_folder, read_split
-from maple.data import verify as module
+from maple.data.checks import verify as module
+from maple.data.checks.statistics import Statistics, names_hash, published_statistics
+from maple.data.checks.verify import count, verify_counts, verify_images
 from maple.data.emoji import load_emoji
-from maple.data.folders import rename_classes
-from maple.data.statistics import Statistics, names_hash, published_statistics
-from maple.data.verify import count, verify_counts, verify_images
+from maple.data.folders.class_folders import rename_classes
 
 
 @pytest.fixture

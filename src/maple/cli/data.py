@@ -9,7 +9,7 @@ from maple.cli.options import DataRoot
 
 if TYPE_CHECKING:
     from maple.data import Dataset
-    from maple.data.prepare import Recipe, Source
+    from maple.data.published.prepare import Recipe, Source
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A data set, or the path of your own images.")]
 
@@ -34,8 +34,8 @@ def list_command(data_root: DataRoot = None) -> None:
     from rich.text import Text
 
     from maple.data import CATALOGUE, known_names, load_dataset, template_of
-    from maple.data.prepare import recipes
-    from maple.data.statistics import published_statistics
+    from maple.data.checks.statistics import published_statistics
+    from maple.data.published.prepare import recipes
 
     table = Table(pad_edge=False)
     for column in ("name", "kind", "classes", "train", "val", "test"):
@@ -117,8 +117,8 @@ def prepare_command(
     What cannot be fetched is said, with where to get it and where to put it.
     """
     from maple.cli.progress import FileBars
-    from maple.data.prepare import prepare, published_address
-    from maple.data.verify import verify_counts
+    from maple.data.checks.verify import verify_counts
+    from maple.data.published.prepare import prepare, published_address
 
     root = _required(data_root)
 
@@ -166,8 +166,8 @@ def verify_command(
 ) -> None:
     """Check counts and class names against the published ones, and every image; exit with 1 if anything is wrong."""
     from maple.cli.progress import FileBars
-    from maple.data.statistics import published_statistics
-    from maple.data.verify import verify_counts, verify_images
+    from maple.data.checks.statistics import published_statistics
+    from maple.data.checks.verify import verify_counts, verify_images
 
     dataset = _open(name, data_root)
     problems = 0

@@ -12,23 +12,22 @@ from maple.data.catalogue import (
     require_possible,
     template_of,
 )
-from maple.data.domains import load_domain
-from maple.data.findings import Finding
-from maple.data.folders import load_folder, walk_files
-from maple.data.images import ImageStore, has_image_name, is_image_file, read_image, to_rgb
-from maple.data.inputs import EvalView
-from maple.data.inspection import Inspection, inspect_dataset
-from maple.data.listing import SAVED_SPLIT, read_saved_split, saved_split_hash, write_saved_split
-from maple.data.manifests import load_manifest
-from maple.data.opening import check_source, open_source, short_name
-from maple.data.ordered import map_in_order
+from maple.data.checks.findings import Finding
+from maple.data.checks.inspection import Inspection, inspect_dataset
+from maple.data.checks.open_source import check_source, open_source, short_name
+from maple.data.folders.class_folders import load_domain, load_folder, walk_files
+from maple.data.folders.manifests import load_manifest
+from maple.data.images.eval_transform import EvalView
+from maple.data.images.prefetch import map_in_order
+from maple.data.images.reading import ImageStore, has_image_name, is_image_file, read_image, to_rgb
+from maple.data.published.split_files import read_split
 from maple.data.records import Dataset, Item, items_hash
 from maple.data.sampling import base_novel_classes, hold_out, sample_few_shot, select_classes, select_dataset
-from maple.data.splits import read_split
+from maple.data.saved_split import SAVED_SPLIT, read_saved_split, saved_split_hash, write_saved_split
 from maple.data.writing import write_images
 
 if TYPE_CHECKING:
-    from maple.data.loaders import (
+    from maple.data.batches import (
         Batch,
         derive_seed,
         eval_batches,
@@ -37,20 +36,20 @@ if TYPE_CHECKING:
         train_batches,
         view_batches,
     )
-    from maple.data.transforms import EvalTransform, TrainTransform
+    from maple.data.images.train_transform import EvalTransform, TrainTransform
     from maple.data.views import Views, make_views, reading_threads, views_device
 
 # Reading images needs no torch, and where it is not installed these names alone are missing.
 _ON_TORCH = {
-    "Batch": "maple.data.loaders",
-    "derive_seed": "maple.data.loaders",
-    "eval_batches": "maple.data.loaders",
-    "feature_batches": "maple.data.loaders",
-    "steps_per_epoch": "maple.data.loaders",
-    "train_batches": "maple.data.loaders",
-    "view_batches": "maple.data.loaders",
-    "EvalTransform": "maple.data.transforms",
-    "TrainTransform": "maple.data.transforms",
+    "Batch": "maple.data.batches",
+    "derive_seed": "maple.data.batches",
+    "eval_batches": "maple.data.batches",
+    "feature_batches": "maple.data.batches",
+    "steps_per_epoch": "maple.data.batches",
+    "train_batches": "maple.data.batches",
+    "view_batches": "maple.data.batches",
+    "EvalTransform": "maple.data.images.train_transform",
+    "TrainTransform": "maple.data.images.train_transform",
     "Views": "maple.data.views",
     "make_views": "maple.data.views",
     "reading_threads": "maple.data.views",

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maple.data.domains import load_domain, split_domain, warn_of_domains
-from maple.data.drawn import DRAWN, DRAWS, drawn_file, write_drawn
 from maple.data.emoji import PREFIX, TEMPLATE, archive, group_and_style, load_emoji
-from maple.data.folders import load_folder, rename_classes
-from maple.data.manifests import is_manifest, load_manifest
+from maple.data.folders.class_folders import load_domain, load_folder, rename_classes, split_domain, warn_of_domains
+from maple.data.folders.manifests import is_manifest, load_manifest
+from maple.data.published.drawn_split import DRAWN, DRAWS, drawn_file, write_drawn
+from maple.data.published.imagenet import read_imagenet, read_numbered, read_synsets
+from maple.data.published.split_files import Contents, read_aircraft, read_split
 from maple.data.records import Dataset
-from maple.data.splits import Contents, read_aircraft, read_split
-from maple.data.synsets import read_imagenet, read_numbered, read_synsets
 from maple.errors import DataError, one_of
 
 Reader = Callable[[Path, Path], Contents]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from maple.data.images import STORE_BYTES, ImageStore
+from maple.data.images.reading import STORE_BYTES, ImageStore
 from maple.errors import DataError
 from maple.names import words_of
 

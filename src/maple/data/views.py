@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from maple.data.images.train_transform import EvalTransform, TrainTransform
 from maple.data.resampling import Piece, columns_first, line_taps, resample, whole
-from maple.data.transforms import EvalTransform, TrainTransform
 
 _PIECE_BYTES = 2 * 1024**2
 """Larger pieces are resized on the host: many of them wait in memory while a batch is collected."""

@@ -34,7 +34,7 @@ from maple.data import (
     template_of,
     write_saved_split,
 )
-from maple.data.domains import split_domain
+from maple.data.folders.class_folders import split_domain
 from maple.distributed import this_process
 from maple.errors import BackboneError, ConfigError
 from maple.fitting.result import FitResult, result_of

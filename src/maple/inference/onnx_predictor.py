@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from maple.data.inputs import EvalView
+from maple.data.images.eval_transform import EvalView
 from maple.errors import BackboneError, CheckpointError, ClassNamesError, ConfigError, UnlearnedClassesError, first_line
 from maple.inference import manifest as on_disk
 from maple.inference.manifest import Manifest, Slots, Templates, read_manifest

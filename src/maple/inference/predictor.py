@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from maple.data.inputs import EvalView
-from maple.data.ordered import map_in_order
+from maple.data.images.eval_transform import EvalView
+from maple.data.images.prefetch import map_in_order
 from maple.errors import ConfigError, DataError
 from maple.inference.images import ImageSource
 from maple.inference.trained_names import TrainedNames

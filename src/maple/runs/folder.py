@@ -24,8 +24,7 @@ from maple import files
 from maple.checkpoint import write_tensors
 from maple.config import RunSettings
 from maple.data import Item, items_hash
-from maple.data.domains import split_domain
-from maple.data.folders import is_litter
+from maple.data.folders.class_folders import is_ignored, split_domain
 from maple.errors import BusyError, CheckpointError, ConfigError
 from maple.runs.environment import environment
 from maple.runs.spec import relevant
@@ -131,7 +130,7 @@ def _refuse_among_images(source: str, folder: Path) -> None:
     domain = split_domain(source)
     images = (domain[0] if domain else Path(source).expanduser()).resolve()
     place = folder.expanduser().resolve()
-    if images.is_dir() and place.is_relative_to(images) and not any(map(is_litter, place.relative_to(images).parts)):
+    if images.is_dir() and place.is_relative_to(images) and not any(map(is_ignored, place.relative_to(images).parts)):
         raise ConfigError(
             f"the run folder {folder} lies among the images of {source}, where its files would be taken for a class; "
             "choose another --output, outside of them"

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from maple import __version__
 from maple.data import short_name
-from maple.data.images import read_image
+from maple.data.images.reading import read_image
 from maple.errors import ImageError
 from maple.inference.predictor import Floats, Predictor, answer
 from maple.serve import description, schemas

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from maple.data.inputs import EvalView, ToInput, middle
+from maple.data.images.eval_transform import EvalView, ToInput, middle
 from maple.errors import ConfigError
 
 INTERPOLATIONS: dict[str, InterpolationMode] = {

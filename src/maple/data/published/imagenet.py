@@ -9,10 +9,10 @@ import os
 import re
 from pathlib import Path
 
-from maple.data.folders import is_litter
-from maple.data.images import has_image_name
+from maple.data.folders.class_folders import is_ignored
+from maple.data.images.reading import has_image_name
+from maple.data.published.split_files import Contents, read_lines
 from maple.data.records import Item
-from maple.data.splits import Contents, read_lines
 from maple.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def _synset_folders(folder: Path, names: dict[str, str], names_file: Path) -> li
 def _folders(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not is_litter(entry.name) and entry.is_dir())
+            return sorted(entry.name for entry in entries if not is_ignored(entry.name) and entry.is_dir())
     except FileNotFoundError as error:
         raise DataError(f"{folder}: the folder is missing; unpack or link the images there") from error
     except OSError as error:

@@ -5,7 +5,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 
-from maple.data.findings import Finding, number_of, some
+from maple.data.checks.findings import Finding, number_of, some
 from maple.names import has_lone_surrogate
 
 _PLACEHOLDER = re.compile(

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from maple.data.images import is_image_file
+from maple.data.images.reading import has_image_name, is_image_file
 from maple.data.records import Dataset, Item
-from maple.errors import ConfigError, DataError
+from maple.errors import ConfigError, DataError, one_of
 from maple.names import has_lone_surrogate, words_of
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def _refuse_same_words(old: Sequence[str], new: Sequence[str]) -> None:
 
 def _part_folders(root: Path) -> dict[str, Path]:
     parts: dict[str, Path] = {}
-    for folder in children(root):
+    for folder in list_folder(root):
         part = PART_NAMES.get(folder.name.casefold())
         if part is None or not folder.is_dir():
             continue
@@ -152,7 +152,7 @@ def class_folders(root: Path) -> set[str]:
 
 def _class_folders(folder: Path) -> dict[str, Path]:
     folders: dict[str, Path] = {}
-    for child in children(folder):
+    for child in list_folder(folder):
         if child.is_dir():
             name = nfc(child.name)
             if name in folders:
@@ -164,7 +164,7 @@ def _class_folders(folder: Path) -> dict[str, Path]:
 def _list_classes(root: Path, folder: Path, classes: Sequence[str] | None) -> dict[str, list[str]]:
     """Return the image paths, relative to `root`, of each class in `folder`: of `classes`, or those that it has."""
     folders = _class_folders(folder)
-    skipped = Counter({"outside a class folder": len(children(folder)) - len(folders)})
+    skipped = Counter({"outside a class folder": len(list_folder(folder)) - len(folders)})
     images: dict[str, list[str]] = {name: [] for name in classes or sorted(folders)}
     for name in sorted(folders):
         for file in walk_files(folders[name], within=(root, folder)):
@@ -219,7 +219,7 @@ def _walk(
     on_unreadable: Callable[[DataError], None] | None,
 ) -> Iterator[Path]:
     try:
-        held = children(folder)
+        held = list_folder(folder)
         identity = _identity(folder)
     except DataError as error:
         if on_unreadable is None:
@@ -236,7 +236,7 @@ def _walk(
             yield from _walk(child, (*parents, identity), recursive, on_unreadable)
 
 
-def children(folder: Path) -> list[Path]:
+def list_folder(folder: Path) -> list[Path]:
     """What a folder holds, sorted by name, without hidden files and system files.
 
     Raises:
@@ -246,10 +246,10 @@ def children(folder: Path) -> list[Path]:
         names = os.listdir(folder)
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror}); make the folder readable") from error
-    return [folder / name for name in sorted(names) if not is_litter(name)]
+    return [folder / name for name in sorted(names) if not is_ignored(name)]
 
 
-def is_litter(name: str) -> bool:
+def is_ignored(name: str) -> bool:
     """Whether a file or folder of this name is hidden or a system's own, and never looked at."""
     return name.startswith(".") or name.casefold() in _IGNORED
 
@@ -329,3 +329,94 @@ def assemble(
 def nfc(name: str) -> str:
     """The Unicode form that names are compared in: file systems differ in theirs."""
     return unicodedata.normalize("NFC", name)
+
+
+def split_domain(text: str) -> tuple[Path, str] | None:
+    """Take `root:DOMAIN` apart; None where the text is no such thing: no colon, or no folder before it."""
+    root, colon, domain = text.rpartition(":")
+    folder = Path(root).expanduser()
+    if not colon or Path(text).expanduser().exists() or not folder.is_dir():
+        return None
+    return folder, domain
+
+
+def warn_of_domains(root: Path) -> None:
+    """Warn if `root` looks like a folder of domains that is about to be read as one of classes."""
+    if found := detect_domains(root):
+        domains, common = found
+        logger.warning(
+            "%s: all its folders hold the same folders (%s). If these are the classes, and %s domains, "
+            "give the data set as %s:%s",
+            root,
+            ", ".join(common),
+            ", ".join(domains),
+            root,
+            domains[0],
+        )
+
+
+def detect_domains(root: Path) -> tuple[list[str], list[str]] | None:
+    """The folders of `root` and the folders that all of these hold, if it looks like a folder of domains.
+
+    It does if it has at least two folders, other than train, val and test, which share at least two and hold no image
+    beside them.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
+    common: set[str] | None = None
+    folders = [child for child in list_folder(root) if child.is_dir()]
+    if all(folder.name.casefold() in PART_NAMES for folder in folders):
+        return None
+    for folder in folders:
+        inside = set()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        inside.add(entry.name)
+                    elif has_image_name(entry.name):
+                        return None
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be listed ({error.strerror}); make the folder readable") from error
+        common = inside if common is None else common & inside
+    if common and len(folders) > 1 and len(common) > 1:
+        return [folder.name for folder in folders], sorted(common)
+    return None
+
+
+def load_domain(
+    root: Path,
+    domain: str,
+    *,
+    class_names: Mapping[str, str] | None = None,
+    seed: int = 0,
+    val_fraction: float = 0.0,
+    test_fraction: float = 0.25,
+) -> Dataset:
+    """Read one domain of a folder of domains, as `load_folder` does, but over the classes of all domains.
+
+    So labels agree between domains, and a class that a domain lacks is still a possible answer there. The data set is
+    called ROOT/DOMAIN.
+
+    Raises:
+        ConfigError: a fraction is negative, or they sum to 1 or more.
+        DataError: no such domain, or whatever `load_folder` refuses in it.
+    """
+    domains = {child.name: child for child in list_folder(root) if child.is_dir()}
+    if domain not in domains:
+        raise DataError(f"{root}: {one_of('domain', domain, domains or ['(the folder holds no folders)'])}")
+    classes = {name: sorted(class_folders(folder)) for name, folder in domains.items()}
+    shared = sorted({name for names in classes.values() for name in names})
+    for name, own in classes.items():
+        if absent := sorted(set(shared) - set(own)):
+            logger.warning("%s: domain %s has no folders of %s", root, name, ", ".join(absent))
+    return load_folder(
+        domains[domain],
+        name=f"{root.resolve().name}/{domain}",
+        classes=shared,
+        class_names=class_names,
+        seed=seed,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+    )

@@ -12,9 +12,9 @@ from pathlib import Path
 from PIL import Image
 
 from maple.config import BUNDLED_PREFIX
-from maple.data.folders import rename_classes
+from maple.data.emoji.scenes import EmojiArchive, render_scene, scene_seed
+from maple.data.folders.class_folders import rename_classes
 from maple.data.records import Dataset, Item
-from maple.data.scenes import EmojiArchive, render_scene, scene_seed
 from maple.errors import DataError, one_of
 
 PREFIX = BUNDLED_PREFIX

@@ -16,11 +16,11 @@ from filelock import FileLock, Timeout
 
 from maple import files
 from maple.data.catalogue import CATALOGUE
-from maple.data.download import check_file, download
-from maple.data.ilsvrc import sort_archives
-from maple.data.splits import read_split
-from maple.data.synsets import read_class_names
-from maple.data.unpack import is_archive, unpack
+from maple.data.published.download import check_file, download
+from maple.data.published.ilsvrc import sort_archives
+from maple.data.published.imagenet import read_class_names
+from maple.data.published.split_files import read_split
+from maple.data.published.unpack import is_archive, unpack
 from maple.errors import DataError, DownloadError, one_of
 
 DOWNLOADS = "downloads"

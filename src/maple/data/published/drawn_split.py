@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from maple import files
-from maple.data.folders import is_litter
-from maple.data.images import is_image_file
+from maple.data.folders.class_folders import is_ignored
+from maple.data.images.reading import is_image_file
+from maple.data.published.split_files import PARTS, Contents
 from maple.data.records import Item
-from maple.data.splits import PARTS, Contents
 from maple.errors import DataError
 
 DRAWN = " (drawn split)"
@@ -125,7 +125,7 @@ def _folders(images: Path) -> list[str]:
 
 def _listed(folder: Path) -> list[str]:
     try:
-        return [name for name in os.listdir(folder) if not is_litter(name)]
+        return [name for name in os.listdir(folder) if not is_ignored(name)]
     except OSError as error:
         raise DataError(
             f"{folder}: cannot be listed ({error.strerror}); unpack the images of the data set there"

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maple.data.images import ImageStore
-from maple.data.ordered import map_in_order
+from maple.data.images.prefetch import map_in_order
+from maple.data.images.reading import ImageStore
+from maple.data.images.train_transform import EvalTransform, TrainTransform
 from maple.data.records import Item
-from maple.data.transforms import EvalTransform, TrainTransform
 from maple.data.views import Views, make_views
 from maple.errors import ConfigError
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from maple.data.findings import Finding, number_of, some
-from maple.data.images import read_image
-from maple.data.likeness import ImageHash, image_hash, near_duplicate_groups
-from maple.data.names import suspicious_names
+from maple.data.checks.class_name_checks import suspicious_names
+from maple.data.checks.findings import Finding, number_of, some
+from maple.data.checks.near_duplicates import ImageHash, image_hash, near_duplicate_groups
+from maple.data.images.reading import read_image
 from maple.data.records import Dataset, Item
 from maple.errors import DataError, ImageError
 

@@ -46,7 +46,7 @@ def image_hash(image: Image.Image) -> ImageHash:
     return ImageHash(bits, small.tobytes(), bool(grey.std() < _LEAST_CONTRAST))
 
 
-def alike(one: ImageHash, other: ImageHash) -> bool:
+def are_near_duplicates(one: ImageHash, other: ImageHash) -> bool:
     """Whether two images are near duplicates: few bits differ, and the small copies in colour agree."""
     return bool(near_duplicate_groups([one, other]))
 
@@ -61,7 +61,7 @@ def near_duplicate_groups(looks: Sequence[ImageHash]) -> list[tuple[int, ...]]:
             index = parent[index]
         return index
 
-    for one, other in _alike_pairs(looks):
+    for one, other in _near_duplicate_pairs(looks):
         first, second = sorted((root(one), root(other)))
         parent[second] = first
     groups: dict[int, list[int]] = defaultdict(list)
@@ -70,7 +70,7 @@ def near_duplicate_groups(looks: Sequence[ImageHash]) -> list[tuple[int, ...]]:
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
-def _alike_pairs(looks: Sequence[ImageHash]) -> Iterator[tuple[int, int]]:
+def _near_duplicate_pairs(looks: Sequence[ImageHash]) -> Iterator[tuple[int, int]]:
     """Every pair of near duplicates.
 
     Hashes that differ in few bits have a byte in common, so only those are compared that do.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from maple.data.folders import PART_NAMES, assemble, check_fractions, draw_split, nfc, rename_classes
+from maple.data.folders.class_folders import PART_NAMES, assemble, check_fractions, draw_split, nfc, rename_classes
 from maple.data.records import Dataset
 from maple.errors import DataError, one_of
 from maple.names import has_lone_surrogate

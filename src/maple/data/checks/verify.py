@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
-from maple.data.images import read_image
+from maple.data.checks.statistics import COUNTED, Statistics, names_hash, published_statistics
+from maple.data.images.reading import read_image
 from maple.data.records import Dataset, Item
 from maple.data.sampling import base_novel_classes
-from maple.data.statistics import COUNTED, Statistics, names_hash, published_statistics
 from maple.errors import ImageError
 
 _AT_ONCE = 512

@@ -6,12 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from maple.data.catalogue import known_names, load_dataset
-from maple.data.domains import like_domains, split_domain
+from maple.data.checks.findings import Finding, number_of, some
 from maple.data.emoji import PREFIX
-from maple.data.findings import Finding, number_of, some
-from maple.data.folders import PART_NAMES, children, class_folders, is_litter, nfc, rename_classes
-from maple.data.images import has_image_name, is_image_file
-from maple.data.manifests import SUFFIXES, is_manifest
+from maple.data.folders.class_folders import (
+    PART_NAMES,
+    class_folders,
+    detect_domains,
+    is_ignored,
+    list_folder,
+    nfc,
+    rename_classes,
+    split_domain,
+)
+from maple.data.folders.manifests import SUFFIXES, is_manifest
+from maple.data.images.reading import has_image_name, is_image_file
 from maple.data.records import Dataset
 from maple.errors import DataError
 
@@ -69,14 +77,14 @@ def check_source(source: str) -> None:
 
 
 def _check_folder(root: Path) -> None:
-    held = children(root)
+    held = list_folder(root)
     folders = [child for child in held if child.is_dir()]
     if not folders:
         images = [child.name for child in held if is_image_file(child)]
         what = f"{number_of(len(images), 'picture')} ({some(images)}) but no class folders" if images else "no folders"
         raise DataError(f"{root}: holds {what}; put the pictures of each class into a folder of its own: {_FORM}")
     if len(folders) == 1:
-        inner = [child.name for child in children(folders[0]) if child.is_dir()]
+        inner = [child.name for child in list_folder(folders[0]) if child.is_dir()]
         if len(inner) > 1:
             raise DataError(
                 f"{root}: holds one folder, {folders[0].name!r}, and that holds {number_of(len(inner), 'folder')} "
@@ -85,7 +93,7 @@ def _check_folder(root: Path) -> None:
         raise DataError(
             f"{root}: holds only one class, {folders[0].name!r}, but a classifier needs at least two; expected {_FORM}"
         )
-    if found := like_domains(root):
+    if found := detect_domains(root):
         domains, common = found
         if all(name.casefold() in PART_NAMES for name in common):
             raise DataError(
@@ -127,16 +135,16 @@ def unexpected_files(root: Path) -> list[Finding]:
     """What lies in a folder of classes and is no image of a class: system files, stray pictures, other files."""
     system, outside, others = [], [], []
     tops = {root}
-    parts = [child for child in children(root) if child.is_dir() and child.name.casefold() in PART_NAMES]
+    parts = [child for child in list_folder(root) if child.is_dir() and child.name.casefold() in PART_NAMES]
     if len(parts) > 1:
         tops |= set(parts)
-        outside += [f"{c.name}/" for c in children(root) if c.is_dir() and c not in parts]
+        outside += [f"{c.name}/" for c in list_folder(root) if c.is_dir() and c not in parts]
     for place, folders, names in os.walk(root):
         here = Path(place)
-        system += [str((here / name).relative_to(root)) for name in (*folders, *names) if is_litter(name)]
-        folders[:] = sorted(name for name in folders if not is_litter(name))
+        system += [str((here / name).relative_to(root)) for name in (*folders, *names) if is_ignored(name)]
+        folders[:] = sorted(name for name in folders if not is_ignored(name))
         for name in sorted(names):
-            if is_litter(name):
+            if is_ignored(name):
                 continue
             path = (here / name).relative_to(root)
             if here in tops and has_image_name(name):

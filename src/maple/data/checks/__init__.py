@@ -1,0 +1,1 @@
+"""Checks of data sets: unreadable images, duplicates, class names, and the published statistics."""

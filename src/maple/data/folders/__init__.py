@@ -1,0 +1,1 @@
+"""A user's own images: folders of classes, folders of domains, and tables of paths and labels."""

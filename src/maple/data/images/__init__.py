@@ -1,0 +1,1 @@
+"""Reading images, and the transforms from images to the input of a vision tower."""

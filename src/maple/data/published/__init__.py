@@ -1,0 +1,1 @@
+"""Published data sets: download, safe extraction, and readers of their split files."""
