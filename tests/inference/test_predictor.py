@@ -190,14 +190,14 @@ def test_a_folder_without_pictures_says_so(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_listed_is_one_failure(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import maple.data.folders.class_folders as folders
 
-    whole = folders.children
+    whole = folders.list_folder
 
-    def children(folder: Path) -> list[Path]:
+    def list_folder(folder: Path) -> list[Path]:
         if folder.name == "c":
             raise DataError(f"{folder}: cannot be listed (Permission denied); make the folder readable")
         return whole(folder)
 
-    monkeypatch.setattr(folders, "children", children)
+    monkeypatch.setattr(folders, "list_folder", list_folder)
     found = list(find_images([str(pictures)], recursive=True))
     assert len(found) == 5
     with pytest.raises(DataError, match="c: cannot be listed"):
