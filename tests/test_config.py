@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from maple.config import RunSettings, TrainSettings, preset_names, read_preset, resolve
+from maple.config import RunSettings, TrainSettings, options_layer, preset_names, read_preset, resolve
 from maple.errors import ConfigError
 
 
@@ -19,6 +19,20 @@ def test_layers_are_left_alone() -> None:
     layer = {"train": {"lr": 0.1}, "method": {"name": "maple"}}
     resolve([layer, {"train": {"lr": 0.2}}], ["train.epochs=1", "method.prompt_depth=2"])
     assert layer == {"train": {"lr": 0.1}, "method": {"name": "maple"}}
+
+
+def test_options_that_are_not_given_are_left_out() -> None:
+    options = {"backbone": {"name": None, "precision": "bf16"}, "train": {"lr": None}, "data": {}}
+    assert options_layer(**options, seed=0, shots=None) == {"backbone": {"precision": "bf16"}, "seed": 0}
+    assert options_layer(data={"shots": 0, "root": ""}) == {"data": {"shots": 0, "root": ""}}
+
+
+def test_a_backbone_that_is_named_resets_the_pretrained_tag_of_lower_layers() -> None:
+    preset = {"backbone": {"name": "ViT-B-16", "pretrained": "openai"}}
+    assert resolve([preset, options_layer(backbone={"name": "ViT-L-14"})]).backbone.pretrained is None
+    named = options_layer(backbone={"name": "ViT-L-14", "pretrained": "laion2b_s32b_b82k"})
+    assert resolve([preset, named]).backbone.pretrained == "laion2b_s32b_b82k"
+    assert resolve([preset, options_layer(backbone={"precision": "fp16"})]).backbone.pretrained == "openai"
 
 
 def test_values_of_overrides() -> None:

@@ -277,6 +277,29 @@ def setting_layer(key: str, value: Any) -> dict[str, Any]:
     return layer
 
 
+def options_layer(**options: Any) -> dict[str, Any]:
+    """The settings layer of options that may not be given: those that are None are left out.
+
+    A backbone that is named without `pretrained` resets it: that of a lower layer belongs to another backbone.
+
+    Args:
+        options: settings by section, or a setting such as `seed`.
+
+    Example:
+        >>> options_layer(backbone={"name": "ViT-B-16", "precision": None}, train={"lr": None}, seed=0)
+        {'backbone': {'name': 'ViT-B-16', 'pretrained': None}, 'seed': 0}
+    """
+    layer: dict[str, Any] = {}
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            value = {name: setting for name, setting in value.items() if setting is not None} or None
+        if value is not None:
+            layer[key] = value
+    if "name" in layer.get("backbone", ()):
+        layer["backbone"].setdefault("pretrained", None)
+    return layer
+
+
 def merge_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """One layer that does what these do, later ones on top."""
     merged: dict[str, Any] = {}

@@ -86,3 +86,11 @@ def visible(text: str, instead: str | None = None) -> str:
 def shortened(text: str, most: int = 120) -> str:
     """A text for a message: its first `most` characters, if there are more."""
     return text if len(text) <= most else text[:most] + "..."
+
+
+def shortened_list(items: Iterable[object], most: int = 3, *, separator: str = ", ", longest: int = 60) -> str:
+    """The first `most` items for a message, long ones cut in the middle: "a, b, c and 4 more"."""
+    texts = [str(item) for item in items]
+    half = (longest - 3) // 2
+    shown = (text if len(text) <= longest else f"{text[:half]}...{text[-half:]}" for text in texts[:most])
+    return separator.join(shown) + (f" and {len(texts) - most:,} more" if len(texts) > most else "")

@@ -1,4 +1,4 @@
-"""Atomic files: a reader sees the old content or the new, never a part."""
+"""Files: written atomically (a reader sees the old content or the new, never a part), JSON read with clear errors."""
 
 import json
 import os
@@ -6,7 +6,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from maple.errors import CheckpointError, MapleError, shortened
+
+_Content = TypeVar("_Content")
 
 FAILURE = "failure.json"
 """Why a run of a sweep failed: a file of its folder, written by sweeps and read by reports."""
@@ -49,6 +53,82 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON atomically; NaN and infinity are refused with a ValueError."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(
+    path: str | os.PathLike[str],
+    kind: type[_Content] = dict,  # type: ignore[assignment]
+    *,
+    error: type[MapleError] = CheckpointError,
+    missing: str | None = None,
+    advice: str = "",
+) -> _Content:
+    """Read a JSON file.
+
+    Args:
+        kind: what it must hold: `dict` for an object, `list` for an array, `object` for anything.
+        error: the class of the error to raise.
+        missing: the message if there is no such file.
+        advice: what to do about a damaged file; ends the message.
+
+    Raises:
+        MapleError: of class `error`: the file is missing, unreadable, not JSON, or holds another kind of value.
+
+    Example:
+        >>> read_json("run/items.json", advice="remove the run to start again")["hash"]
+        '5f1d0a72c3b94e68'
+    """
+    advice = f"; {advice}" if advice else ""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as reason:
+        raise error(missing or f"{path} does not exist{advice}") from reason
+    except (OSError, ValueError, RecursionError) as reason:
+        raise error(f"{path} is unreadable or damaged ({reason}){advice}") from reason
+    if not isinstance(content, kind):
+        name = {dict: "a JSON object", list: "a JSON array"}.get(kind, kind.__name__)
+        raise error(f"{path} is damaged: it should hold {name}, but holds {shortened(json.dumps(content), 80)}{advice}")
+    return content
+
+
+def read_json_lines(
+    path: str | os.PathLike[str],
+    *,
+    error: type[MapleError] = CheckpointError,
+    advice: str = "",
+    on_damage: Callable[[int, str], None] | None = None,
+) -> dict[int, dict[str, Any]]:
+    """Read the JSON objects of a .jsonl file, by line number from 1; empty if there is no file, empty lines skipped.
+
+    Args:
+        error, advice: as for `read_json`.
+        on_damage: called with the number of each damaged line and what is wrong with it, instead of raising.
+
+    Raises:
+        MapleError: of class `error`: the file is unreadable, or a line is not a JSON object.
+    """
+    objects: dict[int, dict[str, Any]] = {}
+    advice = f"; {advice}" if advice else ""
+    try:
+        text = Path(path).read_text(encoding="utf-8") if os.path.exists(path) else ""
+    except (OSError, ValueError) as reason:
+        raise error(f"{path} is unreadable or damaged ({reason}){advice}") from reason
+    # Not splitlines, which also splits at characters that JSON leaves unescaped in a string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            content = json.loads(line)
+            problem = None if isinstance(content, dict) else "not a JSON object"
+        except (ValueError, RecursionError) as reason:
+            problem = f"not JSON: {reason}"
+        if problem is None:
+            objects[number] = content
+        elif on_damage is None:
+            raise error(f"{path} is damaged: line {number} is {problem}{advice}")
+        else:
+            on_damage(number, problem)
+    return objects
 
 
 def write_with(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:

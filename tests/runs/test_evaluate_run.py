@@ -140,7 +140,7 @@ def test_refused(options: dict[str, Any], error: type[Exception], message: str, 
 
 def test_damaged_rows_are_told(evaluate: Evaluate, run: Path) -> None:
     (run / "rows.jsonl").write_text('{"dataset":')
-    with pytest.raises(CheckpointError, match=r"rows.jsonl is unreadable or damaged: .*; move it away"):
+    with pytest.raises(CheckpointError, match=r"rows.jsonl is damaged: line 1 is not JSON: .*; move it away"):
         evaluate()
     assert (run / "rows.jsonl").read_text() == '{"dataset":'
 

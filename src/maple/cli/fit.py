@@ -57,6 +57,7 @@ def fit_command(
     Repeat the same command to go on after an interruption, or to see the result again.
     """
     words = read_mapping(class_names)
+    from maple.config import merge_layers, options_layer, setting_layer
     from maple.fitting import fit, fit_folder, fit_settings, inspect_source
 
     if check:
@@ -72,11 +73,15 @@ def fit_command(
             )
         typer.echo(json.dumps(found.as_json(), indent=1) if as_json else visible_lines(found.lines()))
         return
-    chosen: dict[str, dict[str, Any]] = {
-        "backbone": {"name": backbone, "pretrained": pretrained, "precision": precision},
-        "data": {"root": data_root, "class_names": words, "shots": shots_of(shots)},
-    }
-    settings = fit_settings(source, method, layer={**_given(chosen), "seed": seed}, overrides=overrides or [])
+    layer = merge_layers(
+        options_layer(
+            backbone={"name": backbone, "pretrained": pretrained, "precision": precision},
+            data={"root": data_root, "class_names": words},
+            seed=seed,
+        ),
+        setting_layer("data.shots", shots_of(shots)),
+    )
+    settings = fit_settings(source, method, layer=layer, overrides=overrides or [])
     folder = _folder(output, fit_folder(settings))
 
     from maple.cli.fit_progress import FitBars
@@ -90,16 +95,6 @@ def fit_command(
     _show(result)
     known = context.find_root().command.commands  # type: ignore[attr-defined]
     _show_next(folder, serve="serve" in known)
-
-
-def _given(chosen: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    given: dict[str, Any] = {
-        section: {key: value for key, value in values.items() if value is not None or key == "shots"}
-        for section, values in chosen.items()
-    }
-    if "name" in given["backbone"]:
-        given["backbone"].setdefault("pretrained", None)
-    return given
 
 
 def _folder(output: Path | None, default: Path) -> Path:

@@ -121,13 +121,9 @@ def sweep_command(
 
 def _layer(backbone: dict[str, str | None], data_root: str | None, overrides: list[str]) -> dict[str, Any]:
     """What the options say of all runs."""
-    from maple.config import merge_layers, override_layer
+    from maple.config import merge_layers, options_layer, override_layer
 
-    chosen: dict[str, Any] = {"backbone": {key: value for key, value in backbone.items() if value is not None}}
-    if "name" in chosen["backbone"]:
-        chosen["backbone"].setdefault("pretrained", None)  # that of the file belongs to the file's backbone
-    root = {} if data_root is None else {"data": {"root": data_root}}
-    return merge_layers(chosen, root, override_layer(overrides))
+    return merge_layers(options_layer(backbone=backbone, data={"root": data_root}), override_layer(overrides))
 
 
 def _whole_sweep(what: str, asked: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:

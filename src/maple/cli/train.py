@@ -2,14 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from maple.cli.options import DataRoot, Device, Tracker, read_mapping, shots_of
-
-if TYPE_CHECKING:
-    from maple.config import RunSettings
 
 
 def train_command(
@@ -51,23 +48,22 @@ def train_command(
     print_config: Annotated[bool, typer.Option("--print-config", help="Show what would run, and stop.")] = False,
 ) -> None:
     """Learn prompts from a few images per class. Repeat the same command to resume an interrupted run."""
-    chosen: dict[str, Any] = {
-        "backbone": {"name": backbone, "pretrained": pretrained, "precision": precision},
-        "data": {
-            "dataset": dataset,
-            "root": data_root,
-            "classes": classes,
-            "class_names": read_mapping(class_names),
-        },
-    }
-    settings = _resolve(chosen, method, preset, shots, seed, overrides or [])
-
     from contextlib import ExitStack
 
+    from maple.config import options_layer, resolve, setting_layer
     from maple.errors import ConfigError
     from maple.runs import Tracked, complete, content_name, train_run
 
-    settings = complete(settings)
+    words = read_mapping(class_names)
+    options = options_layer(
+        backbone={"name": backbone, "pretrained": pretrained, "precision": precision},
+        data={"dataset": dataset, "root": data_root, "classes": classes, "class_names": words},
+        seed=seed,
+    )
+    layers = [*_preset_layers(method, preset), options]
+    if shots is not None:
+        layers.append(setting_layer("data.shots", shots_of(shots)))
+    settings = complete(resolve(layers, overrides or []))
     if print_config:
         typer.echo(settings.model_dump_json(indent=1))
         return
@@ -94,15 +90,9 @@ def train_command(
     typer.echo(f"next: maple evaluate {folder}")
 
 
-def _resolve(
-    chosen: dict[str, Any],
-    method: str | None,
-    preset: str | None,
-    shots: str | None,
-    seed: int | None,
-    overrides: list[str],
-) -> "RunSettings":
-    from maple.config import preset_names, read_preset, resolve
+def _preset_layers(method: str | None, preset: str | None) -> list[dict[str, Any]]:
+    """The layers of `--preset` and `--method`."""
+    from maple.config import preset_names, read_preset
     from maple.errors import ConfigError
 
     if preset is None:
@@ -112,17 +102,4 @@ def _resolve(
 
             method_settings({"name": method})
             raise ConfigError(f"{method} has no preset {preset}; name one with --preset ({', '.join(METHODS)})")
-    layers = [read_preset(preset)]
-    if method is not None:
-        layers.append({"method": {"name": method}})
-    given: dict[str, Any] = {
-        section: {key: value for key, value in values.items() if value is not None}
-        for section, values in chosen.items()
-    }
-    if "name" in given["backbone"]:
-        given["backbone"].setdefault("pretrained", None)
-    if shots is not None:
-        given["data"]["shots"] = shots_of(shots)
-    if seed is not None:
-        given["seed"] = seed
-    return resolve([*layers, given], overrides)
+    return [read_preset(preset)] + ([] if method is None else [{"method": {"name": method}}])

@@ -12,6 +12,9 @@ from maple.data.images.reading import STORE_BYTES, ImageStore
 from maple.errors import DataError
 from maple.names import words_of
 
+SPLIT_NAMES = ("train", "val", "test")
+"""The splits of a data set, as attributes of `Dataset` and as keys of saved splits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -59,7 +62,7 @@ class Dataset:
                 )
         if not (self.train or self.val or self.test):
             raise DataError(f"data set {self.name!r} has no items in any of its parts; add images")
-        for part in ("train", "val", "test"):
+        for part in SPLIT_NAMES:
             self._check_part(part, getattr(self, part))
 
     def require_training(self) -> None:

@@ -45,7 +45,7 @@ class Source:
     @property
     def view(self) -> EvalView:
         """How its image tower sees a picture."""
-        return _view(self.method)
+        return EvalView.from_preprocessing(self.method.backbone.preprocessing)
 
 
 def open_source(run: str | Path, data_root: str | None = None) -> Source:
@@ -64,18 +64,14 @@ def open_source(run: str | Path, data_root: str | None = None) -> Source:
     frozen = build_method({"name": "zero_shot", "templates": [template]}, method.backbone, method.class_names)
     size = method.backbone.preprocessing.size
     noise = torch.randn(_RANDOM_IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0)).numpy()
-    own = list(islice(_views(path.parent, _view(method), data_root), _RUN_IMAGES))
+    view = EvalView.from_preprocessing(method.backbone.preprocessing)
+    own = list(islice(_views(path.parent, view, data_root), _RUN_IMAGES))
     found = np.stack(own) if own else np.empty((0, 3, size, size), np.float32)
     known = about(method, info)
     if isinstance(known["dataset"], str):
         # What is given away need not tell where it was made.
         known |= {"dataset": short_name(known["dataset"]), "own_images": template_of(known["dataset"]) is None}
     return Source(method, frozen, template, known, noise, found)
-
-
-def _view(method: Method) -> EvalView:
-    seen = method.backbone.preprocessing
-    return EvalView(seen.size, seen.mean, seen.std, seen.interpolation)
 
 
 def _views(folder: Path, view: EvalView, data_root: str | None) -> Iterator[Floats]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor
 
 from maple.checkpoint import load_prompts, read_prompts, save_prompts
-from maple.clip import Backbone, load_clip
-from maple.config import BackboneSettings, RunSettings, read_preset, resolve
+from maple.clip import Backbone
+from maple.config import BackboneSettings, RunSettings, options_layer, read_preset, resolve
 from maple.data import ImageStore, Item, hold_out, map_in_order, sample_few_shot
 from maple.distributed import Processes, this_process
 from maple.inference.array_images import InputError, numbered, to_images, words_for
@@ -24,7 +23,7 @@ from maple.inference.images import ImageSource
 from maple.inference.torch_predictor import TorchPredictor, finite, prompts_file
 from maple.methods import Method, method_settings
 from maple.names import distinct
-from maple.runs import TrainingData, complete, fresh_method
+from maple.runs import TrainingData, cached_backbone, complete, fresh_method
 from maple.train import Trainer
 
 _BATCH = 32
@@ -119,7 +118,7 @@ class PromptClassifier(Classifier, Estimator, OnHub):
         items, val = sample_few_shot(items, val, settings.data.shots, settings.seed)
         device = this_process(self.device).device
         clip = settings.backbone
-        backbone = _open_backbone(clip.name, clip.pretrained, clip.precision, device)
+        backbone = cached_backbone(clip.name, clip.pretrained, clip.precision, device)
         method = fresh_method(settings, backbone, names)
         material = TrainingData(
             settings, items, ImageStore(Path(), read=lambda number: pictures[int(number)].read()), val
@@ -226,9 +225,9 @@ class PromptClassifier(Classifier, Estimator, OnHub):
         wanted = stored.backbone
         where = this_process(device).device
         if backbone is None:
-            backbone = _open_backbone(wanted["name"], wanted["pretrained"], wanted["precision"], where)
+            backbone = cached_backbone(wanted["name"], wanted["pretrained"], wanted["precision"], where)
         elif isinstance(backbone, str):
-            backbone = _open_backbone(backbone, pretrained, wanted["precision"], where)
+            backbone = cached_backbone(backbone, pretrained, wanted["precision"], where)
         method = load_prompts(path, backbone)
         made = cls(
             stored.method["name"],
@@ -266,19 +265,12 @@ class PromptClassifier(Classifier, Estimator, OnHub):
         return tags
 
     def _resolved(self) -> RunSettings:
-        given: dict[str, dict[str, Any]] = {
-            "backbone": {"name": self.backbone, "pretrained": self.pretrained, "precision": self.precision},
-            "train": {"epochs": self.epochs, "lr": self.lr, "batch_size": self.batch_size},
-        }
-        layer: dict[str, Any] = {
-            section: {key: value for key, value in values.items() if value is not None}
-            for section, values in given.items()
-        }
-        if self.backbone is not None:
-            layer["backbone"].setdefault("pretrained", None)
-        layer["seed"] = self.seed
-        if self.shots is not None:
-            layer["data"] = {"shots": self.shots}
+        layer = options_layer(
+            backbone={"name": self.backbone, "pretrained": self.pretrained, "precision": self.precision},
+            train={"epochs": self.epochs, "lr": self.lr, "batch_size": self.batch_size},
+            data={"shots": self.shots},
+        )
+        layer["seed"] = self.seed  # a seed of None is refused, not left out
         if self.preset is None:
             method_settings({"name": self.method})  # an unknown method is told as that, not as an unknown preset
         preset = read_preset(self.preset or f"{self.method}_base-to-novel")
@@ -332,9 +324,3 @@ class PromptClassifier(Classifier, Estimator, OnHub):
                 images = views.batch(batch).to(device)
                 found.append(finite(compute(images).float().cpu(), predictor.method.backbone))
         return torch.cat(found)
-
-
-@lru_cache(maxsize=1)
-def _open_backbone(name: str, pretrained: str | None, precision: str, device: torch.device) -> Backbone:
-    """Load a CLIP, or take the last one again: cross-validation asks for the same one many times, and it is frozen."""
-    return load_clip(name, pretrained, precision=precision, device=device)

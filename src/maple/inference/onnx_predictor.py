@@ -46,10 +46,9 @@ class OnnxPredictor(Predictor):
         if on_disk.TEXT in manifest.files:
             self._text = _session(folder / on_disk.TEXT, device)
             self._tokenizer = ClipTokenizer(folder / on_disk.MERGES, manifest.context_length or 0)
-        seen = manifest.preprocess
         super().__init__(
             manifest.class_names,
-            view=EvalView(seen.size, seen.mean, seen.std, seen.interpolation),
+            view=EvalView.from_preprocessing(manifest.preprocess),
             has_zero_shot=zero_shot,
             about={**manifest.about, "computed_by": _computed_by(self._image), "int8": manifest.int8},
             name_features=None if self._text is None else self._name_features,

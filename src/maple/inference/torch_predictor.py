@@ -51,10 +51,9 @@ class TorchPredictor(Predictor):
         backbone = method.backbone
         self.transform = eval_transform(backbone)
         self.views = make_views(self.transform, views_device("auto", backbone.device))
-        seen = backbone.preprocessing
         super().__init__(
             method.class_names,
-            view=EvalView(seen.size, seen.mean, seen.std, seen.interpolation),
+            view=EvalView.from_preprocessing(backbone.preprocessing),
             has_zero_shot=zero_shot,
             about={**about(method, info or {}), "computed_by": f"PyTorch on {backbone.device}"},
             name_features=self._name_features,

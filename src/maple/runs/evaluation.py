@@ -76,7 +76,7 @@ def evaluate_run(
     if another:
         data = data.changed(listing=None)
     whole = open_dataset(settings.changed(data=data), folder)
-    asked = {"dataset": data.dataset, "classes": classes, "part": part, "names": names, "only": only}
+    asked = evaluation_request(data.dataset, classes, part, names, only)
     if part is None:
         part = "all" if another and whole.drawn_split else "test"
     items, class_list = _select(whole, classes, part, only)
@@ -110,6 +110,17 @@ def evaluate_run(
     write_predictions(folder / row["predictions"], kept, opened=(data.dataset, data.root))
     append_row(folder, row)
     return scores, row
+
+
+def evaluation_request(
+    dataset: str,
+    classes: str = "all",
+    part: str | None = None,
+    names: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The arguments of an evaluation as its row keeps them (`asked`), by which a repeated sweep recognises it."""
+    return {"dataset": dataset, "classes": classes, "part": part, "names": names, "only": only}
 
 
 def _row(

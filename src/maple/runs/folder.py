@@ -48,16 +48,8 @@ def read_settings(folder: Path) -> RunSettings:
     Raises:
         CheckpointError: the folder is not a run.
     """
-    path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} is not a run folder: it has no config.json{_what_else(folder)}") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is unreadable or damaged: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is damaged: it holds no JSON object but {str(values)[:80]!r}")
-    return RunSettings(**values)
+    missing = f"{folder} is not a run folder: it has no config.json{_what_else(folder)}"
+    return RunSettings(**files.read_json(folder / "config.json", missing=missing))
 
 
 def _what_else(folder: Path) -> str:
@@ -193,7 +185,7 @@ def read_history(folder: Path) -> list[EpochReport]:
     """
     path = folder / "metrics.jsonl"
     try:
-        return [EpochReport.from_json(row) for row in _read_lines(path)]
+        return [EpochReport.from_json(row) for row in files.read_json_lines(path, advice="move it away").values()]
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: a line is no report of an epoch ({error})") from error
 
@@ -223,7 +215,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: rows.jsonl is damaged.
     """
-    return _read_lines(folder / "rows.jsonl")
+    return list(files.read_json_lines(folder / "rows.jsonl", advice="move it away").values())
 
 
 def question(row: dict[str, Any]) -> list[Any]:
@@ -237,17 +229,3 @@ def append_row(folder: Path, row: dict[str, Any]) -> None:
     row = json.loads(json.dumps(row))
     rows = [other for other in read_rows(folder) if question(other) != question(row)] + [row]
     files.write_text(path, "".join(json.dumps(entry) + "\n" for entry in rows))
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a .jsonl file, one a line; none where there is no file."""
-    if not path.exists():
-        return []
-    try:
-        # Not splitlines, which also cuts at characters that JSON leaves as they are in a string.
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is unreadable or damaged: {error}; move it away") from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise CheckpointError(f"{path} is damaged: every line must be a JSON object; move it away")
-    return rows

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,15 @@ def open_backbone(settings: RunSettings, device: str | torch.device) -> Backbone
     return load_clip(chosen.name, chosen.pretrained, precision=chosen.precision, device=device)
 
 
+@lru_cache(maxsize=1)
+def cached_backbone(name: str, pretrained: str | None, precision: str, device: torch.device) -> Backbone:
+    """Load a CLIP, or return the one loaded by the last call if it was the same: it is frozen, so it can be shared."""
+    return load_clip(name, pretrained, precision=precision, device=device)
+
+
 def eval_transform(backbone: Backbone) -> EvalTransform:
     """How a backbone wants to see an image that is not augmented."""
-    seen = backbone.preprocessing
-    return EvalTransform(seen.size, seen.mean, seen.std, seen.interpolation)
+    return EvalTransform.from_preprocessing(backbone.preprocessing)
 
 
 def relevant(settings: RunSettings) -> dict[str, Any]:

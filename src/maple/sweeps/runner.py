@@ -10,20 +10,22 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from maple import files
 from maple.checkpoint import load_prompts
-from maple.clip import Backbone, load_clip
+from maple.clip import Backbone
 from maple.distributed import this_process
 from maple.errors import BusyError, CheckpointError, MapleError, first_line
 from maple.files import FAILURE
 from maple.runs import (
     Tracked,
     TrainProgress,
+    cached_backbone,
     evaluate_run,
+    evaluation_request,
     finished_prompts,
     read_rows,
     train_run,
@@ -217,13 +219,7 @@ class _Steps:
 
 def _backbone_of(run: PlannedRun, device: str | None) -> Backbone:
     chosen = run.settings.backbone
-    return _backbone(chosen.name, chosen.pretrained, chosen.precision, str(this_process(device).device))
-
-
-@lru_cache(maxsize=1)
-def _backbone(name: str, pretrained: str | None, precision: str, device: str) -> Backbone:
-    """The CLIP of the last run, kept for the next."""
-    return load_clip(name, pretrained, precision=precision, device=device)
+    return cached_backbone(chosen.name, chosen.pretrained, chosen.precision, this_process(device).device)
 
 
 def _answers(run: PlannedRun, folder: Path) -> list[dict[str, Any] | None]:
@@ -242,5 +238,4 @@ def _is_answered(run: PlannedRun, folder: Path) -> bool:
 
 def _is_answer(row: dict[str, Any], evaluation: Evaluation, run: PlannedRun) -> bool:
     dataset = evaluation.dataset or run.settings.data.dataset
-    asked = {"dataset": dataset, "classes": evaluation.classes, "part": None, "names": None, "only": None}
-    return row.get("asked") == asked
+    return row.get("asked") == evaluation_request(dataset, evaluation.classes)

@@ -1,7 +1,7 @@
 """From an RGB image to the values that a CLIP vision tower reads in evaluation, with PIL and NumPy alone."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,11 @@ class EvalView(ToInput):
         strips of an image, more than 64 times as long as wide.
         """
         super().__init__(size, mean, std, interpolation)
+
+    @classmethod
+    def from_preprocessing(cls, preprocessing: Any) -> Self:
+        """The transform for a tower's `Backbone.preprocessing`, or for the same fields of an export's manifest."""
+        return cls(preprocessing.size, preprocessing.mean, preprocessing.std, preprocessing.interpolation)
 
     def __call__(self, image: Image.Image) -> Floats:
         """Return an RGB image as values [3, R, R]."""
