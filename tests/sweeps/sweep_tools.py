@@ -1,10 +1,10 @@
-"""What the tests of sweeps share."""
+"""Shared by the tests of sweeps."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from maple.sweeps import Outcome, PlannedRun, SweepSettings, plan_sweep
+from maple.sweeps import PlannedRun, RunOutcome, SweepProgress, SweepSettings, plan_sweep
 
 SMALL = {
     "backbone": {"name": "maple-tiny", "pretrained": "random"},
@@ -12,18 +12,18 @@ SMALL = {
 }
 
 
-class Watcher:
-    """Keeps what it is told."""
+class RecordedProgress(SweepProgress):
+    """Keeps what it receives."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, str]] = []
+        self.activities: list[tuple[str, str]] = []
         self.ends: list[str] = []
 
-    def doing(self, name: str, what: str, done: int, total: int) -> None:
+    def advance(self, name: str, activity: str, done: int, total: int) -> None:
         assert 0 < done <= total
-        self.told.append((name, what))
+        self.activities.append((name, activity))
 
-    def ended(self, run: PlannedRun, outcome: Outcome) -> None:
+    def ended(self, run: PlannedRun, outcome: RunOutcome) -> None:
         assert run.name == outcome.name
         self.ends.append(outcome.status)
 

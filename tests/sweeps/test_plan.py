@@ -1,4 +1,4 @@
-"""What a sweep expands to."""
+"""The runs and evaluations that a sweep expands to."""
 
 import json
 from pathlib import Path
@@ -10,28 +10,33 @@ from maple.cli import app
 from maple.clip import Backbone, tower_depths
 from maple.errors import ConfigError, DataError
 from maple.methods import build_method
-from maple.sweeps import Evaluation, PlannedRun, SweepSettings, plan_sweep, read_sweep, sweep_names
+from maple.sweeps import PlannedRun, SweepSettings, plan_sweep, read_sweep, sweep_names
+from maple.sweeps.plan import PlannedEvaluation
 
 
 def planned(protocol: str = "base-to-novel", **values: object) -> list[PlannedRun]:
-    given = {"methods": ["maple"], "datasets": ["eurosat"], **values}
-    return plan_sweep(SweepSettings(protocol=protocol, **given))
+    settings = {"methods": ["maple"], "datasets": ["eurosat"], **values}
+    return plan_sweep(SweepSettings(protocol=protocol, **settings))
 
 
-def test_base_to_novel_trains_once_on_base_and_asks_twice() -> None:
+def test_base_to_novel_trains_on_base_and_evaluates_on_both() -> None:
     runs = planned(methods=["zero_shot", "maple"], datasets=["eurosat", "dtd"], seeds=[0, 1])
     assert len({run.name for run in runs}) == 8
     assert {run.settings.data.classes for run in runs} == {"base"}
-    assert {run.evaluations for run in runs} == {(Evaluation(None, "base"), Evaluation(None, "novel"))}
+    assert {run.evaluations for run in runs} == {(PlannedEvaluation(None, "base"), PlannedEvaluation(None, "novel"))}
     assert [run.settings.seed for run in runs[:4]] == [0, 0, 1, 1]
     assert {run.recipe for run in runs} == {"zero_shot_base-to-novel", "maple_base-to-novel"}
     assert runs[0].settings.method == {"name": "zero_shot", "templates": ["a centered satellite photo of {}."]}
 
 
-def test_transfer_trains_on_the_source_and_asks_every_target() -> None:
+def test_transfer_trains_on_the_source_and_evaluates_every_target() -> None:
     (run,) = planned("cross-dataset", source="dtd", datasets=["eurosat", "dtd", "food101"], seeds=[1])
     assert (run.settings.data.dataset, run.settings.data.classes) == ("dtd", "all")
-    assert run.evaluations == (Evaluation(None, "all"), Evaluation("eurosat", "all"), Evaluation("food101", "all"))
+    assert run.evaluations == (
+        PlannedEvaluation(None, "all"),
+        PlannedEvaluation("eurosat", "all"),
+        PlannedEvaluation("food101", "all"),
+    )
     assert (run.recipe, run.settings.method["prompt_depth"]) == ("maple_cross-dataset", 3)
     (domains,) = planned("domain-generalization", source="dtd", seeds=[1])
     assert domains.recipe == "maple_cross-dataset"
@@ -52,7 +57,7 @@ def test_few_shot_varies_the_shots() -> None:
     assert [run.settings.data.shots for run in planned(seeds=[1])] == [16]
 
 
-def test_a_grid_is_every_combination_and_twins_are_one_run() -> None:
+def test_a_grid_is_every_combination_and_equal_runs_are_one() -> None:
     runs = planned(seeds=[1], grid={"prompt_depth": [1, 9], "train.lr": [0.0035, 0.01]})
     assert [(run.settings.method["prompt_depth"], run.settings.train.lr) for run in runs] == [
         (1, 0.0035),
@@ -65,12 +70,12 @@ def test_a_grid_is_every_combination_and_twins_are_one_run() -> None:
     assert runs[2].name == planned(seeds=[1])[0].name
 
 
-def test_settings_of_all_runs_lie_over_the_recipe_and_below_the_grid() -> None:
+def test_settings_of_all_runs_override_the_recipe_and_yield_to_the_grid() -> None:
     runs = planned(seeds=[1], settings={"train": {"lr": 0.5, "epochs": 1}}, grid={"train.lr": [0.25]})
     assert (runs[0].settings.train.lr, runs[0].settings.train.epochs) == (0.25, 1)
 
 
-def test_methods_are_not_asked_about_classes_they_cannot_speak_of() -> None:
+def test_methods_are_not_evaluated_on_classes_they_do_not_support() -> None:
     asked = {"protocol": "base-to-novel", "methods": ["coop"], "datasets": ["eurosat"], "seeds": [1]}
     own = {"settings": {"method": {"class_specific": True}}}
     assert [e.classes for e in plan_sweep(SweepSettings(**asked))[0].evaluations] == ["base", "novel"]
@@ -136,26 +141,28 @@ def test_variants_are_settings_that_belong_together() -> None:
         ("independent_vl", "text_prompt_depth", [1, 3]),
     ],
 )
-def test_depths_beyond_the_backbone_are_left_out_with_a_word(
+def test_depths_beyond_the_backbone_are_left_out_with_a_message(
     method: str, key: str, kept: list[int], tmp_path: Path
 ) -> None:
-    """Four text blocks and six image blocks, told by the configuration alone."""
+    """Four text blocks and six image blocks, read from the configuration alone."""
     config = {"model_cfg": {"embed_dim": 8, "vision_cfg": {"layers": 6}, "text_cfg": {"layers": 4}}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    told: list[str] = []
+    messages: list[str] = []
     settings = {"backbone": {"name": str(tmp_path)}}
     sweep = SweepSettings(
         protocol="base-to-novel", methods=[method], datasets=["eurosat"], grid={key: [1, 3, 6, 9]}, settings=settings
     )
-    runs = plan_sweep(sweep, told.append)
+    runs = plan_sweep(sweep, messages.append)
     assert sorted({run.settings.method[key] for run in runs}) == kept
-    assert len(told) == 4 - len(kept)
-    assert told[-1].startswith(f"{key}=9 of {method} is left out: {tmp_path} has {6 if len(kept) == 3 else 4} blocks")
+    assert len(messages) == 4 - len(kept)
+    assert messages[-1].startswith(
+        f"{key}=9 of {method} is left out: {tmp_path} has {6 if len(kept) == 3 else 4} blocks"
+    )
     with pytest.raises(ConfigError, match=f"nothing is left of the sweep: {key}=20 of {method} is left out"):
         plan_sweep(SweepSettings(**{**sweep.model_dump(), "grid": {key: [20]}}))
 
 
-def test_depths_stay_where_nothing_is_known_of_the_backbone() -> None:
+def test_depths_are_kept_where_the_backbone_is_unknown() -> None:
     runs = planned(seeds=[1], settings={"backbone": {"name": "hf-hub:some/model"}}, grid={"prompt_depth": [1, 40]})
     assert len(runs) == 2
 
@@ -185,9 +192,9 @@ def test_shipped_sweeps_expand() -> None:
 
 @pytest.mark.parametrize(("name", "points"), SHIPPED.items())
 def test_ablations_expand_to_runs_that_can_be_built(name: str, points: int, vit_b16: Backbone) -> None:
-    told: list[str] = []
-    runs = plan_sweep(SweepSettings(**read_sweep(name), datasets=["eurosat"]), told.append)
-    assert (len(runs), told) == (3 * points, [])
+    messages: list[str] = []
+    runs = plan_sweep(SweepSettings(**read_sweep(name), datasets=["eurosat"]), messages.append)
+    assert (len(runs), messages) == (3 * points, [])
     for run in runs[:points]:
         assert run.settings.seed == 1
         build_method(run.settings.method, vit_b16, ["cat", "dog"])
@@ -205,8 +212,8 @@ def test_layers_of_known_backbones(tmp_path: Path) -> None:
     assert tower_depths(str(tmp_path)) == (5, 12)
 
 
-def test_another_backbone_leaves_the_files_weights_behind(tmp_path: Path) -> None:
-    """As `maple train` does: openai's weights are those of the file's backbone, not of the one that was asked for."""
+def test_another_backbone_drops_the_weights_of_the_file(tmp_path: Path) -> None:
+    """As `maple train` does: the weights belong to the backbone of the file, not to the requested one."""
     path = tmp_path / "sweep.toml"
     path.write_text(
         'protocol = "base-to-novel"\nmethods = ["maple"]\ndatasets = ["eurosat"]\nseeds = [1]\n'
@@ -232,7 +239,7 @@ def test_another_backbone_leaves_the_files_weights_behind(tmp_path: Path) -> Non
         (["--grid", "prompt_depth=1", "--grid", "prompt_depth=3"], "prompt_depth is given twice"),
     ],
 )
-def test_options_that_are_a_slip(options: list[str], message: str) -> None:
+def test_mistyped_options_are_refused(options: list[str], message: str) -> None:
     asked = ["sweep", "base-to-novel", "--methods", "maple", "--datasets", "eurosat", "--plan"]
     with pytest.raises(ConfigError, match=message):
         CliRunner().invoke(app, [*asked, *options], catch_exceptions=False)

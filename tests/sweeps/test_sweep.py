@@ -1,4 +1,4 @@
-"""Sweeps carried out: kept, resumed, failed, retried, killed."""
+"""Executed sweeps: runs that are kept, resumed, failed, retried and killed."""
 
 import os
 import random
@@ -11,77 +11,76 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from sweep_tools import SMALL, Watcher, rows_below, small_sweep
+from sweep_tools import SMALL, RecordedProgress, rows_below, small_sweep
 from typer.testing import CliRunner
 
 from maple.cli import app
 from maple.errors import ConfigError
 from maple.runs import only_one
-from maple.sweeps import run_group, run_sweep, status_of
+from maple.sweeps import run_sweep
+from maple.sweeps.runner import run_group, status_of
 
 
 def test_finished_runs_are_kept(make_images: Callable[..., Path], tmp_path: Path) -> None:
     runs = small_sweep(make_images(), settings={**SMALL, "method": {}, "data": {}}, methods=["zero_shot"])
-    first, again = Watcher(), Watcher()
+    first, again = RecordedProgress(), RecordedProgress()
     assert status_of(runs[0], tmp_path / "runs") == "new"
     (outcome,) = run_sweep(runs, tmp_path / "runs", device="cpu", progress=first)
     assert (outcome.status, first.ends) == ("finished", ["finished"])
     assert [row["asked"]["classes"] for row in outcome.rows] == ["base", "novel"]
     assert [row["images"] for row in outcome.rows] == [6, 6]
     (kept,) = run_sweep(runs, tmp_path / "runs", device="cpu", progress=again)
-    assert (kept.rows, kept.seconds, again.told) == (outcome.rows, 0.0, [])
+    assert (kept.rows, kept.seconds, again.activities) == (outcome.rows, 0.0, [])
 
 
-def test_a_tracker_hears_of_training_and_evaluations(make_images: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_tracker_logs_training_and_evaluations(make_images: Callable[..., Path], tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     runs = small_sweep(make_images(), methods=["vpt"], grid={"vision_prompt_depth": [2]})
     work = partial(run_group, tracker="tensorboard")
-    (outcome,) = run_sweep(runs, tmp_path, device="cpu", work=work, progress=Watcher())
+    (outcome,) = run_sweep(runs, tmp_path, device="cpu", work=work, progress=RecordedProgress())
     events = accumulator.EventAccumulator(str(tmp_path / runs[0].name / "tensorboard"))
     events.Reload()
-    found = [events.Scalars(f"pictures {part}/top1")[0].value for part in ("base", "novel")]
-    assert found == pytest.approx([row["top1"] for row in outcome.rows])
+    logged = [events.Scalars(f"pictures {part}/top1")[0].value for part in ("base", "novel")]
+    assert logged == pytest.approx([row["top1"] for row in outcome.rows])
     assert len(events.Scalars("epoch/loss")) == 2
 
 
-def test_a_lost_evaluation_is_made_again_without_training(make_images: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_lost_evaluation_is_repeated_without_training(make_images: Callable[..., Path], tmp_path: Path) -> None:
     runs = small_sweep(make_images(), methods=["vpt"], grid={"vision_prompt_depth": [2]})
-    (outcome,) = run_sweep(runs, tmp_path, device="cpu", progress=Watcher())
+    (outcome,) = run_sweep(runs, tmp_path, device="cpu", progress=RecordedProgress())
     rows = tmp_path / runs[0].name / "rows.jsonl"
     rows.write_text(rows.read_text().splitlines()[0] + "\n")
     assert status_of(runs[0], tmp_path) == "interrupted"
-    watcher = Watcher()
-    (again,) = run_sweep(runs, tmp_path, device="cpu", progress=watcher)
+    progress = RecordedProgress()
+    (again,) = run_sweep(runs, tmp_path, device="cpu", progress=progress)
     assert [row["top1"] for row in again.rows] == [row["top1"] for row in outcome.rows]
-    assert {what for _, what in watcher.told} == {"evaluating (novel)"}
+    assert {activity for _, activity in progress.activities} == {"evaluating (novel)"}
 
 
-def test_damaged_rows_cost_their_own_run_alone(make_images: Callable[..., Path], tmp_path: Path) -> None:
+def test_damaged_rows_affect_their_own_run_only(make_images: Callable[..., Path], tmp_path: Path) -> None:
     runs = small_sweep(make_images(), methods=["zero_shot"], seeds=[1, 2])
-    first = run_sweep(runs, tmp_path, device="cpu", progress=Watcher())
+    first = run_sweep(runs, tmp_path, device="cpu", progress=RecordedProgress())
     rows = tmp_path / runs[0].name / "rows.jsonl"
     whole = rows.read_text()
     rows.write_text(whole + '{"top1": ')
     assert [status_of(run, tmp_path) for run in runs] == ["interrupted", "finished"]
-    again = run_sweep(runs, tmp_path, device="cpu", progress=Watcher())
+    again = run_sweep(runs, tmp_path, device="cpu", progress=RecordedProgress())
     assert [outcome.status for outcome in again] == ["failed", "finished"]
     assert "rows.jsonl" in str(again[0].error)
     assert "move it away" in str(again[0].error)
     rows.unlink()
-    retried = run_sweep(runs, tmp_path, device="cpu", retry_failed=True, progress=Watcher())
+    retried = run_sweep(runs, tmp_path, device="cpu", retry_failed=True, progress=RecordedProgress())
     assert [row["top1"] for row in retried[0].rows] == [row["top1"] for row in first[0].rows]
 
 
-def test_a_folder_that_cannot_be_written_to_is_refused_at_once(
-    make_images: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_an_unwritable_folder_is_refused_at_once(make_images: Callable[..., Path], tmp_path: Path) -> None:
     runs = small_sweep(make_images(), methods=["zero_shot"])
     (tmp_path / "file").write_text("")
     for root in (tmp_path / "file", tmp_path / "file" / "runs", Path("/proc/runs")):
-        watcher = Watcher()
+        progress = RecordedProgress()
         with pytest.raises(ConfigError, match=r"cannot be written to .*; choose another --output"):
-            run_sweep(runs, root, device="cpu", progress=watcher)
-        assert not watcher.told
+            run_sweep(runs, root, device="cpu", progress=progress)
+        assert not progress.activities
 
 
 def test_a_failure_that_cannot_be_recorded_stops_nothing(
@@ -89,33 +88,33 @@ def test_a_failure_that_cannot_be_recorded_stops_nothing(
 ) -> None:
     runs = small_sweep(make_images(), grid={})  # VPT's recipe prompts 12 layers; this CLIP has 4
     (tmp_path / runs[1].name).write_text("in the way")
-    zero_shot, vpt = run_sweep(runs, tmp_path, device="cpu", progress=Watcher())
+    zero_shot, vpt = run_sweep(runs, tmp_path, device="cpu", progress=RecordedProgress())
     assert (zero_shot.status, vpt.status) == ("finished", "failed")
     assert "failure.json cannot be written" in caplog.text
 
 
-def test_a_failure_is_recorded_and_the_rest_goes_on(make_images: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_failure_is_recorded_and_the_other_runs_continue(make_images: Callable[..., Path], tmp_path: Path) -> None:
     runs = small_sweep(make_images(), grid={})  # VPT's recipe prompts 12 layers; this CLIP has 4
-    zero_shot, vpt = run_sweep(runs, tmp_path, device="cpu", progress=Watcher())
+    zero_shot, vpt = run_sweep(runs, tmp_path, device="cpu", progress=RecordedProgress())
     assert (zero_shot.status, vpt.status) == ("finished", "failed")
     assert "the image tower has 4 blocks" in str(vpt.error)
     assert status_of(runs[1], tmp_path) == "failed"
-    watcher = Watcher()
-    again = run_sweep(runs, tmp_path, device="cpu", progress=watcher)
-    assert (again[1].status, again[1].error, watcher.told) == ("failed", vpt.error, [])
+    progress = RecordedProgress()
+    again = run_sweep(runs, tmp_path, device="cpu", progress=progress)
+    assert (again[1].status, again[1].error, progress.activities) == ("failed", vpt.error, [])
     (tmp_path / runs[1].name / "failure.json").write_text("{")
-    assert "unreadable" in str(run_sweep(runs, tmp_path, device="cpu", progress=Watcher())[1].error)
-    retried = run_sweep(runs, tmp_path, device="cpu", retry_failed=True, progress=Watcher())
+    assert "unreadable" in str(run_sweep(runs, tmp_path, device="cpu", progress=RecordedProgress())[1].error)
+    retried = run_sweep(runs, tmp_path, device="cpu", retry_failed=True, progress=RecordedProgress())
     assert retried[1].error == vpt.error
 
 
-def test_a_run_that_another_process_trains_is_left_alone(make_images: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_run_of_another_process_is_busy(make_images: Callable[..., Path], tmp_path: Path) -> None:
     runs = small_sweep(make_images(), methods=["zero_shot"])
     with only_one(tmp_path / runs[0].name):
-        (outcome,) = run_sweep(runs, tmp_path, device="cpu", progress=Watcher())
+        (outcome,) = run_sweep(runs, tmp_path, device="cpu", progress=RecordedProgress())
     assert outcome.status == "busy"
     assert not (tmp_path / runs[0].name / "failure.json").exists()
-    assert run_sweep(runs, tmp_path, device="cpu", progress=Watcher())[0].status == "finished"
+    assert run_sweep(runs, tmp_path, device="cpu", progress=RecordedProgress())[0].status == "finished"
 
 
 COMMAND = [
@@ -138,7 +137,7 @@ COMMAND = [
         (["demo", "--tracker", "comet"], "unknown tracker 'comet'"),
     ],
 )
-def test_the_command_refuses(options: list[str], message: str, tmp_path: Path) -> None:
+def test_impossible_commands_are_refused(options: list[str], message: str, tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, ["sweep", *options, "--output", str(tmp_path / "runs")])
     assert isinstance(refused.exception, ConfigError), refused.output
     assert message in str(refused.exception)

@@ -85,7 +85,7 @@ def _names(methods: str) -> list[str]:
 
 def _settings(name: str, backbone: str) -> "RunSettings":
     from maple.config import read_preset, resolve
-    from maple.sweeps import recipe_of
+    from maple.sweeps.plan import recipe_of
 
     return resolve([read_preset(recipe_of(name, "base-to-novel")), {"backbone": {"name": backbone}}])
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from maple.config import RunSettings
 from maple.data import Item
 from maple.methods import Method
-from maple.sweeps import Outcome, PlannedRun
+from maple.sweeps import PlannedRun, RunOutcome, SweepProgress
 from maple.train import EpochReport, StepReport
 
 
@@ -108,7 +108,7 @@ class TrainBar(_Live):
         return self._images / max(time.monotonic() - self._epoch_began, 1e-9)
 
 
-class SweepBar(_Live):
+class SweepBar(_Live, SweepProgress):
     """Runs finished and under way: live bars on a terminal, one line per finished run elsewhere."""
 
     def __init__(self, runs: int) -> None:
@@ -126,14 +126,14 @@ class SweepBar(_Live):
         self._whole = self._bar.add_task("all runs", total=runs)
         self._tasks: dict[str, TaskID] = {}
 
-    def doing(self, name: str, what: str, done: int, total: int) -> None:
+    def advance(self, name: str, activity: str, done: int, total: int) -> None:
         """Move the bar of one run on."""
         if name not in self._tasks:
             self._tasks[name] = self._bar.add_task(name, total=total)
         short = " ".join(name.split("_")[:-1])
-        self._bar.update(self._tasks[name], description=f"{short}: {what}", completed=done, total=total)
+        self._bar.update(self._tasks[name], description=f"{short}: {activity}", completed=done, total=total)
 
-    def ended(self, run: PlannedRun, outcome: Outcome) -> None:
+    def ended(self, run: PlannedRun, outcome: RunOutcome) -> None:
         """Say what came of a run."""
         if run.name in self._tasks:
             self._bar.remove_task(self._tasks.pop(run.name))

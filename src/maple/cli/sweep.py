@@ -8,7 +8,8 @@ import typer
 from maple.cli.options import DataRoot, Device, Tracker, comma_list, number_list, shots_of
 
 if TYPE_CHECKING:
-    from maple.sweeps import Executor, Outcome, PlannedRun
+    from maple.sweeps import PlannedRun, RunOutcome
+    from maple.sweeps.executors import Executor
 
 
 def sweep_command(
@@ -77,7 +78,8 @@ def sweep_command(
     from functools import partial
 
     from maple.runs import require_tracker
-    from maple.sweeps import SweepSettings, plan_sweep, run_group, run_sweep
+    from maple.sweeps import SweepSettings, plan_sweep, run_sweep
+    from maple.sweeps.runner import run_group
 
     if tracker is not None:
         require_tracker(tracker)
@@ -184,7 +186,7 @@ def _grid(texts: list[str]) -> dict[str, list[Any]]:
 def _show_plan(runs: "list[PlannedRun]", output: Path, *, whole: bool) -> None:
     from collections import Counter
 
-    from maple.sweeps import status_of
+    from maple.sweeps.runner import status_of
 
     states = {run.name: status_of(run, output) for run in runs}
     counts = Counter(states.values())
@@ -198,7 +200,7 @@ def _show_plan(runs: "list[PlannedRun]", output: Path, *, whole: bool) -> None:
             typer.echo(f"{states[run.name]:<12} {run.label}  [{asked}]  {run.name}")
 
 
-def _show_end(runs: "list[PlannedRun]", outcomes: "list[Outcome]", output: Path) -> None:
+def _show_end(runs: "list[PlannedRun]", outcomes: "list[RunOutcome]", output: Path) -> None:
     failed = [(run, outcome) for run, outcome in zip(runs, outcomes, strict=True) if outcome.status != "finished"]
     for run, outcome in failed:
         typer.echo(f"{outcome.status}: {run.label}: {outcome.error}", err=True)

@@ -55,7 +55,7 @@ from maple.runs import (
     relevant,
     train_run,
 )
-from maple.sweeps import recipe_of
+from maple.sweeps.plan import recipe_of
 
 VALIDATION_FRACTION = 0.25
 """Of the training images of each class, for methods that choose a setting on validation images."""

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,16 @@ from maple.errors import CheckpointError, ConfigError
 from maple.names import clean_class_names
 from maple.prompts import PromptedClasses, TemplateClasses, encode_image, l2_normalize, to_float32
 
+DepthLimits = Mapping[str, tuple[Literal["text", "image"], ...]]
+
 
 class MethodSettings(Settings):
     """Base of a method's own settings."""
 
     section = "method."
+
+    depth_limits: ClassVar[DepthLimits] = {}
+    """Settings that count prompted blocks, and the towers whose number of blocks limits them."""
 
     @classmethod
     def for_template(cls, template: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Source: the baselines of MaPLe (CVPR 2023, section 3.2 and Table 1); VPT: Jia et
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Generator, Tensor, nn
@@ -12,13 +13,15 @@ from torch import Generator, Tensor, nn
 from maple.clip import Backbone
 from maple.descriptions import PlotStyle
 from maple.errors import ConfigError
-from maple.methods.base import Method, MethodSettings, check_depth, prompt_list
+from maple.methods.base import DepthLimits, Method, MethodSettings, check_depth, prompt_list
 from maple.prompts import PromptedClasses, TemplateClasses, random_tokens
 from maple.prompts.initialise import first_tokens, words_if_short
 
 
 class IndependentVLSettings(MethodSettings):
     """Length and depth of each side; a side with depth 0 (or length 0) has no prompts."""
+
+    depth_limits: ClassVar[DepthLimits] = {"text_prompt_depth": ("text",), "vision_prompt_depth": ("image",)}
 
     text_prompt_length: int = Field(2, ge=0)
     vision_prompt_length: int = Field(2, ge=0)
@@ -30,6 +33,8 @@ class IndependentVLSettings(MethodSettings):
 class DeepLanguageSettings(MethodSettings):
     """Text tokens of the first `prompt_depth` layers."""
 
+    depth_limits: ClassVar[DepthLimits] = {"prompt_depth": ("text",)}
+
     prompt_length: int = Field(4, ge=1)
     prompt_depth: int = Field(12, ge=1)
     init_text: str = "a photo of a"
@@ -37,6 +42,8 @@ class DeepLanguageSettings(MethodSettings):
 
 class VPTSettings(MethodSettings):
     """Vision tokens of the first `vision_prompt_depth` layers; depth 1 is VPT-shallow."""
+
+    depth_limits: ClassVar[DepthLimits] = {"vision_prompt_depth": ("image",)}
 
     vision_prompt_length: int = Field(8, ge=1)
     vision_prompt_depth: int = Field(12, ge=1)

@@ -6,7 +6,7 @@ where the reference has the literals 512 and 768.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Generator, Tensor
@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from maple.clip import Backbone
 from maple.descriptions import PlotStyle
 from maple.errors import ConfigError
-from maple.methods.base import Method, MethodSettings, check_depth, prompt_list
+from maple.methods.base import DepthLimits, Method, MethodSettings, check_depth, prompt_list
 from maple.prompts import Coupling, PromptedClasses, random_tokens, word_tokens
 from maple.prompts.coupling import Direction, Sharing
 from maple.prompts.initialise import first_tokens, words_if_short
@@ -27,6 +27,8 @@ class MaPLeSettings(MethodSettings):
     `deep_init` words starts the text tokens of every layer, not only the first, at the words of `init_text`; an empty
     `init_text` starts all layers at random (the three initialisations of the paper's appendix).
     """
+
+    depth_limits: ClassVar[DepthLimits] = {"prompt_depth": ("text", "image")}
 
     prompt_length: int = Field(2, ge=1)
     prompt_depth: int = Field(9, ge=1)

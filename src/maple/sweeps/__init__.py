@@ -1,25 +1,13 @@
-"""Protocols: which runs and evaluations a table needs, and how they are carried out. Rows are left for reports."""
+"""Sweeps: plan the runs and evaluations that a table needs, and execute them. Reports read the resulting rows."""
 
-from maple.sweeps.executors import Executor, in_processes, in_turn, run_sweep
-from maple.sweeps.plan import (
-    PROTOCOLS,
-    Evaluation,
-    PlannedRun,
-    SweepSettings,
-    plan_sweep,
-    read_sweep,
-    recipe_of,
-    sweep_names,
-)
+from maple.sweeps.executors import in_processes, in_turn, run_sweep
+from maple.sweeps.plan import PlannedRun, SweepSettings, plan_sweep, read_sweep, sweep_names
 from maple.sweeps.ray_executor import on_ray
-from maple.sweeps.runner import Outcome, SweepProgress, run_group, status_of
+from maple.sweeps.runner import RunOutcome, SweepProgress
 
 __all__ = [
-    "PROTOCOLS",
-    "Evaluation",
-    "Executor",
-    "Outcome",
     "PlannedRun",
+    "RunOutcome",
     "SweepProgress",
     "SweepSettings",
     "in_processes",
@@ -27,9 +15,6 @@ __all__ = [
     "on_ray",
     "plan_sweep",
     "read_sweep",
-    "recipe_of",
-    "run_group",
     "run_sweep",
-    "status_of",
     "sweep_names",
 ]

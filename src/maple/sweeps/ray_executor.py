@@ -1,6 +1,6 @@
-"""Many machines: Ray places the runs, a fraction of a GPU each, and begins again those whose worker died.
+"""Execute the runs of a sweep on many machines: Ray places them, a fraction of a GPU each, and restarts dead workers.
 
-Results land in the sweep's folder, which every machine must see at the same path, or in an object store.
+Results are written to the folder of the sweep, which every machine must see at the same path, or to an object store.
 """
 
 import os
@@ -20,29 +20,29 @@ import torch
 
 from maple import files
 from maple.errors import ConfigError, first_line
-from maple.sweeps.executors import ATTEMPTS, Ends, Group, Work
+from maple.sweeps.executors import ATTEMPTS, Completed, Group, Work
 from maple.sweeps.plan import PlannedRun
-from maple.sweeps.runner import Outcome, Report, finished_outcome, record_failure, status_of
+from maple.sweeps.runner import Report, RunOutcome, finished_outcome, record_failure, status_of
 from maple.sweeps.storage import Storage
 
-_GPUS = 0.25
+_DEFAULT_GPUS = 0.25
 _MARKER = ".sweep-"
-_EVERY = 0.5
-"""Seconds between two words of a run about how far it is."""
+_REPORT_INTERVAL = 0.5
+"""Seconds between two progress reports of a run."""
 
 
 @dataclass(frozen=True)
-class _WorkerConfig:
-    """What a worker must know besides its run.
+class WorkerConfig:
+    """What a worker needs in addition to its group of runs.
 
     Attributes:
-        here: the folder that relative paths start from.
-        marker: a file in `root`: a machine that does not see it sees another folder.
-        command: what the sweep was started with, for the record.
+        start_folder: the folder that relative paths start from.
+        marker: a file in `root`; a machine that cannot see it does not share the folder.
+        command: the command line of the sweep, for the record of the environment.
     """
 
     root: Path
-    here: Path
+    start_folder: Path
     marker: Path
     storage: str | None
     device: str | None
@@ -53,7 +53,7 @@ class _WorkerConfig:
 
 @dataclass(frozen=True)
 class _NotShared:
-    """The answer of a machine that does not see the sweep's folder."""
+    """Returned by a machine that does not see the folder of the sweep."""
 
     machine: str
 
@@ -69,21 +69,25 @@ def on_ray(
     cpus_per_run: float = 1,
     storage: str | None = None,
     device: str | None = None,
-) -> Ends:
-    """As many groups of runs at once as the cluster has room for.
+) -> Completed:
+    """Execute as many groups of runs at once as a Ray cluster has room for.
 
     Args:
-        address: of the cluster, as `ray.init` takes it: auto, HOST:6379, ray://HOST:10001. Without it RAY_ADDRESS, a
-            cluster that runs on this machine, or a new one of this machine alone.
-        gpus_per_run: GPUs, or a fraction of one, that a group reserves; 0.25 by default, 0 where there are none.
-        cpus_per_run: cores that a group reserves, and its threads.
-        storage: an fsspec URL for the finished runs, where machines share no folder with this one. They are fetched
-            into `root` as they finish; interrupted ones go on only on the machine that they began on.
+        address: of the cluster, as for `ray.init`: auto, HOST:6379, ray://HOST:10001. By default RAY_ADDRESS, a cluster
+            that is running on this machine, or a new one on this machine alone.
+        gpus_per_run: number or fraction of GPUs that a group reserves; 0.25 by default, 0 where there are none.
+        cpus_per_run: cores that a group reserves, and its number of threads.
+        storage: an fsspec URL for the finished runs, where machines do not share a folder. They are downloaded into
+            `root` as they finish; an interrupted run is resumed only on the machine that started it.
         device: where to compute; by default the GPU that Ray assigns, or the CPU.
 
     Raises:
         ConfigError: Ray is not installed, the cluster cannot be reached, no machine has room for a run, or a machine
             does not see `root`.
+
+    Example::
+
+        run_sweep(runs, Path("/shared/runs"), executor=partial(on_ray, address="auto", gpus_per_run=0.5))
     """
     if find_spec("ray") is None:
         raise ConfigError("--executor ray needs Ray, on every machine: pip install 'maple-clip[ray]'")
@@ -91,62 +95,64 @@ def on_ray(
     import ray
 
     marker = _marker(root)
-    with _connected(address):
-        gpus = _checked_room(gpus_per_run, cpus_per_run)
-        place = device or (None if gpus else "cpu")
-        threads, command = max(1, int(cpus_per_run)), tuple(sys.argv)
-        errand = _WorkerConfig(root.resolve(), Path.cwd(), marker, storage, place, threads, command, work)
-        board = _start_board()
+    with _connection(address):
+        gpus = _reserved_gpus(gpus_per_run, cpus_per_run)
+        config = WorkerConfig(
+            root=root.resolve(),
+            start_folder=Path.cwd(),
+            marker=marker,
+            storage=storage,
+            device=device or (None if gpus else "cpu"),
+            threads=max(1, int(cpus_per_run)),
+            command=tuple(sys.argv),
+            work=work,
+        )
+        board = _start_progress_board()
         options = {"num_cpus": cpus_per_run, "num_gpus": gpus, "max_retries": ATTEMPTS - 1}
-        under_way: dict[Any, Group] = {}
+        running: dict[Any, Group] = {}
         for group in groups:
-            stored = tuple(run for run in group if store is not None and _fetched(store, run, root))
+            stored = tuple(run for run in group if store is not None and _restore(store, run, root))
             yield from ((run, finished_outcome(run, root)) for run in stored)
-            if left := tuple(run for run in group if run not in stored):
-                task = ray.remote(_work).options(**options, name=", ".join(run.label for run in left))
-                under_way[task.remote(left, errand, board)] = left
+            if remaining := tuple(run for run in group if run not in stored):
+                task = ray.remote(_run_on_worker).options(**options, name=", ".join(run.label for run in remaining))
+                running[task.remote(remaining, config, board)] = remaining
         try:
-            yield from _ends(under_way, root, board, report, store)
+            while running:
+                done, _ = ray.wait(list(running), num_returns=1, timeout=2 * _REPORT_INTERVAL)
+                with suppress(ray.exceptions.RayError):  # lost progress reports must not stop a sweep
+                    for name, progress in ray.get(board.take.remote(), timeout=10).items():
+                        report(name, *progress)
+                for reference in done:
+                    group = running.pop(reference)
+                    yield from zip(group, _outcomes(reference, group, root, store), strict=True)
         finally:
-            for reference in under_way:
+            for reference in running:
                 ray.cancel(reference, force=True)
 
 
-def _fetched(store: Storage, run: PlannedRun, root: Path) -> bool:
-    """Whether a run has been left in the store, finished; it is then in `root` too."""
-    if not store.holds(run.name):
+def _restore(store: Storage, run: PlannedRun, root: Path) -> bool:
+    """Download a run if it is stored; return whether it is finished."""
+    if not store.contains(run.name):
         return False
     store.get(run.name, root)
     return status_of(run, root) == "finished"
 
 
-def _ends(under_way: dict[Any, Group], root: Path, board: Any, report: Report, store: Storage | None) -> Ends:
-    import ray
-
-    while under_way:
-        done, _ = ray.wait(list(under_way), num_returns=1, timeout=2 * _EVERY)
-        with suppress(ray.exceptions.RayError):  # what is shown on the way is not worth a sweep
-            for name, told in ray.get(board.take.remote(), timeout=10).items():
-                report(name, *told)
-        for reference in done:
-            group = under_way.pop(reference)
-            yield from zip(group, _outcomes(reference, group, root, store), strict=True)
-
-
-def _outcomes(reference: Any, group: Group, root: Path, store: Storage | None) -> list[Outcome]:
+def _outcomes(reference: Any, group: Group, root: Path, store: Storage | None) -> list[RunOutcome]:
+    """Return the outcomes of a group whose task has ended, its folders downloaded if there is a store."""
     import ray
 
     try:
         outcomes = ray.get(reference)
-    except ray.exceptions.RayTaskError as error:  # not of the run, which keeps its errors to itself
+    except ray.exceptions.RayTaskError as error:  # not an error of a run: those are recorded in its folder
         raise ConfigError(
-            f"a Ray worker cannot carry out runs ({str(error).strip().splitlines()[-1]}); every machine needs the same "
+            f"a Ray worker cannot execute runs ({str(error).strip().splitlines()[-1]}); every machine needs the same "
             "versions of Python, Ray and maple-clip as this one"
         ) from error
     except ray.exceptions.RayError as error:
-        told = f"its Ray worker died {ATTEMPTS} times (killed, or out of memory?): {first_line(error)}"
+        reason = f"its Ray worker died {ATTEMPTS} times (killed, or out of memory?): {first_line(error)}"
         return [
-            finished_outcome(run, root) if status_of(run, root) == "finished" else record_failure(run, root, told)
+            finished_outcome(run, root) if status_of(run, root) == "finished" else record_failure(run, root, reason)
             for run in group
         ]
     if isinstance(outcomes, _NotShared):
@@ -154,83 +160,83 @@ def _outcomes(reference: Any, group: Group, root: Path, store: Storage | None) -
             f"the machine {outcomes.machine} does not see the folder {root.resolve()}: --output must name a folder "
             "that all machines share, at the same path; or give --ray-storage with an fsspec URL that all of them reach"
         )
-    return [_landed(run, outcome, root, store) for run, outcome in zip(group, outcomes, strict=True)]
+    if store is None:
+        return list(outcomes)
+    local = []
+    for run, outcome in zip(group, outcomes, strict=True):
+        if outcome.status == "finished":
+            store.get(run.name, root)
+            outcome = finished_outcome(run, root, outcome.seconds)
+        elif outcome.status == "failed":
+            outcome = record_failure(run, root, str(outcome.error), seconds=outcome.seconds)
+        local.append(outcome)
+    return local
 
 
-def _landed(run: PlannedRun, outcome: Outcome, root: Path, store: Storage | None) -> Outcome:
-    """The outcome of a run, its folder fetched from the store if there is one."""
-    if store is not None and outcome.status == "finished":
-        store.get(run.name, root)
-        return finished_outcome(run, root, outcome.seconds)
-    if store is not None and outcome.status == "failed":
-        return record_failure(run, root, str(outcome.error), seconds=outcome.seconds)
-    return outcome
-
-
-def _start_board() -> Any:
-    """An actor that keeps the last word of each run until somebody looks."""
+def _start_progress_board() -> Any:
+    """Start an actor that keeps the latest progress of each run until it is taken."""
     import ray
 
-    # Inside, so that it travels whole: its process need not import this package, and torch with it.
-    class Board:
+    # Defined here, so that Ray pickles it by value: the actor need not import this package, and torch with it.
+    class ProgressBoard:
         def __init__(self) -> None:
-            self._told: dict[str, tuple[str, int, int]] = {}
+            self._latest: dict[str, tuple[str, int, int]] = {}
 
-        def tell(self, name: str, what: str, done: int, total: int) -> None:
-            self._told[name] = (what, done, total)
+        def post(self, name: str, activity: str, done: int, total: int) -> None:
+            self._latest[name] = (activity, done, total)
 
         def take(self) -> dict[str, tuple[str, int, int]]:
-            told, self._told = self._told, {}
-            return told
+            latest, self._latest = self._latest, {}
+            return latest
 
-    return ray.remote(Board).options(num_cpus=0).remote()
+    return ray.remote(ProgressBoard).options(num_cpus=0).remote()
 
 
-def _work(group: Group, errand: _WorkerConfig, board: Any) -> list[Outcome] | _NotShared:
-    """On a worker: one group of runs."""
-    with suppress(OSError):  # a machine that has no such folder can still be given whole paths
-        os.chdir(errand.here)
-    sys.argv[:] = errand.command
-    torch.set_num_threads(errand.threads)
-    store = None if errand.storage is None else Storage(errand.storage)
-    if store is None and not errand.marker.is_file():
+def _run_on_worker(group: Group, config: WorkerConfig, board: Any) -> list[RunOutcome] | _NotShared:
+    """Execute one group of runs on a worker."""
+    with suppress(OSError):  # a machine without this folder can still work with absolute paths
+        os.chdir(config.start_folder)
+    sys.argv[:] = config.command
+    torch.set_num_threads(config.threads)
+    store = None if config.storage is None else Storage(config.storage)
+    if store is None and not config.marker.is_file():
         return _NotShared(socket.gethostname())
-    last = 0.0
+    last_report = 0.0
 
-    def tell(name: str, what: str, done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > _EVERY:
-            last = time.monotonic()
-            board.tell.remote(name, what, done, total)
+    def report(name: str, activity: str, done: int, total: int) -> None:
+        nonlocal last_report
+        if time.monotonic() - last_report > _REPORT_INTERVAL:
+            last_report = time.monotonic()
+            board.post.remote(name, activity, done, total)
 
-    root = errand.root if store is None else store.scratch()
-    outcomes = errand.work(group, root, errand.device, tell)
+    root = config.root if store is None else store.scratch()
+    outcomes = config.work(group, root, config.device, report)
     if store is not None:
         for outcome in outcomes:
             if outcome.status == "finished":
                 store.put(root / outcome.name)
                 shutil.rmtree(root / outcome.name, ignore_errors=True)
-        with suppress(OSError):  # other runs are still there
+        with suppress(OSError):  # not empty: other runs are still there
             root.rmdir()
     return outcomes
 
 
 @contextmanager
-def _connected(address: str | None) -> Iterator[None]:
-    """In a cluster: the one this process is in already, or else for as long as this lasts."""
+def _connection(address: str | None) -> Iterator[None]:
+    """Use the cluster that this process is connected to; otherwise connect, and disconnect at the end."""
     import ray
 
     if ray.is_initialized():
         yield
         return
-    # A cluster of this machine alone is nobody else's business.
+    # No usage statistics: a cluster on this machine alone sends nothing anywhere.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = "a Ray cluster cannot be started" if address is None else f"no Ray cluster answers at {address!r}"
+        problem = "a Ray cluster cannot be started" if address is None else f"no Ray cluster answers at {address!r}"
         raise ConfigError(
-            f"{where}: {first_line(error)}; start one with `ray start --head` and give --ray-address HOST:6379, or "
+            f"{problem}: {first_line(error)}; start one with `ray start --head` and give --ray-address HOST:6379, or "
             "auto on one of its machines"
         ) from error
     try:
@@ -240,11 +246,10 @@ def _connected(address: str | None) -> Iterator[None]:
 
 
 def _marker(root: Path) -> Path:
-    """A file in the sweep's folder by which other machines know that it is the same folder; it stays for the next."""
+    """Return a file by which other machines recognise the folder of the sweep, written if there is none yet."""
     try:
-        known = sorted(root.glob(f"{_MARKER}*"))
-        if known:
-            return known[0].resolve()
+        if existing := sorted(root.glob(f"{_MARKER}*")):
+            return existing[0].resolve()
         marker = root.resolve() / f"{_MARKER}{uuid.uuid4().hex}"
         files.write_text(marker, "Ray workers that see this file see the folder of the sweep.\n")
     except OSError as error:
@@ -252,20 +257,20 @@ def _marker(root: Path) -> Path:
     return marker
 
 
-def _checked_room(gpus: float | None, cpus: float) -> float:
-    """GPUs per run, if there is a machine that has room for one."""
+def _reserved_gpus(gpus: float | None, cpus: float) -> float:
+    """Return the number of GPUs per run; raise ConfigError if no machine has room for a run."""
     import ray
 
-    rooms = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    most_gpus, most_cpus = (max((room.get(kind, 0.0) for room in rooms), default=0.0) for kind in ("GPU", "CPU"))
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    most_gpus, most_cpus = (max((room.get(kind, 0.0) for room in machines), default=0.0) for kind in ("GPU", "CPU"))
     if gpus is None:
-        gpus = _GPUS if most_gpus else 0.0
+        gpus = _DEFAULT_GPUS if most_gpus else 0.0
     if not 0 < cpus <= most_cpus:
         raise ConfigError(
             f"--cpus-per-run {cpus:g}: a run takes more than 0, and the machine with most cores has {most_cpus:g}"
         )
-    whole = gpus <= 1 or gpus == int(gpus)
-    if not (0 <= gpus <= most_gpus and whole):
+    allowed_fraction = gpus <= 1 or gpus == int(gpus)
+    if not (0 <= gpus <= most_gpus and allowed_fraction):
         raise ConfigError(
             f"--gpus-per-run {gpus:g}: a run takes a fraction of a GPU, or whole ones; the machine with most has "
             f"{most_gpus:g}"

@@ -1,7 +1,4 @@
-"""Carrying out planned runs: in this process or in several, each a folder that survives anything.
-
-What is done is read from the folders, so a sweep can be stopped at any moment, by anything, and repeated.
-"""
+"""Execute planned runs. All state is read from the run folders, so a sweep can be killed at any time and repeated."""
 
 import json
 import logging
@@ -9,10 +6,10 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from maple import files
 from maple.checkpoint import load_prompts
@@ -31,24 +28,29 @@ from maple.runs import (
     train_run,
     train_together,
 )
-from maple.sweeps.plan import Evaluation, PlannedRun
+from maple.sweeps.plan import PlannedEvaluation, PlannedRun
 from maple.train import EpochReport, StepReport
 
 logger = logging.getLogger(__name__)
 
 Status = Literal["new", "interrupted", "failed", "finished"]
 Report = Callable[[str, str, int, int], None]
-"""Called with a run's name, what it is doing, and how much of how much is done."""
+"""Called with the name of a run, its current activity, and how many of how many steps or images are done."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a run.
+class RunOutcome:
+    """The outcome of a run.
 
     Attributes:
-        status: `finished`, `failed` (recorded in its folder), or `busy`: another process is at it.
+        status: `finished`, `failed` (recorded in its folder), or `busy`: another process is training it.
         rows: of its evaluations, in the order of the plan.
-        seconds: what it took now, its share where it was trained with others; 0 for a run that had finished before.
+        seconds: the time taken now, a share of it where several runs were trained together; 0 for a run that was
+            finished before.
+
+    Example:
+        >>> RunOutcome("eurosat_maple", "failed", error="out of memory").rows
+        ()
     """
 
     name: str
@@ -58,21 +60,61 @@ class Outcome:
     seconds: float = 0.0
 
 
-class SweepProgress(Protocol):
-    """What watches a sweep."""
+class SweepProgress:
+    """Follows a sweep. Override what you need; the methods do nothing by default.
 
-    def doing(self, name: str, what: str, done: int, total: int) -> None:
-        """A run goes on: `what` it does, `done` of `total`."""
+    Example::
 
-    def ended(self, run: PlannedRun, outcome: Outcome) -> None:
-        """A run has ended, well or not."""
+        class Print(SweepProgress):
+            def ended(self, run, outcome):
+                print(run.label, outcome.status)
+
+        run_sweep(runs, Path("runs"), progress=Print())
+    """
+
+    def advance(self, name: str, activity: str, done: int, total: int) -> None:
+        """A run has made progress: `activity` is at step or image `done` of `total`."""
+
+    def ended(self, run: PlannedRun, outcome: RunOutcome) -> None:
+        """A run has finished, failed, or was found busy."""
+
+
+@dataclass
+class _Job(TrainProgress):
+    """A run, its folder, and the receivers of its progress; it reports its own training steps to `report`."""
+
+    run: PlannedRun
+    folder: Path
+    report: Callable[[str, int, int], None]
+    tracked: Tracked | None = field(default=None, init=False)
+    _steps: int = field(default=0, init=False)
+    _done: int = field(default=0, init=False)
+    _epochs: int = field(default=0, init=False)
+
+    def start(self, epochs: int, steps: int, finished_epochs: int) -> None:
+        self._steps, self._done, self._epochs = epochs * steps, finished_epochs * steps, epochs
+
+    def step(self, report: StepReport) -> None:
+        self._done += 1
+        self.report(f"epoch {report.epoch + 1}/{self._epochs}, loss {report.loss:.3f}", self._done, self._steps)
+
+    def epoch(self, report: EpochReport) -> None:
+        """Nothing: the steps have been reported."""
+
+    @property
+    def progress(self) -> TrainProgress:
+        return self if self.tracked is None else self.tracked
 
 
 def status_of(run: PlannedRun, root: Path) -> Status:
-    """How far a run is, from its folder below `root`. One whose rows are damaged is not finished."""
+    """Return the status of a run, from its folder below `root`. A run whose rows are damaged is not finished."""
     folder = root / run.name
-    if (folder / "prompts.safetensors").exists() and _is_answered(run, folder):
-        return "finished"
+    if (folder / "prompts.safetensors").exists():
+        try:
+            if None not in _planned_rows(run, folder):
+                return "finished"
+        except CheckpointError:
+            pass  # raised again when the run is resumed, where it does not affect the other runs
     if (folder / FAILURE).exists():
         return "failed"
     return "interrupted" if (folder / "config.json").exists() else "new"
@@ -80,162 +122,113 @@ def status_of(run: PlannedRun, root: Path) -> Status:
 
 def run_group(
     runs: Sequence[PlannedRun], root: Path, device: str | None, report: Report, tracker: str | None = None
-) -> list[Outcome]:
-    """Train and evaluate runs, or what is left of them; several are trained together (`train_together`).
+) -> list[RunOutcome]:
+    """Train and evaluate runs, or what is left of them; several runs are trained together (`train_together`).
 
-    A failure is recorded in its run's folder, not raised, and the others go on. If they cannot share their passes, for
-    lack of memory say, each goes on alone.
+    A failure is recorded in the folder of its run, not raised, and the other runs continue. If the runs cannot be
+    trained together, for lack of memory for instance, each continues alone.
 
     Args:
-        tracker: what else to tell: one of `maple.runs.TRACKERS`.
+        tracker: an experiment tracker to log to: one of `maple.runs.TRACKERS`.
 
     Raises:
         ConfigError: the tracker is unknown or not installed.
     """
     with ExitStack() as trackers:
-        watched = [_Watched(run, root, report, tracker, trackers) for run in runs]
-        began = time.monotonic()
-        errors = _train_together(watched, device) if len(runs) > 1 else [None]
-        each = (time.monotonic() - began) / len(runs)
-        return [_carry_out(one, device, error, each) for one, error in zip(watched, errors, strict=True)]
-
-
-class _Watched:
-    """A run, its place, and who hears of it."""
-
-    def __init__(self, run: PlannedRun, root: Path, report: Report, tracker: str | None, trackers: ExitStack) -> None:
-        self.run = run
-        self.root = root
-        self.folder = root / run.name
-        self.report = partial(report, run.name)
-        self.progress: TrainProgress = _Steps(self.report)
-        self.tracked: Tracked | None = None
+        jobs = [_Job(run, root / run.name, partial(report, run.name)) for run in runs]
         if tracker is not None:
-            self.tracked = Tracked(tracker, self.folder, run.settings, self.progress)
-            self.progress = trackers.enter_context(self.tracked)
+            for job in jobs:
+                job.tracked = trackers.enter_context(Tracked(tracker, job.folder, job.run.settings, job))
+        began = time.monotonic()
+        errors: list[MapleError | None] = [None] * len(jobs)
+        if len(jobs) > 1:
+            try:
+                results = train_together(
+                    [(job.run.settings, job.folder) for job in jobs],
+                    device=device,
+                    progress=[job.progress for job in jobs],
+                    backbone=_backbone_of(runs[0], device),
+                )
+                errors = [result if isinstance(result, MapleError) else None for result in results]
+            except Exception as error:  # noqa: BLE001 - whatever it is, each run fails by itself, or does not
+                reason = first_line(error)
+                logger.warning("%d runs continue one by one: they cannot be trained together: %s", len(jobs), reason)
+        share = (time.monotonic() - began) / len(jobs)
+        return [_complete(job, root, device, error, share) for job, error in zip(jobs, errors, strict=True)]
 
 
-def _train_together(watched: Sequence[_Watched], device: str | None) -> list[MapleError | None]:
-    """What went wrong with each run, if anything; what is left to do of a run is then done alone."""
+def _complete(job: _Job, root: Path, device: str | None, known_error: MapleError | None, seconds: float) -> RunOutcome:
+    """Train and evaluate a run as far as necessary; `seconds` have been spent on it already."""
+    run, folder, began = job.run, job.folder, time.monotonic() - seconds
     try:
-        results = train_together(
-            [(one.run.settings, one.folder) for one in watched],
-            device=device,
-            progress=[one.progress for one in watched],
-            backbone=_backbone_of(watched[0].run, device),
-        )
-    except Exception as error:  # noqa: BLE001 - whatever it is, each run meets it alone, or does not
-        logger.warning("%d runs go on one by one, since together: %s", len(watched), first_line(error))
-        return [None] * len(watched)
-    return [result if isinstance(result, MapleError) else None for result in results]
-
-
-def _carry_out(watched: _Watched, device: str | None, known: MapleError | None, seconds: float) -> Outcome:
-    """What becomes of a run, for which `seconds` have been spent, and of which an error may be known."""
-    run, root, began = watched.run, watched.root, time.monotonic() - seconds
-    try:
-        if known is not None:
-            raise known
-        _train_and_evaluate(watched, device)
+        if known_error is not None:
+            raise known_error
+        backbone = _backbone_of(run, device)
+        train_run(run.settings, folder, device=device, progress=job.progress, backbone=backbone)
+        method = load_prompts(finished_prompts(folder), backbone)
+        for evaluation, stored_row in zip(run.evaluations, _planned_rows(run, folder), strict=True):
+            if stored_row is not None:
+                continue
+            dataset = "" if evaluation.dataset is None else f" {evaluation.dataset}"
+            _, row = evaluate_run(
+                folder,
+                classes=evaluation.classes,
+                dataset=evaluation.dataset,
+                root=run.settings.data.root,
+                device=device,
+                method=method,
+                on_images=partial(job.report, f"evaluating{dataset} ({evaluation.classes})"),
+            )
+            if job.tracked is not None:
+                job.tracked.row(row)
     except BusyError as error:
-        return Outcome(run.name, "busy", error=str(error))
+        return RunOutcome(run.name, "busy", error=str(error))
     except MapleError as error:
         return record_failure(run, root, str(error), seconds=time.monotonic() - began)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is recorded and the other runs go on
-        told = f"{type(error).__name__}: {error}"
-        return record_failure(run, root, told, traceback.format_exc(), seconds=time.monotonic() - began)
-    (watched.folder / FAILURE).unlink(missing_ok=True)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is recorded and the other runs continue
+        text = f"{type(error).__name__}: {error}"
+        return record_failure(run, root, text, traceback.format_exc(), seconds=time.monotonic() - began)
+    (folder / FAILURE).unlink(missing_ok=True)
     return finished_outcome(run, root, time.monotonic() - began)
 
 
 def record_failure(
     run: PlannedRun, root: Path, error: str, trace: str | None = None, *, seconds: float = 0.0
-) -> Outcome:
-    """Write down why a run failed, in its folder; where that cannot be done either, it is only said."""
+) -> RunOutcome:
+    """Write the reason of a failure into the folder of the run; if that is impossible, only log it."""
     try:
         files.write_json(root / run.name / FAILURE, {"error": error, "traceback": trace})
     except OSError as reason:
         logger.warning("%s cannot be written: %s", root / run.name / FAILURE, reason.strerror)
-    return Outcome(run.name, "failed", error=error, seconds=seconds)
+    return RunOutcome(run.name, "failed", error=error, seconds=seconds)
 
 
-def finished_outcome(run: PlannedRun, root: Path, seconds: float = 0.0) -> Outcome:
-    """The outcome of a run that has finished."""
-    rows = tuple(row for row in _answers(run, root / run.name) if row is not None)
-    return Outcome(run.name, "finished", rows, seconds=seconds)
+def finished_outcome(run: PlannedRun, root: Path, seconds: float = 0.0) -> RunOutcome:
+    """Return the outcome of a finished run."""
+    rows = tuple(row for row in _planned_rows(run, root / run.name) if row is not None)
+    return RunOutcome(run.name, "finished", rows, seconds=seconds)
 
 
-def failed_outcome(run: PlannedRun, root: Path) -> Outcome:
-    """The outcome of a run that failed in an earlier sweep."""
+def failed_outcome(run: PlannedRun, root: Path) -> RunOutcome:
+    """Return the outcome of a run that failed in an earlier sweep."""
     try:
         error = str(json.loads((root / run.name / FAILURE).read_text(encoding="utf-8"))["error"])
     except (OSError, ValueError, LookupError, TypeError):
         error = f"{root / run.name / FAILURE} is unreadable"
-    return Outcome(run.name, "failed", error=error)
+    return RunOutcome(run.name, "failed", error=error)
 
 
-def _train_and_evaluate(watched: _Watched, device: str | None) -> None:
-    run, folder = watched.run, watched.folder
-    backbone = _backbone_of(run, device)
-    train_run(run.settings, folder, device=device, progress=watched.progress, backbone=backbone)
-    method = load_prompts(finished_prompts(folder), backbone)
-    for evaluation, answer in zip(run.evaluations, _answers(run, folder), strict=True):
-        if answer is not None:
-            continue
-        where = "" if evaluation.dataset is None else f" {evaluation.dataset}"
-        _, row = evaluate_run(
-            folder,
-            classes=evaluation.classes,
-            dataset=evaluation.dataset,
-            root=run.settings.data.root,
-            device=device,
-            method=method,
-            on_images=partial(watched.report, f"evaluating{where} ({evaluation.classes})"),
-        )
-        if watched.tracked is not None:
-            watched.tracked.row(row)
+def _planned_rows(run: PlannedRun, folder: Path) -> list[dict[str, Any] | None]:
+    """Return the stored row of each planned evaluation; None where there is none yet."""
+    rows = read_rows(folder)
 
+    def row_of(evaluation: PlannedEvaluation) -> dict[str, Any] | None:
+        request = evaluation_request(evaluation.dataset or run.settings.data.dataset, evaluation.classes)
+        return next((row for row in rows if row.get("asked") == request), None)
 
-class _Steps:
-    """A run's training, told as steps."""
-
-    def __init__(self, report: Callable[..., None]) -> None:
-        self._report = report
-        self._total = 0
-        self._done = 0
-        self._epochs = 0
-
-    def start(self, epochs: int, steps: int, finished_epochs: int) -> None:
-        self._total, self._done, self._epochs = epochs * steps, finished_epochs * steps, epochs
-
-    def step(self, report: StepReport) -> None:
-        self._done += 1
-        what = f"epoch {report.epoch + 1}/{self._epochs}, loss {report.loss:.3f}"
-        self._report(what, self._done, self._total)
-
-    def epoch(self, report: EpochReport) -> None:
-        """The steps have told it."""
+    return [row_of(evaluation) for evaluation in run.evaluations]
 
 
 def _backbone_of(run: PlannedRun, device: str | None) -> Backbone:
-    chosen = run.settings.backbone
-    return cached_backbone(chosen.name, chosen.pretrained, chosen.precision, this_process(device).device)
-
-
-def _answers(run: PlannedRun, folder: Path) -> list[dict[str, Any] | None]:
-    """The row of each evaluation of the plan; None where it has not been made."""
-    rows = read_rows(folder)
-    return [next((row for row in rows if _is_answer(row, evaluation, run)), None) for evaluation in run.evaluations]
-
-
-def _is_answered(run: PlannedRun, folder: Path) -> bool:
-    """Whether every evaluation of the plan has its row."""
-    try:
-        return None not in _answers(run, folder)
-    except CheckpointError:  # told by whoever goes on with the run, without harm to the others
-        return False
-
-
-def _is_answer(row: dict[str, Any], evaluation: Evaluation, run: PlannedRun) -> bool:
-    dataset = evaluation.dataset or run.settings.data.dataset
-    return row.get("asked") == evaluation_request(dataset, evaluation.classes)
+    settings = run.settings.backbone
+    return cached_backbone(settings.name, settings.pretrained, settings.precision, this_process(device).device)
