@@ -19,7 +19,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from maple.archives import Placeholder, read_checkpoint
+from maple.archives import Placeholder, read_checkpoint, read_torchscript
 from maple.checkpoint import put_parameters
 from maple.errors import CheckpointError, ConfigError, MapleError, UnsafeCheckpointError
 from maple.importers import convert, import_checkpoint
@@ -428,6 +428,38 @@ def test_other_archives_are_refused(tmp_path, names, message):
     assert sorted(tmp_path.iterdir()) == [path]
 
 
+def script_object(*attributes: tuple[str, bytes]) -> bytes:
+    return b"c__torch__\nModule\n)\x81}(" + b"".join(text(name) + value for name, value in attributes) + b"ub"
+
+
+def test_a_torchscript_archive_gives_its_tensors(tmp_path, malice):
+    numbers = tensor(4, NUMBER[0], NUMBER[4] + b"\x85", NUMBER[1] + b"\x85").removeprefix(b"\x80\x02}" + text("ctx"))[
+        :-2
+    ]
+    inner = script_object(("weight", numbers), ("training", b"\x88"))
+    root = script_object(("block", inner), ("payload", payloads(malice)["builtins.eval"]))
+    records = {"archive/constants.pkl": b"\x80\x02).", "archive/data/0": struct.pack("<4f", 1, 2, 3, 4)}
+    path = archive(tmp_path / "file", b"\x80\x02" + root + b".", records)
+    state = read_torchscript(path)
+    assert {name: value.tolist() for name, value in state.items()} == {"block.weight": [1, 2, 3, 4]}
+    assert not malice.exists()
+    with pytest.raises(CheckpointError, match="is a TorchScript program, not a checkpoint"):
+        read_checkpoint(path)
+    with pytest.raises(CheckpointError, match="is a checkpoint, not a TorchScript program"):
+        read_torchscript(archive(path, b"\x80\x02}."))
+
+
+def test_modules_that_share_modules_are_followed_so_far(tmp_path):
+    """Forty modules that each contain the one before twice: a tree of 2^40."""
+    pickled = script_object(("a", b"K\x01")) + b"q\x00"
+    for number in range(1, 41):
+        shared = b"h" + bytes([number - 1])
+        pickled += script_object(("a", shared), ("b", shared)) + b"q" + bytes([number])
+    path = archive(tmp_path / "file", b"\x80\x02" + pickled + b".", {"archive/constants.pkl": b""})
+    with pytest.raises(CheckpointError, match="more than 100,000 attributes"):
+        read_torchscript(path)
+
+
 def test_files_of_other_kinds_are_refused(tmp_path):
     path = archive(tmp_path / "file", b"\x80\x02}.", compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(CheckpointError, match="compressed"):
@@ -436,7 +468,11 @@ def test_files_of_other_kinds_are_refused(tmp_path):
         file.writestr("notes.txt", "hello")
     with pytest.raises(CheckpointError, match=r"one NAME/data\.pkl, this one has 0"):
         read_checkpoint(path)
-    for data, message in ((b"", "empty"), (b"hello", "no torch checkpoint"), (pickle.dumps({}), "not one written by")):
+    for data, message in (
+        (b"", "empty"),
+        (b"hello", "not a torch checkpoint"),
+        (pickle.dumps({}), "not one written by"),
+    ):
         path.write_bytes(data)
         with pytest.raises(CheckpointError, match=message):
             read_checkpoint(path)

@@ -83,12 +83,12 @@ BAD_FILES: dict[str, tuple[str, Callable[[files.State, Path], Any], str]] = {
     "truncated safetensors": ("w.safetensors", _truncated(files.save_safetensors), "cannot be read as CLIP weights"),
     "truncated zip": ("w.pt", _truncated(files.save_pickle), "cannot be read as CLIP weights"),
     "truncated archive": ("w.pt", _truncated(files.save_torchscript), "cannot be read as CLIP weights"),
-    "empty": ("w.pt", lambda _, path: path.write_bytes(b""), "cannot be read as CLIP weights|was not opened"),
+    "empty": ("w.pt", lambda _, path: path.write_bytes(b""), "cannot be read as CLIP weights: the file is empty"),
     "empty safetensors": ("w.safetensors", lambda _, path: path.write_bytes(b""), "cannot be read as CLIP weights"),
     "HTML": (
         "w.pt",
         lambda _, path: path.write_text("<!DOCTYPE html><title>Sign in</title>"),
-        r"was not opened: it is no file of weights \(it begins with b'<!DOCTYPE.*error page",
+        r"is not a torch checkpoint \(it begins with b'<!DOCTYPE.*error page",
     ),
     "pointer": (
         "w.pt",
@@ -100,9 +100,13 @@ BAD_FILES: dict[str, tuple[str, Callable[[files.State, Path], Any], str]] = {
         lambda _, path: path.write_text("version https://git-lfs.example/spec/v1\noid sha256:0\n"),
         "git lfs pull",
     ),
-    "list": ("w.pt", lambda _, path: torch.save([1, 2], path), "holds no state dict of tensors, but a list"),
-    "no tensors": ("w.pt", lambda _, path: torch.save({"a": "text"}, path), "holds no state dict: 'a' is a str"),
-    "nothing": ("w.pt", lambda _, path: torch.save({}, path), "holds no state dict of tensors"),
+    "list": (
+        "w.pt",
+        lambda _, path: torch.save([1, 2], path),
+        "holds a value of type list; a checkpoint is a",
+    ),
+    "no tensors": ("w.pt", lambda _, path: torch.save({"a": "text"}, path), "does not hold a state dict: 'a' is a str"),
+    "nothing": ("w.pt", lambda _, path: torch.save({}, path), "does not hold a state dict of tensors: it is empty"),
     "another network": (
         "w.pt",
         lambda _, path: torch.save({"conv.weight": torch.zeros(3)}, path),
@@ -111,7 +115,7 @@ BAD_FILES: dict[str, tuple[str, Callable[[files.State, Path], Any], str]] = {
     "not a zip after all": (
         "w.pt",
         lambda _, path: path.write_bytes(b"PK\x05\x06" + b"\xff" * 18),
-        "cannot be read as CLIP weights|was not opened",
+        "cannot be read as CLIP weights: is not a torch checkpoint",
     ),
 }
 
@@ -145,7 +149,7 @@ def test_code_in_a_pickle_never_runs(state: files.State, tmp_path: Path, form: s
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path)
-    message = r"was not opened: it is a pickle that asks for \w+\.mkdir, and only tensors"
+    message = r"cannot be read as CLIP weights: .*would (come from running|run) \w+\.mkdir; nothing was run"
     arguments = {"file": (str(path),), "pretrained": ("RN50", str(path))}.get(place, (str(folder),))
     refuses(message, *arguments)
     assert not trap.exists()

@@ -1,6 +1,8 @@
 """The same CLIP in every format: the same logits, the same fingerprint."""
 
 import json
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from maple.clip import Backbone, load_clip
+from maple.clip.formats import read_tensors
 
 
 def agree(backbone: Backbone, state: files.State, *, quick_gelu: bool) -> None:
@@ -47,6 +50,27 @@ def test_openai_layout(state: files.State, tmp_path: Path, file: str, half: bool
     stored = {key: value.half() for key, value in state.items()} if half else state
     path = OPENAI_FILES[file](stored, tmp_path / file)
     agree(load_clip(str(path)), {key: value.float() for key, value in stored.items()}, quick_gelu=True)
+
+
+def test_a_torchscript_archive_is_read_as_torch_does_but_never_compiled(state: files.State, tmp_path: Path) -> None:
+    path = files.save_torchscript({key: value.half() for key, value in state.items()}, tmp_path / "archive.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = dict(torch.jit.load(str(path)).state_dict())
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    assert any("/code/" in name for name in records)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in records.items():
+            archive.writestr(name, b"not a program" if "/code/" in name else content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RuntimeError):
+            torch.jit.load(str(path))
+    found = read_tensors(path)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], value) and found[key].dtype == value.dtype for key, value in expected.items())
+    assert all(value.data_ptr() % 64 == 0 for value in found.values()), "the model must be able to keep it"
 
 
 def test_one_element_logit_scale_counts_the_same(state: files.State, tmp_path: Path) -> None:

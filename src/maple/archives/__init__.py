@@ -1,10 +1,9 @@
-"""Read PyTorch checkpoint files from any source without running or importing anything they name.
+"""Read checkpoint files of PyTorch from any source; nothing that they name is run or imported.
 
-`torch_file` reads the two formats of `torch.save`, `unpickle` follows a pickle without calling anything, and `refs`
-holds what stands for tensors and objects until their numbers are read.
+`torch_file` reads the formats of `torch.save` and TorchScript, `unpickle` follows a pickle without calling anything.
 """
 
-from maple.archives.refs import Placeholder
-from maple.archives.torch_file import read_checkpoint
+from maple.archives.torch_file import read_checkpoint, read_torchscript
+from maple.archives.unpickle import Placeholder
 
-__all__ = ["Placeholder", "read_checkpoint"]
+__all__ = ["Placeholder", "read_checkpoint", "read_torchscript"]

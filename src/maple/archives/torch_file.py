@@ -1,4 +1,4 @@
-"""Checkpoint files: torch's zip archive, and the plain stream of pickles that torch wrote before 1.6."""
+"""Torch's file formats: the zip archive, its TorchScript variant, and the plain stream of pickles before torch 1.6."""
 
 import io
 import mmap
@@ -11,22 +11,26 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from maple.archives.refs import Placeholder, StorageRef, TensorRef
-from maple.archives.unpickle import RestrictedUnpickler
+from maple.archives.unpickle import Placeholder, RestrictedUnpickler, StorageRef, TensorRef
 from maple.errors import CheckpointError, UnsafeCheckpointError
 
+LFS_POINTER = "it is a git-lfs pointer; fetch the file itself with `git lfs pull`"
 _ZIP_START = b"PK\x03\x04"
+_LFS_START = b"version https://git-lfs"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _MAX_DEPTH = 60
+_MAX_ATTRIBUTES = 100_000  # of the modules of a TorchScript archive; a large CLIP has a few thousand
 _ENCRYPTED = 0x1
-_HINT = "give a `model.pth.tar-N` written by the reference code"
+_BLOCK = 1024**2
+_HINT = "give a file written by torch.save"
 
 _MALFORMED = (
     zipfile.BadZipFile,
     struct.error,
-    ValueError,  # of which UnicodeDecodeError is one
+    ValueError,  # includes UnicodeDecodeError
     TypeError,
     LookupError,
     OverflowError,
@@ -39,28 +43,31 @@ _MALFORMED = (
 
 
 class _Storages(Protocol):
-    def read(self, key: str) -> bytearray:
-        """The bytes of a whole storage."""
+    def read(self, key: str) -> Tensor:
+        """The bytes of a whole storage, uint8."""
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a torch checkpoint without running anything that it contains.
 
-    Tensors keep their dtype and come to the CPU, sharing storages as they did in the file. Numbers, strings,
-    bytes, lists, tuples and dictionaries are rebuilt. Every other object (an optimizer, a scheduler, a NumPy
-    scalar, a set) becomes a `Placeholder`; the module that it names is neither imported nor looked up.
+    Tensors keep their dtype and come to the CPU, sharing storages as they did in the file. Numbers, strings, bytes,
+    lists, tuples and dictionaries are rebuilt. Every other object (an optimizer, a scheduler, a NumPy scalar, a set)
+    becomes a `Placeholder`; the module that it names is neither imported nor looked up.
 
     Args:
         path: a zip archive of `torch.save`, or its format before torch 1.6.
 
     Returns:
-        The dictionary that was saved, for the published files with the keys `state_dict`, `epoch`,
-        `optimizer`, `scheduler` and `val_result`.
+        The dictionary that was saved.
 
     Raises:
-        CheckpointError: the file cannot be read, is damaged, is not a torch checkpoint, or has a tensor that
-            does not fit its storage.
+        CheckpointError: the file cannot be read, is damaged, is not a torch checkpoint, or has a tensor that does not
+            fit its storage.
         UnsafeCheckpointError: the whole content would come from running code that the file names.
+
+    Example:
+        >>> read_checkpoint("model.pth.tar-5").keys()
+        dict_keys(['state_dict', 'epoch', 'optimizer', 'scheduler', 'val_result'])
 
     Source: KaiyangZhou/Dassl.pytorch@c61a1b5:dassl/utils/torchtools.py (`save_checkpoint`); departs from its
         `torch.load`, which runs whatever the file names.
@@ -70,41 +77,96 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def read_with_ignored(path: str | os.PathLike[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """`read_checkpoint`, and the sorted names of the classes and functions left out."""
+    with _errors_named(Path(path)):
+        return _read(Path(path), torchscript=False)
+
+
+def read_torchscript(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the parameters and buffers of a TorchScript archive; its code is neither run nor compiled.
+
+    Returns:
+        What `torch.jit.load(path).state_dict()` gives: tensors by dotted name, on the CPU.
+
+    Raises:
+        CheckpointError: the file cannot be read, is damaged, or is not a TorchScript archive.
+
+    Example:
+        >>> read_torchscript("ViT-B-16.pt")["visual.conv1.weight"].shape
+        torch.Size([768, 3, 16, 16])
+    """
+    with _errors_named(Path(path)):
+        modules: list[tuple[str, dict[str, Any]]] = [("", _read(Path(path), torchscript=True)[0])]
+        state: dict[str, Tensor] = {}
+        count = 0
+        while modules:
+            prefix, attributes = modules.pop()
+            state |= {f"{prefix}{name}": value for name, value in attributes.items() if isinstance(value, Tensor)}
+            modules += [(f"{prefix}{name}.", value) for name, value in attributes.items() if isinstance(value, dict)]
+            # Modules may be shared, so a small file can describe an exponentially large tree.
+            count += 1 + len(attributes)
+            if count > _MAX_ATTRIBUTES:
+                raise CheckpointError(f"its modules have more than {_MAX_ATTRIBUTES:,} attributes")
+        return state
+
+
+def is_torchscript(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a TorchScript archive, the form in which OpenAI publishes its models."""
     try:
-        value, ignored = _read(Path(path))
+        with zipfile.ZipFile(path) as archive:
+            return any(PurePosixPath(name).parts[1:] == ("constants.pkl",) for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def is_lfs_pointer(start: bytes) -> bool:
+    """Whether a file that starts with these bytes only names its content, which git-lfs has not fetched."""
+    return start.startswith(_LFS_START)
+
+
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    """Raise whatever goes wrong as a CheckpointError that begins with `path`."""
+    try:
+        yield
     except CheckpointError as error:
-        raise type(error)(f"{os.fspath(path)}: {error}") from error
+        raise type(error)(f"{path}: {error}") from error
     except OSError as error:
-        raise CheckpointError(f"{os.fspath(path)}: cannot be read ({error.strerror or error}); {_HINT}") from error
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); {_HINT}") from error
     except _MALFORMED as error:
         reason = f"{type(error).__name__}: {error!s:.200}"
-        raise CheckpointError(f"{os.fspath(path)}: damaged or no torch checkpoint ({reason}); {_HINT}") from error
-    return value, ignored
+        raise CheckpointError(f"{path}: damaged or not a torch checkpoint ({reason}); {_HINT}") from error
 
 
-def _read(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _read(path: Path, *, torchscript: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The dictionary in the file, and the sorted names of what was left out of it."""
     with path.open("rb") as file:
-        start = file.read(4)
-    if start == _ZIP_START:
-        with zipfile.ZipFile(path) as archive:
-            storages = _ZipStorages(archive, path.stat().st_size)
-            unpickler = RestrictedUnpickler(io.BytesIO(storages.pickle()))
-            value: dict[str, Any] = _Builder(storages).build(_root(unpickler))
-            return value, tuple(sorted(unpickler.ignored))
-    if not start:
-        raise CheckpointError(f"the file is empty; {_HINT}")
-    if start[:1] != b"\x80":
-        raise CheckpointError(f"begins with {start!r}, which is no torch checkpoint; {_HINT}")
-    with _mapped(path) as stream:
-        _legacy_header(stream)
-        unpickler = RestrictedUnpickler(stream)  # type: ignore[arg-type]  # mmap has read, readline and tell
-        root = _root(unpickler)
-        value = _Builder(_LegacyStorages(stream, unpickler.storages)).build(root)
-        return value, tuple(sorted(unpickler.ignored))
+        start = file.read(24)
+        if start.startswith(_ZIP_START):
+            with zipfile.ZipFile(file) as archive:
+                zipped = _ZipStorages(archive, path.stat().st_size)
+                if zipped.is_torchscript != torchscript:
+                    given, wanted = ("checkpoint", "TorchScript program")[:: -1 if zipped.is_torchscript else 1]
+                    raise CheckpointError(f"this is a {given}, not a {wanted}; {_HINT}")
+                unpickler = RestrictedUnpickler(io.BytesIO(zipped.pickle()))
+                return _Builder(zipped).build(_checked_root(unpickler.load())), tuple(sorted(unpickler.ignored))
+        if not start:
+            raise CheckpointError(f"the file is empty; {_HINT}")
+        if is_lfs_pointer(start):
+            raise CheckpointError(LFS_POINTER)
+        if start[:1] != b"\x80":
+            raise CheckpointError(
+                f"is not a torch checkpoint (it begins with {start[:16]!r}): was an error page saved? {_HINT}"
+            )
+        # Mapped, not read from the file: a length that a hostile pickle claims is then never allocated.
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
+            _check_legacy_header(stream)
+            unpickler = RestrictedUnpickler(stream)  # type: ignore[arg-type]  # mmap has read, readline and tell
+            root = _checked_root(unpickler.load())
+            legacy = _LegacyStorages(stream, unpickler.storages)
+            return _Builder(legacy).build(root), tuple(sorted(unpickler.ignored))
 
 
-def _root(unpickler: RestrictedUnpickler) -> dict[str, Any]:
-    value = unpickler.load()
+def _checked_root(value: object) -> dict[str, Any]:
     if isinstance(value, Placeholder):
         raise UnsafeCheckpointError(f"its content would come from running {value.origin}; nothing was run. {_HINT}")
     if not isinstance(value, dict):
@@ -117,7 +179,7 @@ class _Builder:
 
     def __init__(self, storages: _Storages) -> None:
         self._storages = storages
-        self._bytes: dict[str, torch.Tensor] = {}
+        self._bytes: dict[str, Tensor] = {}
         self._done: dict[int, Any] = {}
         self._open: set[int] = set()
 
@@ -130,35 +192,30 @@ class _Builder:
             raise CheckpointError(f"its containers contain themselves or nest deeper than {_MAX_DEPTH}")
         if id(value) not in self._done:
             self._open.add(id(value))
-            self._done[id(value)] = self._container(value, depth + 1)
+            if isinstance(value, dict):
+                built: Any = {key: self.build(item, depth + 1) for key, item in value.items()}
+            else:
+                built = type(value)(self.build(item, depth + 1) for item in value)
             self._open.remove(id(value))
+            self._done[id(value)] = built
         return self._done[id(value)]
 
-    def _container(self, value: dict[Any, Any] | list[Any] | tuple[Any, ...], depth: int) -> Any:
-        if isinstance(value, dict):
-            return {key: self.build(item, depth) for key, item in value.items()}
-        return type(value)(self.build(item, depth) for item in value)
-
-    def _tensor(self, ref: TensorRef) -> torch.Tensor:
+    def _tensor(self, ref: TensorRef) -> Tensor:
+        storage = ref.storage
         if 0 in ref.size:
-            return torch.empty(ref.size, dtype=ref.storage.dtype)
-        flat = self._flat(ref.storage)
-        stride = tuple(step if length > 1 else 1 for length, step in zip(ref.size, ref.stride, strict=True))
-        return flat.as_strided(ref.size, stride, flat.storage_offset() + ref.offset)
-
-    def _flat(self, storage: StorageRef) -> torch.Tensor:
-        """The numbers [storage.numel] of a storage, of its dtype."""
+            return torch.empty(ref.size, dtype=storage.dtype)
         if storage.key not in self._bytes:
-            self._bytes[storage.key] = _bytes_tensor(self._storages.read(storage.key))
-        width = storage.dtype.itemsize
+            self._bytes[storage.key] = self._storages.read(storage.key)
+        raw, width = self._bytes[storage.key], storage.dtype.itemsize
         end = (storage.start + storage.numel) * width
-        raw = self._bytes[storage.key]
         if end > len(raw):
             raise CheckpointError(
                 f"storage {storage.key:.50} has {len(raw)} bytes, but {end} are needed; copy the file again"
             )
         part = raw[storage.start * width : end]
-        return part.ne(0) if storage.dtype is torch.bool else part.view(storage.dtype)
+        flat = part.ne(0) if storage.dtype is torch.bool else part.view(storage.dtype)
+        stride = tuple(step if length > 1 else 1 for length, step in zip(ref.size, ref.stride, strict=True))
+        return flat.as_strided(ref.size, stride, flat.storage_offset() + ref.offset)
 
 
 class _ZipStorages:
@@ -168,10 +225,21 @@ class _ZipStorages:
         self._archive = archive
         self._records: dict[str, zipfile.ZipInfo] = {}
         for record in archive.infolist():
-            _check_record(record)
-            if record.filename in self._records:
-                raise CheckpointError(f"the archive has two records {record.filename!r:.100}; {_HINT}")
-            self._records[record.filename] = record
+            name = record.filename
+            if name.startswith("/") or "\\" in name or "\0" in name or ".." in PurePosixPath(name).parts:
+                raise CheckpointError(
+                    f"the archive has a record named {name!r:.100}, which no torch checkpoint has; {_HINT}"
+                )
+            if PurePosixPath(name).parts[1:2] == ("code",):
+                continue  # of a TorchScript archive; never read
+            # Torch stores tensors as they are; a zip bomb needs compression, or records that overlap.
+            if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
+                raise CheckpointError(f"the record {name!r:.100} is compressed; torch never compresses; {_HINT}")
+            if record.flag_bits & _ENCRYPTED:
+                raise CheckpointError(f"the record {name!r:.100} is encrypted; {_HINT}")
+            if name in self._records:
+                raise CheckpointError(f"the archive has two records {name!r:.100}; {_HINT}")
+            self._records[name] = record
         total = sum(record.file_size for record in self._records.values())
         if total > file_size:
             raise CheckpointError(f"its records claim {total} bytes, but the file has {file_size}")
@@ -179,8 +247,7 @@ class _ZipStorages:
         if len(roots) != 1:
             raise CheckpointError(f"a torch archive has one NAME/data.pkl, this one has {len(roots)}; {_HINT}")
         self._root = roots[0]
-        if f"{self._root}/constants.pkl" in self._records:
-            raise CheckpointError(f"this is a TorchScript program, not a checkpoint; {_HINT}")
+        self.is_torchscript = f"{self._root}/constants.pkl" in self._records
         order = self._records.get(f"{self._root}/byteorder")
         if order is not None and archive.read(order) != b"little":
             raise CheckpointError("was written on a big-endian machine; save it again on a little-endian one")
@@ -188,22 +255,18 @@ class _ZipStorages:
     def pickle(self) -> bytes:
         return self._archive.read(self._records[f"{self._root}/data.pkl"])
 
-    def read(self, key: str) -> bytearray:
+    def read(self, key: str) -> Tensor:
         record = self._records.get(f"{self._root}/data/{key}")
         if record is None:
             raise CheckpointError(f"storage {key:.50} is missing; the file is incomplete, copy it again")
-        return bytearray(self._archive.read(record))
-
-
-def _check_record(record: zipfile.ZipInfo) -> None:
-    """Torch stores plain records with plain names; a path trick or a zip bomb needs something else."""
-    name = record.filename
-    if name.startswith("/") or "\\" in name or "\0" in name or ".." in PurePosixPath(name).parts:
-        raise CheckpointError(f"the archive has a record named {name!r:.100}, which no torch checkpoint has; {_HINT}")
-    if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
-        raise CheckpointError(f"the record {name!r:.100} is compressed; torch never compresses; {_HINT}")
-    if record.flag_bits & _ENCRYPTED:
-        raise CheckpointError(f"the record {name!r:.100} is encrypted; {_HINT}")
+        # Block by block into memory that torch aligned: a model can keep the tensor, and no second copy exists.
+        data = torch.empty(record.file_size, dtype=torch.uint8)
+        view, done = data.numpy().data, 0
+        with self._archive.open(record) as file:
+            while block := file.read(_BLOCK):
+                view[done : done + len(block)] = block
+                done += len(block)
+        return data
 
 
 class _LegacyStorages:
@@ -232,22 +295,21 @@ class _LegacyStorages:
             self._places[key] = position + 8, position + 8 + size
             position += 8 + size
 
-    def read(self, key: str) -> bytearray:
+    def read(self, key: str) -> Tensor:
         if key not in self._places:
             raise CheckpointError(f"storage {key:.50} is missing; the file is incomplete, copy it again")
         start, end = self._places[key]
-        return bytearray(self._stream[start:end])
+        data = torch.empty(end - start, dtype=torch.uint8)
+        with memoryview(self._stream) as whole, whole[start:end] as part:
+            data.numpy().data[:] = part
+        return data
 
 
-def _bytes_tensor(data: bytearray) -> torch.Tensor:
-    """`data` as uint8 [len(data)], without a copy."""
-    return torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-
-
-def _legacy_header(stream: mmap.mmap) -> None:
+def _check_legacy_header(stream: mmap.mmap) -> None:
     magic = _plain(stream)
     if magic != _LEGACY_MAGIC:
-        raise CheckpointError(f"is a pickle, but not one written by torch.save; {_HINT}")
+        made = f" (it would run {magic.origin}; nothing was run)" if isinstance(magic, Placeholder) else ""
+        raise CheckpointError(f"is a pickle, but not one written by torch.save{made}; {_HINT}")
     protocol, system = _plain(stream), _plain(stream)
     if protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
         raise CheckpointError(f"has an unknown header; allowed is the protocol {_LEGACY_PROTOCOL}")
@@ -257,9 +319,3 @@ def _legacy_header(stream: mmap.mmap) -> None:
 
 def _plain(stream: mmap.mmap) -> Any:
     return RestrictedUnpickler(stream).load()  # type: ignore[arg-type]  # mmap has read, readline and tell
-
-
-@contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
-        yield stream

@@ -4,11 +4,9 @@ Source: openai/CLIP@a1d0717 clip/model.py:399-436 (sizes are read from the shape
 """
 
 import json
-import pickle
 import re
-import warnings
-import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from maple.errors import BackboneError, first_line
+from maple.archives import Placeholder, read_checkpoint, read_torchscript
+from maple.archives.torch_file import LFS_POINTER, is_lfs_pointer, is_torchscript
+from maple.errors import BackboneError, CheckpointError, first_line
 
 StateDict = dict[str, Tensor]
 
@@ -34,94 +34,61 @@ _MAPPED_BYTES = 32 * 1024**2  # how much of a file is copied before it is mapped
 
 
 def read_tensors(path: Path) -> StateDict:
-    """Read a file of weights: safetensors, a TorchScript archive, or a pickle of tensors.
+    """Read a file of weights: safetensors, a TorchScript archive, or a state dict saved by `torch.save`.
 
-    Nothing but tensors and plain values is ever unpickled. `module.` prefixes and an enclosing
-    {"state_dict": ...} are taken off.
+    Nothing in the file is run or imported. `module.` prefixes and an enclosing {"state_dict": ...} are removed.
 
     Raises:
-        BackboneError: the file is none of these, or damaged.
+        BackboneError: the file is none of these, or is damaged.
     """
     try:
-        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    except pickle.UnpicklingError as error:
-        raise BackboneError(f"{path} was not opened: {_why_refused(path, error)}") from error
-    except _UNREADABLE as error:
-        raise BackboneError(f"{path} cannot be read as CLIP weights: {_lfs(path) or first_line(error)}") from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        if path.suffix == ".safetensors":
+            content: Mapping[Any, Any] = _read_safetensors(path)
+        else:
+            content = read_torchscript(path) if is_torchscript(path) else read_checkpoint(path)
+    except CheckpointError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise BackboneError(f"{path} cannot be read as CLIP weights: {reason}") from error
+    if isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
-    if not isinstance(content, Mapping) or not content:
-        raise BackboneError(f"{path} holds no state dict of tensors, but a {type(content).__name__}")
-    content = {str(key).removeprefix("module."): value for key, value in content.items()}
-    state = {key: torch.as_tensor(value) if key in OPENAI_EXTRAS else value for key, value in content.items()}
-    strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
-    if strange:
-        raise BackboneError(f"{path} holds no state dict: {strange[0]!r} is a {type(state[strange[0]]).__name__}")
+    if not content:
+        raise BackboneError(f"{path} does not hold a state dict of tensors: it is empty")
+    state: StateDict = {}
+    for key, value in content.items():
+        name = str(key).removeprefix("module.")
+        tensor = torch.as_tensor(value) if name in OPENAI_EXTRAS and isinstance(value, int) else value
+        if isinstance(tensor, Placeholder):
+            raise BackboneError(
+                f"{path} cannot be read as CLIP weights: {name!r} would come from running {tensor.origin}; nothing was "
+                "run. Save the file again with nothing but tensors"
+            )
+        if not isinstance(tensor, Tensor):
+            raise BackboneError(f"{path} does not hold a state dict: {name!r} is a {type(tensor).__name__}")
+        state[name] = tensor
     return state
-
-
-_UNREADABLE = (
-    *(OSError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError),
-    *(SafetensorError, zipfile.BadZipFile),
-)
-
-
-def _why_refused(path: Path, error: Exception) -> str:
-    """A reason in place of torch's, which advises to run the pickle's code."""
-    with path.open("rb") as file:
-        start = file.read(16)
-    if start[:1] != b"\x80" and not start.startswith(b"PK"):
-        return _lfs(path) or f"it is no file of weights (it begins with {start!r}); was an error page saved?"
-    wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if wanted:
-        return f"it is a pickle that asks for {wanted[1]}, and only tensors and plain values are ever unpickled"
-    return "it is a damaged pickle, or one that asks for more than tensors and plain values"
-
-
-def _lfs(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        pointer = file.read(24).startswith(b"version https://git-lfs")
-    return "it is a git-lfs pointer; fetch the file itself with `git lfs pull`" if pointer else ""
-
-
-def is_torchscript(path: Path) -> bool:
-    """Whether `path` is a TorchScript archive: the form in which OpenAI publishes its models."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.split("/")[1:2] == ["code"] or name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _read_safetensors(path: Path) -> StateDict:
-    """Every tensor, copied out of the mapped file once.
-
-    The file is mapped anew for every few tensors: pages that were copied count as this process's memory until then.
-    """
-    with safe_open(path, "pt") as file:
-        names = list(file.keys())
-    state: StateDict = {}
-    while len(state) < len(names):
-        copied = 0
+    """Every tensor, copied out of the mapped file once."""
+    try:
         with safe_open(path, "pt") as file:
-            while len(state) < len(names) and copied < _MAPPED_BYTES:
-                name = names[len(state)]
-                state[name] = file.get_tensor(name).clone(memory_format=torch.contiguous_format)
-                copied += state[name].nbytes
+            names = list(file.keys())
+        state: StateDict = {}
+        # The file is mapped anew for every few tensors: until then, pages that were copied count as this process's
+        # memory, so that the peak would be twice the weights.
+        while len(state) < len(names):
+            copied = 0
+            with safe_open(path, "pt") as file:
+                while len(state) < len(names) and copied < _MAPPED_BYTES:
+                    name = names[len(state)]
+                    state[name] = file.get_tensor(name).clone(memory_format=torch.contiguous_format)
+                    copied += state[name].nbytes
+    except (SafetensorError, OSError, RuntimeError, ValueError, LookupError, AttributeError, TypeError) as error:
+        with suppress(OSError), path.open("rb") as opened:
+            if is_lfs_pointer(opened.read(24)):
+                raise CheckpointError(LFS_POINTER) from error
+        raise CheckpointError(first_line(error)) from error
     return state
-
-
-def _read_torch(path: Path) -> Any:
-    if is_torchscript(path):
-        with warnings.catch_warnings():
-            # torch announces the end of torch.jit; OpenAI's files remain
-            warnings.filterwarnings("ignore", message=r".*torch\.jit", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", message=r".*torch\.jit", category=FutureWarning)
-            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
-        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def is_openai(state: Mapping[str, Tensor]) -> bool:

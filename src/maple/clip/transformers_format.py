@@ -5,7 +5,7 @@ Source: huggingface/transformers, models/clip/configuration_clip.py and convert_
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,23 +112,46 @@ def _transformers_preprocess(folder: Path, vision: dict[str, Any]) -> dict[str, 
     }
 
 
-_RENAMED = (
-    (r"^text_model\.embeddings\.token_embedding\.weight$", "token_embedding.weight"),
-    (r"^text_model\.embeddings\.position_embedding\.weight$", "positional_embedding"),
-    (r"^text_model\.final_layer_norm\.", "ln_final."),
-    (r"^vision_model\.embeddings\.class_embedding$", "visual.class_embedding"),
-    (r"^vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
-    (r"^vision_model\.embeddings\.position_embedding\.weight$", "visual.positional_embedding"),
-    (r"^vision_model\.pre_layr?norm\.", "visual.ln_pre."),
-    (r"^vision_model\.post_layernorm\.", "visual.ln_post."),
-    (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
-    (r"^vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
-    (r"\.layer_norm1\.", ".ln_1."),
-    (r"\.layer_norm2\.", ".ln_2."),
-    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
-    (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
+# (transformers, open_clip): how names begin, and what they contain. `maple.export` reads it the other way round.
+_PREFIXES = (
+    ("text_model.embeddings.token_embedding.", "token_embedding."),
+    ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
+    ("text_model.encoder.layers.", "transformer.resblocks."),
+    ("text_model.final_layer_norm.", "ln_final."),
+    ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
+    ("vision_model.embeddings.patch_embedding.", "visual.conv1."),
+    ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
+    ("vision_model.pre_layrnorm.", "visual.ln_pre."),
+    ("vision_model.encoder.layers.", "visual.transformer.resblocks."),
+    ("vision_model.post_layernorm.", "visual.ln_post."),
 )
+_PARTS = (
+    (".layer_norm1.", ".ln_1."),
+    (".layer_norm2.", ".ln_2."),
+    (".mlp.fc1.", ".mlp.c_fc."),
+    (".mlp.fc2.", ".mlp.c_proj."),
+    (".self_attn.out_proj.", ".attn.out_proj."),
+)
+
+
+def open_clip_name(name: str) -> str:
+    """The name in open_clip of a tensor that transformers calls `name`, packed attention and projections aside."""
+    return _renamed(name, _PREFIXES, _PARTS)
+
+
+def transformers_name(name: str) -> str:
+    """The name in transformers of a tensor that open_clip calls `name`: the inverse of `open_clip_name`."""
+    return _renamed(name, [(new, old) for old, new in _PREFIXES], [(new, old) for old, new in _PARTS])
+
+
+def _renamed(name: str, prefixes: Sequence[tuple[str, str]], parts: Sequence[tuple[str, str]]) -> str:
+    for old, new in prefixes:
+        if name.startswith(old):
+            name = new + name.removeprefix(old)
+            break
+    for old, new in parts:
+        name = name.replace(old, new)
+    return name
 
 
 def _from_transformers(state: Mapping[str, Tensor], folder: Path) -> StateDict:
@@ -137,9 +160,7 @@ def _from_transformers(state: Mapping[str, Tensor], folder: Path) -> StateDict:
     for key, value in state.items():
         if key.endswith("position_ids"):
             continue
-        name = key
-        for pattern, replacement in _RENAMED:
-            name = re.sub(pattern, replacement, name)
+        name = open_clip_name(key)
         part = re.fullmatch(r"(.*)\.self_attn\.([qkv])_proj\.(weight|bias)", name)
         if part:
             attention.setdefault(f"{part[1]}.attn.in_proj_{part[3]}", {})[part[2]] = value

@@ -12,23 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-_RENAMED = (
-    (r"^token_embedding\.", "text_model.embeddings.token_embedding."),
-    (r"^positional_embedding$", "text_model.embeddings.position_embedding.weight"),
-    (r"^ln_final\.", "text_model.final_layer_norm."),
-    (r"^transformer\.resblocks\.", "text_model.encoder.layers."),
-    (r"^visual\.class_embedding$", "vision_model.embeddings.class_embedding"),
-    (r"^visual\.conv1\.", "vision_model.embeddings.patch_embedding."),
-    (r"^visual\.positional_embedding$", "vision_model.embeddings.position_embedding.weight"),
-    (r"^visual\.ln_pre\.", "vision_model.pre_layrnorm."),
-    (r"^visual\.ln_post\.", "vision_model.post_layernorm."),
-    (r"^visual\.transformer\.resblocks\.", "vision_model.encoder.layers."),
-    (r"\.ln_1\.", ".layer_norm1."),
-    (r"\.ln_2\.", ".layer_norm2."),
-    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
-    (r"\.attn\.out_proj\.", ".self_attn.out_proj."),
-)
+from maple.clip.transformers_format import transformers_name
+
 _MERGES = 49152 - 256 - 2
 _ACTIVATIONS = {True: "quick_gelu", False: "gelu"}
 
@@ -37,9 +22,7 @@ def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights under transformers' names; those of packed attention in three parts."""
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
-        name = key
-        for pattern, replacement in _RENAMED:
-            name = re.sub(pattern, replacement, name)
+        name = transformers_name(key)
         packed = re.fullmatch(r"(.*)\.attn\.in_proj_(weight|bias)", name)
         if packed:
             for letter, part in zip("qkv", value.chunk(3), strict=True):

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from maple.archives.refs import Placeholder
 from maple.archives.torch_file import read_with_ignored
+from maple.archives.unpickle import Placeholder
 from maple.errors import CheckpointError, UnsafeCheckpointError
 from maple.importers.convert import METHODS, ImportedPrompts, convert
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from maple.archives.refs import Placeholder
+from maple.archives.unpickle import Placeholder
 from maple.errors import CheckpointError, UnsafeCheckpointError
 
 _BLOCK = (
