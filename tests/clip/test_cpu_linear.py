@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from maple.clip import products
+from maple.clip import cpu_linear
 from maple.clip.cpu_linear import FLOPS, frozen_linear
 
-elsewhere = pytest.mark.skipif(products._OPERATOR is None, reason="this PyTorch has no oneDNN beside MKL")
+elsewhere = pytest.mark.skipif(cpu_linear._OPERATOR is None, reason="this PyTorch has no oneDNN beside MKL")
 
 
 def material(shape: tuple[int, ...], out: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -50,7 +50,7 @@ def test_values_and_gradients_are_those_of_linear(
         upstream = upstream[:1].expand_as(upstream)
     given_bias = offset if bias else None
     exact = F.linear(states.double(), weight.double(), None if given_bias is None else given_bias.double())
-    # Errors of a sum of `width` products, whatever their order.
+    # Errors of a sum of `width` cpu_linear, whatever their order.
     torch.testing.assert_close(frozen_linear(states, weight, given_bias).double(), exact, rtol=1e-5, atol=3e-6 * width)
     exact = gradient_of(F.linear, states.double(), weight.double(), None, upstream.double())
     found = gradient_of(frozen_linear, states, weight, given_bias, upstream)
@@ -71,14 +71,14 @@ def test_the_same_call_gives_the_same_bits() -> None:
 @elsewhere
 def test_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    operator = products._OPERATOR
+    operator = cpu_linear._OPERATOR
 
     def counted(*arguments: object) -> Tensor:
         calls.append(arguments)
         result: Tensor = operator(*arguments)
         return result
 
-    monkeypatch.setattr(products, "_OPERATOR", counted)
+    monkeypatch.setattr(cpu_linear, "_OPERATOR", counted)
     states, weight, bias, upstream = material((3, 8), 6)
     gradient_of(frozen_linear, states, weight, bias, upstream)
     assert len(calls) == 2
@@ -95,7 +95,7 @@ def test_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 2
 
 
-@pytest.mark.skipif(not products._HALF, reason="this processor has no bfloat16 products")
+@pytest.mark.skipif(not cpu_linear._HALF, reason="this processor has no bfloat16 cpu_linear")
 @given(rows=st.integers(1, 90), width=st.integers(1, 70), out=st.integers(1, 70), bias=st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_bfloat16_is_as_near_as_that_of_linear(rows: int, width: int, out: int, bias: bool) -> None:

@@ -116,7 +116,7 @@ class OnnxPredictor(Predictor):
         known = self._rows(names)
         if self.manifest.sentences is None and known is None:
             unknown = next(name for name in names if self._rows((name,)) is None)
-            kind = ClassNamesError if self.manifest.about.get("supports_new_classes") else UnlearnedClassesError
+            kind = ClassNamesError if self.manifest.about.get("speaks_of_new_classes") else UnlearnedClassesError
             raise kind(f"class name {unknown!r} was not trained, and {self.manifest.new_names}")
         tuned: Any
         if self.manifest.head == "logits":

@@ -140,7 +140,7 @@ def about(method: Method, info: Mapping[str, Any]) -> dict[str, Any]:
         "precision": backbone.precision,
         "dataset": data.get("dataset") if isinstance(data, dict) else info.get("dataset"),
         "image_size": backbone.preprocessing.size,
-        "supports_new_classes": method.supports_new_classes,
+        "speaks_of_new_classes": method.supports_new_classes,
     }
 
 
