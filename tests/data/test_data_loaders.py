@@ -17,8 +17,10 @@ from maple.data import (
     TrainTransform,
     derive_seed,
     eval_batches,
+    reading_threads,
     steps_per_epoch,
     train_batches,
+    view_batches,
 )
 from maple.errors import ConfigError, ImageError
 
@@ -103,6 +105,15 @@ def test_processes_share_each_batch(batches: Batches, world_size: int) -> None:
         empty = next(part[0] for part in parts if not len(part[0][1]))
         assert empty[0].shape == (0, 3, 8, 8)
         assert empty[0].dtype == torch.float32
+
+
+def test_views_in_order_are_those_of_training(batches: Batches, root: Path, items: list[Item]) -> None:
+    for epoch in (1, 3):
+        shown = batches(views=2, epoch=epoch, drop_last=False)
+        ordered = list(view_batches(items, ImageStore(root), TRAIN, view=1, seed=1, batch_size=4, num_workers=2))
+        images = torch.cat([batch.images for batch in ordered])
+        for drawn, labels, _ in shown:
+            assert torch.equal(drawn, images[labels])
 
 
 def test_resuming_continues_exactly(batches: Batches) -> None:
@@ -195,3 +206,11 @@ def test_derived_seeds_are_fixed_and_distinct() -> None:
     assert derive_seed(1, 23) != derive_seed(12, 3)
     assert derive_seed(1) != derive_seed("1")
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 0), (2, 2), (64, 4)])
+def test_threads_where_there_are_cores(cores: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert reading_threads(None) == threads
+    assert reading_threads(3) == 3
+    assert reading_threads(0) == 0

@@ -17,8 +17,8 @@ from maple.data.checks.inspection import Inspection, inspect_dataset
 from maple.data.checks.open_source import check_source, open_source, short_name
 from maple.data.folders.class_folders import load_domain, load_folder, walk_files
 from maple.data.folders.manifests import load_manifest
-from maple.data.images.eval_transform import EvalView
-from maple.data.images.prefetch import map_in_order
+from maple.data.images.eval_transform import EvalTransform, EvalView
+from maple.data.images.prefetch import map_in_order, reading_threads
 from maple.data.images.reading import ImageStore, has_image_name, is_image_file, read_image, to_rgb
 from maple.data.published.split_files import read_split
 from maple.data.records import Dataset, Item, items_hash
@@ -36,8 +36,7 @@ if TYPE_CHECKING:
         train_batches,
         view_batches,
     )
-    from maple.data.images.train_transform import EvalTransform, TrainTransform
-    from maple.data.views import Views, make_views, reading_threads, views_device
+    from maple.data.images.train_transform import TrainTransform
 
 # Reading images needs no torch, and where it is not installed these names alone are missing.
 _ON_TORCH = {
@@ -48,12 +47,7 @@ _ON_TORCH = {
     "steps_per_epoch": "maple.data.batches",
     "train_batches": "maple.data.batches",
     "view_batches": "maple.data.batches",
-    "EvalTransform": "maple.data.images.train_transform",
     "TrainTransform": "maple.data.images.train_transform",
-    "Views": "maple.data.views",
-    "make_views": "maple.data.views",
-    "reading_threads": "maple.data.views",
-    "views_device": "maple.data.views",
 }
 
 __all__ = [
@@ -69,7 +63,6 @@ __all__ = [
     "Inspection",
     "Item",
     "TrainTransform",
-    "Views",
     "base_novel_classes",
     "canonical_name",
     "check_source",
@@ -86,7 +79,6 @@ __all__ = [
     "load_domain",
     "load_folder",
     "load_manifest",
-    "make_views",
     "map_in_order",
     "open_source",
     "read_image",
@@ -104,7 +96,6 @@ __all__ = [
     "to_rgb",
     "train_batches",
     "view_batches",
-    "views_device",
     "walk_files",
     "write_images",
     "write_saved_split",

@@ -1,30 +1,37 @@
-"""Batches of image tensors, the same whatever the number of processes, workers and interruptions."""
+"""Batches of image tensors, identical for any number of processes, worker threads and interruptions."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from maple.data.images.eval_transform import EvalTransform
 from maple.data.images.prefetch import map_in_order
 from maple.data.images.reading import ImageStore
-from maple.data.images.train_transform import EvalTransform, TrainTransform
+from maple.data.images.train_transform import TrainTransform
 from maple.data.records import Item
-from maple.data.views import Views, make_views
 from maple.errors import ConfigError
+
+_Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B images [B, 3, R, R] float32, normalised, or features [B, D] in their place; and their labels [B] int64.
+    """Normalised images [B, 3, R, R] float32, or features [B, D] in their place, and their labels [B] int64.
 
-    `frozen` are the raw features [B, D] of the images by the frozen tower, where they are known.
+    `frozen` holds the raw features [B, D] of the images by the frozen tower, where they are known.
+
+    Example:
+        >>> batch = Batch(torch.zeros(4, 3, 224, 224), torch.tensor([0, 1, 2, 0]))
+        >>> len(batch), len(batch.part(1, 2))
+        (4, 2)
     """
 
     images: Tensor
@@ -36,7 +43,7 @@ class Batch:
         return len(self.labels)
 
     def part(self, start: int, size: int) -> "Batch":
-        """The `size` images from `start` on, or as many as there are."""
+        """Return the `size` images from `start` on, or fewer at the end."""
         chosen = slice(start, start + size)
         frozen = None if self.frozen is None else self.frozen[chosen]
         return Batch(self.images[chosen], self.labels[chosen], frozen)
@@ -49,9 +56,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def steps_per_epoch(n_items: int, batch_size: int, drop_last: bool = True) -> int:
-    """Return the number of batches of one pass over `n_items`.
-
-    A short last batch is dropped only if there is a full one.
+    """Return the number of batches per epoch of `n_items`; a short last batch is dropped only if there is a full one.
 
     Raises:
         ConfigError: `batch_size` is below 1.
@@ -79,39 +84,40 @@ def train_batches(
     world_size: int = 1,
     num_workers: int = 0,
     views: int | None = None,
-    device: torch.device | None = None,
 ) -> Iterator[tuple[Batch, int]]:
-    """Iterate over one epoch in random order: this process's part of each global batch, and the global length.
+    """Iterate over one epoch in random order: this process's share of each global batch, and the global length.
 
-    The order depends on `seed` and `epoch`; the view of an image on these and its position in the order, or, where
-    there are only so many `views` of each image, on `seed`, the image, and `epoch` modulo `views`. So neither
-    the number of processes nor of worker threads changes anything, and `start` (global batches to leave out, when
-    resuming) continues exactly. Process `rank` of `world_size` gets its contiguous share of each global batch of
-    `batch_size`, possibly empty ([0, 3, R, R]). `num_workers` threads read ahead; with 0 the caller's thread reads.
-    With a `device`, views are cut, resized and normalised there in batches, which then lie there; the values are the
-    same. Touches no global generator.
+    The order depends on `seed` and `epoch`; the view of an image on these and its position in the order or, with a
+    fixed number of `views` per image, on `seed`, the image, and `epoch` modulo `views`. So neither the number of
+    processes nor of worker threads changes anything, and `start` (global batches to skip when resuming) continues
+    exactly. Process `rank` of `world_size` gets its contiguous share of each global batch of `batch_size`, possibly
+    empty ([0, 3, R, R]). `num_workers` threads read ahead; with 0 the caller's thread reads. No global generator is
+    used.
 
     Raises:
         ConfigError: a number is out of its range (at the call).
         ImageError: an image cannot be used (while iterating).
+
+    Example:
+        >>> store = dataset.store()
+        >>> for batch, _ in train_batches(dataset.train, store, transform, batch_size=4, seed=1, epoch=0):
+        ...     loss, logs = method.loss(batch.images, batch.labels)
     """
     _check_workers(num_workers)
-    order, shares = _epoch(len(items), batch_size, seed, epoch, drop_last, rank, world_size, start)
+    order, shares = _epoch_order(len(items), batch_size, seed, epoch, drop_last, rank, world_size, start)
 
-    maker = make_views(transform, device)
-
-    def view(position: int) -> tuple[Any, int]:
-        if views is not None:
-            return _numbered_view(items, store, maker, seed, epoch % views, order[position])
-        item = items[order[position]]
-        generator = _generator("augment", seed, epoch, position)
-        return maker.one(store.get(item.path), generator), item.label
+    def view(position: int) -> tuple[Tensor, int]:
+        index = order[position]
+        drawn_by = (epoch, position) if views is None else ("view", epoch % views, index)
+        generator = _generator("augment", seed, *drawn_by)
+        return transform(store.get(items[index].path), generator), items[index].label
 
     def batches() -> Iterator[tuple[Batch, int]]:
-        wanted = (position for share, _ in shares for position in share)
-        with closing(map_in_order(view, wanted, num_workers, ahead=2 * batch_size)) as views:
-            for share, length in shares:
-                yield _collate(list(islice(views, len(share))), maker), length
+        positions = (position for share, _ in shares for position in share)
+        sizes = [len(share) for share, _ in shares]
+        with closing(_read_batches(view, positions, sizes, transform.size, num_workers, 2 * batch_size)) as read:
+            for batch, (_, length) in zip(read, shares, strict=True):
+                yield batch, length
 
     return batches()
 
@@ -125,29 +131,50 @@ def view_batches(
     seed: int,
     batch_size: int = 100,
     num_workers: int = 0,
-    device: torch.device | None = None,
 ) -> Iterator[Batch]:
-    """Iterate over view number `view` of all items in their order, as `train_batches` with `views` shows them.
-
-    `num_workers` and `device` as there.
+    """Iterate over view number `view` of all items in order, the same views as `train_batches(..., views=...)`.
 
     Raises:
         ConfigError: a number is out of its range (at the call).
         ImageError: an image cannot be used (while iterating).
     """
-    steps = steps_per_epoch(len(items), batch_size, drop_last=False)
-    _check_workers(num_workers)
-    maker = make_views(transform, device)
+    sizes = _batch_sizes(len(items), batch_size, num_workers)
 
-    def batches() -> Iterator[Batch]:
-        def one(index: int) -> tuple[Any, int]:
-            return _numbered_view(items, store, maker, seed, view, index)
+    def read(index: int) -> tuple[Tensor, int]:
+        generator = _generator("augment", seed, "view", view, index)
+        return transform(store.get(items[index].path), generator), items[index].label
 
-        with closing(map_in_order(one, range(len(items)), num_workers, ahead=2 * batch_size)) as views:
-            for _ in range(steps):
-                yield _collate(list(islice(views, batch_size)), maker)
+    return _read_batches(read, range(len(items)), sizes, transform.size, num_workers, 2 * batch_size)
 
-    return batches()
+
+def eval_batches(
+    items: Sequence[Item],
+    source: ImageStore | Path,
+    transform: EvalTransform,
+    *,
+    batch_size: int = 100,
+    num_workers: int = 0,
+) -> Iterator[Batch]:
+    """Iterate over all items in order; the last batch may be short.
+
+    `source` is a store, or the root of the data set, whose images are then not kept in memory. `num_workers` threads
+    read ahead, at most two batches; with 0 the caller's thread reads.
+
+    Raises:
+        ConfigError: a number is out of its range (at the call).
+        ImageError: an image cannot be used (while iterating).
+
+    Example:
+        >>> for batch in eval_batches(dataset.test, dataset.store(), transform):
+        ...     logits = method(batch.images)
+    """
+    sizes = _batch_sizes(len(items), batch_size, num_workers)
+    store = source if isinstance(source, ImageStore) else ImageStore(source, max_bytes=0)
+
+    def read(item: Item) -> tuple[Tensor, int]:
+        return transform(store.get(item.path)), item.label
+
+    return _read_batches(read, items, sizes, transform.size, num_workers, 2 * batch_size)
 
 
 def feature_batches(
@@ -161,59 +188,25 @@ def feature_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[tuple[Batch, int]]:
-    """What `train_batches` iterates over, from the features [V, N, D] of V views of N items in place of images.
+    """Iterate as `train_batches` does, over the features [V, N, D] of V views of N items in place of images.
 
-    The order is the same, and epoch `epoch` shows view `epoch` modulo V.
+    The order is the same; epoch `epoch` shows view `epoch` modulo V.
 
     Raises:
         ConfigError: a number is out of its range (at the call).
     """
-    order, shares = _epoch(len(labels), batch_size, seed, epoch, drop_last, rank, world_size)
-    seen = features[epoch % len(features)]
+    order, shares = _epoch_order(len(labels), batch_size, seed, epoch, drop_last, rank, world_size)
+    view = features[epoch % len(features)]
 
     def batches() -> Iterator[tuple[Batch, int]]:
         for share, length in shares:
             chosen = torch.tensor([order[position] for position in share], dtype=torch.int64)
-            yield Batch(seen[chosen], labels[chosen]), length
+            yield Batch(view[chosen], labels[chosen]), length
 
     return batches()
 
 
-def eval_batches(
-    items: Sequence[Item],
-    source: ImageStore | Path,
-    transform: TrainTransform | EvalTransform,
-    *,
-    batch_size: int = 100,
-    num_workers: int = 0,
-    device: torch.device | None = None,
-) -> Iterator[Batch]:
-    """Iterate over all items in their order, the last batch short.
-
-    `source` is the root of the data set, whose images are then not kept in memory, or a store. `num_workers` threads
-    read ahead, at most two batches; with 0 the caller's thread reads. `device` as for `train_batches`.
-
-    Raises:
-        ConfigError: a number is out of its range (at the call).
-        ImageError: an image cannot be used (while iterating).
-    """
-    steps = steps_per_epoch(len(items), batch_size, drop_last=False)
-    _check_workers(num_workers)
-    maker = make_views(transform, device)
-    store = source if isinstance(source, ImageStore) else ImageStore(source, max_bytes=0)
-
-    def view(item: Item) -> tuple[Any, int]:
-        return maker.one(store.get(item.path)), item.label
-
-    def batches() -> Iterator[Batch]:
-        with closing(map_in_order(view, items, num_workers, ahead=2 * batch_size)) as views:
-            for _ in range(steps):
-                yield _collate(list(islice(views, batch_size)), maker)
-
-    return batches()
-
-
-def _epoch(
+def _epoch_order(
     count: int,
     batch_size: int,
     seed: int,
@@ -223,35 +216,43 @@ def _epoch(
     world_size: int,
     start: int = 0,
 ) -> tuple[list[int], list[tuple[range, int]]]:
-    """The order of `count` items in an epoch, and this process's share of each global batch, with its length."""
+    """The order of `count` items in an epoch; of each global batch, this process's positions in it and its length."""
     steps = steps_per_epoch(count, batch_size, drop_last)
     if not 0 <= start <= steps:
         raise ConfigError(f"start is batch {start}; this epoch has {steps} batches, so it must be 0 to {steps}")
     if not 0 <= rank < world_size:
         raise ConfigError(f"rank is {rank} of world_size {world_size}; it must be 0 to {world_size - 1}")
     order = torch.randperm(count, generator=_generator("order", seed, epoch)).tolist()
-    shares = [
-        _share(step * batch_size, min((step + 1) * batch_size, count), rank, world_size) for step in range(start, steps)
-    ]
+    shares = []
+    for first in range(start * batch_size, steps * batch_size, batch_size):
+        length = min(batch_size, count - first)
+        share = range(first + length * rank // world_size, first + length * (rank + 1) // world_size)
+        shares.append((share, length))
     return order, shares
 
 
-def _numbered_view(
-    items: Sequence[Item], store: ImageStore, maker: Views, seed: int, view: int, index: int
-) -> tuple[Any, int]:
-    generator = _generator("augment", seed, "view", view, index)
-    return maker.one(store.get(items[index].path), generator), items[index].label
+def _batch_sizes(count: int, batch_size: int, num_workers: int) -> list[int]:
+    _check_workers(num_workers)
+    steps = steps_per_epoch(count, batch_size, drop_last=False)
+    return [min(batch_size, count - step * batch_size) for step in range(steps)]
 
 
-def _share(first: int, last: int, rank: int, world_size: int) -> tuple[range, int]:
-    """Return the positions of process `rank` among those of a global batch, `first` to `last`, and their number."""
-    length = last - first
-    return range(first + length * rank // world_size, first + length * (rank + 1) // world_size), length
-
-
-def _collate(views: Sequence[tuple[Any, int]], maker: Views) -> Batch:
-    labels = torch.tensor([label for _, label in views], dtype=torch.int64)
-    return Batch(maker.batch([view for view, _ in views]), labels)
+def _read_batches(
+    read: Callable[[_Key], tuple[Tensor, int]],
+    keys: Iterable[_Key],
+    sizes: Sequence[int],
+    image_size: int,
+    num_workers: int,
+    ahead: int,
+) -> Generator[Batch, None, None]:
+    """Stack what `read` returns (an image [3, R, R] and its label) for the next `size` keys, for each of `sizes`."""
+    with closing(map_in_order(read, keys, num_workers, ahead)) as pairs:
+        for size in sizes:
+            chosen = list(islice(pairs, size))
+            images = [image for image, _ in chosen]
+            labels = torch.tensor([label for _, label in chosen], dtype=torch.int64)
+            # A process may have no share of a short batch, but still takes part in its step.
+            yield Batch(torch.stack(images) if images else torch.empty(0, 3, image_size, image_size), labels)
 
 
 def _generator(*parts: int | str) -> torch.Generator:

@@ -313,14 +313,14 @@ class PromptClassifier(Classifier, Estimator, OnHub):
     def _over(self, images: Any, function: str, width: int) -> Tensor:
         """The method's function of all images, batch by batch: [n, width], float32, on the CPU."""
         predictor = TorchPredictor(self._fitted())
-        compute, device, views = getattr(predictor.method, function), predictor.method.backbone.device, predictor.views
+        compute, device = getattr(predictor.method, function), predictor.method.backbone.device
 
-        def view(picture: ImageSource) -> Any:
-            return views.one(picture.read())
+        def view(picture: ImageSource) -> Tensor:
+            return predictor.transform(picture.read())
 
         found = [torch.empty(0, width)]
         with closing(map_in_order(view, to_images(images), _WORKERS, ahead=2 * _BATCH)) as read:
             while batch := list(islice(read, _BATCH)):
-                images = views.batch(batch).to(device)
+                images = torch.stack(batch).to(device)
                 found.append(finite(compute(images).float().cpu(), predictor.method.backbone))
         return torch.cat(found)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maple.checkpoint import load_prompts, read_prompts
 from maple.clip import Backbone
-from maple.data import EvalView, make_views, template_of, views_device
+from maple.data import EvalView, template_of
 from maple.data.emoji import TEMPLATE
 from maple.distributed import this_process
 from maple.errors import BackboneError, CheckpointError
@@ -28,7 +28,6 @@ class TorchPredictor(Predictor):
     Attributes:
         method: the trained method; its class names stay those of the training.
         transform: from an RGB image to the tensor [3, R, R] that its backbone reads.
-        views: makes the same of many images, on a GPU if the backbone is there.
     """
 
     def __init__(
@@ -50,7 +49,6 @@ class TorchPredictor(Predictor):
         self.method = method.eval()
         backbone = method.backbone
         self.transform = eval_transform(backbone)
-        self.views = make_views(self.transform, views_device("auto", backbone.device))
         super().__init__(
             method.class_names,
             view=EvalView.from_preprocessing(backbone.preprocessing),

@@ -15,7 +15,6 @@ from maple.data import (
     items_hash,
     reading_threads,
     select_dataset,
-    views_device,
 )
 from maple.distributed import this_process
 from maple.errors import ClassNamesError, ConfigError, DataError, one_of
@@ -89,7 +88,6 @@ def evaluate_run(
         eval_transform(method.backbone),
         batch_size=settings.evaluate.batch_size,
         num_workers=reading_threads(settings.evaluate.workers),
-        device=views_device(settings.evaluate.images, method.backbone.device),
     )
     done = 0
 

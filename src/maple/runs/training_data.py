@@ -20,7 +20,6 @@ from maple.data import (
     steps_per_epoch,
     train_batches,
     view_batches,
-    views_device,
 )
 from maple.methods import Features, Method
 from maple.prompts import encode_image, to_float32
@@ -86,7 +85,6 @@ class TrainingData:
             self._transform(method),
             **self._order(trainer),
             num_workers=self._threads(method),
-            device=self._device(method),
             views=None if train.views is None else max(train.views, 1),
         )
         # Where every epoch shows another view, extracting them first would save nothing.
@@ -132,7 +130,6 @@ class TrainingData:
                     eval_transform(method.backbone),
                     batch_size=self._settings.evaluate.batch_size,
                     num_workers=self._threads(method),
-                    device=self._device(method),
                 )
                 val = _features(method, batches)
             labels = torch.tensor([item.label for item in self._val], dtype=torch.int64)
@@ -159,11 +156,7 @@ class TrainingData:
             seed=self._settings.seed,
             batch_size=self._settings.evaluate.batch_size,
             num_workers=self._threads(method),
-            device=self._device(method),
         )
-
-    def _device(self, method: Method) -> torch.device | None:
-        return views_device(self._settings.train.images, method.backbone.device)
 
     def _threads(self, method: Method) -> int:
         workers = self._settings.train.workers

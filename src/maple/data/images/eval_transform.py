@@ -1,7 +1,7 @@
-"""From an RGB image to the values that a CLIP vision tower reads in evaluation, with PIL and NumPy alone."""
+"""The evaluation transform: from an RGB image to the input of a CLIP vision tower, with Pillow and NumPy alone."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,14 +9,17 @@ from PIL import Image
 
 from maple.errors import ConfigError, one_of
 
+if TYPE_CHECKING:
+    import torch
+
 Floats = NDArray[np.float32]
 
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _MAX_ASPECT = 64
 
 
-class ToInput:
-    """The settings of a tower's input, checked, and the last step from pixels to normalised values."""
+class InputTransform:
+    """The checked settings of a tower's input, and the normalisation of its pixels."""
 
     def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str) -> None:
         if size < 1:
@@ -32,13 +35,13 @@ class ToInput:
         self.interpolation = interpolation
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
-        # In float32 and with one operation per step, so that the values equal torchvision's to the bit.
         self._mean = np.array(self.mean, dtype=np.float32).reshape(3, 1, 1)
         self._std = np.array(self.std, dtype=np.float32).reshape(3, 1, 1)
 
-    def normalised(self, image: Image.Image) -> Floats:
-        """The values [3, R, R] of an image of R x R pixels."""
-        # NumPy rather than torch: in loader threads it starts no thread pools of its own.
+    def normalize(self, image: Image.Image) -> Floats:
+        """Return the normalised values [3, R, R] of an image of R x R pixels."""
+        # In float32 and one operation per step, so that the values equal torchvision's to the bit. NumPy rather than
+        # torch, which would start thread pools of its own in the reading threads.
         pixels: NDArray[Any] = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
         pixels /= np.float32(255)
         pixels -= self._mean
@@ -46,8 +49,16 @@ class ToInput:
         return pixels
 
 
-class EvalView(ToInput):
-    """Resize of the shorter side, central crop, normalisation: what CLIP itself was evaluated with."""
+class EvalView(InputTransform):
+    """Resize the shorter side, crop the centre, normalise: the preprocessing that CLIP was evaluated with.
+
+    Needs no torch; `EvalTransform` returns the same values as a tensor.
+
+    Example:
+        >>> view = EvalView(224, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
+        >>> view(read_image("cat.jpg")).shape
+        (3, 224, 224)
+    """
 
     def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str = "bicubic") -> None:
         """Prepare images for a tower that reads `size` x `size` pixels.
@@ -55,8 +66,8 @@ class EvalView(ToInput):
         Raises:
             ConfigError: a setting is out of its range.
 
-        Source: open_clip 3.3.0 src/open_clip/transform.py `image_transform(is_train=False)`, equal to the bit but for
-        strips of an image, more than 64 times as long as wide.
+        Source: open_clip 3.3.0 src/open_clip/transform.py `image_transform(is_train=False)`, equal to the bit except
+        for images more than 64 times as long as wide.
         """
         super().__init__(size, mean, std, interpolation)
 
@@ -66,25 +77,33 @@ class EvalView(ToInput):
         return cls(preprocessing.size, preprocessing.mean, preprocessing.std, preprocessing.interpolation)
 
     def __call__(self, image: Image.Image) -> Floats:
-        """Return an RGB image as values [3, R, R]."""
-        return self.normalised(self.render(image))
-
-    def render(self, image: Image.Image) -> Image.Image:
-        """Return the R x R pixels that are seen of an RGB image."""
-        box = middle(*image.size)
-        if box != (0, 0, *image.size):
-            image = image.crop(box)
+        """Return the normalised values [3, R, R] of an RGB image."""
+        # Resized whole, an extreme strip would fill the memory, although only its middle is seen: cut it first.
+        longest = min(image.size) * _MAX_ASPECT
+        if max(image.size) > longest:
+            left, top = (max(0, (side - longest) // 2) for side in image.size)
+            image = image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))
         short = min(image.size)
         width, height = (int(self.size * side / short) if side > short else self.size for side in image.size)
         if (width, height) != image.size:
             image = image.resize((width, height), RESAMPLING[self.interpolation])
         left, top = round((width - self.size) / 2.0), round((height - self.size) / 2.0)
-        return image.crop((left, top, left + self.size, top + self.size))
+        return self.normalize(image.crop((left, top, left + self.size, top + self.size)))
 
 
-def middle(width: int, height: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of what is left of a strip without its far ends: resized whole, it would fill the
-    memory, and only the middle is seen."""
-    longest = min(width, height) * _MAX_ASPECT
-    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
-    return left, top, left + min(width, longest), top + min(height, longest)
+class EvalTransform(EvalView):
+    """`EvalView` as a tensor.
+
+    Example:
+        >>> transform = EvalTransform(224, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
+        >>> transform(read_image("cat.jpg")).shape
+        torch.Size([3, 224, 224])
+    """
+
+    def __call__(self, image: Image.Image, generator: "torch.Generator | None" = None) -> "torch.Tensor":  # type: ignore[override]
+        """Return an RGB image as a tensor [3, R, R] float32; `generator` is unused (the signature of training)."""
+        del generator
+        # Imported here: the ONNX predictor uses this module where torch is not installed.
+        import torch
+
+        return torch.from_numpy(super().__call__(image))

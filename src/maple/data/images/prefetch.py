@@ -1,5 +1,6 @@
-"""Threads that read ahead, and results that come in order."""
+"""Threads that read images ahead of their use, in order."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,15 +14,16 @@ _Value = TypeVar("_Value")
 def map_in_order(
     function: Callable[[_Key], _Value], keys: Iterable[_Key], num_workers: int, ahead: int
 ) -> Generator[_Value, None, None]:
-    """Map `function` over `keys`, in their order, at most `ahead` results early; an exception comes out unchanged.
+    """Map `function` over `keys` with threads, yielding results in order, at most `ahead` of them computed early.
 
-    `num_workers` threads do it; with 0 the caller's thread. `keys` are taken one by one, in the caller's thread, so
-    they may be endless. Close the iterator to stop the threads early.
+    With `num_workers` 0 the caller's thread does the work. `keys` may be endless: they are taken one by one, in the
+    caller's thread. An exception of `function` is raised unchanged. Close the iterator to stop the threads early.
     """
     if num_workers == 0:
         yield from map(function, keys)
         return
-    # Threads, not processes: they share the store of decoded images, and decoding and resizing release the lock.
+    # Threads, not processes: they share the store of decoded images, and Pillow releases the GIL while it decodes and
+    # resizes.
     executor = ThreadPoolExecutor(num_workers, thread_name_prefix="maple-images")
     waiting: deque[Future[_Value]] = deque()
     remaining = iter(keys)
@@ -33,3 +35,11 @@ def map_in_order(
             yield result
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def reading_threads(workers: int | None, most: int = 4) -> int:
+    """The number of threads that read ahead: `workers`, or, if None, one per core up to `most` (none on one core)."""
+    if workers is not None:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(most, cores) if cores > 1 else 0

@@ -1,8 +1,7 @@
-"""From an RGB image to the tensor a CLIP vision tower reads, in training and in evaluation."""
+"""The training transform: random resized crop, random flip, normalisation."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -10,39 +9,20 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from maple.data.images.eval_transform import EvalView, ToInput, middle
+from maple.data.images.eval_transform import InputTransform
 from maple.errors import ConfigError
-
-INTERPOLATIONS: dict[str, InterpolationMode] = {
-    "bicubic": InterpolationMode.BICUBIC,
-    "bilinear": InterpolationMode.BILINEAR,
-}
 
 _CROP_TRIES = 10
 
 
-@dataclass(frozen=True)
-class Cut:
-    """Which pixels of an image a view shows.
+class TrainTransform(InputTransform):
+    """Random resized crop, random horizontal flip, normalisation; all randomness from the generator passed in.
 
-    Attributes:
-        top, left, height, width: the box that is cut out of the image.
-        resized: height and width that it is resized to.
-        window: top and left of the R x R pixels of these that are shown.
-        flipped: whether left and right change places.
+    Example:
+        >>> transform = TrainTransform(224, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
+        >>> transform(read_image("cat.jpg"), torch.Generator().manual_seed(0)).shape
+        torch.Size([3, 224, 224])
     """
-
-    top: int
-    left: int
-    height: int
-    width: int
-    resized: tuple[int, int]
-    window: tuple[int, int] = (0, 0)
-    flipped: bool = False
-
-
-class TrainTransform(ToInput):
-    """Random resized crop, random horizontal flip, normalisation; all randomness from the generator passed in."""
 
     def __init__(
         self,
@@ -78,47 +58,12 @@ class TrainTransform(ToInput):
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
         """Return one augmented view [3, R, R] of an RGB image; equal generators give equal views."""
-        return torch.from_numpy(self.normalised(self.render(image, self.cut(image.height, image.width, generator))))
-
-    def cut(self, height: int, width: int, generator: torch.Generator) -> Cut:
-        """Draw a view of an image of `height` x `width` pixels."""
-        top, left, crop_height, crop_width = crop_box(height, width, self.scale, self.ratio, generator)
+        box = crop_box(image.height, image.width, self.scale, self.ratio, generator)
         flipped = torch.rand(1, generator=generator).item() < self.flip
-        return Cut(top, left, crop_height, crop_width, (self.size, self.size), flipped=flipped)
-
-    def render(self, image: Image.Image, cut: Cut) -> Image.Image:
-        """Return the R x R pixels of a view."""
-        cropped = transforms.resized_crop(
-            image,
-            *(cut.top, cut.left, cut.height, cut.width, list(cut.resized)),
-            interpolation=INTERPOLATIONS[self.interpolation],
-            antialias=True,
+        view = transforms.resized_crop(
+            image, *box, [self.size, self.size], interpolation=InterpolationMode(self.interpolation), antialias=True
         )
-        return transforms.horizontal_flip(cropped) if cut.flipped else cropped  # type: ignore[no-any-return]
-
-
-class EvalTransform(EvalView):
-    """An evaluation view as a tensor."""
-
-    def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> Tensor:  # type: ignore[override]
-        """Return an RGB image as a tensor [3, R, R]; a generator is accepted and not used."""
-        del generator
-        return torch.from_numpy(super().__call__(image))
-
-    def cut(self, height: int, width: int, generator: torch.Generator | None = None) -> Cut:
-        """Return what is seen of an image of `height` x `width` pixels: the same as `__call__` shows."""
-        del generator
-        left, top, right, bottom = middle(width, height)
-        height, width = bottom - top, right - left
-        longer = int(self.size * max(height, width) / min(height, width))
-        resized = (self.size, longer) if width >= height else (longer, self.size)
-        window = (round((resized[0] - self.size) / 2.0), round((resized[1] - self.size) / 2.0))
-        return Cut(top, left, height, width, resized, window)
-
-    def render(self, image: Image.Image, cut: Cut | None = None) -> Image.Image:
-        """Return the R x R pixels that are seen; there is one cut of each image, so it is accepted and not used."""
-        del cut
-        return super().render(image)
+        return torch.from_numpy(self.normalize(transforms.horizontal_flip(view) if flipped else view))
 
 
 def crop_box(
