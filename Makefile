@@ -1,4 +1,4 @@
-# make demo and make test do all the set-up on a fresh machine.
+# make demo, make test and make docs do all the set-up on a fresh machine.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := build/demo
@@ -17,11 +17,11 @@ setup: .venv/.done ## create .venv with everything that tests, linters and the d
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
-demo: setup ## five methods on drawings in a style the packaged CLIP never saw: table, page, and a picture to ask about
+demo: setup ## five methods on drawings in a style that is new to the packaged CLIP: table, page, predictions
 	$(BIN)/maple sweep demo --output $(DEMO)/runs --jobs $(JOBS)
 	$(BIN)/maple report $(DEMO)/runs --output $(DEMO)/report.html
-	$(BIN)/maple data draw emoji-food/lineart --count 1 --output $(DEMO)/pictures
-	$(BIN)/maple predict $(DEMO)/runs/*_maple_*_seed1_* $(DEMO)/pictures --zero-shot --classes $(NAMES) --ask
+	$(BIN)/maple data draw emoji-food/lineart --count 1 --output $(DEMO)/images
+	$(BIN)/maple predict $(DEMO)/runs/*_maple_*_seed1_* $(DEMO)/images --zero-shot --classes $(NAMES) --ask
 
 test: setup ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -32,12 +32,16 @@ lint: setup ## ruff, mypy --strict and the import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup ## training and evaluation at ViT-B/16 size, ours against the reference's way, in one process
+bench: setup ## training and evaluation at ViT-B/16 size, maple-clip against the way of the reference code
 	$(BIN)/python -m benchmarks.floors --output build/benchmarks
 
-docs: setup ## the documentation, as a site in site/
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
-	$(BIN)/mkdocs build --strict
+docs: .venv/.docs ## the documentation, as a site in build/site
+	$(BIN)/python scripts/build_docs.py
 
-clean: ## remove what make has built
-	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+.venv/.docs: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
+clean: ## remove everything that make has created
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
