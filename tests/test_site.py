@@ -1,9 +1,10 @@
-"""The documentation's code runs, its notebooks too, and each method has its page."""
+"""The code blocks and notebooks of the documentation run, and each method has its page."""
 
 import importlib.util
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import maple
 from maple.cli import app
 from maple.config import preset_names, read_preset
 from maple.data import emoji
@@ -22,49 +24,33 @@ BLOCK = re.compile(
     r"^(?:<!-- needs: (?P<needs>[^\n]+) -->\n)?```(?P<language>sh|python)\n(?P<code>.*?)^```$", re.M | re.S
 )
 
-# What a page's author could not mark, and what it needs; the other blocks of these pages are run.
-ELSEWHERE = {
-    "make demo": "minutes",
-    "maple fit path/to/folder": "your pictures",
-    "maple train --dataset path/to/folder": "your pictures",
-    "maple predict RUN": "your run",
-    "export MAPLE_DATA": "the data sets",
-    "maple train --preset maple_base-to-novel --dataset eurosat": "the data sets",
-    "maple sweep base-to-novel --methods zero_shot,coop,maple --datasets eurosat": "the data sets",
-    "import torch": "OpenAI's weights; run by test_documents.py",
-}
-
 
 def blocks(path: Path) -> list[tuple[str, str]]:
     """(language, code) of the blocks that can run here, in their order."""
-    found = []
-    for match in BLOCK.finditer(path.read_text(encoding="utf-8")):
-        elsewhere = any(match["code"].startswith(start) for start in ELSEWHERE) and path.name == "README.md"
-        if not match["needs"] and not elsewhere:
-            found.append((match["language"], match["code"]))
-    return found
+    matches = BLOCK.finditer(path.read_text(encoding="utf-8"))
+    return [(match["language"], match["code"]) for match in matches if not match["needs"]]
 
 
 PAGES = [path for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if blocks(path)]
 
 
 def quick(words: list[str]) -> list[str]:
-    """The same command with as little training as there can be."""
+    """The same command with as little training as possible."""
     if words[0] == "train":
         return [*words, "--shots", "1", "--set", "train.epochs=1", "--device", "cpu"]
     return words
 
 
 @pytest.fixture
-def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluations ask about two pictures of each class, not ten."""
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations use two images of each class, not ten."""
     monkeypatch.setitem(emoji.PARTS, "test", range(200, 202))
 
 
-@pytest.mark.usefixtures("few_pictures")
+@pytest.mark.usefixtures("few_images")
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One after the other, in a folder of their own, as a reader would."""
+    """One after another, in a new folder, as a reader would run them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MAPLE_DATA", raising=False)
     for language, code in blocks(path):
@@ -75,7 +61,7 @@ def test_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             if not words:
                 continue
             assert words[0] == "maple", (
-                f"{path.name}: {words} is no command of ours; mark the block with <!-- needs: -->"
+                f"{path.name}: {words} is not a maple command; mark the block with <!-- needs: -->"
             )
             result = CliRunner().invoke(app, quick(words[1:]))
             assert result.exit_code == 0, f"{path.name}: {shlex.join(words)}: {result.output} {result.exception}"
@@ -83,7 +69,6 @@ def test_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_there_are_blocks_of_both_kinds() -> None:
     assert {path.name for path in PAGES} >= {
-        "README.md",
         "quickstart.md",
         "explain.md",
         "new-method.md",
@@ -92,15 +77,10 @@ def test_there_are_blocks_of_both_kinds() -> None:
     assert {language for path in PAGES for language, _ in blocks(path)} == {"sh", "python"}
 
 
-def test_what_runs_elsewhere_is_there() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [start for start in ELSEWHERE if f"\n{start}" not in text] == []
-
-
-@pytest.mark.usefixtures("few_pictures")
+@pytest.mark.usefixtures("few_images")
 @pytest.mark.parametrize("path", sorted((DOCS / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebooks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their cells in one namespace; the last line of a cell is an expression or a statement, as it is."""
+    """Run the cells in one namespace; the last line of a cell may be an expression."""
     monkeypatch.chdir(tmp_path)
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     names: dict[str, Any] = {"__name__": "__main__"}
@@ -111,8 +91,10 @@ def test_notebooks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert names.get("rows") or len(names["again"].predict(names["test"])) == len(names["test"])
 
 
-def site_pages() -> Any:
-    spec = importlib.util.spec_from_file_location("method_pages", ROOT / "scripts" / "method_pages.py")
+@pytest.fixture(scope="module")
+def build_docs() -> Any:
+    """The script that writes the pages of the methods."""
+    spec = importlib.util.spec_from_file_location("build_docs", ROOT / "scripts" / "build_docs.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -121,8 +103,8 @@ def site_pages() -> Any:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_each_method_has_its_page(name: str) -> None:
-    text = site_pages().page(name)
+def test_each_method_has_its_page(name: str, build_docs: Any) -> None:
+    text = build_docs.method_page(name)
     kind = METHODS[name]
     assert text.startswith(f"# {kind.title}\n")
     assert kind.paper in text
@@ -134,20 +116,49 @@ def test_each_method_has_its_page(name: str) -> None:
     assert all(f'"{preset}"' in text for preset in own)
 
 
-def test_published_numbers_are_on_the_page() -> None:
-    pages = site_pages()
-    assert "| average | MaPLe | 82.28 | 75.14 | 78.55 |" in pages.page("maple")
-    assert "None ship with the package." in pages.page("linear_probe")
+def test_published_numbers_are_on_the_page(build_docs: Any) -> None:
+    assert "| average | MaPLe | 82.28 | 75.14 | 78.55 |" in build_docs.method_page("maple")
+    assert "None ship with the package." in build_docs.method_page("linear_probe")
 
 
-def test_the_site_asks_for_pages_that_exist() -> None:
-    """Every page of the navigation is there."""
+def pages(navigation: list[dict[str, Any]]) -> Iterator[str]:
+    """The pages that a navigation lists."""
+    for entry in navigation:
+        for value in entry.values():
+            yield from pages(value) if isinstance(value, list) else [value]
 
-    def listed(text: str) -> Iterator[str]:
-        yield from re.findall(r": ([\w/-]+\.md)$", text, flags=re.MULTILINE)
 
-    pages = list(listed((ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
-    assert len(pages) > 10
-    assert [page for page in pages if not (DOCS / page).exists()] == []
-    written = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
-    assert written <= set(pages), "a page that no reader would find"
+def test_the_navigation_lists_every_page() -> None:
+    listed = list(pages(tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]["nav"]))
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+
+
+def test_the_site_has_the_pages_of_all_methods(
+    build_docs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the site is built from: every page that its navigation lists, and links that lead somewhere."""
+    monkeypatch.setattr(build_docs, "BUILD", tmp_path)
+    config = build_docs.write_sources()
+    project = tomllib.loads(config.read_text(encoding="utf-8"))["project"]
+    listed = list(pages(project["nav"]))
+    assert [page for page in listed if not (tmp_path / "docs" / page).is_file()] == []
+    assert {f"methods/{name}.md" for name in METHODS} <= set(listed)
+    assert project["plugins"]["mkdocstrings"]["handlers"]["python"]["paths"] == ["../src"]
+    for path in (tmp_path / "docs").rglob("*.md"):
+        for target in re.findall(r"\]\((?!http)([^)#]+)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).is_file(), f"{path.name} links to {target}"
+
+
+def test_the_architecture_page_lists_the_layers_that_are_checked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = [c for c in project["tool"]["importlinter"]["contracts"] if c["type"] == "layers"]
+    table = (DOCS / "architecture.md").read_text(encoding="utf-8").partition("| layer | packages |")[2]
+    rows = re.findall(r"^\| [\w, ]+ \| (`.*`) \|$", table, flags=re.MULTILINE)
+    layers = [set(re.findall(r"`(\w+)`", row)) for row in rows]
+    assert layers == [set(layer.split(" | ")) for layer in contract["layers"]]
+
+
+def test_the_api_page_lists_every_public_name() -> None:
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    assert [name for name in maple.__all__ if f"`{name}`" not in text] == []
