@@ -2,8 +2,8 @@
 
     python examples/train_maple.py
 
-Everything is in the package: a small CLIP (maple-small) and emoji in a drawing style that it was not trained on. It takes
-about a minute on two CPU cores. `maple train` and `maple evaluate` add augmentation, resuming and records.
+Everything comes with the package: a small CLIP (maple-small), and emoji in a drawing style that it was not trained on.
+This takes about a minute on two CPU cores. `maple train` and `maple evaluate` add augmentation, resuming and records.
 """
 
 import argparse
