@@ -1,29 +1,10 @@
 """maple-clip: adapt CLIP to your images from a handful of examples, by multi-modal prompt learning."""
 
-from importlib import import_module
-from typing import Any
+import lazy_loader
 
 __version__ = "0.1.0"
 
-# The public names and where they live; importing maple alone loads neither torch nor a model.
-_PUBLIC = {
-    "METHODS": "maple.methods",
-    "Method": "maple.methods",
-    "PromptClassifier": "maple.inference.classifier",
-    "build_method": "maple.methods",
-    "load_clip": "maple.clip",
-    "Backbone": "maple.clip",
-    "evaluate": "maple.evaluation",
-    "load_dataset": "maple.data",
-    "load_prompts": "maple.checkpoint",
-    "save_prompts": "maple.checkpoint",
-    "MapleError": "maple.errors",
-}
-
-__all__ = ["__version__", *_PUBLIC]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'maple' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+# The public names are listed, with their types, in __init__.pyi. Each is imported when it is first used, so that
+# `import maple` loads neither PyTorch nor a model, and the command line starts at once.
+__getattr__, __dir__, _lazy_names = lazy_loader.attach_stub(__name__, __file__)
+__all__ = ["__version__", *_lazy_names]
