@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from maple.archives import Placeholder, read_checkpoint, read_torchscript
 from maple.checkpoint import put_parameters
 from maple.errors import CheckpointError, ConfigError, MapleError, UnsafeCheckpointError
-from maple.importers import convert, import_checkpoint
+from maple.importers import import_checkpoint
+from maple.importers.convert import convert
 from maple.methods import build_method
 
 HT, HV, D, LAYERS, CLASSES = 512, 768, 512, 12, 5
@@ -621,7 +622,7 @@ def test_prompts_trained_in_another_way():
     assert sum(value.numel() for value in convert(promptsrc()).parameters.values()) == 46_080
 
 
-def test_a_text_prompt_alone_is_told_by_the_frozen_model():
+def test_a_text_prompt_alone_is_recognised_by_the_frozen_model():
     whole = {"prompt_learner.ctx": draw(4, HT), **frozen()}
     assert convert(whole).method == "deep_language"
     assert convert(whole).config == {"prompt_length": 4, "prompt_depth": 1, "init_text": "a photo of a"}
@@ -660,7 +661,7 @@ PROJECTION = "prompt_learner.compound_prompt_projections."
         (maple, {"prompt_learner.ctx": torch.full((2, HT), 1e300, dtype=torch.float64)}, r"NaN or infinite"),
         (maple, {"prompt_learner.ctx": torch.ones(2, HT).long()}, r"dtype torch\.int64"),
         (maple, {"prompt_learner.ctx": [1.0]}, r"is a list; a tensor is needed"),
-        (maple, {"prompt_learner.ctx": torch.empty(0, HT)}, r"holds no numbers"),
+        (maple, {"prompt_learner.ctx": torch.empty(0, HT)}, r"contains no numbers"),
         (maple, {7: draw(1)}, r"the key 7"),
         (ivlp, {"image_encoder.VPT": None}, r"vision_prompt lacks layer 0 of 12"),
         (ivlp, {"prompt_learner.ctx": None}, r"text_prompt lacks layer 0 of 12"),

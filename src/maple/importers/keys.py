@@ -1,4 +1,4 @@
-"""The keys of the published state dicts: which tensor is which learned parameter, and which are frozen CLIP.
+"""Recognise the keys of published state dicts: learned prompts, and frozen CLIP weights, which are dropped.
 
 Source: muzairkhattak/multimodal-prompt-learning@69bce21: trainers/maple.py:103-117 (`proj`, `ctx`,
     `compound_prompts_text`, `compound_prompt_projections`) and :130-131 (`token_prefix`, `token_suffix`);
@@ -10,11 +10,15 @@ Source: muzairkhattak/multimodal-prompt-learning@69bce21: trainers/maple.py:103-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
+from torch import Tensor
 
-from maple.archives.unpickle import Placeholder
+from maple.archives import Placeholder
 from maple.errors import CheckpointError, UnsafeCheckpointError
+
+Kind = Literal["text_prompt", "deep_text_prompt", "vision_prompt", "coupling", "meta_net"]
 
 _BLOCK = (
     r"transformer\.resblocks\.\d+\.(attn\.(in_proj_weight|in_proj_bias|out_proj\.(weight|bias))"
@@ -26,17 +30,18 @@ _RESNET = (
 )
 _IMAGE = rf"(class_embedding|positional_embedding|proj|ln_(pre|post)\.(weight|bias)|{_BLOCK}|{_RESNET})"
 _TEXT = rf"(positional_embedding|text_projection|ln_final\.(weight|bias)|{_BLOCK})"
-# PromptSRC keeps a second, unprompted image encoder in its prompt learner
+# PromptSRC keeps a second image encoder, without prompts, in its prompt learner.
 _FROZEN = re.compile(rf"logit_scale|(prompt_learner\.ZS_)?image_encoder\.{_IMAGE}|text_encoder\.{_TEXT}")
 _TOKENS = re.compile(r"prompt_learner\.token_(prefix|suffix)")
-# KgCoOp saves it, beside one layer of a meta-network, and uses neither
+# KgCoOp saves this, and one layer of a meta-network, and uses neither.
 _KGCOOP = re.compile(r"prompt_learner\.bias_vectors")
+# CoOp and CoCoOp save the prompt learner alone, without its name in the keys.
 _BARE = re.compile(r"(ctx|meta_net\.|proj\.|compound_prompt|token_(prefix|suffix)|bias_vectors)")
 
-_LEARNED = (
-    # key, target; the number of the layer is the number in the key plus the shift
+_LEARNED: tuple[tuple[re.Pattern[str], Kind, int], ...] = (
+    # The layer is the number in the key, or 0, plus the shift.
     (re.compile(r"prompt_learner\.ctx"), "text_prompt", 0),
-    (re.compile(r"prompt_learner\.compound_prompts_text\.(\d+)"), "compound", 1),
+    (re.compile(r"prompt_learner\.compound_prompts_text\.(\d+)"), "deep_text_prompt", 1),
     (re.compile(r"prompt_learner\.proj\.(weight|bias)"), "coupling", 0),
     (re.compile(r"prompt_learner\.compound_prompt_projections\.(\d+)\.(weight|bias)"), "coupling", 1),
     (re.compile(r"text_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow"), "text_prompt", 0),
@@ -48,107 +53,107 @@ _LEARNED = (
 
 
 @dataclass
-class Found:
-    """The learned tensors of a state dict, float32, by kind and layer.
+class LearnedTensors:
+    """The learned tensors of a state dict, float32, and what its other keys reveal.
 
     Attributes:
-        layers: `text_prompt`, `compound` (MaPLe's deep text prompts), `vision_prompt`: layer -> tensor.
-        linears: `coupling`, `meta_net`: layer -> {"weight": ..., "bias": ...}.
-        keys: the original key of a learned tensor, by (kind, layer, part).
-        dropped: the keys left out.
-        whole_model: whether the frozen CLIP was in the file.
+        tensors: by (kind, layer, part); the part is "weight" or "bias" of a linear layer, and "" of a prompt.
+        keys: the original key of each tensor.
+        dropped: the keys that were left out.
         dtypes: the dtypes of the learned tensors as stored.
-        class_count: the number of classes of the stored token buffers, if they are there.
-        kgcoop: whether what only KgCoOp saves is there.
+        whole_model: whether the frozen CLIP was in the file.
+        class_count: the number of classes of the stored token buffers, if there are any.
+        kgcoop: whether a key is present that only KgCoOp saves.
     """
 
-    layers: dict[str, dict[int, torch.Tensor]] = field(default_factory=dict)
-    linears: dict[str, dict[int, dict[str, torch.Tensor]]] = field(default_factory=dict)
-    keys: dict[tuple[str, int, str], str] = field(default_factory=dict)
+    tensors: dict[tuple[Kind, int, str], Tensor] = field(default_factory=dict)
+    keys: dict[tuple[Kind, int, str], str] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
-    whole_model: bool = False
     dtypes: set[str] = field(default_factory=set)
+    whole_model: bool = False
     class_count: int | None = None
     kgcoop: bool = False
 
+    def prompts(self, *kinds: Kind) -> dict[int, Tensor]:
+        """The prompts of some kinds, by layer."""
+        return {layer: tensor for (kind, layer, _), tensor in self.tensors.items() if kind in kinds}
 
-def sort_keys(state_dict: Mapping[str, object]) -> Found:
-    """Sort every key of `state_dict` into learned and frozen.
+    def linears(self, kind: Kind) -> dict[int, dict[str, Tensor]]:
+        """The linear layers of a kind: {layer: {"weight": ..., "bias": ...}}."""
+        layers: dict[int, dict[str, Tensor]] = {}
+        for (stored, layer, part), tensor in self.tensors.items():
+            if stored == kind:
+                layers.setdefault(layer, {})[part] = tensor
+        return layers
+
+
+def sort_keys(state_dict: Mapping[str, object]) -> LearnedTensors:
+    """Sort the entries of a state dict into learned tensors and dropped keys.
+
+    `module.` in front of keys, which DataParallel adds, is accepted.
 
     Raises:
-        CheckpointError: a key is unknown, appears twice after its prefix is removed, or holds no tensor of
-            finite floating-point numbers.
-        UnsafeCheckpointError: a learned value would come from running code.
+        CheckpointError: a key is unknown, occurs twice, or is not a string; a learned tensor cannot be used.
+        UnsafeCheckpointError: a learned tensor would be the result of running code.
     """
-    found = Found()
-    seen: dict[str, str] = {}
+    learned = LearnedTensors()
+    original: dict[str, str] = {}
     for key, value in state_dict.items():
         if not isinstance(key, str):
             raise CheckpointError(f"the state dict has the key {key!r}; keys are strings")
-        name = full_name(key)
-        if name in seen:
-            raise CheckpointError(f"the state dict has both {seen[name]!r} and {key!r}; remove one of them")
-        seen[name] = key
+        name = key.removeprefix("module.")
+        if _BARE.match(name):
+            name = f"prompt_learner.{name}"
+        if name in original:
+            raise CheckpointError(f"the state dict has both {original[name]!r} and {key!r}; remove one of them")
+        original[name] = key
         if _TOKENS.fullmatch(name):
-            if isinstance(value, torch.Tensor) and value.ndim == 3:
-                found.class_count = value.shape[0]
-            found.dropped.append(key)
+            if isinstance(value, Tensor) and value.ndim == 3:
+                learned.class_count = value.shape[0]
         elif _FROZEN.fullmatch(name):
-            found.whole_model = True
-            found.dropped.append(key)
+            learned.whole_model = True
         elif _KGCOOP.fullmatch(name):
-            found.kgcoop = True
-            found.dropped.append(key)
+            learned.kgcoop = True
         else:
-            _store(found, name, key, value)
-    return found
-
-
-def full_name(key: str) -> str:
-    """The key without DataParallel's `module.`, and with the `prompt_learner.` that CoOp and CoCoOp leave out."""
-    name = key.removeprefix("module.")
-    return f"prompt_learner.{name}" if _BARE.match(name) else name
-
-
-def _store(found: Found, name: str, key: str, value: object) -> None:
-    for pattern, kind, shift in _LEARNED:
-        match = pattern.fullmatch(name)
-        if match is None:
+            place = _place(name, key)
+            if place in learned.keys:
+                raise CheckpointError(
+                    f"the state dict has both {learned.keys[place]!r} and {key!r} for layer {place[1]};"
+                    " the published code writes one of them"
+                )
+            learned.keys[place] = key
+            learned.tensors[place] = _learned_tensor(key, value)
+            learned.dtypes.add(str(getattr(value, "dtype", "")).removeprefix("torch."))
             continue
-        numbers = [int(group) for group in match.groups() if group.isdecimal()]
-        part = next((group for group in match.groups() if not group.isdecimal()), "")
-        layer = shift + (numbers[0] if numbers else 0)
-        if (kind, layer, part) in found.keys:
-            raise CheckpointError(
-                f"the state dict has both {found.keys[kind, layer, part]!r} and {key!r} for layer {layer};"
-                " the reference writes one of them"
-            )
-        found.keys[kind, layer, part] = key
-        tensor = _learned_tensor(key, value)
-        found.dtypes.add(str(getattr(value, "dtype", "")).removeprefix("torch."))
-        if part:
-            found.linears.setdefault(kind, {}).setdefault(layer, {})[part] = tensor
-        else:
-            found.layers.setdefault(kind, {})[layer] = tensor
-        return
+        learned.dropped.append(key)
+    return learned
+
+
+def _place(name: str, key: str) -> tuple[Kind, int, str]:
+    """The kind, layer and part of a learned parameter."""
+    for pattern, kind, shift in _LEARNED:
+        if match := pattern.fullmatch(name):
+            layers = [int(group) for group in match.groups() if group.isdecimal()]
+            parts = [group for group in match.groups() if not group.isdecimal()]
+            return kind, shift + sum(layers), "".join(parts)
     raise CheckpointError(
         f"unknown key {key!r}: neither a learned parameter of MaPLe, IVLP, VPT, CoOp, CoCoOp or KgCoOp, nor part of the"
-        " frozen CLIP; import a file of the reference code, or remove the key"
+        " frozen CLIP; import a file of the published code, or remove the key"
     )
 
 
-def _learned_tensor(key: str, value: object) -> torch.Tensor:
+def _learned_tensor(key: str, value: object) -> Tensor:
     if isinstance(value, Placeholder):
         raise UnsafeCheckpointError(
             f"{key!r} would come from running {value.origin}; nothing was run. Save the checkpoint again with"
             " plain tensors"
         )
-    if not isinstance(value, torch.Tensor):
+    if not isinstance(value, Tensor):
         raise CheckpointError(f"{key!r} is a {type(value).__name__}; a tensor is needed")
     if not value.is_floating_point():
         raise CheckpointError(f"{key!r} has dtype {value.dtype}; a learned parameter is floating point")
     if value.numel() == 0:
-        raise CheckpointError(f"{key!r} has shape {list(value.shape)}: it holds no numbers")
+        raise CheckpointError(f"{key!r} has shape {list(value.shape)}: it contains no numbers")
     tensor = value.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
     if not torch.isfinite(tensor).all():
         raise CheckpointError(f"{key!r} has NaN or infinite values; its training diverged, import another epoch")
