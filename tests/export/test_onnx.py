@@ -23,7 +23,7 @@ from maple.inference.manifest import MANIFEST, Slots
 from maple.inference.onnx_predictor import OnnxPredictor
 from maple.inference.tokenizer import ClipTokenizer
 from maple.prompts import write_sentences
-from maple.serve.examples import origin_of
+from maple.serve.examples import trained_dataset
 
 NAMES = ("red thing", "green_thing", "blue thing", "grey thing")
 MERGES = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
@@ -69,7 +69,7 @@ def exported(maple_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     assert written.difference < 1e-4
     about = json.loads((folder / "maple-export.json").read_text())["about"]
     assert (about["dataset"], about["own_images"]) == ("eurosat", True)
-    assert origin_of(folder, about, None).dataset is None, "a folder of this name is another one"
+    assert trained_dataset(folder, about, None).dataset is None, "a folder of this name is another one"
     assert "somebody" not in (folder / "maple-export.json").read_text()
     return folder
 

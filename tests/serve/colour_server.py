@@ -7,7 +7,7 @@ from serve_helpers import Colours
 
 from maple.serve import listen
 from maple.serve.api import create_app
-from maple.serve.examples import Origin, find_examples
+from maple.serve.examples import TrainedDataset, find_examples
 from maple.serve.limits import Limits
 
 if __name__ == "__main__":
@@ -21,7 +21,7 @@ if __name__ == "__main__":
         limits,
         token=token,
         hosts=listen.allowed_hosts(listening, "127.0.0.1", []),
-        find_examples=lambda: find_examples(Origin("emoji-food/twemoji"), answerer.trained_names),
+        find_examples=lambda: find_examples(TrainedDataset("emoji-food/twemoji"), answerer.trained_names),
     )
     port = listening.getsockname()[1]
     listen.run(app, listening, limits, started=lambda: sys.stdout.write(f"{port}\n") and sys.stdout.flush())

@@ -12,9 +12,8 @@ from serve_helpers import NAMES, Colours, Start, expected, png
 from starlette.testclient import TestClient
 
 from maple.serve.batching import Batcher, Job
-from maple.serve.capacity import Capacity
-from maple.serve.limits import Limits
-from maple.serve.problems import Problem, busy
+from maple.serve.limits import Capacity, Limits, Reservation
+from maple.serve.responses import ApiError
 
 
 def view(colour: tuple[int, int, int]) -> Any:
@@ -46,7 +45,7 @@ def test_jobs_share_batches_and_keep_their_answers(gated: tuple[Colours, threadi
         batcher.put(job)
     gate.set()
     for n, (job, colour) in enumerate(zip(jobs, colours, strict=True)):
-        answered = job.answer.result(20)
+        answered = job.result.result(20)
         assert answered.names == (lists[n % 4] or NAMES)
         right = list(expected(colour, answered.names).values())
         np.testing.assert_allclose(answered.tuned, [right] * (1 + n % 3), atol=1e-5)
@@ -69,15 +68,15 @@ def test_a_failing_picture_costs_no_other_its_answer(gated: tuple[Colours, threa
             batcher.put(job)
     gate.set()
     for job in good:
-        np.testing.assert_allclose(job.answer.result(20).tuned[0], list(expected((200, 30, 30), NAMES).values()), 1e-4)
+        np.testing.assert_allclose(job.result.result(20).tuned[0], list(expected((200, 30, 30), NAMES).values()), 1e-4)
     codes = []
     for job in bad:
-        with pytest.raises(Problem) as caught:
-            job.answer.result(20)
+        with pytest.raises(ApiError) as caught:
+            job.result.result(20)
         codes.append(caught.value.code)
     assert codes == ["model_failed", "class_names", "model_failed"]
     assert batcher.close(10)
-    with pytest.raises(Problem, match="about to stop"):
+    with pytest.raises(ApiError, match="is stopping"):
         batcher.put(Job(None, [view((0, 0, 9))]))
 
 
@@ -89,22 +88,25 @@ def test_abandoned_jobs_are_not_worked_on(gated: tuple[Colours, threading.Event]
     batcher.put(first)
     batcher.put(second)
     second.abandoned = True
-    second.answer.cancel()
+    second.result.cancel()
     gate.set()
-    first.answer.result(20)
+    first.result.result(20)
     assert batcher.close(10)
     assert answerer.batches == [1]
 
 
-def test_capacity_is_given_back_once() -> None:
-    capacity = Capacity(3)
-    one, other = capacity.lease(), capacity.lease()
-    one.take(2, busy("x"))
-    with pytest.raises(Problem):
-        other.take(2, busy("x"))
-    other.take(1, busy("x"))
+def test_reservations_are_released_once() -> None:
+    capacity = Capacity(3, "{used} of {total} are taken")
+    one, other = Reservation(capacity), Reservation(capacity)
+    one.take(2)
+    with pytest.raises(ApiError, match="2 of 3 are taken; retry"):
+        other.take(2)
+    other.take(1)
+    moved = one.transfer()
     one.release()
-    one.release()
+    assert capacity.used == 3
+    moved.release()
+    moved.release()
     assert capacity.used == 1
 
 
@@ -117,7 +119,7 @@ def test_a_full_queue_is_told_and_passes(start: Start, gated: tuple[Colours, thr
     client = start(answerer, queue=3, images=3)
     with ThreadPoolExecutor(8) as pool:
         first = [pool.submit(ask, client, (200, 30, 30), ["cat", "dog"]) for _ in range(3)]
-        until(lambda: client.app._app.state.service.pictures.used == 3)  # type: ignore[attr-defined]
+        until(lambda: client.app.state.service.queue.used == 3)  # type: ignore[attr-defined]
         full = ask(client, (1, 2, 3), ["cat"])
         assert full.json()["error"]["code"] == "busy"
         assert full.headers["retry-after"] == "1"

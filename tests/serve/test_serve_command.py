@@ -43,7 +43,7 @@ def test_what_cannot_be_served_is_told_first(prompts: Path, tmp_path: Path) -> N
     wrong: list[tuple[list[object], str]] = [
         (["--host", "0.0.0.0"], "--no-token"),
         (["--token", "short"], "at least 16"),
-        (["--port", "99999"], "port 99999 is none"),
+        (["--port", "99999"], "port 99999 is not valid"),
         (["--max-upload", "nan"], "--max-upload"),
         (["--max-images", "0"], "images is 0"),
         (["--max-images", "200"], "raise queue"),

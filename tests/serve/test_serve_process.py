@@ -202,7 +202,7 @@ def test_places_that_cannot_be_listened_on_are_named(server: Process) -> None:
     with pytest.raises(ConfigError, match=f"port {server.port} of 127.0.0.1 is in use by another program"):
         listen.bind("127.0.0.1", server.port)
     for port in (-1, 65536):
-        with pytest.raises(ConfigError, match=f"port {port} is none"):
+        with pytest.raises(ConfigError, match=f"port {port} is not valid"):
             listen.bind("127.0.0.1", port)
     with pytest.raises(ConfigError, match="cannot be listened on"):
         listen.bind("192.0.2.1", 0)

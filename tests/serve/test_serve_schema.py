@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from serve_helpers import process
 
-from maple.serve.problems import CODES
+from maple.serve.responses import ERROR_CODES
 
 schemathesis = pytest.importorskip("schemathesis", reason="no schemathesis: pip install 'maple-clip[test]'")
 
@@ -69,7 +69,7 @@ def test_every_answer_and_error_is_described(url: str) -> None:
         found = json.load(answer)
     predict = found["paths"]["/v1/predict"]["post"]
     general = {"not_found", "method_not_allowed"}
-    assert set(predict["responses"]) == {"200", *(str(int(CODES[code])) for code in CODES.keys() - general)}
+    assert set(predict["responses"]) == {"200", *(str(int(ERROR_CODES[code])) for code in ERROR_CODES.keys() - general)}
     assert set(predict["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
     assert predict["security"] == [{"token": []}]
     assert "security" not in found["paths"]["/healthz"]["get"]
@@ -78,6 +78,6 @@ def test_every_answer_and_error_is_described(url: str) -> None:
             for status, response in operation["responses"].items():
                 (content,) = response["content"].values()
                 if int(status) >= 400:
-                    assert content["schema"] == {"$ref": "#/components/schemas/ErrorAnswer"}
+                    assert content["schema"] == {"$ref": "#/components/schemas/ErrorResponse"}
     codes = found["components"]["schemas"]["ErrorBody"]["properties"]["code"]["enum"]
-    assert set(codes) == CODES.keys()
+    assert set(codes) == ERROR_CODES.keys()

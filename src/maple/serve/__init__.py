@@ -1,4 +1,14 @@
-"""A trained method as a web page and an API. Needs `pip install 'maple-clip[serve]'`.
+"""A trained method as a web page and an HTTP API. Needs `pip install 'maple-clip[serve]'`.
 
-Knows an `Predictor` and nothing of what computes it.
+Depends on `maple.inference.Predictor` only, so an ONNX export is served without PyTorch.
+
+Example::
+
+    import uvicorn
+    from maple.inference import load_predictor
+    from maple.serve.api import create_app
+
+    uvicorn.run(create_app(load_predictor("runs/food"), token="a-secret-of-16-characters"))
+
+`maple serve` does the same, with protection against slow clients (see `maple.serve.listen`).
 """

@@ -1,302 +1,317 @@
-"""The application: its addresses, and how a request becomes an answer."""
+"""The FastAPI application: its routes, and the service that computes predictions."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
+from starlette.staticfiles import StaticFiles
 
 from maple import __version__
-from maple.data import short_name
 from maple.data.images.reading import read_image
 from maple.errors import ImageError
-from maple.inference.predictor import Floats, Predictor, answer
-from maple.serve import description, schemas
-from maple.serve.batching import Answered, Batcher, Job
-from maple.serve.capacity import Capacity, Lease
-from maple.serve.examples import NO_EXAMPLES, ExampleSet
-from maple.serve.guard import LEASE, Guard
-from maple.serve.limits import Limits
-from maple.serve.pages import add_page
-from maple.serve.problems import Problem, busy
-from maple.serve.question import Question, read_question, unreadable
+from maple.inference.predictor import Floats, Predictor, Ranked, answer
+from maple.serve import responses
+from maple.serve.batching import Batcher, ClassProbabilities, Job
+from maple.serve.examples import ExampleSet
+from maple.serve.limits import Capacity, Limits, Reservation
+from maple.serve.middleware import API_PREFIX, BEARER, GuardMiddleware
+from maple.serve.request import PredictRequest, RequestParser, UploadedImage
+from maple.serve.responses import ApiError, error_responses
 
 logger = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 10.0
 _EXAMPLES_SECONDS = 10.0
+_PAGE_PATHS = ("/", "/page.css", "/page.js", "/icon.svg")
+_DESCRIPTION = """\
+Classifies images with prompts trained by maple-clip. Class names that were not trained may be given at any time.
+
+Every error is a JSON object with `error.code`, `error.message` and `error.details`. After status 503, retry as
+`Retry-After` says.
+"""
 
 
-@dataclass
-class Service:
-    """What the addresses share: the model's thread, the decoders, and how much they have taken on."""
+class PredictionService:
+    """What the routes share: the model's thread, the threads that decode images, and the bound on images in progress.
 
-    answerer: Predictor
-    limits: Limits
-    find_examples: Callable[[], ExampleSet]
-    batcher: Batcher = field(init=False)
-    decoders: ThreadPoolExecutor = field(init=False)
-    pictures: Capacity = field(init=False)
-    examples: "asyncio.Task[ExampleSet] | None" = None
-    working: "set[asyncio.Task[Any]]" = field(default_factory=set)
+    Args:
+        find_examples: returns example images; called in a thread when the server starts.
+    """
 
-    def __post_init__(self) -> None:
-        self.batcher = Batcher(self.answerer, self.limits)
-        self.decoders = ThreadPoolExecutor(self.limits.decoders, thread_name_prefix="maple-decode")
-        self.pictures = Capacity(self.limits.queue)
+    def __init__(self, predictor: Predictor, limits: Limits, find_examples: Callable[[], ExampleSet]) -> None:
+        self.predictor = predictor
+        self.limits = limits
+        self.batcher = Batcher(predictor, limits)
+        self.queue = Capacity(limits.queue, "the queue is full ({used} of {total} images)")
+        self._decoders = ThreadPoolExecutor(limits.decoders, thread_name_prefix="maple-decode")
+        self._find_examples = find_examples
+        self._examples: asyncio.Task[ExampleSet] | None = None
+        self._tasks: set[asyncio.Task[ClassProbabilities]] = set()
 
     @asynccontextmanager
-    async def life(self, _app: FastAPI) -> AsyncIterator[None]:
-        """Work from the first request to the last."""
+    async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
+        """Run the threads while the application runs; accepted requests are finished first."""
         self.batcher.start()
-        self.examples = asyncio.create_task(asyncio.to_thread(self.find_examples))
+        self._examples = asyncio.create_task(asyncio.to_thread(self._find_examples))
         try:
             yield
         finally:
             ended = await asyncio.to_thread(self.batcher.close, _CLOSE_SECONDS)
-            self.decoders.shutdown(wait=ended, cancel_futures=True)
+            self._decoders.shutdown(wait=ended, cancel_futures=True)
 
-    async def found_examples(self) -> ExampleSet:
-        """The pictures to try; none where they cannot be found, or not soon."""
-        if self.examples is None:
-            return NO_EXAMPLES
-        with suppress(TimeoutError):
-            try:
-                return await asyncio.wait_for(asyncio.shield(self.examples), _EXAMPLES_SECONDS)
-            except Exception as error:
-                if isinstance(error, TimeoutError):
-                    raise
-                logger.warning("no examples: %s", error)
-        return NO_EXAMPLES
+    async def examples(self) -> ExampleSet:
+        """The example images; none if they cannot be found, or not in time."""
+        if self._examples is None:
+            return ExampleSet()
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._examples), _EXAMPLES_SECONDS)
+        except TimeoutError:
+            return ExampleSet()
+        except Exception as error:  # noqa: BLE001 - a data set that cannot be read must not cost the page
+            logger.warning("no examples: %s", error)
+            return ExampleSet()
 
-    async def answer(self, question: Question, upload: Lease, gone: "asyncio.Future[Any]") -> Answered:
-        """Answer a question in time, unless its sender goes away.
+    async def predict(
+        self, request: PredictRequest, upload: Reservation, disconnected: "asyncio.Future[Any]"
+    ) -> ClassProbabilities:
+        """Compute the predictions for a request, unless the client disconnects.
 
-        The work itself is not interrupted, only not gone on with; what it holds counts until it has ended.
+        Args:
+            upload: the bytes that the request holds; taken over until the work has ended.
 
         Raises:
-            Problem: too many pictures are at work, one cannot be read, the class names will not do, it takes too long.
+            ApiError: the queue is full, an image cannot be read, the class names are invalid, or it takes too long.
         """
-        job = Job(question.class_names)
-        pictures = self.pictures.lease()
-        full = busy(f"{self.pictures.used} pictures wait, and {self.pictures.total} may")
-        pictures.take(len(question.uploads), full)
-        upload.handed_on = True
-        work = asyncio.create_task(self._work(question, job, (pictures, upload)))
-        self.working.add(work)
-        work.add_done_callback(self._done)
-        await asyncio.wait([work, gone], timeout=self.limits.timeout, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
+        job = Job(request.class_names)
+        images = Reservation(self.queue)
+        images.take(len(request.images))
+        held = upload.transfer()
+
+        def finish(task: "asyncio.Task[ClassProbabilities]") -> None:
+            self._tasks.discard(task)
+            images.release()
+            held.release()
+            if not task.cancelled():
+                task.exception()  # marks it as retrieved: the request may have ended before
+
+        # A separate task: threads cannot be interrupted, so what it holds is given back when it ends, not when the
+        # request does. asyncio itself keeps only a weak reference to it.
+        task = asyncio.create_task(self._run(job, request.images))
+        self._tasks.add(task)
+        task.add_done_callback(finish)
+        await asyncio.wait([task, disconnected], timeout=self.limits.timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
             job.abandoned = True
-            job.answer.cancel()
-            raise Problem("timeout", f"no answer within {self.limits.timeout:g} seconds; send fewer pictures, or later")
-        return await work
+            job.result.cancel()
+            seconds = self.limits.timeout
+            raise ApiError(
+                "timeout", f"the request timed out after {seconds:g} seconds; send fewer images, or retry later"
+            )
+        return task.result()
 
-    def _done(self, work: "asyncio.Task[Any]") -> None:
-        self.working.discard(work)
-        if not work.cancelled():
-            work.exception()  # whoever waited was told, or has gone
+    async def _run(self, job: Job, images: Sequence[UploadedImage]) -> ClassProbabilities:
+        loop = asyncio.get_running_loop()
+        decoding = [loop.run_in_executor(self._decoders, self._decode, job, image.content) for image in images]
+        views = await asyncio.gather(*decoding)
+        details = [
+            responses.ErrorDetail(where=f"images[{index}]", message=f"{images[index].source}: {view}")
+            for index, view in enumerate(views)
+            if isinstance(view, str)
+        ]
+        if details:
+            raise ApiError("unreadable_image", details[0].message, details)
+        job.views = [view for view in views if not isinstance(view, str)]
+        self.batcher.put(job)
+        return await asyncio.wrap_future(job.result)
 
-    async def _work(self, question: Question, job: Job, leases: Iterable[Lease]) -> Answered:
-        try:
-            loop = asyncio.get_running_loop()
-            decoded = [
-                loop.run_in_executor(self.decoders, self._view, job, upload.content) for upload in question.uploads
-            ]
-            results = await asyncio.gather(*decoded)
-            if reasons := {index: result for index, result in enumerate(results) if isinstance(result, str)}:
-                raise unreadable(reasons, question.uploads)
-            job.views = [result for result in results if not isinstance(result, str)]
-            self.batcher.put(job)
-            return await asyncio.wrap_future(job.answer)
-        finally:
-            for lease in leases:
-                lease.release()
-
-    def _view(self, job: Job, content: bytes) -> Floats | str:
-        """What the model sees of a picture, or why it cannot."""
+    def _decode(self, job: Job, content: bytes) -> Floats | str:
+        """The preprocessed image, or the reason why it cannot be read."""
         if job.abandoned:
             return "was not read"
         try:
-            return self.answerer.view(read_image(content, max_pixels=self.limits.pixels))
+            return self.predictor.view(read_image(content, max_pixels=self.limits.pixels))
         except ImageError as error:
             return str(error).removeprefix("<bytes>: ")
 
 
 def create_app(
-    answerer: Predictor,
+    predictor: Predictor,
     limits: Limits | None = None,
     *,
     token: str | None = None,
     hosts: Iterable[str] | None = None,
-    find_examples: Callable[[], ExampleSet] = lambda: NO_EXAMPLES,
-) -> Guard:
-    """The whole server as an ASGI application.
+    find_examples: Callable[[], ExampleSet] = ExampleSet,
+) -> FastAPI:
+    """Create the server as an ASGI application.
 
     Args:
-        token: what the API may only be asked with.
-        hosts: the names that requests may address it by; None for any.
-        find_examples: finds pictures to try; called in a thread once the server runs.
+        token: required from clients of the API; None for no token.
+        hosts: names by which requests may address the server; None for any.
+        find_examples: returns example images; called in a thread when the server starts.
     """
     limits = limits or Limits()
-    service = Service(answerer, limits, find_examples)
+    service = PredictionService(predictor, limits, find_examples)
     app = FastAPI(
         title="maple-clip",
         version=__version__,
-        description=description.TEXT,
+        description=_DESCRIPTION,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=service.life,
+        lifespan=service.lifespan,
+        responses=error_responses("malformed", "cross_origin", "wrong_host", "internal"),
     )
     app.state.service = service
+    # GuardMiddleware checks the token; the dependency describes it in OpenAPI.
+    secured: dict[str, Any] = (
+        {} if token is None else {"dependencies": [Depends(BEARER)], "responses": error_responses("unauthorized")}
+    )
+    router = APIRouter(prefix=API_PREFIX, **secured)
     _add_health(app, service)
-    _add_model(app, service)
-    _add_examples(app, service)
-    _add_predict(app, service)
-    add_page(app)
-    app.add_exception_handler(Problem, _told)
-    app.add_exception_handler(HTTPException, _told_http)
-    description.describe(app, protected=token is not None)
-    return Guard(app, limits, token=token, hosts=hosts)
+    _add_model(router, service)
+    _add_examples(router, service)
+    _add_predict(router, service)
+    app.include_router(router)
+    # Single routes, not a mount at /, which would also answer for wrong methods of the routes above.
+    page = StaticFiles(packages=[("maple.serve", "page")], html=True)
+    app.router.routes += [Route(path, page, include_in_schema=False) for path in _PAGE_PATHS]
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_middleware(GuardMiddleware, limits=limits, token=token, hosts=hosts)
+    return app
 
 
-def _add_health(app: FastAPI, service: Service) -> None:
-    @app.get("/healthz", tags=["health"], summary="Whether the process answers", operation_id="healthz")
-    async def healthz() -> schemas.Alive:
-        return schemas.Alive()
+def _add_health(app: FastAPI, service: PredictionService) -> None:
+    @app.get("/healthz", tags=["health"], summary="Whether the process is running", operation_id="healthz")
+    async def healthz() -> responses.ServerStatus:
+        return responses.ServerStatus(status="ok")
 
     @app.get(
         "/readyz",
         tags=["health"],
-        summary="Whether the model answers",
+        summary="Whether the model accepts requests",
         operation_id="readyz",
-        responses=description.errors("not_ready"),
+        responses=error_responses("not_ready"),
     )
-    async def readyz() -> schemas.Ready:
+    async def readyz() -> responses.ServerStatus:
         if not service.batcher.ready:
-            raise Problem("not_ready", "the model does not answer: the server stops, or has failed")
-        return schemas.Ready()
+            raise ApiError("not_ready", "the model accepts no requests: the server is stopping, or has failed")
+        return responses.ServerStatus(status="ready")
 
 
-def _add_model(app: FastAPI, service: Service) -> None:
-    about, limits = dict(service.answerer.about), service.limits
-    if about.get("dataset"):
-        about["dataset"] = short_name(about["dataset"])
-    most = max(limits.classes, len(service.answerer.trained_names))
-    model = schemas.Model(
-        title=description.title_of(about),
+def _add_model(router: APIRouter, service: PredictionService) -> None:
+    predictor, limits = service.predictor, service.limits
+    bounds = {name: getattr(limits, name) for name in responses.RequestLimits.model_fields}
+    bounds["classes"] = max(limits.classes, len(predictor.trained_names))
+    about = responses.public_properties(predictor.about)
+    model = responses.ModelInfo(
+        title=responses.model_title(about),
         about=about,
-        class_names=list(service.answerer.trained_names),
-        zero_shot=service.answerer.has_zero_shot,
-        limits=schemas.LimitsInForce(
-            upload_bytes=limits.upload_bytes,
-            pixels=limits.pixels,
-            images=limits.images,
-            classes=most,
-            name_chars=limits.name_chars,
-            top=limits.top,
-        ),
+        class_names=list(predictor.trained_names),
+        zero_shot=predictor.has_zero_shot,
+        limits=responses.RequestLimits(**bounds),
         version=__version__,
     )
 
-    @app.get("/v1/model", tags=["model"], summary="What answers, and what it was trained on", operation_id="model")
-    async def get_model() -> schemas.Model:
+    @router.get("/model", tags=["model"], summary="The model, and its trained classes", operation_id="model")
+    async def get_model() -> responses.ModelInfo:
         return model
 
 
-def _add_examples(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/examples", tags=["examples"], summary="Pictures to try", operation_id="examples")
-    async def examples() -> schemas.Examples:
-        found = await service.found_examples()
+def _add_examples(router: APIRouter, service: PredictionService) -> None:
+    @router.get("/examples", tags=["examples"], summary="Example images to try", operation_id="examples")
+    async def examples() -> responses.ExampleList:
+        example_set = await service.examples()
         listed = [
-            schemas.Example(id=index, class_name=one.class_name, trained=one.trained)
-            for index, one in enumerate(found.examples)
+            responses.ExampleInfo(id=index, class_name=example.class_name, trained=example.trained)
+            for index, example in enumerate(example_set.examples)
         ]
-        return schemas.Examples(source=found.source if listed else None, examples=listed)
+        return responses.ExampleList(source=example_set.source if listed else None, examples=listed)
 
-    @app.get(
-        "/v1/examples/{number}",
+    number = {"name": "number", "in": "path", "required": True, "description": "Its `id`."}
+
+    # The path convertor answers 404 for anything but a number; a parameter of the function would answer 422.
+    @router.get(
+        "/examples/{number:int}",
         tags=["examples"],
-        summary="One of them, as PNG",
+        summary="An example image, as PNG",
         operation_id="example",
         response_class=Response,
-        responses=description.PNG | description.errors("not_found"),
-        openapi_extra={"parameters": [description.NUMBER]},
+        responses={
+            200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+            **error_responses("not_found"),
+        },
+        openapi_extra={"parameters": [{**number, "schema": {"type": "integer", "minimum": 0}}]},
     )
     async def example(request: Request) -> Response:
-        number = request.path_params["number"]
-        found = (await service.found_examples()).examples
-        if not (number.isascii() and number.isdecimal() and len(number) < 9 and int(number) < len(found)):
-            raise Problem("not_found", f"there is no example {number[:20]!r}; /v1/examples lists them")
-        return Response(found[int(number)].png, media_type="image/png")
+        index = request.path_params["number"]
+        examples = (await service.examples()).examples
+        if index >= len(examples):
+            raise ApiError("not_found", f"there is no example {str(index)[:20]}; /v1/examples lists them")
+        return Response(examples[index].png, media_type="image/png")
 
 
-def _add_predict(app: FastAPI, service: Service) -> None:
-    limits, answerer = service.limits, service.answerer
-    model = schemas.request_model(limits, len(answerer.trained_names))
+def _add_predict(router: APIRouter, service: PredictionService) -> None:
+    predictor = service.predictor
+    parser = RequestParser(service.limits, len(predictor.trained_names))
 
-    @app.post(
-        "/v1/predict",
+    # FastAPI parses one media type per route, so the two of this one are parsed in the route.
+    @router.post(
+        "/predict",
         tags=["predict"],
-        summary="Say what pictures show",
+        summary="Classify images",
         operation_id="predict",
-        response_model=schemas.Predictions,
-        responses=description.errors(*description.PREDICT_CODES),
-        openapi_extra={"requestBody": description.request_body(model)},
+        responses=error_responses(
+            *("malformed", "upload_timeout", "too_large", "unsupported_media_type", "invalid_request", "class_names"),
+            *("unreadable_image", "internal", "model_failed", "busy", "not_ready", "timeout"),
+        ),
+        openapi_extra={"requestBody": parser.openapi()},
     )
-    async def predict(request: Request) -> dict[str, Any]:
-        question = await read_question(request.headers, await request.body(), model, limits)
-        if question.zero_shot and not answerer.has_zero_shot:
-            raise Problem("invalid_request", "zero_shot: this server does not hold the frozen CLIP; leave it out")
-        gone = asyncio.ensure_future(request.receive())
+    async def predict(request: Request) -> responses.PredictResponse:
+        parsed = await parser.parse(request)
+        if parsed.zero_shot and not predictor.has_zero_shot:
+            raise ApiError("invalid_request", "zero_shot: this server does not have the frozen CLIP; leave it out")
+        # The body has been read: the next message says that the client has disconnected.
+        disconnected = asyncio.ensure_future(request.receive())
         try:
-            answered = await service.answer(question, request.scope[LEASE], gone)
+            result = await service.predict(parsed, request.state.upload, disconnected)
         finally:
-            gone.cancel()
-        return _predictions(question, answered)
+            disconnected.cancel()
+        return _predict_response(parsed, result)
 
 
-def _predictions(question: Question, answered: Answered) -> dict[str, Any]:
-    rows = []
-    for index, upload in enumerate(question.uploads):
-        frozen = answered.frozen[index] if question.zero_shot and answered.frozen is not None else None
-        one = answer(upload.source, answered.names, answered.tuned[index], frozen, question.top)
-        rows.append(
-            {
-                "source": one.source,
-                "best": [{"class": rank.name, "probability": rank.probability} for rank in one.best],
-                "zero_shot": one.zero_shot
-                and [{"class": rank.name, "probability": rank.probability} for rank in one.zero_shot],
-            }
+def _predict_response(request: PredictRequest, result: ClassProbabilities) -> responses.PredictResponse:
+    def ranking(ranked: Sequence[Ranked]) -> list[responses.RankedClass]:
+        return [responses.RankedClass(name=item.name, probability=item.probability) for item in ranked]
+
+    predictions = []
+    for index, image in enumerate(request.images):
+        frozen = result.frozen[index] if request.zero_shot and result.frozen is not None else None
+        prediction = answer(image.source, result.names, result.tuned[index], frozen, request.top)
+        zero_shot = None if prediction.zero_shot is None else ranking(prediction.zero_shot)
+        predictions.append(
+            responses.ImagePrediction(source=image.source, best=ranking(prediction.best), zero_shot=zero_shot)
         )
-    note = answered.note and answered.note.replace("--zero-shot", "the zero-shot answers")
-    return {"predictions": rows, "class_count": len(answered.names), "note": note}
+    note = result.note and result.note.replace("--zero-shot", "the zero-shot predictions")
+    return responses.PredictResponse(predictions=predictions, class_count=len(result.names), note=note)
 
 
-async def _told(_request: Request, error: Exception) -> Response:
-    if not isinstance(error, Problem):
-        raise error
-    return JSONResponse(error.answer(), error.status, error.all_headers())
-
-
-async def _told_http(request: Request, error: Exception) -> Response:
-    """What the framework refuses by itself: unknown addresses, and methods that an address does not know."""
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    """Answer with the body that every error has, for the framework's own errors too: unknown paths and methods."""
     if not isinstance(error, HTTPException):
         raise error
-    headers = dict(error.headers or {})
-    path = request.url.path[:100]
-    if error.status_code == 405:
-        allowed = headers.get("Allow", "another method")
-        problem = Problem("method_not_allowed", f"{path!r} is asked with {allowed}", headers=headers)
-    elif error.status_code == 404:
-        problem = Problem("not_found", f"there is nothing at {path!r}; /openapi.json describes what there is")
-    else:
-        problem = Problem("malformed", str(error.detail), headers=headers)
-    return await _told(request, problem)
+    if not isinstance(error, ApiError):
+        path = request.url.path[:100]
+        if error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "another method")
+            error = ApiError("method_not_allowed", f"{path!r} supports {allowed}", headers=error.headers)
+        elif error.status_code == 404:
+            error = ApiError("not_found", f"there is nothing at {path!r}; /openapi.json describes the API")
+        else:
+            error = ApiError("malformed", str(error.detail), headers=error.headers)
+    return error.response()

@@ -1,4 +1,4 @@
-"""Pictures of many requests through the model at once, each answered under its own class names."""
+"""Batches images of several requests for the model; each request keeps its own class names."""
 
 import logging
 import threading
@@ -15,18 +15,18 @@ import numpy as np
 from maple.errors import ClassNamesError, MapleError
 from maple.inference.predictor import EncodedClasses, Floats, Predictor
 from maple.serve.limits import Limits
-from maple.serve.problems import Problem
+from maple.serve.responses import ApiError
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Answered:
-    """Probabilities of the pictures of one request.
+class ClassProbabilities:
+    """The probabilities for the n images of one request.
 
     Attributes:
         names: the C class names.
-        note: on names that were not trained.
+        note: on class names that were not trained, or None.
         tuned, frozen: [n, C] of the trained method and of the frozen CLIP.
     """
 
@@ -38,80 +38,87 @@ class Answered:
 
 @dataclass
 class Job:
-    """The pictures of one request, [n] views [3, R, R], and the class names to choose from, None for the trained ones.
+    """The images of one request, n views [3, R, R], and the class names to choose from (None for the trained ones).
 
-    `abandoned` says that nobody waits for the answer any more; who says so also cancels `answer`.
+    `abandoned` says that the result is no longer needed; whoever sets it also cancels `result`.
     """
 
     names: tuple[str, ...] | None
     views: list[Floats] = field(default_factory=list)
     abandoned: bool = False
-    answer: "Future[Answered]" = field(default_factory=Future)
+    result: "Future[ClassProbabilities]" = field(default_factory=Future)
 
 
 class Batcher:
-    """One thread that owns the model; `put` hands it jobs from any other.
+    """A thread that owns the model; `put` hands it jobs from any other thread.
 
-    It waits for nobody but bounds nothing either: whoever puts jobs counts them (see `Capacity`).
+    It does not bound how many jobs wait: the caller does (see `Capacity`).
+
+    Example::
+
+        batcher = Batcher(predictor, Limits())
+        batcher.start()
+        job = Job(("cat", "dog"), [predictor.view(image)])
+        batcher.put(job)
+        job.result.result().tuned  # [1, 2]
+        batcher.close(10)
     """
 
-    def __init__(self, answerer: Predictor, limits: Limits) -> None:
-        self._answerer = answerer
+    def __init__(self, predictor: Predictor, limits: Limits) -> None:
+        self._predictor = predictor
         self._limits = limits
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="maple-model", daemon=True)
+        self._thread = threading.Thread(target=self._process_batches, name="maple-model", daemon=True)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the thread."""
         self._thread.start()
 
     @property
     def ready(self) -> bool:
-        """Whether a job would be worked on."""
+        """Whether jobs are accepted."""
         return self._thread.is_alive() and not self._closing
 
     def put(self, job: Job) -> None:
-        """Take a job on; its `answer` is set or fails with a Problem.
+        """Accept a job; its `result` is set, or fails with an ApiError.
 
         Raises:
-            Problem: the server stops.
+            ApiError: the server is stopping.
         """
         if not self.ready:
-            raise Problem("not_ready", "the server is about to stop; send the request to another, or later")
+            raise ApiError("not_ready", "the server is stopping; send the request to another one, or retry later")
         self._jobs.put(job)
 
     def close(self, seconds: float) -> bool:
-        """Finish what was taken on, in at most so many seconds; return whether the thread has ended."""
+        """Finish the accepted jobs, within the given seconds; return whether the thread has ended."""
         self._closing = True
         self._jobs.put(None)
         if self._thread.is_alive():
             self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def _work(self) -> None:
-        while batch := self._next():
-            # From here on an answer cannot be cancelled any more.
-            waited_for = [job for job in batch if not job.abandoned and job.answer.set_running_or_notify_cancel()]
+    def _process_batches(self) -> None:
+        while batch := self._next_batch():
+            # From here on, a result can no longer be cancelled.
+            jobs = [job for job in batch if not job.abandoned and job.result.set_running_or_notify_cancel()]
             try:
-                self._answer(waited_for)
-            except Exception as error:  # noqa: BLE001 - the thread goes on, whatever happened to one batch
-                # One picture must not cost the others their answer.
-                if len(waited_for) == 1:
-                    _fail(waited_for[0], error)
+                self._predict(jobs)
+            except Exception as error:  # noqa: BLE001 - the thread must survive any failure of a batch
+                if len(jobs) == 1:
+                    _fail(jobs[0], error)
                     continue
-                for job in waited_for:
-                    if not job.answer.done():
-                        self._answer_alone(job)
+                # One bad image must not cost the other requests their result, so each job is repeated alone.
+                for job in jobs:
+                    if job.result.done():
+                        continue
+                    try:
+                        self._predict([job])
+                    except Exception as error:  # noqa: BLE001 - as above
+                        _fail(job, error)
 
-    def _answer_alone(self, job: Job) -> None:
-        try:
-            self._answer([job])
-        except Exception as error:  # noqa: BLE001 - as above
-            _fail(job, error)
-
-    def _next(self) -> list[Job]:
-        """The jobs of the next batch: at least one, then what comes in a moment and fits. Empty at the end."""
+    def _next_batch(self) -> list[Job]:
+        """Wait for a job, then add those that arrive within `wait` seconds and fit. Empty when closed."""
         first = self._jobs.get()
         if first is None:
             return []
@@ -123,50 +130,49 @@ class Batcher:
             except Empty:
                 break
             if job is None:
-                self._jobs.put(None)
+                self._jobs.put(None)  # for the next call
                 break
             batch.append(job)
             count += len(job.views)
         return batch
 
-    def _answer(self, jobs: Sequence[Job]) -> None:
+    def _predict(self, jobs: Sequence[Job]) -> None:
+        """Set the results of jobs: the images are encoded together, then compared with each list of class names."""
         groups: dict[tuple[str, ...] | None, list[Job]] = defaultdict(list)
         for job in jobs:
             groups[job.names].append(job)
-        spoken: dict[tuple[str, ...] | None, EncodedClasses] = {}
-        for names, asked in groups.items():
+        encoded: dict[tuple[str, ...] | None, EncodedClasses] = {}
+        for names, group in groups.items():
             try:
-                spoken[names] = self._answerer.encode_class_names(names)
+                encoded[names] = self._predictor.encode_class_names(names)
             except ClassNamesError as error:
-                for job in asked:
-                    job.answer.set_exception(Problem("class_names", str(error)))
-        able = [job for names in spoken for job in groups[names]]
-        views = [view for job in able for view in job.views]
-        size = self._limits.batch
-        seen: list[Any] = []
-        for start in range(0, len(views), size):
-            seen += self._answerer.encode(np.stack(views[start : start + size]))
-        for names, about in spoken.items():
+                for job in group:
+                    job.result.set_exception(ApiError("class_names", str(error)))
+        views = [view for names in encoded for job in groups[names] for view in job.views]
+        features: list[Any] = []
+        for start in range(0, len(views), self._limits.batch):
+            features += self._predictor.encode(np.stack(views[start : start + self._limits.batch]))
+        for names, classes in encoded.items():
             count = sum(len(job.views) for job in groups[names])
-            of_group, seen = seen[:count], seen[count:]
-            tuned, frozen = self._answerer.probabilities(of_group, about)
-            _share(groups[names], about.names, about.note, tuned, frozen)
-
-
-def _share(jobs: Sequence[Job], names: Sequence[str], note: str | None, tuned: Floats, frozen: Floats | None) -> None:
-    """Give each job its rows of the probabilities [n, C] of all of them."""
-    if not np.isfinite(tuned).all() or not (frozen is None or np.isfinite(frozen).all()):
-        raise MapleError("the model gave a probability that is not a number")
-    start = 0
-    for job in jobs:
-        rows = slice(start, start := start + len(job.views))
-        job.answer.set_result(Answered(tuple(names), note, tuned[rows], None if frozen is None else frozen[rows]))
+            of_group, features = features[:count], features[count:]
+            tuned, frozen = self._predictor.probabilities(of_group, classes)
+            if not np.isfinite(tuned).all() or not (frozen is None or np.isfinite(frozen).all()):
+                raise MapleError("the model returned a probability that is not a number")
+            start = 0
+            for job in groups[names]:
+                rows = slice(start, start := start + len(job.views))
+                job.result.set_result(
+                    ClassProbabilities(
+                        tuple(classes.names), classes.note, tuned[rows], None if frozen is None else frozen[rows]
+                    )
+                )
 
 
 def _fail(job: Job, error: Exception) -> None:
     if isinstance(error, MapleError):
-        problem = Problem("model_failed", f"the model could not answer: {error}")
+        failure = ApiError("model_failed", f"the model failed: {error}")
     else:
+        # Only messages of this package are sent to clients.
         logger.error("the model failed", exc_info=error)
-        problem = Problem("model_failed", "the model could not answer; the server's log says why")
-    job.answer.set_exception(problem)
+        failure = ApiError("model_failed", "the model failed; see the server's log")
+    job.result.set_exception(failure)

@@ -1,31 +1,32 @@
-"""What a server takes on: sizes, counts and times. Everything it holds at once is bounded by these."""
+"""Limits of a server: sizes, counts and times, and the reservations that keep the total within them."""
 
 from dataclasses import dataclass, fields
 
 from maple.errors import ConfigError
+from maple.serve.responses import ApiError
 
 MIB = 1024**2
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one request, and of all of them together.
+    """Bounds of one request, and of all requests together.
 
     Attributes:
-        upload_bytes: of the body of a request.
-        uploads_bytes: of all bodies that are held at once; above, requests are told to come again.
-        pixels: of a picture, told from its header before it is decoded.
-        images: of a request.
-        classes: names in a request; the trained list is always allowed.
-        name_chars: of a class name.
-        top: classes in an answer.
-        queue: pictures that are waiting or at work; above, requests are told to come again.
-        batch: pictures that the model sees at once.
-        wait: seconds that a batch waits for more pictures.
-        timeout: seconds from the whole request to the answer.
-        upload_timeout: seconds in which a body must arrive.
-        head_timeout: seconds in which the head of a request must arrive on an open connection.
-        decoders: threads that decode pictures.
+        upload_bytes: size of a request body.
+        uploads_bytes: size of all bodies held at once; beyond it, requests are refused as `busy`.
+        pixels: size of an image, read from its header before it is decoded.
+        images: images in a request.
+        classes: class names in a request; the list of trained names is always allowed.
+        name_chars: length of a class name.
+        top: classes in a prediction.
+        queue: images waiting or being processed; beyond it, requests are refused as `busy`.
+        batch: images that the model processes at once.
+        wait: seconds that a batch waits for more images.
+        timeout: seconds from the complete request to the response.
+        upload_timeout: seconds within which a body must arrive.
+        head_timeout: seconds within which the head of a request must arrive on an open connection.
+        decoders: threads that decode images.
 
     Raises:
         ConfigError: a value is out of range, or two contradict each other.
@@ -50,12 +51,65 @@ class Limits:
         for field in fields(self):
             value = getattr(self, field.name)
             least: float = 0 if field.name == "wait" else 0.001 if field.type in (float, "float") else 1
-            # False for NaN too.
+            # Also false for NaN.
             if not least <= value < float("inf"):
-                raise ConfigError(f"{field.name} is {value}; it must be a number from {least}")
+                raise ConfigError(f"{field.name} is {value}; it must be a number of at least {least}")
         for small, large in (("upload_bytes", "uploads_bytes"), ("images", "queue")):
             if getattr(self, small) > getattr(self, large):
                 raise ConfigError(
-                    f"{small} is {getattr(self, small)}, more than {large} ({getattr(self, large)}), so that such a "
-                    f"request could never be taken; raise {large}"
+                    f"{small} is {getattr(self, small)}, more than {large} ({getattr(self, large)}), so the largest "
+                    f"allowed request could never be accepted; raise {large}"
                 )
+
+
+class Capacity:
+    """A bounded total, of bytes or images, that requests reserve parts of. For the event loop's thread only.
+
+    Args:
+        total: the bound.
+        full: the message for requests that would exceed it, with the fields `used` and `total`.
+    """
+
+    def __init__(self, total: int, full: str) -> None:
+        self.total = total
+        self.used = 0
+        self.full = full
+
+
+class Reservation:
+    """The part of a capacity that one request holds; empty at first.
+
+    Example::
+
+        reservation = Reservation(Capacity(128, "the queue is full ({used} of {total} images)"))
+        reservation.take(2)  # raises ApiError if the capacity is exceeded
+        reservation.release()
+    """
+
+    def __init__(self, capacity: Capacity) -> None:
+        self._capacity = capacity
+        self._held = 0
+
+    def take(self, count: int) -> None:
+        """Reserve `count` more.
+
+        Raises:
+            ApiError: `busy`, if the capacity would be exceeded; nothing is reserved then.
+        """
+        capacity = self._capacity
+        if capacity.used + count > capacity.total:
+            reason = capacity.full.format(used=capacity.used, total=capacity.total)
+            raise ApiError("busy", f"the server is busy: {reason}; retry in a moment")
+        capacity.used += count
+        self._held += count
+
+    def transfer(self) -> "Reservation":
+        """Move what is held to a new reservation, for work that may outlive the request."""
+        successor = Reservation(self._capacity)
+        successor._held, self._held = self._held, 0
+        return successor
+
+    def release(self) -> None:
+        """Give everything back. May be called more than once."""
+        self._capacity.used -= self._held
+        self._held = 0

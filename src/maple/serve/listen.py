@@ -1,23 +1,23 @@
-"""From an application to a process that listens, and stops when it is told to."""
+"""Listen on a socket and run the application until SIGINT or SIGTERM."""
 
 import asyncio
-import contextlib
 import errno
-import json
 import logging
 import signal
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from ipaddress import ip_address
+from types import FrameType
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from maple.errors import ConfigError
-from maple.serve.guard import LOOPBACK, Guard, host_of, is_loopback
 from maple.serve.limits import Limits
-from maple.serve.problems import Problem
+from maple.serve.middleware import LOOPBACK
+from maple.serve.responses import ApiError
 
 MIN_TOKEN = 16
 
@@ -26,91 +26,99 @@ def bind(host: str, port: int) -> socket.socket:
     """A socket bound to one address of `host`, not yet listening; port 0 is any free one.
 
     Raises:
-        ConfigError: no such host, a port that is taken or may not be used.
+        ConfigError: the host cannot be resolved, or the port is out of range, in use or not permitted.
     """
     if not 0 <= port <= 65535:
-        raise ConfigError(f"port {port} is none; give one from 1 to 65535, or 0 for any free one")
+        raise ConfigError(f"port {port} is not valid; give one from 1 to 65535, or 0 for any free one")
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"host {host!r} cannot be resolved ({error}); give an address of this machine") from error
+    family, kind, _, _, address = addresses[0]
     listening = socket.socket(family, kind)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
     except OSError as error:
         listening.close()
-        where = f"port {port} of {host}"
-        if error.errno == errno.EADDRINUSE:
-            advice = "choose another with --port, or --port 0 for any free one"
-            raise ConfigError(f"{where} is in use by another program; {advice}") from error
-        if error.errno == errno.EACCES:
-            raise ConfigError(f"{where} may not be used by this user; choose one from 1024 to 65535") from error
-        raise ConfigError(
-            f"{where} cannot be listened on ({error.strerror}); give an address of this machine"
-        ) from error
+        reason = {
+            errno.EADDRINUSE: "is in use by another program; choose another with --port, or --port 0 for any free one",
+            errno.EACCES: "is not permitted for this user; choose one from 1024 to 65535",
+        }.get(error.errno or 0, f"cannot be listened on ({error.strerror}); give an address of this machine")
+        raise ConfigError(f"port {port} of {host} {reason}") from error
     return listening
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
 
 
 def check_token(token: str | None) -> None:
     """Refuse a token that could be guessed, or that HTTP cannot carry.
 
     Raises:
-        ConfigError: it is short, or holds something else than printable ASCII without spaces.
+        ConfigError: it is short, or contains anything but printable ASCII without spaces.
     """
     if token is None:
         return
-    make = 'make one with: python -c "import secrets; print(secrets.token_urlsafe())"'
+    command = 'create one with: python -c "import secrets; print(secrets.token_urlsafe())"'
     if len(token) < MIN_TOKEN:
-        raise ConfigError(f"the token has {len(token)} characters; it must have at least {MIN_TOKEN}: {make}")
+        raise ConfigError(f"the token has {len(token)} characters; it must have at least {MIN_TOKEN}: {command}")
     if not all("!" <= char <= "~" for char in token):
-        raise ConfigError(f"the token holds a space or a character that HTTP cannot carry; {make}")
+        raise ConfigError(f"the token contains a space or a character that HTTP cannot carry; {command}")
+
+
+def require_token(listening: socket.socket, host: str, token: str | None, *, anyone: bool) -> None:
+    """Refuse to serve other machines without a token, unless `anyone` may use the server.
+
+    Raises:
+        ConfigError: other machines reach the socket, and there is no token.
+    """
+    if token is None and not anyone and not is_loopback(listening.getsockname()[0]):
+        raise ConfigError(
+            f"--host {host} lets other machines use this server; set a token in the environment variable MAPLE_TOKEN "
+            "(or with --token), or allow anyone with --no-token"
+        )
 
 
 def allowed_hosts(listening: socket.socket, host: str, more: list[str]) -> list[str] | None:
-    """The names that requests may address the server by; None for any, where others than this machine reach it.
+    """The names by which requests may address the server; None for any, if other machines reach it.
 
     Raises:
-        ConfigError: a name is none.
+        ConfigError: a name of `more` is not a host name.
     """
     for name in more:
         if not name or (any(char in name for char in "/:@*, ") and not is_loopback(name)):
-            raise ConfigError(f"--allow-host {name!r} is no host name; give one as in example.org, without port")
+            raise ConfigError(f"--allow-host {name!r} is not a host name; give one such as example.org, without port")
     if not is_loopback(listening.getsockname()[0]) and not more:
         return None
     return [*LOOPBACK, host, *more]
 
 
-def require_token(listening: socket.socket, host: str, token: str | None, *, anyone: bool) -> None:
-    """Refuse to serve other machines without a token, unless `anyone` may ask.
-
-    Raises:
-        ConfigError: as said.
-    """
-    if token is None and not anyone and not is_loopback(listening.getsockname()[0]):
-        raise ConfigError(
-            f"--host {host} lets other machines ask this one; set a token in the environment variable MAPLE_TOKEN "
-            "(or with --token), or let anybody ask with --no-token"
-        )
-
-
 def address_of(listening: socket.socket, host: str) -> str:
     """The server's URL."""
-    return f"http://{host_of(host)}:{listening.getsockname()[1]}"
+    return f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
 
 
-def run(app: Guard, listening: socket.socket, limits: Limits, *, started: Callable[[], None]) -> None:
-    """Serve until SIGINT or SIGTERM; what is under way is then finished, in at most the time an answer may take.
+def run(app: ASGIApp, listening: socket.socket, limits: Limits, *, started: Callable[[], None]) -> None:
+    """Serve until SIGINT or SIGTERM; open requests are then finished, within the time that a response may take.
 
     Args:
         started: called once requests are answered.
+
+    Example::
+
+        with bind("127.0.0.1", 0) as listening:
+            run(create_app(predictor), listening, Limits(), started=lambda: print(address_of(listening, "127.0.0.1")))
     """
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells of parts of bodies
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its messages quote request bodies
     config = uvicorn.Config(
         app,
-        http=_protocol(limits),
+        http=type("Protocol", (HeadTimeoutProtocol,), {"head_timeout": limits.head_timeout}),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -122,78 +130,73 @@ def run(app: Guard, listening: socket.socket, limits: Limits, *, started: Callab
         timeout_graceful_shutdown=int(limits.timeout) + 1,
         h11_max_incomplete_event_size=32 * 1024,
     )
-    server = _Server(config, started)
-    asyncio.run(server.serve(sockets=[listening]))
+    asyncio.run(_Server(config, started).serve(sockets=[listening]))
 
 
 class _Server(uvicorn.Server):
-    """A server for which a signal to stop is its regular end, not an error."""
+    """A server that is expected to be stopped by a signal, and so ends with status 0."""
 
     def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
         super().__init__(config)
-        self._tell = started
+        self._on_started = started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._tell()
+            self._on_started()
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        del frame
+        # As uvicorn does, but without recording the signal: it would raise a recorded one again after the shutdown.
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
 
 
-def _protocol(limits: Limits) -> type[H11Protocol]:
-    class Patient(H11Protocol):
-        """Waits only so long for the head of a request, and says in JSON what is no HTTP."""
+class HeadTimeoutProtocol(H11Protocol):
+    """HTTP/1.1 with a time limit for the head of each request, and errors in JSON.
 
-        _deadline: asyncio.TimerHandle | None = None
+    uvicorn only limits the time between requests: a client that sends a head byte by byte would hold its connection
+    forever. Bodies are limited by `GuardMiddleware`.
+    """
 
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._wait_for_head()
+    head_timeout: float
+    _timer: asyncio.TimerHandle | None = None
 
-        def handle_events(self) -> None:
-            super().handle_events()
-            if self.cycle is not None and not self.cycle.response_complete:
-                self._stop_waiting()
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._restart_timer()
 
-        def on_response_complete(self) -> None:
-            # Before the next request, if it has come already, is begun there.
-            self._wait_for_head()
-            super().on_response_complete()
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_timer()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_waiting()
-            super().connection_lost(exc)
+    def on_response_complete(self) -> None:
+        # First, because the next request may have arrived already: it starts here, and stops the timer.
+        self._restart_timer()
+        super().on_response_complete()
 
-        def _wait_for_head(self) -> None:
-            self._stop_waiting()
-            self._deadline = self.loop.call_later(limits.head_timeout, self.transport.close)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
 
-        def _stop_waiting(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
+    def _restart_timer(self) -> None:
+        self._stop_timer()
+        self._timer = self.loop.call_later(self.head_timeout, self.transport.close)
 
-        def send_400_response(self, msg: str) -> None:
-            del msg
-            if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
-                # An answer is under way: nobody knows where another would begin.
-                self.transport.close()
-                return
-            problem = Problem("malformed", "this is not HTTP, or its head is too large")
-            body = json.dumps(problem.answer()).encode()
-            head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-            self.transport.write(head.encode() + b"Connection: close\r\n\r\n" + body)
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def send_400_response(self, msg: str) -> None:
+        del msg  # uvicorn's is plain text
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            # In the middle of a response, a client could not tell where this one begins.
             self.transport.close()
-
-    return Patient
+            return
+        body = ApiError("malformed", "this is not HTTP, or its head is too large").response().body
+        head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        self.transport.write(head.encode() + b"Connection: close\r\n\r\n" + bytes(body))
+        self.transport.close()

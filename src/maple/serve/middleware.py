@@ -1,0 +1,210 @@
+"""ASGI middleware: host, origin and token checks, request size limits, security headers."""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import re
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from fastapi.security import HTTPBearer
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from maple.serve.limits import Capacity, Limits, Reservation
+from maple.serve.responses import ApiError
+
+logger = logging.getLogger(__name__)
+
+API_PREFIX = "/v1"
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+BEARER = HTTPBearer(scheme_name="token", auto_error=False)
+"""Reads the token of a request; as a dependency of the routes, it describes the token in OpenAPI."""
+
+_SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Cache-Control": "no-store",
+}
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s:@/\[\]]+)(:[0-9]*)?")
+_DRAIN_SECONDS = 5.0
+
+
+class GuardMiddleware:
+    """Refuses requests that may not be made here, bounds their bodies, and adds security headers to every response.
+
+    The host, size and busy checks are done here rather than by Starlette's `TrustedHostMiddleware`, its body limit and
+    uvicorn's `limit_concurrency`: those answer in plain text and with other statuses than the API documents, the
+    origin check needs the parsed host anyway, and the bytes are counted anyway for the total of all requests.
+
+    Args:
+        token: required for paths under /v1; None for no token.
+        hosts: names by which requests may address this server, against DNS rebinding; None for any.
+    """
+
+    def __init__(
+        self, app: ASGIApp, limits: Limits, *, token: str | None = None, hosts: Iterable[str] | None = None
+    ) -> None:
+        self._app = app
+        self._limits = limits
+        self._token = None if token is None else _digest(token)
+        self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
+        self._uploads = Capacity(limits.uploads_bytes, "uploads hold {used:,} of {total:,} bytes")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or pass on the events of the server's lifespan."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        upload = Reservation(self._uploads)
+        exchange = _Exchange(scope, receive, send, self._limits, upload)
+        # HEAD is answered as GET; uvicorn leaves out the body.
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        inner = {**scope, "method": method, "state": {**scope.get("state", {}), "upload": upload}}
+        try:
+            await self._check(scope)
+            exchange.check_declared_size()
+            await self._app(inner, exchange.receive, exchange.send)
+        except ApiError as error:
+            await error.response()(scope, receive, exchange.send)
+        except Exception as error:
+            logger.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+            if not exchange.response_started:
+                response = ApiError("internal", "the server failed; see its log").response()
+                await response(scope, receive, exchange.send)
+        finally:
+            upload.release()
+
+    async def _check(self, scope: Scope) -> None:
+        """Check host, origin and token, before anything of the body is read.
+
+        A dependency of a FastAPI route would check the token only after the body has been read and parsed.
+        """
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if self._hosts is not None and _host_name(host) not in self._hosts:
+            raise ApiError(
+                "wrong_host",
+                f"this server is not addressed as {host[:100]!r}, but as {', '.join(sorted(self._hosts))}; "
+                "start it with --allow-host to add a name",
+            )
+        origin = headers.get("origin")
+        if origin is not None and not self._is_same_origin(origin, host):
+            raise ApiError("cross_origin", f"pages of {origin[:100]!r} may not use this server")
+        if self._token is not None and scope["path"].startswith(f"{API_PREFIX}/"):
+            credentials = await BEARER(HTTPConnection(scope))
+            if credentials is None or not hmac.compare_digest(_digest(credentials.credentials.strip()), self._token):
+                raise ApiError(
+                    "unauthorized",
+                    "a token is required: send the header 'Authorization: Bearer TOKEN' with the server's token",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+
+    def _is_same_origin(self, origin: str, host: str) -> bool:
+        try:
+            netloc = urlsplit(origin).netloc.lower()
+        except ValueError:
+            return False
+        # Behind a proxy, the page's origin is a name of --allow-host, whatever port the proxy passes on.
+        return netloc == host.lower() or _host_name(netloc) in (self._hosts or frozenset()) - LOOPBACK
+
+
+class _Exchange:
+    """One request and its response: counts and bounds the body, drains the rest of it, adds the headers."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits, upload: Reservation) -> None:
+        self._receive = receive
+        self._send = send
+        self._limits = limits
+        self._upload = upload
+        self._received = 0
+        self._deadline = asyncio.get_running_loop().time() + limits.upload_timeout
+        self.response_started = False
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "")
+        self._declared = int(length) if length.isascii() and length.isdecimal() else 0
+        self._complete = not self._declared and "transfer-encoding" not in headers
+        self._expects_continue = "expect" in headers
+
+    def check_declared_size(self) -> None:
+        """Refuse a body that is announced as too large, before it is read."""
+        self._check_size(self._declared)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limits.upload_bytes:
+            limit = self._limits.upload_bytes
+            raise ApiError(
+                "too_large", f"the request is larger than the allowed {limit:,} bytes; send fewer or smaller images"
+            )
+
+    async def receive(self) -> Message:
+        """The next part of the body; after the body, wait for the client to disconnect.
+
+        Raises:
+            ApiError: the body is too large or too slow, all bodies together are, or the client has disconnected.
+        """
+        if self._complete:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            seconds = self._limits.upload_timeout
+            raise ApiError("upload_timeout", f"the request did not arrive within {seconds:g} seconds") from None
+        if message["type"] == "http.disconnect":
+            self._complete = True
+            raise ApiError("malformed", "the client disconnected before the request was complete")
+        count = len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        self._received += count
+        self._check_size(self._received)
+        self._upload.take(count)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the response, with the security headers; first, drain the request."""
+        if message["type"] == "http.response.start":
+            await self._drain()
+            self.response_started = True
+            headers = MutableHeaders(scope=message)
+            for name, value in _SECURITY_HEADERS.items():
+                headers.setdefault(name, value)
+            if not self._complete:
+                headers["Connection"] = "close"
+        await self._send(message)
+
+    async def _drain(self) -> None:
+        """Read and discard the rest of a refused body: a client that is still writing would not read the response.
+
+        Only a bounded amount, and not if the client waits for "100 Continue", or more is announced than is read.
+        """
+        limit = 2 * self._limits.upload_bytes
+        if self._expects_continue or self._declared > limit:
+            return
+        try:
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while not self._complete and self._received <= limit:
+                    message = await self._receive()
+                    self._received += len(message.get("body", b""))
+                    self._complete = not message.get("more_body", False)
+        except TimeoutError:
+            return
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without port and brackets; empty if it is malformed."""
+    match = _HOST.fullmatch(host.lower())
+    return "" if match is None else match["name"].strip("[]").removesuffix(".")
+
+
+def _digest(token: str) -> bytes:
+    # Digests are compared, not the tokens: the time of that would reveal the token's length.
+    return hashlib.sha256(token.encode("latin-1", "replace")).digest()
