@@ -86,7 +86,7 @@ def read_json(
     except (OSError, ValueError, RecursionError) as reason:
         raise error(f"{path} is unreadable or damaged ({reason}){advice}") from reason
     if not isinstance(content, kind):
-        name = {dict: "a JSON object", list: "a JSON array"}.get(kind, kind.__name__)
+        name = "a JSON object" if kind is dict else "a JSON array" if kind is list else kind.__name__
         raise error(f"{path} is damaged: it should hold {name}, but holds {shortened(json.dumps(content), 80)}{advice}")
     return content
 

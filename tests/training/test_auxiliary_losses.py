@@ -17,7 +17,7 @@ from maple.distributed import Processes
 from maple.errors import ConfigError, TrainingDivergedError
 from maple.methods import Method, build_method
 from maple.train import Trainer
-from maple.train.epochs import accumulate
+from maple.train.trainer import accumulate_gradients
 
 Gradients = Mapping[str, Mapping[str, Tensor]]
 
@@ -100,11 +100,9 @@ def test_shares_of_several_processes_add_up(batch: Batch, backbone: Backbone, mo
     shares = [Batch(batch.images[cut], batch.labels[cut]) for cut in (slice(0, 2), slice(2, 2), slice(2, 5))]
     steps = [Trainer(guided.method, TrainSettings()).begin_step(share, 5) for share in shares]
     for step in steps:
-        accumulate([step])
+        accumulate_gradients([step])
     for name, value in expected.items():
-        torch.testing.assert_close(
-            sum(step.auxiliary_losses["entropy"][name] for step in steps), value, rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(sum(step.auxiliary["entropy"][name] for step in steps), value, rtol=1e-4, atol=1e-5)
 
 
 def test_the_scale_of_fp16_is_not_heard(

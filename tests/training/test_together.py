@@ -1,6 +1,11 @@
 """Several trainers in one loop: what happens to one does not happen to the others; and the passes below."""
 
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +18,7 @@ from maple.config import TrainSettings
 from maple.data import Batch
 from maple.errors import ConfigError, ImageError, TrainingDivergedError
 from maple.methods import Method, build_method
-from maple.prompts import encode_image, encode_text, together, write_sentences
+from maple.prompts import encode, encode_image, encode_text, share_passes, write_sentences
 from maple.train import EpochReport, Trainer, run_epochs
 
 Batches = list[tuple[Batch, int]]
@@ -111,7 +116,7 @@ def test_other_methods_and_other_class_names_train_beside_each_other(backbone: B
 def test_half_precision_scales_each_loss_by_itself(small_state: dict[str, Tensor]) -> None:
     half = backbone_from_state_dict(small_state, precision="fp16")
     one, other = trainer(half), trainer(half, 2)
-    other._scaler.load_state_dict({**other._scaler.state_dict(), "scale": 8.0})
+    other.scaler.load_state_dict({**other.scaler.state_dict(), "scale": 8.0})
     twin = trainer(half)
     reports = run_epochs([(one, batches(1, 1), print), (other, batches(2, 1), print)])
     assert all(isinstance(report, EpochReport) for report in reports)
@@ -150,7 +155,7 @@ def test_passes_keep_their_order_and_their_gradients(double_backbone: Backbone) 
         lambda: twice(2),
         lambda: once(0) * 0,
     ]
-    found = together(computations)
+    found = share_passes(computations)
     alone = [computation() for computation in computations]
     for one, other in zip(found, alone, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
@@ -165,20 +170,156 @@ def test_text_passes_of_any_kind_are_made_as_one(shape: tuple[int, ...], double_
     tower, generator = double_backbone.text, torch.Generator().manual_seed(0)
     sentences = write_sentences(double_backbone, NAMES, prompt_length=4)
     prompts = [[torch.randn(*shape, tower.width, generator=generator).double()] * 2 for _ in range(3)]
-    found = together([lambda own=own: encode_text(tower, sentences, own) for own in prompts])
+    found = share_passes([lambda own=own: encode_text(tower, sentences, own) for own in prompts])
     for one, own in zip(found, prompts, strict=True):
         torch.testing.assert_close(one, encode_text(tower, sentences, own), rtol=1e-10, atol=1e-12)
 
 
-def test_an_error_in_a_computation_comes_out(backbone: Backbone) -> None:
-    def wrong() -> Tensor:
-        raise ValueError("wrong")
+def test_a_computation_may_draw_random_numbers_and_is_called_once(backbone: Backbone) -> None:
+    """In turn, so that the numbers are the same every time."""
+    image, order = torch.zeros(1, 3, 32, 32), []
 
-    image = torch.zeros(1, 3, 32, 32)
-    with pytest.raises(ValueError, match="wrong"):
-        together([lambda: encode_image(backbone.image, image, []), wrong])
-    assert encode_image(backbone.image, image, []).shape == (1, 32), "and passes are made at once again"
+    def draw(name: str, passes: int) -> tuple[str, list[float]]:
+        order.append(name)
+        numbers = [float(torch.rand(()))]
+        for _ in range(passes):
+            assert encode_image(backbone.image, image, []).shape == (1, 32)
+            numbers.append(float(torch.rand(())))
+        return name, numbers
+
+    computations = [lambda name=name, n=n: draw(name, n) for n, name in enumerate("abc")]
+    results = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        results.append(share_passes(computations))
+    assert results[0] == results[1]
+    assert order == [*"abcabc"]
+    torch.manual_seed(0)
+    rounds = [float(torch.rand(())) for _ in range(6)]
+    # First all of them up to their first pass, then those that continue.
+    assert [numbers for _, numbers in results[0]] == [rounds[:1], [rounds[1], rounds[3]], [rounds[2], *rounds[4:]]]
+
+
+def test_modes_and_context_of_the_caller_hold_in_each_computation(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable: ContextVar[str] = ContextVar("variable", default="")
+    image, modes = torch.zeros(2, 3, 32, 32), []
+    encode_now = encode._encode_image
+
+    def encoding(*arguments: Any) -> Tensor:
+        modes.append((len(arguments[1]), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return encode_now(*arguments)
+
+    monkeypatch.setattr(encode, "_encode_image", encoding)
+
+    def compute(grad: bool, inference: bool, autocast: bool) -> tuple[Any, ...]:
+        outer = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"))
+        with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            first = encode_image(backbone.image, image, [])
+        with torch.inference_mode(inference):
+            second = encode_image(backbone.image, image, [])
+        return *outer, variable.get(), first.dtype, second.is_inference()
+
+    variable.set("set")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        results = share_passes([partial(compute, True, True, False), partial(compute, False, False, True)])
+    for outer in results:
+        assert outer[:4] == (False, False, True, "set")
+    assert [result[5] for result in results] == [True, False]
+    # The last one: leaving inference mode is to torch entering grad mode.
+    assert modes == [(2, True, False), (2, False, True), (2, False, True), (2, True, True)]
+    with torch.inference_mode():
+        assert share_passes([torch.is_inference_mode_enabled] * 2) == [True, True]
+    modes.clear()
+    share_passes([partial(compute, True, False, False)] * 2)
+    assert modes == [(4, True, False), (4, True, False)]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_an_error_in_a_computation_ends_all_of_them(error: type[BaseException], after: int, backbone: Backbone) -> None:
+    image, left, threads = torch.zeros(1, 3, 32, 32), [], threading.active_count()
+
+    def good() -> None:
+        try:
+            for _ in range(5):
+                encode_image(backbone.image, image, [])
+        finally:
+            left.append("good")
+            with pytest.raises(BaseException):  # noqa: B017, PT011 - whatever ends a computation
+                encode_image(backbone.image, image, [])  # one that is being ended has no passes any more
+
+    def wrong() -> None:
+        for _ in range(after):
+            encode_image(backbone.image, image, [])
+        raise error("wrong")
+
+    with pytest.raises(error, match="wrong"):
+        share_passes([good, wrong, good])
+    # The third has not begun when the second raises at once.
+    assert left == ["good"] * (1 if after == 0 else 2)
+    assert threading.active_count() == threads
+    assert encode_image(backbone.image, image, []).shape == (1, 32), "passes are run at once again"
+
+
+def test_an_error_in_a_shared_pass_ends_all_computations(backbone: Backbone) -> None:
+    threads = threading.active_count()
+    wrong = torch.zeros(1, 3, 31, 32)
+    with pytest.raises(ImageError, match=r"images of shape \[3, 3, 31, 32\]"):
+        share_passes([lambda: encode_image(backbone.image, wrong, [])] * 3)
+    assert threading.active_count() == threads
+
+
+def test_an_interrupt_while_a_computation_runs_ends_all_of_them(backbone: Backbone) -> None:
+    """As Ctrl-C: the main thread is interrupted, whichever thread computes."""
+    image, threads = torch.zeros(1, 3, 32, 32), threading.active_count()
+
+    def interrupted() -> None:
+        encode_image(backbone.image, image, [])
+        signal.raise_signal(signal.SIGINT)
+        for _ in range(100):
+            time.sleep(0.01)
+            encode_image(backbone.image, image, [])
+
+    with pytest.raises(KeyboardInterrupt):
+        share_passes([interrupted, lambda: encode_image(backbone.image, image, []), interrupted])
+    assert threading.active_count() == threads
+
+
+def test_shared_passes_within_shared_passes(backbone: Backbone) -> None:
+    image = torch.randn(2, 3, 32, 32)
+
+    def inner() -> list[Tensor]:
+        return share_passes([lambda: encode_image(backbone.image, image, [])] * 2)
+
+    expected = encode_image(backbone.image, image, [])
+    for features in [features for results in share_passes([inner, inner]) for features in results]:
+        torch.testing.assert_close(features, expected)
+
+
+def test_a_loss_that_draws_and_counts_trains_side_by_side(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a loss with dropout: it is called once for each micro-batch, also where others wait for its pass."""
+    calls = []
+
+    def noisy(method: Method) -> Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]:
+        generator, plain = torch.Generator().manual_seed(0), method.loss
+
+        def loss(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            calls.append(len(images))
+            return plain(images + torch.randn(images.shape, generator=generator), labels)
+
+        return loss
+
+    side, alone = ([trainer(backbone), trainer(backbone, 2)] for _ in range(2))
+    for one in (*side, *alone):
+        monkeypatch.setattr(one.method, "loss", noisy(one.method))
+    run_epochs([(one, batches(n), print) for n, one in enumerate(side)])
+    assert calls == [4] * 4
+    for number, one in enumerate(alone):
+        one.run_epoch(batches(number))
+        close(side[number], one)
 
 
 def test_nobody_to_share_with() -> None:
-    assert together([]) == []
+    assert share_passes([]) == []

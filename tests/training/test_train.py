@@ -16,7 +16,7 @@ from maple.data import Batch
 from maple.errors import CheckpointError, ConfigError, TrainingDivergedError
 from maple.methods import Method, build_method
 from maple.train import StepReport, Trainer, learning_rate
-from maple.train.epochs import accumulate
+from maple.train.trainer import accumulate_gradients
 
 NAMES = ["cat", "dog", "owl"]
 MAPLE = {"name": "maple", "prompt_depth": 3}
@@ -291,8 +291,8 @@ def parts(batch: Batch, cuts: Sequence[int]) -> list[Batch]:
 def share_of(trainer: Trainer, batch: Batch, whole: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What one process comes to with its share of a batch: sums of the logs, and gradients."""
     step = trainer.begin_step(batch, whole)
-    accumulate([step])
-    return step.sums, {name: value.grad for name, value in step.parameters.items() if value.grad is not None}
+    accumulate_gradients([step])
+    return step.sums, {name: value.grad for name, value in trainer.parameters.items() if value.grad is not None}
 
 
 @pytest.mark.parametrize("cuts", [[2], [1], [0], [4], [1, 1, 3]])

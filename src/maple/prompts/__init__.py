@@ -4,7 +4,7 @@ from maple.prompts.classes import PromptedClasses, TemplateClasses
 from maple.prompts.coupling import Coupling
 from maple.prompts.encode import encode_image, encode_image_with_attention, encode_text, l2_normalize, to_float32
 from maple.prompts.initialise import PROMPT_STD, random_tokens, word_tokens
-from maple.prompts.passes import together
+from maple.prompts.passes import share_passes
 from maple.prompts.splice import Sentences, write_sentences
 
 __all__ = [
@@ -18,8 +18,8 @@ __all__ = [
     "encode_text",
     "l2_normalize",
     "random_tokens",
+    "share_passes",
     "to_float32",
-    "together",
     "word_tokens",
     "write_sentences",
 ]

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from maple.clip import ImageTower, Memory, TextTower, is_recorded
 from maple.errors import UnsupportedTowerError
 from maple.memory import device_memory
-from maple.prompts.passes import answer
+from maple.prompts.passes import run_or_defer
 from maple.prompts.splice import Parts, Sentences, Suffix, append_vision, replace_vision
 
 # Of each row and block, in widths of the tower: the norms' inputs, queries, keys, values, attention, four of the MLP.
@@ -37,8 +37,8 @@ def encode_text(
         memory_limit: bytes that the states of the sentences' ends may take, about; where it would be more, they are
             computed in pieces, and once more for the gradient. By default a quarter of the device's memory.
     """
-    wanted = _TextPass(tower, sentences, tuple(prompts), memory_limit)
-    return answer(wanted) if prompts else wanted.alone()  # fixed sentences are encoded once: nothing to share
+    request = _TextPass(tower, sentences, tuple(prompts), memory_limit)
+    return run_or_defer(request) if prompts else request.run()  # fixed sentences are encoded once: nothing to share
 
 
 def encode_image(tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]) -> Tensor:
@@ -47,7 +47,7 @@ def encode_image(tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]) -
     Args:
         prompts: J tensors [P, Hv], or [B, P, Hv] with prompts per image. Layer k's enters block k.
     """
-    return answer(_ImagePass(tower, images, tuple(prompts)))
+    return run_or_defer(_ImagePass(tower, images, tuple(prompts)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,19 +63,22 @@ class _TextPass:
         return [prompt[(None,) * (4 - prompt.ndim)] for prompt in self.prompts]
 
     @property
-    def likeness(self) -> Hashable:
+    def batch_key(self) -> Hashable:
         shapes = tuple((prompt.shape[1:], prompt.dtype) for prompt in self._grouped)
         return self.tower, self.sentences.content, shapes, self.memory_limit
 
-    def alone(self) -> Tensor:
+    def run(self) -> Tensor:
         return _encode_text(self.tower, self.sentences, self.prompts, self.memory_limit)
 
-    def jointly(self, others: Sequence["_TextPass"]) -> list[Tensor]:
+    def run_batch(self, others: Sequence["_TextPass"]) -> list[Tensor]:
         passes = (self, *others)
-        layers = [torch.cat(layer) for layer in zip(*(one._grouped for one in passes), strict=True)]
+        layers = [torch.cat(layer) for layer in zip(*(request._grouped for request in passes), strict=True)]
         features = _encode_text(self.tower, self.sentences, layers, self.memory_limit)
-        parts = features.split([len(one._grouped[0]) for one in passes])
-        return [part if one.prompts[0].ndim == 4 else part.squeeze(0) for one, part in zip(passes, parts, strict=True)]
+        parts = features.split([len(request._grouped[0]) for request in passes])
+        return [
+            part if request.prompts[0].ndim == 4 else part.squeeze(0)
+            for request, part in zip(passes, parts, strict=True)
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,21 +88,21 @@ class _ImagePass:
     prompts: tuple[Tensor, ...]
 
     @property
-    def likeness(self) -> Hashable:
+    def batch_key(self) -> Hashable:
         shapes = tuple((prompt.shape[-2:], prompt.dtype) for prompt in self.prompts)
         return self.tower, self.images.shape[1:], self.images.dtype, shapes
 
-    def alone(self) -> Tensor:
+    def run(self) -> Tensor:
         return _encode_image(self.tower, self.images, self.prompts)
 
-    def jointly(self, others: Sequence["_ImagePass"]) -> list[Tensor]:
+    def run_batch(self, others: Sequence["_ImagePass"]) -> list[Tensor]:
         passes = (self, *others)
-        counts = [len(one.images) for one in passes]
+        counts = [len(request.images) for request in passes]
         layers = [
             torch.cat([prompt.expand(count, -1, -1) for prompt, count in zip(layer, counts, strict=True)])
-            for layer in zip(*(one.prompts for one in passes), strict=True)
+            for layer in zip(*(request.prompts for request in passes), strict=True)
         ]
-        return list(_encode_image(self.tower, torch.cat([one.images for one in passes]), layers).split(counts))
+        return list(_encode_image(self.tower, torch.cat([request.images for request in passes]), layers).split(counts))
 
 
 def _encode_text(tower: TextTower, sentences: Sentences, prompts: Sequence[Tensor], memory_limit: int | None) -> Tensor:

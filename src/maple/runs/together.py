@@ -15,7 +15,8 @@ from maple.errors import ConfigError, MapleError
 from maple.runs.folder import only_one
 from maple.runs.spec import complete, open_backbone, relevant
 from maple.runs.training import Run, Silent, TrainProgress, TrainResult, kept_result
-from maple.train import Batches, run_epochs
+from maple.train import run_epochs
+from maple.train.trainer import Batches
 
 
 def in_common(settings: RunSettings) -> str:

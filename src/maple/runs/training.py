@@ -19,7 +19,8 @@ from maple.methods import Method, build_method
 from maple.runs.folder import only_one, read_history, refuse_other_run, write_beginning, write_epoch, write_history
 from maple.runs.spec import complete, open_backbone, open_dataset, relevant, sample
 from maple.runs.training_data import TrainingData
-from maple.train import Batches, EpochReport, StepReport, Trainer
+from maple.train import EpochReport, StepReport, Trainer
+from maple.train.trainer import Batches
 
 # What must be the same for a run to go on, and how to call it.
 _IDENTITY = {"items": "training images (hash)", "backbone": "backbone", "settings": "settings"}

@@ -24,7 +24,8 @@ from maple.data import (
 from maple.methods import Features, Method
 from maple.prompts import encode_image, to_float32
 from maple.runs.spec import eval_transform
-from maple.train import Batches, Trainer
+from maple.train import Trainer
+from maple.train.trainer import Batches
 
 
 class TrainingData:

@@ -1,12 +1,14 @@
-"""A method under training: its optimiser, its steps, its state.
+"""A method in training: its optimizer, its steps, its state; and the only training loop, `run_epochs`.
 
 Source: SPEC section 4; Dassl.pytorch@c61a1b5 dassl/optim/optimizer.py, lr_scheduler.py, dassl/engine/trainer.py.
-Departs: only prompts are given to the optimiser, and they are always float32, whatever the backbone's precision.
+Departs: only prompts are given to the optimizer, and they are always float32, whatever the backbone's precision.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,18 +18,67 @@ from maple.data import Batch
 from maple.distributed import Processes
 from maple.errors import CheckpointError, ConfigError, MapleError, TrainingDivergedError
 from maple.methods import Method
-from maple.train.epochs import Batches, EpochReport, Step, StepReport, accumulate, run_epochs
+from maple.prompts import share_passes
 
-# Below it an infinite gradient is no overflow of the scaled loss any more.
+# Below this loss scale, an infinite gradient is not an overflow of float16 any more.
 _SMALLEST_SCALE = 1.0
+
+Batches = Iterable[tuple[Batch, int]]
+"""Pairs of this process's share of a batch and the number of images in the whole batch."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step, over the whole batch of all processes.
+
+    Example:
+        >>> trainer.step(images, labels)
+        StepReport(epoch=0, step=0, images=4, lr=1e-05, loss=1.0986, logs={'accuracy': 0.25})
+    """
+
+    epoch: int
+    step: int
+    images: int
+    lr: float
+    loss: float
+    logs: dict[str, float]
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One epoch: means over its images; `losses` of each step, in order.
+
+    Example:
+        >>> [report.loss for report in trainer.history]
+        [1.0986, 0.8721]
+    """
+
+    epoch: int
+    lr: float
+    loss: float
+    logs: dict[str, float]
+    losses: tuple[float, ...] = field(repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain dictionary, for metrics.jsonl and the resume state; a resumed run writes the same text again."""
+        return {**asdict(self), "logs": dict(sorted(self.logs.items())), "losses": list(self.losses)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `as_json`."""
+        return cls(**{**values, "losses": tuple(values["losses"])})
 
 
 def learning_rate(settings: TrainSettings, epoch: int) -> float:
-    """The rate of a whole epoch (from 0): a constant warm-up, then a cosine over the epochs.
+    """The learning rate of a whole epoch (from 0): a constant warm-up, then a cosine over the epochs.
 
     The cosine counts from the first epoch after the warm-up, with T_max = epochs, so it does not reach 0: the last of
     five epochs of MaPLe runs at 0.35 of the rate. Source: Dassl.pytorch@c61a1b5 dassl/optim/lr_scheduler.py:38-57
     (the wrapped scheduler first steps when the warm-up is over).
+
+    Example:
+        >>> [round(learning_rate(TrainSettings(lr=0.1), epoch), 5) for epoch in range(5)]
+        [1e-05, 0.1, 0.09045, 0.06545, 0.03455]
     """
     if epoch < settings.warmup_epochs:
         return settings.warmup_lr
@@ -38,21 +89,43 @@ def learning_rate(settings: TrainSettings, epoch: int) -> float:
 
 def make_optimizer(parameters: Iterable[Tensor], settings: TrainSettings) -> torch.optim.Optimizer:
     """SGD with momentum (no Nesterov), Adam or AdamW; weight decay on every prompt parameter."""
+    lr, decay = settings.lr, settings.weight_decay
     if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay)
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, nesterov=False
-    )
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
+    return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=decay, nesterov=False)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a trainer, from its batch to its gradients; those of the loss are with the parameters.
+
+    Attributes:
+        micro_batches: this process's share of the batch, in pieces.
+        images: the number of images in the whole batch, of all processes.
+        sums: this process's share of the loss and of each log.
+        auxiliary: the gradients of the method's auxiliary losses, by parameter.
+    """
+
+    trainer: "Trainer"
+    micro_batches: list[Batch]
+    images: int
+    sums: dict[str, Tensor]
+    auxiliary: dict[str, dict[str, Tensor]]
 
 
 class Trainer:
-    """A method under training, and all that a resumed run needs to know.
+    """A method in training, and all that a resumed run needs to know.
 
     Attributes:
-        epoch: how many epochs are finished.
+        epoch: the number of finished epochs.
         history: their reports.
+
+    Example:
+        >>> trainer = Trainer(method, TrainSettings(epochs=5))
+        >>> while not trainer.finished:
+        ...     report = trainer.run_epoch([(batch, len(batch)) for batch in loader])
     """
 
     def __init__(self, method: Method, settings: TrainSettings, processes: Processes | None = None) -> None:
@@ -65,7 +138,7 @@ class Trainer:
         self.history: list[EpochReport] = []
         self._step = 0
         half = method.backbone.dtype == torch.float16
-        self._scaler = torch.amp.GradScaler(method.backbone.device.type, enabled=half, init_scale=2.0**12)
+        self.scaler = torch.amp.GradScaler(method.backbone.device.type, enabled=half, init_scale=2.0**12)
         self._optimizer = make_optimizer(self.parameters.values(), settings) if self.parameters else None
 
     @property
@@ -74,12 +147,12 @@ class Trainer:
         return self._optimizer is None or self.epoch >= self.settings.epochs
 
     def run_epoch(self, batches: Batches, on_step: Callable[[StepReport], None] = lambda _: None) -> EpochReport:
-        """Train one epoch on (this process's share of a batch, length of the whole batch) pairs.
+        """Train one epoch on pairs of (this process's share of a batch, number of images in the whole batch).
 
         Raises:
             ConfigError: the method has no prompt parameters.
-            TrainingDivergedError: a loss or a gradient is not finite; it says where and what to try, and everything
-                is again as it was before the epoch.
+            TrainingDivergedError: a loss or a gradient is not finite; the message says where and what to try, and the
+                trainer is as it was before the epoch.
         """
         (report,) = run_epochs([(self, batches, on_step)])
         if isinstance(report, MapleError):
@@ -87,7 +160,7 @@ class Trainer:
         return report
 
     def step(self, images: Tensor, labels: Tensor) -> StepReport:
-        """One step of a loop of your own, with all that the method asks of a step; the rate is that of `epoch`.
+        """Make one step, for a loop of your own; the learning rate is that of `epoch`.
 
         Args:
             images: [B, 3, R, R], normalised; of several processes, each gives its share of the batch.
@@ -99,72 +172,74 @@ class Trainer:
         """
         self._require_optimizer()
         self.method.train()
-        whole = torch.tensor(len(labels), device=self.processes.device)
-        self.processes.sum_([whole])
-        step = self.begin_step(Batch(images, labels), int(whole))
-        accumulate([step])
+        count = torch.tensor(len(labels), device=self.processes.device)
+        self.processes.sum_([count])
+        step = self.begin_step(Batch(images, labels), int(count))
+        accumulate_gradients([step])
         return self.finish_step(step)
 
-    def begin_epoch(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Make ready for the steps of the next epoch; return the state before it.
-
-        Raises:
-            ConfigError: the method has no prompt parameters.
-        """
-        self._require_optimizer()
-        self.method.train()
-        return self.state()
-
-    def begin_step(self, batch: Batch, whole: int) -> Step:
-        """A step on this process's share of a batch of `whole` images; gradients are zero."""
+    def begin_step(self, batch: Batch, images: int) -> Step:
+        """A step on this process's share of a batch of `images` images; gradients are zero."""
         device, parameters = self.processes.device, self.parameters
         for parameter in parameters.values():
             parameter.grad = torch.zeros_like(parameter)
-        # The scaler wakes up at its first use, which a process without images would never come to.
-        self._scaler.scale(torch.zeros((), device=device))
+        # The scaler initialises itself at its first use, which a process without images would not reach.
+        self.scaler.scale(torch.zeros((), device=device))
         size = max(len(batch.labels), 1) if self.settings.micro_batch is None else self.settings.micro_batch
         return Step(
-            method=self.method,
-            parameters=parameters,
-            scale=self._scaler.scale,
-            pieces=[batch.part(start, size) for start in range(0, len(batch), size)],
-            whole=whole,
+            trainer=self,
+            micro_batches=[batch.part(start, size) for start in range(0, len(batch), size)],
+            images=images,
             sums={name: torch.zeros((), device=device) for name in ("loss", *self.method.log_names)},
-            auxiliary_losses={
-                guide: {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-                for guide in self.method.auxiliary_losses
+            auxiliary={
+                loss: {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+                for loss in self.method.auxiliary_losses
             },
         )
 
     def finish_step(self, step: Step) -> StepReport:
-        """Make a step with the gradients that have been accumulated.
+        """Update the parameters with the gradients that have been accumulated.
 
         Raises:
             TrainingDivergedError: the loss or a gradient is not finite; the step is not made.
         """
-        optimizer, rate = self._require_optimizer(), learning_rate(self.settings, self.epoch)
+        optimizer, lr = self._require_optimizer(), learning_rate(self.settings, self.epoch)
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        guiding = [gradient for named in step.auxiliary_losses.values() for gradient in named.values()]
-        self.processes.sum_([*gradients, *guiding, *step.sums.values()])
+            group["lr"] = lr
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        auxiliary = [gradient for by_name in step.auxiliary.values() for gradient in by_name.values()]
+        self.processes.sum_([*gradients.values(), *auxiliary, *step.sums.values()])
         logs = {name: float(value) for name, value in step.sums.items()}
         loss = logs.pop("loss")
-        self._steer(step.auxiliary_losses)
-        self._scaler.unscale_(optimizer)
-        try:
-            self._refuse_non_finite(loss, gradients, rate)
-        except TrainingDivergedError:
-            self._scaler.update()  # ready for another step, if the caller goes on
-            raise
-        self._scaler.step(optimizer)
-        self._scaler.update()
-        report = StepReport(self.epoch, self._step, step.whole, rate, loss, logs)
+        if not all(bool(gradient.isfinite().all()) for gradient in auxiliary):
+            for gradient in gradients.values():
+                gradient.fill_(math.nan)  # an overflow of an auxiliary loss is one of the step
+        elif auxiliary:
+            # The method sees true gradients; what it returns is scaled again, for the scaler to unscale.
+            scale = self.scaler.get_scale()
+            unscaled = {
+                term: {name: gradient / scale for name, gradient in by_name.items()}
+                for term, by_name in {"loss": gradients, **step.auxiliary}.items()
+            }
+            for name, gradient in self.method.combine_gradients(unscaled).items():
+                gradients[name].copy_(gradient * scale)
+        self.scaler.unscale_(optimizer)
+        # In float16 an infinite gradient may only mean that the loss scale must fall once more.
+        may_rescale = self.scaler.is_enabled() and self.scaler.get_scale() > _SMALLEST_SCALE
+        problem = None if math.isfinite(loss) else f"the loss is {loss}"
+        if problem is None and not may_rescale and not all(bool(g.isfinite().all()) for g in gradients.values()):
+            problem = "a gradient is not finite"
+        if problem is None:
+            self.scaler.step(optimizer)
+        self.scaler.update()  # also after a problem, to be ready for another step, if the caller continues
+        if problem is not None:
+            raise self._diverged(problem, lr)
+        report = StepReport(self.epoch, self._step, step.images, lr, loss, logs)
         self._step += 1
         return report
 
     def finish_epoch(self, steps: Sequence[StepReport]) -> EpochReport:
-        """An epoch has gone by in these steps."""
+        """End an epoch of these steps, for a loop of your own."""
         images = sum(step.images for step in steps)
         names = steps[0].logs if steps else {}
         report = EpochReport(
@@ -179,101 +254,152 @@ class Trainer:
         self.history.append(report)
         return report
 
+    def steps_of_epoch(
+        self, batches: Batches, on_step: Callable[[StepReport], None]
+    ) -> Generator[Step, None, EpochReport | MapleError]:
+        """Train the next epoch, yielding each step for its gradients to be accumulated.
+
+        Returns its report; or the error that ended it, with the trainer as it was before.
+        """
+        self._require_optimizer()
+        self.method.train()
+        before = self.state()
+        reports: list[StepReport] = []
+        try:
+            for batch, images in batches:
+                step = self.begin_step(batch, images)
+                yield step
+                reports.append(self.finish_step(step))
+                on_step(reports[-1])
+        except MapleError as error:
+            self.restore(*before)
+            return error
+        return self.finish_epoch(reports)
+
     def _require_optimizer(self) -> torch.optim.Optimizer:
         if self._optimizer is None:
             raise ConfigError(f"{self.method.title} has no prompt parameters: there is nothing to train, only evaluate")
         return self._optimizer
 
-    def _steer(self, auxiliary_losses: dict[str, dict[str, Tensor]]) -> None:
-        """Replace the gradient of the loss by what the method makes of it and of its auxiliary losses.
-
-        The method sees true gradients; what it returns is scaled again, for the scaler to take it from there.
-        """
-        if not auxiliary_losses:
-            return
-        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        if not all(bool(value.isfinite().all()) for named in auxiliary_losses.values() for value in named.values()):
-            for gradient in gradients.values():
-                gradient.fill_(math.nan)  # an overflow of a guide is one of the step
-            return
-        scale = self._scaler.get_scale()
-        terms = {
-            term: {name: value / scale for name, value in named.items()}
-            for term, named in {"loss": gradients, **auxiliary_losses}.items()
-        }
-        for name, value in self.method.combine_gradients(terms).items():
-            gradients[name].copy_(value * scale)
-
-    def _may_rescale(self) -> bool:
-        """Whether an infinite gradient only means that the loss scale of fp16 has to fall once more."""
-        return self._scaler.is_enabled() and self._scaler.get_scale() > _SMALLEST_SCALE
-
-    def _refuse_non_finite(self, loss: float, gradients: list[Tensor], rate: float) -> None:
-        bad = None
-        if not math.isfinite(loss):
-            bad = f"the loss is {loss}"
-        elif not self._may_rescale() and not all(bool(g.isfinite().all()) for g in gradients):
-            bad = "a gradient is not finite"
-        if bad is None:
-            return
+    def _diverged(self, problem: str, lr: float) -> TrainingDivergedError:
         precision = self.method.backbone.precision
         advice = "a smaller rate (--set train.lr=...), a longer warm-up (--set train.warmup_epochs=2)"
         if precision != "fp32":
             advice += f", or full precision (this run: {precision}; --set backbone.precision=fp32)"
-        raise TrainingDivergedError(
-            f"training diverged: {bad} at step {self._step} (epoch {self.epoch + 1} of {self.settings.epochs}) with "
-            f"learning rate {rate:g}. Nothing of this epoch was kept. Try {advice}."
+        return TrainingDivergedError(
+            f"training diverged: {problem} at step {self._step} (epoch {self.epoch + 1} of {self.settings.epochs}) "
+            f"with learning rate {lr:g}. Nothing of this epoch was kept. Try {advice}."
         )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a resumed run needs: (copies of tensors by name, plain values).
 
-        Random numbers need none: they are derived from the seed, the epoch and the position of a sample.
+        No random state: random numbers are derived from the seed, the epoch and the position of a sample.
         """
-        tensors = {f"prompts/{name}": _copy(value) for name, value in self.parameters.items()}
-        tensors |= {f"method/{name}": _copy(value) for name, value in self.method.training_state().items()}
-        if self._optimizer is not None:
-            for name, parameter in self.parameters.items():
-                for key, value in self._optimizer.state.get(parameter, {}).items():
-                    if isinstance(value, Tensor):
-                        tensors[f"optimizer/{name}/{key}"] = _copy(value)
+        tensors: dict[str, Tensor] = {f"prompts/{name}": value for name, value in self.parameters.items()}
+        tensors |= {f"method/{name}": value for name, value in self.method.training_state().items()}
+        for name, parameter in self.parameters.items():
+            slots = {} if self._optimizer is None else self._optimizer.state.get(parameter, {})
+            tensors |= {f"optimizer/{name}/{key}": value for key, value in slots.items() if isinstance(value, Tensor)}
+        tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
         history = [report.as_json() for report in self.history]
-        scaler = self._scaler.state_dict() if self._scaler.is_enabled() else {}
+        scaler = self.scaler.state_dict() if self.scaler.is_enabled() else {}
         return tensors, {"epoch": self.epoch, "step": self._step, "history": history, "scaler": scaler}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Go on from what `state` returned.
+        """Continue from the result of `state`.
 
         Raises:
-            CheckpointError: the tensors are not those of this method and optimiser.
+            CheckpointError: the tensors are not those of this method and optimizer.
         """
+
+        def below(prefix: str) -> dict[str, Tensor]:
+            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
         for name, parameter in self.parameters.items():
             saved = tensors.get(f"prompts/{name}")
             if saved is None or saved.shape != parameter.shape:
                 raise CheckpointError(f"the resume state does not fit: prompt {name} is missing or has another shape")
             parameter.copy_(saved)
-            prefix = f"optimizer/{name}/"
             if self._optimizer is not None:
+                # Adam counts its steps on the CPU; its other tensors are where their parameter is.
                 self._optimizer.state[parameter] = {
-                    key.removeprefix(prefix): _place(key, value, parameter)
-                    for key, value in tensors.items()
-                    if key.startswith(prefix)
+                    key: value.to("cpu" if key == "step" else parameter.device, copy=True)
+                    for key, value in below(f"optimizer/{name}/").items()
                 }
-        prefix = "method/"
-        self.method.load_training_state(
-            {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        )
+        self.method.load_training_state(below("method/"))
         self.epoch, self._step = values["epoch"], values["step"]
         self.history = [EpochReport.from_json(report) for report in values["history"]]
         if values["scaler"]:
-            self._scaler.load_state_dict(values["scaler"])
+            self.scaler.load_state_dict(values["scaler"])
 
 
-def _copy(value: Tensor) -> Tensor:
-    return value.detach().to("cpu", copy=True).contiguous()
+def run_epochs(
+    parts: Sequence[tuple[Trainer, Batches, Callable[[StepReport], None]]],
+) -> list[EpochReport | MapleError]:
+    """Train the next epoch of several trainers, side by side: they share their passes through the frozen towers.
+
+    Each gets the result that it would have got alone, but for rounding. One that cannot continue gives its error in
+    place of a report, and is as it was before the epoch; the others continue.
+
+    Args:
+        parts: a trainer, its batches, and a function to be called with each of its steps, as `Trainer.run_epoch`
+            takes them.
+
+    Raises:
+        ConfigError: a method has no prompt parameters.
+
+    Example:
+        >>> run_epochs([(trainer, batches, print) for trainer, batches in zip(trainers, batches_of_each)])
+        [EpochReport(epoch=0, ...), TrainingDivergedError('training diverged: the loss is nan ...')]
+    """
+    results: dict[int, EpochReport | MapleError] = {}
+    epochs = [trainer.steps_of_epoch(batches, on_step) for trainer, batches, on_step in parts]
+    while True:
+        steps = []
+        for number, epoch in enumerate(epochs):
+            if number in results:
+                continue
+            try:
+                steps.append(next(epoch))
+            except StopIteration as end:
+                results[number] = end.value
+        if not steps:
+            return [results[number] for number in range(len(parts))]
+        accumulate_gradients(steps)
 
 
-def _place(key: str, value: Tensor, parameter: Tensor) -> Tensor:
-    """Adam counts its steps on the CPU; everything else of the optimiser lives beside its parameter."""
-    return value.clone() if key.endswith("/step") else value.to(parameter.device, copy=True)
+def accumulate_gradients(steps: Sequence[Step]) -> None:
+    """Accumulate the gradient of each step's mean loss over its whole batch, its logs, and its auxiliary losses.
+
+    Every micro-batch of every process is weighted by its part of the whole batch, so the sum is the same however the
+    batch is divided. Steps share no parameter, so their gradients do not mix.
+    """
+    for number in range(max(len(step.micro_batches) for step in steps)):
+        current = [step for step in steps if number < len(step.micro_batches)]
+        losses = []
+        for step in current:
+            batch, device = step.micro_batches[number], step.sums["loss"].device
+            tensors = (batch.images, batch.labels, *(() if batch.frozen is None else (batch.frozen,)))
+            losses.append(partial(step.trainer.method.loss, *(tensor.to(device) for tensor in tensors)))
+        terms: list[dict[str, Tensor]] = []
+        for step, (loss, logs) in zip(current, share_passes(losses), strict=True):
+            weight = len(step.micro_batches[number]) / step.images
+            terms.append({name: value * weight for name, value in {**logs, "loss": loss}.items()})
+            for name, value in terms[-1].items():
+                step.sums[name] += value.detach()
+        for auxiliary in dict.fromkeys(name for step in current for name in step.auxiliary):
+            having = [(step, term) for step, term in zip(current, terms, strict=True) if auxiliary in step.auxiliary]
+            gradients = torch.autograd.grad(
+                [step.trainer.scaler.scale(term[auxiliary]) for step, term in having],
+                [parameter for step, _ in having for parameter in step.trainer.parameters.values()],
+                retain_graph=True,
+                materialize_grads=True,
+            )
+            totals = [total for step, _ in having for total in step.auxiliary[auxiliary].values()]
+            for total, gradient in zip(totals, gradients, strict=True):
+                total += gradient
+        torch.autograd.backward(
+            [step.trainer.scaler.scale(term["loss"]) for step, term in zip(current, terms, strict=True)]
+        )
