@@ -19,6 +19,10 @@ class BackboneError(MapleError):
     """A CLIP cannot be found, read or recognised."""
 
 
+class BackboneDownloadError(BackboneError):
+    """The weights of a CLIP cannot be downloaded."""
+
+
 class UnsupportedTowerError(BackboneError):
     """A method wants to put prompts into a tower that has no place for them (a ResNet, a timm tower)."""
 

@@ -140,7 +140,7 @@ def test_evaluate_errors(trained: Path, arguments: list[str], message: str) -> N
         (["--precision", "fp8"], "backbone.precision"),
         (["--set", "train.crop_scale=[0.9, 0.1]"], "the smaller fraction comes first"),
         (["--device", "foo"], "unknown or absent device 'foo'; choose one of: cpu"),
-        (["--backbone", "ViT-Z"], "no CLIP is called 'ViT-Z'"),
+        (["--backbone", "ViT-Z"], "unknown CLIP 'ViT-Z'"),
     ],
 )
 def test_train_errors(folder: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

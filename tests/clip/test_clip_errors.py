@@ -26,10 +26,10 @@ def refuses(message: str, *arguments: Any, **options: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("ViT-B-61",), r"no CLIP is called 'ViT-B-61'.*the nearest are .*ViT-B-16"),
-        (("zzzzzz",), r"no CLIP is called 'zzzzzz'.*list_models"),
-        (("/nowhere/clip.pt",), r"no CLIP is called '/nowhere/clip.pt': it is no file or folder here"),
-        (("weights/clip.pt",), r"no CLIP is called 'weights/clip.pt': it is no file or folder here"),
+        (("ViT-B-61",), r"unknown CLIP 'ViT-B-61'.*the nearest are .*ViT-B-16"),
+        (("zzzzzz",), r"unknown CLIP 'zzzzzz'.*list_models"),
+        (("/nowhere/clip.pt",), r"unknown CLIP '/nowhere/clip.pt': it is neither a file or folder here"),
+        (("weights/clip.pt",), r"unknown CLIP 'weights/clip.pt': it is neither a file or folder here"),
         (("ViT-B-16", "laion9b"), r"unknown pretrained of ViT-B-16 'laion9b'; choose one of: openai, laion400m_e31"),
         (("ViT-B-16", "gone.pt"), r"unknown pretrained of ViT-B-16 'gone.pt'.*or the path of a file"),
         (("ViT-H-14",), r"ViT-H-14 needs pretrained=...: one of laion2b_s32b_b79k.*a file, or 'random'"),
@@ -43,7 +43,7 @@ def test_names(arguments: tuple[str, ...], message: str) -> None:
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x"])
 def test_unknown_device(device: str) -> None:
-    refuses(f"no device is called '{device}'; write cpu, cuda", "maple-tiny", device=device)
+    refuses(f"unknown device '{device}'; write cpu, cuda", "maple-tiny", device=device)
 
 
 def test_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,9 +53,11 @@ def test_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pretrained_beside_a_folder_or_file(state: files.State, tmp_path: Path) -> None:
     folder = files.save_open_clip(state, tmp_path / "m")
-    refuses(r"brings its own weights; pretrained='openai' goes with an architecture name only", str(folder), "openai")
-    refuses(r"brings its own weights", str(folder / "open_clip_model.safetensors"), "openai")
-    refuses(r"brings its own weights", "hf-hub:lab/tiny", "openai")
+    refuses(
+        r"has its own weights; pretrained='openai' can only be given with an architecture name", str(folder), "openai"
+    )
+    refuses(r"has its own weights", str(folder / "open_clip_model.safetensors"), "openai")
+    refuses(r"has its own weights", "hf-hub:lab/tiny", "openai")
 
 
 # ---- files
@@ -168,7 +170,10 @@ def test_wrong_tensors_are_named(state: files.State, tmp_path: Path) -> None:
     check(r"positional_embedding \(15, 128\)", **{"visual.positional_embedding": torch.zeros(15, 128)})
     check(r"missing: (\S+, ){3}\S+ and \d+ more", **{key: None for key in state if "resblocks.1." in key})
     check(r"the tensor 'visual.proj' is missing|missing: visual.proj$", **{"visual.proj": None})
-    check(r"a vocabulary of 30000 words, not CLIP's 49408", **{"token_embedding.weight": torch.zeros(30000, 64)})
+    check(
+        r"a vocabulary of 30000 tokens, but CLIP's tokenizer has 49408",
+        **{"token_embedding.weight": torch.zeros(30000, 64)},
+    )
     check(r"too few dimensions", text_projection=torch.zeros(64))
 
 
@@ -184,20 +189,22 @@ def test_a_width_that_openai_heads_do_not_divide() -> None:
 
 def test_folders_that_are_no_clip(state: files.State, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    refuses(r"empty is no CLIP: it needs open_clip_config.json \(open_clip\) or config.json", str(tmp_path / "empty"))
+    refuses(
+        r"empty is not a CLIP: it needs open_clip_config.json \(open_clip\) or config.json", str(tmp_path / "empty")
+    )
     bare = files.save_open_clip(state, tmp_path / "bare")
     (bare / "open_clip_model.safetensors").unlink()
-    refuses(r"bare should hold one file of weights, such as open_clip_model.safetensors; it has none", str(bare))
+    refuses(r"bare should hold one weight file, such as open_clip_model.safetensors; it has none", str(bare))
     (bare / "a.bin").touch()
     (bare / "b.bin").touch()
-    refuses(r"several files that might be them \(a.bin, b.bin\)", str(bare))
+    refuses(r"several candidates \(a.bin, b.bin\)", str(bare))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read as JSON"),
-        ("[1]", "should hold a JSON object, not a list"),
+        ("{", "is unreadable or damaged"),
+        ("[1]", "should hold a JSON object, but holds \\[1\\]"),
         ("{}", "model_cfg lacks embed_dim, vision_cfg, text_cfg"),
         ('{"model_cfg": {"embed_dim": 4}}', "model_cfg lacks vision_cfg, text_cfg"),
         ('{"model_cfg": {"embed_dim": 4, "vision_cfg": {"depth": 3}, "text_cfg": {}}}', "cannot be built: .*depth"),
@@ -217,7 +224,7 @@ def test_open_clip_folder_of_another_size(state: files.State, tmp_path: Path) ->
 def test_non_square_images(tmp_path: Path) -> None:
     config = files.changed(vision={"image_size": [32, 64]})
     folder = files.save_open_clip(files.random_state(config), tmp_path / "m", config=config)
-    refuses(r"reads images of \(32, 64\) pixels; only square ones are supported", str(folder))
+    refuses(r"reads images of \(32, 64\) pixels; only square images are supported", str(folder))
 
 
 def _edit(path: Path, **changes: Any) -> None:
@@ -230,13 +237,16 @@ def test_transformers_folders(state: files.State, tmp_path: Path) -> None:
     original = config.read_text()
     for changes, message in (
         ({"model_type": "siglip"}, r"describes a 'siglip' model; .* must have model_type 'clip'"),
-        ({"text_config": {**text, "vocab_size": 30522}}, r"a vocabulary of 30522 words, not CLIP's 49408"),
+        (
+            {"text_config": {**text, "vocab_size": 30522}},
+            r"a vocabulary of 30522 tokens, but CLIP's tokenizer has 49408",
+        ),
         ({"text_config": {**text, "hidden_act": "silu"}}, r"activations are \['gelu', 'silu'\]"),
         ({"text_config": {**text, "hidden_act": "quick_gelu"}}, r"both must be quick_gelu, or both gelu"),
         ({"text_config": {**text, "num_hidden_layers": 1}}, r"unknown: transformer.resblocks.1"),
-        ({"text_config": {**text, "num_attention_heads": 7}}, r"describes no CLIP"),
-        ({"text_config": "none"}, r"config.json describes no CLIP"),
-        ({"vision_config": {"hidden_size": 0, "hidden_act": "gelu"}}, r"describes no CLIP"),
+        ({"text_config": {**text, "num_attention_heads": 7}}, r"does not describe a CLIP"),
+        ({"text_config": "none"}, r"config.json does not describe a CLIP"),
+        ({"vision_config": {"hidden_size": 0, "hidden_act": "gelu"}}, r"does not describe a CLIP"),
     ):
         _edit(config, **changes)
         refuses(message, str(folder))

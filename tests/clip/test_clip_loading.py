@@ -12,7 +12,7 @@ from torch import nn
 from maple.clip import formats, load_clip
 from maple.clip.backbone import fingerprint
 from maple.clip.load import backbone_from_state_dict
-from maple.clip.weights import fill, uninitialised
+from maple.clip.weights import load_weights, uninitialised
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -39,7 +39,7 @@ def test_tensors_become_the_models_own_without_a_copy() -> None:
     state = {key: value.clone() for key, value in build().state_dict().items()}
     with uninitialised():
         model = build()
-    fill(model, state, "test")
+    load_weights(model, state, "test")
     for key, value in model.state_dict().items():
         assert value.data_ptr() == state[key].data_ptr()
         assert torch.equal(value, state[key])
@@ -54,7 +54,7 @@ def test_what_lies_badly_or_in_another_type_is_copied() -> None:
     state["visual.proj"] = given["visual.proj"].T.contiguous().T
     state["text_projection"] = given["text_projection"].double()
     model = build()
-    fill(model, state, "test")
+    load_weights(model, state, "test")
     for key, value in model.state_dict().items():
         assert value.dtype == torch.float32
         assert value.is_contiguous()

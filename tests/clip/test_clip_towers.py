@@ -1,4 +1,4 @@
-"""The seams: walking a tower step by step is the tower, and a tower without seams says why."""
+"""A tower run stage by stage equals the whole tower, and a tower without stages says why."""
 
 from typing import Any
 
@@ -85,7 +85,7 @@ def test_sizes() -> None:
     assert (image.width, image.depth) == (128, 3)
     assert image.embed(files.images()).shape == (4, 17, 128)
     assert text.embed(tokenize(backbone)).shape == (3, 77, 64)
-    assert torch.equal(text.words([5, 9]), backbone.model.token_embedding.weight[[5, 9]])
+    assert torch.equal(text.token_embeddings([5, 9]), backbone.model.token_embedding.weight[[5, 9]])
 
 
 @pytest.mark.parametrize("name", ["plain", "eos"])
@@ -133,7 +133,9 @@ def test_image_obstacles(name: str, what: str) -> None:
     backbone = build(MODELS[name])
     assert (backbone.image.width, backbone.image.depth) == (0, 0)
     backbone.text.require_promptable("CoOp")
-    message = f"MaPLe puts prompts into the image tower, but its image tower is a {what}.*zero_shot, coop, cocoop"
+    message = (
+        f"MaPLe puts prompts into the image tower, but its image tower is a {what}.*a method without image prompts"
+    )
     with pytest.raises(UnsupportedTowerError, match=message):
         backbone.image.require_promptable("MaPLe")
     with torch.no_grad():

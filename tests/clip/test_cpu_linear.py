@@ -95,7 +95,7 @@ def test_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 2
 
 
-@pytest.mark.skipif(not cpu_linear._HALF, reason="this processor has no bfloat16 cpu_linear")
+@pytest.mark.skipif(not cpu_linear._BFLOAT16, reason="this processor has no bfloat16 products")
 @given(rows=st.integers(1, 90), width=st.integers(1, 70), out=st.integers(1, 70), bias=st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_bfloat16_is_as_near_as_that_of_linear(rows: int, width: int, out: int, bias: bool) -> None:

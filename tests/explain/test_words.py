@@ -26,11 +26,11 @@ def test_a_token_that_starts_at_a_word_is_nearest_to_it(backbone: Backbone) -> N
 def test_both_measures_rank_as_they_say(backbone: Backbone) -> None:
     method = make("coop", backbone)
     token = method.text_prompts()[0][2].detach()
-    table = backbone.text.words(range(backbone.text.vocabulary_size))
+    table = backbone.text.token_embeddings(range(backbone.text.vocabulary_size))
     found = nearest_words(method, top=4).sets[""][2]
     distances = (table - token).norm(dim=1)
     expected = distances.argsort()[:4]
-    assert [near.word for near in found.by_distance] == backbone.token_words(expected.tolist())
+    assert [near.word for near in found.by_distance] == backbone.token_texts(expected.tolist())
     torch.testing.assert_close(torch.tensor([near.value for near in found.by_distance]), distances[expected])
     cosines = [near.value for near in found.by_cosine]
     assert cosines == sorted(cosines, reverse=True)
@@ -76,6 +76,6 @@ def test_words_that_its_clip_never_met_are_left_out(backbone: Backbone) -> None:
 
 def test_how_tokens_read(backbone: Backbone) -> None:
     ids = backbone.word_ids("uncanny photo")
-    assert backbone.token_words(ids)[-1] == "photo"
-    assert backbone.token_words([49406, 49407]) == ["<start_of_text>", "<end_of_text>"]
-    assert "".join(backbone.token_words(backbone.word_ids("xylophonist"))).replace("-", "") == "xylophonist"
+    assert backbone.token_texts(ids)[-1] == "photo"
+    assert backbone.token_texts([49406, 49407]) == ["<start_of_text>", "<end_of_text>"]
+    assert "".join(backbone.token_texts(backbone.word_ids("xylophonist"))).replace("-", "") == "xylophonist"

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from maple.cli import app
 from maple.config import RunSettings
 from maple.data import SAVED_SPLIT, load_dataset, read_saved_split, write_saved_split
-from maple.errors import BackboneError, CheckpointError, ConfigError, DataError, MapleError
+from maple.errors import BackboneDownloadError, CheckpointError, ConfigError, DataError, MapleError
 from maple.fitting import SilentFit, fit, fit_folder, fit_settings, inspect_source, read_fit
 from maple.fitting import run as fit_module
 from maple.runs import evaluate_run, read_rows
@@ -247,12 +247,12 @@ def test_what_fails_does_so_before_the_images_are_looked_at(
     monkeypatch.delattr(fit_module, "inspect_dataset")
 
     def offline(*_: object, **__: object) -> None:
-        raise BackboneError("the weights of ViT-B-16 / openai cannot be fetched: no network")
+        raise BackboneDownloadError("the weights of ViT-B-16 / openai cannot be downloaded: no network")
 
     with monkeypatch.context() as patched:
         patched.setattr(fit_module, "open_backbone", offline)
         with pytest.raises(
-            BackboneError, match=r"cannot be fetched.*To try .* without any download: --backbone maple-small"
+            BackboneDownloadError, match=r"cannot be downloaded.*To try .* without any download: --backbone maple-small"
         ):
             fit(settings_for(folder), tmp_path / "run", device="cpu")
     deep = fit_settings(str(folder), "vpt", layer=TINY, overrides=["method.vision_prompt_depth=99"])

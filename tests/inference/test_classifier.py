@@ -158,7 +158,7 @@ def test_bad_labels_and_settings() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             PromptClassifier(**{**QUICK, **change}).fit(images, labels)
-    with pytest.raises(BackboneError, match="no CLIP is called 'ViT-Z'"):
+    with pytest.raises(BackboneError, match="unknown CLIP 'ViT-Z'"):
         PromptClassifier(backbone="ViT-Z").fit(images, labels)
 
 

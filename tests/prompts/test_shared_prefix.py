@@ -20,7 +20,7 @@ NAMES = ("river", "highway or road", "annual crop land with a very long name", "
 def closed(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every block run whole, as one that is built otherwise."""
     for block in (*backbone.text._blocks, *backbone.image._blocks):
-        monkeypatch.setattr(block, "is_open", False)
+        monkeypatch.setattr(block, "is_standard", False)
 
 
 def features_and_gradients(

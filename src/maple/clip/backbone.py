@@ -1,4 +1,4 @@
-"""A loaded CLIP: two towers with seams, its tokenizer and preprocessing, frozen."""
+"""A loaded, frozen CLIP: two towers that prompts can enter, its tokenizer and its preprocessing."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the image tower expects: square size R in pixels, channel means and deviations of [0, 1] values."""
+    """What the image tower expects: square size R in pixels, channel means and deviations of [0, 1] values.
+
+    Example:
+        >>> load_clip("ViT-B-16").preprocessing.size
+        224
+    """
 
     size: int
     mean: tuple[float, float, float]
@@ -30,15 +35,20 @@ class Preprocessing:
 
 
 class Backbone:
-    """A frozen CLIP. No parameter of it ever receives a gradient, and it is always in evaluation mode.
+    """A frozen CLIP: its parameters never receive a gradient, and it is always in evaluation mode.
 
     Args:
         model: an open_clip model in float32; it is frozen, moved and converted in place.
-        name: what the user called it; with `pretrained`, how to load it again.
-        preprocessing: the image side's input.
+        name: the name it was loaded by; together with `pretrained`, how to load it again.
+        preprocessing: what the image tower expects.
         tokenizer: callable from sentences to ids [n, T].
-        precision: fp32, bf16 or fp16: of the large weights and of the states between blocks. Norms,
-            prompts, features, logits and losses stay float32.
+        precision: fp32, bf16 or fp16: of the large weights and of the states between blocks. Norms, prompts, features,
+            logits and losses stay float32.
+
+    Example:
+        >>> clip = load_clip("ViT-B-16", device="cuda")
+        >>> clip.tokenize(["a photo of a cat."]).shape, clip.image.depth, clip.embed_dim
+        (torch.Size([1, 77]), 12, 512)
     """
 
     def __init__(
@@ -67,67 +77,68 @@ class Backbone:
         model.to(self.device)
         self.text = TextTower(model, self.dtype)
         self.image = ImageTower(model, self.dtype)
-        if self.dtype != torch.float32:
-            self._autocast_whole_towers()
+        for tower in (self.text, self.image):
+            if self.dtype != torch.float32 and tower.obstacle is not None:
+                # Towers of other libraries keep float32 weights and run under autocast, as these libraries expect.
+                tower.encode = _autocasted(tower.encode, self.device.type, self.dtype)
         self.embed_dim = self._embed_dim()
 
     @property
     def model(self) -> Any:
-        """The open_clip model itself, for export and tests; do not train it."""
+        """The underlying open_clip model, for export and tests; do not train it."""
         return self._model
 
     def tokenize(self, sentences: Sequence[str]) -> Tensor:
         """Sentences to padded ids [n, T], int64, T the context length.
 
         Raises:
-            ClassNamesError: a sentence has more tokens than the context holds; it is named, never cut.
+            ClassNamesError: a sentence has more tokens than the context length; none is ever truncated.
         """
         ids = self._tokenizer(list(sentences)).to(torch.int64)
+        tokenizer: Any = self._tokenizer
+        can_be_longer = isinstance(tokenizer, SimpleTokenizer | HFTokenizer | SigLipTokenizer)
         for sentence, row in zip(sentences, ids, strict=True):
-            if row[-1] != 0:
-                self._refuse_cut(sentence, row)
+            if row[-1] == 0 or not can_be_longer:
+                continue
+            # A full row may be a sentence that just fits. It was truncated if a longer context adds more than padding.
+            longer = tokenizer([sentence], context_length=len(row) + 1)[0]
+            if not torch.equal(longer[:-1].to(row), row):
+                simple = isinstance(tokenizer, SimpleTokenizer)
+                needed = str(len(tokenizer.encode(sentence)) + 2) if simple else f"more than {len(row)}"
+                raise ClassNamesError(
+                    f"{shortened(sentence)!r} needs {needed} tokens, but this CLIP reads at most {len(row)}; shorten "
+                    "the class name, the template, or the prompt"
+                )
         return ids
 
     @property
-    def reads_clip_words(self) -> bool:
-        """Whether its tokenizer is CLIP's own, as published."""
+    def uses_clip_tokenizer(self) -> bool:
+        """Whether the tokenizer is CLIP's own, as published."""
         tokenizer: Any = self._tokenizer
         plain = isinstance(tokenizer, SimpleTokenizer) and tokenizer.reduction_fn is None
         return plain and tokenizer.vocab_size == _CLIP_VOCABULARY and tokenizer.clean_fn is _clean_lower
 
     def word_ids(self, text: str) -> list[int]:
-        """The vocabulary ids of `text`, without SOS and EOT."""
+        """Vocabulary ids of `text`, without SOS and EOT."""
         ids = self.tokenize([text])[0]
         end = int(self.text.end_positions(ids[None])[0])
         return [int(i) for i in ids[1:end]]
 
-    def token_words(self, ids: Sequence[int]) -> list[str]:
-        """How each vocabulary id reads; a token that only begins a word ends in a hyphen.
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Decode each vocabulary id by itself; a token that only begins a word ends in a hyphen.
 
         Raises:
-            BackboneError: the tokenizer has no list of its tokens.
+            BackboneError: the tokenizer cannot decode single tokens.
         """
         if isinstance(self._tokenizer, SimpleTokenizer):
-            read = [self._tokenizer.decode([index]) for index in ids]
+            texts = [self._tokenizer.decode([index]) for index in ids]
             return [
-                word[:-1] if word.endswith(" ") else word if word.endswith("_of_text>") else f"{word}-" for word in read
+                text[:-1] if text.endswith(" ") else text if text.endswith("_of_text>") else f"{text}-"
+                for text in texts
             ]
         if isinstance(self._tokenizer, HFTokenizer):
             return [str(self._tokenizer.tokenizer.decode([index])) for index in ids]
-        raise BackboneError(f"the tokenizer of {self.name} ({type(self._tokenizer).__name__}) cannot say its tokens")
-
-    def _refuse_cut(self, sentence: str, row: Tensor) -> None:
-        """Raise unless a longer context would only add padding to `row`."""
-        if not isinstance(self._tokenizer, SimpleTokenizer | HFTokenizer | SigLipTokenizer):
-            return
-        longer = self._tokenizer([sentence], context_length=len(row) + 1)[0]
-        if not torch.equal(longer[:-1].to(row), row):
-            simple = isinstance(self._tokenizer, SimpleTokenizer)
-            needed = str(len(self._tokenizer.encode(sentence)) + 2) if simple else f"more than {len(row)}"
-            raise ClassNamesError(
-                f"{shortened(sentence)!r} needs {needed} tokens, but this CLIP reads at most {len(row)}; "
-                "shorten the class name, the template, or the prompt"
-            )
+        raise BackboneError(f"the tokenizer of {self.name} ({type(self._tokenizer).__name__}) cannot decode tokens")
 
     def _embed_dim(self) -> int:
         projection = getattr(self._model, "text_projection", None)
@@ -137,18 +148,15 @@ class Backbone:
             ids = torch.as_tensor(self._tokenizer(["a"]), device=self.device)
             return int(self.text.plain(ids).shape[-1])
 
-    def _autocast_whole_towers(self) -> None:
-        """Towers without seams keep float32 weights and run under autocast, as their own libraries expect."""
-        for tower in (self.text, self.image):
-            if tower.obstacle is not None:
-                tower.encode = _autocasted(tower.encode, self.device.type, self.dtype)
-
 
 def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
-    """Identify frozen weights: the same for every file format and load precision of the same checkpoint.
+    """Identify frozen weights: equal for every file format and load precision of the same checkpoint.
 
-    Each tensor is hashed as float32 with its name and shape (names of open_clip's layout), so a half
-    precision archive and its float32 copy agree. Returns 32 hexadecimal digits.
+    Each tensor is hashed as float32 with its name (in open_clip's layout) and shape, so that a half precision archive
+    and its float32 copy agree.
+
+    Returns:
+        32 hexadecimal digits.
     """
 
     def digest(item: tuple[str, Tensor]) -> bytes:
@@ -164,23 +172,24 @@ def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def preprocessing_of(config: Mapping[str, Any]) -> Preprocessing:
-    """Read open_clip's preprocess settings.
+    """Preprocessing from open_clip's preprocess settings.
 
     Raises:
-        BackboneError: the image side is not square.
+        BackboneError: the images are not square.
     """
     size = config["size"]
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(set(sides)) != 1:
-        raise BackboneError(f"this CLIP reads images of {sides} pixels; only square ones are supported")
+        raise BackboneError(f"this CLIP reads images of {sides} pixels; only square images are supported")
     mean, std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
     return Preprocessing(int(sides[0]), mean, std, str(config.get("interpolation") or "bicubic"))  # type: ignore[arg-type]
 
 
 def _convert(model: Any, dtype: torch.dtype) -> None:
-    """Large weights to `dtype`, norms in float32: what open_clip does, but after the weights were identified.
+    """Convert the large weights to `dtype`; norms stay in float32.
 
-    It also converts what open_clip forgets or cannot: layer and head scales, a linear text projection.
+    This is what open_clip's `precision` does, but after the float32 weights were fingerprinted. It also converts what
+    open_clip leaves out: layer and head scales, and a text projection that is a linear layer.
     """
     if dtype == torch.float32:
         return
@@ -197,20 +206,15 @@ def _convert(model: Any, dtype: torch.dtype) -> None:
 
 
 def _convert_part(part: nn.Module, dtype: torch.dtype) -> None:
+    scales = {LayerScale: ("gamma",), Attention: ("head_scale", "logit_scale")}
     for module in part.modules():
         for child_name, child in module.named_children():
             if isinstance(child, nn.LayerNorm):
                 setattr(module, child_name, _float32_norm(child))
-        _convert_scales(module, dtype)
+        for name in scales.get(type(module), ()):
+            if (scale := getattr(module, name)) is not None:
+                scale.data = scale.data.to(dtype)
     convert_weights_to_lp(part, dtype)
-
-
-def _convert_scales(module: nn.Module, dtype: torch.dtype) -> None:
-    names = {LayerScale: ("gamma",), Attention: ("head_scale", "logit_scale")}.get(type(module), ())
-    for name in names:
-        scale = getattr(module, name)
-        if scale is not None:
-            scale.data = scale.data.to(dtype)
 
 
 def _float32_norm(norm: nn.LayerNorm) -> nn.LayerNorm:

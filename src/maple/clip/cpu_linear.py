@@ -1,9 +1,9 @@
-"""Products of states with frozen weights, on CPUs by oneDNN.
+"""Linear layers with frozen weights on CPUs, computed by oneDNN.
 
-PyTorch gives float32 products to its BLAS, on x86 to MKL, which on processors of another make than Intel's stays below
-AVX-512; oneDNN, which PyTorch carries too, asks the processor only what it can do. Measured on an AMD EPYC: twice the
-operations a second, forwards and backwards, from a hundred rows on. bfloat16 products go to oneDNN anyway; here the
-bias is added on the way, which PyTorch does not ask for: a tenth more operations a second.
+PyTorch sends float32 products to its BLAS: on x86 that is MKL, which stays below AVX-512 on processors not made by
+Intel. oneDNN, which PyTorch also ships, only checks what the processor supports. Measured on an AMD EPYC, it does twice
+the operations per second, forward and backward, from a hundred rows on. PyTorch already uses oneDNN for bfloat16; here
+the bias is added in the same call, which is a tenth faster.
 
 Source: torch/_inductor/mkldnn_lowerings.py calls the same operator for the linear layers of compiled models.
 """
@@ -16,11 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from maple.clip.tracing import is_recorded
+
+def is_exporting_or_compiling() -> bool:
+    """Whether the call is being recorded: by TorchScript, `torch.export` or `torch.compile`."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
 
 
-def _found() -> Any:
-    """The operator, or None where this PyTorch has none, or a BLAS that is not MKL."""
+def _load_operator() -> Any:
+    """The oneDNN operator; None if this PyTorch does not have it, or uses a BLAS other than MKL."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
         return None
     operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -32,39 +35,36 @@ def _found() -> Any:
     return operator if right else None
 
 
-_OPERATOR = _found()
-# oneDNN does bfloat16 on processors with AVX-512 only.
-_HALF = _OPERATOR is not None and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-_TYPES = (torch.float32, torch.bfloat16) if _HALF else (torch.float32,)
+_OPERATOR = _load_operator()
+# oneDNN supports bfloat16 on processors with AVX-512 only.
+_BFLOAT16 = _OPERATOR is not None and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+_DTYPES = (torch.float32, torch.bfloat16) if _BFLOAT16 else (torch.float32,)
 
 
 def frozen_linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """What `torch.nn.functional.linear` gives, of [..., H_in] and [H_out, H_in]: [..., H_out]."""
-    if not _fits(states, weight, bias):
+    """`torch.nn.functional.linear` of [..., H_in] with a frozen weight [H_out, H_in]: [..., H_out]."""
+    if not _is_supported(states, weight, bias):
         return F.linear(states, weight, bias)
     if states.requires_grad and torch.is_grad_enabled():
         return cast(Tensor, _FrozenLinear.apply(states, weight, bias))
     return _product(states, weight, bias)
 
 
-def _fits(states: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def _is_supported(states: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         _OPERATOR is not None
         and states.device.type == weight.device.type == "cpu"
         and states.dtype == weight.dtype
-        and states.dtype in _TYPES
+        and states.dtype in _DTYPES
         and (bias is None or bias.dtype == states.dtype)
         and not (weight.requires_grad or (bias is not None and bias.requires_grad))
         and not torch.is_autocast_enabled("cpu")
-        and not is_recorded()
-        and not _transformed()
+        and not is_exporting_or_compiling()
+        # torch.func and forward-mode differentiation do not know the operator.
+        and torch._C._functorch.maybe_current_level() is None
+        and forward_ad._current_level < 0
         and states.numel() > 0
     )
-
-
-def _transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work, which do not know the operator."""
-    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
 def _product(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -72,7 +72,7 @@ def _product(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """Its weights need no gradient; that of the states is a product of the same kind."""
+    """The weights need no gradient, and the gradient of the states is another frozen linear layer."""
 
     @staticmethod
     def forward(context: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -86,12 +86,12 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 def _operations(states: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
-    """Two a multiply-add, as torch.utils.flop_counter counts."""
+    """Two FLOPs for each multiply-add, as torch.utils.flop_counter counts."""
     rows = 1
     for size in states[:-1]:
         rows *= size
     return 2 * rows * weight[0] * weight[1]
 
 
-# For `FlopCounterMode(custom_mapping=FLOPS)`, which knows the operators of PyTorch's own front only.
+# For `FlopCounterMode(custom_mapping=FLOPS)`, which does not know this operator.
 FLOPS = {} if _OPERATOR is None else {torch.ops.mkldnn._linear_pointwise: _operations}

@@ -1,9 +1,8 @@
-"""Files of CLIP weights: reading them safely, and OpenAI's layout as an open_clip configuration.
+"""Files of CLIP weights, read safely, and open_clip configurations of OpenAI's layout.
 
 Source: openai/CLIP@a1d0717 clip/model.py:399-436 (sizes are read from the shapes of the weights).
 """
 
-import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +16,7 @@ from torch import Tensor
 from maple.archives import Placeholder, read_checkpoint, read_torchscript
 from maple.archives.torch_file import LFS_POINTER, is_lfs_pointer, is_torchscript
 from maple.errors import BackboneError, CheckpointError, first_line
+from maple.files import read_json
 
 StateDict = dict[str, Tensor]
 
@@ -28,7 +28,7 @@ OPEN_CLIP_WEIGHTS = (
     "model.safetensors",
     "pytorch_model.bin",
 )
-_HEAD_WIDTH = 64  # every CLIP that OpenAI published; its files do not say
+_HEAD_WIDTH = 64  # of every CLIP that OpenAI published; its files do not store it
 CLIP_VOCABULARY = 49408
 _MAPPED_BYTES = 32 * 1024**2  # how much of a file is copied before it is mapped anew
 
@@ -92,7 +92,7 @@ def _read_safetensors(path: Path) -> StateDict:
 
 
 def is_openai(state: Mapping[str, Tensor]) -> bool:
-    """Whether OpenAI wrote `state`: its archives alone hold three sizes beside the weights."""
+    """Whether OpenAI wrote `state`: only its archives store three sizes next to the weights."""
     return any(key in state for key in OPENAI_EXTRAS)
 
 
@@ -100,26 +100,25 @@ def openai_config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     """The open_clip configuration of a state dict in OpenAI's layout, from the shapes of its weights.
 
     Raises:
-        BackboneError: a tensor that every CLIP has is missing; it is named.
+        BackboneError: a tensor that every CLIP has is missing, or has another shape.
     """
     try:
-        config = {
+        return {
             "embed_dim": state["text_projection"].shape[1],
             "quick_gelu": True,
             "vision_cfg": _openai_vision(state, source),
             "text_cfg": _openai_text(state, source),
         }
     except KeyError as error:
-        raise BackboneError(f"{source} holds no CLIP in OpenAI's layout: the tensor {error} is missing") from error
+        raise BackboneError(f"{source} is not a CLIP in OpenAI's layout: the tensor {error} is missing") from error
     except (IndexError, ValueError) as error:
         raise BackboneError(
-            f"{source} holds no CLIP in OpenAI's layout: a tensor has too few dimensions ({error})"
+            f"{source} is not a CLIP in OpenAI's layout: a tensor has too few dimensions ({error})"
         ) from error
-    return config
 
 
 def openai_state(state: Mapping[str, Tensor]) -> StateDict:
-    """The weights alone: without the three numbers that OpenAI stores beside them."""
+    """The weights without the three sizes that OpenAI stores next to them."""
     return {key: value for key, value in state.items() if key not in OPENAI_EXTRAS}
 
 
@@ -162,67 +161,61 @@ def _openai_vision(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
 def _openai_heads(width: int, tower: str) -> int:
     if width % _HEAD_WIDTH or not width:
         raise BackboneError(
-            f"{tower} is {width} wide; OpenAI's layout does not say how many attention heads that makes, and "
-            f"{_HEAD_WIDTH} channels each do not fit. Save the model as an open_clip or transformers folder, which do"
+            f"{tower} is {width} wide, which is not a multiple of {_HEAD_WIDTH}; OpenAI's layout does not store the "
+            "number of attention heads. Save the model as an open_clip or transformers folder, which does"
         )
     return width // _HEAD_WIDTH
 
 
 def check_vocabulary(words: int, source: str) -> None:
-    """Refuse a vocabulary that CLIP's tokenizer does not write."""
+    """Raise BackboneError unless the vocabulary has the size of CLIP's own."""
     if words != CLIP_VOCABULARY:
         raise BackboneError(
-            f"{source}: a vocabulary of {words} words, not CLIP's {CLIP_VOCABULARY}; class names would be read wrongly"
+            f"{source} has a vocabulary of {words} tokens, but CLIP's tokenizer has {CLIP_VOCABULARY}; use a model "
+            "with CLIP's own tokenizer"
         )
 
 
 def mlp_ratio(hidden: int, width: int) -> float:
-    """The mlp_ratio that makes exactly `hidden` channels: open_clip multiplies, then rounds down."""
+    """The mlp_ratio that gives exactly `hidden` channels."""
+    # open_clip multiplies by the width and rounds down, so that the plain quotient may lose a channel.
     return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    found = {match.group(1) for match in map(re.compile(pattern).match, state) if match}
-    return len(found)
+    return len({match.group(1) for match in map(re.compile(pattern).match, state) if match})
 
 
 def shards(index: Path) -> list[str]:
-    """The weight files that a transformers index names."""
-    names = read_json(index).get("weight_map")
+    """The names of the weight files in a transformers index."""
+    content: dict[str, Any] = read_json(index, error=BackboneError)
+    names = content.get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise BackboneError(f"{index} names no weight files: it needs a weight_map of tensors to files")
+        raise BackboneError(f"{index} does not name any weight files: it needs a weight_map from tensors to files")
     return sorted(set(names.values()))
 
 
 def check_open_clip_config(path: Path) -> None:
-    """Raise BackboneError unless `path` describes both towers, which open_clip takes for granted."""
-    model = read_json(path).get("model_cfg")
-    wanted = ("embed_dim", "vision_cfg", "text_cfg")
-    missing = [key for key in wanted if not isinstance(model, dict) or key not in model]
+    """Raise BackboneError unless `path` describes both towers: open_clip itself does not check."""
+    content: dict[str, Any] = read_json(path, error=BackboneError)
+    model = content.get("model_cfg")
+    required = ("embed_dim", "vision_cfg", "text_cfg")
+    missing = [key for key in required if not isinstance(model, dict) or key not in model]
     if missing:
-        raise BackboneError(f"{path} describes no open_clip model: model_cfg lacks {', '.join(missing)}")
+        raise BackboneError(f"{path} does not describe an open_clip model: model_cfg lacks {', '.join(missing)}")
 
 
 def open_clip_weights(folder: Path) -> Path:
-    """The weights beside an open_clip_config.json.
+    """The weight file in the folder of an open_clip_config.json.
 
     Raises:
-        BackboneError: none, or several under names that open_clip does not use.
+        BackboneError: there is none, or there are several under names that open_clip does not use.
     """
     named = [folder / name for name in OPEN_CLIP_WEIGHTS if (folder / name).is_file()]
     others = sorted(path for suffix in ("safetensors", "bin", "pth", "pt") for path in folder.glob(f"*.{suffix}"))
     if not named and len(others) != 1:
-        found = f"several files that might be them ({', '.join(path.name for path in others)})" if others else "none"
-        raise BackboneError(f"{folder} should hold one file of weights, such as {OPEN_CLIP_WEIGHTS[0]}; it has {found}")
+        candidates = f"several candidates ({', '.join(path.name for path in others)})" if others else "none"
+        raise BackboneError(
+            f"{folder} should hold one weight file, such as {OPEN_CLIP_WEIGHTS[0]}; it has {candidates}"
+        )
     return (named or others)[0]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; BackboneError if it holds none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BackboneError(f"{path} cannot be read as JSON: {first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise BackboneError(f"{path} should hold a JSON object, not a {type(content).__name__}")
-    return content

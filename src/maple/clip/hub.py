@@ -1,10 +1,10 @@
-"""CLIP repositories of the hub: their configuration and weights, fetched into the hub's own cache."""
+"""Download CLIP repositories from the Hugging Face hub into its own cache."""
 
-import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -20,7 +20,8 @@ from huggingface_hub.file_download import repo_folder_name
 
 from maple.clip import formats
 from maple.clip.transformers_format import PREPROCESSORS
-from maple.errors import BackboneError, first_line
+from maple.errors import BackboneDownloadError, BackboneError, first_line
+from maple.files import read_json
 
 _WEIGHTS = {
     "open_clip_config.json": formats.OPEN_CLIP_WEIGHTS,
@@ -38,50 +39,57 @@ _TOKENIZER_FILES = (
 
 
 def download(repository: str) -> Path:
-    """Fetch what `load_clip` reads of a hub repository; return its folder in the hub's cache.
+    """Download the files of a hub repository that `load_clip` reads; return their folder in the hub's cache.
 
-    Without a network, what an earlier call fetched is enough.
+    Without a network, the files of an earlier call are enough.
 
     Raises:
-        BackboneError: no such repository, none in a known format, or a hub that cannot be reached.
+        BackboneError: there is no such repository, it is not in a known format, or the hub cannot be reached.
     """
     try:
-        with asking_the_hub():
+        with offline_if_unreachable():
             for config, candidates in _WEIGHTS.items():
-                if (found := _fetch(repository, config)) is not None:
+                if (path := _fetch(repository, config)) is not None:
                     _fetch_weights(repository, config, candidates)
-                    _fetch_extras(repository, found)
-                    return found.parent
+                    _fetch_extras(repository, path)
+                    return path.parent
     except Exception as error:
         if not isinstance(error, HfHubHTTPError | OSError | ValueError) and not is_network_error(error):
             raise
-        raise BackboneError(
-            f"{repository!r} is no folder here, and cannot be fetched from the hub: {_reason(error)} "
-            "If this machine has no network, fetch the repository elsewhere and name its folder"
+        if isinstance(error, GatedRepoError):
+            reason = "it is gated; ask its owners for access and log in."
+        elif isinstance(error, RepositoryNotFoundError):
+            reason = "it has no such public repository."
+        else:
+            reason = first_line(error)
+        raise BackboneDownloadError(
+            f"{repository!r} is not a folder here, and cannot be downloaded from the hub: {reason} "
+            "If this machine has no network, download the repository elsewhere and give its folder"
         ) from error
-    raise BackboneError(f"{repository} is no CLIP: it has neither open_clip_config.json nor config.json")
+    raise BackboneError(f"{repository} is not a CLIP: it has neither open_clip_config.json nor config.json")
 
 
 @contextmanager
-def asking_the_hub() -> Iterator[None]:
-    """Ask the hub; but only its cache where its host has no address here: the client would try for a minute, aloud.
+def offline_if_unreachable() -> Iterator[None]:
+    """Use only the hub's cache while its host name cannot be resolved.
 
     Raises:
-        OSError: then, for what is not in the cache.
+        OSError: it cannot be resolved, and a file is not in the cache.
     """
-    host, before = _host_without_address(), constants.HF_HUB_OFFLINE
+    # The client itself would retry for a minute, and log each attempt.
+    host, before = _unresolvable_host(), constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or host is not None
     try:
         yield
     except OSError as error:
         if host is None:
             raise
-        raise OSError(f"{host} has no address here (no network?), and nothing of it was fetched before.") from error
+        raise OSError(f"{host} cannot be resolved (no network?), and its files were not downloaded before.") from error
     finally:
         constants.HF_HUB_OFFLINE = before
 
 
-def _host_without_address() -> str | None:
+def _unresolvable_host() -> str | None:
     host = urlsplit(constants.ENDPOINT).hostname
     if host is None or constants.HF_HUB_OFFLINE or getproxies():
         return None
@@ -92,22 +100,14 @@ def _host_without_address() -> str | None:
     return None
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, GatedRepoError):
-        return "it is gated; ask its owners for access and log in."
-    if isinstance(error, RepositoryNotFoundError):
-        return "it has no such public repository."
-    return first_line(error)
-
-
 def is_network_error(error: Exception) -> bool:
-    """Whether `error` is one of the HTTP libraries', which share no base class across the hub's versions."""
+    """Whether `error` comes from an HTTP library; across versions of the hub's client they share no base class."""
     modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     return bool(modules & {"httpx", "httpx2", "httpcore", "requests", "urllib3"})
 
 
 def _fetch(repository: str, file: str) -> Path | None:
-    """The cached path of a file, None if the repository has no such file."""
+    """The path of a file in the cache, None if the repository has no such file."""
     try:
         return Path(hf_hub_download(repository, file))
     except LocalEntryNotFoundError:
@@ -119,7 +119,7 @@ def _fetch(repository: str, file: str) -> Path | None:
 
 
 def _known_absent(repository: str, file: str) -> bool:
-    """Whether the hub, when it last could be asked, had no such file: it leaves an empty one under `.no_exist`."""
+    """Whether the hub had no such file when it was last reached: its client then leaves one under `.no_exist`."""
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
     reference = folder / "refs" / "main"
     return reference.is_file() and (folder / ".no_exist" / reference.read_text().strip() / file).is_file()
@@ -141,7 +141,7 @@ def _fetch_extras(repository: str, config: Path) -> None:
         for file in PREPROCESSORS:
             _fetch(repository, file)
         return
-    described = json.loads(config.read_text(encoding="utf-8"))
+    described: dict[str, Any] = read_json(config, error=BackboneError)
     if described.get("model_cfg", {}).get("text_cfg", {}).get("hf_tokenizer_name"):
         for file in _TOKENIZER_FILES:
             _fetch(repository, file)

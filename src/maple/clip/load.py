@@ -1,4 +1,4 @@
-"""`load_clip`: one door for every kind of CLIP."""
+"""`load_clip` loads a CLIP of any kind; `tower_depths` reads how deep it is without loading it."""
 
 import difflib
 import logging
@@ -20,14 +20,13 @@ from torch import Tensor
 
 from maple.clip import formats
 from maple.clip.backbone import DTYPES, Backbone, preprocessing_of
-from maple.clip.hub import asking_the_hub, download, is_network_error
+from maple.clip.hub import download, is_network_error, offline_if_unreachable
 from maple.clip.transformers_format import read_transformers_folder
-from maple.clip.weights import fill, uninitialised
-from maple.errors import BackboneError, first_line, one_of
+from maple.clip.weights import load_weights, uninitialised
+from maple.errors import BackboneDownloadError, BackboneError, first_line, one_of
+from maple.files import read_json
 
-PRECISIONS = tuple(DTYPES)
-
-# Small architectures of our own, for tests and for a first try without weights. 64 x 64 pixels, CLIP's vocabulary.
+# Small architectures for tests and first trials without weights: 64 x 64 pixels, CLIP's vocabulary.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "maple-tiny": {
         "embed_dim": 128,
@@ -37,8 +36,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     }
 }
 
-# Pretrained ones that lie in the package: name -> folder of open_clip's format under assets/.
+# Models that are shipped with the package: name -> folder in open_clip's format under assets/.
 PACKAGED = {"maple-small": "small_clip"}
+
+_DEFAULT_DEPTH = 12  # of open_clip and transformers, if a configuration does not set it
 
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 
@@ -50,31 +51,41 @@ def load_clip(
     precision: str = "fp32",
     device: str | torch.device = "cpu",
 ) -> Backbone:
-    """Load a CLIP, frozen, from wherever it is.
+    """Load a frozen CLIP from a name, a hub repository, a folder or a file.
 
     Args:
-        name: a packaged CLIP (`maple-small`), an open_clip architecture (`ViT-B-16`; either wins over a folder of the
-            same name, which is `./ViT-B-16`), a hub repository (`hf-hub:org/model` or `org/model`; open_clip or
-            transformers format), a folder of either format, or a file in
-            OpenAI's layout (`.pt`, TorchScript or state dict; `.safetensors`).
-        pretrained: for an architecture only: an open_clip tag (`openai`, `laion2b_s34b_b88k`, ...), a file of weights
-            (QuickGELU if OpenAI wrote it or the architecture's name says so), or `random` / `random:SEED` for seeded
-            random weights. Without it, `openai` where OpenAI published one.
+        name: a packaged CLIP (`maple-small`), an open_clip architecture (`ViT-B-16`; either takes precedence over a
+            folder of the same name, which is written `./ViT-B-16`), a hub repository (`hf-hub:org/model` or
+            `org/model`) or a folder, in open_clip's or transformers' format, or a file in OpenAI's layout (`.pt`,
+            TorchScript or state dict; `.safetensors`).
+        pretrained: for an architecture only: an open_clip tag (`openai`, `laion2b_s34b_b88k`, ...), a weight file
+            (QuickGELU if OpenAI wrote it or the name of the architecture contains it), or `random` / `random:SEED` for
+            seeded random weights. By default `openai`, where OpenAI published one.
         precision: `fp32`, `bf16` or `fp16`, of the large weights and the states; the rest stays float32.
         device: where it runs.
 
     Raises:
-        BackboneError: unknown name, tag, precision or device, unreadable or foreign file, or a hub that cannot be
-            reached.
+        BackboneError: the name, tag, precision or device is unknown, the file is unreadable or is not a CLIP, or the
+            hub cannot be reached.
+
+    Example:
+        >>> load_clip("ViT-B-16").fingerprint  # the same 32 digits for every file of these weights
+        >>> load_clip("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", precision="bf16", device="cuda")
+        >>> load_clip("maple-tiny", "random:1")
     """
     if precision not in DTYPES:
         raise BackboneError(one_of("precision", precision, DTYPES))
-    device = _checked_device(device)
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise BackboneError(f"unknown device {device!r}; write cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BackboneError(f"device {str(device)!r}: torch sees no CUDA device on this machine; use device='cpu'")
     local = Path(name).expanduser()
     if not _is_architecture(name) and (local.exists() or name.startswith("hf-hub:") or _is_hub_id(name)):
         if pretrained is not None:
             raise BackboneError(
-                f"{name!r} brings its own weights; pretrained={pretrained!r} goes with an architecture name only"
+                f"{name!r} has its own weights; pretrained={pretrained!r} can only be given with an architecture name"
             )
         if local.is_file():
             model, preprocess, tokenizer = _from_file(local)
@@ -97,9 +108,9 @@ def load_clip(
 
 
 def backbone_from_state_dict(state: Mapping[str, Tensor], *, name: str = "state dict", **options: Any) -> Backbone:
-    """Make a backbone of an OpenAI-layout state dict in memory; `options` as `Backbone`'s."""
+    """Build a backbone from a state dict in OpenAI's layout; `options` are those of `Backbone`."""
     config = formats.openai_config(state, name)
-    # Copies: the caller may go on to change what it gave.
+    # Copies, since the model keeps its tensors and the caller may change its own.
     model = _build(config, {key: value.clone() for key, value in formats.openai_state(state).items()}, name)
     tokenizer = _clip_tokenizer(config["text_cfg"]["context_length"])
     preprocessing = preprocessing_of(_openai_preprocess(config))
@@ -108,7 +119,7 @@ def backbone_from_state_dict(state: Mapping[str, Tensor], *, name: str = "state 
 
 @cache
 def _clip_tokenizer(context_length: int) -> Callable[[Sequence[str]], Tensor]:
-    """CLIP's own tokenizer; its merges take a while to read, and it keeps no state."""
+    """CLIP's own tokenizer, shared: it is slow to read and has no state."""
     tokenizer: Callable[[Sequence[str]], Tensor] = open_clip.SimpleTokenizer(context_length=context_length)
     return tokenizer
 
@@ -134,16 +145,16 @@ def _from_folder(folder: Path) -> _Parts:
         tokenizer = _clip_tokenizer(config["text_cfg"]["context_length"])
         return _build(config, state, str(folder)), preprocess, tokenizer
     raise BackboneError(
-        f"{folder} is no CLIP: it needs open_clip_config.json (open_clip) or config.json (transformers) "
-        "beside the weights"
+        f"{folder} is not a CLIP: it needs open_clip_config.json (open_clip) or config.json (transformers) "
+        "next to the weights"
     )
 
 
 def _from_package(name: str, pretrained: str | None) -> _Parts:
     if pretrained is not None:
         raise BackboneError(
-            f"{name} lies in the package with its only weights; pretrained={pretrained!r} goes with an architecture "
-            f"name only (one with random weights: {', '.join(ARCHITECTURES)})"
+            f"{name} is shipped with its weights; pretrained={pretrained!r} can only be given with an architecture "
+            f"name (with random weights: {', '.join(ARCHITECTURES)})"
         )
     with resources.as_file(resources.files("maple").joinpath("assets", PACKAGED[name])) as folder:
         return _from_folder(folder)
@@ -154,9 +165,12 @@ def _from_architecture(name: str, pretrained: str | None) -> _Parts:
     if architecture in ARCHITECTURES:
         return _from_own_architecture(architecture, pretrained)
     if architecture not in open_clip.list_models():
+        known = [*open_clip.list_models(), *ARCHITECTURES, *PACKAGED]
+        near = ", ".join(difflib.get_close_matches(architecture, known, n=3, cutoff=0.5))
         raise BackboneError(
-            f"no CLIP is called {name!r}: it is no file or folder here, and no open_clip architecture such as "
-            f"ViT-B-16, ViT-L-14 or RN50 ({_close(architecture)}); hub repositories are written hf-hub:org/model"
+            f"unknown CLIP {name!r}: it is neither a file or folder here nor an open_clip architecture such as "
+            f"ViT-B-16 or ViT-L-14 ({f'the nearest are {near}' if near else '`open_clip.list_models()` lists them'}"
+            "); hub repositories are written hf-hub:org/model"
         )
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained is None:
@@ -173,7 +187,7 @@ def _from_architecture(name: str, pretrained: str | None) -> _Parts:
         raise BackboneError(
             f"{one_of(f'pretrained of {name}', pretrained, [*tags, 'random', 'random:SEED'])}, or the path of a file"
         )
-    path = _fetch(name, pretrained, tag) if tag else Path(pretrained).expanduser()
+    path = _download_weights(name, pretrained, tag) if tag else Path(pretrained).expanduser()
     state = formats.read_tensors(path)
     quick_gelu = bool(tag.get("quick_gelu", False)) if tag else (formats.is_openai(state) or None)
     model, preprocess, tokenizer = _open_clip(architecture, state, str(path), resize=bool(tag), quick_gelu=quick_gelu)
@@ -192,16 +206,16 @@ def _from_own_architecture(name: str, pretrained: str | None) -> _Parts:
     return model, _openai_preprocess(config), tokenizer
 
 
-def _fetch(name: str, tag: str, published: Mapping[str, Any]) -> Path:
+def _download_weights(name: str, tag: str, published: Mapping[str, Any]) -> Path:
     try:
-        with asking_the_hub():
+        with offline_if_unreachable():
             return Path(download_pretrained(published))
     except Exception as error:
         if not isinstance(error, OSError | RuntimeError | ValueError | HfHubHTTPError) and not is_network_error(error):
             raise
-        raise BackboneError(
-            f"the weights of {name} / {tag} cannot be fetched: {first_line(error)} "
-            f"If this machine has no network, fetch them elsewhere and name the file: --backbone {name} "
+        raise BackboneDownloadError(
+            f"the weights of {name} / {tag} cannot be downloaded: {first_line(error)} "
+            f"If this machine has no network, download them elsewhere and give the file: --backbone {name} "
             "--pretrained FILE"
         ) from error
 
@@ -214,10 +228,11 @@ def _open_clip(
     resize: bool = False,
     quick_gelu: bool | None = None,
 ) -> _Parts:
-    """Build through open_clip, with the weights of `state` (None: as its authors initialise it).
+    """Build a model by open_clip, with the weights of `state` (None: open_clip's random initialisation).
 
-    `quick_gelu` is the activation that the weights were trained with, None for what the configuration says; with
-    `resize`, positional embeddings of another length are interpolated, as open_clip does for what it published.
+    Args:
+        resize: interpolate positional embeddings of another length, as open_clip does for the models it published.
+        quick_gelu: the activation that the weights were trained with; None for that of the configuration.
     """
     options = {} if quick_gelu is None else {"quick_gelu": quick_gelu}
     try:
@@ -227,7 +242,7 @@ def _open_clip(
             tokenizer = _tokenizer(name)
             preprocess: Mapping[str, Any] = open_clip.get_model_preprocess_cfg(model)
             if state is not None:
-                fill(model, state, source, resize=resize)
+                load_weights(model, state, source, resize=resize)
     except _FOREIGN_ERRORS as error:
         raise BackboneError(f"{name.removeprefix('local-dir:')} cannot be built: {first_line(error)}") from error
     return model, preprocess, tokenizer
@@ -243,17 +258,17 @@ def _tokenizer(name: str) -> Callable[[Sequence[str]], Tensor]:
 
 
 def _build(config: dict[str, Any], state: Mapping[str, Tensor], source: str) -> Any:
-    """A native CLIP of `config` with exactly the weights of `state`.
+    """An open_clip CLIP of `config` with exactly the weights of `state`.
 
     Raises:
-        BackboneError: a weight is missing, unknown, or of another shape; or the sizes make no CLIP.
+        BackboneError: a weight is missing, unknown, or of another shape; or the sizes do not fit together.
     """
     try:
         with _untouched_rng(), uninitialised():
             model = open_clip.CLIP(**_copy(config))
     except _FOREIGN_ERRORS as error:
-        raise BackboneError(f"{source} describes no CLIP: {first_line(error)}") from error
-    fill(model, state, source)
+        raise BackboneError(f"{source} does not describe a CLIP: {first_line(error)}") from error
+    load_weights(model, state, source)
     return model
 
 
@@ -271,16 +286,6 @@ def _is_hub_id(name: str) -> bool:
     return len(parts) == 2 and all(parts) and not name.startswith((".", "~")) and not name.endswith(_WEIGHT_SUFFIXES)
 
 
-def _checked_device(device: str | torch.device) -> torch.device:
-    try:
-        checked = torch.device(device)
-    except RuntimeError as error:
-        raise BackboneError(f"no device is called {device!r}; write cpu, cuda, cuda:N or mps") from error
-    if checked.type == "cuda" and not torch.cuda.is_available():
-        raise BackboneError(f"device {str(device)!r}: torch sees no CUDA device on this machine; use device='cpu'")
-    return checked
-
-
 def _random_seed(pretrained: str) -> int | None:
     """The seed of `random` (0) or `random:SEED`; None for anything else."""
     kind, _, seed = pretrained.partition(":")
@@ -291,16 +296,11 @@ def _random_seed(pretrained: str) -> int | None:
     return int(seed or "0")
 
 
-def _close(name: str) -> str:
-    near = difflib.get_close_matches(name, [*open_clip.list_models(), *ARCHITECTURES, *PACKAGED], n=3, cutoff=0.5)
-    return f"the nearest are {', '.join(near)}" if near else "`open_clip.list_models()` lists them"
-
-
 def _copy(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
 
 
-# What open_clip, timm, transformers and torch raise on a configuration that they cannot build.
+# Raised by open_clip, timm, transformers and torch for a configuration that they cannot build.
 _FOREIGN_ERRORS = (
     *(RuntimeError, ValueError, OSError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
     *(ImportError, pickle.UnpicklingError),
@@ -315,7 +315,8 @@ def _untouched_rng() -> Iterator[None]:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU's generator for a while; torch.manual_seed would seed the accelerators' for good."""
+    """Seed the CPU's generator, and restore it afterwards."""
+    # torch.manual_seed would also seed the generators of accelerators, which fork_rng does not restore here.
     with _untouched_rng():
         torch.default_generator.manual_seed(seed)
         yield
@@ -323,10 +324,8 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep open_clip's own remarks (a random model, a chosen activation) off the user's screen.
-
-    It logs through the root logger, which gets a handler at the first record if it has none; ours goes away again.
-    """
+    """Silence what open_clip logs about random weights and activations."""
+    # It uses the root logger, to which the first record would add a handler for good if it had none.
     root, silent = logging.getLogger(), logging.NullHandler()
     level = root.level
     root.addHandler(silent)
@@ -338,3 +337,63 @@ def _quiet() -> Iterator[None]:
     finally:
         root.setLevel(level)
         root.removeHandler(silent)
+
+
+def tower_depths(name: str) -> tuple[int, int] | None:
+    """Read the number of blocks of the (text, image) towers from the configuration alone, without a download.
+
+    Args:
+        name: as in `load_clip`.
+
+    Returns:
+        None if the model has to be loaded to know (a file, a hub repository), or if a tower is not a transformer of
+        open_clip's own.
+
+    Raises:
+        BackboneError: a configuration file is unreadable.
+
+    Example:
+        >>> tower_depths("ViT-L-14")
+        (12, 24)
+    """
+    config = _config(name)
+    if config is None:
+        return None
+    depths = []
+    for tower in ("text_cfg", "vision_cfg"):
+        values = config.get(tower)
+        if not isinstance(values, Mapping) or values.get("hf_model_name") or values.get("timm_model_name"):
+            return None
+        depths.append(values.get("layers", _DEFAULT_DEPTH))
+    return (depths[0], depths[1]) if all(isinstance(depth, int) for depth in depths) else None
+
+
+def _config(name: str) -> Mapping[str, Any] | None:
+    """The open_clip configuration of a model that is known or in a folder here."""
+    architecture = name.replace("/", "-")
+    if name in PACKAGED:
+        with resources.as_file(resources.files("maple").joinpath("assets", PACKAGED[name])) as folder:
+            return _folder_config(folder)
+    if architecture in ARCHITECTURES:
+        return ARCHITECTURES[architecture]
+    if architecture in open_clip.list_models():
+        config: Mapping[str, Any] | None = open_clip.get_model_config(architecture)
+        return config
+    return _folder_config(Path(name).expanduser())
+
+
+def _folder_config(folder: Path) -> Mapping[str, Any] | None:
+    config: dict[str, Any]
+    if (folder / "open_clip_config.json").is_file():
+        config = read_json(folder / "open_clip_config.json", error=BackboneError)
+        model = config.get("model_cfg")
+        return model if isinstance(model, Mapping) else None
+    if (folder / "config.json").is_file():
+        config = read_json(folder / "config.json", error=BackboneError)
+        towers = {"text_cfg": config.get("text_config"), "vision_cfg": config.get("vision_config")}
+        return {
+            tower: {"layers": values.get("num_hidden_layers", _DEFAULT_DEPTH)}
+            for tower, values in towers.items()
+            if isinstance(values, Mapping)
+        }
+    return None

@@ -1,9 +1,8 @@
-"""CLIP's two towers, cut where prompts can enter.
+"""CLIP's two towers, split into the stages between which prompts enter.
 
-A tower runs as `embed -> enter -> block 0 .. block L-1 -> finish`. The cuts are the only thing the
-published forks of CLIP exist for; here they are read from an untouched open_clip model, and this file is
-the only one that knows its insides. Towers that cannot be cut (ResNets, timm, text towers with their own
-pooling token) still run whole, through `plain`.
+A tower runs as `embed -> enter -> block 0 .. block L-1 -> finish`. The published prompt learners patched a fork of CLIP
+for this; here the stages are those of an unmodified open_clip model, and this file is the only one that knows its
+attributes. Towers without such stages (ResNets, timm, text towers with their own pooling token) run through `plain`.
 
 Source: CLIP (Radford et al., 2021), section 2.4; muzairkhattak/multimodal-prompt-learning@69bce21
 clip/model.py:313-328 and 452-463 for where prompts enter.
@@ -16,19 +15,23 @@ import torch
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
-from maple.clip.blocks import Block, Bucket, Memory
-from maple.clip.tracing import is_exporting_or_compiling
+from maple.clip.blocks import Block, Bucket, PrefixCache
 from maple.errors import ImageError, UnsupportedTowerError
 
 
 class TextTower:
-    """The text side of a CLIP: ids [C, T] to raw features [C, D].
+    """The text tower of a CLIP: ids [C, T] to raw features [C, D].
 
     Attributes:
-        width: Ht, the channels of a text token.
-        depth: L, the number of blocks.
-        context_length: the longest sentence, SOS and EOT counted.
-        obstacle: why prompts cannot enter, or None when they can.
+        width: Ht, the channels of a text token (0 if prompts cannot enter).
+        depth: L, the number of blocks (0 if prompts cannot enter).
+        context_length: the length of the longest sentence, including SOS and EOT.
+        obstacle: why prompts cannot enter, or None if they can.
+
+    Example:
+        >>> clip = load_clip("ViT-B-16")
+        >>> clip.text.plain(clip.tokenize(["a photo of a cat."])).shape
+        torch.Size([1, 512])
     """
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
@@ -48,12 +51,12 @@ class TextTower:
         self.depth = len(self._blocks)
 
     def require_promptable(self, method: str) -> None:
-        """Raise UnsupportedTowerError when `method` needs prompts in a tower that has no place for them."""
+        """Raise UnsupportedTowerError, which names `method`, if prompts cannot enter this tower."""
         if self.obstacle is not None:
             raise UnsupportedTowerError(f"{method} puts prompts into the text tower, but {self.obstacle}")
 
     def plain(self, ids: Tensor) -> Tensor:
-        """The tower as published: ids [C, T] -> raw features [C, D]."""
+        """The whole tower without prompts: ids [C, T] -> raw features [C, D]."""
         return self.encode(ids)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -61,7 +64,7 @@ class TextTower:
         return cast(Tensor, self._tower.token_embedding(ids)).to(self.dtype)
 
     def enter(self, states: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Add positional embeddings to [..., T, Ht]: those of `positions` [T] int64, or of 0 to T - 1."""
+        """Add positional embeddings to [..., T, Ht]: those of `positions` [T] int64, by default of 0 to T - 1."""
         table: Tensor = self._tower.positional_embedding
         chosen = table[: states.shape[-2]] if positions is None else table[positions]
         return states + chosen.to(states.dtype)
@@ -71,16 +74,16 @@ class TextTower:
         length = states.shape[1]
         return self._blocks[layer].causal(states, self._tower.attn_mask[:length, :length])
 
-    def prefix(self, layer: int, states: Tensor, memory_only: bool = False) -> tuple[Memory, Tensor]:
-        """Block `layer` on what G groups of sentences begin with, [G, S, Ht]: see `Block.prefix`."""
+    def prefix(self, layer: int, states: Tensor, cache_only: bool = False) -> tuple[PrefixCache, Tensor]:
+        """Block `layer` on the common prefix of the sentences of each of G groups, [G, S, Ht]: see `Block.prefix`."""
         length = states.shape[1]
-        return self._blocks[layer].prefix(states, self._tower.attn_mask[:length, :length], memory_only)
+        return self._blocks[layer].prefix(states, self._tower.attn_mask[:length, :length], cache_only)
 
     def suffix(
-        self, layer: int, memory: Memory, rows: Tensor, buckets: Sequence[Bucket], ends_only: bool = False
+        self, layer: int, cache: PrefixCache, rows: Tensor, buckets: Sequence[Bucket], ends_only: bool = False
     ) -> Tensor:
-        """Block `layer` on the packed ends [R, Ht] of sentences: see `Block.suffix`."""
-        return self._blocks[layer].suffix(memory, rows, buckets, self._tower.attn_mask, ends_only)
+        """Block `layer` on packed sentence ends [R, Ht]: see `Block.suffix`."""
+        return self._blocks[layer].suffix(cache, rows, buckets, self._tower.attn_mask, ends_only)
 
     def finish(self, states: Tensor) -> Tensor:
         """Final norm and projection of the EOT states [C, Ht]: raw features [C, D]."""
@@ -91,29 +94,34 @@ class TextTower:
         return cast(Tensor, projection(states) if isinstance(projection, nn.Linear) else states @ projection)
 
     def end_positions(self, ids: Tensor) -> Tensor:
-        """Where each sentence of ids [C, T] is read: [C] int64, the position of its EOT token."""
+        """The position of the EOT token, whose state is the feature, in each row of ids [C, T]: [C] int64."""
         if self._pool_type == "eos":
             return torch.eq(ids, self._eos_id).int().argmax(dim=-1)
         return ids.argmax(dim=-1)
 
     @property
     def vocabulary_size(self) -> int:
-        """How many tokens have an embedding."""
+        """The number of token embeddings."""
         return len(self._tower.token_embedding.weight)
 
-    def words(self, ids: Sequence[int]) -> Tensor:
-        """Embeddings of the vocabulary ids [n], float32: [n, Ht]."""
+    def token_embeddings(self, ids: Sequence[int]) -> Tensor:
+        """Embeddings of n vocabulary ids, float32 without a gradient: [n, Ht]."""
         table = self._tower.token_embedding.weight
         return cast(Tensor, table[torch.as_tensor(list(ids), device=table.device)]).detach().float()
 
 
 class ImageTower:
-    """The image side of a CLIP: images [B, 3, R, R] to raw features [B, D].
+    """The image tower of a CLIP: images [B, 3, R, R] to raw features [B, D].
 
     Attributes:
-        width: Hv, the channels of a visual token (0 where prompts cannot enter).
-        depth: L, the number of blocks (0 where prompts cannot enter).
-        obstacle: why prompts cannot enter, or None when they can.
+        width: Hv, the channels of a visual token (0 if prompts cannot enter).
+        depth: L, the number of blocks (0 if prompts cannot enter).
+        obstacle: why prompts cannot enter, or None if they can.
+
+    Example:
+        >>> clip = load_clip("ViT-B-16")
+        >>> clip.image.plain(torch.zeros(1, 3, 224, 224)).shape
+        torch.Size([1, 512])
     """
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
@@ -126,30 +134,31 @@ class ImageTower:
         self.depth = len(self._blocks)
 
     def require_promptable(self, method: str) -> None:
-        """Raise UnsupportedTowerError when `method` needs prompts in a tower that has no place for them."""
+        """Raise UnsupportedTowerError, which names `method`, if prompts cannot enter this tower."""
         if self.obstacle is not None:
             raise UnsupportedTowerError(
-                f"{method} puts prompts into the image tower, but {self.obstacle}; "
-                "use a ViT backbone, or a method that leaves the image tower alone: "
-                "zero_shot, coop, cocoop, deep_language"
+                f"{method} puts prompts into the image tower, but {self.obstacle}; use a ViT backbone, or a method "
+                "without image prompts"
             )
 
     def plain(self, images: Tensor) -> Tensor:
-        """The tower as published: images [B, 3, R, R] -> raw features [B, D]."""
+        """The whole tower without prompts: images [B, 3, R, R] -> raw features [B, D]."""
         return self.encode(images if self.obstacle is not None else images.to(self.dtype))
 
     def embed(self, images: Tensor) -> Tensor:
-        """Class token and patches with positions, before the pre-norm: [B, 1 + N, Hv].
+        """Class token and N patches with positions, before the pre-norm: [B, 1 + N, Hv].
 
         Raises:
-            ImageError: images of another shape than the tower reads.
+            ImageError: the images are not [B, 3, R, R].
         """
         tower = self._tower
         sides = tuple(tower.image_size)
-        if not is_exporting_or_compiling() and (images.ndim != 4 or images.shape[1:] != (3, *sides)):
+        # Under TorchScript's tracing, sizes are tensors, and a size that is compared becomes a constant.
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if not tracing and (images.ndim != 4 or images.shape[1:] != (3, *sides)):
             raise ImageError(
-                f"images of shape {list(images.shape)} are given; this CLIP reads [B, 3, {sides[0]}, {sides[1]}], "
-                "resized and normalised as backbone.preprocessing says"
+                f"got images of shape {list(images.shape)}; this CLIP reads [B, 3, {sides[0]}, {sides[1]}], resized "
+                "and normalised as backbone.preprocessing describes"
             )
         patches = tower.conv1(images.to(self.dtype)).flatten(2).transpose(1, 2)
         first = tower.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
@@ -157,35 +166,35 @@ class ImageTower:
         return torch.cat([first, patches], dim=1) + positions.to(patches.dtype)
 
     def enter(self, states: Tensor) -> Tensor:
-        """The norm before the blocks: [B, n, Hv] -> [B, n, Hv]."""
+        """The layer norm before the blocks: [B, n, Hv] -> [B, n, Hv]."""
         return cast(Tensor, self._tower.ln_pre(states))
 
     @property
-    def reads_first_row(self) -> bool:
-        """Whether features are read from the class token alone, so that `finish` needs no other row."""
+    def pools_class_token(self) -> bool:
+        """Whether features come from the class token alone, so that `finish` does not need the other rows."""
         return str(self._tower.pool_type) == "tok"
 
     def block(self, layer: int, states: Tensor, *, first_row_only: bool = False) -> Tensor:
-        """Block `layer`: [B, n, Hv] -> [B, n, Hv], or only its class token, [B, 1, Hv]."""
+        """Block `layer`: [B, n, Hv] -> [B, n, Hv], or its class token alone, [B, 1, Hv]."""
         return self._blocks[layer].full(states, first_row_only)
 
     def block_with_attention(self, layer: int, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Block `layer`, and its attention: [B, n, Hv] -> [B, n, Hv] and [B, heads, n, n], differentiable.
+        """Block `layer` and its attention weights: [B, n, Hv] -> [B, n, Hv] and [B, heads, n, n]; differentiable.
 
         Raises:
-            UnsupportedTowerError: the block computes its attention in a way of its own.
+            UnsupportedTowerError: it is not a standard attention block.
         """
-        if not self._blocks[layer].is_open:
+        if not self._blocks[layer].is_standard:
             raise UnsupportedTowerError(
-                f"block {layer} of this image tower is not the usual attention block of CLIP, so its attention cannot "
-                "be read; use a backbone with the usual ones, such as ViT-B-16"
+                f"block {layer} of this image tower is not a standard CLIP attention block, so its attention cannot be "
+                "read; use a backbone with standard blocks, such as ViT-B-16"
             )
         return self._blocks[layer].full_with_attention(states)
 
     def finish(self, states: Tensor) -> Tensor:
-        """Pool, norm and project the class token and patches [B, 1 + N, Hv] (no prompts): [B, D].
+        """Pool, normalise and project the class token and patches [B, 1 + N, Hv], without prompts: [B, D].
 
-        The class token alone, [B, 1, Hv], will do where `reads_first_row`.
+        The class token alone, [B, 1, Hv], is enough if `pools_class_token`.
         """
         pooled: Tensor = self._tower._pool(states)[0]
         return pooled if self._tower.proj is None else pooled @ self._tower.proj
@@ -193,7 +202,7 @@ class ImageTower:
 
 def _text_obstacle(model: Any, tower: Any) -> str | None:
     if tower is not model and not isinstance(tower, TextTransformer):
-        return f"its text tower is a {type(tower).__name__}, which has no seams between blocks"
+        return f"its text tower is a {type(tower).__name__}, which is not an open_clip text transformer"
     if getattr(tower, "cls_emb", None) is not None:
         return "its text tower reads an extra class token (CoCa), not the EOT token"
     if tower.attn_mask is None:

@@ -18,53 +18,62 @@ from maple.clip.formats import (
     StateDict,
     check_vocabulary,
     mlp_ratio,
-    read_json,
     read_tensors,
     shards,
 )
 from maple.errors import BackboneError
+from maple.files import read_json
 
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 def read_transformers_folder(folder: Path) -> tuple[dict[str, Any], StateDict, dict[str, Any]]:
-    """Read a transformers-format CLIP folder: (open_clip configuration, state dict, preprocess settings).
+    """Read a CLIP folder in transformers' format.
+
+    Returns:
+        The open_clip configuration, the state dict in open_clip's layout, and the preprocess settings.
 
     Raises:
-        BackboneError: not a CLIP, an activation or vocabulary other than CLIP's, weights missing or strange.
+        BackboneError: it is not a CLIP, its activation or vocabulary is not CLIP's, or weights are missing.
     """
-    config = read_json(folder / "config.json")
+    config: dict[str, Any] = read_json(folder / "config.json", error=BackboneError)
     if config.get("model_type") != "clip":
         raise BackboneError(
-            f"{folder / 'config.json'} describes a {config.get('model_type')!r} model; "
-            "transformers-format backbones must have model_type 'clip'"
+            f"{folder / 'config.json'} describes a {config.get('model_type')!r} model; a backbone in transformers' "
+            "format must have model_type 'clip'"
         )
-    # Old files say some sizes in a second place, which wins (transformers, configuration_clip.py).
+    # Old files have some sizes in a second place, which wins (transformers, configuration_clip.py).
     try:
         text, vision = (
             {**(config.get(f"{tower}_config") or {}), **(config.get(f"{tower}_config_dict") or {})}
             for tower in ("text", "vision")
         )
-        model_config = _transformers_config(folder, config, text, vision)
+        model_config = _open_clip_config(config, text, vision)
+        activations = {text.get("hidden_act", "quick_gelu"), vision.get("hidden_act", "quick_gelu")}
+        if len(activations) != 1 or not activations <= {"quick_gelu", "gelu"}:
+            raise BackboneError(
+                f"{folder}: the towers' activations are {sorted(activations)}; both must be quick_gelu, or both gelu"
+            )
     except (TypeError, ArithmeticError) as error:
-        raise BackboneError(f"{folder / 'config.json'} describes no CLIP: {error}") from error
+        raise BackboneError(f"{folder / 'config.json'} does not describe a CLIP: {error}") from error
     check_vocabulary(text.get("vocab_size", CLIP_VOCABULARY), str(folder))
-    state = _from_transformers(_transformers_weights(folder), folder)
-    return model_config, state, _transformers_preprocess(folder, vision)
+    preprocessors = [folder / name for name in PREPROCESSORS if (folder / name).is_file()]
+    stored: dict[str, Any] = read_json(preprocessors[0], error=BackboneError) if preprocessors else {}
+    stored = stored.get("image_processor") or stored
+    preprocess = {
+        "size": vision.get("image_size", 224),
+        "mean": stored.get("image_mean") or OPENAI_DATASET_MEAN,
+        "std": stored.get("image_std") or OPENAI_DATASET_STD,
+        "interpolation": {2: "bilinear", 3: "bicubic"}.get(stored.get("resample", 3), "bicubic"),
+    }
+    return model_config, _from_transformers(_read_weights(folder), folder), preprocess
 
 
-def _transformers_config(
-    folder: Path, config: dict[str, Any], text: dict[str, Any], vision: dict[str, Any]
-) -> dict[str, Any]:
-    activations = {text.get("hidden_act", "quick_gelu"), vision.get("hidden_act", "quick_gelu")}
-    if len(activations) != 1 or not activations <= {"quick_gelu", "gelu"}:
-        raise BackboneError(
-            f"{folder}: the towers' activations are {sorted(activations)}; both must be quick_gelu, or both gelu"
-        )
+def _open_clip_config(config: dict[str, Any], text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
     text_width, vision_width = text.get("hidden_size", 512), vision.get("hidden_size", 768)
     return {
         "embed_dim": config.get("projection_dim", 512),
-        "quick_gelu": activations == {"quick_gelu"},
+        "quick_gelu": text.get("hidden_act", "quick_gelu") == "quick_gelu",
         "vision_cfg": {
             "image_size": vision.get("image_size", 224),
             "layers": vision.get("num_hidden_layers", 12),
@@ -86,7 +95,7 @@ def _transformers_config(
     }
 
 
-def _transformers_weights(folder: Path) -> StateDict:
+def _read_weights(folder: Path) -> StateDict:
     for single in ("model.safetensors", "pytorch_model.bin"):
         if (folder / single).is_file():
             return read_tensors(folder / single)
@@ -100,19 +109,7 @@ def _transformers_weights(folder: Path) -> StateDict:
     raise BackboneError(f"{folder} has a config.json but no weights: expected model.safetensors or pytorch_model.bin")
 
 
-def _transformers_preprocess(folder: Path, vision: dict[str, Any]) -> dict[str, Any]:
-    files = [folder / name for name in PREPROCESSORS if (folder / name).is_file()]
-    stored = read_json(files[0]) if files else {}
-    stored = stored.get("image_processor") or stored
-    return {
-        "size": vision.get("image_size", 224),
-        "mean": stored.get("image_mean") or OPENAI_DATASET_MEAN,
-        "std": stored.get("image_std") or OPENAI_DATASET_STD,
-        "interpolation": {2: "bilinear", 3: "bicubic"}.get(stored.get("resample", 3), "bicubic"),
-    }
-
-
-# (transformers, open_clip): how names begin, and what they contain. `maple.export` reads it the other way round.
+# (transformers, open_clip): prefixes of tensor names, and parts within them; read both ways.
 _PREFIXES = (
     ("text_model.embeddings.token_embedding.", "token_embedding."),
     ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
@@ -135,12 +132,12 @@ _PARTS = (
 
 
 def open_clip_name(name: str) -> str:
-    """The name in open_clip of a tensor that transformers calls `name`, packed attention and projections aside."""
+    """The open_clip name of a tensor of transformers, except those of attention projections and final projections."""
     return _renamed(name, _PREFIXES, _PARTS)
 
 
 def transformers_name(name: str) -> str:
-    """The name in transformers of a tensor that open_clip calls `name`: the inverse of `open_clip_name`."""
+    """The transformers name of a tensor of open_clip: the inverse of `open_clip_name`."""
     return _renamed(name, [(new, old) for old, new in _PREFIXES], [(new, old) for old, new in _PARTS])
 
 
@@ -155,6 +152,7 @@ def _renamed(name: str, prefixes: Sequence[tuple[str, str]], parts: Sequence[tup
 
 
 def _from_transformers(state: Mapping[str, Tensor], folder: Path) -> StateDict:
+    """Rename, transpose the projections, and join queries, keys and values."""
     renamed: StateDict = {}
     attention: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():

@@ -1,6 +1,6 @@
-"""Weights into an open_clip model: every tensor in its place, or an error that names the one that is not."""
+"""Load weights into an open_clip model: every tensor fits, or an error names the ones that do not."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,22 +11,22 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from maple.clip import formats
-from maple.errors import BackboneError
+from maple.errors import BackboneError, shortened_list
 
-_DRAWS = (Tensor.normal_, Tensor.uniform_)
-_ALIGNMENT = 64  # bytes; of every tensor that torch allocates
+_RANDOM_FILLS = (Tensor.normal_, Tensor.uniform_)
+_ALIGNMENT = 64  # bytes, of every tensor that torch allocates
 _NAMED = 4  # how many tensors an error names before it counts the rest
 
 
-def fill(model: Any, state: Mapping[str, Tensor], source: str, *, resize: bool = False) -> None:
-    """Put the weights of `state` in place of those of `model`; older layouts are translated, as open_clip does.
+def load_weights(model: Any, state: Mapping[str, Tensor], source: str, *, resize: bool = False) -> None:
+    """Replace the weights of `model` by those of `state`; older layouts are converted, as open_clip does.
 
-    The tensors become the model's own where they can: there is no second copy of large weights.
+    The model keeps the given tensors where it can, so that there is no second copy of large weights.
 
     Args:
         model: an open_clip model.
-        state: its weights, in open_clip's or OpenAI's layout; whoever gives them leaves them alone afterwards.
-        source: where they came from, for the error.
+        state: its weights, in open_clip's or OpenAI's layout; they must not be changed afterwards.
+        source: where they came from, for the error message.
         resize: interpolate positional embeddings of another length instead of refusing them.
 
     Raises:
@@ -36,7 +36,11 @@ def fill(model: Any, state: Mapping[str, Tensor], source: str, *, resize: bool =
     if "positional_embedding" in weights and not hasattr(model, "positional_embedding"):
         weights = convert_to_custom_text_state_dict(weights)
     own = model.state_dict()
-    weights = {key: value for key, value in weights.items() if key in own or not _is_bookkeeping(key)}
+    weights = {
+        key: value
+        for key, value in weights.items()
+        if key in own or not (key in formats.OPENAI_EXTRAS or key.endswith(".position_ids"))
+    }
     for scalar in ("logit_scale", "logit_bias"):
         if scalar in weights and scalar in own and weights[scalar].numel() == own[scalar].numel():
             weights[scalar] = weights[scalar].reshape(own[scalar].shape)
@@ -46,37 +50,35 @@ def fill(model: Any, state: Mapping[str, Tensor], source: str, *, resize: bool =
         resize_pos_embed(weights, model)
         resize_text_pos_embed(weights, model)
     if problems := _mismatches(own, weights):
-        raise BackboneError(f"{source} does not fit the CLIP that it should fill: {'; '.join(problems)}")
+        raise BackboneError(f"{source} does not fit the architecture: {'; '.join(problems)}")
     model.load_state_dict({key: _owned(value, own.get(key)) for key, value in weights.items()}, assign=True)
 
 
 @contextmanager
 def uninitialised(active: bool = True) -> Iterator[None]:
-    """Skip drawing random weights that `fill` replaces: most of the time it takes to build a large model.
+    """Skip drawing random weights that `load_weights` replaces, which takes most of the time to build a large model.
 
-    Nor is their memory touched, so the system never has to provide it.
+    Their memory is never touched either, so the operating system does not have to provide it.
     """
     if not active:
         yield
         return
-    with _NoDraws():
+    with _SkipInitialisation():
         yield
 
 
-class _NoDraws(TorchFunctionMode):
+class _SkipInitialisation(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
-        # Those of torch.nn.init come here as themselves, with the tensor by name; what they call does not.
-        if func in _DRAWS or getattr(func, "__module__", None) == nn.init.__name__:
+        # Functions of torch.nn.init arrive here as themselves, with the tensor as a keyword; their own calls do not.
+        if func in _RANDOM_FILLS or getattr(func, "__module__", None) == nn.init.__name__:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
 
 
 def _owned(value: Tensor, place: Tensor | None) -> Tensor:
-    """`value` as `place` holds it: its type, dense, and at an address where sums come out as in memory of torch's own.
-
-    A tensor that a file keeps inside a larger one is copied, so that the larger one can go.
-    """
+    """`value` with the dtype of `place`, contiguous, aligned, and alone in its storage."""
+    # Unaligned memory would change the last bits of sums; a view would keep the whole storage it is part of.
     value = value.detach()
     if place is not None and value.dtype != place.dtype:
         return value.to(place.dtype, memory_format=torch.contiguous_format)
@@ -84,10 +86,6 @@ def _owned(value: Tensor, place: Tensor | None) -> Tensor:
     if value.is_contiguous() and value.data_ptr() % _ALIGNMENT == 0 and value.untyped_storage().nbytes() == size:
         return value
     return value.clone(memory_format=torch.contiguous_format)
-
-
-def _is_bookkeeping(key: str) -> bool:
-    return key in formats.OPENAI_EXTRAS or key.endswith(".position_ids")
 
 
 def _mismatches(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
@@ -98,11 +96,5 @@ def _mismatches(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[
         for key in own
         if key in given and given[key].shape != own[key].shape
     ]
-    found = (("missing: ", missing), ("unknown: ", unknown), ("of another shape: ", shapes))
-    return [label + _some(names) for label, names in found if names]
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    rest = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    problems = (("missing: ", missing), ("unknown: ", unknown), ("of another shape: ", shapes))
+    return [label + shortened_list(names, _NAMED, longest=100) for label, names in problems if names]

@@ -53,7 +53,7 @@ def relevance(method: Method, images: Tensor, classes: Tensor) -> Tensor:
         for seen, slope in zip(attention, gradients, strict=True)
     ]
     rows = _roll(weighted, prompts)
-    patches = rows[:, 0, 1:] if backbone.image.reads_first_row else rows[:, 1 : rows.shape[2], 1:].mean(dim=1)
+    patches = rows[:, 0, 1:] if backbone.image.pools_class_token else rows[:, 1 : rows.shape[2], 1:].mean(dim=1)
     side = int(patches.shape[1] ** 0.5)
     grid: Tensor = patches.unflatten(1, (side, -1)).cpu()
     return grid

@@ -89,7 +89,7 @@ def nearest_words(method: Method, top: int = 5) -> LayerWords:
             "cocoop, deep_language, independent_vl, maple, kgcoop, prograd, promptsrc"
         )
     text = method.backbone.text
-    embeddings = text.words(range(text.vocabulary_size))
+    embeddings = text.token_embeddings(range(text.vocabulary_size))
     # A token that its CLIP never met in training may have no embedding at all (maple-small); it is near to nothing.
     ids = embeddings.norm(dim=-1).nonzero()[:, 0]
     if not 1 <= top <= len(ids):
@@ -111,7 +111,7 @@ def _near(token: Tensor, vocabulary: Vocabulary, top: int) -> TokenWords:
 
     def listed(values: Tensor, largest: bool) -> tuple[NearWord, ...]:
         best, places = values.topk(top, largest=largest)
-        words = vocabulary.backbone.token_words(vocabulary.ids[places].tolist())
+        words = vocabulary.backbone.token_texts(vocabulary.ids[places].tolist())
         return tuple(map(NearWord, words, best.tolist()))
 
     return TokenWords(listed(distances, False), listed(cosines, True), float(token.norm()))

@@ -140,7 +140,7 @@ def _text_refusal(method: Method) -> str | None:
     backbone = method.backbone
     if backbone.text.obstacle is not None:
         return f"the export holds no text tower, as {backbone.text.obstacle}; run it with PyTorch for new names"
-    if not backbone.reads_clip_words:
+    if not backbone.uses_clip_tokenizer:
         return "the export holds no text tower, as its tokenizer is not CLIP's; run it with PyTorch for new names"
     return None
 

@@ -81,7 +81,7 @@ def _refuse_what_is_no_plain_clip(source: Source, kind: str) -> None:
         )
     backbone = method.backbone
     refusal = backbone.text.obstacle or backbone.image.obstacle
-    if refusal is not None or not backbone.reads_clip_words:
+    if refusal is not None or not backbone.uses_clip_tokenizer:
         raise ExportError(
             f"{kind}: this backbone is no CLIP with two plain transformers and CLIP's tokenizer"
             f"{'' if refusal is None else f' ({refusal})'}; {instead}"

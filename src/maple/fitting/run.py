@@ -36,7 +36,7 @@ from maple.data import (
 )
 from maple.data.folders.class_folders import split_domain
 from maple.distributed import this_process
-from maple.errors import BackboneError, ConfigError
+from maple.errors import BackboneDownloadError, ConfigError
 from maple.fitting.result import FitResult, result_of
 from maple.fitting.state import FORMAT, FOUND, is_evaluated, is_finished, load_previous
 from maple.methods import Method, method_settings
@@ -222,10 +222,8 @@ def _inspect(
 def _backbone(settings: RunSettings, device: str | None) -> Backbone:
     try:
         return open_backbone(settings, this_process(device).device)
-    except BackboneError as error:
-        if "cannot be fetched" not in str(error):
-            raise
-        raise BackboneError(
+    except BackboneDownloadError as error:
+        raise BackboneDownloadError(
             f"{error}. To try the command without any download: --backbone maple-small (packaged; small pictures, has "
             "seen drawings only)"
         ) from error

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from maple import files
 from maple.checkpoint import read_prompts
-from maple.clip.hub import asking_the_hub, is_network_error
+from maple.clip.hub import is_network_error, offline_if_unreachable
 from maple.errors import CheckpointError, first_line
 from maple.inference.card import model_card
 
@@ -35,7 +35,7 @@ def fetch_prompts(repository: str, **options: Any) -> Path:
         CheckpointError: no such repository or revision, none with prompts, or a hub that cannot be reached.
     """
     try:
-        with asking_the_hub():
+        with offline_if_unreachable():
             return Path(hf_hub_download(repository, PROMPTS, **options))
     except Exception as error:
         _reraise_foreign(error)

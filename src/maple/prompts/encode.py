@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from maple.clip import ImageTower, Memory, TextTower, is_recorded
+from maple.clip import ImageTower, TextTower
+from maple.clip.blocks import PrefixCache
+from maple.clip.cpu_linear import is_exporting_or_compiling
 from maple.errors import UnsupportedTowerError
 from maple.memory import device_memory
 from maple.prompts.passes import run_or_defer
@@ -123,7 +125,7 @@ def _encode_text(tower: TextTower, sentences: Sentences, prompts: Sequence[Tenso
     return features if groups else features[0]
 
 
-def _prefix(tower: TextTower, parts: Parts, prompts: Sequence[Tensor]) -> list[Memory]:
+def _prefix(tower: TextTower, parts: Parts, prompts: Sequence[Tensor]) -> list[PrefixCache]:
     """What the ends of sentences have to know of their common beginning, for each block."""
     states, memories = tower.embed(parts.prefix_ids), []
     for layer in range(tower.depth):
@@ -131,12 +133,12 @@ def _prefix(tower: TextTower, parts: Parts, prompts: Sequence[Tensor]) -> list[M
             states = parts.put(states, prompts[layer])
         if layer == 0:
             states = tower.enter(states)
-        memory, states = tower.prefix(layer, states, memory_only=layer == tower.depth - 1)
+        memory, states = tower.prefix(layer, states, cache_only=layer == tower.depth - 1)
         memories.append(memory)
     return memories
 
 
-def _suffix(tower: TextTower, suffix: Suffix, prompts: Sequence[Tensor], memories: Sequence[Memory]) -> Tensor:
+def _suffix(tower: TextTower, suffix: Suffix, prompts: Sequence[Tensor], memories: Sequence[PrefixCache]) -> Tensor:
     """Raw features [G, c, D] of the sentences of one suffix."""
     rows = tower.embed(suffix.ids)
     for layer, memory in enumerate(memories):
@@ -190,7 +192,7 @@ def _images_at_once(states: Tensor, prompts: Sequence[Tensor]) -> int | None:
     states are kept anyway.
     """
     learns = torch.is_grad_enabled() and any(prompt.requires_grad for prompt in prompts)
-    if states.device.type != "cpu" or learns or is_recorded():
+    if states.device.type != "cpu" or learns or is_exporting_or_compiling():
         return None
     return max(_ROWS_AT_ONCE // states.shape[1], 1)
 
@@ -201,7 +203,7 @@ def _image_features(tower: ImageTower, states: Tensor, prompts: Sequence[Tensor]
     for layer in range(tower.depth):
         states = _enter(tower, layer, states, prompts)
         last = layer == tower.depth - 1
-        states = tower.block(layer, states, first_row_only=last and tower.reads_first_row)
+        states = tower.block(layer, states, first_row_only=last and tower.pools_class_token)
     return tower.finish(states[:, :count])
 
 

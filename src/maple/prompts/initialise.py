@@ -24,7 +24,7 @@ def word_tokens(backbone: Backbone, text: str, length: int) -> Tensor:
     ids = backbone.word_ids(text.replace("_", " "))
     if len(ids) < length:
         raise ConfigError(f"init_text {text!r} has {len(ids)} tokens, fewer than prompt_length={length}")
-    return backbone.text.words(ids[:length]).cpu()
+    return backbone.text.token_embeddings(ids[:length]).cpu()
 
 
 def words_if_short(init_text: str, length: int) -> str:

@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from maple.clip import Backbone, Bucket
+from maple.clip import Backbone
+from maple.clip.blocks import Bucket
 from maple.errors import ConfigError
 from maple.names import clean_class_names
 
