@@ -1,1 +1,1 @@
-"""Measurements: ours against a plain implementation in the reference's way, in one process."""
+"""Benchmarks of maple-clip against a plain implementation of the published way, in one process."""

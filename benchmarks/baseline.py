@@ -1,5 +1,5 @@
-"""MaPLe and CoCoOp in the reference's way, kept plain: 77 tokens, stock attention modules, every class at every step,
-text again for every test batch, and CoCoOp's images one by one.
+"""MaPLe and CoCoOp computed as the published code does: 77 tokens, stock attention modules, every class at every step,
+text features for every test batch, and CoCoOp's images one by one.
 
 Source: SPEC sections 2 and 3; muzairkhattak/multimodal-prompt-learning@69bce21 trainers/maple.py:40-204, clip/model.py;
 KaiyangZhou/CoOp@ff61507 trainers/cocoop.py:142-190.
@@ -42,7 +42,7 @@ class PlainText:
 
 
 class PlainMaPLe:
-    """The same parameters and the same open_clip model as `method`, run without any shortcut."""
+    """The same parameters and the same open_clip model as `method`, computed without any shortcut."""
 
     def __init__(self, method: MaPLe, full_ids: Tensor) -> None:
         self._method = method
@@ -75,7 +75,7 @@ class PlainMaPLe:
 
 
 class PlainCoCoOp:
-    """The same parameters and the same open_clip model as `method`; every class anew for every image, in a loop."""
+    """The same parameters and the same open_clip model as `method`; all classes for every image, in a loop."""
 
     def __init__(self, method: CoCoOp, full_ids: Tensor) -> None:
         self._method = method

@@ -1,4 +1,4 @@
-"""What the benchmarks share: work in alternation, the machine's own rate, real class names, and files of results."""
+"""Shared parts of the benchmarks: alternating measurements, the machine's rate, class names, result files."""
 
 import json
 import platform
@@ -20,7 +20,7 @@ GROUPS = ("food", "animals", "objects", "places", "activities", "people", "symbo
 
 
 def class_names(count: int) -> list[str]:
-    """Names of emoji, of one word to nine, group by group: what people's class lists look like."""
+    """Names of emoji, of one to nine words, group by group, like real lists of class names."""
     names = dict.fromkeys(name for group in GROUPS for name in load_dataset(f"emoji-{group}", Path()).class_names)
     return list(names)[:count]
 
@@ -28,7 +28,7 @@ def class_names(count: int) -> list[str]:
 def alternate(
     works: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, Any]:
-    """Run all works in turn, after one warm-up each; medians in seconds, and of each round the ratio to the first."""
+    """Run all works in turn, after one warm-up each: median seconds, and the ratio to the first work in each round."""
     for work in works.values():
         work()
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -39,7 +39,7 @@ def alternate(
             seconds[name].append(clock() - start)
     first = next(iter(works))
     ratios = {
-        name: [other / own for own, other in zip(seconds[first], values, strict=True)]
+        name: [other / base for base, other in zip(seconds[first], values, strict=True)]
         for name, values in seconds.items()
         if name != first
     }
@@ -52,9 +52,9 @@ def alternate(
 
 
 def product_rates(dtype: torch.dtype, size: int = 4096, rounds: int = 3) -> dict[str, float]:
-    """Operations a second of a large matrix product, the best of some, by each library that this machine has for it.
+    """Operations per second of a large matrix product, the best of `rounds`, with PyTorch's product and with ours.
 
-    The fastest is the machine's own limit.
+    The faster one is the limit of the machine.
     """
     left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
     rates = {}
@@ -70,7 +70,7 @@ def product_rates(dtype: torch.dtype, size: int = 4096, rounds: int = 3) -> dict
 
 
 def machine() -> dict[str, Any]:
-    """What a reader has to know of the machine to place a number."""
+    """The facts about the machine that a number depends on."""
     model = [line for line in _cpuinfo() if line.startswith("model name")]
     flags = next((line.split() for line in _cpuinfo() if line.startswith("flags")), [])
     return {
@@ -97,5 +97,5 @@ def write(folder: Path | None, name: str, settings: dict[str, Any], results: Any
 
 
 def integers(text: str) -> Sequence[int]:
-    """Whole numbers with commas, of a command line."""
+    """Parse whole numbers with commas between them, for a command line."""
     return [int(part) for part in text.split(",") if part]

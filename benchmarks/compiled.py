@@ -1,7 +1,7 @@
 """Whether torch.compile pays: MaPLe's image tower, forward and backward, as it is and compiled, in alternation.
 
 Usage: python -m benchmarks.compiled [--precision fp32|bf16] [--batch 4] [--rounds 5] [--output FOLDER]
-Prints what compiling costs and after how many steps it has paid, if ever.
+Prints the seconds of compilation, and after how many steps these are saved, if ever.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import alternate, class_names, write
-from benchmarks.floors import pictures
+from benchmarks.floors import noise_images
 from maple.clip import load_clip
 from maple.methods.maple import MaPLe, MaPLeSettings
 from maple.prompts import encode_image
@@ -30,7 +30,7 @@ def main() -> None:
     clip = load_clip(arguments.backbone, "random:0", precision=arguments.precision)
     depth = min(9, clip.text.depth, clip.image.depth)
     method = MaPLe(MaPLeSettings(prompt_depth=depth), clip, class_names(10), torch.Generator().manual_seed(0))
-    images = pictures(clip, arguments.batch)
+    images = noise_images(clip, arguments.batch)
 
     def encode(prompts: list[Tensor]) -> Tensor:
         return encode_image(clip.image, images, prompts)
@@ -44,9 +44,9 @@ def main() -> None:
         return features.detach().float()
 
     start = time.perf_counter()
-    found = run(compiled)
+    features = run(compiled)
     cost = time.perf_counter() - start
-    difference = float((found - run(encode)).abs().max() / found.abs().max())
+    difference = float((features - run(encode)).abs().max() / features.abs().max())
     timed = alternate({"compiled": lambda: run(compiled), "as it is": lambda: run(encode)}, arguments.rounds)
     gain = timed["seconds"]["as it is"] - timed["seconds"]["compiled"]
     paid = f"paid after {cost / gain:.0f} steps" if gain > 0 else "never paid"

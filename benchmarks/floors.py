@@ -1,10 +1,10 @@
-"""Ours against the plain way at ViT-B/16 size, in alternation in one process.
+"""Compare maple-clip with the plain way at ViT-B/16 size, in alternation in one process.
 
 Usage: python -m benchmarks.floors [--only train-50,train-50-bf16,...] [--rounds 3] [--output FOLDER]
 Checks that both ways agree before it times anything. The plain way runs in float32; for the works in bfloat16 it is
 also timed in bfloat16, and both ratios are given. For training, the share that the step reaches of the rate of a large
 matrix product, measured in the same run, is printed too, useful operations only: of PyTorch's own product, and of the
-one that we use (maple.clip.cpu_linear), which on some processors is faster.
+one that is used here (maple.clip.cpu_linear), which is faster on some processors.
 """
 
 import argparse
@@ -32,16 +32,16 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="ViT-B-16")
-    parser.add_argument("--only", help="some of them, with commas")
+    parser.add_argument("--only", help="names of works, with commas")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=200, help="how many are evaluated, 100 at once")
+    parser.add_argument("--images", type=int, default=200, help="number of images to evaluate, 100 at once")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     clips = {precision: load_clip(arguments.backbone, "random:0", precision=precision) for precision in _TOLERANCE}
     rates = {precision: product_rates(clip.dtype) for precision, clip in clips.items()}
-    for precision, found in rates.items():
-        told = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in found.items())
-        print(f"a 4096 x 4096 matrix product in {precision}, billion operations a second: {told}")
+    for precision, by_product in rates.items():
+        listed = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in by_product.items())
+        print(f"a 4096 x 4096 matrix product in {precision}, billion operations per second: {listed}")
     works: dict[str, Callable[[], dict[str, Any]]] = {
         f"train-{classes}{suffix}": partial(training, clips, rates, precision, classes, 4, arguments.rounds)
         for precision, suffix in (("fp32", ""), ("bf16", "-bf16"))
@@ -52,19 +52,21 @@ def main() -> None:
     works["cocoop-100"] = partial(cocoop, clips["fp32"], 100, 2, arguments.rounds)
     chosen = arguments.only.split(",") if arguments.only else list(works)
     if unknown := [name for name in chosen if name not in works]:
-        raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(works)}")
+        raise SystemExit(f"unknown works: {', '.join(unknown)}; choose from {', '.join(works)}")
     results: dict[str, Any] = {"product_rates": rates}
     for name in chosen:
         results[name] = works[name]()
-        told = ", ".join(
+        ratios = ", ".join(
             f"{ratio:.2f}x [{low:.2f}, {high:.2f}] of {other}"
             for (other, ratio), (low, high) in zip(
                 results[name]["ratio"].items(), results[name]["ratio_range"].values(), strict=True
             )
         )
         shares = results[name].get("share", {})
-        told = ", ".join([told, *(f"{100 * share:.0f} % of the rate of {other}" for other, share in shares.items())])
-        print(f"{name}: {results[name]['seconds']['ours']:.3f} s, {told}", flush=True)
+        listed = ", ".join(
+            [ratios, *(f"{100 * share:.0f} % of the rate of {other}" for other, share in shares.items())]
+        )
+        print(f"{name}: {results[name]['seconds']['ours']:.3f} s, {listed}", flush=True)
     write(arguments.output, "floors", vars(arguments), results)
 
 
@@ -75,8 +77,8 @@ def maple(clip: Backbone, names: list[str]) -> tuple[MaPLe, PlainMaPLe]:
     return method, PlainMaPLe(method, clip.tokenize([f"a photo of a {name}." for name in names]))
 
 
-def pictures(clip: Backbone, count: int) -> Tensor:
-    """Noise, [count, 3, R, R]."""
+def noise_images(clip: Backbone, count: int) -> Tensor:
+    """Random images [count, 3, R, R]."""
     size = clip.preprocessing.size
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
@@ -89,20 +91,20 @@ def training(
     batch: int,
     rounds: int,
 ) -> dict[str, Any]:
-    """Loss and gradients of one MaPLe step."""
+    """Compute the loss and gradients of one MaPLe step."""
     names = class_names(classes)
     method, plain = maple(clips[precision], names)
     reference, reference_plain = maple(clips["fp32"], names)
-    images, labels = pictures(clips[precision], batch), torch.arange(batch) % classes
+    images, labels = noise_images(clips[precision], batch), torch.arange(batch) % classes
     ways: dict[str, Callable[[], object]] = {
         "ours": lambda: step(method, method.loss(images, labels)[0]),
         "plain fp32": lambda: step(reference, reference_plain.loss(images, labels)),
     }
     if precision != "fp32":
         ways[f"plain {precision}"] = lambda: step(method, plain.loss(images, labels))
-    found = step(method, method.loss(images, labels)[0])
-    wanted = step(reference, reference_plain.loss(images, labels))
-    difference = agree(found, wanted, precision)
+    gradients = step(method, method.loss(images, labels)[0])
+    expected = step(reference, reference_plain.loss(images, labels))
+    difference = agree(gradients, expected, precision)
     with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
         ways["ours"]()
     operations = counter.get_total_flops()
@@ -112,11 +114,11 @@ def training(
 
 
 def evaluation(clips: Mapping[str, Backbone], precision: str, classes: int, count: int, rounds: int) -> dict[str, Any]:
-    """Logits of `count` images, 100 at once, class embeddings to be computed."""
+    """Compute the logits of `count` images, 100 at once, class embeddings included."""
     names = class_names(classes)
     method, plain = maple(clips[precision], names)
     _, reference_plain = maple(clips["fp32"], names)
-    images = pictures(clips[precision], 100)
+    images = noise_images(clips[precision], 100)
     batches = [images] * max(1, count // 100)
 
     def ours() -> None:
@@ -139,11 +141,11 @@ def evaluation(clips: Mapping[str, Backbone], precision: str, classes: int, coun
 
 
 def cocoop(clip: Backbone, classes: int, batch: int, rounds: int) -> dict[str, Any]:
-    """CoCoOp's logits, whose text features are those of each image."""
+    """Compute CoCoOp's logits, whose text features differ for each image."""
     names = class_names(classes)
     method = CoCoOp(CoCoOpSettings(), clip, names, torch.Generator().manual_seed(0))
     plain = PlainCoCoOp(method, clip.tokenize([f"a photo of a {name}." for name in names]))
-    images = pictures(clip, batch)
+    images = noise_images(clip, batch)
     with torch.no_grad():
         difference = agree({"logits": method.predict_logits(images)}, {"logits": plain.logits(images)}, "fp32")
     ways = {"ours": lambda: method.predict_logits(images), "plain fp32": lambda: torch.no_grad()(plain.logits)(images)}
@@ -151,20 +153,20 @@ def cocoop(clip: Backbone, classes: int, batch: int, rounds: int) -> dict[str, A
 
 
 def step(method: Method, loss: Tensor) -> dict[str, Tensor]:
-    """Backward; the gradients, which are then forgotten."""
+    """Run the backward pass; return the gradients and the loss, and clear the gradients."""
     loss.backward()
-    found = {name: value.grad for name, value in method.prompt_parameters().items() if value.grad is not None}
+    gradients = {name: value.grad for name, value in method.prompt_parameters().items() if value.grad is not None}
     method.zero_grad(set_to_none=True)
-    return {**found, "loss": loss.detach()}
+    return {**gradients, "loss": loss.detach()}
 
 
 def agree(ours: Mapping[str, Tensor], plain: Mapping[str, Tensor], precision: str) -> float:
-    """The largest difference between two ways, in parts of each tensor's largest entry; too large a one ends it all."""
+    """The largest difference of two ways, relative to each tensor's largest entry; exit where it is too large."""
     if set(ours) != set(plain):
-        raise SystemExit(f"the two ways give other tensors: {sorted(set(ours) ^ set(plain))}")
+        raise SystemExit(f"the two ways return different tensors: {sorted(set(ours) ^ set(plain))}")
     worst = max(float((value - plain[name]).abs().max() / plain[name].abs().max()) for name, value in ours.items())
     if not worst <= _TOLERANCE[precision]:
-        raise SystemExit(f"the two ways do not compute the same ({worst:.1e}); nothing was timed")
+        raise SystemExit(f"the two ways differ by {worst:.1e}; nothing was timed")
     return worst
 
 

@@ -1,8 +1,8 @@
-"""Images on their way to the tower: transformed images per second, and how long an evaluation waits for them.
+"""Measure image input: transformed images per second, and how long an evaluation waits for them.
 
 Usage: python -m benchmarks.pipeline [--folder FOLDER] [--images 200] [--backbone maple-small] [--device cpu]
                                      [--rounds 5] [--output FOLDER]
-Without --folder it draws its own photographs (JPEG, about 500 x 375). Compares reading ahead in threads ("ours") with
+Without --folder it draws images of its own (JPEG, about 500 x 375). Compares reading ahead in threads ("ours") with
 reading in the caller's thread ("plain"), in alternation in one process; prints medians and ratios; writes JSON.
 """
 
@@ -59,7 +59,7 @@ def main() -> None:
         ]
         items = [Item(path, 0, "class 0") for path in paths[: arguments.images]]
         if not items:
-            raise SystemExit(f"{folder} holds no .jpg or .png files")
+            raise SystemExit(f"{folder} contains no .jpg or .png files")
         views = views_per_second(method, items, folder, arguments.batch, arguments.rounds)
         waiting = evaluation(method, items, folder, arguments.batch, arguments.rounds)
     settings = {key: value for key, value in vars(arguments).items() if key != "output"}
@@ -68,10 +68,10 @@ def main() -> None:
 
 
 def alternate(ours: Callable[[], object], plain: Callable[[], object], rounds: int) -> Timed:
-    """Both in turn: medians in seconds, and how many times as long the plain way takes."""
-    found = common.alternate({"ours": ours, "plain": plain}, rounds)
-    low, high = found["ratio_range"]["plain"]
-    return {**found["seconds"], "ratio": found["ratio"]["plain"], "ratio_min": low, "ratio_max": high}
+    """Run both in turn: median seconds, and how many times as long the plain way takes."""
+    timed = common.alternate({"ours": ours, "plain": plain}, rounds)
+    low, high = timed["ratio_range"]["plain"]
+    return {**timed["seconds"], "ratio": timed["ratio"]["plain"], "ratio_min": low, "ratio_max": high}
 
 
 def views_per_second(method: Method, items: list[Item], folder: Path, batch: int, rounds: int) -> dict[str, Timed]:
@@ -80,16 +80,16 @@ def views_per_second(method: Method, items: list[Item], folder: Path, batch: int
     store = ImageStore(folder)
     threads = reading_threads(None)
     results = {}
-    for what, transform in (
+    for name, transform in (
         ("random crops", TrainTransform(seen.size, seen.mean, seen.std, interpolation=seen.interpolation)),
         ("central views", EvalTransform(seen.size, seen.mean, seen.std, seen.interpolation)),
     ):
         made = partial(view_batches, items, store, transform, view=0, seed=0, batch_size=batch)
         exhaust(made(num_workers=threads))  # decodes the images
         timed = alternate(lambda m=made: exhaust(m(num_workers=threads)), lambda m=made: exhaust(m()), rounds)
-        results[what] = timed | {"images_per_second": len(items) / timed["ours"]}
+        results[name] = timed | {"images_per_second": len(items) / timed["ours"]}
         print(
-            f"{what}, {seen.size} pixels: one thread {len(items) / timed['plain']:.0f} images/s, {threads} threads "
+            f"{name}, {seen.size} pixels: one thread {len(items) / timed['plain']:.0f} images/s, {threads} threads "
             f"{len(items) / timed['ours']:.0f} images/s (medians), {timed['ratio']:.2f}x "
             f"[{timed['ratio_min']:.2f}, {timed['ratio_max']:.2f}]"
         )
@@ -103,7 +103,7 @@ def exhaust(batches: Iterator[Batch]) -> None:
 
 
 def evaluation(method: Method, items: list[Item], folder: Path, batch: int, rounds: int) -> dict[str, float]:
-    """A whole evaluation from files: read in between ("plain"), and as `maple evaluate` does ("ours")."""
+    """Evaluate files: read in between ("plain"), and as `maple evaluate` does ("ours")."""
     device = method.backbone.device
     seen = method.backbone.preprocessing
     transform = EvalTransform(seen.size, seen.mean, seen.std, seen.interpolation)
@@ -128,14 +128,14 @@ def evaluation(method: Method, items: list[Item], folder: Path, batch: int, roun
 
 
 class Waiting:
-    """Batches, and the seconds for which whoever asked for them had to wait."""
+    """Batches, and the seconds that their consumer waited for them."""
 
     def __init__(self, batches: Iterable[Batch]) -> None:
         self.seconds = 0.0
         self._batches = iter(batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Go on until there are no more."""
+        """Return this iterator."""
         return self
 
     def __next__(self) -> Batch:
@@ -148,18 +148,18 @@ class Waiting:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def cores() -> int | None:
-    """How many processor cores this process may use."""
+    """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def name_of(device: torch.device) -> str:
-    """What the device is."""
+    """The name of the device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 

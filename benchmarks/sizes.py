@@ -1,10 +1,10 @@
-"""Time and peak memory of a MaPLe training step against its size, each in a process of its own.
+"""Measure time and peak memory of a MaPLe training step against its size, each in a new process.
 
 Usage: python -m benchmarks.sizes [--classes 10,50,100,200,500,1000] [--batch 1,4,32,100] [--depth 1,9,12]
                                   [--plain 50,200] [--precision fp32] [--output FOLDER]
 Classes are varied at batch 4 and depth 9, batches at 50 classes, depths at both. `--plain` names class counts at which
-the plain way runs too. Memory is what the process holds at most beyond what it held with the weights loaded; "in all"
-is that with the weights and everything else.
+the plain way runs too. Memory is the peak of the process beyond its memory with the weights loaded; "in total" is the
+peak with the weights and everything else.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.baseline import PlainMaPLe
 from benchmarks.common import class_names, integers, write
-from benchmarks.floors import pictures, step
+from benchmarks.floors import noise_images, step
 from maple.clip import load_clip
 from maple.methods.maple import MaPLe, MaPLeSettings
 
@@ -28,7 +28,7 @@ _STATUS = Path("/proc/self/status")
 
 
 def main() -> None:
-    """Measure, print and write; with --one, be the process that is measured."""
+    """Measure, print and write; with --work, be the process that is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="ViT-B-16")
     parser.add_argument("--classes", type=integers, default=[10, 50, 100, 200, 500, 1000])
@@ -38,11 +38,11 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--text-memory", type=float, help="GiB")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     common = {key: getattr(arguments, key) for key in ("backbone", "precision", "text_memory")}
-    if arguments.one:
-        print(json.dumps(one({**common, **json.loads(arguments.one)})))
+    if arguments.work:
+        print(json.dumps(measure({**common, **json.loads(arguments.work)})))
         return
     works = [{"classes": classes, "batch": 4, "depth": 9} for classes in arguments.classes]
     works += [{"classes": 50, "batch": batch, "depth": 9} for batch in arguments.batch]
@@ -51,24 +51,24 @@ def main() -> None:
     works += [{"classes": classes, "batch": 4, "depth": 9, "plain": True} for classes in arguments.plain]
     results = []
     for work in works:
-        results.append({**work, **alone({**common, **work})})
-        found, way = results[-1], "plain" if work["plain"] else "ours"
+        results.append({**work, **measure_in_new_process({**common, **work})})
+        result, way = results[-1], "plain" if work["plain"] else "ours"
         print(
             f"{way}: {work['classes']} classes, batch {work['batch']}, depth {work['depth']}: "
-            f"{found['seconds']:.3f} s, {found['beyond'] / 2**20:.0f} MiB beyond the weights, "
-            f"{found['in_all'] / 2**30:.2f} GiB in all",
+            f"{result['seconds']:.3f} s, {result['beyond'] / 2**20:.0f} MiB beyond the weights, "
+            f"{result['in_all'] / 2**30:.2f} GiB in total",
             flush=True,
         )
     write(arguments.output, f"sizes-{arguments.precision}", vars(arguments), results)
 
 
-def alone(work: dict[str, Any]) -> dict[str, float]:
-    """Measure in a process of its own, so that peaks are not those of others."""
-    command = [sys.executable, "-m", "benchmarks.sizes", "--one", json.dumps(work)]
+def measure_in_new_process(work: dict[str, Any]) -> dict[str, float]:
+    """Measure in a new process, so that the peak is not that of an earlier work."""
+    command = [sys.executable, "-m", "benchmarks.sizes", "--work", json.dumps(work)]
     return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
 
 
-def one(work: dict[str, Any]) -> dict[str, float]:
+def measure(work: dict[str, Any]) -> dict[str, float]:
     """Median seconds of three steps after a first, and peak bytes."""
     clip = load_clip(work["backbone"], "random:0", precision=work["precision"])
     names = class_names(work["classes"])
@@ -76,7 +76,7 @@ def one(work: dict[str, Any]) -> dict[str, float]:
     method = MaPLe(settings, clip, names, torch.Generator().manual_seed(0))
     method.limit_text_memory(None if work["text_memory"] is None else int(work["text_memory"] * 2**30))
     plain = PlainMaPLe(method, clip.tokenize([f"a photo of a {name}." for name in names]))
-    images, labels = pictures(clip, work["batch"]), torch.arange(work["batch"]) % len(names)
+    images, labels = noise_images(clip, work["batch"]), torch.arange(work["batch"]) % len(names)
     gc.collect()
     before = reset_peak()
     seconds = []

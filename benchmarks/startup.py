@@ -1,7 +1,7 @@
-"""From command to work: seconds of the commands, of loading a CLIP from a file, and to the first training step.
+"""Measure startup: seconds of the commands, of loading a CLIP from a file, and to the first training step.
 
 Usage: python -m benchmarks.startup [--backbone ViT-B-16] [--rounds 3] [--output FOLDER]
-Every measurement is a process of its own; the ways that are compared take turns. Loading is compared with the usual
+Every measurement runs in a new process; the ways that are compared take turns. Loading is compared with the usual
 way: build the model with its initialisation, read the file, copy. Both must give the same weights. Writes JSON.
 """
 
@@ -30,14 +30,14 @@ COMMANDS = {
     "import maple.runs": ["-c", "import maple.runs"],
 }
 
-# Each prints what it measured; the peak of memory counts from before the weights are touched.
+# Each prints its measurements; the memory peak counts from before the weights are read.
 _LOAD = """
 import sys, time
 import maple.runs, open_clip
 from safetensors.torch import load_file
 from maple.clip.backbone import fingerprint
 name, path = sys.argv[1:]
-# Of this process alone; what getrusage says begins with the parent's.
+# The peak of this process only: that of getrusage starts with the parent's.
 status = lambda: open("/proc/self/status").read()
 peak = lambda: int(status().split("VmHWM:")[1].split()[0])
 before, begin = peak(), time.perf_counter()
@@ -91,16 +91,16 @@ def command_times(rounds: int) -> dict[str, dict[str, float]]:
     for _ in range(rounds):
         for name, command in COMMANDS.items():
             taken[name].append(timed(command))
-    found = {}
+    seconds = {}
     for name, pairs in taken.items():
         wall, busy = ([pair[kind] for pair in pairs] for kind in (0, 1))
-        found[name] = {"wall": statistics.median(wall), "processor": statistics.median(busy), "least": min(wall)}
+        seconds[name] = {"wall": statistics.median(wall), "processor": statistics.median(busy), "least": min(wall)}
         print(f"{name}: {statistics.median(wall):.3f} s, of the processor {statistics.median(busy):.3f} s (medians)")
-    return found
+    return seconds
 
 
 def timed(command: list[str]) -> tuple[float, float]:
-    """Wall and processor seconds of a Python process; one that fails ends the program."""
+    """Wall and processor seconds of a Python process; exit if it fails."""
     before, begin = os.times(), time.perf_counter()
     subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
     wall, after = time.perf_counter() - begin, os.times()
@@ -109,7 +109,7 @@ def timed(command: list[str]) -> tuple[float, float]:
 
 
 def write_weights(name: str, path: Path) -> None:
-    """A file of random weights of an architecture."""
+    """Write random weights of an architecture to a file."""
     state = load_clip(name, "random").model.state_dict()
     save_file({key: value.contiguous() for key, value in state.items()}, path)
 
@@ -128,16 +128,16 @@ def load_times(name: str, path: Path, rounds: int) -> dict[str, float]:
             memory[way].append(float(peak) / path.stat().st_size)
             prints.add(weights)
     if len(prints) != 1:
-        raise SystemExit("the two ways do not load the same weights")
-    found = {f"seconds_{way}": statistics.median(values) for way, values in seconds.items()}
-    found |= {f"memory_{way}": statistics.median(values) for way, values in memory.items()}
-    found["ratio"] = statistics.median(b / a for a, b in zip(seconds["ours"], seconds["plain"], strict=True))
+        raise SystemExit("the two ways load different weights")
+    result = {f"seconds_{way}": statistics.median(values) for way, values in seconds.items()}
+    result |= {f"memory_{way}": statistics.median(values) for way, values in memory.items()}
+    result["ratio"] = statistics.median(b / a for a, b in zip(seconds["ours"], seconds["plain"], strict=True))
     print(
-        f"{name} from a file of {path.stat().st_size / 1e6:.0f} MB: {found['seconds_ours']:.2f} s and "
-        f"{found['memory_ours']:.2f} of its size; the usual way {found['seconds_plain']:.2f} s and "
-        f"{found['memory_plain']:.2f}; {found['ratio']:.2f}x"
+        f"{name} from a file of {path.stat().st_size / 1e6:.0f} MB: {result['seconds_ours']:.2f} s and "
+        f"{result['memory_ours']:.2f} of its size; the usual way {result['seconds_plain']:.2f} s and "
+        f"{result['memory_plain']:.2f}; {result['ratio']:.2f}x"
     )
-    return found
+    return result
 
 
 def first_step(settings: dict[str, dict[str, str]], folder: Path, rounds: int) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Three seeds of MaPLe trained side by side against one after the other, in alternation, in one process.
 
 Usage: python -m benchmarks.together [--seeds 3] [--batch 4] [--rounds 5] [--only small,vit] [--output FOLDER]
-Two cases: the packaged CLIP with 64 classes, and a ViT-B/16 of random weights with 50. Checks that both ways come to
+Two cases: the packaged CLIP with 64 classes, and a ViT-B/16 of random weights with 50. Checks that both ways give
 the same prompts, momenta and losses before it times anything; prints medians and ratios; writes JSON.
 """
 
@@ -35,14 +35,14 @@ class Work:
     device: torch.device
 
     def side_by_side(self) -> None:
-        """One epoch of all, their passes made as one."""
-        run_epochs([(t, own, lambda _: None) for t, own in zip(self.trainers, self.batches, strict=True)])
+        """Train one epoch of all, with common passes."""
+        run_epochs([(t, batches, lambda _: None) for t, batches in zip(self.trainers, self.batches, strict=True)])
         self._wait()
 
     def in_turn(self) -> None:
-        """One epoch of each."""
-        for trainer, own in zip(self.trainers, self.batches, strict=True):
-            trainer.run_epoch(own)
+        """Train one epoch of each."""
+        for trainer, batches in zip(self.trainers, self.batches, strict=True):
+            trainer.run_epoch(batches)
         self._wait()
 
     def _wait(self) -> None:
@@ -60,18 +60,18 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(CASES))
     parser.add_argument("--precision", default="fp32", choices=TOLERANCE)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--cpu-time", action="store_true", help="count processor seconds: where others share the cores")
+    parser.add_argument("--cpu-time", action="store_true", help="count processor seconds, for shared machines")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     cases = arguments.only.split(",")
     if unknown := [case for case in cases if case not in CASES]:
-        raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(CASES)}")
+        raise SystemExit(f"unknown cases: {', '.join(unknown)}; choose from {', '.join(CASES)}")
     results = {case: measure(case, arguments) for case in cases}
     common.write(arguments.output, "together", vars(arguments), results)
 
 
 def measure(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of all runs' steps of a round, both ways, and the ratio."""
+    """Time the steps of all runs, both ways; return seconds and ratio."""
     name, pretrained, classes, depth = CASES[case]
     backbone = load_clip(name, pretrained, precision=arguments.precision, device=arguments.device)
 
@@ -95,7 +95,7 @@ def measure(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def make(backbone: Backbone, classes: int, depth: int, seeds: Sequence[int], batch: int, steps: int) -> Work:
-    """A run of MaPLe for each seed, on noise, always in the warm-up: at one rate in every round."""
+    """Make a run of MaPLe for each seed, on noise, always in the warm-up: every round has the same rate."""
     names, size = common.class_names(classes), backbone.preprocessing.size
     settings = TrainSettings(epochs=10_000, warmup_epochs=10_000, warmup_lr=1e-3)
     trainers, batches = [], []
@@ -105,26 +105,26 @@ def make(backbone: Backbone, classes: int, depth: int, seeds: Sequence[int], bat
         trainers.append(Trainer(method, settings))
         labels = torch.arange(batch) % classes
         images = [torch.randn(batch, 3, size, size, generator=generator) for _ in range(steps)]
-        batches.append([(Batch(one, labels), batch) for one in images])
+        batches.append([(Batch(part, labels), batch) for part in images])
     return Work(trainers, batches, backbone.device)
 
 
-def check(beside: Work, alone: Work, tolerance: float) -> float:
-    """The largest relative difference of prompts, momenta and losses after an epoch; too large a one ends the program.
+def check(together: Work, alone: Work, tolerance: float) -> float:
+    """The largest relative difference of prompts, momenta and losses after an epoch; exit where it is too large.
 
     Prompts and momenta are compared by their norms, tensor by tensor.
     """
-    beside.side_by_side()
+    together.side_by_side()
     alone.in_turn()
     worst = 0.0
-    for one, other in zip(beside.trainers, alone.trainers, strict=True):
-        (found, _), (expected, _) = one.state(), other.state()
+    for trainer, reference in zip(together.trainers, alone.trainers, strict=True):
+        (tensors, _), (expected, _) = trainer.state(), reference.state()
         for name, value in expected.items():
-            worst = max(worst, float((found[name] - value).norm() / value.norm()))
-        for loss, wanted in zip(one.history[-1].losses, other.history[-1].losses, strict=True):
-            worst = max(worst, abs(loss - wanted) / abs(wanted))
+            worst = max(worst, float((tensors[name] - value).norm() / value.norm()))
+        for loss, expected_loss in zip(trainer.history[-1].losses, reference.history[-1].losses, strict=True):
+            worst = max(worst, abs(loss - expected_loss) / abs(expected_loss))
     if not worst <= tolerance:
-        raise SystemExit(f"the two ways do not compute the same ({worst:.1e}); nothing was timed")
+        raise SystemExit(f"the two ways differ by {worst:.1e}; nothing was timed")
     return worst
 
 

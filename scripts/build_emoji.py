@@ -2,18 +2,18 @@
 
     python scripts/build_emoji.py --work DIR [--output src/maple/assets/emoji]
 
-Needs npm, and from PyPI `cairosvg` besides the package's own dependencies. What it writes:
+Needs npm and `cairosvg`, in addition to the package's own dependencies. It writes:
 
 - `glyphs.zip`: stored lossless WebP sprite sheets `STYLE/GROUP.webp`, 16 glyphs of 64 x 64 RGBA in a row, in the
   order of the index;
-- `index.json`: per concept the code points, name, keywords, group and subgroup; per style the foundry, the npm
+- `index.json`: per concept the code points, name, keywords, group and subgroup; per style the author, the npm
   package and version, and the licence;
 - `CREDITS.md`: the attributions.
 
 A concept is one emoji of OpenMoji's table without its skin-tone and gender variants that all five styles draw.
 Noto and Twemoji come at 64 pixels and keep them; OpenMoji, its line art and Fluent have wide margins, are cropped
-to the square around their ink and scaled. Colours are rounded to six bits and opacity to four: a fourth of
-the size, and nothing to be seen at 64 pixels.
+to the square around their ink and scaled. Colours are rounded to six bits and opacity to four: a quarter
+of the size, and not visible at 64 pixels.
 """
 
 import argparse
@@ -125,10 +125,10 @@ def canonical(code: str) -> str:
 
 def files_by_code(folder: Path, suffix: str) -> dict[str, Path]:
     """The files of `folder` by canonical code; of two spellings the one that sorts first."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in sorted(folder.glob(f"*{suffix}")):
-        found.setdefault(canonical(path.stem), path)
-    return found
+        files.setdefault(canonical(path.stem), path)
+    return files
 
 
 def clean_name(text: str) -> str:
@@ -147,7 +147,7 @@ def _to_ascii(text: str) -> str:
 
 
 def is_gender_variant(code: str, codes: set[str]) -> bool:
-    """Whether the emoji is the male or female form of another, or one of the families told by their members."""
+    """Whether the emoji is the male or female form of another, or a family that is described by its members."""
     parts = code.split("-")
     if _GENDER_SIGNS & set(parts[1:]):
         return True
@@ -254,7 +254,7 @@ def style_records() -> dict[str, dict[str, str]]:
 
 
 def write_index(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One concept a line, so that a change of one reads as one line."""
+    """Write one concept per line, so that a changed concept is one changed line."""
 
     def dump(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
@@ -266,10 +266,10 @@ def write_index(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def credits(count: int) -> str:
-    """The attributions that the licences ask for."""
+    """The attributions that the licences require."""
     parts = [
         "# Credits of the emoji archive\n",
-        f"`glyphs.zip` holds {count} emoji in five styles. They were made smaller (64 x 64 pixels), cropped to their"
+        f"`glyphs.zip` holds {count} emoji in five styles. They were reduced in size (64 x 64 pixels), cropped to their"
         " ink where they had wide margins, reduced in colour depth, and arranged in sheets by"
         " `scripts/build_emoji.py`; nothing else was changed. Names, keywords and groups in `index.json` are"
         " OpenMoji's, in lower case.\n",
@@ -284,8 +284,8 @@ def credits(count: int) -> str:
         )
     parts.append(
         "The sheets `openmoji/*` and `lineart/*` and the file `index.json` are adaptations of OpenMoji and, as its"
-        " licence asks, stand under CC BY-SA 4.0 themselves. The packages `emoji-datasource-google` and"
-        " `emoji-datasource-twitter` are by Cal Henderson (MIT); the pictures in them are the foundries'.\n"
+        " licence requires, are themselves under CC BY-SA 4.0. The packages `emoji-datasource-google` and"
+        " `emoji-datasource-twitter` are by Cal Henderson (MIT); the images in them are by the authors above.\n"
     )
     return "\n".join(parts)
 

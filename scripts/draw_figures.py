@@ -1,9 +1,7 @@
-"""Draw the figures of docs/how-it-works.md from runs on emoji-food/lineart with the packaged CLIP.
+"""Draw the figures of docs/architecture.md from runs on emoji-food/lineart with the packaged CLIP.
 
-    maple sweep demo --output RUNS
-    python scripts/draw_figures.py RUNS [--output docs/images]
-
-Needs maple-clip[report].
+maple sweep demo --output RUNS
+python scripts/draw_figures.py RUNS [--output docs/images]
 """
 
 import argparse
@@ -22,14 +20,14 @@ from maple.inference import ImageSource, TorchPredictor
 from maple.methods import METHODS
 
 DATASET = "emoji-food/lineart"
-PICTURE = "lineart/1f349/201"
+IMAGE = "lineart/1f349/201"
 MARKERS = "osD^v*PX<>hd"
 
 
 def runs_below(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Run folders on DATASET, with their settings, by name."""
-    found = [(path.parent, json.loads(path.read_text())) for path in sorted(folder.rglob("config.json"))]
-    return [(run, settings) for run, settings in found if settings["data"]["dataset"] == DATASET]
+    runs = [(path.parent, json.loads(path.read_text())) for path in sorted(folder.rglob("config.json"))]
+    return [(run, settings) for run, settings in runs if settings["data"]["dataset"] == DATASET]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -38,7 +36,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_training(runs: list[tuple[Path, dict[str, Any]]], path: Path) -> None:
-    """Loss and accuracy by epoch of MaPLe's runs."""
+    """Plot loss and accuracy by epoch of MaPLe's runs."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
     for run, settings in runs:
         if settings["method"]["name"] != "maple":
@@ -54,25 +52,24 @@ def draw_training(runs: list[tuple[Path, dict[str, Any]]], path: Path) -> None:
 
 
 def draw_trade(runs: list[tuple[Path, dict[str, Any]]], path: Path) -> None:
-    """Base against novel accuracy of every run, with lines of equal harmonic mean."""
+    """Plot base against novel accuracy of every run, with lines of equal harmonic mean."""
     points: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for run, settings in runs:
         rows = {row["classes"]: 100 * row["top1"] for row in lines(run / "rows.jsonl")}
         if {"base", "novel"} <= rows.keys():
             points[settings["method"]["name"]].append((rows["base"], rows["novel"]))
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for marker, (name, found) in zip(
-        MARKERS, sorted(points.items(), key=lambda one: list(METHODS).index(one[0])), strict=False
-    ):
-        axes.plot(*zip(*found, strict=True), marker, label=METHODS[name].title, markersize=7, alpha=0.85)
+    names = [name for name in METHODS if name in points]
+    for marker, name in zip(MARKERS, names, strict=False):
+        axes.plot(*zip(*points[name], strict=True), marker, label=METHODS[name].title, markersize=7, alpha=0.85)
     low, high = axes.get_xlim()
     bottom, top = axes.get_ylim()
     for mean in range(50, 75, 2):
         bases = [low + (high - low) * step / 100 for step in range(101)]
         axes.plot(bases, [mean * base / (2 * base - mean) for base in bases], ":", color="0.6", linewidth=0.8)
-        where = mean * high / (2 * high - mean)
-        if bottom < where < top:
-            axes.annotate(f"{mean}", (high, where), color="0.45", fontsize=8, va="center")
+        edge = mean * high / (2 * high - mean)
+        if bottom < edge < top:
+            axes.annotate(f"{mean}", (high, edge), color="0.45", fontsize=8, va="center")
     axes.set(xlabel="base accuracy, %", ylabel="novel accuracy, %  (dotted: equal harmonic mean)")
     axes.set(xlim=(low, high), ylim=(bottom, top))
     axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.04, 0.5))
@@ -80,15 +77,15 @@ def draw_trade(runs: list[tuple[Path, dict[str, Any]]], path: Path) -> None:
 
 
 def draw_map(runs: list[tuple[Path, dict[str, Any]]], path: Path) -> None:
-    """One picture's maps under the first run of MaPLe."""
+    """Draw the maps of one image under the first run of MaPLe."""
     run = next(run for run, settings in runs if settings["method"]["name"] == "maple")
     explainer = Explainer(TorchPredictor.load(run, zero_shot=True, device="cpu"))
-    (explanation,) = explainer.explain([ImageSource(PICTURE, lambda: scene(PICTURE))])
+    (explanation,) = explainer.explain([ImageSource(IMAGE, lambda: scene(IMAGE))])
     draw(explanation).save(path)  # type: ignore[arg-type]
 
 
 def main() -> None:
-    """Draw all."""
+    """Draw all figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path)
     parser.add_argument("--output", type=Path, default=Path("docs/images"))
@@ -97,7 +94,7 @@ def main() -> None:
     mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9.5})
     runs = runs_below(arguments.runs)
     if not runs:
-        raise SystemExit(f"{arguments.runs} holds no run on {DATASET}")
+        raise SystemExit(f"{arguments.runs} contains no run on {DATASET}")
     arguments.output.mkdir(parents=True, exist_ok=True)
     draw_training(runs, arguments.output / "training.png")
     draw_trade(runs, arguments.output / "trade.png")

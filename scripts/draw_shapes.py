@@ -1,4 +1,4 @@
-"""Draw a small folder of class-named pictures: coloured shapes on plain backgrounds, the same on every machine.
+"""Draw a small folder of class folders: coloured shapes on plain backgrounds, the same on every machine.
 
 Usage: python scripts/draw_shapes.py FOLDER [--per-class 40]
 """
@@ -15,7 +15,7 @@ SIDE = 96
 
 
 def draw(colour: tuple[int, int, int], shape: str, rng: random.Random) -> Image.Image:
-    """One picture of SIDE x SIDE pixels: place, size, background and shade vary."""
+    """Draw an image of SIDE x SIDE pixels with random position, size, background and shade."""
     background = tuple(rng.randint(190, 255) for _ in range(3))
     image = Image.new("RGB", (SIDE, SIDE), background)
     half = rng.randint(14, 34)
@@ -45,7 +45,7 @@ def main() -> None:
             for number in range(arguments.per_class):
                 rng = random.Random(f"{name} {shape} {number}")
                 draw(colour, shape, rng).save(folder / f"{number:03d}.png")
-    print(f"{len(COLOURS) * len(SHAPES)} classes of {arguments.per_class} pictures in {arguments.folder}")
+    print(f"{len(COLOURS) * len(SHAPES)} classes of {arguments.per_class} images in {arguments.folder}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Do heat maps tell the truth? Patches removed in a map's order, and drawings at known places; against other orders.
+"""Measure how faithful heat maps are, against attention alone and a random order of patches.
 
-    python scripts/measure_maps.py RUN [--pictures 60] [--seed 0]
+    python scripts/measure_maps.py RUN [--images 60] [--seed 0]
 
-RUN was trained on emoji with the packaged CLIP. Deletion: patches are painted over in the colour of the picture's edge,
-the highest of the map first, and the score of the class that was said (its logit above the mean of the others) is
-averaged over all steps; lower is better. Insertion: patches are put onto that colour in the same order; higher is
-better. Pointing: one drawing, half as wide as the picture, in one of its quarters; how often the map's highest patch
-lies there. Chance is 25 %.
+RUN was trained on emoji with the packaged CLIP. Deletion: patches are painted over in the colour of the image's edge,
+the highest of the map first, and the score of the predicted class (its logit above the mean of the others) is averaged
+over all steps; lower is better. Insertion: patches are put onto that colour in the same order; higher is better.
+Pointing: with one drawing, half as wide as the image, in one of its quarters, how often the map's highest patch is in
+that quarter. Chance is 25 %.
 """
 
 import argparse
@@ -27,7 +27,7 @@ TEST_SCENES = range(200, 210)
 
 
 def attention_alone(method: Method, images: Tensor) -> Tensor:
-    """Attention rollout (Abnar and Zuidema, 2020), which knows nothing of classes: [B, N]."""
+    """Attention rollout (Abnar and Zuidema, 2020), which does not depend on the class: [B, N]."""
     with torch.no_grad():
         _, seen = encode_image_with_attention(method.backbone.image, images, method.vision_prompts())
     side = images.shape[-1] // 16
@@ -39,7 +39,9 @@ def attention_alone(method: Method, images: Tensor) -> Tensor:
 
 def orders(method: Method, images: Tensor, classes: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """Maps [B, N] of the three ways."""
-    ours = torch.cat([relevance(method, image[None], one[None]) for image, one in zip(images, classes, strict=True)])
+    ours = torch.cat(
+        [relevance(method, image[None], label[None]) for image, label in zip(images, classes, strict=True)]
+    )
     return {
         "gradient-weighted attention": ours.flatten(1),
         "attention alone": attention_alone(method, images),
@@ -48,7 +50,7 @@ def orders(method: Method, images: Tensor, classes: Tensor, generator: torch.Gen
 
 
 def curve(method: Method, images: Tensor, classes: Tensor, order: Tensor, *, insert: bool) -> float:
-    """The mean score over all steps from no patch of `order` [B, N] treated to all."""
+    """The score of `classes` [B], averaged over deleting (or inserting) none to all patches of `order` [B, N]."""
     count = order.shape[1]
     side = int(count**0.5)
     edge = torch.cat([images[:, :, 0], images[:, :, -1], images[:, :, :, 0], images[:, :, :, -1]], dim=2)
@@ -59,16 +61,16 @@ def curve(method: Method, images: Tensor, classes: Tensor, order: Tensor, *, ins
         mask = torch.nn.functional.interpolate(chosen, size=images.shape[-2:])
         shown = mask if insert else 1 - mask
         logits = method.predict_logits(images * shown + plain * (1 - shown))
-        own = logits.gather(1, classes[:, None])[:, 0]
-        total += float((own - (logits.sum(dim=1) - own) / (logits.shape[1] - 1)).mean())
+        target = logits.gather(1, classes[:, None])[:, 0]
+        total += float((target - (logits.sum(dim=1) - target) / (logits.shape[1] - 1)).mean())
     return total / (count + 1)
 
 
 def main() -> None:
-    """Print a table."""
+    """Print a row for each model and order."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run")
-    parser.add_argument("--pictures", type=int, default=60)
+    parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     predictor = TorchPredictor.load(arguments.run, zero_shot=True, device="cpu")
@@ -76,7 +78,7 @@ def main() -> None:
     style, group = "lineart", "food"
     concepts = [concept for concept in archive().concepts(group) if concept.name in predictor.trained_names]
     scenes, corners, places = [], [], []
-    for _ in range(arguments.pictures):
+    for _ in range(arguments.images):
         code = drawn.choice(concepts).code
         scenes.append(predictor.transform(draw(f"{style}/{code}/{drawn.choice(TEST_SCENES)}")))
         quarter = drawn.randrange(4)
@@ -88,13 +90,13 @@ def main() -> None:
     generator = torch.Generator().manual_seed(arguments.seed)
     for name, method in (("zero-shot CLIP", predictor.frozen), (predictor.method.title, predictor.method)):
         if method is None:
-            raise SystemExit("no frozen CLIP")
-        said = method.predict_logits(full).argmax(dim=1)
+            raise SystemExit("the predictor has no frozen CLIP")
+        predicted = method.predict_logits(full).argmax(dim=1)
         pointed = orders(method, small, method.predict_logits(small).argmax(dim=1), generator)
-        for kind, found in orders(method, full, said, generator).items():
-            order = found.argsort(dim=1, descending=True)
-            deleted, inserted = (curve(method, full, said, order, insert=insert) for insert in (False, True))
-            side = int(found.shape[1] ** 0.5)
+        for kind, maps in orders(method, full, predicted, generator).items():
+            order = maps.argsort(dim=1, descending=True)
+            deleted, inserted = (curve(method, full, predicted, order, insert=insert) for insert in (False, True))
+            side = int(maps.shape[1] ** 0.5)
             best = pointed[kind].argmax(dim=1)
             quarter = best // side // (side // 2) * 2 + best % side // (side // 2)
             hits = float((quarter == truth).float().mean())

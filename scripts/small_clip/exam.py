@@ -25,7 +25,7 @@ class Exam:
         self.images: dict[tuple[str, str], Tensor] = {}
         for style in archive.styles:
             for group in groups:
-                pictures = [
+                images = [
                     render_scene(
                         archive.glyph(style, concept.code),
                         scene_seed(style, concept.code, EVAL_INDEX + number),
@@ -34,7 +34,7 @@ class Exam:
                     for concept in archive.concepts(group)
                     for number in range(scenes)
                 ]
-                pixels = torch.stack([pixels_of(picture) for picture in pictures])
+                pixels = torch.stack([pixels_of(image) for image in images])
                 self.images[style, group] = (pixels.float() / 255 - mean) / std
         self.scenes = scenes
 
@@ -54,7 +54,7 @@ class Exam:
         return table
 
 
-def pixels_of(picture: Image.Image) -> Tensor:
-    """A picture as uint8 (3, height, width)."""
-    flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return flat.view(picture.height, picture.width, 3).permute(2, 0, 1)
+def pixels_of(image: Image.Image) -> Tensor:
+    """An image as uint8 (3, height, width)."""
+    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return flat.view(image.height, image.width, 3).permute(2, 0, 1)

@@ -35,11 +35,11 @@ A CLIP in open_clip's format, pretrained from scratch on drawings of emoji: an i
 dimensions, QuickGELU; {parameters} million parameters, half precision on disk ({megabytes} MB).
 
 **What it is**: a model small enough to ship and to adapt in minutes on two cores, so that the demo, the examples and
-the tests run on something that sees. It maps scenes with one emoji, and that emoji's English name, to nearby vectors.
+the tests run on a real model. It maps scenes with one emoji, and that emoji's English name, to nearby vectors.
 
-**What it is not**: a general vision model. It has seen no photograph, knows {words} of the 49,408 entries of the
-vocabulary (the embeddings of the others are zero), reads reliably {context} tokens (the positions after that repeat
-the last trained one), and one object per picture. Do not use it to judge people or for anything but learning and
+**What it is not**: a general vision model. It was not trained on photographs, knows {words} of the 49,408 entries of the
+vocabulary (the embeddings of the others are zero), reads {context} tokens reliably (the positions after that repeat
+the last trained one), and one object per image. Do not use it to judge people or for anything but learning and
 testing. Results on it do not carry over to large CLIPs.
 
 ## Data
@@ -55,10 +55,10 @@ its drawings were not used.
     python scripts/pretrain_small_clip.py train --run DIR --minutes {minutes}
     python scripts/pretrain_small_clip.py export --run DIR
 
-{steps} steps of 128 pictures and 64 captions, {minutes} minutes on a CPU; no GPU. {remark}
-CLIP's loss within the batch, and pictures against the remembered captions of all concepts; AdamW, cosine schedule over
-time, averaged weights. The schedule follows the clock, so a second run gives a like model, not the same bytes.
-`training_log.jsonl` holds the log and, as its last lines, the measurements below.
+{steps} steps of 128 images and 64 captions, {minutes} minutes on a CPU; no GPU. {remark}
+CLIP's loss within the batch, and images against the remembered captions of all concepts; AdamW, cosine schedule over
+time, averaged weights. The schedule follows the clock, so a second run gives a similar model, not the same bytes.
+`training_log.jsonl` contains the log and, in its last lines, the measurements below.
 
 ## Zero-shot accuracy
 
@@ -69,7 +69,7 @@ Per cent over all names of a group (chance: 100 / names), prompt "{template}", o
 ## Licence
 
 The weights: MIT, like the package. They were trained on OpenMoji (CC BY-SA 4.0), Noto Color Emoji (Apache 2.0) and
-Fluent Emoji (MIT), credited in `../emoji/CREDITS.md`; whether ShareAlike reaches weights is not settled law.
+Fluent Emoji (MIT), credited in `../emoji/CREDITS.md`; whether ShareAlike applies to weights is an open legal question.
 """
 
 
@@ -85,7 +85,7 @@ def measured_table(table: dict[str, dict[str, float]], sizes: dict[str, int]) ->
 
 
 def export(run: Path, output: Path, remark: str) -> None:
-    """Write the folder that `maple.clip.load_clip` reads, measure it, and describe it; `remark` is on this very run."""
+    """Write the folder that `maple.clip.load_clip` reads, measure it, and describe it; `remark` is about this run."""
     output.mkdir(parents=True, exist_ok=True)
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     weights = output / "open_clip_model.safetensors"

@@ -27,7 +27,7 @@ class Scenes:
         return low + (high - low) * torch.rand(shape, generator=self.generator)
 
     def batch(self, styles: Tensor, concepts: Tensor, hardest: float, widening: float) -> Tensor:
-        """Normalised pictures (batch, 3, 64, 64); difficulty per picture is uniform up to `hardest`."""
+        """Normalised images (batch, 3, 64, 64); difficulty per image is uniform up to `hardest`."""
         count = len(styles)
         glyph = self.glyphs[styles, concepts].float() / 255
         level = self.uniform(0, hardest, count)
@@ -36,8 +36,8 @@ class Scenes:
             drawn, alpha = self.widen(drawn, alpha, widening)
         drawn = self.jitter(drawn)
         placed = self.place(torch.cat([drawn * alpha, alpha], 1), level)
-        picture = placed[:, :3] + self.ground(level) * (1 - placed[:, 3:])
-        return (self.light(picture, level) - self.mean) / self.std
+        image = placed[:, :3] + self.ground(level) * (1 - placed[:, 3:])
+        return (self.light(image, level) - self.mean) / self.std
 
     def place(self, glyph: Tensor, level: Tensor) -> Tensor:
         """The glyphs turned, scaled and moved."""
@@ -66,16 +66,16 @@ class Scenes:
         mixed = torch.where(gradient < 0.5, corners, blotches) * (plain < level[:, None, None, None])
         return torch.lerp(colours[0], colours[1], mixed)
 
-    def light(self, picture: Tensor, level: Tensor) -> Tensor:
+    def light(self, image: Tensor, level: Tensor) -> Tensor:
         """Light that falls off to one side, and grain."""
-        count, level = len(picture), level[:, None, None, None]
+        count, level = len(image), level[:, None, None, None]
         line = torch.linspace(-1, 1, 64)
         bright = 1 + self.uniform((-16 - 60 * level) / 256, (12 + 36 * level) / 256, count, 1, 1, 1)
         slopes = [level / 4 * self.uniform(-1, 1, count, 1, 1, 1) for _ in range(2)]
         gain = bright + line.view(1, 1, 1, 64) * slopes[0] + line.view(1, 1, 64, 1) * slopes[1]
         grain = (4 + 24 * level) / 256 * self.uniform(0, 0.4, count, 1, 1, 1)
-        noise = torch.randn(picture.shape, generator=self.generator)
-        return (picture * gain + noise * grain).clamp(0, 1)
+        noise = torch.randn(image.shape, generator=self.generator)
+        return (image * gain + noise * grain).clamp(0, 1)
 
     def jitter(self, drawn: Tensor) -> Tensor:
         """Colours scaled per channel and pulled a little to or from grey."""

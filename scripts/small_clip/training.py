@@ -17,7 +17,7 @@ from small_clip.scenes import SEEN_STYLES, Scenes
 VOCABULARY = 49408
 FULL_CONTEXT = 77
 WIDENED = 0.2  # share of drawings in another manner, in the later part of the training
-BANK_FROM = 400  # steps before pictures are also held against the remembered captions of all concepts
+BANK_FROM = 400  # steps before images are also held against the remembered captions of all concepts
 
 VISION = {"image_size": 64, "layers": 6, "width": 192, "patch_size": 16, "head_width": 64}
 TEXT = {"context_length": FULL_CONTEXT, "vocab_size": VOCABULARY, "width": 128, "heads": 2, "layers": 4}
@@ -35,7 +35,7 @@ def build_model(vocabulary: int, context: int) -> nn.Module:
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """Both directions of CLIP's loss; two pictures per caption.
+    """Both directions of CLIP's loss; two images per caption.
 
     Args:
         image: (2 n, embed) unit vectors: the n concepts once, and once more.
@@ -51,10 +51,10 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 
 
 def remembered_loss(image: Tensor, scale: Tensor, bank: Tensor, concepts: Tensor) -> Tensor:
-    """Pictures (2 n, embed) against the remembered captions of all concepts, `bank` (concepts, embed).
+    """Images (2 n, embed) against the remembered captions of all concepts, `bank` (concepts, embed).
 
-    The right caption is a remembered one too: were it fresh, the towers could tell it from the others by its age
-    alone, and they do: they drift together, all captions of a batch alike, and nothing is learnt.
+    The right caption is a remembered one too. If it were fresh, the towers could distinguish it from the others by its
+    age alone, and they did: they drift together, all captions of a batch become alike, and nothing is learned.
     """
     return F.cross_entropy(scale * image @ bank.T, concepts.repeat(2))
 
@@ -167,7 +167,7 @@ class Trainer:
         return loss.item()
 
     def draw(self, hardest: float, widening: float) -> tuple[Tensor, Tensor]:
-        """The next concepts (n,) of the running permutation, and two pictures of each in different styles."""
+        """The next concepts (n,) of the running permutation, and two images of each in different styles."""
         count = self.batch // 2
         if len(self.order) < count:
             self.order = torch.randperm(len(self.concepts), generator=self.generator)
