@@ -37,8 +37,8 @@ dimensions, QuickGELU; {parameters} million parameters, half precision on disk (
 **What it is**: a model small enough to ship and to adapt in minutes on two cores, so that the demo, the examples and
 the tests run on a real model. It maps scenes with one emoji, and that emoji's English name, to nearby vectors.
 
-**What it is not**: a general vision model. It was not trained on photographs, knows {words} of the 49,408 entries of the
-vocabulary (the embeddings of the others are zero), reads {context} tokens reliably (the positions after that repeat
+**What it is not**: a general vision model. It was not trained on photographs, knows {words} of the 49,408 entries of
+the vocabulary (the embeddings of the others are zero), reads {context} tokens reliably (the positions after that repeat
 the last trained one), and one object per image. Do not use it to judge people or for anything but learning and
 testing. Results on it do not carry over to large CLIPs.
 
