@@ -190,7 +190,7 @@ def test_damaged_archives(kind: str, cut: int, tmp_path: Path) -> None:
         tarred(path, files, mode="w:gz" if kind == "tar.gz" else "w")
     content = path.read_bytes()[:cut]
     path.write_bytes(content)
-    with pytest.raises(DownloadError, match=r"is damaged or no archive|cannot be read"):
+    with pytest.raises(DownloadError, match=r"is damaged or not an archive|cannot be read"):
         unpack(path, tmp_path / "out")
 
 
