@@ -44,7 +44,7 @@ def quick(words: list[str]) -> list[str]:
 @pytest.fixture
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluations use two images of each class, not ten."""
-    monkeypatch.setitem(emoji.PARTS, "test", range(200, 202))
+    monkeypatch.setitem(emoji.SCENES, "test", range(200, 202))
 
 
 @pytest.mark.usefixtures("few_images")

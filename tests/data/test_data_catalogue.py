@@ -55,7 +55,7 @@ def test_missing_pieces_say_what_is_expected_where(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the folder of EuroSAT is missing"):
         load_dataset("eurosat", tmp_path)
     (tmp_path / "eurosat").mkdir()
-    with pytest.raises(DataError, match=r"2750: its image folder is missing; .*split_zhou_EuroSAT.json beside it"):
+    with pytest.raises(DataError, match=r"2750: its image folder is missing; .*split_zhou_EuroSAT.json next to it"):
         load_dataset("eurosat", tmp_path)
     (tmp_path / "eurosat/2750").mkdir()
     with pytest.raises(
@@ -104,7 +104,7 @@ def _row(row: Any) -> Callable[[dict[str, Any]], None]:
         (_row(["a.jpg", -1, "Forest"]), "a row must be"),
         (_row(["", 0, "Forest"]), "a row must be"),
         (_row("a.jpg"), "a row must be"),
-        (_empty, "holds no images in any of its parts"),
+        (_empty, "holds no images in any of its splits"),
     ],
 )
 def test_malformed_split_files_are_refused(
@@ -123,14 +123,14 @@ def test_malformed_split_files_are_refused(
 def test_split_files_that_are_no_json_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "split.json"
     path.write_bytes(content)
-    with pytest.raises(DataError, match="JSON"):
+    with pytest.raises(DataError, match=r"unreadable or damaged|should hold a JSON object"):
         read_split(path)
 
 
 def test_a_path_outside_the_images_is_refused(eurosat: Path) -> None:
     rows = {**ROWS, "val": [["../../secret.jpg", 0, "Forest"]]}
     (eurosat / "eurosat/split_zhou_EuroSAT.json").write_text(json.dumps(rows))
-    with pytest.raises(DataError, match="must lie inside the root"):
+    with pytest.raises(DataError, match="must be inside the root"):
         load_dataset("eurosat", eurosat)
 
 

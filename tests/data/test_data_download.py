@@ -82,7 +82,7 @@ def test_a_server_that_ignores_ranges_starts_it_again(site: Site, tmp_path: Path
     assert fetch(site, tmp_path, checksum=SHA).read_bytes() == CONTENT
     site.break_after = 1000
     (tmp_path / "x.zip").unlink()
-    message = rf"gave up after {ATTEMPTS} tries \(the connection broke after 1000 of .*; 1000 bytes are kept"
+    message = rf"gave up after {ATTEMPTS} attempts \(the connection broke after 1000 of .*; 1000 bytes are kept"
     with pytest.raises(DownloadError, match=message):
         fetch(site, tmp_path, checksum=SHA)
 
@@ -106,7 +106,7 @@ def test_a_wrong_beginning_is_found_by_the_checksum(
     (tmp_path / "x.zip.part").write_bytes(b"another file")
     with caplog.at_level(logging.WARNING):
         assert fetch(site, tmp_path, checksum=SHA).read_bytes() == CONTENT
-    assert "fetching it from the beginning" in caplog.text
+    assert "downloading it from the beginning" in caplog.text
     assert site.ranges_of("/x.zip") == ["bytes=12-", None]
 
 
@@ -135,7 +135,7 @@ def test_another_range_than_asked_for_is_not_taken(site: Site, tmp_path: Path) -
 
 def test_a_length_that_is_too_large_ends(site: Site, tmp_path: Path) -> None:
     site.lie = 10
-    with pytest.raises(DownloadError, match=rf"gave up after {ATTEMPTS} tries \(the "):
+    with pytest.raises(DownloadError, match=rf"gave up after {ATTEMPTS} attempts \(the "):
         fetch(site, tmp_path)
     assert not (tmp_path / "x.zip").exists()
     assert len(site.requests) == ATTEMPTS
@@ -167,7 +167,7 @@ def test_a_wrong_checksum_leaves_nothing(site: Site, tmp_path: Path) -> None:
 
 def test_a_web_page_is_not_the_file(site: Site, tmp_path: Path) -> None:
     site.content_type = "text/html; charset=utf-8"
-    with pytest.raises(DownloadError, match="answers with a web page instead of the file"):
+    with pytest.raises(DownloadError, match="responds with a web page instead of the file"):
         fetch(site, tmp_path)
     assert names(tmp_path) == []
 
@@ -177,11 +177,11 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_final(site: Site, tmp_pat
     waits: list[float] = []
     assert fetch(site, tmp_path, waits=waits).read_bytes() == CONTENT
     assert waits == [1, 2, 4]
-    with pytest.raises(DownloadError, match="the server answers 404 Not Found"):
+    with pytest.raises(DownloadError, match="the server responds 404 Not Found"):
         download(f"{site.url}/y.zip", tmp_path / "y.zip", wait=waits.append)
     assert waits == [1, 2, 4]
     site.answers = [503] * 9
-    with pytest.raises(DownloadError, match=r"gave up after 5 tries \(the server answers 503"):
+    with pytest.raises(DownloadError, match=r"gave up after 5 attempts \(the server responds 503"):
         download(f"{site.url}/y.zip", tmp_path / "y.zip", wait=waits.append)
     assert len(site.answers) == 4
 
@@ -191,14 +191,14 @@ def test_a_server_that_stalls_is_left(site: Site, tmp_path: Path) -> None:
     download(f"{site.url}/x.zip", tmp_path / "x.zip", timeout=0.2, wait=lambda _seconds: None)
     assert site.ranges_of("/x.zip") == [None, "bytes=100000-", "bytes=200000-"]
     site.break_after = 0
-    with pytest.raises(DownloadError, match=r"gave up after 5 tries \(.*timed out"):
+    with pytest.raises(DownloadError, match=r"gave up after 5 attempts \(.*timed out"):
         download(f"{site.url}/x.zip", tmp_path / "y.zip", timeout=0.2, wait=lambda _seconds: None)
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
     with serving(Site()) as site:
         url = site.url
-    with pytest.raises(DownloadError, match=r"gave up after 5 tries \(.*refused"):
+    with pytest.raises(DownloadError, match=r"gave up after 5 attempts \(.*refused"):
         download(f"{url}/x.zip", tmp_path / "x.zip", wait=lambda _seconds: None)
 
 
@@ -238,6 +238,6 @@ def test_what_a_server_says_is_told_without_control_characters(tmp_path: Path) -
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(DownloadError, match=r"the server answers 404 \[31mgone$"):
+        with pytest.raises(DownloadError, match=r"the server responds 404 \[31mgone$"):
             download(f"http://127.0.0.1:{listening.getsockname()[1]}/a.zip", tmp_path / "a.zip")
         thread.join()

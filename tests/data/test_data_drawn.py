@@ -13,7 +13,7 @@ from maple.cli import app
 from maple.data import load_dataset
 from maple.data.catalogue import CATALOGUE, draw_published_split
 from maple.data.checks.verify import verify_counts
-from maple.data.published.drawn_split import DRAWS, Draw, draw_split
+from maple.data.published.split_files import DRAWS, Draw, draw_split
 from maple.errors import DataError
 
 PINNED = (8, 7, 4, 1, 2)
@@ -93,7 +93,7 @@ def test_what_is_said_without_a_split(name: str, tmp_path: Path) -> None:
     [
         ("oxford_pets", "the split of oxford_pets is not drawn from its folders; choose one of: caltech101, "),
         ("mine", "unknown published data set 'mine'; choose one of: caltech101, "),
-        ("dtd", "images: cannot be listed"),
+        ("dtd", "images: the folder is missing"),
     ],
 )
 def test_refused(name: str, message: str, tmp_path: Path) -> None:

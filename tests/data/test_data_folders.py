@@ -91,21 +91,21 @@ def test_a_val_folder_alone_is_the_test_part(tmp_path: Path, caplog: pytest.LogC
     with caplog.at_level(logging.INFO):
         dataset = load_folder(tmp_path)
     assert (len(dataset.val), len(dataset.test)) == (0, 1)
-    assert "its val folder is the test part" in caplog.text
+    assert "its val folder is the test split" in caplog.text
     assert "has no images of 'b'" in caplog.text
 
 
 def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     make_classes(tmp_path / "train", {"a": 1, "b": 1})
     (tmp_path / "test").mkdir()
-    with pytest.raises(DataError, match="the test part holds no images"):
+    with pytest.raises(DataError, match="the test split holds no images"):
         load_folder(tmp_path)
     make_classes(tmp_path / "test", {"c": 1})
-    with pytest.raises(DataError, match="lacks classes of the test part: 'c'"):
+    with pytest.raises(DataError, match="lacks classes of the test split: 'c'"):
         load_folder(tmp_path)
     make_classes(tmp_path / "validation", {"a": 1})
     make_classes(tmp_path / "val", {"a": 1})
-    with pytest.raises(DataError, match="val and validation both look like the val part"):
+    with pytest.raises(DataError, match="val and validation both look like the val split"):
         load_folder(tmp_path)
 
 
@@ -124,7 +124,7 @@ def test_litter_is_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCapture
         dataset = load_folder(tmp_path)
     assert dataset.class_names == ("a", "b")
     assert len(dataset.train + dataset.test) == 4
-    assert "skipped 3 files (no image)" in caplog.text
+    assert "skipped 3 files (not an image)" in caplog.text
     assert "skipped 1 files (outside a class folder)" in caplog.text
 
 

@@ -182,21 +182,27 @@ def _corrupt_png(path: Path) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "cut.jpg": (_truncated_jpeg, "damaged or cut short"),
-    "cut.png": (_truncated_png, "damaged or cut short"),
+    "cut.jpg": (_truncated_jpeg, "damaged or truncated"),
+    "cut.png": (_truncated_png, "damaged or truncated"),
     "corrupt.png": (_corrupt_png, "damaged"),
     "head.jpg": (lambda path: path.write_bytes(b"\xff\xd8\xff"), "is damaged"),
     "head.png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "damaged"),
-    "text.jpg": (lambda path: path.write_text("these are words\n" * 50), "is no image that PIL can read"),
-    "page.png": (lambda path: path.write_text("<!DOCTYPE html><html>404</html>"), "is no image that PIL can read"),
-    "zeros.jpg": (lambda path: path.write_bytes(bytes(4096)), "is no image|damaged"),
-    "drawing.eps": (lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "is no image"),
+    "text.jpg": (lambda path: path.write_text("these are words\n" * 50), "is not an image that Pillow"),
+    "page.png": (
+        lambda path: path.write_text("<!DOCTYPE html><html>404</html>"),
+        "is not an image that Pillow",
+    ),
+    "zeros.jpg": (lambda path: path.write_bytes(bytes(4096)), "is not an image|damaged"),
+    "drawing.eps": (
+        lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+        "is not an image",
+    ),
     "empty.jpg": (lambda path: path.touch(), r"is empty \(0 bytes\)"),
     "folder.jpg": (lambda path: path.mkdir(), "is a folder"),
     "missing.jpg": (lambda _: None, "there is no such file"),
     "bomb.png": (lambda path: path.write_bytes(png(60_000, 60_000)), "60000 x 60000 pixels, more than the allowed"),
     "big.png": (lambda path: path.write_bytes(png(13_400, 13_400)), "13400 x 13400 pixels, more than the allowed"),
-    "short.png": (lambda path: path.write_bytes(png(64, 64)), "damaged or cut short"),
+    "short.png": (lambda path: path.write_bytes(png(64, 64)), "damaged or truncated"),
 }
 
 
@@ -335,5 +341,5 @@ def test_deep_grey_is_converted_in_bands(values: np.ndarray) -> None:
 
 
 def test_a_short_text_is_no_damaged_image() -> None:
-    with pytest.raises(ImageError, match="<bytes>: is no image that PIL can read"):
+    with pytest.raises(ImageError, match="<bytes>: is not an image that Pillow can read"):
         read_image(b"x\n")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from maple.data import Dataset, Inspection, check_source, inspect_dataset, load_folder, open_source
-from maple.data.checks.class_name_checks import suspicious_names
+from maple.data.checks.findings import suspicious_names
 from maple.data.checks.near_duplicates import are_near_duplicates, image_hash, near_duplicate_groups
 from maple.data.saved_split import read_saved_split, saved_split_hash, write_saved_split
 from maple.errors import DataError
@@ -130,7 +130,7 @@ def test_a_given_division_loses_what_leaks(draw: Draw, tmp_path: Path) -> None:
         f"test/{name}/{number}.png" for name in ("cat", "dog") for number in range(3)
     }
     assert (len(found.dataset.train), len(found.dataset.val)) == (6, 6)
-    assert "2 images stood on both sides of your division" in kinds(found)["copies"].text
+    assert "2 images were in several of your splits" in kinds(found)["copies"].text
     assert "1 of them would have tested what was trained on, and is left out" in kinds(found)["near copies"].text
     assert found.lines()[0].endswith("(as divided by you)")
 
@@ -185,24 +185,24 @@ def test_a_domain_keeps_the_classes_that_it_lacks(draw: Draw, tmp_path: Path) ->
     found = inspect_dataset(dataset, remarks=remarks, keep_classes=True)
     assert found.dataset.class_names == ("cat", "dog", "owl")
     assert kinds(found)["lacking classes"].items == ("owl",)
-    assert "(owl) stays a possible answer, but is not trained on" in kinds(found)["lacking classes"].text
+    assert "(owl) can still be predicted, but is not trained on" in kinds(found)["lacking classes"].text
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("", "no images are named"),
+        ("", "no data set is given"),
         ("nosuch", "there is no such folder or file"),
         ("x" * 300, "cannot be reached"),
         ("empty", "holds no folders"),
-        ("flat", r"holds 1 picture \(a.png\) but no class folders"),
+        ("flat", r"holds 1 image \(a.png\) but no class folders"),
         ("one", "holds only one class, 'cat'"),
         ("outer", r"holds one folder, 'pets', and that holds 2 folders \(cat, dog\); .* give .*outer/pets"),
         ("trained", r"holds one folder, 'train', .* give .*trained/train"),
         ("art", r"looks like a folder of domains \(photo, sketch\) .*name one of them: .*art:photo"),
         ("swapped", r"its classes are divided inside .*turn the folders around: test/cat, train/cat"),
         ("pets.zip", "is an archive; unpack it first"),
-        ("flat/a.png", "is a picture; give the folder"),
+        ("flat/a.png", "is an image; give the folder"),
         ("notes.txt", r"is a file; give a folder .* ends in \.csv"),
     ],
 )
@@ -224,7 +224,7 @@ def test_what_a_newcomer_may_have_meant(
         check_source(source)
 
 
-def test_train_and_test_are_no_domains(draw: Draw, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_train_and_test_are_not_domains(draw: Draw, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for part in ("train", "test"):
         for name in ("cat", "dog"):
             draw(f"pets/{part}/{name}/a.png")

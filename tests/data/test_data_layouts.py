@@ -144,7 +144,7 @@ def _flat_val(root: Path) -> None:
         (_write("imagenet/classnames.txt", "n01440764 a\n"), r"has no name for n01443537 n02012849 n03126707 \(3 fol"),
         (_remove("imagenet/images/val"), "images/val: the folder is missing"),
         (_remove("imagenet/images/train"), "images/train: the folder is missing"),
-        (_flat_val, "images/val: holds no folders; its images must lie in one folder for each synset"),
+        (_flat_val, "images/val: holds no folders; put its images into one folder per synset"),
         (_remove("imagenet/images/val/n02012849"), r"images/val lacks n02012849: .* \(4 and 3 found\)"),
         (_remove("imagenet/images/train/n02012849"), r"images/train lacks n02012849: .* \(3 and 4 found\)"),
         (_folder("imagenet/images/train/junk"), "has no name for junk"),

@@ -158,7 +158,7 @@ def test_an_unusable_image_is_named(tmp_path: Path, num_workers: int) -> None:
     items = [Item(path, 0, "a") for path in ("good.png", "bad.png", "good.png")]
     save_image(tmp_path / "good.png")
     (tmp_path / "bad.png").write_text("no image")
-    message = f"^{tmp_path / 'bad.png'}: is no image"
+    message = f"^{tmp_path / 'bad.png'}: is not an image"
     with pytest.raises(ImageError, match=message):
         list(eval_batches(items, tmp_path, EVAL, num_workers=num_workers))
     store = ImageStore(tmp_path)

@@ -17,7 +17,7 @@ from servers import Site, serving
 from torchvision.datasets import imagenet
 
 from maple.data import CATALOGUE, load_dataset
-from maple.data.published.prepare import Recipe, Source, Unwatched, prepare, published_address, recipes
+from maple.data.published.prepare import PrepareProgress, PublishedFile, Recipe, prepare, published_address, recipes
 from maple.errors import DataError, DownloadError
 
 
@@ -78,7 +78,7 @@ def publish(site: Site, tmp_path: Path) -> Publish:
     return put
 
 
-def _content(source: Source, made: Path) -> bytes:
+def _content(source: PublishedFile, made: Path) -> bytes:
     if not source.file.endswith((".zip", ".tar", ".tgz", ".tar.gz")):
         return (made / source.gives[0]).read_bytes()
     target = made / source.gives[0]
@@ -93,7 +93,7 @@ def _content(source: Source, made: Path) -> bytes:
     return packed(whole, source.file, TOPS.get(source.file, target.name))
 
 
-def locate(site: Site) -> Callable[[Source], str]:
+def locate(site: Site) -> Callable[[PublishedFile], str]:
     return lambda source: f"{site.url}/{source.file}"
 
 
@@ -152,7 +152,7 @@ def test_an_interrupted_preparation_goes_on(site: Site, publish: Publish, tmp_pa
     class KilledError(BaseException):
         pass
 
-    class Killer(Unwatched):
+    class Killer(PrepareProgress):
         def advance(self, what: str, done: int, total: int | None) -> None:
             del done, total
             if what.startswith("unpacking"):
@@ -160,7 +160,7 @@ def test_an_interrupted_preparation_goes_on(site: Site, publish: Publish, tmp_pa
 
     root = tmp_path / "root"
     with pytest.raises(KilledError):
-        prepare("eurosat", root, recipe=recipe, locate=locate(site), watcher=Killer())
+        prepare("eurosat", root, recipe=recipe, locate=locate(site), progress=Killer())
     assert not (root / "eurosat/2750").exists(), "a folder gets its name when it is complete"
     (root / "eurosat/.unpacking-old").mkdir()
     site.requests.clear()
@@ -273,7 +273,7 @@ def test_a_damaged_imagenet_archive_makes_nothing(site: Site, tmp_path: Path) ->
     with pytest.raises(DownloadError, match=r"img_train.tar cannot be sorted into folders: .*corrupted"):
         prepare("imagenet", tmp_path, locate=locate(site))
     (images / "ILSVRC2012_img_train.tar").unlink()
-    with pytest.raises(DownloadError, match=r"devkit_t12.tar.gz is missing: it says which class"):
+    with pytest.raises(DownloadError, match=r"devkit_t12.tar.gz is missing: it gives the class"):
         prepare("imagenet", tmp_path, locate=locate(site))
     assert not (images / "train").exists()
     assert not (images / "val").exists()
@@ -318,7 +318,7 @@ def test_labels_that_cannot_be_read_are_not_put_in_place(
     _, recipe = publish(name)
     whole, root = site.files[f"/{file}"], tmp_path / "root"
     site.files[f"/{file}"] = b"Sorry, too many users have viewed this file recently"
-    with pytest.raises(DownloadError, match=f"{file}: (cannot be read as JSON|line 1 is 'Sorry)"):
+    with pytest.raises(DownloadError, match=f"{file}(: line 1 is 'Sorry| is unreadable or damaged)"):
         prepare(name, root, recipe=recipe, locate=locate(site))
     assert not list(root.rglob(file))
     site.files[f"/{file}"] = whole

@@ -22,16 +22,16 @@ def test_dataset_knows_its_size_and_files() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train": (), "test": ()}, "no items in any of its parts"),
+        ({"train": (), "test": ()}, "no items in any of its splits"),
         ({"class_names": ()}, "has no classes"),
         ({"class_names": ("cat", " ")}, "class 1 is named ' ', without a word"),
         ({"class_names": ("_", "cat")}, "class 0 is named '_', without a word"),
         ({"class_names": ("cat",)}, "has label 1; labels must be 0 to 0"),
         ({"val": (Item("x.jpg", -1, "cat"),)}, "val item 'x.jpg' has label -1"),
         ({"test": (Item("x.jpg", 0, "lion"),)}, "calls class 0 'lion', but its name is 'cat'"),
-        ({"test": (Item("../x.jpg", 0, "cat"),)}, "must lie inside the root"),
-        ({"test": (Item("/x.jpg", 0, "cat"),)}, "must lie inside the root"),
-        ({"test": (Item("", 0, "cat"),)}, "must lie inside the root"),
+        ({"test": (Item("../x.jpg", 0, "cat"),)}, "must be inside the root"),
+        ({"test": (Item("/x.jpg", 0, "cat"),)}, "must be inside the root"),
+        ({"test": (Item("", 0, "cat"),)}, "must be inside the root"),
     ],
 )
 def test_malformed_dataset_is_refused(change: dict[str, object], message: str) -> None:

@@ -8,8 +8,7 @@ import pytest
 
 from maple.data import CATALOGUE, Dataset, load_dataset, load_folder, read_split
 from maple.data.checks import verify as module
-from maple.data.checks.statistics import Statistics, names_hash, published_statistics
-from maple.data.checks.verify import count, verify_counts, verify_images
+from maple.data.checks.verify import Statistics, count, names_hash, published_statistics, verify_counts, verify_images
 from maple.data.emoji import load_emoji
 from maple.data.folders.class_folders import rename_classes
 
@@ -98,7 +97,7 @@ def test_only_a_full_check_decodes(dtd: Dataset) -> None:
 
 
 def test_progress_and_problems_come_as_they_are_found(dtd: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_AT_ONCE", 5)
+    monkeypatch.setattr(module, "_CHUNK", 5)
     dtd.file(dtd.train[0]).unlink()
     dtd.file(dtd.test[3]).unlink()
     seen: list[tuple[int, int]] = []

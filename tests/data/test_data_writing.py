@@ -47,7 +47,7 @@ def test_again_is_fine_but_nothing_is_overwritten(tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == before
     Image.new("RGB", (4, 4)).save(path)
     content = path.read_bytes()
-    with pytest.raises(DataError, match=r"grapes_1.png exists with another content; choose another folder"):
+    with pytest.raises(DataError, match=r"grapes_1.png exists with other content; choose another folder"):
         write_images(dataset, tmp_path, count=1)
     assert path.read_bytes() == content
 
@@ -60,7 +60,7 @@ def test_errors(tmp_path: Path, make_images: Callable[..., Path]) -> None:
         write_images(dataset, tmp_path, part="dev")
     with pytest.raises(DataError, match="unknown class of pictures 'cow'; choose one of: bird, cat, dog, eel"):
         write_images(dataset, tmp_path, class_name="cow")
-    with pytest.raises(DataError, match=r"val part of pictures has no such items \(it has train 16, val 0, test 12\)"):
+    with pytest.raises(DataError, match=r"val split of pictures has no such items \(it has train 16, val 0, test 12\)"):
         write_images(dataset, tmp_path, part="val")
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"file/bird_1.png cannot be written \(.*\); choose another folder"):

@@ -64,7 +64,7 @@ def test_refuses_what_is_no_image(serve: Serve) -> None:
         fetch_bytes(url)
     url = serve(lambda handler: send(handler, b"junk", "image/png"))
     (picture,) = find_images([url])
-    with pytest.raises(ImageError, match=rf"^{re.escape(url)}: is no image that PIL can read"):
+    with pytest.raises(ImageError, match=rf"^{re.escape(url)}: is not an image that Pillow can read"):
         picture.read()
 
 

@@ -130,7 +130,7 @@ def test_standard_input(prompts: Path, pictures: Path) -> None:
     (row,) = rows(done.stdout)
     assert row["source"] == "<stdin>"
     assert row["best"] == rows(predict(prompts, pictures / "a.png", "--json").stdout)[0]["best"]
-    for content, message in ((b"", "<stdin>: is empty"), (b"junk", "<stdin>: is no image")):
+    for content, message in ((b"", "<stdin>: is empty"), (b"junk", "<stdin>: is not an image")):
         done = predict(prompts, "-", input=content)
         assert (done.exit_code, done.stdout) == (2, "")
         assert done.stderr.startswith(f"maple: {message}")

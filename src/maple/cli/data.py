@@ -9,7 +9,7 @@ from maple.cli.options import DataRoot
 
 if TYPE_CHECKING:
     from maple.data import Dataset
-    from maple.data.published.prepare import Recipe, Source
+    from maple.data.published.prepare import PublishedFile, Recipe
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A data set, or the path of your own images.")]
 
@@ -34,7 +34,7 @@ def list_command(data_root: DataRoot = None) -> None:
     from rich.text import Text
 
     from maple.data import CATALOGUE, known_names, load_dataset, template_of
-    from maple.data.checks.statistics import published_statistics
+    from maple.data.checks.verify import published_statistics
     from maple.data.published.prepare import recipes
 
     table = Table(pad_edge=False)
@@ -122,11 +122,11 @@ def prepare_command(
 
     root = _required(data_root)
 
-    def mirrored(source: "Source") -> str:
+    def mirrored(source: "PublishedFile") -> str:
         return f"{(mirror or '').rstrip('/')}/{source.file}"
 
     with FileBars() as bars:
-        added = prepare(name, root, locate=mirrored if mirror else published_address, watcher=bars, keep=keep)
+        added = prepare(name, root, locate=mirrored if mirror else published_address, progress=bars, keep=keep)
     dataset = _open(name, str(root))
     problems = verify_counts(dataset)
     for problem in problems:
@@ -166,8 +166,7 @@ def verify_command(
 ) -> None:
     """Check counts and class names against the published ones, and every image; exit with 1 if anything is wrong."""
     from maple.cli.progress import FileBars
-    from maple.data.checks.statistics import published_statistics
-    from maple.data.checks.verify import verify_counts, verify_images
+    from maple.data.checks.verify import published_statistics, verify_counts, verify_images
 
     dataset = _open(name, data_root)
     problems = 0

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from maple.config import RunSettings
 from maple.data import Item
+from maple.data.published.prepare import PrepareProgress
 from maple.methods import Method
 from maple.sweeps import PlannedRun, RunOutcome, SweepProgress
 from maple.train import EpochReport, StepReport
@@ -150,7 +151,7 @@ def _measured(row: dict[str, Any]) -> str:
     return f"{where} {100 * row['top1']:.2f}"
 
 
-class FileBars(_Live):
+class FileBars(_Live, PrepareProgress):
     """Lines of text, and below them a bar for each thing that is going on, on stderr."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Data: items and their splits, images, transforms, batches. Nothing here knows a model."""
+"""Data sets, images, transforms and batches. Nothing here depends on a model."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -10,21 +10,21 @@ from maple.data.catalogue import (
     known_names,
     load_dataset,
     require_possible,
+    short_name,
     template_of,
 )
 from maple.data.checks.findings import Finding
 from maple.data.checks.inspection import Inspection, inspect_dataset
-from maple.data.checks.open_source import check_source, open_source, short_name
+from maple.data.checks.open_source import check_source, open_source
 from maple.data.folders.class_folders import load_domain, load_folder, walk_files
 from maple.data.folders.manifests import load_manifest
 from maple.data.images.eval_transform import EvalTransform, EvalView
 from maple.data.images.prefetch import map_in_order, reading_threads
 from maple.data.images.reading import ImageStore, has_image_name, is_image_file, read_image, to_rgb
 from maple.data.published.split_files import read_split
-from maple.data.records import Dataset, Item, items_hash
+from maple.data.records import Dataset, Item, items_hash, write_images
 from maple.data.sampling import base_novel_classes, hold_out, sample_few_shot, select_classes, select_dataset
 from maple.data.saved_split import SAVED_SPLIT, read_saved_split, saved_split_hash, write_saved_split
-from maple.data.writing import write_images
 
 if TYPE_CHECKING:
     from maple.data.batches import (
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     )
     from maple.data.images.train_transform import TrainTransform
 
-# Reading images needs no torch, and where it is not installed these names alone are missing.
+# Reading images does not need torch: without it, only these names are missing.
 _ON_TORCH = {
     "Batch": "maple.data.batches",
     "derive_seed": "maple.data.batches",

@@ -1,8 +1,9 @@
-"""The published data sets that can be read, and the one door to all data: `load_dataset`.
+"""The published data sets, and `load_dataset`, which reads these and all others.
 
 A new data set with a CoOp-format split file is one line in `CATALOGUE`.
 """
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,34 +11,45 @@ from pathlib import Path
 from typing import Any
 
 from maple.data.emoji import PREFIX, TEMPLATE, archive, group_and_style, load_emoji
-from maple.data.folders.class_folders import load_domain, load_folder, rename_classes, split_domain, warn_of_domains
+from maple.data.folders.class_folders import detect_domains, load_domain, load_folder, rename_classes, split_domain
 from maple.data.folders.manifests import is_manifest, load_manifest
-from maple.data.published.drawn_split import DRAWN, DRAWS, drawn_file, write_drawn
 from maple.data.published.imagenet import read_imagenet, read_numbered, read_synsets
-from maple.data.published.split_files import Contents, read_aircraft, read_split
+from maple.data.published.split_files import (
+    DRAWN,
+    DRAWS,
+    Contents,
+    drawn_file,
+    read_aircraft,
+    read_split,
+    write_drawn_split,
+)
 from maple.data.records import Dataset
 from maple.errors import DataError, one_of
 
-Reader = Callable[[Path, Path], Contents]
+logger = logging.getLogger(__name__)
 
 
-def _split_file(labels: Path, _images: Path) -> Contents:
+def _read_split_file(labels: Path, _images: Path) -> Contents:
     return read_split(labels)
-
-
-def _aircraft(labels: Path, _images: Path) -> Contents:
-    return read_aircraft(labels)
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetSpec:
-    """Where a published data set lies under the data root, how it is read, and its zero-shot template.
+    """Where a published data set is under the data root, how it is read, and its zero-shot template.
 
-    `folder` is its folder; `images` the folder inside it that items' paths start from; `labels` the file beside it that
-    names the classes; `read` takes the paths of `labels` and `images`. `evaluation_only`: it has a test part only.
+    Attributes:
+        folder: its folder under the data root.
+        images: the folder inside it that item paths are relative to.
+        labels: the file in it that lists the classes.
+        read: returns the contents, from the paths of `labels` and `images`.
+        evaluation_only: it has a test split only.
 
     Source: KaiyangZhou/CoOp@ff61507 DATASETS.md (layout); muzairkhattak/multimodal-prompt-learning@69bce21
     trainers/zsclip.py:13-29 (templates).
+
+    Example:
+        >>> CATALOGUE["eurosat"].template
+        'a centered satellite photo of {}.'
     """
 
     title: str
@@ -45,7 +57,7 @@ class DatasetSpec:
     images: str
     labels: str
     template: str
-    read: Reader = _split_file
+    read: Callable[[Path, Path], Contents] = _read_split_file
     evaluation_only: bool = False
 
 
@@ -70,7 +82,12 @@ CATALOGUE: dict[str, DatasetSpec] = {
         "Food101", "food-101", "images", "split_zhou_Food101.json", "a photo of {}, a type of food."
     ),
     "fgvc_aircraft": DatasetSpec(
-        "FGVCAircraft", "fgvc_aircraft", "images", "variants.txt", "a photo of a {}, a type of aircraft.", _aircraft
+        "FGVCAircraft",
+        "fgvc_aircraft",
+        "images",
+        "variants.txt",
+        "a photo of a {}, a type of aircraft.",
+        lambda labels, _images: read_aircraft(labels),
     ),
     "sun397": DatasetSpec("SUN397", "sun397", "SUN397", "split_zhou_SUN397.json", _PHOTO),
     "dtd": DatasetSpec("DTD", "dtd", "images", "split_zhou_DescribableTextures.json", "{} texture."),
@@ -99,22 +116,30 @@ def load_dataset(
 ) -> Dataset:
     """Read a published data set by its name under `root`, or a user's own images by their path.
 
-    A name of `CATALOGUE` is read from its folder, `emoji-GROUP[/STYLE]` is drawn from the bundled emoji; write
-    `./NAME` for a folder of that name. A path is that of a folder of class-named folders (`load_folder`), of a folder
-    of domains and one of them, as in `pacs:photo` (`load_domain`), or of a CSV or JSON-lines file (`load_manifest`);
-    only there do `seed` and the fractions matter. `class_names` maps published names, or folder names or labels, to
-    the names to use instead. `drop_empty` leaves out class folders without images instead of refusing them.
+    A name of `CATALOGUE` is read from its folder, `emoji-GROUP[/STYLE]` is rendered from the bundled emoji; write
+    `./NAME` for a folder of that name. A path is that of a folder of class folders (`load_folder`), of a folder of
+    domains and one of them, as in `pacs:photo` (`load_domain`), or of a CSV or JSON-lines file (`load_manifest`);
+    `seed` and the fractions apply to these only.
+
+    Args:
+        class_names: maps published names, folder names or labels to the names to use.
+        drop_empty: leave out class folders without images instead of refusing them.
 
     Raises:
         ConfigError: a fraction is out of range.
-        DataError: the name is unknown and no such folder or file exists, `root` or a file under it is missing or
+        DataError: the name is unknown and there is no such folder or file, `root` or a file under it is missing or
             malformed, or `class_names` names a class that does not exist.
+
+    Example:
+        >>> load_dataset("emoji-animals", None).counts()
+        {'train': 4096, 'val': 512, 'test': 1280, 'classes': 128}
+        >>> pets = load_dataset("pets", None, seed=1)
     """
     if name_or_path in CATALOGUE:
         return _load_published(name_or_path, CATALOGUE[name_or_path], root, class_names)
     if name_or_path.startswith(PREFIX):
         return load_emoji(name_or_path, class_names)
-    own: dict[str, Any] = {
+    options: dict[str, Any] = {
         "class_names": class_names,
         "seed": seed,
         "val_fraction": val_fraction,
@@ -122,27 +147,34 @@ def load_dataset(
     }
     path = Path(name_or_path).expanduser()
     if is_manifest(path):
-        return load_manifest(path, **own)
+        return load_manifest(path, **options)
     if domain := split_domain(name_or_path):
-        return load_domain(*domain, **own)
+        return load_domain(*domain, **options)
     if not path.is_dir():
         raise _unknown(name_or_path)
-    warn_of_domains(path)
-    return load_folder(path, **own, drop_empty=drop_empty)
+    if detected := detect_domains(path):
+        domains, shared = map(", ".join, detected)
+        logger.warning(
+            "%s: all its folders hold the same folders (%s). If these are the classes, and %s domains, give the data "
+            "set as %s:%s",
+            *(path, shared, domains, path, detected[0][0]),
+        )
+    return load_folder(path, **options, drop_empty=drop_empty)
 
 
 def require_possible(name_or_path: str) -> None:
-    """Refuse what names no data set; a path may be that of another machine.
+    """Refuse a name that cannot be a data set; a path is accepted, since it may be that of another machine.
 
     Raises:
-        DataError: neither the name of a data set, nor a path, nor something that lies in the current folder.
+        DataError: it is neither the name of a data set, nor a path, nor something in the current folder.
     """
     if name_or_path.startswith(PREFIX):
         group_and_style(name_or_path)
-    elif name_or_path not in CATALOGUE and not any(mark in name_or_path for mark in ("/", os.sep)):
-        here = Path(name_or_path).expanduser().exists() or split_domain(name_or_path)
-        if not here:
-            raise _unknown(name_or_path)
+        return
+    is_path = "/" in name_or_path or os.sep in name_or_path
+    if name_or_path in CATALOGUE or is_path or Path(name_or_path).expanduser().exists() or split_domain(name_or_path):
+        return
+    raise _unknown(name_or_path)
 
 
 def _unknown(name: str) -> DataError:
@@ -154,19 +186,24 @@ def _unknown(name: str) -> DataError:
 
 
 def known_names() -> list[str]:
-    """The names of all data sets: the published ones, then the bundled emoji groups."""
+    """Return the names of all data sets: the published ones, then the bundled emoji groups."""
     return [*CATALOGUE, *(f"{PREFIX}{group}" for group in archive().groups)]
 
 
 def template_of(name: str) -> str | None:
-    """The zero-shot template of a data set of the catalogue; None for a user's own images."""
+    """Return the zero-shot template of a data set of the catalogue; None for a user's own images.
+
+    Example:
+        >>> template_of("dtd")
+        '{} texture.'
+    """
     if name in CATALOGUE:
         return CATALOGUE[name].template
     return TEMPLATE if name.startswith(PREFIX) else None
 
 
 def canonical_name(name_or_path: str) -> str:
-    """The same text for the same data set: names of the catalogue as they are, paths from the file system's root."""
+    """Return the same text for the same data set: names of the catalogue unchanged, paths as absolute paths."""
     if template_of(name_or_path) is not None:
         return name_or_path
     path = Path(name_or_path).expanduser()
@@ -176,21 +213,16 @@ def canonical_name(name_or_path: str) -> str:
     return f"{domain[0].resolve()}:{domain[1]}" if domain else name_or_path
 
 
-def _advice(name: str, folder: Path) -> str:
-    """How to get what is missing; archives that lie there unopened are named."""
-    unopened = (
-        sorted(path.name for path in folder.glob("*") if path.name.endswith(_ARCHIVES)) if folder.is_dir() else []
-    )
-    if unopened:
-        return f"{', '.join(unopened[:3])} in {folder} must be unpacked there first"
-    return f"`maple data prepare {name}` says how to get it"
+def short_name(dataset: str) -> str:
+    """Return the name of a data set, of a folder only the last part: the rest of a user's path is private."""
+    return dataset if dataset.startswith(PREFIX) else Path(dataset).name
 
 
 def draw_published_split(name: str, root: Path, seed: int) -> Path:
-    """Draw a split of a data set whose published one was drawn at random, and return its file.
+    """Draw a split of a data set whose published split was drawn at random, and return its file.
 
     Raises:
-        DataError: the split of this data set is not random, it is there already, or the images are missing.
+        DataError: the split of this data set is not random, it exists already, or the images are missing.
     """
     if name not in CATALOGUE:
         raise DataError(one_of("published data set", name, DRAWS))
@@ -201,23 +233,7 @@ def draw_published_split(name: str, root: Path, seed: int) -> Path:
         )
     spec = CATALOGUE[name]
     folder = root.expanduser() / spec.folder
-    return write_drawn(folder / spec.labels, folder / spec.images, DRAWS[name], seed)
-
-
-def _stand_in(name: str, labels: Path) -> tuple[Path, str]:
-    """The drawn split in place of the published one, and what the data set is called with it."""
-    drawn = drawn_file(labels)
-    if name in DRAWS and drawn.exists():
-        return drawn, f"{name}{DRAWN}"
-    draw = (
-        f"; without it, `maple data split {name}` draws another at random, whose results are not those of papers"
-        if name in DRAWS
-        else ""
-    )
-    raise DataError(
-        f"{labels}: the published {labels.name} is missing; `maple data prepare {name}` fetches it, or says where to "
-        f"get it{draw}"
-    )
+    return write_drawn_split(folder / spec.labels, folder / spec.images, DRAWS[name], seed)
 
 
 def _load_published(name: str, spec: DatasetSpec, root: Path | None, class_names: Mapping[str, str] | None) -> Dataset:
@@ -228,20 +244,29 @@ def _load_published(name: str, spec: DatasetSpec, root: Path | None, class_names
         )
     root = root.expanduser()
     folder = root / spec.folder
-    images = folder / spec.images
+    images, labels = folder / spec.images, folder / spec.labels
     for path, what in ((root, "the data root"), (folder, f"the folder of {spec.title}"), (images, "its image folder")):
         if not path.is_dir():
+            archives = sorted(path.name for path in folder.glob("*") if path.name.endswith(_ARCHIVES))
+            advice = f"`maple data prepare {name}` says how to get it"
+            if archives:
+                advice = f"{', '.join(archives[:3])} in {folder} must be unpacked there first"
             raise DataError(
-                f"{path}: {what} is missing; {spec.title} is expected as {images} with {folder / spec.labels} beside "
-                f"it; {_advice(name, folder)}"
+                f"{path}: {what} is missing; {spec.title} is expected as {images} with {labels} next to it; {advice}"
             )
-    labels = folder / spec.labels
-    called = name
-    if spec.read is _split_file and not labels.exists():
-        labels, called = _stand_in(name, labels)
-    dataset = Dataset(called, images, *spec.read(labels, images))
+    title = name
+    if spec.read is _read_split_file and not labels.exists():
+        drawn = name in DRAWS and drawn_file(labels)
+        if not drawn or not drawn.exists():
+            alternative = "; without it, `maple data split {name}` draws another at random, not comparable with papers"
+            raise DataError(
+                f"{labels}: the published {labels.name} is missing; `maple data prepare {name}` fetches it, or says "
+                "where to get it" + (alternative.format(name=name) if drawn else "")
+            )
+        labels, title = drawn, f"{name}{DRAWN}"
+    dataset = Dataset(title, images, *spec.read(labels, images))
     first = dataset.file([*dataset.train[:1], *dataset.val[:1], *dataset.test[:1]][0])
-    # One look at the disk tells a wrong layout before hours of training do.
+    # One file is checked, so that a wrong layout is reported before hours of training.
     if not first.is_file():
         raise DataError(f"{first}: the first image of {spec.title} is missing; unpack its images in {images}")
     return rename_classes(dataset, class_names)

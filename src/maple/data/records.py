@@ -1,15 +1,20 @@
-"""What a data set is: items, their labels, and the names of the classes."""
+"""Data sets: labelled items in three splits, and the names of the classes."""
 
 import hashlib
+import io
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from pathlib import Path
 
 from PIL import Image
 
+from maple import files
 from maple.data.images.reading import STORE_BYTES, ImageStore
-from maple.errors import DataError
+from maple.errors import ConfigError, DataError, one_of
 from maple.names import words_of
 
 SPLIT_NAMES = ("train", "val", "test")
@@ -20,8 +25,12 @@ SPLIT_NAMES = ("train", "val", "test")
 class Item:
     """One labelled image.
 
-    `path` is relative to the root of the data set, with forward slashes; `label` is in 0..C-1;
-    `class_name` is the name as published, underscores kept.
+    `path` is relative to the root of the data set, with forward slashes; `label` is in 0..C-1; `class_name` is the name
+    as published, with its underscores.
+
+    Example:
+        >>> Item("cat/1.jpg", label=0, class_name="cat").path
+        'cat/1.jpg'
     """
 
     path: str
@@ -33,14 +42,23 @@ class Item:
 class Dataset:
     """The training, validation and test items of a data set, and its C class names.
 
-    `root / item.path` is the image file. `class_names[label]` is the name of a class; two classes may share a
-    name, as published data sets have such pairs. Parts may be empty, but not all of them: without training items it
-    is for evaluation only. `read`, where there is one, draws the image of a path instead: there are no files then.
-    `drawn_split` says that the parts were drawn at random here, from images that nobody had divided.
+    Splits may be empty, but not all of them: without training items it is for evaluation only.
+
+    Attributes:
+        root: `root / item.path` is the image file.
+        class_names: `class_names[label]` is the name of a class; two classes may share a name, as in published lists.
+        read: returns the image of a path, for images that are rendered instead of stored.
+        drawn_split: the splits were drawn at random here, from undivided images.
 
     Raises:
         DataError: no class names, no items at all, a label outside 0..C-1, an item whose name differs from that
             of its label, or a path that leaves the root.
+
+    Example:
+        >>> train = (Item("cat/1.jpg", 0, "cat"), Item("dog/1.jpg", 1, "dog"))
+        >>> dataset = Dataset("pets", Path("pets"), train, val=(), test=(), class_names=("cat", "dog"))
+        >>> dataset.num_classes
+        2
     """
 
     name: str
@@ -61,12 +79,29 @@ class Dataset:
                     f"data set {self.name!r}: class {label} is named {class_name!r}, without a word; give it a name"
                 )
         if not (self.train or self.val or self.test):
-            raise DataError(f"data set {self.name!r} has no items in any of its parts; add images")
-        for part in SPLIT_NAMES:
-            self._check_part(part, getattr(self, part))
+            raise DataError(f"data set {self.name!r} has no items in any of its splits; add images")
+        for split in SPLIT_NAMES:
+            where = f"data set {self.name!r}, {split} item"
+            for item in getattr(self, split):
+                if not 0 <= item.label < self.num_classes:
+                    raise DataError(
+                        f"{where} {item.path!r} has label {item.label}; labels must be 0 to {self.num_classes - 1}, "
+                        "one for each class name"
+                    )
+                if item.class_name != self.class_names[item.label]:
+                    raise DataError(
+                        f"{where} {item.path!r} calls class {item.label} {item.class_name!r}, but its name is "
+                        f"{self.class_names[item.label]!r}; give every label one name"
+                    )
+                # Without pathlib, which is slow for a million items: an empty or absolute path, or one with "..".
+                if item.path[:1] in ("", "/") or (".." in item.path and ".." in item.path.split("/")):
+                    raise DataError(
+                        f"{where}: path {item.path!r} must be inside the root; write it relative to {self.root}, "
+                        "without '..'"
+                    )
 
     def require_training(self) -> None:
-        """Raise DataError if there is nothing to train on."""
+        """Raise DataError if there are no training images."""
         if not self.train:
             raise DataError(
                 f"data set {self.name!r} has no training images (val {len(self.val)}, test {len(self.test)}): it is "
@@ -79,7 +114,7 @@ class Dataset:
         return len(self.class_names)
 
     def store(self, max_bytes: int = STORE_BYTES) -> ImageStore:
-        """Return a store of its images, which keeps up to `max_bytes` of them decoded."""
+        """Return a store that keeps up to `max_bytes` of its images decoded."""
         return ImageStore(self.root, max_bytes, read=self.read)
 
     def file(self, item: Item) -> Path:
@@ -87,41 +122,71 @@ class Dataset:
         return self.root / item.path
 
     def counts(self) -> dict[str, int]:
-        """Return the number of items of each part and of classes, for reports."""
-        return {
-            "train": len(self.train),
-            "val": len(self.val),
-            "test": len(self.test),
-            "classes": self.num_classes,
-        }
-
-    def _check_part(self, part: str, items: tuple[Item, ...]) -> None:
-        where = f"data set {self.name!r}, {part} item"
-        for item in items:
-            if not 0 <= item.label < self.num_classes:
-                raise DataError(
-                    f"{where} {item.path!r} has label {item.label}; labels must be 0 to {self.num_classes - 1}, "
-                    "one for each class name"
-                )
-            if item.class_name != self.class_names[item.label]:
-                raise DataError(
-                    f"{where} {item.path!r} calls class {item.label} {item.class_name!r}, but its name is "
-                    f"{self.class_names[item.label]!r}; give every label one name"
-                )
-            # By hand, since there may be a million of them: an empty or absolute path, or one with "..".
-            if item.path[:1] in ("", "/") or (".." in item.path and ".." in item.path.split("/")):
-                raise DataError(
-                    f"{where}: path {item.path!r} must lie inside the root; write it relative to {self.root}, "
-                    "without '..'"
-                )
+        """Return the number of items of each split and of classes."""
+        return {**{split: len(getattr(self, split)) for split in SPLIT_NAMES}, "classes": self.num_classes}
 
 
 def items_hash(items: Sequence[Item]) -> str:
-    """Return the SHA-256 (hex) of the paths, labels and class names of `items`, in their order.
-
-    Equal hashes mean the same list on any machine, since the paths are relative.
-    """
+    """Return the SHA-256 (hex) of the paths, labels and class names of `items`, in order; equal on any machine."""
     rows = [[item.path, item.label, item.class_name] for item in items]
     # ASCII escapes keep file names that are not valid Unicode hashable.
     canonical = json.dumps(rows, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def write_images(
+    dataset: Dataset, folder: Path, *, count: int = 10, part: str = "test", class_name: str | None = None
+) -> list[Path]:
+    """Write `count` items of one split as CLASS_NUMBER.png into `folder`: the first of every class, then the second ...
+
+    The numbers of a class begin with 1. Existing files with the same content are kept.
+
+    Args:
+        part: the name of the split.
+        class_name: only items of this class.
+
+    Returns:
+        The paths, in the order of writing; fewer than `count` if the split has fewer items.
+
+    Raises:
+        ConfigError: `count` is below 1, or the split is unknown.
+        DataError: the class is unknown, there are no items, a file with other content exists, or the folder cannot be
+            made.
+        ImageError: an image cannot be read.
+
+    Example:
+        >>> write_images(load_dataset("emoji-animals", None), Path("images"), count=2)
+        [PosixPath('images/monkey_face_1.png'), PosixPath('images/monkey_1.png')]
+    """
+    if count < 1:
+        raise ConfigError(f"count is {count}; it must be at least 1")
+    if part not in SPLIT_NAMES:
+        raise ConfigError(one_of("part", part, SPLIT_NAMES))
+    if class_name is not None and class_name not in dataset.class_names:
+        raise DataError(one_of(f"class of {dataset.name}", class_name, dataset.class_names))
+    by_label: dict[int, list[Item]] = {}
+    for item in getattr(dataset, part):
+        if class_name in (None, item.class_name):
+            by_label.setdefault(item.label, []).append(item)
+    rows = zip_longest(*(by_label[label] for label in sorted(by_label)))
+    chosen = list(islice((item for row in rows for item in row if item is not None), count))
+    if not chosen:
+        counts = ", ".join(f"{name} {len(getattr(dataset, name))}" for name in SPLIT_NAMES)
+        raise DataError(f"the {part} split of {dataset.name} has no such items (it has {counts}); choose another split")
+    store, numbers, paths = dataset.store(max_bytes=0), Counter[str](), []
+    for item in chosen:
+        # Letters and digits of any script; everything else becomes an underscore.
+        word = re.sub(r"[^\w-]+", "_", item.class_name).strip("_") or "class"
+        numbers[word] += 1
+        path, buffer = folder / f"{word}_{numbers[word]}.png", io.BytesIO()
+        store.get(item.path).save(buffer, format="PNG")
+        try:
+            if not path.exists():
+                with files.replacing(path) as temporary:
+                    temporary.write_bytes(buffer.getvalue())
+            elif path.read_bytes() != buffer.getvalue():
+                raise DataError(f"{path} exists with other content; choose another folder")
+        except OSError as error:
+            raise DataError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
+        paths.append(path)
+    return paths

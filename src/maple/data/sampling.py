@@ -1,17 +1,17 @@
-"""Few-shot samples and the base / novel cut: pure functions of item lists."""
+"""Few-shot sampling and the base / novel split of classes, as pure functions of item lists."""
 
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from maple.data.records import Dataset, Item
+from maple.data.records import SPLIT_NAMES, Dataset, Item
 from maple.errors import ConfigError, DataError, one_of
 
 Which = Literal["all", "base", "novel"]
 
 MAX_VAL_SHOTS = 4
-"""Validation images per class never exceed this, whatever the shots."""
+"""The most validation images per class, for any number of shots."""
 
 
 def sample_few_shot(
@@ -19,45 +19,55 @@ def sample_few_shot(
 ) -> tuple[list[Item], list[Item]]:
     """Draw `shots` training items and min(shots, 4) validation items of each class.
 
-    Classes come in the order in which they first appear; a class with fewer items gives all of them, unshuffled.
-    One generator seeded with `seed` (0 is valid) serves the training items first, then the validation items.
-    Sample over all classes, before any base / novel cut. `shots=None` returns every item.
+    Classes are in order of their first item; a class with fewer items contributes all of them, unshuffled. One
+    generator seeded with `seed` (0 is valid) draws the training items first, then the validation items. Sample over all
+    classes, before any base / novel split. `shots=None` returns every item.
 
     Raises:
         ConfigError: `shots` is below 1.
 
     Source: KaiyangZhou/Dassl.pytorch@c61a1b5 dassl/data/datasets/base_dataset.py `generate_fewshot_dataset`, as
     called by muzairkhattak/multimodal-prompt-learning@69bce21 datasets/oxford_pets.py:35-49; a private generator
-    takes the place of the global one. Departs: seed 0 is honoured.
+    replaces the global one. Departs: seed 0 is used.
+
+    Example:
+        >>> train, val = sample_few_shot(dataset.train, dataset.val, shots=16, seed=1)
+        >>> len(train) == 16 * dataset.num_classes
+        True
     """
     if shots is None:
         return list(train), list(val)
     if shots < 1:
         raise ConfigError(f"shots is {shots}; it must be at least 1, or None for all images")
     rng = random.Random(seed)
-    return _per_class(train, shots, rng), _per_class(val, min(shots, MAX_VAL_SHOTS), rng)
+
+    def draw(items: Sequence[Item], count: int) -> list[Item]:
+        drawn: list[Item] = []
+        for indices in _by_label(items).values():
+            members = [items[index] for index in indices]
+            drawn.extend(rng.sample(members, count) if len(members) >= count else members)
+        return drawn
+
+    return draw(train, shots), draw(val, min(shots, MAX_VAL_SHOTS))
 
 
 def hold_out(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
-    """Take a fraction of each class away, chosen by `seed`: (the items that stay, the items taken), in their order.
+    """Hold out a fraction of each class, chosen by `seed`: (the items that remain, the items held out), in order.
 
-    The fraction is rounded, but at least one is taken and at least one stays; a class of one item keeps it.
+    The fraction is rounded, but at least one item is held out and at least one remains; a single item remains.
 
     Raises:
         ConfigError: the fraction is not above 0 and below 1.
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"the fraction to hold out is {fraction}; it must be above 0 and below 1")
-    by_label: dict[int, list[int]] = {}
-    for place, item in enumerate(items):
-        by_label.setdefault(item.label, []).append(place)
-    taken: set[int] = set()
-    for label, places in by_label.items():
-        count = min(max(round(len(places) * fraction), 1), len(places) - 1)
-        # A generator per class: another class does not change what is taken of this one.
-        taken.update(random.Random(f"{seed}/{label}").sample(places, count))
-    stay = [item for place, item in enumerate(items) if place not in taken]
-    return stay, [items[place] for place in sorted(taken)]
+    held_out: set[int] = set()
+    for label, indices in _by_label(items).items():
+        count = min(max(round(len(indices) * fraction), 1), len(indices) - 1)
+        # A generator per class: other classes do not change what is held out of this one.
+        held_out.update(random.Random(f"{seed}/{label}").sample(indices, count))
+    remaining = [item for index, item in enumerate(items) if index not in held_out]
+    return remaining, [items[index] for index in sorted(held_out)]
 
 
 def base_novel_classes(labels: Iterable[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -65,6 +75,10 @@ def base_novel_classes(labels: Iterable[int]) -> tuple[tuple[int, ...], tuple[in
 
     Source: MaPLe section 4 (base-to-novel); muzairkhattak/multimodal-prompt-learning@69bce21
     datasets/oxford_pets.py `subsample_classes`.
+
+    Example:
+        >>> base_novel_classes(range(5))
+        ((0, 1, 2), (3, 4))
     """
     ordered = sorted(set(labels))
     middle = (len(ordered) + 1) // 2
@@ -74,14 +88,14 @@ def base_novel_classes(labels: Iterable[int]) -> tuple[tuple[int, ...], tuple[in
 def select_classes(
     items: Sequence[Item], which: Which, class_names: Sequence[str]
 ) -> tuple[list[Item], tuple[str, ...]]:
-    """Keep the items of all, base or novel classes, number their labels from 0, and return the kept class names.
+    """Return the items of all, base or novel classes, with labels renumbered from 0, and the names of these classes.
 
-    The cut is over all labels of the data set, 0..len(class_names)-1, so that an item list in which a class is
-    missing is cut like any other. The names come in the order of the new labels.
+    The split is over all labels of the data set, 0..len(class_names)-1, so that a class without items in the list
+    changes nothing.
 
     Raises:
         ConfigError: `which` is not "all", "base" or "novel".
-        DataError: an item has a label without a name, or no class is kept (a single class has no novel half).
+        DataError: an item has a label without a name, or no class remains (a single class has no novel half).
     """
     if which not in get_args(Which):
         raise ConfigError(one_of("choice of classes", which, get_args(Which)))
@@ -89,7 +103,7 @@ def select_classes(
     base, novel = base_novel_classes(labels)
     kept = {"all": labels, "base": base, "novel": novel}[which]
     if not kept:
-        raise DataError(f"there are no {which} classes among {list(class_names)}; a cut needs at least two classes")
+        raise DataError(f"there are no {which} classes among {list(class_names)}; the split needs at least two classes")
     for item in items:
         if item.label not in range(len(class_names)):
             raise DataError(
@@ -106,23 +120,24 @@ def select_classes(
 
 
 def select_dataset(dataset: Dataset, which: Which) -> Dataset:
-    """Return `dataset` cut to all, base or novel classes in each of its parts, labels numbered from 0.
+    """Return `dataset` with only all, base or novel classes in each of its splits, labels renumbered from 0.
 
     Raises:
         ConfigError: `which` is not "all", "base" or "novel".
-        DataError: no class is kept, or the kept classes have no items in any part.
+        DataError: no class remains, or the remaining classes have no items in any split.
+
+    Example:
+        >>> select_dataset(dataset, "base").num_classes, select_dataset(dataset, "novel").num_classes
+        (51, 50)
     """
-    train, names = select_classes(dataset.train, which, dataset.class_names)
-    val, _ = select_classes(dataset.val, which, dataset.class_names)
-    test, _ = select_classes(dataset.test, which, dataset.class_names)
-    return replace(dataset, train=tuple(train), val=tuple(val), test=tuple(test), class_names=names)
+    chosen = {split: select_classes(getattr(dataset, split), which, dataset.class_names) for split in SPLIT_NAMES}
+    splits: dict[str, Any] = {split: tuple(items) for split, (items, _) in chosen.items()}
+    return replace(dataset, class_names=chosen["train"][1], **splits)
 
 
-def _per_class(items: Sequence[Item], count: int, rng: random.Random) -> list[Item]:
-    by_label: dict[int, list[Item]] = {}
-    for item in items:
-        by_label.setdefault(item.label, []).append(item)
-    drawn: list[Item] = []
-    for members in by_label.values():
-        drawn.extend(rng.sample(members, count) if len(members) >= count else members)
-    return drawn
+def _by_label(items: Sequence[Item]) -> dict[int, list[int]]:
+    """The indices of the items of each label."""
+    indices: dict[int, list[int]] = {}
+    for index, item in enumerate(items):
+        indices.setdefault(item.label, []).append(index)
+    return indices

@@ -1,36 +1,39 @@
-"""A look at somebody's own images before anything is learned from them: what is there, what is wrong, what is left."""
+"""Inspect a user's images before training: find and remove what is unreadable, duplicated or leaks into the test."""
 
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from maple.data.checks.class_name_checks import suspicious_names
-from maple.data.checks.findings import Finding, number_of, some
+from maple.data.checks.findings import Finding, number_of, suspicious_names
 from maple.data.checks.near_duplicates import ImageHash, image_hash, near_duplicate_groups
 from maple.data.images.reading import read_image
-from maple.data.records import Dataset, Item
-from maple.errors import DataError, ImageError
+from maple.data.records import SPLIT_NAMES, Dataset, Item
+from maple.errors import DataError, ImageError, shortened_list
 
-_AT_ONCE = 256
-_PARTS = ("train", "val", "test")
-_TEST = _PARTS.index("test")
+_CHUNK = 256
+_TRAIN, _TEST = SPLIT_NAMES.index("train"), SPLIT_NAMES.index("test")
 _FEW = 4
-"""Images of a class below which it is called nearly empty."""
+"""A class with fewer images is reported."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a look at a data set found.
+    """The result of inspecting a data set.
 
     Attributes:
-        dataset: what is left to train and test on: readable, no image twice, none on both sides of the division.
-        images: how many were looked at.
-        findings: everything that was odd, and what was done about it.
+        dataset: what remains: readable images, none twice, none in both training and test.
+        images: how many were inspected.
+        findings: everything odd, and what was done about it.
+
+    Example:
+        >>> dataset, remarks = open_source("pets")
+        >>> print(*inspect_dataset(dataset, remarks=remarks).lines(), sep="\\n")
+        pets: 16 images of 2 classes (8 each): 12 to learn from, 4 to test on (drawn by the seed)
     """
 
     dataset: Dataset
@@ -38,53 +41,48 @@ class Inspection:
     findings: tuple[Finding, ...]
 
     def lines(self) -> list[str]:
-        """A few lines for people, the summary first."""
-        return [self._summary(), *(f"{finding.level}: {finding.text}" for finding in self.findings)]
+        """Return a few lines for people, the summary first."""
+        sizes = sorted(sum(row[1:]) for row in self.classes())
+        each = f"{sizes[0]:,} each"
+        if sizes[0] != sizes[-1]:
+            middle = f", median {median(sizes):,.0f}" if len(sizes) > 2 and sizes[-1] >= 4 * sizes[0] else ""
+            each = f"{sizes[0]:,} to {sizes[-1]:,} each{middle}"
+        counts = self.dataset.counts()
+        uses = {"train": "learn from", "val": "choose settings on", "test": "test on"}
+        splits = ", ".join(f"{counts[split]:,} to {use}" for split, use in uses.items() if counts[split])
+        division = "drawn by the seed" if self.dataset.drawn_split else "as divided by you"
+        summary = (
+            f"{self.dataset.name}: {number_of(sum(sizes), 'image')} of {number_of(len(sizes), 'class', 'classes')} "
+            f"({each}): {splits} ({division})"
+        )
+        return [summary, *(f"{finding.level}: {finding.text}" for finding in self.findings)]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as plain values."""
+        """Return everything as plain values."""
         return {
             "name": self.dataset.name,
             "root": str(self.dataset.root),
             "images": self.images,
             "counts": self.dataset.counts(),
-            "classes": [dict(zip(("name", *_PARTS), row, strict=True)) for row in self.classes()],
+            "classes": [dict(zip(("name", *SPLIT_NAMES), row, strict=True)) for row in self.classes()],
             "findings": [finding.as_json() for finding in self.findings],
         }
 
     def classes(self) -> list[tuple[str, int, int, int]]:
-        """(name, images in train, val and test) of every class."""
-        counts = [Counter(item.label for item in getattr(self.dataset, part)) for part in _PARTS]
-        return [(name, *(count[label] for count in counts)) for label, name in enumerate(self.dataset.class_names)]  # type: ignore[misc]
-
-    def _summary(self) -> str:
-        sizes = sorted(sum(row[1:]) for row in self.classes())
-        each = f"{sizes[0]:,} each" if sizes[0] == sizes[-1] else _range(sizes)
-        counts = self.dataset.counts()
-        parts = ", ".join(f"{counts[part]:,} to {verb}" for part, verb in _VERBS.items() if counts[part])
-        drawn = " (drawn by the seed)" if self.dataset.drawn_split else " (as divided by you)"
-        return (
-            f"{self.dataset.name}: {number_of(sum(sizes), 'image')} of {number_of(len(sizes), 'class', 'classes')} "
-            f"({each}): {parts}{drawn}"
-        )
-
-
-_VERBS = {"train": "learn from", "val": "choose settings on", "test": "test on"}
-
-
-def _range(sizes: Sequence[int]) -> str:
-    middle = f", {median(sizes):,.0f} in the middle" if len(sizes) > 2 and sizes[-1] >= 4 * sizes[0] else ""
-    return f"{sizes[0]:,} to {sizes[-1]:,} each{middle}"
+        """Return (name, images in train, val and test) of every class."""
+        train, val, test = (Counter(item.label for item in getattr(self.dataset, split)) for split in SPLIT_NAMES)
+        names = enumerate(self.dataset.class_names)
+        return [(name, train[label], val[label], test[label]) for label, name in names]
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """A readable image: where it stands, a hash of its content, how it looks."""
+class _Image:
+    """A readable image: its item, the index of its split in SPLIT_NAMES, and the hashes of its content and look."""
 
     item: Item
-    part: int
+    split: int
     digest: bytes
-    look: ImageHash
+    hash: ImageHash
 
 
 def inspect_dataset(
@@ -95,222 +93,214 @@ def inspect_dataset(
     workers: int | None = None,
     on_images: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Inspection:
-    """Decode every image of a data set, and say and mend what is wrong with it.
+    """Decode every image of a data set; report what is wrong, and return the data set without it.
 
-    Unreadable images are left out. Of images with the same content one is kept, on the training side if one of them is
-    there; none, where they have different labels. Images that look the same (resized, converted, compressed again: see
-    `likeness`) do not straddle the division: where it was drawn here they all go to the training side, where it is the
-    user's own those of the test part, or of the validation part, are left out of it. Classes that end up without
-    training images are left out.
+    Unreadable images are left out. Of images with the same content one is kept, for training if one of them is there;
+    none if their labels differ. Near duplicates (resized, converted, recompressed: see `near_duplicates`) do not end up
+    in both training and test: in a drawn split they all go to training, in the user's own split those of the test or
+    validation split are left out. Classes that lose all their training images are left out.
 
     Args:
-        remarks: what was found before; it comes first.
-        keep_classes: keep classes without images, as possible answers.
-        workers: how many threads decode; by default as many as there are cores, up to 16.
-        on_images: called with (images looked at, images in all).
+        remarks: earlier findings; they come first.
+        keep_classes: keep classes without images as possible predictions.
+        workers: the number of decoding threads; by default one per core, up to 16.
+        on_images: called with (images inspected, images in all).
 
     Raises:
-        DataError: fewer than two classes are left with an image to train on.
+        DataError: fewer than two classes have an image to train on.
+
+    Example:
+        >>> inspection = inspect_dataset(load_dataset("pets", None))
+        >>> inspection.dataset.counts()
+        {'train': 12, 'val': 0, 'test': 4, 'classes': 2}
     """
-    seen, unreadable = _look_at(dataset, workers, on_images)
-    total = len(seen) + len(unreadable)
-    findings = [*remarks, *suspicious_names(dataset.class_names), *_told_unreadable(unreadable)]
-    seen, told = _without_copies(seen, drawn=dataset.drawn_split)
-    findings += told
-    if dataset.drawn_split:
-        seen = _with_training_images(seen)
-    groups = near_duplicate_groups([one.look for one in seen])
-    seen, told = _without_likeness(seen, groups, drawn=dataset.drawn_split)
-    findings += told
-    if dataset.drawn_split:
-        seen = _with_test_images(seen, {index for group in groups for index in group})
-    left, told = _assembled(dataset, seen, keep_classes, findings)
-    return Inspection(left, total, (*findings, *told, *_told_few(left)))
-
-
-def _look_at(
-    dataset: Dataset, workers: int | None, on_images: Callable[[int, int], None]
-) -> tuple[list[_Seen], list[tuple[str, str]]]:
-    """The readable images in their order, and (path, reason) of the others."""
-    listed = [(item, number) for number, part in enumerate(_PARTS) for item in getattr(dataset, part)]
-    seen: list[_Seen] = []
-    unreadable: list[tuple[str, str]] = []
-
-    def look(place: tuple[Item, int]) -> _Seen | tuple[str, str]:
-        item, part = place
-        try:
-            return _Seen(item, part, *_content(dataset, item))
-        except ImageError as error:
-            return item.path, str(error)
-
-    pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16))
-    try:
-        for begin in range(0, len(listed), _AT_ONCE):
-            for found in pool.map(look, listed[begin : begin + _AT_ONCE]):
-                if isinstance(found, _Seen):
-                    seen.append(found)
-                else:
-                    unreadable.append(found)
-            on_images(min(begin + _AT_ONCE, len(listed)), len(listed))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-    return seen, unreadable
-
-
-def _content(dataset: Dataset, item: Item) -> tuple[bytes, ImageHash]:
-    if dataset.read is not None:
-        image = dataset.read(item.path)
-        return hashlib.sha256(image.tobytes()).digest(), image_hash(image)
-    path = dataset.file(item)
-    image = read_image(path)
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest(), image_hash(image)
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror}); copy it again or remove it") from error
-
-
-def _told_unreadable(unreadable: list[tuple[str, str]]) -> Iterator[Finding]:
+    images, unreadable = _read_all(dataset, workers, on_images)
+    total = len(images) + len(unreadable)
+    findings = [*remarks, *suspicious_names(dataset.class_names)]
     if unreadable:
         more = f"; and {len(unreadable) - 1:,} more" if len(unreadable) > 1 else ""
         text = f"{number_of(len(unreadable), 'file')} cannot be read and {_are(len(unreadable))} left out: "
-        yield Finding("unreadable", "warning", text + unreadable[0][1] + more, tuple(unreadable))
+        findings.append(Finding("unreadable", "warning", text + unreadable[0][1] + more, tuple(unreadable)))
+    images = _drop_copies(images, findings, drawn=dataset.drawn_split)
+    if dataset.drawn_split:
+        images = _refill(images, _TRAIN)
+    groups = near_duplicate_groups([image.hash for image in images])
+    duplicates = {index for group in groups for index in group}
+    # Of a drawn split no image is dropped here, so the indices stay valid for the refill.
+    kept = _separate_near_duplicates(images, groups, findings, drawn=dataset.drawn_split)
+    if dataset.drawn_split:
+        kept = _refill(kept, _TEST, excluded=duplicates)
+    remaining = _remaining_dataset(dataset, kept, keep_classes, findings)
+    return Inspection(remaining, total, (*findings, *_small_classes(remaining)))
 
 
-def _without_copies(seen: list[_Seen], *, drawn: bool) -> tuple[list[_Seen], list[Finding]]:
-    """One of each content; none of a content with several labels."""
-    by_content: dict[bytes, list[_Seen]] = defaultdict(list)
-    for one in seen:
-        by_content[one.digest].append(one)
-    groups = [sorted(group, key=lambda one: one.part) for group in by_content.values() if len(group) > 1]
-    conflicts = [group for group in groups if len({one.item.label for one in group}) > 1]
-    copies = [group for group in groups if len({one.item.label for one in group}) == 1]
-    gone = {id(one) for group in conflicts for one in group} | {id(one) for group in copies for one in group[1:]}
-    findings = []
+def _read_all(
+    dataset: Dataset, workers: int | None, on_images: Callable[[int, int], None]
+) -> tuple[list[_Image], list[tuple[str, str]]]:
+    """The readable images in order, and (path, error) of the others."""
+    listed = [(item, index) for index, split in enumerate(SPLIT_NAMES) for item in getattr(dataset, split)]
+
+    def read(item: Item, split: int) -> _Image | tuple[str, str]:
+        path = dataset.file(item)
+        try:
+            if dataset.read is not None:
+                image = dataset.read(item.path)
+                digest = hashlib.sha256(image.tobytes()).digest()
+            else:
+                image = read_image(path)
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").digest()
+            return _Image(item, split, digest, image_hash(image))
+        except ImageError as error:
+            return item.path, str(error)
+        except OSError as error:
+            return item.path, f"{path}: cannot be read ({error.strerror}); copy it again or remove it"
+
+    images: list[_Image] = []
+    unreadable: list[tuple[str, str]] = []
+    pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16))
+    try:
+        for start in range(0, len(listed), _CHUNK):
+            for result in pool.map(read, *zip(*listed[start : start + _CHUNK], strict=True)):
+                if isinstance(result, _Image):
+                    images.append(result)
+                else:
+                    unreadable.append(result)
+            on_images(min(start + _CHUNK, len(listed)), len(listed))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return images, unreadable
+
+
+def _drop_copies(images: list[_Image], findings: list[Finding], *, drawn: bool) -> list[_Image]:
+    """Keep one image of each content, none of a content with several labels."""
+    by_content: dict[bytes, list[_Image]] = defaultdict(list)
+    for image in images:
+        by_content[image.digest].append(image)
+    groups = [sorted(group, key=lambda image: image.split) for group in by_content.values() if len(group) > 1]
+    conflicts = [group for group in groups if len({image.item.label for image in group}) > 1]
+    copies = [group for group in groups if len({image.item.label for image in group}) == 1]
     if conflicts:
-        classes = [" = ".join(dict.fromkeys(one.item.class_name for one in group)) for group in conflicts]
+        classes = dict.fromkeys(
+            " = ".join(dict.fromkeys(image.item.class_name for image in group)) for group in conflicts
+        )
         count = sum(map(len, conflicts))
-        text = f"{number_of(count, 'file')} of the same content in different classes ({some(dict.fromkeys(classes))}) "
+        text = f"{number_of(count, 'file')} of the same content in different classes ({shortened_list(classes)}) "
         findings.append(Finding("conflicts", "warning", f"{text}{_are(count)} left out", _paths(conflicts)))
     if copies:
         count = sum(len(group) - 1 for group in copies)
         text = f"{number_of(count, 'copy', 'copies')} of other images {_are(count)} left out"
-        across = 0 if drawn else sum(len({one.part for one in group}) > 1 for group in copies)
+        across = 0 if drawn else sum(len({image.split for image in group}) > 1 for group in copies)
         if across:
-            text += f"; {number_of(across, 'image')} stood on both sides of your division, and {_are(across)} kept "
-            text += "for training only"
-        example = some([" = ".join(one.item.path for one in copies[0])], 1)
-        findings.append(Finding("copies", "warning" if across else "note", f"{text} ({example})", _paths(copies)))
-    return [one for one in seen if id(one) not in gone], findings
+            text += f"; {number_of(across, 'image')} {'was' if across == 1 else 'were'} in several of your splits, and "
+            text += f"{_are(across)} kept for training only"
+        text += f" ({_example(copies, ' = ')})"
+        findings.append(Finding("copies", "warning" if across else "note", text, _paths(copies)))
+    dropped = {id(image) for group in conflicts for image in group}
+    dropped |= {id(image) for group in copies for image in group[1:]}
+    return [image for image in images if id(image) not in dropped]
 
 
-def _without_likeness(
-    seen: list[_Seen], alike: Sequence[Sequence[int]], *, drawn: bool
-) -> tuple[list[_Seen], list[Finding]]:
-    """No images that look the same on both sides of the division."""
-    if not alike:
-        return seen, []
-    groups = [[seen[index] for index in group] for group in alike]
+def _separate_near_duplicates(
+    images: list[_Image], groups: Sequence[Sequence[int]], findings: list[Finding], *, drawn: bool
+) -> list[_Image]:
+    """Let no near duplicates be in different splits."""
+    if not groups:
+        return images
+    members = [[images[index] for index in group] for group in groups]
     moved: dict[int, int] = {}
-    for group in groups:
-        first = min(one.part for one in group)
-        moved.update({id(one): first for one in group if one.part > first})
-    count = sum(map(len, groups))
-    example = some([" ~ ".join(one.item.path for one in groups[0])], 1)
-    text = f"{number_of(count, 'image')} in {number_of(len(groups), 'group')} look nearly the same ({example})"
+    for group in members:
+        first = min(image.split for image in group)
+        moved.update({id(image): first for image in group if image.split > first})
+    text = f"{number_of(sum(map(len, members)), 'image')} in {number_of(len(members), 'group')} look nearly the same "
+    text += f"({_example(members, ' ~ ')})"
     if moved:
         text += f"; {len(moved):,} of them would have tested what was trained on, and {_are(len(moved))} "
         text += "used for training instead" if drawn else "left out of the test"
-    if crossing := sum(len({one.item.label for one in group}) > 1 for group in groups):
-        text += (
-            f"; {number_of(crossing, 'group')} {'has' if crossing == 1 else 'have'} several classes: check the labels"
-        )
-    finding = Finding("near copies", "warning" if moved or crossing else "note", text, _paths(groups))
+    if mixed := sum(len({image.item.label for image in group}) > 1 for group in members):
+        text += f"; {number_of(mixed, 'group')} {'has' if mixed == 1 else 'have'} several classes: check the labels"
+    findings.append(Finding("near copies", "warning" if moved or mixed else "note", text, _paths(members)))
     if drawn:
-        return [replace(one, part=moved.get(id(one), one.part)) for one in seen], [finding]
-    return [one for one in seen if id(one) not in moved], [finding]
+        return [replace(image, split=moved.get(id(image), image.split)) for image in images]
+    return [image for image in images if id(image) not in moved]
 
 
-def _with_training_images(seen: list[_Seen]) -> list[_Seen]:
-    """A drawn division in which every class has an image to train on; what was drawn for it may have been left out."""
-    result = list(seen)
-    for places in _by_label(seen).values():
-        if all(seen[place].part for place in places):
-            result[places[0]] = replace(seen[places[0]], part=0)
+def _refill(images: list[_Image], split: int, excluded: Set[int] = frozenset()) -> list[_Image]:
+    """Give each class of a drawn split an image in `split` if it has none: those drawn for it may have been left out.
+
+    The only image of a class stays in training, and near duplicates, `excluded` by their indices, stay together.
+    """
+    by_label: dict[int, list[int]] = defaultdict(list)
+    for index, image in enumerate(images):
+        by_label[image.item.label].append(index)
+    result = list(images)
+    for members in by_label.values():
+        free = [index for index in members if index not in excluded]
+        if any(images[index].split == split for index in members) or not free:
+            continue
+        if split == _TRAIN:
+            result[free[0]] = replace(images[free[0]], split=split)
+        elif len(members) > 1:
+            result[free[-1]] = replace(images[free[-1]], split=split)
     return result
 
 
-def _with_test_images(seen: list[_Seen], alike: set[int]) -> list[_Seen]:
-    """A drawn division in which every class with two images has one to test on, unless it looks like another one."""
-    result = list(seen)
-    for places in _by_label(seen).values():
-        free = [place for place in places if place not in alike]
-        if free and len(places) > 1 and not any(seen[place].part == _TEST for place in places):
-            result[free[-1]] = replace(seen[free[-1]], part=_TEST)
-    return result
-
-
-def _by_label(seen: list[_Seen]) -> dict[int, list[int]]:
-    places: dict[int, list[int]] = defaultdict(list)
-    for place, one in enumerate(seen):
-        places[one.item.label].append(place)
-    return places
-
-
-def _assembled(
-    dataset: Dataset, seen: list[_Seen], keep_classes: bool, before: Sequence[Finding]
-) -> tuple[Dataset, list[Finding]]:
-    """The data set of these images, without the classes that nothing can be learned of."""
-    trained = {one.item.label for one in seen if one.part == 0}
+def _remaining_dataset(dataset: Dataset, images: list[_Image], keep_classes: bool, findings: list[Finding]) -> Dataset:
+    """The data set of these images, without the classes that have no image to train on."""
+    trained = {image.item.label for image in images if image.split == _TRAIN}
     if len(trained) < 2:
-        others = Counter(_PARTS[one.part] for one in seen if one.part)
-        divided = "; ".join(f"{count:,} images are for {part}" for part, count in others.items())
-        held = some([dataset.class_names[label] for label in sorted(trained)]) or "none"
+        others = Counter(SPLIT_NAMES[image.split] for image in images if image.split != _TRAIN)
+        divided = "; ".join(f"{count:,} images are for {split}" for split, count in others.items())
+        held = shortened_list(dataset.class_names[label] for label in sorted(trained)) or "none"
         raise DataError(
             f"{dataset.root}: of {number_of(dataset.num_classes, 'class', 'classes')} only {len(trained)} "
             f"({held}) can be trained on, but a classifier needs two"
             + (f"; {divided}, as the data set says" if divided and not dataset.drawn_split else "")
             + "".join(
-                f"; {finding.text}" for finding in before if finding.kind in ("unreadable", "conflicts", "copies")
+                f"; {finding.text}" for finding in findings if finding.kind in ("unreadable", "conflicts", "copies")
             )
         )
     labels = list(range(dataset.num_classes)) if keep_classes else sorted(trained)
-    lacking = tuple(name for label, name in enumerate(dataset.class_names) if label not in trained)
-    findings = []
-    if lacking:
-        stay = "stays a possible answer" if len(lacking) == 1 else "stay possible answers"
-        how = f"{stay}, but {_are(len(lacking))} not trained on" if keep_classes else f"{_are(len(lacking))} left out"
-        text = f"{number_of(len(lacking), 'class', 'classes')} without an image to train on ({some(lacking)}) {how}"
+    if lacking := tuple(name for label, name in enumerate(dataset.class_names) if label not in trained):
+        be, count = _are(len(lacking)), number_of(len(lacking), "class", "classes")
+        action = f"can still be predicted, but {be} not trained on" if keep_classes else f"{be} left out"
+        text = f"{count} without an image to train on ({shortened_list(lacking)}) {action}"
         findings.append(Finding("lacking classes", "warning", text, lacking))
     renumbered = {old: new for new, old in enumerate(labels)}
-    parts: dict[str, list[Item]] = {part: [] for part in _PARTS}
-    for one in seen:
-        if one.item.label in renumbered:
-            parts[_PARTS[one.part]].append(replace(one.item, label=renumbered[one.item.label]))
-    names = tuple(dataset.class_names[label] for label in labels)
+    splits: dict[str, list[Item]] = {split: [] for split in SPLIT_NAMES}
+    for image in images:
+        if image.item.label in renumbered:
+            splits[SPLIT_NAMES[image.split]].append(replace(image.item, label=renumbered[image.item.label]))
     if dataset.drawn_split:
-        for items in parts.values():
-            items.sort(key=lambda item: item.label)  # those that changed sides stand among their own class
-    train, val, test = (tuple(parts[part]) for part in _PARTS)
-    return replace(dataset, train=train, val=val, test=test, class_names=names), findings
+        for items in splits.values():
+            items.sort(key=lambda item: item.label)  # images that changed splits join their own class
+    names = tuple(dataset.class_names[label] for label in labels)
+    train, val, test = (tuple(splits[split]) for split in SPLIT_NAMES)
+    return replace(dataset, train=train, val=val, test=test, class_names=names)
 
 
-def _told_few(dataset: Dataset) -> Iterator[Finding]:
-    counts: dict[str, Counter[int]] = {part: Counter(item.label for item in getattr(dataset, part)) for part in _PARTS}
+def _small_classes(dataset: Dataset) -> list[Finding]:
+    train, val, test = (Counter(item.label for item in getattr(dataset, split)) for split in SPLIT_NAMES)
     names = list(enumerate(dataset.class_names))
-    single = tuple(name for label, name in names if counts["train"][label] and not counts["test"][label])
-    if single:
-        verb = "has no image" if len(single) == 1 else "have no image"
-        text = f"{number_of(len(single), 'class', 'classes')} ({some(single)}) {verb} to test on: trained, not tested"
-        yield Finding("untested classes", "warning", text, single)
-    few = tuple(name for label, name in names if 0 < sum(counts[part][label] for part in _PARTS) < _FEW)
-    if few := tuple(name for name in few if name not in single):
-        text = f"{number_of(len(few), 'class', 'classes')} ({some(few)}) with fewer than {_FEW} images: expect little"
-        yield Finding("small classes", "warning", text, few)
+    findings = []
+    if untested := tuple(name for label, name in names if train[label] and not test[label]):
+        have = "has" if len(untested) == 1 else "have"
+        text = f"{number_of(len(untested), 'class', 'classes')} ({shortened_list(untested)}) {have} no image to test on"
+        findings.append(Finding("untested classes", "warning", f"{text}: trained, not tested", untested))
+    sizes = train + val + test
+    if small := tuple(name for label, name in names if 0 < sizes[label] < _FEW and name not in untested):
+        count = number_of(len(small), "class", "classes")
+        text = f"{count} ({shortened_list(small)}) with fewer than {_FEW} images: low accuracy is likely"
+        findings.append(Finding("small classes", "warning", text, small))
+    return findings
 
 
-def _paths(groups: Iterable[Sequence[_Seen]]) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(one.item.path for one in group) for group in groups)
+def _paths(groups: Sequence[Sequence[_Image]]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(image.item.path for image in group) for group in groups)
+
+
+def _example(groups: Sequence[Sequence[_Image]], separator: str) -> str:
+    return shortened_list([separator.join(_paths(groups)[0])])
 
 
 def _are(count: int) -> str:

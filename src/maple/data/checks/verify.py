@@ -1,39 +1,76 @@
-"""Is a data set on this disk the published one, and is every image of it there and readable?"""
+"""Verify a data set on this disk: the published counts and class names, and that every image is readable."""
 
+import csv
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from itertools import chain
 
-from maple.data.checks.statistics import COUNTED, Statistics, names_hash, published_statistics
 from maple.data.images.reading import read_image
 from maple.data.records import Dataset, Item
 from maple.data.sampling import base_novel_classes
 from maple.errors import ImageError
 
-_AT_ONCE = 512
+COUNTED = ("train", "val", "test", "test_base", "test_new", "classes")
+_CHUNK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Published numbers of one data set; None is a number that is not published, or that could not be checked.
+
+    `counts` has the keys of `COUNTED`; `class_names` is the `names_hash` of the list of class names.
+    """
+
+    counts: dict[str, int | None]
+    class_names: str | None
+    source: str
+
+
+@cache
+def published_statistics() -> dict[str, Statistics]:
+    """Return the shipped statistics by name of the catalogue."""
+    text = resources.files("maple").joinpath("assets", "datasets", "statistics.csv").read_text(encoding="utf-8")
+    return {
+        row["dataset"]: Statistics(
+            {name: int(row[name]) if row[name] else None for name in COUNTED},
+            row["class_names_sha256"] or None,
+            row["source"],
+        )
+        for row in csv.DictReader(text.splitlines())
+    }
+
+
+def names_hash(class_names: Sequence[str]) -> str:
+    """Return the SHA-256 (hex) of class names in order."""
+    return hashlib.sha256(json.dumps(list(class_names)).encode("ascii")).hexdigest()
 
 
 def count(dataset: Dataset) -> dict[str, int]:
-    """The numbers that a paper prints of a data set: `statistics.COUNTED`."""
+    """Return the numbers that papers print of a data set, with the keys of `COUNTED`."""
     base = set(base_novel_classes(range(dataset.num_classes))[0])
     in_base = sum(item.label in base for item in dataset.test)
     return {**dataset.counts(), "test_base": in_base, "test_new": len(dataset.test) - in_base}
 
 
 def verify_counts(dataset: Dataset, published: Statistics | None = None) -> list[str]:
-    """What differs from the published numbers and class names, in words; nothing for a user's own images.
+    """Describe the differences from the published numbers and class names; none for a user's own images.
 
-    `published` is what to compare with, by default the shipped numbers of a data set of that name.
+    `published` is by default the shipped statistics of a data set of that name.
     """
     published = published or published_statistics().get(dataset.name)
     if published is None:
         return []
-    found = count(dataset)
+    counts = count(dataset)
     problems = [
-        f"{name}: {found[name]} found, {published.counts[name]} published ({published.source})"
+        f"{name}: {counts[name]} found, {published.counts[name]} published ({published.source})"
         for name in COUNTED
-        if published.counts[name] is not None and published.counts[name] != found[name]
+        if published.counts[name] not in (None, counts[name])
     ]
     if published.class_names is not None and published.class_names != names_hash(dataset.class_names):
         problems.append(
@@ -50,38 +87,33 @@ def verify_images(
     workers: int | None = None,
     on_images: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Iterator[str]:
-    """Yield what is wrong with each image that is missing, empty or unreadable, as it is found, in order.
+    """Yield what is wrong with each image that is missing, empty or unreadable, in order.
 
     Args:
-        quick: look only whether each file is there and not empty; else every image is decoded.
-        workers: how many threads look; by default as many as there are cores, up to 16.
-        on_images: called with (images looked at, images in all).
+        quick: check only that each file exists and is not empty; otherwise every image is decoded.
+        workers: the number of threads; by default one per core, up to 16.
+        on_images: called with (images verified, images in all).
     """
     items = list(chain(dataset.train, dataset.val, dataset.test))
     read = dataset.read or (lambda path: read_image(dataset.root / path))
 
     def problem(item: Item) -> str | None:
-        if quick and dataset.read is None:
-            return _absent(dataset, item)
+        file = dataset.file(item)
         try:
-            read(item.path)
+            if not quick or dataset.read is not None:
+                read(item.path)
+            elif not file.is_file():
+                return f"{file}: there is no such file"
+            elif file.stat().st_size == 0:
+                return f"{file}: is empty (0 bytes)"
         except ImageError as error:
             return str(error)
+        except OSError as error:
+            return f"{file}: cannot be reached ({error.strerror})"
         return None
 
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool:
-        for begin in range(0, len(items), _AT_ONCE):
-            some: Sequence[Item] = items[begin : begin + _AT_ONCE]
-            yield from filter(None, pool.map(problem, some))
-            on_images(begin + len(some), len(items))
-
-
-def _absent(dataset: Dataset, item: Item) -> str | None:
-    file = dataset.file(item)
-    try:
-        size = file.stat().st_size if file.is_file() else None
-    except OSError as error:
-        return f"{file}: cannot be reached ({error.strerror})"
-    if size is None:
-        return f"{file}: there is no such file"
-    return f"{file}: is empty (0 bytes)" if size == 0 else None
+        for start in range(0, len(items), _CHUNK):
+            chunk = items[start : start + _CHUNK]
+            yield from filter(None, pool.map(problem, chunk))
+            on_images(start + len(chunk), len(items))

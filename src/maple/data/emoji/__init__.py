@@ -1,13 +1,14 @@
-"""The bundled benchmark: emoji drawn into scenes, by group (the data set) and style (the domain).
+"""The bundled benchmark: emoji rendered into scenes, by group (the data set) and style (the domain).
 
-`emoji-animals/twemoji` is the group of animals as Twemoji draws them; `emoji-animals` alone means the same. An item's
-path is `STYLE/CODE/NUMBER`; its picture is drawn from that path alone, so it is the same on every machine, and there
-are no files.
+`emoji-animals/twemoji` is the group of animals in the style of Twemoji; `emoji-animals` alone means the same. An item's
+path is `STYLE/CODE/NUMBER`; its image is rendered from that path alone, so it is the same on every machine and needs no
+file.
 """
 
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -22,18 +23,18 @@ TEMPLATE = "a photo of a {}."
 DEFAULT_STYLE = "twemoji"
 DIFFICULTY = 0.25
 """How varied the scenes are; see `render_scene`."""
-PARTS = {"train": range(32), "val": range(100, 104), "test": range(200, 210)}
-"""The numbers of each concept's scenes. Those from 1,000,000 on were used to measure the small CLIP."""
+SCENES = {"train": range(32), "val": range(100, 104), "test": range(200, 210)}
+"""The numbers of each concept's scenes in each split. Those from 1,000,000 on are for measuring the small CLIP."""
 
 
 @cache
 def archive() -> EmojiArchive:
-    """The bundled emoji, opened once in a process."""
+    """Return the bundled emoji, opened once per process."""
     return EmojiArchive()
 
 
 def draw(path: str) -> Image.Image:
-    """The picture of an item's path, RGB, 64 x 64 pixels.
+    """Render the image of an item's path, RGB, 64 x 64 pixels.
 
     Raises:
         DataError: the path is not STYLE/CODE/NUMBER of a bundled emoji.
@@ -41,15 +42,15 @@ def draw(path: str) -> Image.Image:
     style, _, rest = path.partition("/")
     code, _, number = rest.partition("/")
     if not number.isdecimal():
-        raise DataError(f"{path!r} names no emoji scene; it must be STYLE/CODE/NUMBER, as in twemoji/1f436/7")
+        raise DataError(f"{path!r} is not an emoji scene; it must be STYLE/CODE/NUMBER, as in twemoji/1f436/7")
     return render_scene(archive().glyph(style, code), scene_seed(style, code, int(number)), difficulty=DIFFICULTY)
 
 
 def group_and_style(name: str) -> tuple[str, str]:
-    """The group and the style of `emoji-GROUP` or `emoji-GROUP/STYLE`.
+    """Parse `emoji-GROUP` or `emoji-GROUP/STYLE`.
 
     Raises:
-        DataError: no such group or style; the valid ones are listed.
+        DataError: there is no such group or style; the valid ones are listed.
     """
     group, _, style = name.removeprefix(PREFIX).partition("/")
     style = style or DEFAULT_STYLE
@@ -61,22 +62,22 @@ def group_and_style(name: str) -> tuple[str, str]:
 
 
 def load_emoji(name: str, class_names: Mapping[str, str] | None = None) -> Dataset:
-    """The data set `emoji-GROUP` or `emoji-GROUP/STYLE`: 32 training, 4 validation and 10 test scenes per concept.
+    """Load `emoji-GROUP` or `emoji-GROUP/STYLE`: 32 training, 4 validation and 10 test scenes per concept.
 
     Raises:
-        DataError: no such group or style; the valid ones are listed.
+        DataError: there is no such group or style; the valid ones are listed.
     """
     group, style = group_and_style(name)
     concepts = archive().concepts(group)
-    items = {
-        part: tuple(
+    splits: dict[str, Any] = {
+        split: tuple(
             Item(f"{style}/{concept.code}/{number}", label, concept.name)
             for label, concept in enumerate(concepts)
             for number in numbers
         )
-        for part, numbers in PARTS.items()
+        for split, numbers in SCENES.items()
     }
-    names = tuple(concept.name for concept in concepts)
     root = Path(f"{PREFIX}{group}/{style}")
-    dataset = Dataset(root.as_posix(), root, items["train"], items["val"], items["test"], names, draw)
+    names = tuple(concept.name for concept in concepts)
+    dataset = Dataset(root.as_posix(), root, class_names=names, read=draw, **splits)
     return rename_classes(dataset, class_names)

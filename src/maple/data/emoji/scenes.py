@@ -1,8 +1,8 @@
-"""The bundled emoji, and scenes drawn from them: the same picture for the same seed on every machine.
+"""The bundled emoji, and scenes rendered from them: the same image for the same seed on every machine.
 
-Everything that decides a pixel is integer arithmetic: positions and rotations in fixed point with 16 fractional bits,
-the random numbers by SplitMix64, the rotation by a rational point of the circle, so that no sine, no rounding mode and
-no summation order can tell two machines apart.
+Every pixel is computed in integer arithmetic: positions and rotations in fixed point with 16 fractional bits, random
+numbers by SplitMix64, rotations by a rational point of the circle. So neither the sine of a platform, nor rounding
+modes, nor the order of summation can make a difference.
 """
 
 import hashlib
@@ -42,23 +42,22 @@ class Concept:
 
 
 class EmojiArchive:
-    """The emoji that come with the package, in five styles; opened on first use. Thread-safe."""
+    """The bundled emoji, in five styles; opened on first use. Thread-safe."""
 
     def __init__(self) -> None:
         self._sheets: dict[tuple[str, str], Image.Image] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type["EmojiArchive"], tuple[()]]:
-        """Another process opens the archive for itself."""
+        """Pickle as an unopened archive."""
         return EmojiArchive, ()
 
     @cached_property
     def _index(self) -> dict[str, Any]:
         try:
-            index = json.loads(_asset("index.json").read_text(encoding="utf-8"))
+            return dict(json.loads(_asset("index.json").read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise DataError(f"the bundled emoji index cannot be read ({error}); install maple-clip again") from error
-        return dict(index)
 
     @cached_property
     def _concepts(self) -> dict[str, tuple[Concept, ...]]:
@@ -84,14 +83,14 @@ class EmojiArchive:
 
     @property
     def licences(self) -> Mapping[str, Mapping[str, str]]:
-        """Per style: title, author, source, licence, and the package and version it was taken from."""
+        """Per style: title, author, source, licence, and the original package and version."""
         return dict(self._index["styles"])
 
     def concepts(self, group: str | None = None) -> tuple[Concept, ...]:
-        """The concepts of one group, or all, in the archive's order.
+        """Return the concepts of one group, or all, in the order of the archive.
 
         Raises:
-            DataError: no such group.
+            DataError: there is no such group.
         """
         if group is None:
             return tuple(concept for concepts in self._concepts.values() for concept in concepts)
@@ -100,10 +99,10 @@ class EmojiArchive:
         return self._concepts[group]
 
     def glyph(self, style: str, code: str) -> Image.Image:
-        """One emoji in one style: mode RGBA, 64 x 64 pixels, transparent around the drawing.
+        """Return an emoji in a style: mode RGBA, 64 x 64 pixels, transparent around the drawing.
 
         Raises:
-            DataError: no such style or code, or the archive is damaged.
+            DataError: there is no such style or code, or the archive is damaged.
         """
         if style not in self.styles:
             raise DataError(one_of("emoji style", style, self.styles))
@@ -129,19 +128,19 @@ class EmojiArchive:
 
 
 def scene_seed(style: str, code: str, index: int) -> int:
-    """The 64-bit seed of scene number `index` of an emoji in a style."""
+    """Return the 64-bit seed of scene number `index` of an emoji in a style."""
     return int.from_bytes(hashlib.sha256(f"{style}/{code}/{index}".encode()).digest()[:8], "big")
 
 
 def render_scene(glyph: Image.Image, seed: int, *, difficulty: float, size: int = 64) -> Image.Image:
-    """Draw a glyph into a scene: mode RGB, `size` x `size` pixels; equal arguments give equal bytes anywhere.
+    """Render a glyph into a scene: mode RGB, `size` x `size` pixels; equal arguments give equal bytes anywhere.
 
     Args:
-        glyph: a drawing on transparent ground, mode RGBA, square.
+        glyph: a square drawing on a transparent background, mode RGBA.
         seed: decides scale, position, rotation, background, light and noise.
-        difficulty: 0 is upright, large and centred on a plain light ground; 1 the full range of everything. It counts
-            in steps of 1/256.
-        size: side of the picture in pixels.
+        difficulty: from 0 (upright, large, centred on a plain light background) to 1 (the full range of everything), in
+            steps of 1/256.
+        size: side of the image in pixels.
 
     Raises:
         ConfigError: `difficulty` is not within 0..1, or `size` not within 1..4096.
@@ -158,15 +157,14 @@ def render_scene(glyph: Image.Image, seed: int, *, difficulty: float, size: int 
     x, y = _sample_places(random, level, glyph.width, size, 2)
     drawn = _sample(np.asarray(glyph).astype(np.int64), x, y)
     drawn = drawn.reshape(size, 2, size, 2, 4).sum(axis=(1, 3)) // 4
-    ground = _background(random, level, size)
+    background = _background(random, level, size)
     colour, alpha = drawn[..., :3], drawn[..., 3:]
-    picture = colour + ground * (255 - alpha) // 255
-    picture = _light(random, level, picture)
-    return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
+    pixels = _light(random, level, colour + background * (255 - alpha) // 255)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 class _Random:
-    """SplitMix64, as numbers and as arrays of noise."""
+    """SplitMix64: numbers, and arrays of noise."""
 
     def __init__(self, seed: int) -> None:
         self._state = seed & _MASK
@@ -196,10 +194,10 @@ class _Random:
 
 
 def _sample_places(random: _Random, level: int, side: int, size: int, finer: int) -> tuple[Integers, Integers]:
-    """Where in the glyph each sample lies: x and y in fixed-point pixels, each `finer * size` squared.
+    """The place in the glyph of each sample: x and y in fixed-point pixels, each `finer * size` squared.
 
-    The drawing's side is 0.84 to 0.94 of the picture's at level 0 and 0.45 to 1.05 at level 256; half the angle's
-    tangent is up to 5/256 (2 degrees) and 74/256 (32 degrees).
+    The side of the drawing is 0.84 to 0.94 of the image at level 0 and 0.45 to 1.05 at level 256; the tangent of half
+    the angle is up to 5/256 (2 degrees) and 74/256 (32 degrees).
     """
     low, high = 84 * _ONE // 100 - 39 * _ONE * level // 25600, 94 * _ONE // 100 + 11 * _ONE * level // 25600
     scale = random.between(low, high)
@@ -209,7 +207,7 @@ def _sample_places(random: _Random, level: int, side: int, size: int, finer: int
     norm = 65536 + turn * turn
     cosine, sine = (65536 - turn * turn) * _ONE // norm, 512 * turn * _ONE // norm
     steps = finer * size
-    line = (2 * np.arange(steps, dtype=np.int64) + 1 - steps) * _ONE // (2 * steps)  # -1/2 to 1/2 of the picture
+    line = (2 * np.arange(steps, dtype=np.int64) + 1 - steps) * _ONE // (2 * steps)  # -1/2 to 1/2 of the image
     dx, dy = (line - shift_x)[None, :], (line - shift_y)[:, None]
     x = (cosine * dx + sine * dy) // scale * side + side * _ONE // 2 - _ONE // 2
     y = (cosine * dy - sine * dx) // scale * side + side * _ONE // 2 - _ONE // 2
@@ -217,7 +215,7 @@ def _sample_places(random: _Random, level: int, side: int, size: int, finer: int
 
 
 def _sample(pixels: Integers, x: Integers, y: Integers) -> Integers:
-    """Bilinear samples (..., 4) of a glyph (side, side, 4), colours multiplied by opacity, nothing outside."""
+    """Bilinear samples [..., 4] of a glyph [side, side, 4], colours multiplied by opacity, zero outside."""
     side = len(pixels)
     padded = np.zeros((side + 2, side + 2, 4), np.int64)
     padded[1:-1, 1:-1, 3] = pixels[..., 3]
@@ -227,7 +225,7 @@ def _sample(pixels: Integers, x: Integers, y: Integers) -> Integers:
 
 
 def _bilinear(values: Integers, x: Integers, y: Integers) -> Integers:
-    """Samples of `values` (height, width, channels) at fixed-point places, which must not pass the last pixel."""
+    """Bilinear samples of `values` [height, width, channels] at fixed-point places up to the last pixel."""
     column, row = x >> 16, y >> 16
     across, down = ((x & 0xFFFF) >> 8)[..., None], ((y & 0xFFFF) >> 8)[..., None]
     upper = values[row, column] * (256 - across) + values[row, column + 1] * across
@@ -237,7 +235,7 @@ def _bilinear(values: Integers, x: Integers, y: Integers) -> Integers:
 
 
 def _colour(random: _Random, level: int) -> Integers:
-    """A colour (3,) for a background: light, and with rising level also darker and more saturated."""
+    """A background colour [3]: light; at higher levels also darker and more saturated."""
     darkest = 216 - 120 * level // 256
     grey = random.between(darkest, 250)
     tint = 12 + 60 * level // 256
@@ -245,7 +243,7 @@ def _colour(random: _Random, level: int) -> Integers:
 
 
 def _background(random: _Random, level: int, size: int) -> Integers:
-    """A ground (size, size, 3): plain, a gradient, or soft blotches between two colours."""
+    """A background [size, size, 3]: plain, a gradient, or soft blotches between two colours."""
     first, second = _colour(random, level), _colour(random, level)
     kind = random.between(0, 255)
     down, across = np.arange(size, dtype=np.int64)[:, None], np.arange(size, dtype=np.int64)[None, :]
@@ -262,20 +260,20 @@ def _background(random: _Random, level: int, size: int) -> Integers:
         x, y = np.broadcast_arrays(across * step, down * step)
         mixed = _bilinear(lattice, x, y)[..., 0]
     mixed = mixed[..., None]
-    ground: Integers = (first * (256 - mixed) + second * mixed) // 256
-    return ground
+    blended: Integers = (first * (256 - mixed) + second * mixed) // 256
+    return blended
 
 
-def _light(random: _Random, level: int, picture: Integers) -> Integers:
-    """The picture (size, size, 3) under a light that falls off to one side, with grain."""
-    size = len(picture)
+def _light(random: _Random, level: int, pixels: Integers) -> Integers:
+    """The pixels [size, size, 3] under a light that falls off to one side, with grain."""
+    size = len(pixels)
     bright = 256 + random.between(-16 - 60 * level // 256, 12 + 36 * level // 256)
     slope_x, slope_y = (random.between(-level // 4, level // 4) for _ in range(2))
     line = 2 * np.arange(size, dtype=np.int64) + 1 - size
     gain = bright + (line[None, :] * slope_x + line[:, None] * slope_y) // size
     grain = random.between(0, 4 + 24 * level // 256)
     noise = random.noise(size, size, 3) + random.noise(size, size, 3) - 255
-    lit: Integers = picture * gain[..., None] // 256 + noise * grain // 256
+    lit: Integers = pixels * gain[..., None] // 256 + noise * grain // 256
     return lit
 
 

@@ -1,4 +1,4 @@
-"""A user's own images: one folder per class, with or without train, val and test folders above them."""
+"""Image folders: one folder per class, optionally below train, val and test folders, or below folders of domains."""
 
 import logging
 import os
@@ -8,22 +8,21 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from maple.data.images.reading import has_image_name, is_image_file
-from maple.data.records import Dataset, Item
+from maple.data.records import SPLIT_NAMES, Dataset, Item
 from maple.errors import ConfigError, DataError, one_of
 from maple.names import has_lone_surrogate, words_of
 
 logger = logging.getLogger(__name__)
 
-_IGNORED = {"__macosx", "thumbs.db", "desktop.ini"}
-PART_NAMES = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
+_SYSTEM_NAMES = {"__macosx", "thumbs.db", "desktop.ini"}
+SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""The split of each folder name that stands for one, in lower case."""
+
+_Paths = dict[str, list[str]]
+"""The image paths of each class."""
 
 
 def load_folder(
@@ -40,39 +39,45 @@ def load_folder(
     """Read `root/CLASS/**/image` or `root/{train,val,test}/CLASS/**/image` as a data set.
 
     Classes are the folder names, sorted by code point after Unicode NFC normalisation, so that labels agree between
-    file systems; `class_names` maps folder names to the names to use. Hidden files, system files and files that are
-    no images are skipped and counted in the log. With a train folder beside a test or val folder these parts are
-    used as they stand; a val folder without a test folder is the test part. Otherwise each class is split on its own
-    by `seed`: the test and validation fractions rounded, at least one image for training, then one for test.
-    `name` is what the data set is called, its folder's name by default; `classes` are the folder names to use, sorted,
-    where they are known from elsewhere: the folder may then lack some of them. `drop_empty` leaves out classes without
-    any image instead of refusing them.
+    file systems. Hidden files, system files and files that are not images are skipped and counted in the log. A train
+    folder next to a test or val folder is used as it is divided; a val folder without a test folder is the test split.
+    Otherwise each class is split by `seed`: the test and validation fractions rounded, at least one image for training,
+    then one for test.
+
+    Args:
+        name: of the data set; by default that of its folder.
+        classes: the sorted folder names to use if they are known; the folder may then lack some of them.
+        class_names: maps folder names to the class names to use.
+        drop_empty: leave out classes without images instead of refusing them.
 
     Raises:
         ConfigError: a fraction is negative, or they sum to 1 or more.
         DataError: the folder is missing or unreadable, has fewer than two classes, a class without images, a class in
             test or val that train lacks, or `class_names` names a class that does not exist.
+
+    Example:
+        >>> dataset = load_folder(Path("pets"), seed=1)
+        >>> dataset.class_names
+        ('cat', 'dog')
     """
     check_fractions(val_fraction, test_fraction)
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; give a folder that holds one folder of images per class")
-    parts = _part_folders(root)
-    if parts:
-        images = {part: _list_classes(root, folder, classes) for part, folder in parts.items()}
-        if drop_empty and classes is None:
-            images = _without_empty(images)
-        if "test" not in images:
-            images["test"] = images.pop("val")
-            logger.info("%s has no test folder: its %s folder is the test part", root, parts["val"].name)
-        _check_parts(parts["train"], images, may_lack=classes is not None)
-    else:
-        listed = _list_classes(root, root, classes)
-        if drop_empty and classes is None:
-            listed = _without_empty({"": listed})[""]
-        _check_classes(root, listed, may_lack=classes is not None)
-        images = draw_split(listed, seed, val_fraction, test_fraction)
+    split_folders = _split_folders(root)
+    images = {
+        split: _list_classes(root, folder, classes) for split, folder in (split_folders or {"train": root}).items()
+    }
+    if drop_empty and classes is None:
+        filled = {name for paths in images.values() for name in paths if paths[name]}
+        images = {split: {name: paths[name] for name in paths if name in filled} for split, paths in images.items()}
+    if split_folders and "test" not in images:
+        images["test"] = images.pop("val")
+        logger.info("%s has no test folder: its %s folder is the test split", root, split_folders["val"].name)
+    _check_splits(split_folders.get("train", root), images, may_lack=classes is not None)
+    if not split_folders:
+        images = draw_split(images["train"], seed, val_fraction, test_fraction)
     names = list(classes or images["train"])
-    dataset = assemble(name or root.resolve().name, root, names, images, drawn_split=not parts)
+    dataset = assemble(name or root.resolve().name, root, names, images, drawn_split=not split_folders)
     return rename_classes(dataset, class_names)
 
 
@@ -86,68 +91,60 @@ def check_fractions(val_fraction: float, test_fraction: float) -> None:
 
 
 def rename_classes(dataset: Dataset, class_names: Mapping[str, str] | None) -> Dataset:
-    """Return `dataset` with the classes of `class_names` (old name to new name) renamed, the others as they are.
+    """Return `dataset` with the classes of `class_names` (old name to new name) renamed.
 
     Raises:
-        DataError: a key is no class of the data set, a new name is empty or no Unicode, or says the same words as
-            another class.
+        DataError: a key is not a class of the data set, or a new name is empty, not valid Unicode, or equal to another
+            class up to case and spaces.
     """
     if not class_names:
         return dataset
     mapping = {nfc(old): new for old, new in class_names.items()}
-    unknown = sorted(set(mapping) - {nfc(name) for name in dataset.class_names})
-    if unknown:
+    if unknown := sorted(set(mapping) - {nfc(name) for name in dataset.class_names}):
         raise DataError(
             f"class_names renames {', '.join(map(repr, unknown))}, which {dataset.name!r} does not have; "
             f"its classes are: {', '.join(dataset.class_names)}"
         )
     if broken := [name for name in mapping.values() if has_lone_surrogate(name)]:
-        raise DataError(f"class_names gives the name {broken[0]!r}, which holds half a character; write the whole one")
+        raise DataError(
+            f"class_names gives the name {broken[0]!r}, which holds half a character; write the whole character"
+        )
     names = tuple(mapping.get(nfc(name), name) for name in dataset.class_names)
-    _refuse_same_words(dataset.class_names, names)
-
-    def renamed(items: tuple[Item, ...]) -> tuple[Item, ...]:
-        return tuple(replace(item, class_name=names[item.label]) for item in items)
-
-    return replace(
-        dataset,
-        train=renamed(dataset.train),
-        val=renamed(dataset.val),
-        test=renamed(dataset.test),
-        class_names=names,
-    )
-
-
-def _refuse_same_words(old: Sequence[str], new: Sequence[str]) -> None:
-    """Raise DataError where renaming gives several classes the same words; such a list cannot be asked for later."""
-    alike: dict[str, list[int]] = defaultdict(list)
-    for label, name in enumerate(new):
-        alike[words_of(name)].append(label)
-    for labels in alike.values():
-        # Published lists have equal names, which stay equal.
-        if len({words_of(old[label]) for label in labels}) > 1:
+    by_words: dict[str, list[int]] = defaultdict(list)
+    for label, new in enumerate(names):
+        by_words[words_of(new)].append(label)
+    for labels in by_words.values():
+        # Equal names are refused only if renaming made them so: published lists have some.
+        if len({words_of(dataset.class_names[label]) for label in labels}) > 1:
             raise DataError(
-                f"class_names gives {' and '.join(repr(old[label]) for label in labels)} the same words, "
-                f"{new[labels[0]]!r}; put their images into one folder, or give each class words of its own"
+                f"class_names gives {' and '.join(repr(dataset.class_names[label]) for label in labels)} the same "
+                f"words, {names[labels[0]]!r}; put their images into one folder, or give each class its own words"
             )
+    splits: dict[str, Any] = {
+        split: tuple(replace(item, class_name=names[item.label]) for item in getattr(dataset, split))
+        for split in SPLIT_NAMES
+    }
+    return replace(dataset, class_names=names, **splits)
 
 
-def _part_folders(root: Path) -> dict[str, Path]:
-    parts: dict[str, Path] = {}
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The train, val and test folders of `root`; none unless train and another one are there."""
+    splits: dict[str, Path] = {}
     for folder in list_folder(root):
-        part = PART_NAMES.get(folder.name.casefold())
-        if part is None or not folder.is_dir():
+        split = SPLIT_FOLDERS.get(folder.name.casefold())
+        if split is None or not folder.is_dir():
             continue
-        if part in parts:
-            raise DataError(f"{root}: {parts[part].name} and {folder.name} both look like the {part} part; keep one")
-        parts[part] = folder
-    return parts if "train" in parts and len(parts) > 1 else {}
+        if split in splits:
+            raise DataError(
+                f"{root}: {splits[split].name} and {folder.name} both look like the {split} split; keep one"
+            )
+        splits[split] = folder
+    return splits if "train" in splits and len(splits) > 1 else {}
 
 
-def class_folders(root: Path) -> set[str]:
-    """The names of the classes that `root` has folders of, in any part if it is divided, in Unicode NFC."""
-    folders = _part_folders(root).values() or [root]
-    return {name for folder in folders for name in _class_folders(folder)}
+def class_folder_names(root: Path) -> set[str]:
+    """The names, in Unicode NFC, of the class folders of `root`, in all its splits if it has any."""
+    return {name for folder in _split_folders(root).values() or [root] for name in _class_folders(folder)}
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
@@ -161,28 +158,22 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     return folders
 
 
-def _list_classes(root: Path, folder: Path, classes: Sequence[str] | None) -> dict[str, list[str]]:
-    """Return the image paths, relative to `root`, of each class in `folder`: of `classes`, or those that it has."""
+def _list_classes(root: Path, folder: Path, classes: Sequence[str] | None) -> _Paths:
+    """The image paths, relative to `root`, of each of `classes`, or of each class folder in `folder`."""
     folders = _class_folders(folder)
     skipped = Counter({"outside a class folder": len(list_folder(folder)) - len(folders)})
-    images: dict[str, list[str]] = {name: [] for name in classes or sorted(folders)}
+    images: _Paths = {name: [] for name in classes or sorted(folders)}
     for name in sorted(folders):
         for file in walk_files(folders[name], within=(root, folder)):
             if is_image_file(file):
                 images[name].append(file.relative_to(root).as_posix())
             else:
-                skipped["no image"] += 1
+                skipped["not an image"] += 1
         images[name].sort(key=lambda path: (nfc(path), path))
     for reason, count in skipped.items():
         if count:
             logger.info("%s: skipped %d files (%s)", folder, count, reason)
     return images
-
-
-def _without_empty(parts: dict[str, dict[str, list[str]]]) -> dict[str, dict[str, list[str]]]:
-    """The parts without the classes that have no image in any of them."""
-    held = {name for images in parts.values() for name, paths in images.items() if paths}
-    return {part: {name: paths for name, paths in images.items() if name in held} for part, images in parts.items()}
 
 
 def walk_files(
@@ -192,147 +183,139 @@ def walk_files(
     on_unreadable: Callable[[DataError], None] | None = None,
     within: Sequence[Path] = (),
 ) -> Iterator[Path]:
-    """Iterate over the files of a folder in the order of their names, without hidden files and system files.
+    """Iterate over the files of a folder in order of their names, without hidden files and system files.
 
-    With `recursive` also over those of the folders below it, each in its place; links back to a folder above are not
+    With `recursive`, subfolders are included, each in its place in the order; links back to a parent folder are not
     followed. Only the names of the open folders are kept in memory.
 
     Args:
-        on_unreadable: told of a folder that cannot be listed, which is then left out.
-        within: folders above, which links may not lead back to either.
+        on_unreadable: called with the error of a folder that cannot be listed, which is then skipped.
+        within: parent folders, to which links must not lead back either.
 
     Raises:
         DataError: a folder cannot be listed, and there is no `on_unreadable`.
     """
-    return _walk(folder, tuple(_identity(above) for above in within), recursive, on_unreadable)
+
+    def identity(path: Path) -> tuple[int, int]:
+        status = path.stat()
+        return status.st_dev, status.st_ino
+
+    def walk(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+        try:
+            children = list_folder(folder)
+        except DataError as error:
+            if on_unreadable is None:
+                raise
+            on_unreadable(error)
+            return
+        if identity(folder) in parents:
+            logger.warning("%s: links back to a parent folder; not followed", folder)
+            return
+        for child in children:
+            if not child.is_dir():
+                yield child
+            elif recursive:
+                yield from walk(child, (*parents, identity(folder)))
+
+    return walk(folder, tuple(identity(parent) for parent in within))
 
 
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
+def list_names(folder: Path) -> list[str]:
+    """Return the sorted names of the files and folders of a folder, without hidden files and system files.
 
-
-def _walk(
-    folder: Path,
-    parents: tuple[tuple[int, int], ...],
-    recursive: bool,
-    on_unreadable: Callable[[DataError], None] | None,
-) -> Iterator[Path]:
+    Raises:
+        DataError: it is missing or cannot be listed.
+    """
     try:
-        held = list_folder(folder)
-        identity = _identity(folder)
-    except DataError as error:
-        if on_unreadable is None:
-            raise
-        on_unreadable(error)
-        return
-    if identity in parents:
-        logger.warning("%s: links back to a folder above it; not followed", folder)
-        return
-    for child in held:
-        if not child.is_dir():
-            yield child
-        elif recursive:
-            yield from _walk(child, (*parents, identity), recursive, on_unreadable)
+        return sorted(name for name in os.listdir(folder) if not is_ignored(name))
+    except FileNotFoundError as error:
+        raise DataError(f"{folder}: the folder is missing; put or link the images there") from error
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror}); make the folder readable") from error
 
 
 def list_folder(folder: Path) -> list[Path]:
-    """What a folder holds, sorted by name, without hidden files and system files.
-
-    Raises:
-        DataError: it cannot be listed.
-    """
-    try:
-        names = os.listdir(folder)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror}); make the folder readable") from error
-    return [folder / name for name in sorted(names) if not is_ignored(name)]
+    """Return the paths of `list_names`."""
+    return [folder / name for name in list_names(folder)]
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a file or folder of this name is hidden or a system's own, and never looked at."""
-    return name.startswith(".") or name.casefold() in _IGNORED
+    """Return whether a file or folder of this name is hidden or belongs to the system, and is always skipped."""
+    return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
 
 
-def _check_classes(folder: Path, images: Mapping[str, list[str]], *, may_lack: bool) -> None:
-    if len(images) < 2:
-        found = f"only one class, {next(iter(images))!r}," if images else "no class folders"
-        shown = folder.resolve().name
+def _check_splits(train: Path, images: Mapping[str, _Paths], *, may_lack: bool) -> None:
+    """Raise DataError unless train has two classes with images, and every other split images of these classes."""
+    classes = images["train"]
+    if len(classes) < 2:
+        held = f"only one class, {next(iter(classes))!r}," if classes else "no class folders"
+        shown = train.resolve().name
         raise DataError(
-            f"{folder}: holds {found} but a classifier needs at least two; expected {shown}/CLASS/image.jpg "
-            f"(or {shown}/train/CLASS/image.jpg with a test or val folder beside train)"
+            f"{train}: holds {held} but a classifier needs at least two; expected {shown}/CLASS/image.jpg "
+            f"(or {shown}/train/CLASS/image.jpg and a test or val folder next to train)"
         )
-    empty = [name for name, paths in images.items() if not paths]
-    if empty and (not may_lack or len(empty) == len(images)):
+    empty = [name for name, paths in classes.items() if not paths]
+    if empty and (not may_lack or len(empty) == len(classes)):
         raise DataError(
-            f"{folder}: no usable images in class {', '.join(map(repr, empty))}; add images to the folder or remove it"
+            f"{train}: no usable images in class {', '.join(map(repr, empty))}; add images to the folder or remove it"
         )
-
-
-def _check_parts(train: Path, images: Mapping[str, dict[str, list[str]]], *, may_lack: bool) -> None:
-    _check_classes(train, images["train"], may_lack=may_lack)
-    for part in sorted(set(images) - {"train"}):
-        held_out = {name for name, paths in images[part].items() if paths}
-        extra = sorted(held_out - set(images["train"]))
-        if extra:
+    for split in sorted(set(images) - {"train"}):
+        held_out = {name for name, paths in images[split].items() if paths}
+        if extra := sorted(held_out - set(classes)):
             raise DataError(
-                f"{train}: lacks classes of the {part} part: {', '.join(map(repr, extra))}; add them to {train.name} "
-                f"or remove them from {part}"
+                f"{train}: lacks classes of the {split} split: {', '.join(map(repr, extra))}; add them to {train.name} "
+                f"or remove them from {split}"
             )
         if not held_out:
-            raise DataError(f"{train.parent}: the {part} part holds no images; fill its class folders or remove it")
-        absent = sorted(set(images["train"]) - held_out)
+            raise DataError(f"{train.parent}: the {split} split holds no images; fill its class folders or remove it")
+        absent = sorted(set(classes) - held_out)
         if absent and not may_lack:
-            logger.warning("%s: the %s part has no images of %s", train.parent, part, ", ".join(map(repr, absent)))
+            logger.warning("%s: the %s split has no images of %s", train.parent, split, ", ".join(map(repr, absent)))
 
 
-def draw_split(
-    images: Mapping[str, list[str]], seed: int, val_fraction: float, test_fraction: float
-) -> dict[str, dict[str, list[str]]]:
-    """Split each class on its own: part to class to paths. A class of one image keeps it for training."""
-    parts: dict[str, dict[str, list[str]]] = {"train": {}, "val": {}, "test": {}}
+def draw_split(images: _Paths, seed: int, val_fraction: float, test_fraction: float) -> dict[str, _Paths]:
+    """Split each class at random: split to class to paths. A class of one image keeps it for training."""
+    splits: dict[str, _Paths] = {split: {} for split in SPLIT_NAMES}
     for name, paths in images.items():
         total = len(paths)
         # A small class keeps one image for training first, one for test second.
         test_count = min(max(round(total * test_fraction), int(test_fraction > 0)), max(total - 1, 0))
         val_count = min(round(total * val_fraction), max(total - 1 - test_count, 0))
-        # A generator per class: adding a class leaves the split of the others alone.
+        # A generator per class: adding a class does not change the split of the others.
         order = list(range(total))
         random.Random(f"{seed}/{name}".encode("utf-8", "surrogateescape")).shuffle(order)
         cuts = {
-            "test": order[:test_count],
-            "val": order[test_count : test_count + val_count],
             "train": order[test_count + val_count :],
+            "val": order[test_count : test_count + val_count],
+            "test": order[:test_count],
         }
-        for part, chosen in cuts.items():
-            parts[part][name] = [paths[index] for index in sorted(chosen)]
-    return parts
+        for split, chosen in cuts.items():
+            splits[split][name] = [paths[index] for index in sorted(chosen)]
+    return splits
 
 
 def assemble(
-    name: str,
-    root: Path,
-    classes: Sequence[str],
-    images: Mapping[str, Mapping[str, list[str]]],
-    *,
-    drawn_split: bool,
+    name: str, root: Path, classes: Sequence[str], images: Mapping[str, Mapping[str, list[str]]], *, drawn_split: bool
 ) -> Dataset:
-    """A data set from part to class to paths; labels follow `classes`."""
-
-    def items(part: str) -> tuple[Item, ...]:
-        listing = images.get(part, {})
-        return tuple(Item(path, label, cls) for label, cls in enumerate(classes) for path in listing.get(cls, []))
-
-    return Dataset(name, root, items("train"), items("val"), items("test"), tuple(classes), drawn_split=drawn_split)
+    """Build a data set from split to class to paths; labels follow `classes`."""
+    splits: dict[str, Any] = {
+        split: tuple(
+            Item(path, label, class_name)
+            for label, class_name in enumerate(classes)
+            for path in images.get(split, {}).get(class_name, [])
+        )
+        for split in SPLIT_NAMES
+    }
+    return Dataset(name, root, class_names=tuple(classes), drawn_split=drawn_split, **splits)
 
 
 def nfc(name: str) -> str:
-    """The Unicode form that names are compared in: file systems differ in theirs."""
+    """Normalise a name to Unicode NFC, in which names are compared: file systems use different forms."""
     return unicodedata.normalize("NFC", name)
 
 
 def split_domain(text: str) -> tuple[Path, str] | None:
-    """Take `root:DOMAIN` apart; None where the text is no such thing: no colon, or no folder before it."""
+    """Parse `root:DOMAIN`; None if there is no colon or no folder before it."""
     root, colon, domain = text.rpartition(":")
     folder = Path(root).expanduser()
     if not colon or Path(text).expanduser().exists() or not folder.is_dir():
@@ -340,48 +323,28 @@ def split_domain(text: str) -> tuple[Path, str] | None:
     return folder, domain
 
 
-def warn_of_domains(root: Path) -> None:
-    """Warn if `root` looks like a folder of domains that is about to be read as one of classes."""
-    if found := detect_domains(root):
-        domains, common = found
-        logger.warning(
-            "%s: all its folders hold the same folders (%s). If these are the classes, and %s domains, "
-            "give the data set as %s:%s",
-            root,
-            ", ".join(common),
-            ", ".join(domains),
-            root,
-            domains[0],
-        )
-
-
 def detect_domains(root: Path) -> tuple[list[str], list[str]] | None:
-    """The folders of `root` and the folders that all of these hold, if it looks like a folder of domains.
+    """The folders of `root` and the folder names that they share, if it looks like a folder of domains.
 
-    It does if it has at least two folders, other than train, val and test, which share at least two and hold no image
-    beside them.
+    It does if it has at least two folders, not named as splits, that hold no image and share at least two folder names.
 
     Raises:
         DataError: a folder cannot be listed.
     """
-    common: set[str] | None = None
     folders = [child for child in list_folder(root) if child.is_dir()]
-    if all(folder.name.casefold() in PART_NAMES for folder in folders):
+    if all(folder.name.casefold() in SPLIT_FOLDERS for folder in folders):
         return None
+    shared: set[str] | None = None
     for folder in folders:
-        inside = set()
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.is_dir():
-                        inside.add(entry.name)
-                    elif has_image_name(entry.name):
-                        return None
-        except OSError as error:
-            raise DataError(f"{folder}: cannot be listed ({error.strerror}); make the folder readable") from error
-        common = inside if common is None else common & inside
-    if common and len(folders) > 1 and len(common) > 1:
-        return [folder.name for folder in folders], sorted(common)
+        inner = set()
+        for child in list_folder(folder):
+            if child.is_dir():
+                inner.add(child.name)
+            elif has_image_name(child.name):
+                return None
+        shared = inner if shared is None else shared & inner
+    if shared and len(folders) > 1 and len(shared) > 1:
+        return [folder.name for folder in folders], sorted(shared)
     return None
 
 
@@ -394,22 +357,22 @@ def load_domain(
     val_fraction: float = 0.0,
     test_fraction: float = 0.25,
 ) -> Dataset:
-    """Read one domain of a folder of domains, as `load_folder` does, but over the classes of all domains.
+    """Read one domain of `root/DOMAIN/CLASS/image` as `load_folder` does, over the classes of all domains.
 
-    So labels agree between domains, and a class that a domain lacks is still a possible answer there. The data set is
-    called ROOT/DOMAIN.
+    So labels agree between domains, and a class that a domain lacks can still be predicted there. The data set is
+    named ROOT/DOMAIN.
 
     Raises:
         ConfigError: a fraction is negative, or they sum to 1 or more.
-        DataError: no such domain, or whatever `load_folder` refuses in it.
+        DataError: there is no such domain, or `load_folder` refuses it.
     """
     domains = {child.name: child for child in list_folder(root) if child.is_dir()}
     if domain not in domains:
         raise DataError(f"{root}: {one_of('domain', domain, domains or ['(the folder holds no folders)'])}")
-    classes = {name: sorted(class_folders(folder)) for name, folder in domains.items()}
-    shared = sorted({name for names in classes.values() for name in names})
-    for name, own in classes.items():
-        if absent := sorted(set(shared) - set(own)):
+    classes = {name: class_folder_names(folder) for name, folder in domains.items()}
+    shared = sorted(set().union(*classes.values()))
+    for name, names in classes.items():
+        if absent := sorted(set(shared) - names):
             logger.warning("%s: domain %s has no folders of %s", root, name, ", ".join(absent))
     return load_folder(
         domains[domain],

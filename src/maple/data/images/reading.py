@@ -1,4 +1,4 @@
-"""Reading one image, whatever its kind, and keeping decoded images in memory."""
+"""Reading images of every kind as RGB, and keeping decoded images in memory."""
 
 import io
 import logging
@@ -19,37 +19,41 @@ from maple.errors import ConfigError, ImageError
 logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 178_956_970
-"""The size above which PIL itself refuses an image as a decompression bomb."""
+"""The size above which Pillow itself refuses an image as a decompression bomb."""
 STORE_BYTES = 2 * 1024**3
-"""How much an image store keeps when not told otherwise."""
+"""The default byte budget of an `ImageStore`."""
 
-# EPS would run Ghostscript on the file; the others are headers that PIL cannot decode by itself.
+# EPS would run Ghostscript on the file; Pillow reads only the headers of the others.
 _REFUSED_FORMATS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
-# Signatures long enough that no text or archive is taken for an image.
+# Signatures that are long enough not to match a text or an archive.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 _Factory = Callable[[IO[bytes], str | bytes], ImageFile.ImageFile]
 _Accepts = Callable[[bytes], bool | str]
 _BAND = 2**18
-"""How many values of a deep grey image are converted at once."""
+"""The number of values of a deep greyscale image that are converted at once."""
 _DEEP_INTEGER_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 def read_image(source: str | Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return the image of a file, of encoded bytes or of a binary stream: mode RGB, decoded, upright, first frame.
+    """Read an image file, encoded bytes or a binary stream as RGB: decoded, upright by its EXIF data, first frame.
 
-    Transparent parts are laid on white. Deep greyscale keeps its shades: 16-bit values are scaled by 255 / 65535;
-    integers outside 0..65535 and floats outside 0..255 are stretched from their minimum to their maximum; floats
-    within 0..1 are scaled by 255. The size is checked from the header, before decoding. Thread-safe; changes no
-    setting of PIL.
+    Transparent pixels are blended with white. Deep greyscale keeps its shades: 16-bit values are scaled by 255 / 65535;
+    integers outside 0..65535 and floats outside 0..255 are stretched from minimum to maximum; floats within 0..1 are
+    scaled by 255. The size is checked in the header, before decoding. Thread-safe; changes no setting of Pillow.
 
     Raises:
-        ImageError: the source is missing, a folder, empty, no image, damaged, cut short, or of more than `max_pixels`
-            pixels. The message begins with the path ("<bytes>", "<stream>" where there is none).
+        ImageError: the source is missing, a folder, empty, not an image, damaged, truncated, or has more than
+            `max_pixels` pixels. The message begins with the path ("<bytes>" or "<stream>" if there is none).
         ConfigError: `max_pixels` is below 1.
 
     Source: departs from KaiyangZhou/Dassl.pytorch@c61a1b5 dassl/data/data_manager.py and dassl/utils/tools.py
     `read_image` (PIL open, convert to RGB), which ignores the EXIF orientation, shows hidden colours below transparent
-    pixels, and clips 16-bit values to white. Plain RGB and 8-bit grey images come out equal.
+    pixels, and clips 16-bit values to white. Plain RGB and 8-bit grey images are equal.
+
+    Example:
+        >>> image = read_image("cat.jpg")
+        >>> image.mode, image.size
+        ('RGB', (640, 480))
     """
     if max_pixels < 1:
         raise ConfigError(f"max_pixels is {max_pixels}; it must be at least 1")
@@ -58,38 +62,38 @@ def read_image(source: str | Path | bytes | BinaryIO, *, max_pixels: int = MAX_P
             raise ImageError("<bytes>: is empty (0 bytes); give an encoded image")
         return _read(io.BytesIO(source), "<bytes>", max_pixels)
     if isinstance(source, str | Path):
-        path = Path(source)
-        _check_file(path)
-        try:
-            file = path.open("rb")
-        except OSError as error:
-            raise ImageError(f"{path}: cannot be opened ({error.strerror}); make the file readable") from error
-        with file:
-            return _read(file, str(path), max_pixels)
+        with _open_file(Path(source)) as file:
+            return _read(file, str(source), max_pixels)
     name = getattr(source, "name", None)
     stream = source if source.seekable() else io.BytesIO(source.read())
     return _read(stream, name if isinstance(name, str) else "<stream>", max_pixels)
 
 
 def to_rgb(image: Image.Image, name: str = "<image>") -> Image.Image:
-    """Return an image that PIL holds already as `read_image` does: RGB, decoded, upright, transparency on white.
+    """Convert a Pillow image as `read_image` does: RGB, decoded, upright, transparency on white.
 
     Raises:
         ImageError: it cannot be decoded; the message begins with `name`.
     """
     try:
         image.load()
-        return _to_rgb(_upright(image, name))
+        try:
+            upright = ImageOps.exif_transpose(image)
+        except Exception:
+            # An unreadable EXIF block must not cost a good image.
+            logger.debug("%s: unreadable EXIF data; the orientation is ignored", name, exc_info=True)
+            upright = image.copy()
+        return _to_rgb(upright)
     except Exception as error:
         raise ImageError(
-            f"{name}: cannot be decoded, damaged or cut short ({_reason(error)}); replace or remove the file"
+            f"{name}: cannot be decoded, damaged or truncated ({_reason(error)}); replace or remove the file"
         ) from error
 
 
 def is_image_file(path: Path) -> bool:
-    """Return whether `path` is a regular file with the extension of a readable format, or with an image's signature.
+    """Return whether `path` is a regular file with the extension of a readable format or the signature of an image.
 
-    The image itself is not decoded: a damaged one is reported, with its path, when it is read.
+    The image is not decoded: a damaged one is reported when it is read.
     """
     if not path.is_file():
         return False
@@ -104,15 +108,20 @@ def is_image_file(path: Path) -> bool:
 
 
 def has_image_name(name: str) -> bool:
-    """Return whether a file name has the extension of a readable format; nothing is opened."""
+    """Return whether a file name has the extension of a readable format; the file is not opened."""
     return name[name.rfind(".") :].lower() in _extensions()
 
 
 class ImageStore:
-    """Decoded images of one data set, each decoded once and kept while the byte budget lasts.
+    """Decoded images of one data set, each decoded once and kept within a byte budget.
 
-    Images beyond the budget are decoded anew at each call. Threads may share a store; a pickled copy starts empty.
-    Do not change an image in place: every caller gets the same object.
+    Images beyond the budget are decoded at each call. Threads may share a store; a pickled copy starts empty. Do not
+    change an image in place: every caller gets the same object.
+
+    Example:
+        >>> store = ImageStore(Path("pets"), max_bytes=2**30)
+        >>> store.get("cat/1.jpg").mode
+        'RGB'
     """
 
     def __init__(
@@ -125,7 +134,8 @@ class ImageStore:
     ) -> None:
         """Keep up to `max_bytes` of decoded images (0: none) of the files below `root`.
 
-        `read` gives the image of a path otherwise: drawn rather than stored, say.
+        Args:
+            read: returns the image of a path, for images that are rendered instead of stored.
 
         Raises:
             ConfigError: `max_bytes` is negative.
@@ -153,7 +163,7 @@ class ImageStore:
             if kept is not None:
                 return kept
             busy = self._busy.setdefault(path, threading.Lock())
-        # One thread decodes a path; those that ask for it meanwhile find it kept.
+        # One thread decodes a path; others that request it meanwhile wait for the result.
         with busy:
             with self._lock:
                 kept = self._images.get(path)
@@ -161,26 +171,22 @@ class ImageStore:
                 return kept
             try:
                 image = self._read(path) if self._read else read_image(self.root / path, max_pixels=self.max_pixels)
-                self._keep(path, image)
+                size = image.width * image.height * 4  # Pillow stores an RGB pixel in four bytes
+                with self._lock:
+                    self.decodes += 1
+                    if path not in self._images and self.used_bytes + size <= self.max_bytes:
+                        self._images[path] = image
+                        self.used_bytes += size
             finally:
                 with self._lock:
                     self._busy.pop(path, None)
         return image
 
-    def _keep(self, path: str, image: Image.Image) -> None:
-        # PIL stores an RGB pixel in four bytes.
-        size = image.width * image.height * 4
-        with self._lock:
-            self.decodes += 1
-            if path not in self._images and self.used_bytes + size <= self.max_bytes:
-                self._images[path] = image
-                self.used_bytes += size
-
     def __reduce__(self) -> tuple[Callable[[], "ImageStore"], tuple[()]]:
         return partial(ImageStore, self.root, self.max_bytes, max_pixels=self.max_pixels, read=self._read), ()
 
 
-def _check_file(path: Path) -> None:
+def _open_file(path: Path) -> IO[bytes]:
     try:
         status = path.stat()
     except FileNotFoundError as error:
@@ -190,9 +196,13 @@ def _check_file(path: Path) -> None:
     if path.is_dir():
         raise ImageError(f"{path}: is a folder; give the path of an image file")
     if not path.is_file():
-        raise ImageError(f"{path}: is no regular file; give the path of an image file")
+        raise ImageError(f"{path}: is not a regular file; give the path of an image file")
     if status.st_size == 0:
         raise ImageError(f"{path}: is empty (0 bytes); copy the image again or remove the file")
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be opened ({error.strerror}); make the file readable") from error
 
 
 def _read(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
@@ -201,7 +211,7 @@ def _read(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
         image = _identify(stream)
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{name}: is no image that PIL can read, whatever its name says; convert it to JPEG or PNG, or remove it"
+            f"{name}: is not an image that Pillow can read, despite its name; convert it to JPEG or PNG, or remove it"
         ) from error
     except Exception as error:
         raise ImageError(f"{name}: is damaged ({_reason(error)}); replace or remove the file") from error
@@ -216,21 +226,17 @@ def _reason(error: Exception) -> str:
 
 
 def _identify(stream: IO[bytes]) -> ImageFile.ImageFile:
-    """Return the undecoded image.
+    """Return the undecoded image, or raise UnidentifiedImageError.
 
-    Does what `PIL.Image.open` does, without the size warning that it sends through the process-wide warning filters:
-    silencing that is not thread-safe.
-
-    Raises:
-        PIL.UnidentifiedImageError: no plugin of PIL knows the bytes.
+    As `PIL.Image.open`, but without its size warning, which cannot be silenced in one thread only.
     """
     stream.seek(0)
     head = stream.read(16)
     failure: Exception | None = None
     for factory, accepts in _plugins():
         try:
-            answer = accepts is None or accepts(head)
-            if isinstance(answer, str) or not answer:
+            accepted = accepts is None or accepts(head)
+            if isinstance(accepted, str) or not accepted:
                 continue
             stream.seek(0)
             return factory(stream, "")
@@ -261,15 +267,6 @@ def _has_signature(head: bytes) -> bool:
     return head.startswith(_SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
-def _upright(image: Image.Image, name: str) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        # An unreadable EXIF block must not cost a good image.
-        logger.debug("%s: unreadable EXIF data, taken as upright", name, exc_info=True)
-        return image.copy()
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _DEEP_INTEGER_MODES or image.mode == "F":
         return Image.fromarray(_to_bytes(np.asarray(image))).convert("RGB")
@@ -282,10 +279,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_bytes(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    """Return grey values [H, W], integers or floats, as 8-bit ones; see `read_image` for the scale.
-
-    Band by band, as eight bytes a value are needed on the way.
-    """
+    """Convert grey values [H, W], integers or floats, to 8 bits; see `read_image` for the scale."""
     low, high = float(values.min()), float(values.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("it holds values that are not finite numbers")
@@ -294,12 +288,13 @@ def _to_bytes(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
     elif low >= 0 and high <= 255:
         low, high = 0.0, 1.0 if high <= 1 else 255.0
     span = high - low or 1.0
-    found = np.empty(values.shape, np.uint8)
+    scaled = np.empty(values.shape, np.uint8)
     rows = max(1, _BAND // values.shape[1])
+    # In bands, since float64 needs eight times the memory.
     for top in range(0, len(values), rows):
         shades = values[top : top + rows].astype(np.float64)
         shades -= low
         shades /= span
         shades *= 255
-        found[top : top + rows] = np.rint(shades, out=shades)
-    return found
+        scaled[top : top + rows] = np.rint(shades, out=shades)
+    return scaled

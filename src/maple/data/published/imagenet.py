@@ -1,19 +1,21 @@
-"""ImageNet and its variants: folders of synsets, and a `classnames.txt` that gives each synset its words.
+"""ImageNet and its variants: folders of synsets, and a `classnames.txt` with the class name of each synset.
 
-Nothing is cached: the 1.3 million names of ImageNet take some ten seconds to list on a local disk and 250 MiB to hold,
-little beside a training run, and a list that is kept can be wrong.
+Nothing is cached: the 1.3 million names of ImageNet take about ten seconds to list on a local disk and 250 MiB of
+memory, little compared with a training run, and a cached list can be outdated.
 """
 
 import logging
-import os
 import re
+import shutil
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
-from maple.data.folders.class_folders import is_ignored
+from maple.data.folders.class_folders import list_names
 from maple.data.images.reading import has_image_name
 from maple.data.published.split_files import Contents, read_lines
 from maple.data.records import Item
-from maple.errors import DataError
+from maple.errors import DataError, DownloadError
 
 logger = logging.getLogger(__name__)
 
@@ -50,35 +52,35 @@ def read_class_names(path: Path) -> dict[str, str]:
 
 
 def read_imagenet(names_file: Path, images: Path) -> Contents:
-    """Read `images/train/SYNSET/*` and `images/val/SYNSET/*`: training and test part; there is no validation part.
+    """Read `images/train/SYNSET/*` and `images/val/SYNSET/*` as training and test split, without a validation split.
 
     Labels follow the sorted synsets; items are sorted by synset, then by file name, so that a sample is the same on
     every machine.
 
     Raises:
-        DataError: a folder is missing, the two parts differ in their synsets, or a synset has no name or no images.
+        DataError: a folder is missing, the two splits differ in their synsets, or a synset has no name or no images.
 
     Source: muzairkhattak/multimodal-prompt-learning@69bce21 datasets/imagenet.py. Departs: file names are sorted
-    (there, the order is the file system's, and with it the sample); the test images are no validation images as well.
+    (there, the order is the file system's, and with it the sample); the test images do not double as validation images.
     """
     names = read_class_names(names_file)
     train, test = images / "train", images / "val"
-    synsets = _synset_folders(train, names, names_file)
-    others = _synset_folders(test, names, names_file)
+    synsets, others = (_synset_folders(folder, names, names_file) for folder in (train, test))
     if synsets != others:
-        lacking = [f"{train} lacks {' '.join(sorted(set(others) - set(synsets))[:5])}"] * (set(others) > set(synsets))
-        lacking = lacking or [f"{test} lacks {' '.join(sorted(set(synsets) - set(others))[:5])}"]
+        lacking, missing = test, set(synsets) - set(others)
+        if set(others) > set(synsets):
+            lacking, missing = train, set(others) - set(synsets)
         raise DataError(
-            f"{lacking[0]}: training and validation images must have the same synsets "
-            f"({len(synsets)} and {len(others)} found), or labels would not agree"
+            f"{lacking} lacks {' '.join(sorted(missing)[:5])}: training and validation images must have the same "
+            f"synsets ({len(synsets)} and {len(others)} found), or labels would not agree"
         )
     class_names = tuple(names[synset] for synset in synsets)
-    train_items, test_items = (_items(part, synsets, class_names, images) for part in (train, test))
+    train_items, test_items = (_items(folder, synsets, class_names, images) for folder in (train, test))
     return Contents(train_items, (), test_items, class_names)
 
 
 def read_synsets(names_file: Path, images: Path) -> Contents:
-    """Read `images/SYNSET/*` as a test part over the synsets that are there: ImageNet-Sketch, -A and -R.
+    """Read `images/SYNSET/*` as a test split over the synsets that have a folder: ImageNet-Sketch, -A and -R.
 
     Raises:
         DataError: a folder is missing, or a synset has no name or no images.
@@ -93,19 +95,19 @@ def read_synsets(names_file: Path, images: Path) -> Contents:
 
 
 def read_numbered(names_file: Path, images: Path) -> Contents:
-    """Read `images/NUMBER/*` as a test part: ImageNetV2, where folder 0 is the first class of `classnames.txt`.
+    """Read `images/NUMBER/*` as a test split: ImageNetV2, where folder 0 is the first class of `classnames.txt`.
 
     Raises:
-        DataError: there are other folders than one for each class name, numbered from 0, or one has no images.
+        DataError: the folders are not one for each class name, numbered from 0, or one has no images.
 
     Source: muzairkhattak/multimodal-prompt-learning@69bce21 datasets/imagenetv2.py.
     """
     names = read_class_names(names_file)
     numbers = [str(number) for number in range(len(names))]
-    found = _folders(images)
-    if set(found) != set(numbers):
-        absent = [number for number in numbers if number not in set(found)][:5]
-        extra = [name for name in found if name not in set(numbers)][:5]
+    folders = _folders(images)
+    if set(folders) != set(numbers):
+        absent = [number for number in numbers if number not in set(folders)][:5]
+        extra = [name for name in folders if name not in set(numbers)][:5]
         raise DataError(
             f"{images}: must hold the folders 0 to {len(names) - 1}, one for each line of {names_file}; "
             f"missing: {' '.join(absent) or 'none'}; not known: {' '.join(extra) or 'none'}"
@@ -118,43 +120,68 @@ def _synset_folders(folder: Path, names: dict[str, str], names_file: Path) -> li
     """The synsets that have a folder, sorted."""
     synsets = _folders(folder)
     if not synsets:
-        raise DataError(
-            f"{folder}: holds no folders; its images must lie in one folder for each synset, as in n01440764/"
-        )
+        raise DataError(f"{folder}: holds no folders; put its images into one folder per synset, as in n01440764/")
     unknown = [synset for synset in synsets if synset not in names]
     if unknown:
         raise DataError(
             f"{folder}: {names_file} has no name for {' '.join(unknown[:5])} ({len(unknown)} folders); "
-            "remove what is no synset, or complete the file"
+            "remove folders that are not synsets, or complete the file"
         )
     return synsets
 
 
 def _folders(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not is_ignored(entry.name) and entry.is_dir())
-    except FileNotFoundError as error:
-        raise DataError(f"{folder}: the folder is missing; unpack or link the images there") from error
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror}); make the folder readable") from error
+    return [name for name in list_names(folder) if (folder / name).is_dir()]
 
 
 def _items(folder: Path, synsets: list[str], class_names: tuple[str, ...], root: Path) -> tuple[Item, ...]:
-    """All images, by class and by name. Only names are looked at: ImageNet has 1.3 million files."""
+    """All images, sorted by class and by name. Only names are read: ImageNet has 1.3 million files."""
     prefix = folder.relative_to(root).as_posix() + "/" if folder != root else ""
     items: list[Item] = []
     skipped = 0
     for label, (synset, class_name) in enumerate(zip(synsets, class_names, strict=True)):
-        try:
-            files = sorted(name for name in os.listdir(folder / synset) if not name.startswith("."))
-        except OSError as error:
-            raise DataError(f"{folder / synset}: cannot be listed ({error.strerror}); make it readable") from error
+        files = list_names(folder / synset)
         images = [name for name in files if has_image_name(name)]
         if not images:
             raise DataError(f"{folder / synset}: holds no images; unpack the archive of this class again")
         skipped += len(files) - len(images)
         items += [Item(f"{prefix}{synset}/{name}", label, class_name) for name in images]
     if skipped:
-        logger.info("%s: skipped %d files that are no images", folder, skipped)
+        logger.info("%s: skipped %d files that are not images", folder, skipped)
     return tuple(items)
+
+
+def sort_archives(images: Path, say: Callable[[str], None] = lambda _text: None) -> None:
+    """Unpack the archives of ILSVRC 2012, which only registered users get, into `images/train` and `images/val`.
+
+    A part whose archive is missing, or whose folder exists, is left alone. Folders get their names when complete.
+
+    Raises:
+        DownloadError: an archive is damaged, or scipy is not installed (the devkit needs it).
+    """
+    devkit = images / "ILSVRC2012_devkit_t12.tar.gz"
+    for part in ("train", "val"):
+        archive = images / f"ILSVRC2012_img_{part}.tar"
+        if (images / part).exists() or not archive.exists():
+            continue
+        if part == "val" and not devkit.exists():
+            raise DownloadError(f"{devkit} is missing: it gives the class of each validation image; put it there")
+        say(f"{archive}: sorting into {images / part}")
+        unfinished = images / f".making-{part}"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            from torchvision.datasets import imagenet
+
+            if part == "train":
+                imagenet.parse_train_archive(str(images), folder=unfinished.name)
+            else:
+                if not (images / imagenet.META_FILE).exists():
+                    imagenet.parse_devkit_archive(str(images))
+                imagenet.parse_val_archive(str(images), folder=unfinished.name)
+            unfinished.rename(images / part)
+        except ImportError as error:
+            raise DownloadError(f"{archive} cannot be sorted into folders ({error}): pip install scipy") from error
+        except (RuntimeError, OSError, tarfile.TarError) as error:
+            raise DownloadError(f"{archive} cannot be sorted into folders: {error}") from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)

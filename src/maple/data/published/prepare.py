@@ -1,4 +1,4 @@
-"""Fetching a published data set and building the folder layout that people have."""
+"""Download a published data set and build CoOp's folder layout."""
 
 import os
 import shutil
@@ -7,33 +7,30 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
 from maple import files
 from maple.data.catalogue import CATALOGUE
 from maple.data.published.download import check_file, download
-from maple.data.published.ilsvrc import sort_archives
-from maple.data.published.imagenet import read_class_names
+from maple.data.published.imagenet import read_class_names, sort_archives
 from maple.data.published.split_files import read_split
 from maple.data.published.unpack import is_archive, unpack
 from maple.errors import DataError, DownloadError, one_of
 
 DOWNLOADS = "downloads"
-"""The folder under the data root that archives are fetched to, and that a user puts archives into by hand."""
+"""The folder under the data root for archives, whether downloaded or put there by the user."""
 
 _DRIVE = "gdrive:"
 _NAMES = "classnames.txt"
-Locate = Callable[["Source"], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """One file that is published somewhere, and which paths of the layout it gives; see sources.toml."""
+class PublishedFile:
+    """A file that is published somewhere, and the paths of the layout that it provides; see sources.toml."""
 
     file: str
     url: str
@@ -53,60 +50,45 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a data set is prepared: the paths it needs under the data root, and who has them."""
+    """How a data set is prepared: the paths it needs under the data root, and the files that provide them."""
 
     home: str
     needs: tuple[str, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[PublishedFile, ...]
     by_hand: str = ""
 
     def missing(self, root: Path) -> list[str]:
-        """The paths that are not there yet."""
-        return [need for need in self.needs if not _is_there(root / need)]
+        """Return the paths that are not there yet; an empty folder counts as missing."""
+        paths = {need: root / need for need in self.needs}
+        return [need for need, path in paths.items() if not (any(path.iterdir()) if path.is_dir() else path.exists())]
 
 
-def _is_there(path: Path) -> bool:
-    return any(path.iterdir()) if path.is_dir() else path.exists()
-
-
-class Watcher(Protocol):
-    """What watches a preparation."""
+class PrepareProgress:
+    """Receives the progress of `prepare`; does nothing by default."""
 
     def say(self, text: str) -> None:
-        """Something has happened."""
+        """Called with a line about each step."""
 
     def advance(self, what: str, done: int, total: int | None) -> None:
-        """So many bytes of `what` are done."""
-
-
-class Unwatched:
-    """Shows nothing."""
-
-    def say(self, text: str) -> None:
-        """Show nothing."""
-
-    def advance(self, what: str, done: int, total: int | None) -> None:
-        """Show nothing."""
+        """Called with the bytes of `what` that are done, and their total if known."""
 
 
 @cache
 def recipes() -> dict[str, Recipe]:
-    """The table of sources, by name of the catalogue."""
+    """Return the recipes of sources.toml by name of the catalogue."""
     text = resources.files("maple").joinpath("assets", "datasets", "sources.toml").read_text(encoding="utf-8")
-    made = {}
+    loaded = {}
     for name, entry in tomllib.loads(text).items():
         needs = tuple(entry["needs"])
-        sources = tuple(_source(needs, values) for values in entry["sources"])
-        made[name] = Recipe(entry["home"], needs, sources, entry.get("by_hand", "").strip())
-    return made
+        sources = (
+            PublishedFile(**{**values, "gives": tuple(values.get("gives", needs))}) for values in entry["sources"]
+        )
+        loaded[name] = Recipe(entry["home"], needs, tuple(sources), entry.get("by_hand", "").strip())
+    return loaded
 
 
-def _source(needs: tuple[str, ...], values: dict[str, Any]) -> Source:
-    return Source(**{**values, "gives": tuple(values.get("gives", needs))})
-
-
-def published_address(source: Source) -> str:
-    """Where a source is published; of Google Drive, the address that skips the page before large files."""
+def published_address(source: PublishedFile) -> str:
+    """Return the download address; for Google Drive, the one that skips the page shown before large files."""
     file = source.url.removeprefix(_DRIVE)
     if file == source.url:
         return source.url
@@ -118,60 +100,57 @@ def prepare(
     root: Path,
     *,
     recipe: Recipe | None = None,
-    locate: Locate = published_address,
-    watcher: Watcher | None = None,
+    locate: Callable[[PublishedFile], str] = published_address,
+    progress: PrepareProgress | None = None,
     keep: bool = False,
     timeout: float = 30.0,
 ) -> list[str]:
-    """Fetch what `root` lacks of a data set of the catalogue, and put it into CoOp's layout; return what was added.
+    """Download what `root` lacks of a data set of the catalogue, in CoOp's layout, and return what was added.
 
-    What is there already stays as it is. Archives are fetched to `root/downloads/NAME`, resumed where they were
-    interrupted, checked against the published checksum where there is one, and removed when unpacked unless `keep`.
-    An archive that a user has put there is used instead of fetching it. Folders get their names only when they are
-    complete. Two processes do not get in each other's way.
+    Existing files are never replaced. Archives are downloaded to `root/downloads/NAME`, resumed after an interruption,
+    checked against the published checksum if there is one, and removed when unpacked unless `keep`. An archive that the
+    user has put there is used instead. Folders get their names only when they are complete. A lock keeps other
+    processes out.
 
     Args:
-        recipe: what to fetch, by default that of `recipes`.
-        locate: gives the address of a source: another mirror, say.
+        recipe: what to download, by default that of `recipes`.
+        locate: returns the address of a file, for another mirror.
 
     Raises:
-        DataError: the name is unknown, the root cannot be written, or another process prepares this data set.
-        DownloadError: something is still missing; the message says why, what to fetch by hand and where to put it.
+        DataError: the name is unknown, the root is not writable, or another process prepares this data set.
+        DownloadError: something is still missing; the message says why, what to download by hand and where to put it.
     """
     if name not in CATALOGUE:
         raise DataError(one_of("published data set", name, CATALOGUE))
-    recipe, watcher = recipe or recipes()[name], watcher or Unwatched()
+    recipe, progress = recipe or recipes()[name], progress or PrepareProgress()
     before = recipe.missing(root)
     if not before:
         return []
-    with _alone(root, name) as folder:
+    with _locked_downloads(root, name) as folder:
+        _copy_class_names(recipe, root, progress)
         failures: list[str] = []
-        _copy_names(recipe, root, watcher)
         if name == "imagenet":
-            failures += _attempt(sort_archives, root / "imagenet" / "images", watcher.say)
+            try:
+                sort_archives(root / "imagenet" / "images", progress.say)
+            except DataError as error:
+                failures.append(str(error))
+        # A file may have several sources: when one fails, the next is tried.
         for source in recipe.sources:
-            wanted = [need for need in recipe.missing(root) if need in source.gives]
-            if wanted:
-                fetch = partial(_fetched, source, locate=locate, watcher=watcher, timeout=timeout)
-                failures += _attempt(_use, source, wanted, root, folder, fetch, watcher)
+            needs = [need for need in recipe.missing(root) if need in source.gives]
+            try:
+                if needs:
+                    _use_source(source, needs, root, folder, locate, progress, timeout)
+            except DataError as error:
+                failures.append(str(error))
         if missing := recipe.missing(root):
-            raise DownloadError(_by_hand(name, recipe, missing, root, failures))
+            raise DownloadError(_instructions(name, recipe, missing, root, failures))
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
     return before
 
 
-def _attempt(act: Callable[..., object], *arguments: object) -> list[str]:
-    """What went wrong, if anything: another source may do better."""
-    try:
-        act(*arguments)
-    except DataError as error:
-        return [str(error)]
-    return []
-
-
 @contextmanager
-def _alone(root: Path, name: str) -> Iterator[Path]:
+def _locked_downloads(root: Path, name: str) -> Iterator[Path]:
     """The folder for the archives of a data set, while no other process prepares it."""
     folder = root / DOWNLOADS / name
     try:
@@ -189,70 +168,64 @@ def _alone(root: Path, name: str) -> Iterator[Path]:
         lock.release()
 
 
-def _copy_names(recipe: Recipe, root: Path, watcher: Watcher) -> None:
-    """ImageNet and its variants share one classnames.txt: take it from the neighbour that has it."""
+def _copy_class_names(recipe: Recipe, root: Path, progress: PrepareProgress) -> None:
+    """Copy classnames.txt, which ImageNet and its variants share, from another of them."""
     for need in recipe.missing(root):
         if need.endswith(f"/{_NAMES}"):
             for spec in CATALOGUE.values():
                 other = root / spec.folder / _NAMES
                 if spec.labels == _NAMES and other.is_file():
                     _place_file(other, root / need)
-                    watcher.say(f"{root / need}: copied from {other}")
+                    progress.say(f"{root / need}: copied from {other}")
                     break
 
 
-def _use(
-    source: Source, wanted: list[str], root: Path, folder: Path, fetch: Callable[[Path], None], watcher: Watcher
+def _use_source(
+    source: PublishedFile,
+    needs: list[str],
+    root: Path,
+    folder: Path,
+    locate: Callable[[PublishedFile], str],
+    progress: PrepareProgress,
+    timeout: float,
 ) -> None:
-    """Put what is wanted of one source into place, fetching it unless it lies there."""
+    """Put what is needed of one source into place, downloading it unless it is there."""
     file = folder / source.file
-    by_hand = file.exists()
-    if by_hand:
-        watcher.say(f"{file}: found, not fetched")
+    from_user = file.exists()
+    if from_user:
+        progress.say(f"{file}: found, not downloaded")
         check_file(file, checksum=source.checksum, size=source.size)
     else:
-        fetch(file)
+        address = locate(source)
+        progress.say(f"{source.file}: downloading from {address}")
+        download(
+            address,
+            file,
+            checksum=source.checksum,
+            size=source.size,
+            on_bytes=lambda done, total: progress.advance(source.file, done, total),
+            timeout=timeout,
+        )
     try:
         if is_archive(file):
-            _place_content(source, file, wanted, root, watcher)
+            with _unpacked(file, root / needs[0], progress, source.inside) as unpacked:
+                paths = {need: _find(unpacked, source.takes.get(need, Path(need).name), file) for need in needs}
+                for need, path in paths.items():
+                    (root / need).parent.mkdir(parents=True, exist_ok=True)
+                    os.rename(path, root / need)
         else:
-            _check_labels(file)
-            _place_file(file, root / wanted[0])
+            # Label files have no published checksum: read them, so that a web page does not pass for one.
+            if file.suffix == ".json":
+                read_split(file)
+            elif file.name == _NAMES:
+                read_class_names(file)
+            _place_file(file, root / needs[0])
     except DataError:
-        if not by_hand:
-            file.unlink()  # or it would be found again
+        if not from_user:
+            file.unlink()  # or it would be used again
         raise
-    for need in wanted:
-        watcher.say(f"{root / need}: done")
-
-
-def _fetched(source: Source, file: Path, *, locate: Locate, watcher: Watcher, timeout: float) -> None:
-    address = locate(source)
-    watcher.say(f"{source.file}: fetching from {address}")
-    download(
-        address,
-        file,
-        checksum=source.checksum,
-        size=source.size,
-        on_bytes=lambda done, total: watcher.advance(source.file, done, total),
-        timeout=timeout,
-    )
-
-
-def _place_content(source: Source, archive: Path, wanted: list[str], root: Path, watcher: Watcher) -> None:
-    with _unpacked(archive, root / wanted[0], watcher, source.inside) as unpacked:
-        found = {need: _find(unpacked, source.takes.get(need, Path(need).name), archive) for need in wanted}
-        for need, path in found.items():
-            (root / need).parent.mkdir(parents=True, exist_ok=True)
-            os.rename(path, root / need)
-
-
-def _check_labels(file: Path) -> None:
-    """Raise DataError unless a split file or a file of class names can be read: their checksums are not published."""
-    if file.suffix == ".json":
-        read_split(file)
-    elif file.name == _NAMES:
-        read_class_names(file)
+    for need in needs:
+        progress.say(f"{root / need}: done")
 
 
 def _place_file(file: Path, target: Path) -> None:
@@ -261,36 +234,36 @@ def _place_file(file: Path, target: Path) -> None:
 
 
 @contextmanager
-def _unpacked(archive: Path, beside: Path, watcher: Watcher, inside: str | None) -> Iterator[Path]:
-    """The content of an archive, in a folder beside where it will go, so that moving it there is one step."""
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in beside.parent.glob(".unpacking-*"):
+def _unpacked(archive: Path, target: Path, progress: PrepareProgress, inside: str | None) -> Iterator[Path]:
+    """The content of an archive (or of the archive `inside` it), in a temporary folder on the disk of `target`.
+
+    So moving a folder to `target` is one step, and an interrupted one is never taken for complete.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in target.parent.glob(".unpacking-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(dir=beside.parent, prefix=".unpacking-"))
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=".unpacking-"))
+
+    def unpack_to(archive: Path, name: str) -> Path:
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress.advance(f"unpacking {archive.name}", done, None)
+
+        unpack(archive, folder / name, on_bytes=advance)
+        return folder / name
+
     try:
-        _unpack_into(archive, folder / "outer", watcher)
-        if inside is None:
-            yield folder / "outer"
-        else:
-            _unpack_into(_find(folder / "outer", inside, archive), folder / "inner", watcher)
-            yield folder / "inner"
+        unpacked = unpack_to(archive, "outer")
+        yield unpacked if inside is None else unpack_to(_find(unpacked, inside, archive), "inner")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _unpack_into(archive: Path, folder: Path, watcher: Watcher) -> None:
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        watcher.advance(f"unpacking {archive.name}", done, None)
-
-    unpack(archive, folder, on_bytes=advance)
-
-
 def _find(folder: Path, name: str, archive: Path) -> Path:
-    """The file or folder of that name that lies highest."""
+    """The topmost file or folder of that name."""
     level = [folder]
     while level:
         children = sorted(child for parent in level for child in parent.iterdir() if child.name != "__MACOSX")
@@ -302,20 +275,24 @@ def _find(folder: Path, name: str, archive: Path) -> Path:
     raise DownloadError(f"{archive}: holds no {name} (but {shown}); it is not what was published")
 
 
-def _by_hand(name: str, recipe: Recipe, missing: list[str], root: Path, failures: list[str]) -> str:
+def _instructions(name: str, recipe: Recipe, missing: list[str], root: Path, failures: list[str]) -> str:
+    """What is missing, why, and how to get it by hand."""
     lines = [f"{name} is not complete: {', '.join(str(root / need) for need in missing)} still missing"]
     lines += [f"  failed: {failure}" for failure in failures]
     if recipe.by_hand:
         lines += recipe.by_hand.format(root=root).splitlines()
-    places: dict[str, list[Source]] = {}
+    by_file: dict[str, list[PublishedFile]] = {}
     for source in recipe.sources:
         if set(source.gives) & set(missing):
-            places.setdefault(source.file, []).append(source)
-    if places:
-        lines.append(f"By hand (the page of the data set is {recipe.home}): get, put, and run this command again")
-    for file, sources in places.items():
-        gives = ", ".join(need for need in sources[0].gives if need in missing)
+            by_file.setdefault(source.file, []).append(source)
+    if by_file:
+        lines.append(
+            f"By hand (the page of the data set is {recipe.home}): download these files, put them here, and run this "
+            "command again"
+        )
+    for file, sources in by_file.items():
+        needs = ", ".join(need for need in sources[0].gives if need in missing)
         check = f" ({sources[0].checksum})" if sources[0].checksum else ""
         pages = " or ".join(source.page for source in sources)
-        lines.append(f"  for {gives}: {pages}{check}\n    as {root / DOWNLOADS / name / file}")
+        lines.append(f"  for {needs}: {pages}{check}\n    as {root / DOWNLOADS / name / file}")
     return "\n".join(lines)
