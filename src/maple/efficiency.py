@@ -25,7 +25,8 @@ from maple.config import RunSettings
 from maple.errors import ConfigError
 from maple.methods import Method, build_method
 from maple.prompts import TemplateClasses
-from maple.report import COSTS, CostRow
+from maple.report.collect import COSTS
+from maple.report.records import CostRow
 from maple.runs import environment, processor
 from maple.train import Trainer
 

@@ -87,14 +87,14 @@ def test_what_it_says(folder: Path, fitted: Path) -> None:
     assert "accuracy on 6 held-out images" in done.stdout
     result = read_fit(fitted)
     assert result.versus is not None
-    for one in (result.versus.ours, result.versus.theirs):
+    for one in (result.versus.method, result.versus.zero_shot):
         low, high = one.interval
         assert f"{one.title:<14}  {100 * one.fraction:5.1f}  ({100 * low:.1f} to {100 * high:.1f})" in done.stdout
-    assert result.versus.mended - result.versus.broken == result.versus.ours.right - result.versus.theirs.right
+    assert result.versus.fixed - result.versus.regressed == result.versus.method.right - result.versus.zero_shot.right
     assert f"maple predict {fitted} picture.jpg" in done.stdout
     printed = json.loads(run("fit", folder, *OPTIONS, "--output", fitted, "--json").stdout)
-    assert printed["method"]["right"] == result.versus.ours.right
-    assert printed["versus"]["mended"] == result.versus.mended
+    assert printed["method"]["right"] == result.versus.method.right
+    assert printed["versus"]["mended"] == result.versus.fixed
 
 
 def test_a_finished_fit_computes_nothing(folder: Path, fitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from maple.methods import describe_methods
+
 MakeRun = Callable[..., Path]
+
+METHODS = describe_methods()
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "zero_shot": {"templates": ["a photo of a {}."]},

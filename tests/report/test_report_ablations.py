@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from report_rows import MakeRun
+from report_rows import METHODS, MakeRun
 
 from maple.report import Report
-from maple.report.ablations import find_ablations
+from maple.report.series import find_ablations
 from maple.report.tables import Table
 
 
@@ -19,7 +19,7 @@ def make_depths(make_run: MakeRun, depths: dict[int, float], dataset: str = "pet
 
 
 def ablation_tables(runs: Path) -> list[Table]:
-    return [table for table in Report(runs).tables if table.caption.startswith("Ablation")]
+    return [table for table in Report(runs, METHODS).tables if table.caption.startswith("Ablation")]
 
 
 def test_numbers_in_their_order(make_run: MakeRun, runs: Path) -> None:
@@ -46,7 +46,7 @@ def test_two_numbers_or_two_differences_make_none(make_run: MakeRun, runs: Path)
 def test_words_and_several_settings(make_run: MakeRun, runs: Path) -> None:
     for sharing in ("per_layer", "unified"):
         make_depths(make_run, {1: 0.1, 2: 0.2, 3: 0.3}, coupling_sharing=sharing)
-    (group,) = Report(runs).groups
+    (group,) = Report(runs, METHODS).groups
     depth, sharing_ablation = sorted(find_ablations(group), key=lambda found: not found.numeric)
     assert (depth.setting, depth.numeric, depth.values) == ("prompt_depth", True, ("1", "2", "3"))
     assert [series.others for series in depth.series] == ["coupling_sharing=per_layer", "coupling_sharing=unified"]
@@ -68,9 +68,9 @@ def test_the_page_draws_it(make_run: MakeRun, runs: Path) -> None:
     for direction in ("text_to_vision", "vision_to_text"):
         make_depths(make_run, {1: 0.25}, coupling_direction=direction)
     make_run("zero_shot", base=0.9, novel=0.9)
-    page = Report(runs).text("html")
+    page = Report(runs, METHODS).text("html")
     assert "MaPLe at several values of prompt_depth" in page
     assert 'aria-label="MaPLe at 3 values of prompt_depth"' in page
     assert 'aria-label="MaPLe at 2 values of coupling_direction"' in page
-    assert "Ablation of prompt\\_depth: MaPLe" in Report(runs).text("markdown")
-    assert r"Ablation of prompt\_depth: MaPLe" in Report(runs).text("latex")
+    assert "Ablation of prompt\\_depth: MaPLe" in Report(runs, METHODS).text("markdown")
+    assert r"Ablation of prompt\_depth: MaPLe" in Report(runs, METHODS).text("latex")

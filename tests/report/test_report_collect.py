@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from report_rows import MakeRun, row
+from report_rows import METHODS, MakeRun, row
 
 from maple.errors import DataError
 from maple.report import collect
@@ -13,10 +13,10 @@ from maple.report import collect
 def test_runs_are_found_at_any_depth(make_run: MakeRun, runs: Path) -> None:
     make_run("maple", base=0.5, novel=0.5, folder="b/deep/run")
     make_run("coop", base=0.5, folder="a")
-    found = collect(runs)
+    found = collect(runs, METHODS)
     assert [run.name for run in found.runs] == ["a", "b/deep/run"]
     assert len(found.evaluations) == 3
-    assert [run.name for run in collect(runs / "a").runs] == ["."]
+    assert [run.name for run in collect(runs / "a", METHODS).runs] == ["."]
 
 
 def test_a_damaged_line_costs_only_itself(make_run: MakeRun, runs: Path) -> None:
@@ -24,7 +24,7 @@ def test_a_damaged_line_costs_only_itself(make_run: MakeRun, runs: Path) -> None
     lines = (run / "rows.jsonl").read_text()
     wrong = json.loads(lines.splitlines()[0]) | {"top1": 1.5}
     (run / "rows.jsonl").write_text(f'{{"cut\n{json.dumps(wrong)}\n[1]\n{lines}')
-    found = collect(runs)
+    found = collect(runs, METHODS)
     assert [one.row.top1 for one in found.evaluations] == [0.5, 0.6]
     places = [problem.place for problem in found.problems]
     assert places == [f"pets_maple_1/rows.jsonl line {number}" for number in (1, 3, 2)]
@@ -35,7 +35,7 @@ def test_a_damaged_folder_is_named(make_run: MakeRun, runs: Path) -> None:
     make_run("maple", base=0.5)
     broken = make_run("coop", base=0.5)
     (broken / "config.json").write_text("{")
-    found = collect(runs)
+    found = collect(runs, METHODS)
     assert [run.name for run in found.runs] == ["pets_maple_1"]
     assert found.problems[0].place == "pets_coop_1/config.json"
 
@@ -45,9 +45,9 @@ def test_runs_without_evaluation_are_listed_with_the_reason(make_run: MakeRun, r
     make_run("coop", seed=2)
     interrupted = make_run("coop", seed=3)
     (interrupted / "prompts.safetensors").unlink()
-    told = {problem.place: problem.reason for problem in collect(runs).silent}
-    assert told["pets_coop_2"].startswith("finished, but not evaluated: maple evaluate ")
-    assert told["pets_coop_3"] == "not finished: 2 of 2 epochs; repeat its command to go on"
+    reasons = {problem.place: problem.reason for problem in collect(runs, METHODS).without_evaluation}
+    assert reasons["pets_coop_2"].startswith("finished, but not evaluated: maple evaluate ")
+    assert reasons["pets_coop_3"] == "not finished: 2 of 2 epochs; repeat its command to continue"
 
 
 def test_failed_runs_of_a_sweep_are_listed_with_their_error(make_run: MakeRun, runs: Path) -> None:
@@ -58,25 +58,25 @@ def test_failed_runs_of_a_sweep_are_listed_with_their_error(make_run: MakeRun, r
         (folder / "failure.json").write_text(content)
     (runs / "odd").mkdir()
     (runs / "odd" / "failure.json").write_text("{")
-    told = {problem.place: problem.reason for problem in collect(runs).silent}
-    assert told.pop("odd").startswith("failed: failure.json is unreadable")
-    assert told == {begun.name: "failed: diverged", "early": "failed: too deep"}
+    reasons = {problem.place: problem.reason for problem in collect(runs, METHODS).without_evaluation}
+    assert reasons.pop("odd").startswith("failed: failure.json is unreadable")
+    assert reasons == {begun.name: "failed: diverged", "early": "failed: too deep"}
 
 
 def test_nothing_to_report(make_run: MakeRun, runs: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere is no folder"):
-        collect(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="nowhere is not a folder"):
+        collect(tmp_path / "nowhere", METHODS)
     with pytest.raises(DataError, match="there is no run in"):
-        collect(tmp_path)
+        collect(tmp_path, METHODS)
     make_run("maple")
     with pytest.raises(DataError, match=r"no run in .* has a readable evaluation .*pets_maple_1: finished, but not"):
-        collect(runs)
+        collect(runs, METHODS)
 
 
 def test_the_same_evaluation_counts_once(make_run: MakeRun, runs: Path) -> None:
     make_run("maple", base=0.5, folder="a")
     make_run("maple", base=0.6, folder="b")
-    found = collect(runs)
+    found = collect(runs, METHODS)
     assert [one.row.top1 for one in found.evaluations] == [0.5]
     assert found.problems[0].place == "b, pets base"
     assert "60.00 % here, 50.00 % there" in found.problems[0].reason
@@ -98,15 +98,15 @@ def test_the_own_data_set_is_known(asked: str, dataset: str, own: bool, make_run
     one = row("maple", dataset, 1, "all", 0.5, ["x"], source={"dataset": asked})
     run = make_run("maple", "any", rows=[one])
     (run / "items.json").write_text(json.dumps({"items": [{"path": "twemoji/1f347/8"}]}))
-    assert [found.own for found in collect(runs).evaluations] == [own]
+    assert [found.own for found in collect(runs, METHODS).evaluations] == [own]
 
 
 def test_predictions_outside_the_run_are_refused(make_run: MakeRun, runs: Path) -> None:
     good = row("maple", "pets", 1, "all", 0.5, ["x"])
     make_run("maple", rows=[good, {**good, "classes": "base", "predictions": "../../secret.npz"}])
-    found = collect(runs)
+    found = collect(runs, METHODS)
     assert len(found.evaluations) == 1
-    assert "must lie inside the run" in found.problems[0].reason
+    assert "must be inside the run" in found.problems[0].reason
 
 
 @pytest.mark.parametrize("section", ["train", "data", "backbone"])
@@ -115,7 +115,7 @@ def test_settings_of_an_odd_shape_cost_their_run_alone(section: str, make_run: M
     broken = make_run("coop", base=0.5)
     settings = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps({**settings, section: [1]}))
-    found = collect(runs)
+    found = collect(runs, METHODS)
     assert [run.name for run in found.runs] == ["pets_maple_1"]
     assert found.problems[0].reason == f"damaged: {section} must be an object"
 
@@ -125,6 +125,6 @@ def test_an_epoch_of_an_odd_shape_is_left_out_and_said(wrong: dict[str, object],
     metrics = make_run("maple", base=0.5) / "metrics.jsonl"
     first, second = map(json.loads, metrics.read_text().splitlines())
     metrics.write_text(f"{json.dumps({**first, **wrong})}\n{json.dumps(second)}\n")
-    found = collect(runs)
+    found = collect(runs, METHODS)
     assert [epoch["epoch"] for epoch in found.runs[0].history] == [1]
     assert found.problems[0].place == "pets_maple_1/metrics.jsonl line 1"

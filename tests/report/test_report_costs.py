@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_rows import MakeRun
+from report_rows import METHODS, MakeRun
 
 from maple.errors import DataError
 from maple.report import Report, write_report
-from maple.report.costs import read_costs
+from maple.report.collect import read_costs
 
 
 def record(recipe: str, name: str | None = None, **changes: Any) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def write(folder: Path, *records: dict[str, Any]) -> None:
 def test_one_table_over_methods(tmp_path: Path) -> None:
     zero = record("zero_shot", parameters=0, method={"name": "zero_shot"})
     write(tmp_path, record("maple-shallow", "maple"), record("tip-adapter-f", "tip_adapter"), zero, record("coop"))
-    counted, timed, published = Report(tmp_path).tables
+    counted, timed, published = Report(tmp_path, METHODS).tables
     assert counted.caption == "Complexity: ViT-B-16, fp32, 50 classes, on a machine, 1 thread"
     rows = {label: [cell.text for cell in cells] for label, cells in counted.sections[0].rows}
     assert list(rows) == ["zero-shot CLIP", "CoOp", "MaPLe-shallow", "Tip-Adapter-f"], "in the order of all tables"
@@ -68,7 +68,7 @@ def test_one_table_over_methods(tmp_path: Path) -> None:
 def test_published_costs_name_their_source_and_fit(tmp_path: Path) -> None:
     maple = record("maple", method={"name": "maple", "prompt_length": 2})
     write(tmp_path, maple, record("cocoop"))
-    (table,) = Report(tmp_path).tables[2:]
+    (table,) = Report(tmp_path, METHODS).tables[2:]
     sections = {section.title.partition(":")[0].partition(",")[0]: section for section in table.sections}
     assert list(sections) == ["PromptKD (CVPR 2024)", "Koorye/SkipTuning 8c4636e", "README of htyao89/KgCoOp"]
     assert [cell.text for cell in sections["PromptKD (CVPR 2024)"].rows[0][1]] == ["162.5", "15.08"]
@@ -77,7 +77,7 @@ def test_published_costs_name_their_source_and_fit(tmp_path: Path) -> None:
         ("Method", "Training, s", "Memory, MB"),
         ["CoCoOp", "MaPLe"],
     )
-    text = Report(tmp_path).text("markdown")
+    text = Report(tmp_path, METHODS).text("markdown")
     assert "167.0" not in text
     assert "60.2" not in text, "recalled from memory, so not to be presented as published"
 
@@ -87,14 +87,14 @@ def test_published_costs_name_their_source_and_fit(tmp_path: Path) -> None:
 )
 def test_nothing_published_where_it_does_not_fit(changes: dict[str, Any], tmp_path: Path) -> None:
     write(tmp_path, {**record("coop"), **changes})
-    assert len(Report(tmp_path).tables) == 2
+    assert len(Report(tmp_path, METHODS).tables) == 2
 
 
 def test_conditions_are_not_mixed_and_the_later_counts(tmp_path: Path) -> None:
     later = {**record("coop")["environment"], "started": "2026-02-01"}
     write(tmp_path / "b", record("coop", parameters=1, environment=later))
     write(tmp_path / "a", record("coop", parameters=2), record("coop", classes=100), record("coop", machine="b"))
-    tables = [table for table in Report(tmp_path).tables if table.caption.startswith("Complexity")]
+    tables = [table for table in Report(tmp_path, METHODS).tables if table.caption.startswith("Complexity")]
     assert [len(table.sections[0].rows) for table in tables] == [1, 1, 1]
     assert {row[1][0].text for table in tables for row in table.sections[0].rows} == {"1", "2,048"}
 
@@ -112,7 +112,7 @@ def test_conditions_are_not_mixed_and_the_later_counts(tmp_path: Path) -> None:
 def test_damaged_records_cost_themselves_alone(content: str, reason: str, tmp_path: Path) -> None:
     write(tmp_path, record("coop"))
     (tmp_path / "complexity" / "bad.json").write_text(content)
-    collection = Report(tmp_path).collection
+    collection = Report(tmp_path, METHODS).collection
     assert len(collection.costs) == 1
     (problem,) = collection.problems
     assert problem.place == "complexity/bad.json"
@@ -122,7 +122,7 @@ def test_damaged_records_cost_themselves_alone(content: str, reason: str, tmp_pa
 def test_beside_runs_and_in_every_format(make_run: MakeRun, runs: Path, tmp_path: Path) -> None:
     make_run("maple", base=0.8, novel=0.6)
     write(runs, record("coop"))
-    report, written = write_report(runs, ["html", "markdown", "latex", "csv"], tmp_path / "out")
+    report, written = write_report(runs, ["html", "markdown", "latex", "csv"], tmp_path / "out", methods=METHODS)
     assert [path.name for path in written] == [
         *("report.html", "report.md", "report.tex", "report.csv", "report_complexity.csv"),
     ]
@@ -145,8 +145,10 @@ def test_beside_runs_and_in_every_format(make_run: MakeRun, runs: Path, tmp_path
 
 def test_costs_alone_and_nothing_at_all(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no run in"):
-        Report(tmp_path)
+        Report(tmp_path, METHODS)
     write(tmp_path, record("coop"))
-    assert Report(tmp_path).headline.startswith("What 1 method costs: ViT-B-16, fp32, 50 classes, on a machine")
-    assert "What the methods cost" in Report(tmp_path).text("html")
-    assert len(read_costs(tmp_path / "complexity")[0]) == 1, "the folder itself"
+    assert Report(tmp_path, METHODS).headline.startswith(
+        "What 1 method costs: ViT-B-16, fp32, 50 classes, on a machine"
+    )
+    assert "What the methods cost" in Report(tmp_path, METHODS).text("html")
+    assert len(read_costs(tmp_path / "complexity", [])) == 1, "the folder itself"

@@ -4,7 +4,7 @@ import base64
 import json
 from pathlib import Path
 
-from report_rows import MakeRun
+from report_rows import METHODS, MakeRun
 
 from maple.report import write_report
 
@@ -26,7 +26,7 @@ def explained(run: Path, count: int = 2) -> Path:
 
 
 def page(runs: Path) -> str:
-    write_report(runs)
+    write_report(runs, methods=METHODS)
     return (runs / "report.html").read_text(encoding="utf-8")
 
 
@@ -45,7 +45,7 @@ def test_no_more_than_a_few(make_run: MakeRun, runs: Path) -> None:
     explained(make_run("maple", base=0.8, novel=0.6), count=40)
     text = page(runs)
     assert text.count("data:image/png") == 4
-    assert "4 of 40 pictures" in text
+    assert "4 of 40 images" in text
 
 
 def test_pages_without_them_are_as_before(make_run: MakeRun, runs: Path) -> None:
@@ -58,7 +58,7 @@ def test_damaged_files_are_listed(make_run: MakeRun, runs: Path) -> None:
     (folder / "001_a.png").write_bytes(b"<svg>")
     (folder / "words.json").write_text('{"sets": 3}')
     text = page(runs)
-    assert "001_a.png</code>: unreadable or damaged: it is no PNG" in text
+    assert "001_a.png</code>: unreadable or damaged: it is not a PNG" in text
     assert "words.json</code>: unreadable or damaged" in text
     (folder / "maps.json").write_text(json.dumps({"maps": [{"source": "a", "class": "b", "png": "../../x.png"}]}))
     assert "maps.json</code>: unreadable or damaged" in page(runs)

@@ -7,41 +7,41 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from report_rows import MakeRun, predictions, row
+from report_rows import METHODS, MakeRun, predictions, row
 from typer.testing import CliRunner
 
 from maple.cli import app
 from maple.errors import ConfigError
 from maple.report import Report, write_report
-from maple.report.formats import latex_text
+from maple.report.write import latex_text
 
 
 def test_formats_go_where_they_are_asked_for(make_run: MakeRun, runs: Path, tmp_path: Path) -> None:
     make_run("maple", base=0.5, novel=0.5)
-    _, written = write_report(runs, ["markdown", "csv"])
+    _, written = write_report(runs, ["markdown", "csv"], methods=METHODS)
     assert written == [runs / "report.md", runs / "report.csv"]
-    _, written = write_report(runs, ["latex"], tmp_path / "new" / "table.tex")
+    _, written = write_report(runs, ["latex"], tmp_path / "new" / "table.tex", methods=METHODS)
     assert written == [tmp_path / "new" / "table.tex"]
-    _, written = write_report(runs, ["latex", "markdown"], tmp_path / "folder")
+    _, written = write_report(runs, ["latex", "markdown"], tmp_path / "folder", methods=METHODS)
     assert written == [tmp_path / "folder" / "report.tex", tmp_path / "folder" / "report.md"]
 
 
 def test_refused_without_writing(make_run: MakeRun, runs: Path, tmp_path: Path) -> None:
     make_run("maple", base=0.5, novel=0.5)
     with pytest.raises(ConfigError, match="unknown format 'pdf'; choose one of: html, markdown, latex, csv"):
-        write_report(runs, ["markdown", "pdf"])
+        write_report(runs, ["markdown", "pdf"], methods=METHODS)
     with pytest.raises(ConfigError, match="is one file, but 2 formats"):
-        write_report(runs, ["markdown", "csv"], tmp_path / "table.md")
+        write_report(runs, ["markdown", "csv"], tmp_path / "table.md", methods=METHODS)
     (tmp_path / "taken").write_text("")
     with pytest.raises(ConfigError, match="taken is a file; name a folder"):
-        write_report(runs, ["markdown"], tmp_path / "taken")
+        write_report(runs, ["markdown"], tmp_path / "taken", methods=METHODS)
     assert not list(runs.glob("report.*"))
 
 
 def test_csv_has_a_line_for_each_evaluation(make_run: MakeRun, runs: Path) -> None:
     make_run("maple", base=0.1 + 0.2, novel=0.5, source={"shots": None})
     make_run("zero_shot", base=0.5)
-    lines = list(csv.DictReader(io.StringIO(Report(runs).text("csv"))))
+    lines = list(csv.DictReader(io.StringIO(Report(runs, METHODS).text("csv"))))
     assert len(lines) == 3
     first = lines[0]
     assert (first["run"], first["method"], first["classes"], first["seed"]) == ("pets_maple_1", "maple", "base", "1")
@@ -56,7 +56,7 @@ def test_latex_is_escaped_and_whole(make_run: MakeRun, runs: Path) -> None:
     for seed in (1, 2):
         make_run("maple", "my_pets", seed, base=0.5 + seed / 10, novel=0.5)
         make_run("coop", "my_pets", seed, base=0.5, novel=0.5)
-    text = Report(runs).text("latex")
+    text = Report(runs, METHODS).text("latex")
     assert r"MaPLe & \textbf{65.00} {\scriptsize $\pm$ 7.07} & \textbf{50.00} {\scriptsize $\pm$ 0.00}" in text
     assert r"\emph{my\_pets}" in text
     for environment in ("table", "tabular"):
@@ -70,10 +70,10 @@ def test_markdown_lists_what_is_missing(make_run: MakeRun, runs: Path) -> None:
     make_run("coop", seed=2)
     with (run / "rows.jsonl").open("a") as file:
         file.write("{}\n")
-    text = Report(runs).text("markdown")
+    text = Report(runs, METHODS).text("markdown")
     assert "| MaPLe | 50.00 | 60.00 | 54.55 | 1 |" in text
     assert "## Runs without an evaluation\n\n- pets\\_coop\\_2: finished, but not evaluated" in text
-    assert "## Left out\n\n- pets\\_maple\\_1/rows.jsonl line 3: is no evaluation" in text
+    assert "## Left out\n\n- pets\\_maple\\_1/rows.jsonl line 3: not an evaluation" in text
 
 
 def test_the_command(make_run: MakeRun, runs: Path, tmp_path: Path) -> None:

@@ -9,14 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_rows import MakeRun, predictions, row
+from report_rows import METHODS, MakeRun, predictions, row
 
-from maple.errors import ConfigError
 from maple.report import Report
-from maple.report import page as page_module
-from maple.report.duels import duel
-from maple.report.examples import choose_examples, evenly, shares
-from maple.report.headline import headline
+from maple.report.predictions import choose_examples, evenly, pair_predictions, shares
+from maple.report.records import Problem
 
 PNG = b"\x89PNG\r\n\x1a\n-not-really"
 
@@ -65,7 +62,7 @@ def two_methods(make_run: MakeRun) -> None:
 @pytest.mark.usefixtures("two_methods")
 def test_it_is_whole_and_needs_nothing_else(runs: Path) -> None:
     asked: list[tuple[str, str | None, str]] = []
-    html = Report(runs).text("html", lambda *what: (asked.append(what), PNG)[1])
+    html = Report(runs, METHODS).text("html", lambda *what: (asked.append(what), PNG)[1])
     tags = parse(html)
     for tag, attributes in tags.found:
         assert tag not in ("script", "link", "iframe", "object")
@@ -88,12 +85,12 @@ def test_it_is_whole_and_needs_nothing_else(runs: Path) -> None:
 
 @pytest.mark.usefixtures("two_methods")
 def test_it_is_the_same_every_time(runs: Path) -> None:
-    assert Report(runs).text("html") == Report(runs).text("html")
+    assert Report(runs, METHODS).text("html") == Report(runs, METHODS).text("html")
 
 
 @pytest.mark.usefixtures("two_methods")
-def test_a_picture_that_cannot_be_read_leaves_its_name(runs: Path) -> None:
-    html = Report(runs).text("html", lambda *_: None)
+def test_an_image_that_cannot_be_read_leaves_its_name(runs: Path) -> None:
+    html = Report(runs, METHODS).text("html", lambda *_: None)
     assert "<img" not in html
     assert '<div class="missing">3.png</div>' in html
 
@@ -104,7 +101,7 @@ def test_names_are_text_and_nothing_else(make_run: MakeRun, runs: Path) -> None:
         kept = {"all": predictions(10, 2, right)}
         one = row(method, "pets & <b>", 1, "all", right / 10, names, source={"classes": "all"})
         make_run(method, "pets & <b>", rows=[{**one, "per_class": [right / 10, 0.1]}], kept=kept)
-    report = Report(runs)
+    report = Report(runs, METHODS)
     html = report.text("html")
     parse(html)
     assert "<script" not in html
@@ -118,7 +115,7 @@ def test_names_are_text_and_nothing_else(make_run: MakeRun, runs: Path) -> None:
 
 def test_a_data_set_with_a_backslash_in_its_name(make_run: MakeRun, runs: Path) -> None:
     make_run("coop", r"C:\x\1 pets\g<0>", base=0.5, novel=0.4)
-    assert r'aria-label="Learning curves on C:\x\1 pets\g&lt;0&gt;"' in Report(runs).text("html")
+    assert r'aria-label="Learning curves on C:\x\1 pets\g&lt;0&gt;"' in Report(runs, METHODS).text("html")
 
 
 @pytest.mark.parametrize("features", [True, False], ids=["features", "without"])
@@ -126,7 +123,7 @@ def test_one_image_of_one_class(features: bool, make_run: MakeRun, runs: Path) -
     for method in ("zero_shot", "maple"):
         one = row(method, "pets", 1, "all", 1.0, ["cat"], images=1, source={"classes": "all"})
         make_run(method, rows=[one], kept={"all": predictions(1, 1, 1, features=features)})
-    html = Report(runs).text("html")
+    html = Report(runs, METHODS).text("html")
     parse(html)
     assert "Right both times" in html
 
@@ -134,18 +131,18 @@ def test_one_image_of_one_class(features: bool, make_run: MakeRun, runs: Path) -
 def test_without_features_there_is_no_plane(make_run: MakeRun, runs: Path) -> None:
     make_run("zero_shot", base=0.5, novel=0.5, kept=both(10, 2, 5))
     make_run("cocoop", base=0.6, novel=0.6, kept=both(10, 2, 6, features=False))
-    html = Report(runs).text("html")
-    assert "Mended by prompts" in html
+    html = Report(runs, METHODS).text("html")
+    assert "Fixed by prompts" in html
     assert "Image features of" not in html
 
 
 def test_without_predictions_there_are_still_tables(make_run: MakeRun, runs: Path) -> None:
     make_run("zero_shot", base=0.5, novel=0.5)
     make_run("maple", base=0.6, novel=0.6)
-    html = Report(runs).text("html")
+    html = Report(runs, METHODS).text("html")
     parse(html)
     assert "60.00" in html
-    assert "picture by picture" not in html
+    assert "image by image" not in html
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "gone", "pickle"])
@@ -161,22 +158,23 @@ def test_damaged_predictions_are_listed_and_do_no_harm(damage: str, make_run: Ma
         np.savez(path, **{**predictions(10, 2, 5), "paths": np.array([{}] * 10, dtype=object)})
     else:
         path.unlink()
-    html = Report(runs).text("html")
+    html = Report(runs, METHODS).text("html")
     assert "pets_maple_1/predictions/base.npz" in html
-    assert "picture by picture" not in html
+    assert "image by image" not in html
 
 
-def test_pictures_are_chosen_by_rule(make_run: MakeRun, runs: Path) -> None:
+def test_images_are_chosen_by_rule(make_run: MakeRun, runs: Path) -> None:
     make_run("zero_shot", base=0.5, kept={"base": predictions(100, 2, 50)}, images=100)
     make_run("maple", base=0.9, kept={"base": predictions(100, 2, 90)}, images=100)
-    (group,) = Report(runs).groups
-    against, problems = duel(group, group.variants[1], "pets")
-    assert against is not None
+    (group,) = Report(runs, METHODS).groups
+    problems: list[Problem] = []
+    _, pairs = pair_predictions(group, group.variants[1], "pets", problems)
+    assert len(pairs) == 1
     assert not problems
-    outcomes = choose_examples(against, 10)
+    outcomes = choose_examples(pairs, 10)
     assert [(outcome.name, outcome.count, len(outcome.shown)) for outcome in outcomes] == [
-        ("mended", 40, 3),
-        ("broken", 0, 0),
+        ("fixed", 40, 3),
+        ("regressed", 0, 0),
         ("both right", 50, 4),
         ("both wrong", 10, 3),
     ]
@@ -212,15 +210,15 @@ def test_the_headline_says_what_is_there(
 ) -> None:
     for method, (base, novel) in values.items():
         make_run(method, base=base, novel=novel)
-    assert said in headline(Report(runs).groups)
+    assert said in Report(runs, METHODS).headline
 
 
 def test_the_headline_tells_chance_from_effect(make_run: MakeRun, runs: Path) -> None:
     for seed, value in ((1, 0.4), (2, 0.7)):
         make_run("maple", seed=seed, base=value, novel=value)
         make_run("zero_shot", seed=seed, base=0.5, novel=0.5)
-    assert "5.0 points above" in headline(Report(runs).groups)
-    assert "smaller than the spread over seeds (± 21.2)" in headline(Report(runs).groups)
+    assert "5.0 points above" in Report(runs, METHODS).headline
+    assert "smaller than the spread over seeds (± 21.2)" in Report(runs, METHODS).headline
 
 
 def test_matplotlib_is_left_as_it_was(make_run: MakeRun, runs: Path) -> None:
@@ -228,24 +226,16 @@ def test_matplotlib_is_left_as_it_was(make_run: MakeRun, runs: Path) -> None:
 
     make_run("maple", base=0.5, novel=0.5)
     before = dict(matplotlib.rcParams)
-    Report(runs).text("html")
+    Report(runs, METHODS).text("html")
     assert dict(matplotlib.rcParams) == before
-
-
-def test_the_extra_is_asked_for(make_run: MakeRun, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_run("maple", base=0.5, novel=0.5)
-    monkeypatch.setattr(page_module, "find_spec", lambda name: None if name == "sklearn" else object())
-    with pytest.raises(ConfigError, match=r"an HTML report needs scikit-learn: pip install 'maple-clip\[report\]'"):
-        Report(runs).text("html")
-    assert "50.00" in Report(runs).text("markdown")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("two_methods")
-def test_no_report_loads_torch_and_tables_load_no_extra(runs: Path) -> None:
+def test_no_report_loads_torch_and_tables_load_no_plots(runs: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from maple.report import Report;"
-        f"report = Report(Path({str(runs)!r}));"
+        f"report = Report(Path({str(runs)!r}), {{}});"
         "[report.text(kind) for kind in ('markdown', 'latex', 'csv')];"
         "print(sorted({'matplotlib', 'jinja2', 'sklearn'} & set(sys.modules)));"
         "report.text('html');"

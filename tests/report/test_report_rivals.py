@@ -1,23 +1,23 @@
-"""Against whom classes are held, and which evaluations are of a run's own data set."""
+"""With what classes are compared, and which evaluations are of a run's own data set."""
 
 from pathlib import Path
 
-from report_rows import MakeRun
+from report_rows import METHODS, MakeRun
 
 from maple.report import Report
-from maple.report.changes import class_changes, class_rivals
+from maple.report.comparison import class_baselines, class_changes
 
 
-def test_classes_are_held_against_zero_shot_and_cocoop(make_run: MakeRun, runs: Path) -> None:
+def test_classes_are_compared_with_zero_shot_and_cocoop(make_run: MakeRun, runs: Path) -> None:
     for method, base in (("zero_shot", 0.3), ("coop", 0.4), ("cocoop", 0.5), ("maple", 0.75)):
         make_run(method, base=base, novel=0.5)
-    (group,) = Report(runs).groups
+    (group,) = Report(runs, METHODS).groups
     method = next(variant for variant in group.variants if variant.name == "maple")
-    rivals = class_rivals(group, method)
-    assert [rival.name for rival in rivals] == ["zero_shot", "cocoop"]
-    changes, seeds = class_changes(group, method, rivals[1], "pets")
+    baselines = class_baselines(group, method)
+    assert [baseline.name for baseline in baselines] == ["zero_shot", "cocoop"]
+    changes, seeds = class_changes(group, method, baselines[1], "pets")
     assert ([change.difference for change in changes], seeds) == ([0.25, 0.25, 0, 0], 1)
-    page = Report(runs).text("html")
+    page = Report(runs, METHODS).text("html")
     assert "MaPLe against CoCoOp: of 4 classes 2 gain, 0 lose and 2 stay" in page
     assert "MaPLe against zero-shot CLIP: of 4 classes 2 gain" in page
 
@@ -27,5 +27,5 @@ def test_a_domain_is_its_runs_own_data_set(make_run: MakeRun, runs: Path) -> Non
     make_run(
         "maple", "pacs/photo", base=0.5, novel=0.5, source={"dataset": asked}, asked={"dataset": asked, "part": None}
     )
-    (group,) = Report(runs).groups
+    (group,) = Report(runs, METHODS).groups
     assert group.key.kind == "base-to-novel"

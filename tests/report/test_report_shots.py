@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from report_rows import MakeRun, row
+from report_rows import METHODS, MakeRun, row
 
 from maple.report import Report
-from maple.report.shots import ShotCurves
+from maple.report.series import ShotCurves
 from maple.report.tables import Table
 
 
@@ -20,7 +20,7 @@ def few_shot(
 
 
 def curves(runs: Path) -> ShotCurves:
-    (found,) = Report(runs).curves
+    (found,) = Report(runs, METHODS).curves
     return found
 
 
@@ -35,7 +35,7 @@ def test_mean_over_data_sets_and_each(make_run: MakeRun, runs: Path) -> None:
         few_shot(make_run, "coop", shots, [first, first + 0.1])
         few_shot(make_run, "coop", shots, [first - 0.2, first - 0.1], "cars")
     few_shot(make_run, "maple", 16, [0.9, 0.9])  # not on cars, and nowhere else
-    mean, each = Report(runs).tables[:2]
+    mean, each = Report(runs, METHODS).tables[:2]
     assert mean.caption == "Accuracy on all classes against shots: tiny"
     assert mean.sections[0].columns == ("Method", "1 shot", "4 shots", "16 shots")
     found = texts(mean)
@@ -53,7 +53,7 @@ def test_settings_that_differ_at_one_number_of_shots_name_the_method_at_all(make
     for shots in (1, 2):
         few_shot(make_run, "maple", shots, [0.5], prompt_depth=9)
     few_shot(make_run, "maple", 2, [0.7], prompt_depth=1)
-    found = texts(Report(runs).tables[0])
+    found = texts(Report(runs, METHODS).tables[0])
     assert found == {"MaPLe (prompt_depth=1)": ["–", "70.00"], "MaPLe (prompt_depth=9)": ["50.00", "50.00"]}
 
 
@@ -61,26 +61,26 @@ def test_what_makes_no_curve(make_run: MakeRun, runs: Path) -> None:
     few_shot(make_run, "coop", 16, [0.5])
     few_shot(make_run, "coop", None, [0.9])
     few_shot(make_run, "zero_shot", 1, [0.4])
-    assert Report(runs).curves == [], "one number of shots, and all images"
+    assert Report(runs, METHODS).curves == [], "one number of shots, and all images"
 
 
 def test_base_to_novel_at_several_shots(make_run: MakeRun, runs: Path) -> None:
     for shots, base in ((4, 0.6), (16, 0.8)):
         make_run("maple", base=base, novel=0.4, folder=str(shots), source={"shots": shots})
-    (table, *_) = Report(runs).tables
+    (table, *_) = Report(runs, METHODS).tables
     assert table.caption == "Base-to-novel generalisation against shots: tiny"
     assert texts(table) == {"MaPLe": ["48.00", "53.33"]}  # 2 * .24 / 1, 2 * .32 / 1.2
-    page = Report(runs).text("html")
+    page = Report(runs, METHODS).text("html")
     assert "Base, novel and harmonic mean against training images per class: pets" in page
 
 
-def test_the_page_draws_it_and_speaks_of_most_shots(make_run: MakeRun, runs: Path) -> None:
+def test_the_page_draws_it_and_the_headline_has_most_shots(make_run: MakeRun, runs: Path) -> None:
     for dataset in ("pets", "cars"):
         few_shot(make_run, "zero_shot", 1, [0.5], dataset)
         for shots in (1, 2, 8):
             for method in ("coop", "maple"):
                 few_shot(make_run, method, shots, [0.1 * shots, 0.1 * shots], dataset)
-    report = Report(runs)
+    report = Report(runs, METHODS)
     assert "8 shots, 2 seeds" in report.headline
     page = report.text("html")
     assert "Accuracy against training images per class: the mean over 2 data sets." in page

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_rows import MakeRun, row
+from report_rows import METHODS, MakeRun, row
 
 from maple.report import Report, Table
+from maple.report.comparison import paired_tests
 from maple.report.groups import Group
-from maple.report.statistics import compare
 
 
 def cells(table: Table, section: int = 0) -> dict[str, list[str]]:
@@ -21,7 +21,7 @@ def best(table: Table, section: int = 0) -> dict[str, list[bool]]:
 
 
 def only_group(runs: Path) -> Group:
-    (group,) = Report(runs).groups
+    (group,) = Report(runs, METHODS).groups
     return group
 
 
@@ -31,7 +31,7 @@ def test_mean_deviation_and_both_averages(make_run: MakeRun, runs: Path) -> None
         make_run("maple", "pets", seed, base=base, novel=novel)
     for seed, base, novel in ((1, 0.4, 0.2), (2, 0.5, 0.4)):
         make_run("maple", "cars", seed, base=base, novel=novel)
-    (table,) = Report(runs).tables
+    (table,) = Report(runs, METHODS).tables
     assert [section.title for section in table.sections] == ["Average over 2 data sets", "cars", "pets"]
     # Deviations: .1 / sqrt 2 for a difference of .1. HM of pets: 2 * .48 / 1.4 and 2 * .63 / 1.6.
     assert cells(table, 2) == {"MaPLe": ["85.00 ± 7.07", "65.00 ± 7.07", "73.66 ± 7.20", "2"]}
@@ -46,7 +46,7 @@ def test_mean_deviation_and_both_averages(make_run: MakeRun, runs: Path) -> None
 
 def test_one_seed_has_no_spread(make_run: MakeRun, runs: Path) -> None:
     make_run("maple", base=0.5, novel=0.5)
-    (table,) = Report(runs).tables
+    (table,) = Report(runs, METHODS).tables
     assert cells(table) == {"MaPLe": ["50.00", "50.00", "50.00", "1"]}
     assert "One seed, so there is no spread." in table.notes[0]
     assert not any(best(table)["MaPLe"]), "of one method none is the best"
@@ -57,7 +57,7 @@ def test_missing_seeds_and_data_sets(make_run: MakeRun, runs: Path) -> None:
         make_run("maple", "pets", seed, base=0.5, novel=0.4 if seed < 3 else None)
         make_run("coop", "pets", seed, base=0.4, novel=0.4)
     make_run("coop", "cars", 1, base=0.4, novel=0.4)
-    (table,) = Report(runs).tables
+    (table,) = Report(runs, METHODS).tables
     assert cells(table, 2)["MaPLe"][3] == "2–3"
     assert cells(table, 2)["MaPLe"][2] == "44.44 ± 0.00", "of the seeds that have both"
     assert cells(table)["MaPLe"][:4] == ["–"] * 4
@@ -69,7 +69,7 @@ def test_missing_seeds_and_data_sets(make_run: MakeRun, runs: Path) -> None:
 def test_order_and_best(make_run: MakeRun, runs: Path) -> None:
     for method, base in (("maple", 0.5), ("zero_shot", 0.5), ("coop", 0.4), ("aardvark", 0.1)):
         make_run(method, base=base, novel=base)
-    (table,) = Report(runs).tables
+    (table,) = Report(runs, METHODS).tables
     assert list(cells(table)) == ["zero-shot CLIP", "CoOp", "MaPLe", "aardvark"]
     assert [flags[0] for flags in best(table).values()] == [True, False, True, False], "equal ones are both best"
 
@@ -79,7 +79,7 @@ def test_variants_of_a_method_are_told_apart_by_what_differs(make_run: MakeRun, 
         make_run("maple", base=0.5, novel=0.5, folder=f"m{depth}", settings={"prompt_depth": depth})
     make_run("maple", base=0.5, novel=0.5, folder="lr", train={"lr": 0.1})
     make_run("coop", base=0.5, novel=0.5)
-    table, _ablation = Report(runs).tables
+    table, _ablation = Report(runs, METHODS).tables
     assert list(cells(table)) == [
         "CoOp",
         "MaPLe (lr=0.01, prompt_depth=1)",
@@ -98,7 +98,7 @@ def test_variants_that_differ_in_much_are_named_by_enough(make_run: MakeRun, run
     make_run("tip_adapter", base=0.7, folder="c", settings={"learn_keys": True}, train={**other, "epochs": 50})
     make_run("promptsrc", base=0.5, folder="d", settings={"prompts": {}})
     make_run("promptsrc", base=0.5, folder="e", settings={"prompts": {"name": "maple", "prompt_length": 2}})
-    assert list(cells(Report(runs).tables[0])) == [
+    assert list(cells(Report(runs, METHODS).tables[0])) == [
         "PromptSRC (prompts=maple)",
         "PromptSRC (prompts=own)",
         "Tip-Adapter (learn_keys=False, epochs=0, ...)",
@@ -114,7 +114,7 @@ def test_settings_that_belong_to_the_data_set_make_no_variant(make_run: MakeRun,
     make_run("maple", "pets", 1, base=0.5, novel=0.5, train={"epochs": 50})
     make_run("maple", "cars", 1, base=0.5, novel=0.5, train={"epochs": 5})
     make_run("maple", "cars", 2, base=0.5, novel=0.5, train={"epochs": 5, "workers": 8})
-    (table,) = Report(runs).tables
+    (table,) = Report(runs, METHODS).tables
     assert list(cells(table)) == ["zero-shot CLIP", "MaPLe"]
     assert cells(table, 1)["MaPLe"][3] == "2"
 
@@ -132,7 +132,7 @@ def test_settings_that_belong_to_the_data_set_make_no_variant(make_run: MakeRun,
 def test_what_differs_is_not_mixed(change: dict[str, Any], make_run: MakeRun, runs: Path) -> None:
     make_run("maple", base=0.5, novel=0.5, folder="a")
     make_run("maple", base=0.9, novel=0.9, folder="b", **change)
-    tables = [table for table in Report(runs).tables if "against shots" not in table.caption]
+    tables = [table for table in Report(runs, METHODS).tables if "against shots" not in table.caption]
     assert sorted(cells(table)["MaPLe"][0] for table in tables) == ["50.00", "90.00"]
     assert len({table.caption for table in tables}) == 2, "and the captions say which is which"
 
@@ -141,7 +141,7 @@ def test_zero_shot_stands_beside_any_number_of_shots(make_run: MakeRun, runs: Pa
     make_run("zero_shot", base=0.5, novel=0.5, source={"shots": 1, "classes": "all"})
     make_run("maple", base=0.6, novel=0.6, folder="a", source={"shots": 4})
     make_run("maple", base=0.7, novel=0.7, folder="b", source={"shots": 8})
-    tables = [table for table in Report(runs).tables if "against shots" not in table.caption]
+    tables = [table for table in Report(runs, METHODS).tables if "against shots" not in table.caption]
     assert [list(cells(table)) for table in tables] == [["zero-shot CLIP", "MaPLe"]] * 2
 
 
@@ -152,7 +152,7 @@ def test_transfer_has_its_source_apart(make_run: MakeRun, runs: Path) -> None:
             for dataset, value in zip(("imagenet", "pets", "cars"), values, strict=True)
         ]
         make_run(method, "imagenet", rows=found)
-    accuracy, transfer = Report(runs).tables
+    accuracy, transfer = Report(runs, METHODS).tables
     assert accuracy.caption == "Accuracy on all classes: tiny, 16 shots"
     assert transfer.caption == "Trained on imagenet, evaluated elsewhere (all classes): tiny, 16 shots"
     assert transfer.sections[0].columns == ("Method", "imagenet (source)", "cars", "pets", "Average", "Seeds")
@@ -166,7 +166,7 @@ def test_other_class_names_are_another_column(make_run: MakeRun, runs: Path) -> 
     renamed = [row("maple", "pets", 1, "all", 0.7, names, source=source) for names in (["c", "d"], ["a"])]
     make_run("maple", rows=plain + renamed)
     make_run("maple", seed=2, rows=[{**plain[0], "seed": 2}])
-    (table,) = Report(runs).tables
+    (table,) = Report(runs, METHODS).tables
     assert table.sections[0].columns[1:4] == ("pets", "pets (1 classes)", "pets (other names)")
 
 
@@ -174,7 +174,7 @@ def test_folders_of_one_name_are_two_data_sets(make_run: MakeRun, runs: Path) ->
     for place, value in (("a", 0.5), ("b", 0.7)):
         found = row("maple", "pets", 1, "all", value, ["x"], source={"dataset": f"/{place}/pets", "classes": "all"})
         make_run("maple", rows=[found], folder=place)
-    (table,) = Report(runs).tables
+    (table,) = Report(runs, METHODS).tables
     assert table.sections[0].columns[1:3] == ("pets in /a", "pets in /b")
 
 
@@ -183,12 +183,12 @@ def test_paired_comparison(make_run: MakeRun, runs: Path) -> None:
     for seed in range(5):
         make_run("zero_shot", seed=seed, base=0.5, novel=0.5)
         make_run("maple", seed=seed, base=0.6 + seed / 100, novel=0.5)
-    (one,) = compare(only_group(runs))
+    (one,) = paired_tests(only_group(runs))
     assert (one.method, one.baseline, one.pairs, one.wins, one.ties) == ("MaPLe", "zero-shot CLIP", 5, 5, 0)
     assert one.differences["base"] == pytest.approx(0.12)
     assert one.differences["novel"] == 0
     assert one.p == pytest.approx(0.0625)
-    table = Report(runs).tables[1]
+    table = Report(runs, METHODS).tables[1]
     assert cells(table) == {"MaPLe − zero-shot CLIP": ["+12.00", "0.00", "+5.35", "5 of 5", "0.062"]}
 
 
@@ -198,7 +198,7 @@ def test_pairs_go_by_seed(make_run: MakeRun, runs: Path) -> None:
     for seed in range(6):
         make_run("maple", seed=seed, base=0.5, novel=0.5)
         make_run("coop", seed=seed + 3, base=0.5, novel=0.5)
-    found = compare(only_group(runs))
+    found = paired_tests(only_group(runs))
     assert [(one.method, one.baseline, one.pairs) for one in found] == [
         ("CoOp", "zero-shot CLIP", 6),
         ("MaPLe", "zero-shot CLIP", 6),
@@ -209,18 +209,18 @@ def test_pairs_go_by_seed(make_run: MakeRun, runs: Path) -> None:
 
 def test_what_a_method_cannot_speak_of_is_a_dash(make_run: MakeRun, runs: Path) -> None:
     make_run("linear_probe", "food", base=0.9)
-    (table,) = Report(runs).tables
+    (table,) = Report(runs, METHODS).tables
     assert cells(table)["linear probe"][:3] == ["90.00", "–", "–"]
-    assert any("say nothing about classes they were not trained on" in note for note in table.notes)
+    assert any("cannot predict classes they were not trained on" in note for note in table.notes)
     make_run("maple", "food", base=0.8, novel=0.6)
-    table = Report(runs).tables[0]
+    table = Report(runs, METHODS).tables[0]
     assert cells(table)["linear probe"][:3] == ["90.00", "–", "–"]
 
 
 def test_nothing_is_said_of_dashes_where_there_are_none(make_run: MakeRun, runs: Path) -> None:
     make_run("maple", "food", base=0.8, novel=0.6)
-    (table,) = Report(runs).tables
-    assert not any("say nothing" in note for note in table.notes)
+    (table,) = Report(runs, METHODS).tables
+    assert not any("cannot predict" in note for note in table.notes)
 
 
 OPENAI = {"name": "ViT-B-16", "pretrained": "openai", "precision": "fp16", "fingerprint": "v"}
@@ -231,7 +231,7 @@ def test_published_numbers_stand_beside_ours(make_run: MakeRun, runs: Path) -> N
     options: dict[str, Any] = {"settings": FULL, "train": {"epochs": 5}, "backbone": OPENAI}
     make_run("maple", "eurosat", base=0.95, novel=0.7, **options)
     make_run("zero_shot", "eurosat", base=0.5, novel=0.5, backbone=OPENAI)
-    (table,) = Report(runs).tables
+    (table,) = Report(runs, METHODS).tables
     assert table.sections[0].columns[4:7] == ("published base", "published novel", "published HM")
     assert cells(table)["MaPLe"][3:6] == ["94.07 (+0.93)", "73.23 (−3.23)", "82.35 (−1.74)"]
     assert "PromptKD" in table.notes[-1]
@@ -251,14 +251,14 @@ def test_published_numbers_stand_beside_ours(make_run: MakeRun, runs: Path) -> N
 def test_published_numbers_only_where_they_fit(changes: dict[str, Any], make_run: MakeRun, runs: Path) -> None:
     fitting: dict[str, Any] = {"settings": FULL, "train": {"epochs": 5}, "backbone": OPENAI}
     make_run("maple", "eurosat", base=0.95, novel=0.7, **{**fitting, **changes})
-    tables = json.dumps([table.notes for table in Report(runs).tables])
+    tables = json.dumps([table.notes for table in Report(runs, METHODS).tables])
     assert "ublished" not in tables
 
 
 def test_no_published_number_was_recalled_from_memory() -> None:
-    from maple.report.published import ELEVEN, published_numbers
+    from maple.report.published import ELEVEN, published_results
 
-    numbers = published_numbers()
+    numbers = published_results()
     assert len(numbers) == 174
     assert all(number.read_in and "memory" not in number.read_in.lower() for number in numbers)
     maple = {n.dataset: n.values for n in numbers if (n.method, n.protocol) == ("maple", "base-to-novel")}

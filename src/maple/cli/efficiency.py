@@ -36,7 +36,8 @@ def efficiency_command(
     from maple.distributed import this_process
     from maple.efficiency import measure_cost, write_cost
     from maple.errors import MapleError
-    from maple.report import COSTS, CostRow
+    from maple.report.collect import COSTS
+    from maple.report.records import CostRow
 
     _check_output(output)
     sizes = number_list(batch, "--batch") or []
@@ -96,7 +97,8 @@ def _teller(name: str) -> Any:
 
 def _show(rows: list[Any]) -> None:
     from maple.cli.report import show_table
+    from maple.methods import describe_methods
     from maple.report import cost_tables
 
-    for table in cost_tables(tuple(rows)):
+    for table in cost_tables(rows, describe_methods()):
         show_table(table)

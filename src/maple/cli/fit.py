@@ -11,7 +11,7 @@ from maple.errors import visible
 
 if TYPE_CHECKING:
     from maple.fitting import FitResult
-    from maple.report.versus import Accuracy, Versus
+    from maple.report.comparison import MeasuredAccuracy, PairedAccuracy
 
 _MOST_CHANGES = 5
 
@@ -85,10 +85,10 @@ def fit_command(
     folder = _folder(output, fit_folder(settings))
 
     from maple.cli.fit_progress import FitBars
-    from maple.cli.report import pictures
+    from maple.cli.report import thumbnail_loader
 
     with FitBars(settings, folder) as progress:
-        result = fit(settings, folder, device=device, progress=progress, picture=pictures(data_root))
+        result = fit(settings, folder, device=device, progress=progress, load_thumbnail=thumbnail_loader(data_root))
     if as_json:
         typer.echo(json.dumps(_as_json(result), indent=1))
         return
@@ -124,13 +124,13 @@ def _show(result: "FitResult") -> None:
         typer.echo(f"no page: {result.no_page}")
 
 
-def _show_versus(found: "Versus") -> None:
-    width = max(len(found.ours.title), len(found.theirs.title))
-    typer.echo(f"accuracy on {found.ours.images:,} held-out images, in per cent (95 % interval)")
-    for one in (found.theirs, found.ours):
+def _show_versus(found: "PairedAccuracy") -> None:
+    width = max(len(found.method.title), len(found.zero_shot.title))
+    typer.echo(f"accuracy on {found.method.images:,} held-out images, in per cent (95 % interval)")
+    for one in (found.zero_shot, found.method):
         typer.echo(_line(one, width))
     typer.echo(
-        f"images: {found.mended:,} right that zero-shot CLIP has wrong, {found.broken:,} wrong that it has right"
+        f"images: {found.fixed:,} right that zero-shot CLIP has wrong, {found.regressed:,} wrong that it has right"
         f" ({_verdict(found)})"
     )
     better = [change for change in found.changes if change.difference > 0]
@@ -144,12 +144,12 @@ def _show_versus(found: "Versus") -> None:
         typer.echo(f"{word}: {len(changes)} of {len(found.changes)} classes" + (f" ({shown}{more})" if shown else ""))
 
 
-def _line(one: "Accuracy", width: int) -> str:
+def _line(one: "MeasuredAccuracy", width: int) -> str:
     low, high = one.interval
     return f"  {one.title:<{width}}  {100 * one.fraction:5.1f}  ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _verdict(found: "Versus") -> str:
+def _verdict(found: "PairedAccuracy") -> str:
     chance = "hardly chance" if found.p < 0.05 else "may be chance"
     small = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.3f}"
     return f"sign test: {small}, {chance}"
@@ -166,15 +166,15 @@ def _show_next(folder: Path, *, serve: bool) -> None:
 
 
 def _as_json(result: "FitResult") -> dict[str, Any]:
-    def accuracy(one: "Accuracy | None") -> dict[str, Any] | None:
+    def accuracy(one: "MeasuredAccuracy | None") -> dict[str, Any] | None:
         if one is None:
             return None
         return {"right": one.right, "images": one.images, "accuracy": one.fraction, "interval": list(one.interval)}
 
     found = result.versus
     versus = found and {
-        "mended": found.mended,
-        "broken": found.broken,
+        "mended": found.fixed,
+        "broken": found.regressed,
         "p": found.p,
         "changes": [{"class": one.class_name, "difference": one.difference} for one in found.changes],
     }
@@ -182,7 +182,7 @@ def _as_json(result: "FitResult") -> dict[str, Any]:
         "folder": str(result.folder),
         "findings": list(result.lines),
         "method": accuracy(result.ours),
-        "zero_shot": accuracy(found.theirs if found else None),
+        "zero_shot": accuracy(found.zero_shot if found else None),
         "versus": versus,
         "page": None if result.page is None else str(result.page),
     }

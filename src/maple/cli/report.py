@@ -1,6 +1,5 @@
 """`maple report`."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,13 +9,10 @@ from maple.cli.options import DataRoot, comma_list
 
 if TYPE_CHECKING:
     from maple.data import ImageStore
-    from maple.report import Table
+    from maple.report import Table, ThumbnailLoader
 
-_THUMBNAIL = 96
-"""Pixels of the longer side of a picture on the page."""
-
-_WIDE = 160
-"""Columns of text in a file or a pipe, where nothing need be cut to fit a screen."""
+_THUMBNAIL = 96  # pixels of the longer side of an image on the page
+_WIDE = 160  # columns of text in a file or a pipe, where nothing has to be cut to fit a screen
 
 
 def report_command(
@@ -30,19 +26,21 @@ def report_command(
     ] = None,
     data_root: DataRoot = None,
 ) -> None:
-    """Compare evaluated runs: tables, and a page with curves, pictures, class changes and embeddings."""
+    """Compare evaluated runs: tables, and a page with curves, images, class changes and embeddings."""
     from rich.console import Console
     from rich.text import Text
 
+    from maple.methods import describe_methods
     from maple.report import write_report
 
     kinds = [kind for given in formats or ["html"] for kind in comma_list(given) or []]
-    report, written = write_report(folder, kinds, output, pictures(data_root))
+    loader = thumbnail_loader(data_root)
+    report, written = write_report(folder, kinds, output, methods=describe_methods(), load_thumbnail=loader)
     console = Console()
     console.print(Text(report.headline, style="bold"))
     for table in report.tables:
         show_table(table)
-    for problem in (*report.collection.silent, *report.collection.problems):
+    for problem in (*report.collection.without_evaluation, *report.collection.problems):
         typer.echo(f"left out: {problem.place}: {problem.reason}", err=True)
     for path in written:
         typer.echo(f"written: {path}")
@@ -51,7 +49,7 @@ def report_command(
 def show_table(table: "Table") -> None:
     """Print a table of a report."""
     from rich.console import Console
-    from rich.table import Table as Shown
+    from rich.table import Table as RichTable
     from rich.text import Text
 
     console = Console()
@@ -59,7 +57,7 @@ def show_table(table: "Table") -> None:
         console = Console(width=_WIDE)
     console.print(Text(table.caption, style="bold"))
     for section in table.sections:
-        shown = Shown(title=Text(section.title) if section.title else None, title_justify="left")
+        shown = RichTable(title=Text(section.title) if section.title else None, title_justify="left")
         for number, column in enumerate(section.columns):
             shown.add_column(Text(column), justify="right" if number else "left")
         for label, cells in section.rows:
@@ -69,19 +67,26 @@ def show_table(table: "Table") -> None:
         console.print(Text(note, style="dim"))
 
 
-def pictures(data_root: str | None) -> Callable[[str, str | None, str], bytes | None]:
-    """Thumbnails of images of any data set that can be read; None for the others."""
-    stores: dict[tuple[str, str | None], tuple[ImageStore, frozenset[str]] | None] = {}
+def thumbnail_loader(data_root: str | None) -> "ThumbnailLoader":
+    """Thumbnails of the images of any data set that can be read; None for other images."""
+    import io
+    from functools import cache
 
-    def picture(dataset: str, root: str | None, path: str) -> bytes | None:
-        import io
+    from maple.data import load_dataset
+    from maple.errors import MapleError
 
-        from maple.errors import MapleError
+    @cache
+    def open_dataset(dataset: str, root: str | None) -> "tuple[ImageStore, frozenset[str]] | None":
+        # With the paths that belong to the data set, because a file of predictions may name any.
+        try:
+            opened = load_dataset(dataset, None if root is None else Path(root))
+        except MapleError:
+            return None
+        items = (*opened.train, *opened.val, *opened.test)
+        return opened.store(max_bytes=0), frozenset(item.path for item in items)
 
-        key = (dataset, root)
-        if key not in stores:
-            stores[key] = _open(dataset, root or data_root)
-        opened = stores[key]
+    def load_thumbnail(dataset: str, root: str | None, path: str) -> bytes | None:
+        opened = open_dataset(dataset, root or data_root)
         if opened is None or path not in opened[1]:
             return None
         try:
@@ -93,17 +98,4 @@ def pictures(data_root: str | None) -> Callable[[str, str | None, str], bytes | 
         image.save(buffer, format="PNG", optimize=True)
         return buffer.getvalue()
 
-    return picture
-
-
-def _open(dataset: str, root: str | None) -> "tuple[ImageStore, frozenset[str]] | None":
-    """The data set's images, and the paths that are its own (a file of predictions may name any)."""
-    from maple.data import load_dataset
-    from maple.errors import MapleError
-
-    try:
-        found = load_dataset(dataset, None if root is None else Path(root))
-    except MapleError:
-        return None
-    items = (*found.train, *found.val, *found.test)
-    return found.store(max_bytes=0), frozenset(item.path for item in items)
+    return load_thumbnail

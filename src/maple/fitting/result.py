@@ -5,8 +5,9 @@ from pathlib import Path
 
 from maple.errors import CheckpointError, ConfigError, DataError
 from maple.fitting.state import read_found
-from maple.report import Picture, collect, write_report
-from maple.report.versus import Accuracy, Versus, accuracy_of, held_out, versus
+from maple.methods import describe_methods
+from maple.report import ThumbnailLoader, collect, write_report
+from maple.report.comparison import MeasuredAccuracy, PairedAccuracy, held_out, paired_accuracy
 from maple.runs import finished_prompts
 
 PAGE = "report.html"
@@ -28,29 +29,29 @@ class FitResult:
 
     folder: Path
     lines: tuple[str, ...]
-    ours: Accuracy | None
-    versus: Versus | None
+    ours: MeasuredAccuracy | None
+    versus: PairedAccuracy | None
     page: Path | None
     no_page: str = ""
     was_finished: bool = False
 
 
-def read_fit(folder: Path, picture: Picture | None = None) -> FitResult:
+def read_fit(folder: Path, load_thumbnail: ThumbnailLoader | None = None) -> FitResult:
     """The result of a finished fit, from its files.
 
     Raises:
         CheckpointError: the folder holds none, or it has not finished.
     """
     finished_prompts(folder)
-    return result_of(folder, tuple(read_found(folder)["lines"]), picture, was_finished=True)
+    return result_of(folder, tuple(read_found(folder)["lines"]), load_thumbnail, was_finished=True)
 
 
 def result_of(
-    folder: Path, lines: tuple[str, ...], picture: Picture | None, *, was_finished: bool = False
+    folder: Path, lines: tuple[str, ...], load_thumbnail: ThumbnailLoader | None, *, was_finished: bool = False
 ) -> FitResult:
     """Everything from the files; the page is drawn if it is not there."""
     try:
-        ours, theirs = held_out(collect(folder))
+        ours, theirs = held_out(collect(folder, describe_methods()))
     except DataError:
         return FitResult(folder, lines, None, None, None, "there were no held-out images", was_finished)
     best = ours or theirs
@@ -59,11 +60,13 @@ def result_of(
     page, problem = folder / PAGE, ""
     if not (was_finished and page.is_file()):
         try:
-            write_report(folder, ["html"], picture=picture)
+            write_report(folder, ["html"], methods=describe_methods(), load_thumbnail=load_thumbnail)
         except ConfigError as error:
             problem = str(error)
     try:
-        compared = versus(ours, theirs) if ours and theirs else None
+        compared = paired_accuracy(ours, theirs) if ours and theirs else None
     except ValueError as error:
         raise CheckpointError(f"{folder}: its predictions cannot be compared: {error}") from error
-    return FitResult(folder, lines, accuracy_of(best), compared, None if problem else page, problem, was_finished)
+    return FitResult(
+        folder, lines, MeasuredAccuracy.of(best), compared, None if problem else page, problem, was_finished
+    )

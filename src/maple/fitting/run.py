@@ -39,9 +39,8 @@ from maple.distributed import this_process
 from maple.errors import BackboneDownloadError, ConfigError
 from maple.fitting.result import FitResult, result_of
 from maple.fitting.state import FORMAT, FOUND, is_evaluated, is_finished, load_previous
-from maple.methods import Method, method_settings
-from maple.report import Picture
-from maple.report.records import ZERO_SHOT
+from maple.methods import ZERO_SHOT, Method, method_settings
+from maple.report import ThumbnailLoader
 from maple.runs import (
     Silent,
     TrainProgress,
@@ -154,7 +153,7 @@ def fit(
     *,
     device: str | None = None,
     progress: FitProgress | None = None,
-    picture: Picture | None = None,
+    load_thumbnail: ThumbnailLoader | None = None,
 ) -> FitResult:
     """Look at the images, train on some, compare with zero-shot CLIP on others; or go on where it stopped.
 
@@ -162,7 +161,7 @@ def fit(
 
     Args:
         settings: of `fit_settings`.
-        picture: gives the pictures of the page.
+        load_thumbnail: gives the images of the page.
 
     Raises:
         ConfigError: the folder belongs to something else.
@@ -171,7 +170,7 @@ def fit(
     settings, progress = complete(settings), progress or SilentFit()
     found = load_previous(settings, folder)
     if found is not None and is_finished(settings, folder):
-        return result_of(folder, tuple(found["lines"]), picture, was_finished=True)
+        return result_of(folder, tuple(found["lines"]), load_thumbnail, was_finished=True)
     backbone: Backbone | None = None
     if found is None:
         refuse_other_run(settings, folder)
@@ -192,7 +191,7 @@ def fit(
         write_saved_split(folder / ZERO_SHOT / SAVED_SPLIT, listed, settings.data.dataset)
         train_run(rival, folder / ZERO_SHOT, device=device, backbone=backbone)
         _evaluate(folder / ZERO_SHOT, rival, backbone, device, test, progress)
-    return result_of(folder, tuple(found["lines"]), picture)
+    return result_of(folder, tuple(found["lines"]), load_thumbnail)
 
 
 def _inspect(

@@ -9,7 +9,7 @@ from maple.checkpoint import read_prompts
 from maple.config import RunSettings
 from maple.data import SAVED_SPLIT, Item, items_hash, read_saved_split
 from maple.errors import CheckpointError, ConfigError
-from maple.report.records import ZERO_SHOT
+from maple.methods import ZERO_SHOT
 from maple.runs import differences, read_rows, relevant
 
 FOUND = "data.json"

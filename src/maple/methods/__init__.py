@@ -23,8 +23,11 @@ from maple.methods.taskres import TaskRes
 from maple.methods.tip_adapter import TipAdapter
 from maple.methods.zero_shot import ZeroShot
 
+ZERO_SHOT = "zero_shot"
+"""The method that learns nothing: the frozen CLIP, with which every other is compared."""
+
 METHODS: dict[str, type[Method]] = {
-    "zero_shot": ZeroShot,
+    ZERO_SHOT: ZeroShot,
     "coop": CoOp,
     "cocoop": CoCoOp,
     "deep_language": DeepLanguage,

@@ -1,29 +1,75 @@
-"""Evaluations that may stand in one table: same protocol, backbone, shots and source; and the methods in it."""
+"""Group evaluations into tables: same protocol, backbone, shots and source; the methods in each, and their averages."""
 
 import json
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
 from pathlib import PurePath
 from typing import Literal
 
 import numpy as np
 
+from maple.descriptions import MethodDescription
 from maple.metrics import harmonic_mean, mean_and_deviation
-from maple.report.records import ZERO_SHOT, Collection, Evaluation
-from maple.report.variants import Variant, in_order, variants_of
+from maple.report.records import Collection, EvaluationRecord
 
 Kind = Literal["base-to-novel", "accuracy", "transfer"]
-MEASURES = ("base", "novel", "harmonic mean")
+BASE, NOVEL, HARMONIC_MEAN = MEASURES = ("base", "novel", "harmonic mean")
+MEAN_OF_HARMONIC_MEANS = "mean of harmonic means"
 ANY_SHOTS = -1
+_FEW_SETTINGS = 3
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with its settings, one row of a table.
+
+    Attributes:
+        label: the method's title, and the settings that distinguish it from its other variants.
+        settings: those settings, as JSON.
+    """
+
+    name: str
+    label: str
+    settings: str = field(repr=False)
+    description: MethodDescription = field(repr=False, compare=False)
+
+    @property
+    def is_zero_shot(self) -> bool:
+        """Whether nothing is learned."""
+        return self.description.is_zero_shot
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation of accuracies (fractions) over n seeds; no deviation for one seed."""
+
+    mean: float
+    deviation: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Spread | None":
+        """The spread of the values; None where there are none."""
+        values = list(values)
+        if not values:
+            return None
+        mean, deviation = mean_and_deviation(values)
+        return cls(mean, deviation if len(values) > 1 else None, len(values))
 
 
 @dataclass(frozen=True)
 class Key:
     """What the evaluations of one table share.
 
-    `classes` is the evaluated part ("" for base-to-novel, which has two); `trained_on` the part of the classes seen
-    in training; `source` the training data set of a transfer ("" else); `shots` None for all images.
+    Attributes:
+        shots: None for all training images.
+        source: the training data set of a transfer; "" otherwise.
+        trained_on: the classes seen in training: all, base or novel.
+        classes: the evaluated classes; "" for base-to-novel, which has two parts.
     """
 
     kind: Kind
@@ -35,14 +81,19 @@ class Key:
     part: str
 
     @property
-    def caption(self) -> str:
-        """The table's heading."""
-        what = {
+    def topic(self) -> str:
+        """What is measured."""
+        return {
             "base-to-novel": "Base-to-novel generalisation",
             "accuracy": f"Accuracy on {self.classes} classes",
-            "transfer": f"Trained on {self.source}, evaluated elsewhere ({self.classes} classes)",
+            "transfer": f"Trained on {self.source}, evaluated elsewhere",
         }[self.kind]
-        return f"{what}: {self.conditions}"
+
+    @property
+    def caption(self) -> str:
+        """The table's heading."""
+        classes = f" ({self.classes} classes)" if self.kind == "transfer" else ""
+        return f"{self.topic}{classes}: {self.conditions}"
 
     @property
     def conditions(self) -> str:
@@ -56,111 +107,188 @@ class Key:
         return ", ".join(words)
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation of accuracies (fractions) over n seeds; no deviation for one."""
-
-    mean: float
-    deviation: float | None
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread | None":
-        """None where there are no values."""
-        if not values:
-            return None
-        mean, deviation = mean_and_deviation(values)
-        return cls(mean, deviation if len(values) > 1 else None, len(values))
+Cells = dict[tuple[Variant, str, str], dict[int, EvaluationRecord]]
 
 
 @dataclass(frozen=True)
 class Group:
-    """The evaluations of one table, by variant, data set, classes and seed."""
+    """The evaluations of one table by variant, data set, classes and seed; each average is computed once.
+
+    Attributes:
+        source_cells: of a transfer, the evaluations on the training data set itself.
+    """
 
     key: Key
     variants: tuple[Variant, ...]
     datasets: tuple[str, ...]
-    cells: dict[tuple[Variant, str, str], dict[int, Evaluation]] = field(repr=False, hash=False)
-    source_cells: dict[Variant, dict[int, Evaluation]] = field(repr=False, hash=False)
+    cells: Cells = field(repr=False, hash=False)
+    source_cells: dict[Variant, dict[int, EvaluationRecord]] = field(repr=False, hash=False)
 
-    def evaluations(self, variant: Variant, dataset: str, classes: str | None = None) -> dict[int, Evaluation]:
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The evaluated parts of the classes."""
+        return (BASE, NOVEL) if self.key.kind == "base-to-novel" else (self.key.classes,)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What is shown of a method; the last ranks the methods."""
+        return MEASURES if self.key.kind == "base-to-novel" else ("top1",)
+
+    @property
+    def zero_shot(self) -> Variant | None:
+        """The method that learns nothing, where it was evaluated."""
+        return next((variant for variant in self.variants if variant.is_zero_shot), None)
+
+    def evaluations(self, variant: Variant, dataset: str, classes: str) -> dict[int, EvaluationRecord]:
         """{seed: evaluation}, by seed."""
-        found = self.cells.get((variant, dataset, self.key.classes if classes is None else classes), {})
-        return dict(sorted(found.items()))
+        return dict(sorted(self.cells.get((variant, dataset, classes), {}).items()))
 
-    def values(self, variant: Variant, dataset: str, measure: str) -> dict[int, float]:
-        """{seed: fraction} of a measure: base, novel, their harmonic mean (of seeds that have both), or top-1."""
-        if measure == MEASURES[2]:
-            base, novel = (self.values(variant, dataset, part) for part in MEASURES[:2])
-            return {seed: harmonic_mean(base[seed], novel[seed]) for seed in base if seed in novel}
-        classes = measure if measure in MEASURES else None
-        return {seed: found.row.top1 for seed, found in self.evaluations(variant, dataset, classes).items()}
+    def values(self, variant: Variant, measure: str, dataset: str | None = None) -> dict[int, float]:
+        """{seed: fraction} on a data set; without one the seeds' own means, of the seeds that have every data set."""
+        return self._values.get((variant, measure, dataset), {})
 
-    def spread(self, variant: Variant, dataset: str, measure: str = "top1") -> Spread | None:
-        """Over the seeds of one data set."""
-        return Spread.of(list(self.values(variant, dataset, measure).values()))
+    def spread(self, variant: Variant, measure: str, dataset: str | None = None) -> Spread | None:
+        """Over the seeds of a data set; without one the mean over the data sets, None unless each has a value.
 
-    def average(self, variant: Variant, measure: str = "top1") -> Spread | None:
-        """The mean over data sets of the means over seeds; None unless every data set has one.
-
-        Its deviation is that of the seeds' own averages, over the seeds that have every data set.
+        The harmonic mean over several data sets is that of the average base and the average novel accuracy, the
+        headline number of the papers; `MEAN_OF_HARMONIC_MEANS` is the other average.
         """
-        spreads = [self.spread(variant, dataset, measure) for dataset in self.datasets]
-        means = [spread.mean for spread in spreads if spread is not None]
-        if len(means) < len(self.datasets) or not means:
-            return None
-        by_seed = self.seed_averages(variant, measure)
-        own = Spread.of(list(by_seed.values()))
-        return Spread(float(np.mean(means)), own.deviation if own else None, min(s.n for s in spreads if s))
-
-    def harmonic_mean_of_averages(self, variant: Variant) -> Spread | None:
-        """Of the average base and the average novel accuracy: the headline number of the papers."""
-        base, novel = (self.average(variant, measure) for measure in MEASURES[:2])
-        if base is None or novel is None:
-            return None
-        bases, novels = (self.seed_averages(variant, measure) for measure in MEASURES[:2])
-        own = Spread.of([harmonic_mean(bases[seed], novels[seed]) for seed in bases if seed in novels])
-        return Spread(harmonic_mean(base.mean, novel.mean), own.deviation if own else None, min(base.n, novel.n))
+        return self._spreads.get((variant, measure, dataset))
 
     def overall(self, variant: Variant) -> Spread | None:
-        """The one number to rank by: the harmonic mean (of averages, over several data sets), or average accuracy."""
-        if self.key.kind != "base-to-novel":
-            return self.average(variant)
-        if len(self.datasets) == 1:
-            return self.spread(variant, self.datasets[0], MEASURES[2])
-        return self.harmonic_mean_of_averages(variant)
+        """The one number to rank by."""
+        return self.spread(variant, self.measures[-1])
 
-    def seed_averages(self, variant: Variant, measure: str) -> dict[int, float]:
-        """{seed: mean over data sets}, of the seeds that have all of them."""
-        values = [self.values(variant, dataset, measure) for dataset in self.datasets]
-        seeds = set.intersection(*(set(found) for found in values)) if values else set()
-        return {seed: float(np.mean([found[seed] for found in values])) for seed in sorted(seeds)}
+    @cached_property
+    def _values(self) -> dict[tuple[Variant, str, str | None], dict[int, float]]:
+        values: dict[tuple[Variant, str, str | None], dict[int, float]] = {}
+        for variant in self.variants:
+            for dataset in self.datasets:
+                for measure, part in zip(self.measures, self.parts, strict=False):
+                    evaluations = self.evaluations(variant, dataset, part)
+                    values[variant, measure, dataset] = {seed: one.row.top1 for seed, one in evaluations.items()}
+                if HARMONIC_MEAN in self.measures:
+                    base, novel = (values[variant, part, dataset] for part in self.parts)
+                    both = {seed: harmonic_mean(base[seed], novel[seed]) for seed in base if seed in novel}
+                    values[variant, HARMONIC_MEAN, dataset] = both
+            for measure in self.measures:
+                each = [values[variant, measure, dataset] for dataset in self.datasets]
+                seeds = sorted(set.intersection(*(set(by_seed) for by_seed in each)))
+                means = {seed: float(np.mean([by_seed[seed] for by_seed in each])) for seed in seeds}
+                values[variant, measure, None] = means
+        return values
+
+    @cached_property
+    def _spreads(self) -> dict[tuple[Variant, str, str | None], Spread | None]:
+        spreads = {key: Spread.of(by_seed.values()) for key, by_seed in self._values.items()}
+        for variant, measure in product(self.variants, self.measures):
+            each = [spread for dataset in self.datasets if (spread := spreads[variant, measure, dataset])]
+            if len(each) < len(self.datasets):
+                spreads[variant, measure, None] = None
+                continue
+            # The mean includes seeds that lack a data set; the deviation is that of the seeds' own averages.
+            own, mean = spreads[variant, measure, None], float(np.mean([spread.mean for spread in each]))
+            n = min(spread.n for spread in each)
+            spreads[variant, measure, None] = Spread(mean, own.deviation if own else None, n)
+        if HARMONIC_MEAN in self.measures and len(self.datasets) > 1:
+            for variant in self.variants:
+                spreads[variant, MEAN_OF_HARMONIC_MEANS, None] = spreads[variant, HARMONIC_MEAN, None]
+                base, novel = spreads[variant, BASE, None], spreads[variant, NOVEL, None]
+                spreads[variant, HARMONIC_MEAN, None] = None
+                if base and novel:
+                    bases, novels = self.values(variant, BASE), self.values(variant, NOVEL)
+                    own = Spread.of(harmonic_mean(bases[seed], novels[seed]) for seed in bases if seed in novels)
+                    mean, n = harmonic_mean(base.mean, novel.mean), min(base.n, novel.n)
+                    spreads[variant, HARMONIC_MEAN, None] = Spread(mean, own.deviation if own else None, n)
+        return spreads
 
 
 def group_evaluations(collection: Collection) -> list[Group]:
-    """All tables: base-to-novel first, then accuracies, then transfers; most evaluations first, then most shots."""
+    """All groups: base-to-novel first, then accuracies, then transfers; most evaluations first, then most shots."""
     backbones = _backbone_labels(collection.evaluations)
-    learned: dict[Key, list[Evaluation]] = defaultdict(list)
+    groups: dict[Key, list[EvaluationRecord]] = defaultdict(list)
     zero_shot = []
     for evaluation in collection.evaluations:
-        if evaluation.method == ZERO_SHOT:
+        if evaluation.description.is_zero_shot:
             zero_shot.append(evaluation)
         else:
-            learned[_key(evaluation, backbones)].append(evaluation)
-    groups = {key: list(found) for key, found in learned.items()}
+            groups[_key(evaluation, backbones)].append(evaluation)
+    learned = list(groups)
     for evaluation in zero_shot:
-        # Nothing is learned, so neither the shots nor the classes of "training" matter: it stands in every table.
-        own = _key(evaluation, backbones, learns=False)
-        fitting = [key for key in learned if _fits(own, key, evaluation)]
-        for key in fitting or [own]:
-            groups.setdefault(key, []).append(evaluation)
+        # Nothing is learned, so neither the shots nor the classes of "training" matter: it belongs in every table.
+        own = _key(evaluation, backbones)
+        for key in [key for key in learned if _fits(own, key, evaluation)] or [own]:
+            groups[key].append(evaluation)
     order: tuple[Kind, ...] = ("base-to-novel", "accuracy", "transfer")
     keys = sorted(groups, key=lambda key: (order.index(key.kind), -len(groups[key]), -(key.shots or 0), key.caption))
     return [_group(key, groups[key], collection.evaluations, backbones) for key in keys]
 
 
-def _key(evaluation: Evaluation, backbones: dict[str, str], *, learns: bool = True) -> Key:
-    row = evaluation.row
+def variants_of(evaluations: Sequence[EvaluationRecord]) -> Callable[[EvaluationRecord], Variant]:
+    """Which variant each of these evaluations belongs to.
+
+    Settings that differ only from one data set, or one number of shots, to another (a template, the epochs that a
+    preset gives to large data sets or to few shots) do not make two variants; those with two values at one do.
+    """
+    sources: dict[tuple[str, str, int | None], list[dict[str, str]]] = defaultdict(list)
+    members: dict[str, list[EvaluationRecord]] = defaultdict(list)
+    for evaluation in evaluations:
+        source = evaluation.row.source
+        sources[evaluation.method, source.dataset, source.shots].append(evaluation.settings)
+        members[evaluation.method].append(evaluation)
+    distinguishing: dict[str, set[str]] = {method: set() for method in members}
+    for (method, _, _), settings in sources.items():
+        for key in {key for one in settings for key in one}:
+            if len({one.get(key) for one in settings}) > 1:
+                distinguishing[method].add(key)
+    named = {method: _settings_to_name(sorted(keys), members[method]) for method, keys in distinguishing.items()}
+
+    def variant_of(evaluation: EvaluationRecord) -> Variant:
+        method, settings = evaluation.method, evaluation.settings
+        keys = sorted(distinguishing[method])
+        words = [f"{key}={_short(settings.get(key, 'default'))}" for key in named[method]]
+        words += ["..."] if len(words) < len(keys) else []
+        label = evaluation.description.title + (f" ({', '.join(words)})" if words else "")
+        return Variant(method, label, json.dumps({key: settings.get(key) for key in keys}), evaluation.description)
+
+    return variant_of
+
+
+def in_order(variants: Iterable[Variant]) -> tuple[Variant, ...]:
+    """Each once, in the order of tables: by method, then by settings, depth=9 before depth=12."""
+
+    def key(variant: Variant) -> tuple[int, str, list[tuple[int, float, str]]]:
+        words = re.sub("[=,)]", " ", variant.label).split()
+        natural = [(0, float(word), "") if word.replace(".", "", 1).isdecimal() else (1, 0.0, word) for word in words]
+        return variant.description.order, variant.name, natural
+
+    return tuple(sorted(set(variants), key=key))
+
+
+def _settings_to_name(keys: Sequence[str], evaluations: Sequence[EvaluationRecord]) -> Sequence[str]:
+    """Of more than a few settings only as many as distinguish the variants, the method's own first."""
+    if len(keys) <= _FEW_SETTINGS:
+        return keys
+    own = {key for evaluation in evaluations for key in evaluation.row.method}
+    chosen: list[str] = []
+    kinds = 1
+    for key in sorted(keys, key=lambda key: key not in own):
+        count = len({tuple(evaluation.settings.get(one) for one in (*chosen, key)) for evaluation in evaluations})
+        if count > kinds:
+            chosen, kinds = [*chosen, key], count
+    return chosen
+
+
+def _short(value: str) -> str:
+    if nested := re.match(r"\{'name': '(\w+)'", value):
+        return nested[1]  # the prompts of another method, with its settings
+    if value == "{}":
+        return "own"
+    return value if len(value) <= 40 else f"{value[:37]}..."
+
+
+def _key(evaluation: EvaluationRecord, backbones: dict[str, str]) -> Key:
+    row, learns = evaluation.row, not evaluation.description.is_zero_shot
     parts = evaluation.own and row.classes in ("base", "novel") and not evaluation.names
     paired = parts and (row.source.classes == "base" or not learns)
     kind: Kind = "base-to-novel" if paired else "accuracy" if evaluation.own else "transfer"
@@ -175,67 +303,64 @@ def _key(evaluation: Evaluation, backbones: dict[str, str], *, learns: bool = Tr
     )
 
 
-def _fits(zero_shot: Key, key: Key, evaluation: Evaluation) -> bool:
-    """Whether a zero-shot evaluation belongs beside the learned ones of `key`."""
-    row = evaluation.row
+def _fits(zero_shot: Key, key: Key, evaluation: EvaluationRecord) -> bool:
+    """Whether a zero-shot evaluation belongs with the learned ones of `key`."""
     if (zero_shot.backbone, zero_shot.part) != (key.backbone, key.part):
         return False
     if key.kind == "base-to-novel":
         return zero_shot.kind == key.kind
-    if key.kind == "accuracy":
-        return evaluation.own and row.classes == key.classes
-    return zero_shot.kind == key.kind and zero_shot.source == key.source and row.classes == key.classes
+    if evaluation.row.classes != key.classes:
+        return False
+    return evaluation.own if key.kind == "accuracy" else (zero_shot.kind, zero_shot.source) == (key.kind, key.source)
 
 
-def _source_label(evaluation: Evaluation) -> str:
-    source = evaluation.row.source.dataset
-    return PurePath(source).name if PurePath(source).is_absolute() else source
+def _source_label(evaluation: EvaluationRecord) -> str:
+    source = PurePath(evaluation.row.source.dataset)
+    return source.name if source.is_absolute() else evaluation.row.source.dataset
 
 
-def _group(key: Key, evaluations: list[Evaluation], every: Iterable[Evaluation], backbones: dict[str, str]) -> Group:
+def _group(
+    key: Key, evaluations: list[EvaluationRecord], every: Iterable[EvaluationRecord], backbones: dict[str, str]
+) -> Group:
     variant_of = variants_of(evaluations)
-    members = {_identity(evaluation) for evaluation in evaluations}
-    cells: dict[tuple[Variant, str, str], dict[int, Evaluation]] = defaultdict(dict)
+    cells: Cells = defaultdict(dict)
     for evaluation in evaluations:
-        cells[variant_of(evaluation), evaluation.dataset, evaluation.row.classes].setdefault(
-            evaluation.row.seed, evaluation
-        )
-    source_cells: dict[Variant, dict[int, Evaluation]] = defaultdict(dict)
-    if key.kind == "transfer":
-        for evaluation in every:
-            known = variant_of(evaluation) if _identity(evaluation) in members else None
-            row = evaluation.row
-            same = evaluation.own and row.classes == key.classes and _source_label(evaluation) == key.source
-            trained = evaluation.method == ZERO_SHOT or (row.source.shots, row.source.classes) == (
-                key.shots,
-                key.trained_on,
-            )
-            usual = row.part == "test" and not evaluation.names
-            if known and same and trained and usual and backbones[row.backbone.model_dump_json()] == key.backbone:
-                source_cells[known].setdefault(row.seed, evaluation)
+        by_seed = cells[variant_of(evaluation), evaluation.dataset, evaluation.row.classes]
+        by_seed.setdefault(evaluation.row.seed, evaluation)
+
+    def identity(evaluation: EvaluationRecord) -> tuple[str, str, str]:
+        source = "" if evaluation.description.is_zero_shot else evaluation.row.source.dataset
+        return evaluation.method, source, json.dumps(evaluation.settings, sort_keys=True)
+
+    members = {identity(evaluation) for evaluation in evaluations}
+    source_cells: dict[Variant, dict[int, EvaluationRecord]] = defaultdict(dict)
+    for evaluation in every if key.kind == "transfer" else ():
+        row = evaluation.row
+        trained_alike = (row.source.shots, row.source.classes) == (key.shots, key.trained_on)
+        if (
+            identity(evaluation) in members
+            and (evaluation.own and row.classes == key.classes and _source_label(evaluation) == key.source)
+            and (evaluation.description.is_zero_shot or trained_alike)
+            and (row.part == "test" and not evaluation.names)
+            and backbones[row.backbone.model_dump_json()] == key.backbone
+        ):
+            source_cells[variant_of(evaluation)].setdefault(row.seed, evaluation)
     datasets = tuple(sorted({evaluation.dataset for evaluation in evaluations}))
     return Group(key, in_order(map(variant_of, evaluations)), datasets, dict(cells), dict(source_cells))
 
 
-def _identity(evaluation: Evaluation) -> tuple[str, str, str]:
-    source = "" if evaluation.method == ZERO_SHOT else evaluation.row.source.dataset
-    return evaluation.method, source, json.dumps(evaluation.settings, sort_keys=True)
-
-
-def _backbone_labels(evaluations: Iterable[Evaluation]) -> dict[str, str]:
-    """A readable name for each backbone, with as much of its identity as it takes to tell it from the others."""
+def _backbone_labels(evaluations: Iterable[EvaluationRecord]) -> dict[str, str]:
+    """A readable name for each backbone; of two that would share it, with the start of the fingerprint."""
     labels: dict[str, str] = {}
-    fingerprints: dict[str, set[str]] = defaultdict(set)
+    identities: dict[str, set[str]] = defaultdict(set)
     for evaluation in evaluations:
         backbone = evaluation.row.backbone
         name = PurePath(backbone.name).name if PurePath(backbone.name).is_absolute() else backbone.name
         words = [word for word in (backbone.pretrained, backbone.precision) if word and word != "fp32"]
         label = f"{name} ({', '.join(words)})" if words else name
         labels[backbone.model_dump_json()] = label
-        fingerprints[label].add(backbone.model_dump_json())
-    for label, same in fingerprints.items():
-        if len(same) > 1:
-            for identity in same:
-                print_of = json.loads(identity)["fingerprint"][:6] or "no fingerprint"
-                labels[identity] = f"{label} [{print_of}]"
+        identities[label].add(backbone.model_dump_json())
+    for label, same in identities.items():
+        for identity in same if len(same) > 1 else ():
+            labels[identity] = f"{label} [{json.loads(identity)['fingerprint'][:6] or 'no fingerprint'}]"
     return labels

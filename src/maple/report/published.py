@@ -1,13 +1,13 @@
-"""Published numbers to stand beside ours: only where data set, backbone, shots and settings are those of the paper."""
+"""Published numbers next to ours: only where data set, backbone, shots and settings are those of the paper."""
 
 import csv
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
-from maple.report.groups import ANY_SHOTS, Group
-from maple.report.records import Evaluation
-from maple.report.variants import Variant
+from maple.report.groups import ANY_SHOTS, Group, Variant
+from maple.report.records import CostRow
 
 ELEVEN = frozenset(
     {"imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397"}
@@ -21,10 +21,11 @@ _AVERAGES = {
 }
 _SHOTS = 16
 _BACKBONES = {("vit-b-16", "openai"), ("vit-b-16-quickgelu", "openai"), ("vit-b/16", "openai")}
+_COSTS_BACKBONE = "vit-b-16"
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedResult:
     """One published result, in per cent, and where it was read."""
 
     protocol: str
@@ -37,58 +38,92 @@ class Published:
     read_in: str
 
 
+@dataclass(frozen=True)
+class PublishedCost:
+    """What a paper or its authors state about the cost of a method on ViT-B/16, and where it was read.
+
+    Attributes:
+        gflops: a multiply-add is one.
+        seconds, megabytes: training on one data set of the base-to-novel average, and its memory.
+        milliseconds: training, per image.
+    """
+
+    method: str
+    settings: dict[str, str]
+    gflops: float | None
+    images_per_second: float | None
+    seconds: float | None
+    megabytes: float | None
+    milliseconds: float | None
+    read_in: str
+
+
 @cache
-def published_numbers() -> tuple[Published, ...]:
-    """All that ships in published.csv."""
-    text = (resources.files("maple.report") / "published.csv").read_text(encoding="utf-8")
+def published_results() -> tuple[PublishedResult, ...]:
+    """The contents of published.csv."""
     measures = {"base": "base", "novel": "novel", "harmonic_mean": "harmonic mean", "accuracy": "top1"}
-    return tuple(
-        Published(
-            line["protocol"],
-            line["method"],
-            line["title"],
-            dict(word.split("=", 1) for word in line["settings"].split()),
-            line["source_dataset"],
-            line["dataset"],
-            {name: float(line[column]) for column, name in measures.items() if line[column]},
-            line["read_in"],
-        )
-        for line in csv.DictReader(text.splitlines())
-    )
+    results = []
+    for line in _read_csv("published.csv"):
+        values = {measure: float(line.pop(column)) for column, measure in measures.items() if line[column]}
+        kept = {key: value for key, value in line.items() if key not in measures}
+        results.append(PublishedResult(**kept, values=values))
+    return tuple(results)
 
 
-def published_for(group: Group, variant: Variant, dataset: str | None) -> Published | None:
-    """The published result that a cell of a table can be held against; `dataset` None is the average over all."""
-    found = [
+@cache
+def _published_costs() -> tuple[PublishedCost, ...]:
+    costs = []
+    for line in _read_csv("published_costs.csv"):
+        for key in line.keys() - {"method", "settings", "read_in"}:
+            line[key] = float(line[key]) if line[key] else None
+        costs.append(PublishedCost(**line))
+    return tuple(costs)
+
+
+def _read_csv(name: str) -> list[dict[str, Any]]:
+    text = (resources.files("maple.report") / name).read_text(encoding="utf-8")
+    lines: list[dict[str, Any]] = list(csv.DictReader(text.splitlines()))
+    for line in lines:
+        line["settings"] = dict(word.split("=", 1) for word in line["settings"].split())
+    return lines
+
+
+def published_result(group: Group, variant: Variant, dataset: str | None) -> PublishedResult | None:
+    """The published result that a cell of a table can be compared with; `dataset` None is the average over all."""
+    evaluations = [
         evaluation
         for (other, name, _), cell in group.cells.items()
         if other == variant and dataset in (None, name)
         for evaluation in cell.values()
     ]
-    shots_fit = group.key.shots in (_SHOTS, ANY_SHOTS) or all(one.method == "zero_shot" for one in found)
-    if not found or not shots_fit or group.key.part != "test" or any(one.names or one.place for one in found):
+    key = group.key
+    if not evaluations or key.part != "test" or any(one.names or one.location for one in evaluations):
         return None
-    if not all(_is_published_backbone(evaluation) for evaluation in found):
+    if key.shots not in (_SHOTS, ANY_SHOTS) and not variant.is_zero_shot:
         return None
-    name = _AVERAGES.get((group.key.kind, frozenset(group.datasets))) if dataset is None else dataset
-    trained = "all" if group.key.kind == "transfer" else "base"
-    if group.key.trained_on not in (trained, "") or (group.key.kind == "transfer" and group.key.classes != "all"):
+    backbones = {evaluation.row.backbone for evaluation in evaluations}
+    if not all((one.name.lower(), (one.pretrained or "").lower()) in _BACKBONES for one in backbones):
         return None
-    for number in published_numbers():
-        where = (number.protocol, number.method, number.source_dataset, number.dataset)
-        if where != (group.key.kind, variant.name, group.key.source, name):
-            continue
-        # In an average, ImageNet has other epochs than the rest.
-        held = [one for one in found if dataset is not None or one.row.dataset != "imagenet"]
-        if all(_settings_fit(number, one) for one in held):
-            return number
+    if key.trained_on not in ("all" if key.kind == "transfer" else "base", ""):
+        return None
+    if key.kind == "transfer" and key.classes != "all":
+        return None
+    name = _AVERAGES.get((key.kind, frozenset(group.datasets))) if dataset is None else dataset
+    # In an average, ImageNet has other epochs than the rest.
+    compared = [one for one in evaluations if dataset is not None or one.row.dataset != "imagenet"]
+    for result in published_results():
+        if (
+            (result.protocol, result.method) == (key.kind, variant.name)
+            and (result.source_dataset, result.dataset) == (key.source, name)
+            and all(result.settings.items() <= one.settings.items() for one in compared)
+        ):
+            return result
     return None
 
 
-def _is_published_backbone(evaluation: Evaluation) -> bool:
-    backbone = evaluation.row.backbone
-    return (backbone.name.lower(), (backbone.pretrained or "").lower()) in _BACKBONES
-
-
-def _settings_fit(number: Published, evaluation: Evaluation) -> bool:
-    return all(evaluation.settings.get(key) == value for key, value in number.settings.items())
+def published_costs(row: CostRow) -> list[PublishedCost]:
+    """What was published of this method, one for each source; only for its usual recipe on the papers' backbone."""
+    if row.recipe != row.name or row.backbone.lower().replace("/", "-") != _COSTS_BACKBONE:
+        return []
+    settings = {key: str(value) for key, value in row.method.items()}
+    return [one for one in _published_costs() if one.method == row.name and one.settings.items() <= settings.items()]

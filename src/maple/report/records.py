@@ -1,22 +1,34 @@
-"""What a report is made of: runs and their evaluations, as their folders tell them."""
+"""The records that a report is made of: evaluations, runs and costs, as their files hold them."""
 
 import json
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from functools import cached_property
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from maple.descriptions import MethodDescription
+from maple.errors import CheckpointError
+from maple.files import read_json
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
+# Settings that change the speed or the memory of a run, not its result.
+_WITHOUT_EFFECT = {"workers", "images", "micro_batch", "text_memory"}
 
-class _Stored(BaseModel):
+
+class Stored(BaseModel):
+    """Base of what is read from files; unknown keys, of later versions, are ignored."""
+
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class BackboneId(_Stored):
+class BackboneRecord(Stored):
     """Which CLIP."""
 
     name: str
@@ -25,8 +37,8 @@ class BackboneId(_Stored):
     fingerprint: str = ""
 
 
-class Source(_Stored):
-    """What a run was trained on."""
+class TrainingSource(Stored):
+    """What a run was trained on; `shots` None is all images."""
 
     dataset: str
     shots: int | None = None
@@ -34,12 +46,12 @@ class Source(_Stored):
     class_names: dict[str, str] = {}
 
 
-class Row(_Stored):
-    """One evaluation, as a line of rows.jsonl has it. Accuracies are fractions."""
+class Row(Stored):
+    """One evaluation, a line of rows.jsonl. Accuracies are fractions."""
 
     method: dict[str, Any]
-    backbone: BackboneId
-    source: Source
+    backbone: BackboneRecord
+    source: TrainingSource
     seed: int
     dataset: str
     classes: Literal["all", "base", "novel"]
@@ -64,9 +76,9 @@ class Row(_Stored):
 
     @field_validator("predictions")
     @classmethod
-    def _inside(cls, path: str | None) -> str | None:
+    def _inside_the_run(cls, path: str | None) -> str | None:
         if path is not None and (PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts):
-            raise ValueError("must lie inside the run")
+            raise ValueError("must be inside the run")
         return path
 
     @model_validator(mode="after")
@@ -76,8 +88,8 @@ class Row(_Stored):
         return self
 
 
-class SpeedRow(_Stored):
-    """Images per second at one batch size: a training step; inference with the classes encoded each time, and once."""
+class SpeedRow(Stored):
+    """Images per second at one batch size: of training, and of inference with classes encoded each time, and once."""
 
     batch: int = Field(ge=1)
     training: Rate | None = None
@@ -85,12 +97,13 @@ class SpeedRow(_Stored):
     cached: Rate | None = None
 
 
-class CostRow(_Stored):
-    """One method on one backbone with C classes on one machine; operations are floating-point ones, two a multiply-add.
+class CostRow(Stored):
+    """The cost of a method on one backbone, machine and number of classes, as `maple efficiency` measured it.
 
     Attributes:
         recipe: the first part of the preset's name, such as `maple-shallow`.
         method: the method's settings, with its name.
+        flops_plain, flops, flops_cached: floating-point operations; a multiply-add is two.
     """
 
     recipe: str = Field(min_length=1)
@@ -116,21 +129,24 @@ class CostRow(_Stored):
 
     @property
     def conditions(self) -> str:
-        """What rows of one table share."""
+        """What the rows of one table share."""
         return f"{self.backbone}, {self.precision}, {self.classes} classes, on {self.machine}"
 
     @property
     def identity(self) -> str:
-        """Two records of one identity are two measurements of one thing."""
-        told = [self.recipe, self.method, self.backbone, self.precision, self.image_size, self.conditions]
-        return json.dumps(told, sort_keys=True)
+        """Equal for two measurements of the same thing."""
+        key = [self.recipe, self.method, self.backbone, self.precision, self.image_size, self.conditions]
+        return json.dumps(key, sort_keys=True)
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run folder, but for its evaluations. `name` is its path relative to the folder that was searched.
+class RunRecord:
+    """A run folder without its evaluations.
 
-    `remarks` are what `maple fit` found in the images.
+    Attributes:
+        name: the path relative to the folder of the report.
+        history: the epochs of metrics.jsonl.
+        remarks: what `maple fit` noticed about the images.
     """
 
     folder: Path
@@ -143,20 +159,21 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationRecord:
     """One row with its run.
 
     Attributes:
-        own: the evaluated data set is the one the run was trained on.
-        names: "" where the classes have their usual names, else how they differ.
-        place: "" unless two data sets have one name; then where this one lies.
+        own: the evaluated data set is the one that the run was trained on.
+        names: "" where the classes have their usual names, otherwise how they differ.
+        location: "" unless two data sets share a name; then the folder of this one.
     """
 
-    run: Run = field(repr=False)
+    run: RunRecord = field(repr=False)
     row: Row = field(repr=False, hash=False)
+    description: MethodDescription = field(repr=False)
     own: bool
     names: str = ""
-    place: str = ""
+    location: str = ""
 
     @property
     def method(self) -> str:
@@ -165,21 +182,17 @@ class Evaluation:
 
     @property
     def dataset(self) -> str:
-        """The evaluated data set, with a word where its name alone would not tell it from another."""
-        return " ".join(word for word in (self.row.dataset, self.place, self.names) if word)
+        """The evaluated data set, with a word where its name alone is ambiguous."""
+        return " ".join(word for word in (self.row.dataset, self.location, self.names) if word)
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, str]:
-        """All settings that tell runs of one method apart, flat, as text: method, training, renamed classes."""
+        """All settings that can distinguish runs of one method, flat, as text: method, training, renamed classes."""
         method = {key: value for key, value in self.row.method.items() if key != "name"}
-        train = {} if self.method == ZERO_SHOT else dict(self.run.settings.get("train") or {})
+        train = {} if self.description.is_zero_shot else dict(self.run.settings.get("train") or {})
         renamed = {"class_names": self.row.source.class_names} if self.row.source.class_names else {}
         flat = {**train, **method, **renamed}
         return {key: str(value) for key, value in flat.items() if key not in _WITHOUT_EFFECT}
-
-
-ZERO_SHOT = "zero_shot"
-_WITHOUT_EFFECT = {"workers", "images", "micro_batch", "text_memory"}
 
 
 @dataclass(frozen=True)
@@ -192,17 +205,46 @@ class Problem:
 
 @dataclass(frozen=True)
 class Collection:
-    """All that was found below a folder.
+    """Everything that was read below a folder.
 
     Attributes:
-        problems: damaged files and doubled evaluations, left out.
-        silent: runs without any evaluation, and why.
-        costs: what methods cost, as `maple efficiency` measured.
+        problems: damaged files and duplicate evaluations, left out.
+        without_evaluation: runs that have none, and why.
+        costs: the records of `maple efficiency`.
+        methods: how the methods are presented.
     """
 
     folder: Path
-    runs: tuple[Run, ...]
-    evaluations: tuple[Evaluation, ...]
-    problems: tuple[Problem, ...] = ()
-    silent: tuple[Problem, ...] = ()
-    costs: tuple[CostRow, ...] = ()
+    runs: tuple[RunRecord, ...]
+    evaluations: tuple[EvaluationRecord, ...]
+    problems: tuple[Problem, ...]
+    without_evaluation: tuple[Problem, ...]
+    costs: tuple[CostRow, ...]
+    methods: Mapping[str, MethodDescription] = field(repr=False)
+
+
+def read_stored(path: Path, place: str, problems: list[Problem]) -> dict[str, Any] | None:
+    """The JSON object of a file; None, and one more problem, if it cannot be read."""
+    try:
+        return read_json(path)
+    except CheckpointError as error:
+        problems.append(Problem(place, reason_of(error, path)))
+        return None
+
+
+def reason_of(error: Exception, path: Path | None = None) -> str:
+    """An error in one line, without the path; of a failed validation the first key and its message."""
+    if not isinstance(error, ValidationError):
+        return str(error).removeprefix(f"{path} is ")
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return f"{key}: {first['msg']}" if key else first["msg"]
+
+
+def command_of(environment: dict[str, Any]) -> str:
+    """The command that was recorded, as typed; "" where none was."""
+    command = environment.get("command")
+    words = [str(word) for word in command] if isinstance(command, list) else []
+    if words and PurePath(words[0]).name in ("__main__.py", "maple"):
+        words[0] = "maple"
+    return shlex.join(words)

@@ -1,19 +1,36 @@
-"""The tables of a report: numbers with their spread, the best marked, published ones beside them."""
+"""The tables of a report: accuracies with their spread, ablations, paired tests, and what the methods cost."""
 
-from dataclasses import dataclass, field, replace
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-from maple.report.ablations import Ablation, find_ablations, measure_of, measures
-from maple.report.groups import ANY_SHOTS, MEASURES, Group, Spread
-from maple.report.published import Published, published_for
-from maple.report.statistics import FEWEST_PAIRS, Comparison, compare
-from maple.report.variants import Variant
+from maple.descriptions import MethodDescription
+from maple.report.comparison import FEWEST_PAIRS, PairedTest, paired_tests
+from maple.report.groups import (
+    ANY_SHOTS,
+    BASE,
+    HARMONIC_MEAN,
+    MEAN_OF_HARMONIC_MEANS,
+    MEASURES,
+    NOVEL,
+    Group,
+    Spread,
+    Variant,
+)
+from maple.report.published import PublishedResult, published_costs, published_result
+from maple.report.records import CostRow
+from maple.report.series import Ablation, ShotCurves, find_ablations
 
 NOTHING = "–"
+MEASURE_TITLES = {"base": "Base", "novel": "Novel", "harmonic mean": "Harmonic mean", "top1": "Accuracy"}
+
+RowKey = TypeVar("RowKey")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in one place: a text, with its deviation apart, and whether it is the best of its column."""
+    """One place of a table: a text, its deviation apart, and whether it is the best of its column."""
 
     text: str
     deviation: str = ""
@@ -36,266 +53,328 @@ class Section:
 
 @dataclass(frozen=True)
 class Table:
-    """Sections under one caption, and what must be known to read them."""
+    """Sections under one caption, and the notes that explain them.
+
+    Example:
+        >>> table = Report(Path("runs"), describe_methods()).tables[0]
+        >>> [(label, [cell.plain for cell in cells]) for label, cells in table.sections[0].rows]
+    """
 
     caption: str
     sections: tuple[Section, ...]
     notes: tuple[str, ...] = field(default=())
 
 
-def make_tables(groups: list[Group]) -> list[Table]:
-    """Each group's table, then its ablations, then its paired comparison where there are enough pairs."""
-    tables = []
-    for group in groups:
-        tables.append(base_to_novel_table(group) if group.key.kind == "base-to-novel" else accuracy_table(group))
-        tables += [_ablation_table(group, ablation) for ablation in find_ablations(group)]
-        if comparisons := compare(group):
-            tables.append(_comparison_table(group, comparisons))
+def group_tables(group: Group) -> list[Table]:
+    """A group's table, then its ablations, then its paired tests where there are enough pairs."""
+    tables = [_base_to_novel_table(group) if group.key.kind == "base-to-novel" else _accuracy_table(group)]
+    tables += [_ablation_table(group, ablation) for ablation in find_ablations(group)]
+    if tests := paired_tests(group):
+        tables.append(_paired_tests_table(group, tests))
     return tables
 
 
-def base_to_novel_table(group: Group) -> Table:
+def shots_tables(curves: ShotCurves) -> list[Table]:
+    """Accuracy against shots, a column for each: the mean over the data sets, where there are several, then each."""
+    measure = curves.measures[-1]
+    is_harmonic = measure == HARMONIC_MEAN
+    what = "Harmonic mean of base and novel accuracy" if is_harmonic else "Top-1 accuracy"
+    notes = [f"{what} in per cent at each number of training images per class. {_spread_note(*curves.groups.values())}"]
+    if curves.zero_shot:
+        notes.append("Zero-shot CLIP sees no training images; it is shown in every column.")
+
+    def section(title: str, dataset: str | None = None) -> Section:
+        spreads = {
+            variant.label: [curves.spread(variant, shots, measure, dataset) for shots in curves.shots]
+            for variant in curves.variants
+        }
+        columns = [f"{shots} shot{'s' if shots > 1 else ''}" for shots in curves.shots]
+        return Section(title, ("Method", *columns), tuple((key, tuple(row)) for key, row in _cells(spreads).items()))
+
+    each = tuple(section(dataset, dataset) for dataset in curves.datasets)
+    if len(each) == 1:
+        return [Table(curves.caption, each, tuple(notes))]
+    over = "The mean is the harmonic mean of the averages. " if is_harmonic else ""
+    mean_notes = (*notes, f"{over}No mean where a data set is missing.")
+    return [
+        Table(curves.caption, (section(f"Mean over {len(each)} data sets"),), mean_notes),
+        Table(f"{curves.caption}, each data set", each, tuple(notes)),
+    ]
+
+
+def _base_to_novel_table(group: Group) -> Table:
     """Base, novel and harmonic mean: the averages over data sets first, then each data set."""
+    several = len(group.datasets) > 1
     notes = [
-        "Top-1 accuracy in per cent. " + spread_note(group),
+        f"Top-1 accuracy in per cent. {_spread_note(group)}",
         "The harmonic mean of a data set is the mean of its seeds' harmonic means.",
     ]
-    sections, cited = [], []
-    if len(group.datasets) > 1:
-        section, numbers = _average_section(group)
-        sections.append(section)
-        cited += numbers
+    if several:
         notes.append(
             "Averages: “HM of averages” is the harmonic mean of the average base and the average novel accuracy, as "
             "papers print it; “average of HMs” averages the data sets' own harmonic means."
         )
         notes += _incomplete_note(group)
-    if any(_only_base(group, variant) for variant in group.variants):
-        notes.append(
-            f"{NOTHING} under Novel: not evaluated there; methods that learn weights for each class (probes, caches) "
-            "say nothing about classes they were not trained on."
-        )
-    for dataset in group.datasets:
-        section, numbers = _dataset_section(group, dataset)
-        sections.append(section)
-        cited += numbers
-    return Table(group.key.caption, tuple(sections), (*notes, *_source_notes(cited)))
+    for variant in group.variants:
+        evaluated = {part for part in group.parts if any(group.values(variant, part, one) for one in group.datasets)}
+        if evaluated == {BASE}:
+            notes.append(
+                f"{NOTHING} under Novel: not evaluated there; methods that learn weights for each class (probes, "
+                "caches) cannot predict classes they were not trained on."
+            )
+            break
+    sections, cited = [], []
+    for dataset in (*([None] if several else []), *group.datasets):
+        title, measures = dataset, list(MEASURES)
+        columns: tuple[str, ...] = ("Base", "Novel", "Harmonic mean")
+        if dataset is None:
+            title, measures = f"Average over {len(group.datasets)} data sets", [*MEASURES, MEAN_OF_HARMONIC_MEANS]
+            columns = ("Base", "Novel", "HM of averages", "average of HMs")
+        spreads = {one: [group.spread(one, measure, dataset) for measure in measures] for one in group.variants}
+        spreads = {one: row for one, row in spreads.items() if dataset is None or any(row)}
+        published = {one: published_result(group, one, dataset) for one in spreads}
+        here = [result for result in published.values() if result]
+        cited += here
+        if here:
+            columns += ("published base", "published novel", "published HM")
+        rows = []
+        for variant, cells in _cells(spreads).items():
+            row = spreads[variant]
+            theirs = zip(MEASURES, row, strict=False) if here else ()
+            cells += [_published_cell(published[variant], measure, spread) for measure, spread in theirs]
+            rows.append((variant.label, (*cells, _seeds(row))))
+        sections.append(Section(str(title), ("Method", *columns, "Seeds"), tuple(rows)))
+    return Table(group.key.caption, tuple(sections), (*notes, *_published_notes(cited)))
 
 
-def _only_base(group: Group, variant: Variant) -> bool:
-    base, novel = ([group.spread(variant, dataset, part) for dataset in group.datasets] for part in MEASURES[:2])
-    return any(base) and not any(novel)
-
-
-def _average_section(group: Group) -> tuple[Section, list[Published]]:
-    spreads: dict[Variant, list[Spread | None]] = {
-        variant: [
-            *(group.average(variant, measure) for measure in MEASURES[:2]),
-            group.harmonic_mean_of_averages(variant),
-            group.average(variant, MEASURES[2]),
-        ]
-        for variant in group.variants
-    }
-    columns = ("Base", "Novel", "HM of averages", "average of HMs")
-    return _section(f"Average over {len(group.datasets)} data sets", columns, spreads, group, None)
-
-
-def _dataset_section(group: Group, dataset: str) -> tuple[Section, list[Published]]:
-    spreads = {
-        variant: [group.spread(variant, dataset, measure) for measure in MEASURES]
-        for variant in group.variants
-        if any(group.spread(variant, dataset, measure) for measure in MEASURES)
-    }
-    return _section(dataset, ("Base", "Novel", "Harmonic mean"), spreads, group, dataset)
-
-
-def _section(
-    title: str,
-    columns: tuple[str, ...],
-    spreads: dict[Variant, list[Spread | None]],
-    group: Group,
-    dataset: str | None,
-) -> tuple[Section, list[Published]]:
-    cells = mark_best({variant: [cell_of(spread) for spread in found] for variant, found in spreads.items()})
-    published = {variant: published_for(group, variant, dataset) for variant in spreads}
-    cited = [number for number in published.values() if number]
-    if cited:
-        columns = (*columns, *(f"published {measure}" for measure in ("base", "novel", "HM")))
-    rows = []
-    for variant, row in cells.items():
-        row = [*row]
-        if cited:
-            row += [
-                _published_cell(published[variant], measure, spread)
-                for measure, spread in zip(MEASURES, spreads[variant], strict=False)
-            ]
-        rows.append((variant.label, (*row, Cell(_seed_count(spreads[variant])))))
-    return Section(title, ("Method", *columns, "Seeds"), tuple(rows)), cited
-
-
-def accuracy_table(group: Group) -> Table:
+def _accuracy_table(group: Group) -> Table:
     """Top-1 accuracy: a row for each method, a column for each data set, and their average."""
-    notes = [f"Top-1 accuracy in per cent. {spread_note(group)}"]
     several = len(group.datasets) > 1
     with_source = any(group.source_cells.values())
+    datasets = (*group.datasets, *([None] if several else []))
     spreads: dict[Variant, list[Spread | None]] = {}
-    cited: dict[tuple[Variant, str | None], Published] = {}
     for variant in group.variants:
-        row = [group.spread(variant, dataset) for dataset in group.datasets]
+        spreads[variant] = [group.spread(variant, "top1", dataset) for dataset in datasets]
         if with_source:
-            row.insert(0, Spread.of([found.row.top1 for found in group.source_cells.get(variant, {}).values()]))
-        if several:
-            row.append(group.average(variant))
-        spreads[variant] = row
-        for dataset in (*group.datasets, *([None] if several else [])):
-            if number := published_for(group, variant, dataset):
-                cited[variant, dataset] = number
-    columns = [f"{group.key.source} (source)"] if with_source else []
-    columns += [*group.datasets, *(["Average"] if several else [])]
-    cells = mark_best({variant: [cell_of(spread) for spread in row] for variant, row in spreads.items()})
-    rows = []
-    for variant, marked in cells.items():
-        rows.append((variant.label, (*marked, Cell(_seed_count(spreads[variant])))))
-        published = [cited.get((variant, dataset)) for dataset in group.datasets]
-        published += [cited.get((variant, None))] if several else []
+            on_source = group.source_cells.get(variant, {}).values()
+            spreads[variant].insert(0, Spread.of(evaluation.row.top1 for evaluation in on_source))
+    rows, cited = [], []
+    for variant, cells in _cells(spreads).items():
+        rows.append((variant.label, (*cells, _seeds(spreads[variant]))))
+        published = [published_result(group, variant, dataset) for dataset in datasets]
+        cited += [result for result in published if result]
         if any(published):
-            found = spreads[variant][1:] if with_source else spreads[variant]
-            line = [_published_cell(one, "top1", spread) for one, spread in zip(published, found, strict=True)]
+            ours = spreads[variant][1:] if with_source else spreads[variant]
+            line = [_published_cell(one, "top1", spread) for one, spread in zip(published, ours, strict=True)]
             rows.append((f"{variant.label}, published", (*([Cell("")] if with_source else []), *line, Cell(""))))
+    notes = [f"Top-1 accuracy in per cent. {_spread_note(group)}"]
     if several:
         which = "the data sets other than the source" if with_source else "the data sets"
-        notes.append(f"The average is over {which}.")
-        notes += _incomplete_note(group)
-    section = Section("", ("Method", *columns, "Seeds"), tuple(rows))
-    return Table(group.key.caption, (section,), (*notes, *_source_notes(list(cited.values()))))
+        notes += [f"The average is over {which}.", *_incomplete_note(group)]
+    source = [f"{group.key.source} (source)"] if with_source else []
+    columns = ("Method", *source, *(dataset or "Average" for dataset in datasets), "Seeds")
+    return Table(group.key.caption, (Section("", columns, tuple(rows)),), (*notes, *_published_notes(cited)))
 
 
 def _ablation_table(group: Group, ablation: Ablation) -> Table:
-    titles = {"base": "Base", "novel": "Novel", "harmonic mean": "Harmonic mean", "top1": "Accuracy"}
-    shown = measures(group)
+    titles = [MEASURE_TITLES[measure] for measure in group.measures]
     sections = []
     for series in ablation.series:
-        found = {variant: [measure_of(group, variant, measure) for measure in shown] for _, variant in series.points}
-        cells = mark_best({variant: [cell_of(spread) for spread in spreads] for variant, spreads in found.items()})
-        rows = tuple(
-            (value or "(empty)", (*cells[variant], Cell(_seed_count(found[variant]))))
-            for value, variant in series.points
-        )
-        columns = (ablation.setting, *(titles[measure] for measure in shown), "Seeds")
-        sections.append(Section(series.others, columns, rows))
+        spreads = {
+            value: [group.spread(variant, measure) for measure in group.measures] for value, variant in series.points
+        }
+        rows = [(value or "(empty)", (*cells, _seeds(spreads[value]))) for value, cells in _cells(spreads).items()]
+        sections.append(Section(series.others, (ablation.setting, *titles, "Seeds"), tuple(rows)))
     several = len(group.datasets) > 1
-    hm = " The harmonic mean is that of the averages." if several and len(shown) > 1 else ""
     over = f"averages over {len(group.datasets)} data sets." if several else f"on {group.datasets[0]}."
-    notes = (f"Top-1 accuracy in per cent, {over}{hm} All other settings are equal. {spread_note(group)}",)
+    hm = " The harmonic mean is that of the averages." if several and HARMONIC_MEAN in group.measures else ""
+    notes = (f"Top-1 accuracy in per cent, {over}{hm} All other settings are equal. {_spread_note(group)}",)
     return Table(f"Ablation of {ablation.setting}: {ablation.method}, {group.key.conditions}", tuple(sections), notes)
 
 
-def _comparison_table(group: Group, comparisons: list[Comparison]) -> Table:
-    measures = list(comparisons[0].differences)
-    titles = {"base": "Base", "novel": "Novel", "harmonic mean": "Harmonic mean", "top1": "Accuracy"}
-    rows = tuple(
-        (
-            f"{comparison.method} − {comparison.baseline}",
-            (
-                *(Cell(signed(100 * comparison.differences[measure])) for measure in measures),
-                Cell(f"{comparison.wins} of {comparison.pairs}" + _ties(comparison.ties)),
-                Cell(NOTHING if comparison.p is None else _p_value(comparison.p)),
-            ),
-        )
-        for comparison in comparisons
-    )
-    decided = titles[measures[-1]].lower()
-    notes = [
+def _paired_tests_table(group: Group, tests: list[PairedTest]) -> Table:
+    rows = []
+    for test in tests:
+        differences = [Cell(_signed(100 * test.differences[measure])) for measure in group.measures]
+        wins = f"{test.wins} of {test.pairs}" + (f", {test.ties} equal" if test.ties else "")
+        p = "< 0.001" if test.p < 0.001 else f"{test.p:.3f}"
+        rows.append((f"{test.method} − {test.baseline}", (*differences, Cell(wins), Cell(p))))
+    titles = [MEASURE_TITLES[measure] for measure in group.measures]
+    note = (
         "Mean differences in percentage points over pairs of the same seed and data set (where there are at least "
-        f"{FEWEST_PAIRS}); p: Wilcoxon's signed-rank test on the {decided}, two-sided, not corrected for the number of "
-        "comparisons. Seeds of one data set are not independent, so p is rather too small than too large."
-    ]
-    if any(comparison.p is None for comparison in comparisons):
-        notes.append("p needs scipy: pip install 'maple-clip[report]'.")
-    columns = ("Comparison", *(titles[measure] for measure in measures), "Higher in", "p")
-    return Table(f"Paired comparison, {group.key.conditions}", (Section("", columns, rows),), tuple(notes))
+        f"{FEWEST_PAIRS}); p: Wilcoxon's signed-rank test on the {titles[-1].lower()}, two-sided, not corrected for "
+        "the number of comparisons. Seeds of one data set are not independent, so p is rather too small than too large."
+    )
+    section = Section("", ("Comparison", *titles, "Higher in", "p"), tuple(rows))
+    return Table(f"Paired comparison, {group.key.conditions}", (section,), (note,))
 
 
-def percent(fraction: float) -> str:
-    """Two decimals."""
-    return f"{100 * fraction:.2f}"
-
-
-def signed(points: float) -> str:
+def _signed(points: float) -> str:
     """Two decimals and a sign; a true minus, no minus zero."""
     text = f"{points:+.2f}"
     return "0.00" if float(text) == 0 else text.replace("-", "−")
 
 
-def spread_note(*groups: Group) -> str:
-    """What the spread is over, in words."""
+def _cells(spreads: Mapping[RowKey, Sequence[Spread | None]]) -> dict[RowKey, list[Cell]]:
+    """Mean and deviation in per cent. The highest of a column is marked, with those equal to it as printed."""
+    best = []
+    for column in zip(*spreads.values(), strict=True):
+        means = [100 * spread.mean for spread in column if spread]
+        best.append(f"{max(means):.2f}" if len(means) > 1 else None)
+    cells: dict[RowKey, list[Cell]] = {}
+    for key, row in spreads.items():
+        cells[key] = []
+        for spread, highest in zip(row, best, strict=True):
+            text = f"{100 * spread.mean:.2f}" if spread else NOTHING
+            deviation = "" if spread is None or spread.deviation is None else f"{100 * spread.deviation:.2f}"
+            cells[key].append(Cell(text, deviation, text == highest))
+    return cells
+
+
+def _spread_note(*groups: Group) -> str:
+    """How many seeds the spread is over."""
     counts = {
         len(cell)
         for group in groups
         for (variant, _, _), cell in group.cells.items()
-        if len(group.variants) == 1 or variant.name != "zero_shot"
+        if len(group.variants) == 1 or not variant.is_zero_shot
     }
     if counts <= {1}:
         return "One seed, so there is no spread."
-    same = f"{min(counts)} seeds" if len(counts) == 1 else f"{min(counts)} to {max(counts)} seeds"
+    seeds = f"{min(counts)} seeds" if len(counts) == 1 else f"{min(counts)} to {max(counts)} seeds"
     shots = " Zero-shot CLIP has no shots." if groups[0].key.shots == ANY_SHOTS else ""
-    return f"Mean ± sample standard deviation over {same}.{shots}"
+    return f"Mean ± sample standard deviation over {seeds}.{shots}"
 
 
-def cell_of(spread: Spread | None) -> Cell:
-    """Mean and deviation in per cent."""
-    if spread is None:
-        return Cell(NOTHING)
-    return Cell(percent(spread.mean), "" if spread.deviation is None else percent(spread.deviation))
-
-
-def mark_best(rows: dict[Variant, list[Cell]]) -> dict[Variant, list[Cell]]:
-    """The highest of each column, and those equal to it as printed; of a single number none is the best."""
-    marked = {variant: list(row) for variant, row in rows.items()}
-    for column in range(max((len(row) for row in rows.values()), default=0)):
-        numbers = {variant: float(row[column].text) for variant, row in rows.items() if row[column].text != NOTHING}
-        if len(numbers) < 2:
-            continue
-        for variant, number in numbers.items():
-            if number == max(numbers.values()):
-                marked[variant][column] = replace(marked[variant][column], best=True)
-    return marked
-
-
-def _published_cell(number: Published | None, measure: str, ours: Spread | None) -> Cell:
-    if number is None or measure not in number.values:
-        return Cell(NOTHING)
-    value = number.values[measure]
-    return Cell(f"{value:.2f}" if ours is None else f"{value:.2f} ({signed(100 * ours.mean - value)})")
-
-
-def _seed_count(spreads: list[Spread | None]) -> str:
+def _seeds(spreads: Iterable[Spread | None]) -> Cell:
     counts = sorted({spread.n for spread in spreads if spread})
-    return NOTHING if not counts else "–".join(str(count) for count in sorted({counts[0], counts[-1]}))
+    return Cell(NOTHING if not counts else "–".join(str(count) for count in sorted({counts[0], counts[-1]})))
 
 
 def _incomplete_note(group: Group) -> list[str]:
-    parts = MEASURES[:2] if group.key.kind == "base-to-novel" else ("top1",)
-    told = []
+    measures = (BASE, NOVEL) if group.key.kind == "base-to-novel" else group.measures
+    notes = []
     for variant in group.variants:
         missing = [
-            dataset for dataset in group.datasets if not all(group.values(variant, dataset, part) for part in parts)
+            one for one in group.datasets if not all(group.values(variant, measure, one) for measure in measures)
         ]
         if missing:
-            told.append(f"{variant.label} lacks {', '.join(missing)}")
-    return [f"No average where a data set is missing: {'; '.join(told)}."] if told else []
+            notes.append(f"{variant.label} lacks {', '.join(missing)}")
+    return [f"No average where a data set is missing: {'; '.join(notes)}."] if notes else []
 
 
-def _source_notes(cited: list[Published]) -> list[str]:
+def _published_cell(result: PublishedResult | None, measure: str, ours: Spread | None) -> Cell:
+    if result is None or measure not in result.values:
+        return Cell(NOTHING)
+    value = result.values[measure]
+    return Cell(f"{value:.2f}" if ours is None else f"{value:.2f} ({_signed(100 * ours.mean - value)})")
+
+
+def _published_notes(cited: Sequence[PublishedResult]) -> list[str]:
     if not cited:
         return []
-    places = "; ".join(sorted({number.read_in for number in cited}))
-    return [f"Published numbers with our difference in parentheses; 16 shots, ViT-B/16 of OpenAI. Read in: {places}."]
+    sources = "; ".join(sorted({result.read_in for result in cited}))
+    return [f"Published numbers with our difference in parentheses; 16 shots, ViT-B/16 of OpenAI. Read in: {sources}."]
 
 
-def _ties(ties: int) -> str:
-    return f", {ties} equal" if ties else ""
+_PUBLISHED_COSTS = {
+    "gflops": "GFLOPs",
+    "images_per_second": "Inference, images/s",
+    "seconds": "Training, s",
+    "megabytes": "Memory, MB",
+    "milliseconds": "Training, ms/image",
+}
 
 
-def _p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+def cost_tables(costs: Sequence[CostRow], methods: Mapping[str, MethodDescription]) -> list[Table]:
+    """For each backbone, number of classes and machine: parameters and operations, throughput, published costs.
+
+    Example:
+        >>> collection = collect(Path("runs"), describe_methods())
+        >>> [table.caption for table in cost_tables(collection.costs, collection.methods)]
+    """
+    described = {row.name: methods.get(row.name, MethodDescription(row.name)) for row in costs}
+    by_conditions: dict[str, list[CostRow]] = defaultdict(list)
+    for row in sorted(costs, key=lambda row: (row.conditions, described[row.name].order, row.recipe)):
+        by_conditions[row.conditions].append(row)
+    tables = []
+    for conditions, rows in by_conditions.items():
+        labels = []
+        for row in rows:
+            # The title, and what the recipe adds to the method's name.
+            title, recipe = described[row.name].title, row.recipe.replace("_", "-")
+            rest = recipe.removeprefix(row.name.replace("_", "-"))
+            labels.append(f"{title} ({row.recipe})" if rest == recipe else title + rest)
+        rows_of = [
+            (label if labels.count(label) == 1 else f"{label} ({row.parameters:,} parameters)", row)
+            for label, row in zip(labels, rows, strict=True)
+        ]
+        tables.append(_complexity_table(conditions, rows_of))
+        if any(row.speeds for row in rows):
+            tables.append(_throughput_table(conditions, rows_of))
+        tables += _published_costs_table(rows_of)
+    return tables
+
+
+def _complexity_table(conditions: str, rows_of: list[tuple[str, CostRow]]) -> Table:
+    columns = ("Method", "Parameters", "% of CLIP", "GFLOPs, whole", "GFLOPs, as run", "GFLOPs, classes cached")
+    rows = []
+    for label, row in rows_of:
+        flops = (row.flops_plain, row.flops, row.flops_cached)
+        texts = [f"{row.parameters:,}", f"{100 * row.parameters / row.backbone_parameters:.3g}"]
+        texts += [_number(None if one is None else one / 2e9) for one in flops]
+        rows.append((label, tuple(Cell(text) for text in texts)))
+    notes = (
+        "GFLOPs: one image against the prompts of all classes, a multiply-add counted as one, as papers do. “Whole”: "
+        "every sentence at full length and every row of every block, as papers count. “As run”: as this package "
+        "computes it. “Classes cached”: the classes are encoded beforehand.",
+        "% of CLIP: learned parameters against all parameters of the frozen backbone.",
+    )
+    return Table(f"Complexity: {conditions}", (Section("", columns, tuple(rows)),), notes)
+
+
+def _throughput_table(conditions: str, rows_of: list[tuple[str, CostRow]]) -> Table:
+    titles = {
+        "training": "Training",
+        "inference": "Inference, classes each time",
+        "cached": "Inference, classes cached",
+    }
+    sizes = sorted({speed.batch for _, row in rows_of for speed in row.speeds})
+    sections = []
+    for kind, title in titles.items():
+        rows = []
+        for label, row in rows_of:
+            speeds = {speed.batch: getattr(speed, kind) for speed in row.speeds}
+            rows.append((label, tuple(Cell(_number(speeds.get(size))) for size in sizes)))
+        sections.append(Section(title, ("Method", *(f"Batch {size}" for size in sizes)), tuple(rows)))
+    note = (
+        "Images per second, median, on random images, without reading files; higher is better. Training: a whole "
+        "step. “Classes each time”: every batch encodes all classes again, as the reference code does. “Classes "
+        "cached”: they are encoded once, beforehand."
+    )
+    return Table(f"Throughput, images per second: {conditions}", tuple(sections), (note,))
+
+
+def _published_costs_table(rows_of: list[tuple[str, CostRow]]) -> list[Table]:
+    published = [(label, one) for label, row in rows_of for one in published_costs(row)]
+    sections = []
+    for source in dict.fromkeys(one.read_in for _, one in published):
+        here = [(label, one) for label, one in published if one.read_in == source]
+        fields = [name for name in _PUBLISHED_COSTS if any(getattr(one, name) is not None for _, one in here)]
+        rows = []
+        for label, one in here:
+            values = [getattr(one, name) for name in fields]
+            rows.append((label, tuple(Cell(NOTHING if value is None else f"{value:,g}") for value in values)))
+        sections.append(Section(source, ("Method", *(_PUBLISHED_COSTS[name] for name in fields)), tuple(rows)))
+    note = (
+        "Measured by others, on other machines; ViT-B/16. Not to be compared with the throughput above. How operations "
+        "were counted, and for how many classes, is not stated there."
+    )
+    return [Table("Published costs", tuple(sections), (note,))] if sections else []
+
+
+def _number(value: float | None) -> str:
+    """Four digits, or all before the point."""
+    if value is None:
+        return NOTHING
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
