@@ -1,4 +1,4 @@
-"""What README and the documentation say can be done, can be done."""
+"""Commands, options, links and names in the README and the documentation exist."""
 
 import re
 import shlex
@@ -11,9 +11,10 @@ from typer.main import get_command
 from maple.cli import app
 from maple.config import preset_names
 from maple.methods import METHODS
+from maple.serve.responses import ERROR_CODES
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -21,7 +22,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As written, but for OpenAI's weights, which tests cannot fetch."""
+    """As written, except for OpenAI's weights, which tests cannot download."""
     monkeypatch.chdir(tmp_path)
     (code,) = blocks(ROOT / "README.md", "python")
     names: dict[str, Any] = {}
@@ -38,16 +39,16 @@ def commands() -> list[Any]:
 
 @pytest.mark.parametrize("line", commands())
 def test_commands_exist(line: str) -> None:
-    """Every command and option in the documents is one of ours, and every preset and method exists."""
-    _, command, *arguments = shlex.split(line)
-    known: Any = get_command(app).commands[command.rstrip(",")]  # type: ignore[attr-defined]
-    while hasattr(known, "commands") and arguments:
-        command = f"{command} {arguments[0]}"
-        known = known.commands[arguments.pop(0).rstrip(",")]
-    options = {option for parameter in known.params for option in parameter.opts}
+    """Every command, option and preset in the documents exists."""
+    _, name, *arguments = shlex.split(line)
+    command: Any = get_command(app).commands[name.rstrip(",")]  # type: ignore[attr-defined]
+    while hasattr(command, "commands") and arguments:
+        name = f"{name} {arguments[0]}"
+        command = command.commands[arguments.pop(0).rstrip(",")]
+    options = {option for parameter in command.params for option in parameter.opts}
     for argument, value in zip(arguments, [*arguments, ""][1:], strict=True):
         if argument.startswith("-"):
-            assert argument in options, f"{command} has no option {argument}"
+            assert argument in options, f"{name} has no option {argument}"
         if argument == "--preset":
             assert value in preset_names()
 
@@ -61,6 +62,14 @@ def test_every_method_has_its_row() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)) == METHODS.keys()
 
 
+def test_serving_lists_every_error_code() -> None:
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\d, ]+) \| (`.*?`) \|", text, flags=re.MULTILINE)
+    codes = {code: statuses.split(", ") for statuses, listed in rows for code in re.findall(r"`(\w+)`", listed)}
+    assert codes.keys() == ERROR_CODES.keys()
+    assert [code for code, status in ERROR_CODES.items() if str(int(status)) not in codes[code]] == []
+
+
 def test_links_inside_the_project_lead_somewhere() -> None:
     for path in DOCUMENTS:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8")):
@@ -68,7 +77,7 @@ def test_links_inside_the_project_lead_somewhere() -> None:
 
 
 def test_python_of_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loops of one's own, as written; the other blocks need images, and are compiled."""
+    """The training loops run as written; the other blocks need images, and are compiled."""
     monkeypatch.chdir(tmp_path)
     classifier, loop, trainer, command = blocks(ROOT / "docs" / "python.md", "python")
     for code in (classifier, command):

@@ -46,7 +46,7 @@ testing. Results on it do not carry over to large CLIPs.
 
 {concepts} concepts in three styles: OpenMoji in colour, Noto and Fluent 3D. Twemoji and OpenMoji's black line art were
 never shown: they are the unseen styles. All concepts were shown, as large CLIPs have seen nearly everything. Captions
-are made of templates, names and keywords. Scenes get harder as the training goes on; in its last part {share} per cent
+are made of templates, names and keywords. Scenes get harder during training; in its last part {share} per cent
 of the drawings are shown in grey, by their outlines, posterised, inverted or blurred. The outlines resemble line art;
 its drawings were not used.
 
