@@ -68,6 +68,11 @@ def one_of(what: str, value: object, allowed: Iterable[object]) -> str:
     return f"unknown {what} {value!r}; choose one of: {', '.join(str(item) for item in allowed)}"
 
 
+def output_error(problem: str, also: str = "") -> ConfigError:
+    """Return the error for an output folder or file that cannot be used; it advises to choose another --output."""
+    return ConfigError(f"{problem}; choose another --output{also}")
+
+
 def first_line(error: BaseException) -> str:
     """What `error` says first, or its kind if it says nothing."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -8,12 +8,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from maple.errors import CheckpointError, MapleError, shortened
+from maple.errors import CheckpointError, MapleError, output_error, shortened
 
 _Content = TypeVar("_Content")
 
 FAILURE = "failure.json"
 """Why a run of a sweep failed: a file of its folder, written by sweeps and read by reports."""
+
+
+@contextmanager
+def output_errors(path: str | os.PathLike[str], problem: str = "cannot be written") -> Iterator[None]:
+    """Turn an OSError of the body into a ConfigError that advises to choose another --output.
+
+    Raises:
+        ConfigError: "`path` `problem` (reason); choose another --output".
+    """
+    try:
+        yield
+    except OSError as error:
+        raise output_error(f"{path} {problem} ({error.strerror})") from error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The commands, as a user types them, on a small folder of real image files."""
+"""The commands as a user types them, on a small folder of real image files."""
 
 import json
 import os
@@ -27,7 +27,7 @@ COLOURS = {"red_thing": (200, 30, 30), "green thing": (30, 180, 30), "blue thing
 
 
 def run(*arguments: object) -> str:
-    """Run a command that must succeed; return what it printed."""
+    """Run a command that must succeed; return its output."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
@@ -99,7 +99,7 @@ def test_evaluate_parts_and_names(trained: Path) -> None:
     assert "harmonic mean" in run("evaluate", trained, "--classes", "base,novel", "--per-class", "--confusion")
 
 
-def test_what_a_method_cannot_speak_of_is_a_dash(folder: Path, tmp_path: Path) -> None:
+def test_unsupported_classes_are_shown_as_a_dash(folder: Path, tmp_path: Path) -> None:
     prompts = ["--method", "coop", "--set", "method.class_specific=true", "--set", "train.epochs=1"]
     run("train", "--dataset", folder, "--classes", "base", *TINY, *prompts, "--output", tmp_path / "run")
     result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run"), "--classes", "base,novel", "--device", "cpu"])
@@ -158,7 +158,7 @@ def test_bad_outputs(folder: Path, output: str, message: str) -> None:
 
 
 def test_a_run_that_learned_nothing_may_be_corrected(folder: Path, tmp_path: Path) -> None:
-    """A broken image stops the first try after its files are written; the corrected command must not be refused."""
+    """A broken image stops the first attempt after its files are written; the corrected command is not refused."""
     images = tmp_path / "images"
     shutil.copytree(folder, images)
     for path in images.rglob("*.png"):
@@ -172,14 +172,14 @@ def test_a_run_that_learned_nothing_may_be_corrected(folder: Path, tmp_path: Pat
 
 
 def test_names_are_shown_as_they_are(trained: Path) -> None:
-    """Square brackets are markup to the table's library."""
+    """Square brackets are markup for rich."""
     text = run("evaluate", trained, "--names", "[/red],dog[bold],cat", "--per-class", "--device", "cpu")
     assert "[/red]" in text
     assert "dog[bold]" in text
 
 
 def test_folder_names_that_are_not_unicode(tmp_path: Path) -> None:
-    """As an old archive leaves them; through main, which must also be able to print them."""
+    """As old archives have them; through `main`, which must be able to print them, too."""
     for name in (b"caf\xe9", b"tea"):
         folder = os.fsencode(tmp_path / "images") + b"/" + name
         os.makedirs(folder)
@@ -198,7 +198,7 @@ def test_folder_names_that_are_not_unicode(tmp_path: Path) -> None:
 
 
 def test_another_folder_is_evaluated_whole(trained: Path, folder: Path, tmp_path: Path) -> None:
-    """The run saw none of it, so nothing is held back; a folder that its user divided keeps its test part."""
+    """The run has seen none of it, so all of it is used; a folder with a split of its own keeps its test part."""
     shutil.copytree(folder, tmp_path / "other")
     (row,) = rows_of(run("evaluate", trained, "--dataset", tmp_path / "other", "--json", "--device", "cpu"))
     assert (row["part"], row["images"]) == ("all", 24)
@@ -210,7 +210,7 @@ def test_another_folder_is_evaluated_whole(trained: Path, folder: Path, tmp_path
     assert (row["part"], row["images"]) == ("test", 6)
 
 
-def test_the_same_folder_written_otherwise_keeps_its_words(
+def test_the_same_folder_under_another_path_keeps_its_class_names(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = tmp_path / "names.json"
@@ -235,7 +235,7 @@ def test_main_prints_one_line(tmp_path: Path) -> None:
     assert done.stderr.strip() == f"maple: {tmp_path} is not a run folder: it has no config.json"
 
 
-def test_interruption_is_told_and_resumed(folder: Path, tmp_path: Path, as_in_a_terminal: list[str]) -> None:
+def test_an_interruption_is_reported_and_resumed(folder: Path, tmp_path: Path, as_in_a_terminal: list[str]) -> None:
     command = [sys.executable, "-m", "maple", "train", "--dataset", str(folder), *TINY, *QUICK]
     command += ["--set", "train.epochs=2000", "--output", str(tmp_path / "run")]
     errors = tmp_path / "errors"
@@ -250,10 +250,10 @@ def test_interruption_is_told_and_resumed(folder: Path, tmp_path: Path, as_in_a_
     finally:
         process.kill()
         process.wait()
-    told = errors.read_text()
-    assert process.returncode == 130, told
-    assert "maple: interrupted; repeat the command" in told
-    assert "Traceback" not in told
+    output = errors.read_text()
+    assert process.returncode == 130, output
+    assert "maple: interrupted; repeat the command" in output
+    assert "Traceback" not in output
     assert (tmp_path / "run" / "resume.safetensors").exists()
 
 
@@ -302,7 +302,7 @@ def test_import(trained: Path, folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.pth.tar-2"
     torch.save({"state_dict": state, "epoch": 2}, file)
     backbone = TINY[:4]
-    with pytest.raises(MapleError, match="does not say its class names"):
+    with pytest.raises(MapleError, match="does not contain its class names"):
         run("import", file, *backbone)
     run("import", file, *backbone, "--dataset", folder, "--classes", "all", "--output", tmp_path / "run")
     images = torch.randn(2, 3, 64, 64)
@@ -312,7 +312,7 @@ def test_import(trained: Path, folder: Path, tmp_path: Path) -> None:
     assert row["images"] == 6
 
 
-def test_what_is_no_run_says_what_it_is(tmp_path: Path) -> None:
+def test_an_export_is_not_a_run_folder(tmp_path: Path) -> None:
     for name, hint in (
         ("maple-export.json", "it is an export to ONNX, which `maple predict`"),
         ("model.json", "it is an export for other programs"),
@@ -325,10 +325,10 @@ def test_what_is_no_run_says_what_it_is(tmp_path: Path) -> None:
         read_settings(tmp_path / "nope")
 
 
-def test_a_sentence_of_a_page_is_not_repeated_whole() -> None:
-    with pytest.raises(ClassNamesError, match=r"\.\.\.' needs 402 tokens, but this CLIP reads at most 77") as told:
+def test_a_long_sentence_is_shortened_in_the_message() -> None:
+    with pytest.raises(ClassNamesError, match=r"\.\.\.' needs 402 tokens, but this CLIP reads at most 77") as caught:
         load_clip("maple-tiny", "random:1").tokenize(["very " * 400])
-    assert len(str(told.value)) < 300
+    assert len(str(caught.value)) < 300
 
 
 def test_errors_show_the_control_characters_of_a_name(

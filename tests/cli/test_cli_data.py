@@ -69,7 +69,7 @@ def mirror(ucf101: Path) -> Iterator[str]:
     server.server_close()
 
 
-def test_list_names_all_and_says_which_are_there(ucf101: Path) -> None:
+def test_list_contains_all_data_sets_and_their_state(ucf101: Path) -> None:
     (ucf101 / "dtd/images/banded").mkdir(parents=True)
     output = data("list", "--data-root", ucf101).stdout
     table = [[cell.strip() for cell in line.split("│")[1:]] for line in output.splitlines() if "│" in line]
@@ -81,17 +81,17 @@ def test_list_names_all_and_says_which_are_there(ucf101: Path) -> None:
     assert rows["ucf101"][6:8] == ["a photo of a person doing {}.", "yes"]
     assert rows["dtd"][7] == "lacks dtd/split_zhou_DescribableTextures.json"
     assert rows["eurosat"][7] == "no"
-    assert "no --data-root" in data("list").stdout
+    assert "neither --data-root nor MAPLE_DATA" in data("list").stdout
 
 
 def test_the_list_fits_into_a_small_terminal() -> None:
-    """The templates, which would be two letters wide there, are left out; a pipe gets whole lines."""
+    """The templates, which would be two letters wide there, are left out; a pipe gets complete lines."""
     small = {"COLUMNS": "80", "MAPLE_DATA": None}
     piped = CliRunner().invoke(app, ["data", "list"], env=small).stdout
     assert "│ a photo of a person doing {}. " in piped
     shown = CliRunner().invoke(app, ["data", "list"], env={**small, "FORCE_COLOR": "1"}).stdout
     plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
-    assert "tells a template" in plain
+    assert "too narrow for the templates" in plain
     row = next(line for line in plain.splitlines() if "ucf101" in line)
     assert [cell.strip() for cell in row.split("│")[1:-1]] == ["ucf101", "published", "101", "7,639", "?", "3,783", "?"]
 
@@ -103,7 +103,7 @@ def test_show(ucf101: Path) -> None:
     assert "zero-shot template: a photo of a person doing {}." in output
     assert "Apply_Eye_Makeup/v_1.jpg" in output
     folder = data("show", ucf101 / "ucf101/UCF-101-midframes").stdout
-    assert "drawn at random" in folder
+    assert "split at random" in folder
     assert "template: none of its own" in folder
 
 
@@ -116,18 +116,20 @@ def test_prepare_from_a_mirror_and_compare(ucf101: Path, mirror: str, tmp_path: 
     for path in (ucf101 / "ucf101").rglob("*.*"):
         assert (new / path.relative_to(ucf101)).read_bytes() == path.read_bytes()
     assert not list((new / "downloads").glob("*/*"))
-    assert "was there already" in data("prepare", "ucf101", "--data-root", new, "--mirror", "http://127.0.0.1:9").stdout
+    assert (
+        "was present already" in data("prepare", "ucf101", "--data-root", new, "--mirror", "http://127.0.0.1:9").stdout
+    )
 
 
-def test_prepare_says_what_to_do_by_hand(mirror: str, tmp_path: Path) -> None:
+def test_prepare_explains_what_to_do_by_hand(mirror: str, tmp_path: Path) -> None:
     message = r"(?s)is not complete.*By hand .*as .*downloads/fgvc_aircraft/fgvc-aircraft"
     with pytest.raises(DownloadError, match=message):
         data("prepare", "fgvc_aircraft", "--data-root", tmp_path, "--mirror", mirror)
-    with pytest.raises(MapleError, match="give --data-root, or set MAPLE_DATA"):
+    with pytest.raises(MapleError, match="set --data-root, or MAPLE_DATA"):
         data("prepare", "dtd")
 
 
-def test_an_error_is_told_without_a_traceback(
+def test_an_error_is_one_line_without_a_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["maple", "data", "verify", "dtd", "--data-root", str(tmp_path)])
@@ -139,7 +141,7 @@ def test_an_error_is_told_without_a_traceback(
     assert "`maple data prepare dtd` says how to get it" in error
 
 
-def test_verify_names_every_problem_and_fails(ucf101: Path) -> None:
+def test_verify_lists_every_problem_and_fails(ucf101: Path) -> None:
     result = data("verify", "ucf101", "--data-root", ucf101)
     assert result.exit_code == 1
     assert "train: 2 found, 7639 published" in result.stdout
@@ -151,7 +153,7 @@ def test_verify_names_every_problem_and_fails(ucf101: Path) -> None:
     image.unlink()
     quick = data("verify", "ucf101", "--data-root", ucf101, "--quick").stdout
     assert f"{image}: there is no such file\n" in quick
-    assert "3 images looked for, " in quick
+    assert "3 images checked for existence, " in quick
 
 
 def test_verify_own_images(ucf101: Path) -> None:

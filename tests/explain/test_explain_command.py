@@ -96,8 +96,8 @@ def test_nothing_readable_writes_nothing(run: Path, pictures: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "name pictures, or give --words"),
-        (("--words", "--for", "red thing"), "--for and --recursive are about pictures"),
+        ((), "name images, or give --words"),
+        (("--words", "--for", "red thing"), "--for and --recursive concern images"),
         (("a.png", "--for", "teapot"), "'teapot' is none of the classes"),
         (("a.png", "--classes", "cup,,can"), "class name 1"),
         (("a.png", "--output", "FILE"), "cannot be written"),
@@ -113,7 +113,7 @@ def test_wrong_use(arguments: tuple[str, ...], message: str, run: Path, pictures
 
 def test_a_prompts_file_needs_a_place(run: Path, pictures: Path) -> None:
     result = explain(run / "prompts.safetensors", pictures)
-    assert "say with --output" in str(result.exception)
+    assert "name a folder with --output" in str(result.exception)
     assert explain(run / "prompts.safetensors", "--words").exit_code == 0
 
 

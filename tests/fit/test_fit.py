@@ -20,8 +20,7 @@ from maple.cli import app
 from maple.config import RunSettings
 from maple.data import SAVED_SPLIT, load_dataset, read_saved_split, write_saved_split
 from maple.errors import BackboneDownloadError, CheckpointError, ConfigError, DataError, MapleError
-from maple.fitting import SilentFit, fit, fit_folder, fit_settings, inspect_source, read_fit
-from maple.fitting import run as fit_module
+from maple.fitting import FitProgress, fit, fit_folder, fit_settings, inspect_source, read_fit, workflow
 from maple.runs import evaluate_run, read_rows
 
 TINY = {"backbone": {"name": "maple-tiny", "pretrained": "random:1"}, "data": {"shots": 3}}
@@ -86,27 +85,33 @@ def test_what_it_says(folder: Path, fitted: Path) -> None:
     assert f"already finished: {fitted}" in done.stdout
     assert "accuracy on 6 held-out images" in done.stdout
     result = read_fit(fitted)
-    assert result.versus is not None
-    for one in (result.versus.method, result.versus.zero_shot):
-        low, high = one.interval
-        assert f"{one.title:<14}  {100 * one.fraction:5.1f}  ({100 * low:.1f} to {100 * high:.1f})" in done.stdout
-    assert result.versus.fixed - result.versus.regressed == result.versus.method.right - result.versus.zero_shot.right
-    assert f"maple predict {fitted} picture.jpg" in done.stdout
+    assert result.comparison is not None
+    for accuracy in (result.comparison.method, result.comparison.zero_shot):
+        low, high = accuracy.interval
+        assert (
+            f"{accuracy.title:<14}  {100 * accuracy.fraction:5.1f}  ({100 * low:.1f} to {100 * high:.1f})"
+            in done.stdout
+        )
+    assert (
+        result.comparison.fixed - result.comparison.regressed
+        == result.comparison.method.right - result.comparison.zero_shot.right
+    )
+    assert f"maple predict {fitted} image.jpg" in done.stdout
     printed = json.loads(run("fit", folder, *OPTIONS, "--output", fitted, "--json").stdout)
-    assert printed["method"]["right"] == result.versus.method.right
-    assert printed["versus"]["mended"] == result.versus.fixed
+    assert printed["method"]["right"] == result.comparison.method.right
+    assert printed["versus"]["mended"] == result.comparison.fixed
 
 
 def test_a_finished_fit_computes_nothing(folder: Path, fitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("open_backbone", "inspect_dataset", "train_run", "evaluate_run"):
-        monkeypatch.delattr(fit_module, name)
+        monkeypatch.delattr(workflow, name)
     before = {path: path.stat().st_mtime_ns for path in fitted.rglob("*")}
     result = fit(settings_for(folder), fitted, device="cpu")
     assert result.was_finished
     assert {path: path.stat().st_mtime_ns for path in fitted.rglob("*")} == before
     moved = folder.rename(folder.with_name("moved"))
     try:
-        assert read_fit(fitted).ours is not None
+        assert read_fit(fitted).accuracy is not None
         monkeypatch.chdir(folder.parent)
         for told in (folder, folder.name):
             assert f"already finished: {fitted}" in run("fit", told, *OPTIONS, "--output", fitted).stdout
@@ -144,7 +149,7 @@ def test_other_commands_see_the_same_held_out_images(folder: Path, fitted: Path,
             Image.new("RGB", (30, 30), (60 * number, 9, 9)).save(tmp_path / "others" / name / f"{number}.png")
     scores, _ = evaluate_run(fitted, dataset=str(tmp_path / "others"), device="cpu")
     assert scores.images == 6
-    assert read_fit(fitted).versus is not None
+    assert read_fit(fitted).comparison is not None
     assert run("predict", fitted, folder / "dog", "--json", "--device", "cpu").exit_code == 0
 
 
@@ -158,8 +163,8 @@ def test_check_writes_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.
     assert not list(tmp_path.iterdir())
 
 
-class _Interrupts(SilentFit):
-    """As Ctrl-C would, at the given call of one of the methods."""
+class _Interrupts(FitProgress):
+    """Raises KeyboardInterrupt at the given call of one of the methods."""
 
     def __init__(self, method: str, call: int) -> None:
         self.calls = 0
@@ -172,17 +177,17 @@ class _Interrupts(SilentFit):
         setattr(self, method, count)
 
 
-@pytest.mark.parametrize(("method", "call"), [("step", 1), ("step", 4), ("evaluated", 1), ("evaluated", 2)])
+@pytest.mark.parametrize(("method", "call"), [("step", 1), ("step", 4), ("evaluating", 1), ("evaluating", 2)])
 def test_an_interrupted_fit_goes_on_to_the_same(
     method: str, call: int, folder: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_for(folder)
     with pytest.raises(KeyboardInterrupt):
         fit(settings, tmp_path / "run", device="cpu", progress=_Interrupts(method, call))
-    monkeypatch.delattr(fit_module, "inspect_dataset")
+    monkeypatch.delattr(workflow, "inspect_dataset")
     result = fit(settings, tmp_path / "run", device="cpu")
     assert not result.was_finished
-    assert result.ours == read_fit(fitted).ours
+    assert result.accuracy == read_fit(fitted).accuracy
     assert (tmp_path / "run/prompts.safetensors").read_bytes() == (fitted / "prompts.safetensors").read_bytes()
 
 
@@ -222,21 +227,21 @@ def test_methods_that_search_get_validation_images(folder: Path, tmp_path: Path)
     result = fit(settings_for(folder, "tip_adapter"), tmp_path / "run", device="cpu")
     listed = read_saved_split(tmp_path / "run" / SAVED_SPLIT)
     assert (len(listed.train), len(listed.val), len(listed.test)) == (12, 6, 6)
-    assert result.versus is not None
-    assert "6 to choose settings on" in result.lines[0]
+    assert result.comparison is not None
+    assert "6 to choose settings on" in result.findings[0]
 
 
 def test_zero_shot_and_too_few_images(folder: Path, tmp_path: Path) -> None:
     result = fit(settings_for(folder, "zero_shot"), tmp_path / "zero", device="cpu")
-    assert result.ours is not None
-    assert result.versus is None
+    assert result.accuracy is not None
+    assert result.comparison is None
     assert not (tmp_path / "zero/zero_shot").exists()
     for name in ("cat", "dog"):
         (tmp_path / "few" / name).mkdir(parents=True)
         (tmp_path / "few" / name / "a.png").write_bytes((folder / name / "0.png").read_bytes())
     for finished in (False, True):
         result = fit(settings_for(tmp_path / "few"), tmp_path / "run", device="cpu")
-        assert (result.ours, result.page, result.was_finished) == (None, None, finished)
+        assert (result.accuracy, result.page, result.was_finished) == (None, None, finished)
     done = run("fit", tmp_path / "few", *OPTIONS, "--output", tmp_path / "run")
     assert "trained, but not tested" in done.stdout
 
@@ -244,13 +249,13 @@ def test_zero_shot_and_too_few_images(folder: Path, tmp_path: Path) -> None:
 def test_what_fails_does_so_before_the_images_are_looked_at(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(fit_module, "inspect_dataset")
+    monkeypatch.delattr(workflow, "inspect_dataset")
 
     def offline(*_: object, **__: object) -> None:
         raise BackboneDownloadError("the weights of ViT-B-16 / openai cannot be downloaded: no network")
 
     with monkeypatch.context() as patched:
-        patched.setattr(fit_module, "open_backbone", offline)
+        patched.setattr(workflow, "open_backbone", offline)
         with pytest.raises(
             BackboneDownloadError, match=r"cannot be downloaded.*To try .* without any download: --backbone maple-small"
         ):
@@ -278,7 +283,7 @@ def test_names_and_a_table(folder: Path, tmp_path: Path) -> None:
         (folder / "table.csv").unlink()
     assert done.exit_code == 0, done.output
     assert read_saved_split(tmp_path / "run" / SAVED_SPLIT).class_names == ("tabby", "dog")
-    assert read_fit(tmp_path / "run").versus is not None
+    assert read_fit(tmp_path / "run").comparison is not None
 
 
 def test_a_listing_of_drawn_images(tmp_path: Path) -> None:
@@ -303,7 +308,7 @@ def test_ctrl_c(folder: Path, tmp_path: Path, as_in_a_terminal: list[str]) -> No
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors.rstrip().endswith("maple: interrupted; repeat the command to go on where it stopped")
+    assert errors.rstrip().endswith("maple: interrupted; repeat the command to resume where it stopped")
     assert "Traceback" not in errors
     assert (tmp_path / "run/resume.safetensors").exists()
 

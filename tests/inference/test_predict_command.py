@@ -121,7 +121,7 @@ def test_the_listing(prompts: Path, tmp_path: Path) -> None:
     assert "trained" in beside.stdout.splitlines()[1]
     (row,) = rows(predict(prompts, place, "--zero-shot", "--json", "--classes", "犬,dog").stdout)
     differs = row["best"][0]["class"] != row["zero_shot"][0]["class"]
-    assert ("zero-shot CLIP says" in beside.stdout) == differs
+    assert ("zero-shot CLIP predicts" in beside.stdout) == differs
 
 
 def test_standard_input(prompts: Path, pictures: Path) -> None:
@@ -162,7 +162,7 @@ def test_ask_answers_each_time_and_ends_on_an_empty_line(prompts: Path, pictures
     assert done.exit_code == 0
     found = rows(done.stdout)
     assert [{one["class"] for one in row["best"]} for row in found] == [{"red car", "spoon"}, {"cat", "dog"}]
-    assert done.stderr.count("class names, with commas; empty line ends: ") == 3
+    assert done.stderr.count("class names, separated by commas; an empty line ends: ") == 3
 
 
 @pytest.mark.parametrize("typed", ["cat,dog\n", "cat,dog", ""])
@@ -170,7 +170,7 @@ def test_ask_ends_quietly_at_the_end_of_the_input(prompts: Path, pictures: Path,
     done = predict(prompts, pictures / "a.png", "--ask", "--json", input=typed)
     assert done.exit_code == 0
     assert len(done.stdout.splitlines()) == (1 if typed else 0)
-    assert done.stderr.endswith("empty line ends: \n")
+    assert done.stderr.endswith("an empty line ends: \n")
 
 
 def test_ask_goes_on_after_a_bad_list_and_loads_the_model_once(

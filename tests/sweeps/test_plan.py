@@ -177,6 +177,7 @@ SHIPPED = {
     "ablation-initialisation": 3,
     "ablation-length": 4,
     "ablation-prompting": 7,
+    "complexity": 9,
     "per-class": 3,
 }
 

@@ -133,7 +133,7 @@ COMMAND = [
         (["demo", "--gpus-per-run", "0.5"], "--gpus-per-run without --executor ray has no effect"),
         (["demo", "--ray-address", "auto"], "--ray-address without --executor ray"),
         (["demo", "--executor", "ray", "--jobs", "2"], "--jobs 2 is for --executor local"),
-        (["demo", "--jobs", "0"], "--jobs is 0"),
+        (["demo", "--jobs", "0"], "jobs is 0; it must be at least 1"),
         (["demo", "--tracker", "comet"], "unknown tracker 'comet'"),
     ],
 )

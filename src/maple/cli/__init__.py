@@ -1,4 +1,4 @@
-"""The `maple` command. Each file here parses, calls and prints; heavy imports wait until a command runs."""
+"""The `maple` command. Each module parses options, calls the package and prints; heavy imports wait for a command."""
 
 import errno
 import io
@@ -9,48 +9,45 @@ import typer
 from typer.core import TyperGroup
 
 from maple import __version__
+from maple.cli import options
 from maple.cli.data import data_app
 from maple.cli.efficiency import efficiency_command
 from maple.cli.evaluate import evaluate_command
+from maple.cli.exchange import export_command, import_command
 from maple.cli.explain import explain_command
-from maple.cli.export import export_command
 from maple.cli.fit import fit_command
-from maple.cli.importing import import_command
-from maple.cli.inspecting import inspect_command
-from maple.cli.methods import methods_command
-from maple.cli.options import visible_lines
 from maple.cli.predict import predict_command
 from maple.cli.report import report_command
 from maple.cli.serve import serve_command
+from maple.cli.show import inspect_command, methods_command
 from maple.cli.sweep import sweep_command
 from maple.cli.train import train_command
 from maple.errors import MapleError
 
-# What an installation that only runs exported methods does without.
-_LEFT_OUT = {
+# Packages that are not needed to run exported methods, and may not be installed.
+_OPTIONAL = {
     *("torch", "torchvision", "open_clip", "accelerate", "safetensors", "huggingface_hub", "filelock", "fsspec"),
     "transformers",
 }
-_RESUMES = {
-    "train": "; repeat the command to go on after the last finished epoch",
-    "fit": "; repeat the command to go on where it stopped",
+_RESUME = {
+    "train": "; repeat the command to resume after the last finished epoch",
+    "fit": "; repeat the command to resume where it stopped",
 }
-# What the user's disk or permissions are to blame for, wherever it strikes.
-_DISK = {
+# Errors of the user's disk or permissions, wherever they occur.
+_DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE),
     *(errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
 }
 
 
 class _Commands(TyperGroup):
-    """The commands, with an interruption told as what it is (the library would only say "Aborted")."""
+    """The commands; an interruption is reported with how to resume (Typer would only print "Aborted")."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            how = _RESUMES.get(ctx.invoked_subcommand, "")
-            typer.echo(f"maple: interrupted{how}", err=True)
+            typer.echo(f"maple: interrupted{_RESUME.get(ctx.invoked_subcommand, '')}", err=True)
             ctx.exit(130)
 
 
@@ -78,15 +75,15 @@ app.command("efficiency")(efficiency_command)
 app.command("report")(report_command)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"maple {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
-    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Print the version."),
 ) -> None:
     del version
 
@@ -95,24 +92,24 @@ def main() -> None:
     """Run the command line; an error that maple raises on purpose is one line, not a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # File names may hold what the terminal's encoding cannot show; show its code instead of failing.
+            # File names may contain characters that the terminal cannot encode: print their codes instead of failing.
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except MapleError as error:
-        typer.echo(visible_lines(f"maple: {error}".split("\n")), err=True)
+        typer.echo(options.visible_lines(f"maple: {error}".split("\n")), err=True)
         sys.exit(2)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _LEFT_OUT:
+        if (error.name or "").partition(".")[0] not in _OPTIONAL:
             raise
         typer.echo(
             f"maple: this needs {error.name}, which is not installed: pip install maple-clip. Without it, `maple "
-            "predict` answers from a folder of `maple export --format onnx`",
+            "predict` can use a folder written by `maple export --format onnx`",
             err=True,
         )
         sys.exit(2)
     except OSError as error:
-        if error.errno not in _DISK:
+        if error.errno not in _DISK_ERRORS:
             raise
         typer.echo(f"maple: {error.filename or 'a file'}: {error.strerror}", err=True)
         sys.exit(2)

@@ -1,34 +1,37 @@
-"""`maple data`: what data sets there are, what is in one, how to get it, and whether it is whole."""
+"""`maple data`: list, show, fetch and verify data sets."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-from maple.cli.options import DataRoot
+from maple.cli import options
+from maple.errors import ConfigError
 
 if TYPE_CHECKING:
     from maple.data import Dataset
-    from maple.data.published.prepare import PublishedFile, Recipe
+    from maple.data.published.prepare import PublishedFile
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A data set, or the path of your own images.")]
+Name = Annotated[str, Argument(metavar="NAME", help="A data set, or the path of your own images.")]
+PublishedName = Annotated[str, Argument(metavar="NAME", help="A published data set (`maple data list`).")]
 
-_ROOM = 115
+_TEMPLATE_WIDTH = 115
 """How wide a terminal must be for the templates."""
-_WIDE = 200
-"""How wide a table in a file or pipe may be."""
+_PIPE_WIDTH = 200
+"""How wide a table is in a file or pipe."""
 
 data_app = typer.Typer(
     name="data",
-    help="List, show, fetch and check data sets.",
+    help="List, show, fetch and verify data sets.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 @data_app.command("list")
-def list_command(data_root: DataRoot = None) -> None:
-    """List the data sets: kind, published numbers of images and classes, template, and whether they are there."""
+def list_command(data_root: options.DataRoot = None) -> None:
+    """List the data sets: kind, published numbers of images and classes, template, and whether they are present."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -37,65 +40,69 @@ def list_command(data_root: DataRoot = None) -> None:
     from maple.data.checks.verify import published_statistics
     from maple.data.published.prepare import recipes
 
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PIPE_WIDTH)
+    with_template = console.width >= _TEMPLATE_WIDTH
     table = Table(pad_edge=False)
     for column in ("name", "kind", "classes", "train", "val", "test"):
         table.add_column(column, no_wrap=True, justify="left" if column in ("name", "kind") else "right")
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDE)
-    with_template = console.width >= _ROOM
-    if with_template:
-        table.add_column("template", overflow="fold")
-    table.add_column("found", overflow="fold")
+    for column in (["template"] if with_template else []) + ["found"]:
+        table.add_column(column, overflow="fold")
     for name in known_names():
         if name in CATALOGUE:
             counts = published_statistics()[name].counts
             kind = "evaluation" if CATALOGUE[name].evaluation_only else "published"
-            found = _state(recipes()[name], data_root) if data_root else "?"
+            found = "?"
+            if data_root:
+                recipe = recipes()[name]
+                missing = recipe.missing(Path(data_root).expanduser())
+                found = f"lacks {', '.join(missing)}" if missing else "yes"
+                if len(missing) == len(recipe.needs):
+                    found = "no"
         else:
             counts, kind, found = dict(load_dataset(name, None).counts()), "bundled", "yes"
         numbers = ("?" if counts[key] is None else f"{counts[key]:,}" for key in ("classes", "train", "val", "test"))
-        template = [Text(template_of(name) or "")] if with_template else []
-        table.add_row(name, kind, *numbers, *template, found)
+        table.add_row(name, kind, *numbers, *([Text(template_of(name) or "")] if with_template else []), found)
     console.print(table)
     if not data_root:
-        typer.echo("found ?: no --data-root is given, nor MAPLE_DATA set, to look for it in.")
+        typer.echo("found ?: unknown, since neither --data-root nor MAPLE_DATA is given")
     if not with_template:
-        typer.echo("`maple data show NAME` tells a template; there is no room for them here.")
-    typer.echo("Your own: a folder of class-named folders, FOLDER:DOMAIN, or a .csv or .jsonl of path and label.")
+        typer.echo("the terminal is too narrow for the templates; `maple data show NAME` prints one")
+    typer.echo(
+        "Your own images: a folder of class-named folders, FOLDER:DOMAIN, or a .csv or .jsonl of path and label."
+    )
 
 
 @data_app.command("show")
-def show_command(name: Name, data_root: DataRoot = None) -> None:
-    """Show what a data set holds: images of each part, classes, a few items, and its template."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+def show_command(name: Name, data_root: options.DataRoot = None) -> None:
+    """Show the content of a data set: numbers of images, classes, an image of each, and its template."""
     from maple.data import template_of
 
     dataset = _open(name, data_root)
     counts = dataset.counts()
     typer.echo(f"{dataset.name}: {counts['classes']} classes in {dataset.root}")
-    drawn = ", drawn at random from an undivided whole" if dataset.drawn_split else ""
-    typer.echo(f"images: train {counts['train']:,}, val {counts['val']:,}, test {counts['test']:,}{drawn}")
+    random_split = ", split at random, as the data set has no split" if dataset.drawn_split else ""
+    typer.echo(f"images: train {counts['train']:,}, val {counts['val']:,}, test {counts['test']:,}{random_split}")
     typer.echo(f"zero-shot template: {template_of(name) or 'none of its own'}")
-    table = Table("label", "class", "train", "val", "test", "an image", pad_edge=False)
-    for label, row in enumerate(_per_class(dataset)):
-        table.add_row(str(label), Text(dataset.class_names[label]), *map(str, row[:3]), Text(row[3]))
-    Console(soft_wrap=True).print(table)
+    rows: list[list[Any]] = [[label, name, 0, 0, 0, ""] for label, name in enumerate(dataset.class_names)]
+    for column, items in enumerate((dataset.train, dataset.val, dataset.test), start=2):
+        for item in items:
+            rows[item.label][column] += 1
+            rows[item.label][5] = rows[item.label][5] or item.path
+    options.print_table(("label", "class", "train", "val", "test", "an image"), rows, soft_wrap=True)
 
 
 @data_app.command("draw")
 def draw_command(
     name: Name,
-    output: Annotated[Path, typer.Option(help="The folder to write into.", file_okay=False)],
-    count: Annotated[int, typer.Option(help="How many pictures, in turn from every class.", min=1)] = 10,
-    part: Annotated[str, typer.Option(help="Which items: test, val or train.")] = "test",
-    class_name: Annotated[str | None, typer.Option("--class", help='Only this class: "red apple".')] = None,
-    data_root: DataRoot = None,
+    output: Annotated[Path, Option(help="The folder to write into.", file_okay=False)],
+    count: Annotated[int, Option(help="How many images, from every class in turn.", min=1)] = 10,
+    part: Annotated[str, Option(help="The part of the data set: test, val or train.")] = "test",
+    class_name: Annotated[str | None, Option("--class", help='Only this class: "red apple".')] = None,
+    data_root: options.DataRoot = None,
 ) -> None:
-    """Write some pictures of a data set as files, CLASS_NUMBER.png; the bundled emoji scenes are drawn."""
+    """Write some images of a data set as files, CLASS_NUMBER.png; the bundled emoji scenes are rendered."""
     from maple.data import write_images
 
     for path in write_images(_open(name, data_root), output, count=count, part=part, class_name=class_name):
@@ -104,23 +111,20 @@ def draw_command(
 
 @data_app.command("prepare")
 def prepare_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A published data set; `maple data list` names them.")],
-    data_root: DataRoot = None,
-    mirror: Annotated[
-        str | None,
-        typer.Option(help="Fetch every file from this address instead: URL/FILE, as `prepare` calls the files."),
-    ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the archives in DATA_ROOT/downloads.")] = False,
+    name: PublishedName,
+    data_root: options.DataRoot = None,
+    mirror: Annotated[str | None, Option(help="Fetch every file from this address instead: URL/FILE.")] = None,
+    keep: Annotated[bool, Option("--keep", help="Keep the archives in DATA_ROOT/downloads.")] = False,
 ) -> None:
-    """Fetch a published data set into CoOp's folder layout; repeat the command to go on after an interruption.
+    """Fetch a published data set into CoOp's folder layout; repeat the command to resume it.
 
-    What cannot be fetched is said, with where to get it and where to put it.
+    For a file that cannot be fetched, it prints where to get it and where to put it.
     """
     from maple.cli.progress import FileBars
     from maple.data.checks.verify import verify_counts
     from maple.data.published.prepare import prepare, published_address
 
-    root = _required(data_root)
+    root = _required_root(data_root)
 
     def mirrored(source: "PublishedFile") -> str:
         return f"{(mirror or '').rstrip('/')}/{source.file}"
@@ -131,8 +135,7 @@ def prepare_command(
     problems = verify_counts(dataset)
     for problem in problems:
         typer.echo(f"maple: {name}: {problem}", err=True)
-    counts = ", ".join(f"{key} {number:,}" for key, number in dataset.counts().items())
-    typer.echo(f"{name}: {'ready' if added else 'was there already'} ({counts})")
+    typer.echo(f"{name}: {'ready' if added else 'was present already'} ({_counts(dataset)})")
     typer.echo(f"next: maple data verify {name}")
     if problems:
         raise typer.Exit(1)
@@ -140,31 +143,30 @@ def prepare_command(
 
 @data_app.command("split")
 def split_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="caltech101, food101, dtd or eurosat.")],
-    data_root: DataRoot = None,
-    seed: Annotated[int, typer.Option(help="Which split.", min=0)] = 1,
+    name: Annotated[str, Argument(metavar="NAME", help="caltech101, food101, dtd or eurosat.")],
+    data_root: options.DataRoot = None,
+    seed: Annotated[int, Option(help="The seed of the split.", min=0)] = 1,
 ) -> None:
-    """Draw a split where the published one cannot be had: half for training, a fifth for validation, the rest to test.
+    """Draw a split where the published one is not available: 50 % for training, 20 % for validation, the rest for test.
 
-    Classes and names are the published ones, the images in the parts are not: results are not those of papers.
+    Classes and names are the published ones, but the split is not: results are not comparable with papers.
     """
     from maple.data.catalogue import draw_published_split
 
-    path = draw_published_split(name, _required(data_root), seed)
+    path = draw_published_split(name, _required_root(data_root), seed)
     dataset = _open(name, data_root)
-    counts = ", ".join(f"{key} {number:,}" for key, number in dataset.counts().items())
-    typer.echo(f"written: {path} ({counts})")
-    typer.echo(f"{name} is now read with it, and called {dataset.name!r} in results")
+    typer.echo(f"written: {path} ({_counts(dataset)})")
+    typer.echo(f"{name} now uses this split, and is called {dataset.name!r} in results")
 
 
 @data_app.command("verify")
 def verify_command(
     name: Name,
-    data_root: DataRoot = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Only look whether the files exist; decode nothing.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode. Default: one per core.")] = None,
+    data_root: options.DataRoot = None,
+    quick: Annotated[bool, Option("--quick", help="Only check that the files exist; decode nothing.")] = False,
+    workers: Annotated[int | None, Option(min=1, help="Decoding threads. Default: one per core.")] = None,
 ) -> None:
-    """Check counts and class names against the published ones, and every image; exit with 1 if anything is wrong."""
+    """Check counts and class names against the published ones, and decode every image; exit with 1 on any problem."""
     from maple.cli.progress import FileBars
     from maple.data.checks.verify import published_statistics, verify_counts, verify_images
 
@@ -175,17 +177,17 @@ def verify_command(
         problems += 1
     with FileBars() as bars:
 
-        def seen(done: int, total: int) -> None:
+        def on_images(done: int, total: int) -> None:
             bars.advance("images", done, total)
 
-        for problem in verify_images(dataset, quick=quick, workers=workers, on_images=seen):
+        for problem in verify_images(dataset, quick=quick, workers=workers, on_images=on_images):
             typer.echo(problem)
             problems += 1
     total = sum(dataset.counts()[part] for part in ("train", "val", "test"))
     statistics = published_statistics().get(dataset.name)
-    against = "no published numbers to compare with" if statistics is None else f"compared with: {statistics.source}"
-    looked = "looked for" if quick else "decoded"
-    typer.echo(f"{dataset.name}: {total:,} images {looked}, {problems or 'no'} problems; {against}")
+    source = "no published numbers to compare with" if statistics is None else f"compared with: {statistics.source}"
+    check = "checked for existence" if quick else "decoded"
+    typer.echo(f"{dataset.name}: {total:,} images {check}, {problems or 'no'} problems; {source}")
     if problems:
         raise typer.Exit(1)
 
@@ -196,26 +198,11 @@ def _open(name: str, data_root: str | None) -> "Dataset":
     return load_dataset(name, None if data_root is None else Path(data_root))
 
 
-def _required(data_root: str | None) -> Path:
-    from maple.errors import ConfigError
-
+def _required_root(data_root: str | None) -> Path:
     if data_root is None:
-        raise ConfigError("nowhere to put it: give --data-root, or set MAPLE_DATA, to the folder for data sets")
+        raise ConfigError("no data root is given; set --data-root, or MAPLE_DATA, to the folder for data sets")
     return Path(data_root).expanduser()
 
 
-def _state(recipe: "Recipe", data_root: str) -> str:
-    missing = recipe.missing(Path(data_root).expanduser())
-    if missing:
-        return "no" if len(missing) == len(recipe.needs) else f"lacks {', '.join(missing)}"
-    return "yes"
-
-
-def _per_class(dataset: "Dataset") -> list[list[Any]]:
-    """Per class: images in train, val and test, and the path of the first one."""
-    rows: list[list[Any]] = [[0, 0, 0, ""] for _ in dataset.class_names]
-    for position, items in enumerate((dataset.train, dataset.val, dataset.test)):
-        for item in items:
-            rows[item.label][position] += 1
-            rows[item.label][3] = rows[item.label][3] or item.path
-    return rows
+def _counts(dataset: "Dataset") -> str:
+    return ", ".join(f"{key} {number:,}" for key, number in dataset.counts().items())

@@ -1,12 +1,13 @@
 """`maple fit`."""
 
 import json
-from pathlib import Path
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-from maple.cli.options import DataRoot, Device, read_mapping, shots_of, visible_lines
+from maple.cli import options
 from maple.errors import visible
 
 if TYPE_CHECKING:
@@ -20,169 +21,132 @@ def fit_command(
     context: typer.Context,
     source: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="IMAGES",
             help="A folder of class-named folders, FOLDER:DOMAIN, or a .csv or .jsonl of path and label.",
         ),
     ],
-    check: Annotated[bool, typer.Option("--check", help="Only look at the images; write and train nothing.")] = False,
-    class_names: Annotated[
-        Path | None,
-        typer.Option(help='JSON: words for folder names, as in {"n02123045": "tabby cat"}.', dir_okay=False),
-    ] = None,
-    method: Annotated[str, typer.Option(help="What to learn; `maple methods` lists them.")] = "maple",
-    shots: Annotated[str, typer.Option(help="Training images per class, or what there is; or `all`.")] = "16",
-    seed: Annotated[int, typer.Option(help="Decides the division, the sample and the prompts' start.")] = 1,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="An open_clip architecture, hf-hub:org/model, a folder, or a file. Default: OpenAI's ViT-B-16, "
-            "fetched on first use; maple-small is packaged."
-        ),
-    ] = None,
-    pretrained: Annotated[
-        str | None, typer.Option(help="For an architecture: an open_clip tag, a file, or random[:SEED].")
-    ] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; prompts are always fp32.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override any setting: section.key=value; repeatable.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option(help="The run folder. Default: a name by content in runs/.")] = None,
-    data_root: DataRoot = None,
-    device: Device = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    check: Annotated[bool, Option("--check", help="Only inspect the images; write and train nothing.")] = False,
+    class_names: options.ClassNamesFile = None,
+    method: options.MethodName = "maple",
+    shots: options.Shots = "16",
+    seed: options.Seed = 1,
+    backbone: options.Backbone = None,
+    pretrained: options.Pretrained = None,
+    precision: options.Precision = None,
+    overrides: options.Overrides = None,
+    output: options.RunOutput = None,
+    data_root: options.DataRoot = None,
+    device: options.Device = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Adapt CLIP to your own images: look at them, train on a few, compare with zero-shot CLIP on others.
+    """Adapt CLIP to your own images: inspect them, train on a few, compare with zero-shot CLIP on others.
 
-    Repeat the same command to go on after an interruption, or to see the result again.
+    Repeat the same command to resume an interrupted fit, or to see the result again.
     """
-    words = read_mapping(class_names)
+    names = options.read_names_file(class_names)
+
+    from maple.cli.progress import FileBars, FitBars
+    from maple.cli.report import thumbnail_loader
     from maple.config import merge_layers, options_layer, setting_layer
     from maple.fitting import fit, fit_folder, fit_settings, inspect_source
 
     if check:
-        from maple.cli.progress import FileBars
-
         with FileBars() as bars:
-            found = inspect_source(
+            inspection = inspect_source(
                 source,
                 data_root,
-                class_names=words,
-                seed=seed,
-                on_images=lambda done, total: bars.advance("images looked at", done, total),
+                class_names=names,
+                seed=1 if seed is None else seed,
+                on_images=lambda done, total: bars.advance("images inspected", done, total),
             )
-        typer.echo(json.dumps(found.as_json(), indent=1) if as_json else visible_lines(found.lines()))
+        typer.echo(json.dumps(inspection.as_json(), indent=1) if as_json else options.visible_lines(inspection.lines()))
         return
     layer = merge_layers(
         options_layer(
             backbone={"name": backbone, "pretrained": pretrained, "precision": precision},
-            data={"root": data_root, "class_names": words},
+            data={"root": data_root, "class_names": names},
             seed=seed,
         ),
-        setting_layer("data.shots", shots_of(shots)),
+        setting_layer("data.shots", options.parse_shots(shots or "all")),
     )
-    settings = fit_settings(source, method, layer=layer, overrides=overrides or [])
-    folder = _folder(output, fit_folder(settings))
-
-    from maple.cli.fit_progress import FitBars
-    from maple.cli.report import thumbnail_loader
-
+    settings = fit_settings(source, method or "maple", layer=layer, overrides=overrides or [])
+    folder = options.run_folder(output, fit_folder(settings))
     with FitBars(settings, folder) as progress:
         result = fit(settings, folder, device=device, progress=progress, load_thumbnail=thumbnail_loader(data_root))
     if as_json:
         typer.echo(json.dumps(_as_json(result), indent=1))
         return
-    _show(result)
-    known = context.find_root().command.commands  # type: ignore[attr-defined]
-    _show_next(folder, serve="serve" in known)
+    _print_result(result)
+    typer.echo(f"next:\n  maple predict {shlex.quote(str(folder))} image.jpg --zero-shot")
+    if "serve" in context.find_root().command.commands:  # type: ignore[attr-defined]
+        typer.echo(f"  maple serve {shlex.quote(str(folder))}")
 
 
-def _folder(output: Path | None, default: Path) -> Path:
-    from maple.errors import ConfigError
-
-    if output is not None and str(output) == ".":
-        raise ConfigError("--output names the current folder; give a folder of its own, as in --output runs/first")
-    return output or default
-
-
-def _show(result: "FitResult") -> None:
+def _print_result(result: "FitResult") -> None:
     if result.was_finished:
         typer.echo(f"already finished: {result.folder}")
-        typer.echo(visible_lines(result.lines))
+        typer.echo(options.visible_lines(result.findings))
     typer.echo()
-    if result.ours is None:
-        typer.echo("trained, but not tested: there is no image to spare; add images to see whether it helps")
-    elif result.versus is None:
-        typer.echo(f"accuracy on {result.ours.images:,} held-out images, in per cent (95 % interval)")
-        typer.echo(_line(result.ours, len(result.ours.title)))
+    if result.accuracy is None:
+        typer.echo("trained, but not tested: there are no images to hold out; add images to see whether it helps")
+    elif result.comparison is None:
+        _print_accuracies(result.accuracy)
     else:
-        _show_versus(result.versus)
+        _print_comparison(result.comparison)
     typer.echo()
     if result.page is not None:
         typer.echo(f"page: {result.page}")
-    elif result.ours is not None:
-        typer.echo(f"no page: {result.no_page}")
 
 
-def _show_versus(found: "PairedAccuracy") -> None:
-    width = max(len(found.method.title), len(found.zero_shot.title))
-    typer.echo(f"accuracy on {found.method.images:,} held-out images, in per cent (95 % interval)")
-    for one in (found.zero_shot, found.method):
-        typer.echo(_line(one, width))
+def _print_accuracies(*accuracies: "MeasuredAccuracy") -> None:
+    width = max(len(accuracy.title) for accuracy in accuracies)
+    typer.echo(f"accuracy on {accuracies[0].images:,} held-out images, in per cent (95 % interval)")
+    for accuracy in accuracies:
+        low, high = (100 * bound for bound in accuracy.interval)
+        typer.echo(f"  {accuracy.title:<{width}}  {100 * accuracy.fraction:5.1f}  ({low:.1f} to {high:.1f})")
+
+
+def _print_comparison(comparison: "PairedAccuracy") -> None:
+    _print_accuracies(comparison.zero_shot, comparison.method)
+    significance = "p < 0.001" if comparison.p < 0.001 else f"p = {comparison.p:.3f}"
+    verdict = "unlikely to be chance" if comparison.p < 0.05 else "may be chance"
     typer.echo(
-        f"images: {found.fixed:,} right that zero-shot CLIP has wrong, {found.regressed:,} wrong that it has right"
-        f" ({_verdict(found)})"
+        f"images: {comparison.fixed:,} correct that zero-shot CLIP gets wrong, {comparison.regressed:,} wrong that "
+        f"it gets right (sign test: {significance}, {verdict})"
     )
-    better = [change for change in found.changes if change.difference > 0]
-    worse = [change for change in reversed(found.changes) if change.difference < 0]
+    better = [change for change in comparison.changes if change.difference > 0]
+    worse = [change for change in reversed(comparison.changes) if change.difference < 0]
     for word, changes in (("better", better), ("worse", worse)):
-        shown = ", ".join(
-            f"{visible(one.class_name)} {100 * one.difference:+.0f}".replace("-", "\N{MINUS SIGN}")
-            for one in changes[:_MOST_CHANGES]
-        )
-        more = f", and {len(changes) - _MOST_CHANGES} more" if len(changes) > _MOST_CHANGES else ""
-        typer.echo(f"{word}: {len(changes)} of {len(found.changes)} classes" + (f" ({shown}{more})" if shown else ""))
-
-
-def _line(one: "MeasuredAccuracy", width: int) -> str:
-    low, high = one.interval
-    return f"  {one.title:<{width}}  {100 * one.fraction:5.1f}  ({100 * low:.1f} to {100 * high:.1f})"
-
-
-def _verdict(found: "PairedAccuracy") -> str:
-    chance = "hardly chance" if found.p < 0.05 else "may be chance"
-    small = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.3f}"
-    return f"sign test: {small}, {chance}"
-
-
-def _show_next(folder: Path, *, serve: bool) -> None:
-    import shlex
-
-    name = shlex.quote(str(folder))
-    typer.echo("next:")
-    typer.echo(f"  maple predict {name} picture.jpg --zero-shot")
-    if serve:
-        typer.echo(f"  maple serve {name}")
+        shown = [
+            f"{visible(change.class_name)} {100 * change.difference:+.0f}".replace("-", "\N{MINUS SIGN}")
+            for change in changes[:_MOST_CHANGES]
+        ]
+        if len(changes) > _MOST_CHANGES:
+            shown.append(f"and {len(changes) - _MOST_CHANGES} more")
+        details = f" ({', '.join(shown)})" if shown else ""
+        typer.echo(f"{word}: {len(changes)} of {len(comparison.changes)} classes{details}")
 
 
 def _as_json(result: "FitResult") -> dict[str, Any]:
-    def accuracy(one: "MeasuredAccuracy | None") -> dict[str, Any] | None:
-        if one is None:
+    def accuracy_json(accuracy: "MeasuredAccuracy | None") -> dict[str, Any] | None:
+        if accuracy is None:
             return None
-        return {"right": one.right, "images": one.images, "accuracy": one.fraction, "interval": list(one.interval)}
+        interval = list(accuracy.interval)
+        return {"right": accuracy.right, "images": accuracy.images, "accuracy": accuracy.fraction, "interval": interval}
 
-    found = result.versus
-    versus = found and {
-        "mended": found.fixed,
-        "broken": found.regressed,
-        "p": found.p,
-        "changes": [{"class": one.class_name, "difference": one.difference} for one in found.changes],
-    }
+    comparison = result.comparison
     return {
         "folder": str(result.folder),
-        "findings": list(result.lines),
-        "method": accuracy(result.ours),
-        "zero_shot": accuracy(found.zero_shot if found else None),
-        "versus": versus,
+        "findings": list(result.findings),
+        "method": accuracy_json(result.accuracy),
+        "zero_shot": accuracy_json(comparison.zero_shot if comparison else None),
+        "versus": comparison
+        and {
+            "mended": comparison.fixed,
+            "broken": comparison.regressed,
+            "p": comparison.p,
+            "changes": [{"class": change.class_name, "difference": change.difference} for change in comparison.changes],
+        },
         "page": None if result.page is None else str(result.page),
     }

@@ -1,28 +1,55 @@
-"""Options that several commands share."""
+"""Options and arguments that several commands share, and the parsing of their values."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-from maple.errors import visible
+from maple.errors import ConfigError, visible
 
-Device = Annotated[
-    str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps. Default: a GPU if there is one.")
-]
-DataRoot = Annotated[
+Device = Annotated[str | None, Option(help="Where to compute: cpu, cuda, cuda:1, mps. Default: a GPU if there is one.")]
+DataRoot = Annotated[str | None, Option(envvar="MAPLE_DATA", help="The folder with the folders of the data sets.")]
+Tracker = Annotated[str | None, Option(help="Also log to an experiment tracker: tensorboard, wandb or mlflow.")]
+Backbone = Annotated[
     str | None,
-    typer.Option("--data-root", envvar="MAPLE_DATA", help="The folder that holds the data sets' folders."),
+    Option(
+        help="An open_clip architecture, hf-hub:OWNER/NAME, a folder, or a file. Default: maple-small (included) for "
+        "emoji data sets, otherwise OpenAI's ViT-B-16, downloaded on first use."
+    ),
 ]
-Tracker = Annotated[
-    str | None, typer.Option(help="Tell another program too: tensorboard (in the run folder), wandb or mlflow.")
+Pretrained = Annotated[str | None, Option(help="For an architecture: an open_clip tag, a file, or random[:SEED].")]
+MeasuredBackbone = Annotated[str, Option("--backbone", help="The CLIP to measure; by default with random weights.")]
+Precision = Annotated[str | None, Option(help="fp32, bf16 or fp16; prompts are always fp32.")]
+MethodName = Annotated[str | None, Option("--method", help="The method; `maple methods` lists them.")]
+Methods = Annotated[str | None, Option(help='First parts of preset names, or TOML files: "zero_shot,coop,maple".')]
+Shots = Annotated[str | None, Option(help="Training images per class, or `all`.")]
+Seed = Annotated[int | None, Option(help="The seed of the sample, the initial prompts and the order of images.")]
+Overrides = Annotated[list[str] | None, Option("--set", help="Override any setting: section.key=value; repeatable.")]
+ClassNamesFile = Annotated[
+    Path | None,
+    Option("--class-names", help='A JSON file of other class names: {"n02123045": "tabby cat"}.', dir_okay=False),
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as `maple train` makes them.")]
+RunOutput = Annotated[
+    Path | None, Option("--output", help="The run folder. Default: a name derived from the settings, in runs/.")
+]
+RunFolder = Annotated[Path, Argument(metavar="RUN", help="A run folder, as written by `maple train`.")]
+TrainedModel = Annotated[str, Argument(metavar="RUN", help="A run folder, a prompts file, or hf-hub:OWNER/NAME.")]
+AnyModel = Annotated[str, Argument(metavar="RUN", help="A run, a prompts file, hf-hub:OWNER/NAME, or an ONNX export.")]
+ImageSources = Annotated[
+    list[str] | None,
+    Argument(metavar="IMAGES...", help="Image files, folders, http(s) addresses, or - for standard input."),
+]
+ClassNames = Annotated[
+    str | None,
+    Option("--classes", help='Any class names: "red car,blue car"; quote one with a comma. Default: the trained ones.'),
+]
+Recursive = Annotated[bool, Option("--recursive", help="Search the subfolders of a folder, too.")]
+AsJson = Annotated[bool, Option("--json", help="Print JSON; where there are several objects, one per line.")]
 
-_MOST = 10_000
-"""How many numbers a range may have."""
+_MOST_NUMBERS = 10_000
 
 
 def comma_list(text: str | None) -> list[str] | None:
@@ -31,35 +58,33 @@ def comma_list(text: str | None) -> list[str] | None:
 
 
 def number_list(text: str | None, option: str) -> list[int] | None:
-    """Whole numbers with commas, and ranges such as 1-3; None stays None.
+    """Parse whole numbers and ranges such as "1-3", separated by commas; None stays None.
 
     Raises:
-        ConfigError: a part is neither, or a range is longer than anybody means.
+        ConfigError: a part is neither, or a range is too long.
     """
-    from maple.errors import ConfigError
-
     if text is None:
         return None
-    found: list[int] = []
+    numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = (piece.strip() for piece in part.partition("-"))
         if not first.isdecimal() or (dash and (not last.isdecimal() or int(last) < int(first))):
             raise ConfigError(f"{option} {text!r}: {part!r} must be a whole number, or a range such as 1-3")
-        numbers = range(int(first), int(last if dash else first) + 1)
-        if len(numbers) > _MOST:
-            raise ConfigError(f"{option} {text!r}: {part!r} are {len(numbers):,} numbers; give at most {_MOST:,}")
-        found += numbers
-    return found
+        part_numbers = range(int(first), int(last if dash else first) + 1)
+        if len(part_numbers) > _MOST_NUMBERS:
+            raise ConfigError(
+                f"{option} {text!r}: {part!r} are {len(part_numbers):,} numbers; give at most {_MOST_NUMBERS:,}"
+            )
+        numbers += part_numbers
+    return numbers
 
 
-def shots_of(text: str) -> int | None:
-    """Training images per class: a number, or None for `all`.
+def parse_shots(text: str) -> int | None:
+    """Parse a number of training images per class; None for "all".
 
     Raises:
-        ConfigError: something else.
+        ConfigError: neither a positive number nor "all".
     """
-    from maple.errors import ConfigError
-
     if text == "all":
         return None
     if not text.isdecimal() or int(text) < 1:
@@ -67,33 +92,82 @@ def shots_of(text: str) -> int | None:
     return int(text)
 
 
-def visible_lines(lines: Iterable[str]) -> str:
-    """Lines of text, without what a terminal would obey."""
-    return "\n".join(map(visible, lines))
-
-
-def read_mapping(path: Path | None) -> dict[str, str] | None:
-    """Read a JSON object of strings.
+def read_names_file(path: Path | None) -> dict[str, str] | None:
+    """Read a JSON object of strings; None without a file.
 
     Raises:
-        ConfigError: unreadable, or something else.
+        ConfigError: unreadable, not a JSON object of strings, or a key occurs twice.
     """
     import json
-
-    from maple.errors import ConfigError
 
     if path is None:
         return None
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
-            raise ConfigError(f"{path} names {', '.join(map(repr, twice))} more than once; keep one line of each")
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if repeated := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+            raise ConfigError(f"{path} names {', '.join(map(repr, repeated))} more than once; keep one line of each")
         return dict(pairs)
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
         raise ConfigError(f'{path} must hold a JSON object of strings, as in {{"n02123045": "tabby cat"}}')
     return content
+
+
+def run_folder(output: Path | None, default: Path) -> Path:
+    """Return the folder of a run: `--output`, or the default.
+
+    Raises:
+        ConfigError: `--output` is the current folder.
+    """
+    if output is not None and str(output) == ".":
+        raise ConfigError("--output names the current folder; give a folder of its own, as in --output runs/first")
+    return output or default
+
+
+def needs_no_weights(backbone: str, pretrained: str | None) -> str | None:
+    """Return the weights of a CLIP that is only measured: random ones, for the name of an architecture."""
+    architecture = "/" not in backbone and backbone != "maple-small" and not Path(backbone).exists()
+    return "random" if pretrained is None and architecture else pretrained
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    title: str = "",
+    right: Collection[str] = (),
+    soft_wrap: bool = False,
+) -> None:
+    """Print a table; its cells are text without markup."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title) if title else None, title_justify="left", pad_edge=not soft_wrap)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    Console(soft_wrap=soft_wrap).print(table)
+
+
+def visible_lines(lines: Iterable[str]) -> str:
+    """Join lines of text, with control characters escaped."""
+    return "\n".join(map(visible, lines))
+
+
+def echo_note(text: str | None) -> None:
+    """Print a note on standard error, if there is one."""
+    if text is not None:
+        typer.echo(visible(f"maple: note: {text}"), err=True)
+
+
+def exit_status(read: int, unreadable: int) -> int:
+    """Return 0 if all images were read, 1 if some were not, 2 if none was."""
+    if not unreadable:
+        return 0
+    return 1 if read else 2

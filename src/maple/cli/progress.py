@@ -1,79 +1,85 @@
-"""Progress on the screen: a live bar on a terminal, one line per epoch elsewhere."""
+"""Progress on standard error: live bars in a terminal, lines of text elsewhere."""
 
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from maple.config import RunSettings
 from maple.data import Item
 from maple.data.published.prepare import PrepareProgress
+from maple.errors import visible
+from maple.fitting import FitProgress
 from maple.methods import Method
+from maple.runs import TrainProgress
 from maple.sweeps import PlannedRun, RunOutcome, SweepProgress
 from maple.train import EpochReport, StepReport
 
 
-class _Live:
-    """A block in which bars are on the screen."""
+class _Bars:
+    """A context with bars on the screen."""
 
-    _bar: Progress
+    def __init__(self, *columns: ProgressColumn, quiet: bool = False, **options: Any) -> None:
+        self._console = Console(stderr=True, quiet=quiet, markup=False, highlight=False, soft_wrap=True)
+        live = self._console.is_terminal and not quiet
+        self._bars = Progress(*columns, TimeRemainingColumn(), console=self._console, disable=not live, **options)
+        self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        self._bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
 
 
-class TrainBar(_Live):
-    """Loss, accuracy, images per second and time left, over all epochs of a run."""
+class TrainBar(_Bars, TrainProgress):
+    """Loss, accuracy, images per second and remaining time of a training."""
 
     def __init__(self, settings: RunSettings, folder: Path, *, quiet: bool = False) -> None:
-        self._settings = settings
-        self._folder = folder
-        self._console = Console(stderr=True, quiet=quiet, markup=False, highlight=False, soft_wrap=True)
-        self._live = self._console.is_terminal and not quiet
-        self._bar = Progress(
+        super().__init__(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.4f}  acc {task.fields[accuracy]:.1%}  {task.fields[speed]:.1f} img/s"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._live,
+            quiet=quiet,
         )
-        self._task: TaskID | None = None
+        self._settings = settings
+        self._folder = folder
         self._epochs = 0
         self._epoch_began = time.monotonic()
         self._images = 0
 
     def ready(self, method: Method, items: list[Item]) -> None:
-        """Say what is about to be trained."""
         backbone = method.backbone
         self._console.print(
             f"{method.title}: {method.parameter_count():,} prompt parameters on {backbone.name} "
             f"({backbone.pretrained or 'own weights'}, {backbone.precision}, {backbone.device}); "
             f"{len(items)} images of {len(method.class_names)} classes, seed {self._settings.seed}"
         )
-        words = Counter(name.replace("_", " ") for name in method.class_names)
-        if same := [name for name, times in words.items() if times > 1]:
-            self._console.print(f"warning: classes with the same words cannot be told apart: {', '.join(same)}")
+        counts = Counter(name.replace("_", " ") for name in method.class_names)
+        if repeated := [name for name, count in counts.items() if count > 1]:
+            self._console.print(f"warning: classes with the same name cannot be distinguished: {', '.join(repeated)}")
         self._console.print(f"run folder: {self._folder}")
 
     def start(self, epochs: int, steps: int, finished_epochs: int) -> None:
-        """Open the bar."""
         self._epochs = epochs
         if finished_epochs:
             self._console.print(f"resuming after epoch {finished_epochs} of {epochs}")
-        self._task = self._bar.add_task(
+        self._tasks["train"] = self._bars.add_task(
             "train",
             total=epochs * steps,
             completed=finished_epochs * steps,
@@ -85,95 +91,122 @@ class TrainBar(_Live):
         self._epoch_began, self._images = time.monotonic(), 0
 
     def step(self, report: StepReport) -> None:
-        """Move the bar on."""
         self._images += report.images
-        if self._task is not None:
-            self._bar.update(
-                self._task,
-                advance=1,
-                epoch=f"{report.epoch + 1}/{self._epochs}",
-                loss=report.loss,
-                accuracy=report.logs.get("accuracy", 0.0),
-                speed=self._speed(),
-            )
+        self._bars.update(
+            self._tasks["train"],
+            advance=1,
+            epoch=f"{report.epoch + 1}/{self._epochs}",
+            loss=report.loss,
+            accuracy=report.logs.get("accuracy", 0.0),
+            speed=self._images_per_second(),
+        )
 
     def epoch(self, report: EpochReport) -> None:
-        """Print the epoch's line."""
         self._console.print(
             f"epoch {report.epoch + 1}/{self._epochs}  lr {report.lr:.3g}  loss {report.loss:.4f}  "
-            f"acc {report.logs.get('accuracy', 0.0):.1%}  {self._speed():.1f} img/s"
+            f"acc {report.logs.get('accuracy', 0.0):.1%}  {self._images_per_second():.1f} img/s"
         )
         self._epoch_began, self._images = time.monotonic(), 0
 
-    def _speed(self) -> float:
+    def _images_per_second(self) -> float:
         return self._images / max(time.monotonic() - self._epoch_began, 1e-9)
 
 
-class SweepBar(_Live, SweepProgress):
-    """Runs finished and under way: live bars on a terminal, one line per finished run elsewhere."""
+class SweepBar(_Bars, SweepProgress):
+    """The runs of a sweep: a bar for all and one for each running one, and a line for each that has ended."""
 
     def __init__(self, runs: int) -> None:
+        super().__init__(TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         self._runs = runs
         self._ended = 0
-        self._console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._whole = self._bar.add_task("all runs", total=runs)
-        self._tasks: dict[str, TaskID] = {}
+        self._all_runs = self._bars.add_task("all runs", total=runs)
 
     def advance(self, name: str, activity: str, done: int, total: int) -> None:
-        """Move the bar of one run on."""
         if name not in self._tasks:
-            self._tasks[name] = self._bar.add_task(name, total=total)
+            self._tasks[name] = self._bars.add_task(name, total=total)
         short = " ".join(name.split("_")[:-1])
-        self._bar.update(self._tasks[name], description=f"{short}: {activity}", completed=done, total=total)
+        self._bars.update(self._tasks[name], description=f"{short}: {activity}", completed=done, total=total)
 
     def ended(self, run: PlannedRun, outcome: RunOutcome) -> None:
-        """Say what came of a run."""
         if run.name in self._tasks:
-            self._bar.remove_task(self._tasks.pop(run.name))
+            self._bars.remove_task(self._tasks.pop(run.name))
         self._ended += 1
-        self._bar.update(self._whole, completed=self._ended)
-        told = outcome.error or ", ".join(_measured(row) for row in outcome.rows)
+        self._bars.update(self._all_runs, completed=self._ended)
+        accuracies = (
+            f"{row['classes'] if row['classes'] != 'all' else row['dataset']} {100 * row['top1']:.2f}"
+            for row in outcome.rows
+        )
+        result = outcome.error or ", ".join(accuracies)
         time_taken = f" ({outcome.seconds:.0f} s)" if outcome.seconds else " (kept)"
-        state = "" if outcome.status == "finished" else f"{outcome.status}: "
-        self._console.print(f"[{self._ended}/{self._runs}] {run.label}: {state}{told}{time_taken}")
+        status = "" if outcome.status == "finished" else f"{outcome.status}: "
+        self._console.print(f"[{self._ended}/{self._runs}] {run.label}: {status}{result}{time_taken}")
 
 
-def _measured(row: dict[str, Any]) -> str:
-    where = row["classes"] if row["classes"] != "all" else row["dataset"]
-    return f"{where} {100 * row['top1']:.2f}"
-
-
-class FileBars(_Live, PrepareProgress):
-    """Lines of text, and below them a bar for each thing that is going on, on stderr."""
+class FileBars(_Bars, PrepareProgress):
+    """Lines of text, and a bar for each activity below them."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
-        self._bar = Progress(
+        super().__init__(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed:,.0f}"),
-            TimeRemainingColumn(),
-            console=self._console,
             transient=True,
-            redirect_stdout=sys.stdout.isatty(),  # and not into stderr where stdout is a file
-            disable=not self._console.is_terminal,
+            redirect_stdout=sys.stdout.isatty(),  # a stdout that is a file must not end up in stderr
         )
-        self._tasks: dict[str, Any] = {}
 
     def say(self, text: str) -> None:
-        """Print a line on stderr."""
+        """Print a line."""
         self._console.print(text)
 
-    def advance(self, what: str, done: int, total: int | None) -> None:
-        """Move the bar of `what`, making it if need be."""
-        if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what, total=total)
-        self._bar.update(self._tasks[what], completed=done, total=total)
+    def advance(self, activity: str, done: int, total: int | None) -> None:
+        """Advance the bar of an activity; show it if necessary."""
+        if activity not in self._tasks:
+            self._tasks[activity] = self._bars.add_task(activity, total=total)
+        self._bars.update(self._tasks[activity], completed=done, total=total)
+
+
+class FitBars(FitProgress):
+    """The bars of a fit: of inspecting and evaluating images, and of the training between them; one at a time."""
+
+    def __init__(self, settings: RunSettings, folder: Path) -> None:
+        self._inspection, self._training, self._evaluation = FileBars(), TrainBar(settings, folder), FileBars()
+        self._shown: FileBars | TrainBar | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._shown is not None:
+            self._shown.__exit__(*error)
+
+    def _show(self, bars: FileBars | TrainBar) -> None:
+        """Show these bars instead of the previous ones."""
+        if bars is not self._shown:
+            self.__exit__()
+            self._shown = bars.__enter__()
+
+    def inspecting(self, done: int, total: int) -> None:
+        self._show(self._inspection)
+        self._inspection.advance("images inspected", done, total)
+
+    def inspected(self, findings: Sequence[str]) -> None:
+        self._show(self._inspection)
+        for line in findings:
+            self._inspection.say(visible(line))
+
+    def ready(self, method: Method, items: list[Item]) -> None:
+        self._show(self._training)
+        self._training.ready(method, items)
+
+    def start(self, epochs: int, steps: int, finished_epochs: int) -> None:
+        self._training.start(epochs, steps, finished_epochs)
+
+    def step(self, report: StepReport) -> None:
+        self._training.step(report)
+
+    def epoch(self, report: EpochReport) -> None:
+        self._training.epoch(report)
+
+    def evaluating(self, method: str, done: int, total: int) -> None:
+        self._show(self._evaluation)
+        self._evaluation.advance(f"{method}: held-out images", done, total)

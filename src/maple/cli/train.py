@@ -5,71 +5,56 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 
-from maple.cli.options import DataRoot, Device, Tracker, read_mapping, shots_of
+from maple.cli import options
+from maple.errors import ConfigError
 
 
 def train_command(
     dataset: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="A data set (`maple data list`), a folder of class-named folders, FOLDER:DOMAIN, or a .csv. "
             "Default: emoji-animals."
         ),
     ] = None,
-    data_root: DataRoot = None,
-    method: Annotated[str | None, typer.Option(help="What to learn; `maple methods` lists them.")] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="A recipe: METHOD_PROTOCOL, or a TOML file. Default: METHOD_base-to-novel.")
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="An open_clip architecture, hf-hub:org/model, a folder, or a file. Default: the packaged maple-small "
-            "on emoji, else ViT-B-16."
-        ),
-    ] = None,
-    pretrained: Annotated[
-        str | None, typer.Option(help="For an architecture: an open_clip tag, a file, or random[:SEED].")
-    ] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; prompts are always fp32.")] = None,
-    shots: Annotated[str | None, typer.Option(help="Training images per class, or `all`.")] = None,
-    classes: Annotated[str | None, typer.Option(help="Train on all classes, or on base or novel ones only.")] = None,
-    class_names: Annotated[
-        Path | None, typer.Option(help="JSON: other words for class or folder names.", dir_okay=False)
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides the sample, the prompts' start and the order.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override any setting: section.key=value; repeatable.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option(help="The run folder. Default: a name by content in runs/.")] = None,
-    device: Device = None,
-    tracker: Tracker = None,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Show what would run, and stop.")] = False,
+    data_root: options.DataRoot = None,
+    method: options.MethodName = None,
+    preset: Annotated[str | None, Option(help="A preset, or a TOML file. Default: METHOD_base-to-novel.")] = None,
+    backbone: options.Backbone = None,
+    pretrained: options.Pretrained = None,
+    precision: options.Precision = None,
+    shots: options.Shots = None,
+    classes: Annotated[str | None, Option(help="The classes to train on: all, base or novel.")] = None,
+    class_names: options.ClassNamesFile = None,
+    seed: options.Seed = None,
+    overrides: options.Overrides = None,
+    output: options.RunOutput = None,
+    device: options.Device = None,
+    tracker: options.Tracker = None,
+    print_config: Annotated[bool, Option("--print-config", help="Print the settings, and stop.")] = False,
 ) -> None:
     """Learn prompts from a few images per class. Repeat the same command to resume an interrupted run."""
     from contextlib import ExitStack
 
     from maple.config import options_layer, resolve, setting_layer
-    from maple.errors import ConfigError
     from maple.runs import Tracked, complete, content_name, train_run
 
-    words = read_mapping(class_names)
-    options = options_layer(
+    names = options.read_names_file(class_names)
+    layer = options_layer(
         backbone={"name": backbone, "pretrained": pretrained, "precision": precision},
-        data={"dataset": dataset, "root": data_root, "classes": classes, "class_names": words},
+        data={"dataset": dataset, "root": data_root, "classes": classes, "class_names": names},
         seed=seed,
     )
-    layers = [*_preset_layers(method, preset), options]
+    layers = [*_preset_layers(method, preset), layer]
     if shots is not None:
-        layers.append(setting_layer("data.shots", shots_of(shots)))
+        layers.append(setting_layer("data.shots", options.parse_shots(shots)))
     settings = complete(resolve(layers, overrides or []))
     if print_config:
         typer.echo(settings.model_dump_json(indent=1))
         return
-    if output is not None and str(output) == ".":
-        raise ConfigError("--output names the current folder; give a folder of its own, as in --output runs/first")
-    folder = output or Path("runs") / content_name(settings)
+    folder = options.run_folder(output, Path("runs") / content_name(settings))
 
     from maple.cli.progress import TrainBar
 
@@ -91,15 +76,14 @@ def train_command(
 
 
 def _preset_layers(method: str | None, preset: str | None) -> list[dict[str, Any]]:
-    """The layers of `--preset` and `--method`."""
+    """Return the layers of `--preset` and `--method`."""
     from maple.config import preset_names, read_preset
-    from maple.errors import ConfigError
 
     if preset is None:
         preset = f"{method or 'maple'}_base-to-novel"
         if preset not in preset_names():
             from maple.methods import METHODS, method_settings
 
-            method_settings({"name": method})
+            method_settings({"name": method})  # an unknown method is an error of its own
             raise ConfigError(f"{method} has no preset {preset}; name one with --preset ({', '.join(METHODS)})")
     return [read_preset(preset)] + ([] if method is None else [{"method": {"name": method}}])

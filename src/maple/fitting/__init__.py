@@ -1,6 +1,6 @@
-"""`fit`: somebody's own images in; a trained run, its comparison with zero-shot CLIP, and a page out."""
+"""Fitting: adapt CLIP to a user's images, compare with zero-shot CLIP on held-out images, and write a page."""
 
-from maple.fitting.result import FitResult, read_fit
-from maple.fitting.run import FitProgress, SilentFit, fit, fit_folder, fit_settings, inspect_source
+from maple.fitting.stored_fit import FitResult, read_fit
+from maple.fitting.workflow import FitProgress, fit, fit_folder, fit_settings, inspect_source
 
-__all__ = ["FitProgress", "FitResult", "SilentFit", "fit", "fit_folder", "fit_settings", "inspect_source", "read_fit"]
+__all__ = ["FitProgress", "FitResult", "fit", "fit_folder", "fit_settings", "inspect_source", "read_fit"]

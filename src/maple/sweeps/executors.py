@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from maple import files
 from maple.errors import ConfigError
 from maple.runs import in_common
 from maple.sweeps.plan import PlannedRun
@@ -94,12 +95,9 @@ def run_sweep(
         progress.ended(run, outcomes[run.name])
     if remaining:
         # Checked once: otherwise every run would fail, one after the other.
-        try:
+        with files.output_errors(root, "cannot be written to"):
             root.mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=root):
-                pass
-        except OSError as error:
-            raise ConfigError(f"{root} cannot be written to ({error.strerror}); choose another --output") from error
+            TemporaryFile(dir=root).close()
         for run, outcome in executor(_groups(remaining, together), root, work, progress.advance):
             outcomes[run.name] = outcome
             progress.ended(run, outcome)

@@ -181,11 +181,9 @@ def plan_sweep(sweep: SweepSettings, on_dropped: Callable[[str], None] = lambda 
             if len(sweep.shots) > 1:
                 words.append("all shots" if shots is None else f"{shots} shots")
             words += [f"{key.rpartition('.')[2]}={value}" for key, value in point]
-            possible = [e for e in evaluations if config.supports_new_classes or not _on_new_classes(sweep, e)]
-            run = PlannedRun(
-                content_name(settings), " ".join([*words, f"seed {seed}"]), recipe, settings, tuple(possible)
-            )
-            runs.setdefault(run.name, run)
+            label = " ".join([*words, f"seed {seed}"])
+            possible = tuple(e for e in evaluations if config.supports_new_classes or not _on_new_classes(sweep, e))
+            runs.setdefault(name := content_name(settings), PlannedRun(name, label, recipe, settings, possible))
     if not runs:
         raise ConfigError(f"nothing is left of the sweep: {'; '.join(dropped)}; choose smaller values")
     for reason in dropped:

@@ -7,11 +7,13 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,82 @@ import torch
 
 from maple import files
 from maple.errors import ConfigError, first_line
+from maple.files import FAILURE
 from maple.sweeps.executors import ATTEMPTS, Completed, Group, Work
 from maple.sweeps.plan import PlannedRun
 from maple.sweeps.runner import Report, RunOutcome, finished_outcome, record_failure, status_of
-from maple.sweeps.storage import Storage
 
 _DEFAULT_GPUS = 0.25
 _MARKER = ".sweep-"
 _REPORT_INTERVAL = 0.5
 """Seconds between two progress reports of a run."""
+_NOT_STORED = ("resume.safetensors", ".lock", FAILURE)
+_LAST = "prompts.safetensors"
+"""Its presence marks a run as finished, so it is written after everything else."""
+
+
+class Storage:
+    """Finished runs at an fsspec URL, such as s3://bucket/sweep, for machines that do not share a folder.
+
+    Only the small files of a run are stored (settings, prompts, history, rows, predictions), never a resume state.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Open the storage.
+
+        Raises:
+            ConfigError: the protocol is unknown, its package is missing, or the location cannot be reached.
+        """
+        import fsspec
+
+        self.url = url.rstrip("/")
+        try:
+            self._filesystem, base = fsspec.core.url_to_fs(self.url)
+            self._base = str(base).rstrip("/")
+            self._filesystem.makedirs(self._base, exist_ok=True)
+        except (ImportError, ValueError, OSError) as error:
+            raise ConfigError(
+                f"the storage {url!r} cannot be opened ({error}); give an fsspec URL that every machine reaches, such "
+                "as s3://bucket/folder, and install the package of its protocol (s3fs, gcsfs, adlfs)"
+            ) from error
+
+    def contains(self, name: str) -> bool:
+        """Whether the finished run of this name is stored completely."""
+        return bool(self._filesystem.exists(f"{self._base}/{name}/{_LAST}"))
+
+    def put(self, folder: Path) -> None:
+        """Store a finished run."""
+        paths = [
+            path
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name not in _NOT_STORED and not path.name.endswith(".tmp")
+        ]
+        for path in sorted(paths, key=lambda path: path.name == _LAST):
+            target = f"{self._base}/{folder.name}/{path.relative_to(folder).as_posix()}"
+            self._filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self._filesystem.put_file(str(path), target)
+
+    def get(self, name: str, root: Path) -> None:
+        """Download a stored run into `root`, its prompts last.
+
+        Raises:
+            ConfigError: the storage lists a file outside of the run.
+        """
+        start = f"{self._base}/{name}/"
+        relative_paths = [str(path).partition(start)[2] for path in self._filesystem.find(start)]
+        for path in sorted(relative_paths, key=lambda path: path == _LAST):
+            source, target = f"{start}{path}", (root / name / path).resolve()
+            if not path or not target.is_relative_to((root / name).resolve()):
+                raise ConfigError(f"{self.url} lists a file outside of {name}: {path!r}; it is not a maple run")
+
+            def download(temporary: Path, source: str = source) -> Any:
+                return self._filesystem.get_file(source, str(temporary))
+
+            files.write_with(target, download)
+
+    def scratch(self) -> Path:
+        """The local folder for runs of this storage; it is kept, so that an interrupted run can be resumed."""
+        return Path(tempfile.gettempdir()) / f"maple-sweep-{sha256(self.url.encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
@@ -49,13 +118,6 @@ class WorkerConfig:
     threads: int
     command: tuple[str, ...]
     work: Work
-
-
-@dataclass(frozen=True)
-class _NotShared:
-    """Returned by a machine that does not see the folder of the sweep."""
-
-    machine: str
 
 
 def on_ray(
@@ -155,9 +217,9 @@ def _outcomes(reference: Any, group: Group, root: Path, store: Storage | None) -
             finished_outcome(run, root) if status_of(run, root) == "finished" else record_failure(run, root, reason)
             for run in group
         ]
-    if isinstance(outcomes, _NotShared):
+    if isinstance(outcomes, str):
         raise ConfigError(
-            f"the machine {outcomes.machine} does not see the folder {root.resolve()}: --output must name a folder "
+            f"the machine {outcomes} does not see the folder {root.resolve()}: --output must name a folder "
             "that all machines share, at the same path; or give --ray-storage with an fsspec URL that all of them reach"
         )
     if store is None:
@@ -192,15 +254,15 @@ def _start_progress_board() -> Any:
     return ray.remote(ProgressBoard).options(num_cpus=0).remote()
 
 
-def _run_on_worker(group: Group, config: WorkerConfig, board: Any) -> list[RunOutcome] | _NotShared:
-    """Execute one group of runs on a worker."""
+def _run_on_worker(group: Group, config: WorkerConfig, board: Any) -> list[RunOutcome] | str:
+    """Execute one group of runs on a worker; return its host name if it does not see the folder of the sweep."""
     with suppress(OSError):  # a machine without this folder can still work with absolute paths
         os.chdir(config.start_folder)
     sys.argv[:] = config.command
     torch.set_num_threads(config.threads)
     store = None if config.storage is None else Storage(config.storage)
     if store is None and not config.marker.is_file():
-        return _NotShared(socket.gethostname())
+        return socket.gethostname()
     last_report = 0.0
 
     def report(name: str, activity: str, done: int, total: int) -> None:
@@ -247,13 +309,11 @@ def _connection(address: str | None) -> Iterator[None]:
 
 def _marker(root: Path) -> Path:
     """Return a file by which other machines recognise the folder of the sweep, written if there is none yet."""
-    try:
+    with files.output_errors(root, "cannot be written to"):
         if existing := sorted(root.glob(f"{_MARKER}*")):
             return existing[0].resolve()
         marker = root.resolve() / f"{_MARKER}{uuid.uuid4().hex}"
         files.write_text(marker, "Ray workers that see this file see the folder of the sweep.\n")
-    except OSError as error:
-        raise ConfigError(f"{root} cannot be written to ({error.strerror}); choose another --output") from error
     return marker
 
 

@@ -1,0 +1,74 @@
+"""`maple import` and `maple export`: checkpoints of the published code in, files for other programs out."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from maple.cli import options
+from maple.errors import ConfigError
+from maple.names import names_in
+
+
+def import_command(
+    file: Annotated[Path, Argument(metavar="FILE", help="A model.pth.tar-N of the published code.")],
+    dataset: Annotated[str | None, Option(help="The data set it was trained on, for the class names.")] = None,
+    data_root: options.DataRoot = None,
+    classes: Annotated[str, Option(help="The part of the classes it was trained on: all, base, novel.")] = "base",
+    names: Annotated[str | None, Option(help='Instead of --dataset: the class names, "cat,dog".')] = None,
+    method: Annotated[str | None, Option(help="The method. Default: recognised by the keys.")] = None,
+    init_text: Annotated[str, Option(help="The initial words of its prompts.")] = "a photo of a",
+    backbone: Annotated[str, Option(help="The CLIP it was trained on.")] = "ViT-B-16",
+    pretrained: options.Pretrained = None,
+    output: Annotated[Path | None, Option(help="The run folder. Default: runs/imported_FILE.")] = None,
+) -> None:
+    """Import a checkpoint of the published code as a run.
+
+    MaPLe, IVLP, VPT, language prompting, CoOp, CoCoOp, KgCoOp, ProGrad (as CoOp), PromptSRC (as IVLP).
+    The file is read without executing anything in it.
+    """
+    from maple.config import resolve
+    from maple.data import select_dataset
+    from maple.importers import import_checkpoint
+    from maple.runs import open_dataset, write_imported
+
+    imported = import_checkpoint(file, init_text=init_text, method=method)
+    layer: dict[str, Any] = {
+        "method": {"name": imported.method, **imported.config},
+        "backbone": {"name": backbone, "pretrained": pretrained},
+        "data": {"dataset": dataset or "", "root": data_root, "classes": classes},
+    }
+    settings = resolve([layer])
+    if names is not None:
+        class_names = names_in(names)
+    elif dataset is not None:
+        class_names = list(select_dataset(open_dataset(settings), settings.data.classes).class_names)
+    else:
+        raise ConfigError(
+            "a checkpoint of the published code does not contain its class names: give --dataset (with --data-root), "
+            "or --names 'cat,dog'"
+        )
+    folder = output or Path("runs") / f"imported_{file.resolve().parent.name}_{file.name}"
+    info = {"imported": {**imported.info, "file": file.name}, "dataset": dataset}
+    learned = write_imported(settings, imported.parameters, class_names, folder, info=info)
+    typer.echo(f"{learned.title}, {learned.parameter_count():,} parameters, {len(class_names)} classes: {folder}")
+
+
+def export_command(
+    run: options.TrainedModel,
+    output: Annotated[Path, Option(help="The folder to write.")],
+    format: Annotated[str, Option(help="onnx (for `maple predict`), torchscript, openclip, transformers.")] = "onnx",
+    zero_shot: Annotated[bool, Option("--zero-shot", help="onnx: include zero-shot CLIP.")] = False,
+    int8: Annotated[bool, Option("--int8", help="onnx: 8-bit weights; smaller, but not exact.")] = False,
+    data_root: options.DataRoot = None,
+) -> None:
+    """Export a trained method for other programs, and check that it computes the same."""
+    from maple.export import export_run
+
+    written = export_run(run, output, format, zero_shot=zero_shot, int8=int8, data_root=data_root)
+    images = "random images" if not written.images else f"random images and {written.images} of the run's"
+    typer.echo(f"{written.folder}: {written.bytes / 1e6:,.1f} MB")
+    typer.echo(f"largest difference of logits from PyTorch: {written.difference:.2g} ({images})")
+    if written.new_names is not None:
+        options.echo_note(f"the export supports only the trained class names: {written.new_names}")

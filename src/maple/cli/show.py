@@ -1,0 +1,106 @@
+"""`maple methods` and `maple inspect`: what there is to train, and what has been trained."""
+
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Argument
+
+from maple.cli import options
+
+
+def methods_command(backbone: options.MeasuredBackbone = "ViT-B-16", pretrained: options.Pretrained = None) -> None:
+    """List the methods with their presets, and the number of parameters that each preset learns on a backbone."""
+    from rich.console import Console
+
+    from maple.clip import load_clip
+    from maple.config import preset_names, read_preset, resolve
+    from maple.errors import MapleError
+    from maple.methods import METHODS, build_method
+
+    clip = load_clip(backbone, options.needs_no_weights(backbone, pretrained))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"learned parameters of each preset on {backbone}:\n")
+    presets = {name: resolve([read_preset(name), {"backbone": {"name": backbone}}]).method for name in preset_names()}
+    for name, method_class in METHODS.items():
+        console.print(f"[bold]{name}[/]  {method_class.title} ({method_class.paper})\n    {method_class.summary}")
+        for preset, description in presets.items():
+            if description["name"] == name:
+                try:
+                    count = f"{build_method(description, clip, ['class']).parameter_count():>9,}"
+                except MapleError as error:
+                    count = str(error)
+                console.print(f"    {preset:<32} {count}", markup=False)
+
+
+def inspect_command(
+    run: Annotated[Path, Argument(metavar="RUN", help="A run folder, or a prompts file.")],
+    as_json: options.AsJson = False,
+) -> None:
+    """Show the settings of a run, its epochs, its learned parameters and its evaluations. Loads no backbone."""
+    import json
+
+    from maple.checkpoint import read_prompts
+    from maple.runs import read_history, read_rows, read_settings
+
+    content: dict[str, Any] = {}
+    prompts = run if run.is_file() else run / "prompts.safetensors"
+    if not run.is_file():
+        content["settings"] = read_settings(run).model_dump(mode="json")
+        content["finished"] = prompts.exists()
+        content["epochs"] = [{"epoch": h.epoch + 1, "lr": h.lr, "loss": h.loss, **h.logs} for h in read_history(run)]
+        if rows := read_rows(run):
+            content["rows"] = rows
+    if prompts.exists() or run.is_file():
+        stored = read_prompts(prompts)
+        content["prompts"] = {
+            "method": stored.method,
+            "backbone": stored.backbone,
+            "class_names": list(stored.class_names),
+            "info": stored.info,
+            "parameters": {name: list(tensor.shape) for name, tensor in stored.tensors.items()},
+        }
+    if as_json:
+        typer.echo(json.dumps(content, indent=1))
+    else:
+        _print_run(content)
+
+
+def _print_run(content: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from maple.errors import shortened_list
+
+    def line(values: Any) -> str:
+        if not isinstance(values, dict):
+            return str(values)
+        return ", ".join(f"{key}={value}" for key, value in values.items() if value not in ({}, None))
+
+    console = Console(highlight=False, markup=False)
+    if "settings" in content:
+        state = "finished" if content["finished"] else f"interrupted after {len(content['epochs'])} epochs"
+        console.print(f"run {state}")
+        for section, values in content["settings"].items():
+            console.print(f"  {section} {line(values)}", soft_wrap=True)
+        rows = (
+            (row["epoch"], f"{row['lr']:.3g}", f"{row['loss']:.4f}", f"{row.get('accuracy', float('nan')):.1%}")
+            for row in content["epochs"]
+        )
+        options.print_table(("epoch", "rate", "loss", "accuracy"), rows)
+    if "prompts" in content:
+        prompts = content["prompts"]
+        console.print(f"prompts {line(prompts['method'])}", soft_wrap=True)
+        console.print(f"  backbone {line(prompts['backbone'])}", soft_wrap=True)
+        count = sum(map(prod, prompts["parameters"].values()))
+        console.print(f"  {count:,} parameters in {len(prompts['parameters'])} tensors")
+        for name, shape in prompts["parameters"].items():
+            console.print(f"    {name} {shape}")
+        names = prompts["class_names"]
+        console.print(f"  {len(names)} classes: {shortened_list(names, 20)}")
+        console.print(f"  {line(prompts['info'])}", soft_wrap=True)
+    for row in content.get("rows", []):
+        console.print(
+            f"evaluated {row['dataset']} {row['part']} ({row['classes']}, {len(row['class_names'])} names): "
+            f"top-1 {row['top1']:.2%}, top-5 {row['top5']:.2%}, macro F1 {row['macro_f1']:.2%}"
+        )
