@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from data_helpers import save_image
 
-from maple.data import CATALOGUE, load_dataset, read_split, select_dataset
+from maple.data import CATALOGUE, load_dataset, select_dataset
+from maple.data.published.split_files import read_split
 from maple.errors import DataError
 
 ROWS = {

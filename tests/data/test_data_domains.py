@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from data_helpers import save_image
 
-from maple.data import canonical_name, load_dataset
+from maple.data import load_dataset
+from maple.data.catalogue import canonical_name
 from maple.errors import DataError
 
 

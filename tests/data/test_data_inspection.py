@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maple.data import Dataset, Inspection, check_source, inspect_dataset, load_folder, open_source
+from maple.data import Dataset, Inspection, inspect_dataset, load_folder, open_source
 from maple.data.checks.findings import suspicious_names
 from maple.data.checks.near_duplicates import are_near_duplicates, image_hash, near_duplicate_groups
+from maple.data.checks.open_source import check_source
 from maple.data.saved_split import read_saved_split, saved_split_hash, write_saved_split
 from maple.errors import DataError
 

@@ -10,18 +10,9 @@ from data_helpers import save_image
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maple.data import (
-    EvalTransform,
-    ImageStore,
-    Item,
-    TrainTransform,
-    derive_seed,
-    eval_batches,
-    reading_threads,
-    steps_per_epoch,
-    train_batches,
-    view_batches,
-)
+from maple.data import EvalTransform, ImageStore, Item, TrainTransform, eval_batches, train_batches
+from maple.data.batches import derive_seed, steps_per_epoch, view_batches
+from maple.data.images.prefetch import reading_threads
 from maple.errors import ConfigError, ImageError
 
 MEAN = STD = (0.5, 0.5, 0.5)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from maple.data import Dataset, Item, items_hash
+from maple.data import Dataset, Item
+from maple.data.records import items_hash
 from maple.errors import DataError
 
 CAT = Item("cat/1.jpg", 0, "cat")

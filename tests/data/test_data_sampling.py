@@ -9,16 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maple.data import (
-    Dataset,
-    Item,
-    base_novel_classes,
-    hold_out,
-    read_split,
-    sample_few_shot,
-    select_classes,
-    select_dataset,
-)
+from maple.data import Dataset, Item, base_novel_classes, hold_out, sample_few_shot, select_classes, select_dataset
+from maple.data.published.split_files import read_split
 from maple.errors import ConfigError, DataError
 
 SPLITS = {

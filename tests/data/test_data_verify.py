@@ -6,11 +6,12 @@ from pathlib import Path
 import layouts
 import pytest
 
-from maple.data import CATALOGUE, Dataset, load_dataset, load_folder, read_split
+from maple.data import CATALOGUE, Dataset, load_dataset, load_folder
 from maple.data.checks import verify as module
 from maple.data.checks.verify import Statistics, count, names_hash, published_statistics, verify_counts, verify_images
 from maple.data.emoji import load_emoji
 from maple.data.folders.class_folders import rename_classes
+from maple.data.published.split_files import read_split
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from maple.cli import app
 from maple.config import RunSettings
-from maple.data import SAVED_SPLIT, load_dataset, read_saved_split, write_saved_split
+from maple.data import load_dataset
+from maple.data.saved_split import SAVED_SPLIT, read_saved_split, write_saved_split
 from maple.errors import BackboneDownloadError, CheckpointError, ConfigError, DataError, MapleError
 from maple.fitting import FitProgress, fit, fit_folder, fit_settings, inspect_source, read_fit, workflow
 from maple.runs import evaluate_run, read_rows

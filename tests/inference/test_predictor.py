@@ -15,7 +15,8 @@ from PIL import Image
 
 from maple import build_method, load_prompts
 from maple.clip import Backbone
-from maple.data import EvalTransform, map_in_order
+from maple.data import EvalTransform
+from maple.data.images.prefetch import map_in_order
 from maple.errors import BackboneError, ClassNamesError, ConfigError, DataError, ImageError, UnlearnedClassesError
 from maple.inference import ImageSource, Prediction, TorchPredictor, Unreadable, find_images, keep_fetched
 from maple.inference.trained_names import TrainedNames

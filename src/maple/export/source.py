@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from maple.checkpoint import load_prompts, read_prompts
-from maple.data import EvalView, short_name, template_of
+from maple.data import EvalView, template_of
+from maple.data.catalogue import short_name
 from maple.errors import ConfigError, MapleError
 from maple.inference.manifest import is_export
 from maple.inference.predictor import Floats

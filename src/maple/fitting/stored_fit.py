@@ -9,7 +9,9 @@ from typing import Any
 from maple import files
 from maple.checkpoint import read_prompts
 from maple.config import RunSettings
-from maple.data import SAVED_SPLIT, Item, items_hash, read_saved_split
+from maple.data import Item
+from maple.data.records import items_hash
+from maple.data.saved_split import SAVED_SPLIT, read_saved_split
 from maple.errors import CheckpointError, DataError, output_error
 from maple.methods import ZERO_SHOT, describe_methods
 from maple.report import ThumbnailLoader, collect, write_report

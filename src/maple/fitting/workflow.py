@@ -19,20 +19,10 @@ from maple import files
 from maple.checkpoint import load_prompts
 from maple.clip import Backbone
 from maple.config import RunSettings, read_preset, resolve
-from maple.data import (
-    SAVED_SPLIT,
-    Inspection,
-    Item,
-    check_source,
-    hold_out,
-    inspect_dataset,
-    open_source,
-    read_saved_split,
-    saved_split_hash,
-    template_of,
-    write_saved_split,
-)
+from maple.data import Inspection, Item, hold_out, inspect_dataset, open_source, template_of
+from maple.data.checks.open_source import check_source
 from maple.data.folders.class_folders import split_domain
+from maple.data.saved_split import SAVED_SPLIT, read_saved_split, saved_split_hash, write_saved_split
 from maple.distributed import this_process
 from maple.errors import BackboneDownloadError, output_error
 from maple.fitting.stored_fit import FitResult, build_result, is_evaluated, is_finished, load_previous, write_inspection

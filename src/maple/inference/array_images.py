@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from maple.data import read_image, to_rgb
+from maple.data import read_image
+from maple.data.images.reading import to_rgb
 from maple.errors import ClassNamesError, DataError, ImageError
 from maple.inference.fetch import is_address
 from maple.inference.images import ImageSource

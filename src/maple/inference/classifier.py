@@ -14,7 +14,8 @@ from torch import Tensor
 from maple.checkpoint import load_prompts, read_prompts, save_prompts
 from maple.clip import Backbone
 from maple.config import BackboneSettings, RunSettings, options_layer, read_preset, resolve
-from maple.data import ImageStore, Item, hold_out, map_in_order, sample_few_shot
+from maple.data import ImageStore, Item, hold_out, sample_few_shot
+from maple.data.images.prefetch import map_in_order
 from maple.distributed import Processes, this_process
 from maple.inference.array_images import InputError, numbered, to_images, words_for
 from maple.inference.estimator import Classifier, Estimator, NotTrainedError, sections_of

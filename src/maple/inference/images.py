@@ -10,7 +10,9 @@ from typing import BinaryIO, NoReturn
 
 from PIL import Image
 
-from maple.data import has_image_name, is_image_file, read_image, walk_files
+from maple.data import read_image
+from maple.data.folders.class_folders import walk_files
+from maple.data.images.reading import has_image_name, is_image_file
 from maple.errors import ConfigError, DataError, ImageError
 from maple.inference.fetch import MAX_BYTES, fetch_bytes, is_address
 

@@ -7,15 +7,10 @@ from typing import Any
 
 from maple.checkpoint import describe_backbone, load_prompts
 from maple.config import RunSettings
-from maple.data import (
-    Dataset,
-    Item,
-    canonical_name,
-    eval_batches,
-    items_hash,
-    reading_threads,
-    select_dataset,
-)
+from maple.data import Dataset, Item, eval_batches, select_dataset
+from maple.data.catalogue import canonical_name
+from maple.data.images.prefetch import reading_threads
+from maple.data.records import items_hash
 from maple.distributed import this_process
 from maple.errors import ClassNamesError, ConfigError, DataError, one_of
 from maple.evaluation import predict

@@ -23,8 +23,9 @@ from filelock import FileLock, Timeout
 from maple import files
 from maple.checkpoint import write_tensors
 from maple.config import RunSettings
-from maple.data import Item, items_hash
+from maple.data import Item
 from maple.data.folders.class_folders import is_ignored, split_domain
+from maple.data.records import items_hash
 from maple.errors import BusyError, CheckpointError, ConfigError
 from maple.runs.environment import environment
 from maple.runs.spec import relevant

@@ -12,18 +12,17 @@ import torch
 from maple.clip import Backbone, load_clip
 from maple.config import RunSettings
 from maple.data import (
-    SAVED_SPLIT,
     Dataset,
     EvalTransform,
     Item,
-    canonical_name,
     known_names,
     load_dataset,
-    read_saved_split,
     sample_few_shot,
     select_dataset,
     template_of,
 )
+from maple.data.catalogue import canonical_name
+from maple.data.saved_split import SAVED_SPLIT, read_saved_split
 from maple.errors import DataError
 from maple.methods import METHODS, method_settings
 

@@ -12,7 +12,9 @@ import torch
 from maple.checkpoint import describe_backbone, read_tensors, save_prompts
 from maple.clip import Backbone
 from maple.config import RunSettings
-from maple.data import ImageStore, Item, derive_seed, items_hash
+from maple.data import ImageStore, Item
+from maple.data.batches import derive_seed
+from maple.data.records import items_hash
 from maple.distributed import Processes, this_process
 from maple.errors import CheckpointError
 from maple.methods import Method, build_method

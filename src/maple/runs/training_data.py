@@ -8,19 +8,9 @@ import torch
 from torch import Tensor
 
 from maple.config import RunSettings
-from maple.data import (
-    Batch,
-    EvalTransform,
-    ImageStore,
-    Item,
-    TrainTransform,
-    eval_batches,
-    feature_batches,
-    reading_threads,
-    steps_per_epoch,
-    train_batches,
-    view_batches,
-)
+from maple.data import Batch, EvalTransform, ImageStore, Item, TrainTransform, eval_batches, train_batches
+from maple.data.batches import feature_batches, steps_per_epoch, view_batches
+from maple.data.images.prefetch import reading_threads
 from maple.methods import Features, Method
 from maple.prompts import encode_image, to_float32
 from maple.runs.spec import eval_transform

@@ -9,7 +9,8 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from maple.data import Dataset, load_dataset, short_name
+from maple.data import Dataset, load_dataset
+from maple.data.catalogue import short_name
 from maple.data.emoji import load_emoji
 from maple.errors import MapleError
 from maple.names import words_of

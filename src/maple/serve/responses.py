@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from maple.data import short_name
+from maple.data.catalogue import short_name
 from maple.errors import visible
 from maple.names import replace_lone_surrogates
 

@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 
 from maple.clip import tower_depths
 from maple.config import Positive, RunSettings, Settings, preset_names, read_preset, read_toml, resolve, setting_layer
-from maple.data import known_names, require_possible
+from maple.data import known_names
+from maple.data.catalogue import require_possible
 from maple.errors import ConfigError, DataError, one_of
 from maple.methods import MethodSettings, method_settings
 from maple.runs import complete, content_name
