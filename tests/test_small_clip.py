@@ -47,9 +47,7 @@ def test_what_it_is(small: Backbone) -> None:
 
 
 def test_it_has_only_its_own_weights() -> None:
-    with pytest.raises(
-        BackboneError, match="maple-small is shipped with its weights; pretrained='openai'"
-    ):
+    with pytest.raises(BackboneError, match="maple-small is shipped with its weights; pretrained='openai'"):
         load_clip("maple-small", "openai")
 
 
