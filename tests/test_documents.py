@@ -72,7 +72,7 @@ def test_serving_lists_every_error_code() -> None:
 
 def test_links_inside_the_project_lead_somewhere() -> None:
     for path in DOCUMENTS:
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8")):
+        for target in re.findall(r"(?:\]\(|src=\")(?!http)([^)#\"]+)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
