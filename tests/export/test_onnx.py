@@ -69,7 +69,7 @@ def exported(maple_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     assert written.difference < 1e-4
     about = json.loads((folder / "maple-export.json").read_text())["about"]
     assert (about["dataset"], about["own_images"]) == ("eurosat", True)
-    assert trained_dataset(folder, about, None).dataset is None, "a folder of this name is another one"
+    assert trained_dataset(folder, about, None) is None, "a folder of this name is another one"
     assert "somebody" not in (folder / "maple-export.json").read_text()
     return folder
 

@@ -7,8 +7,9 @@ from serve_helpers import Colours
 
 from maple.serve import listen
 from maple.serve.api import create_app
-from maple.serve.examples import TrainedDataset, find_examples
+from maple.serve.examples import find_examples
 from maple.serve.limits import Limits
+from maple.serve.middleware import LOOPBACK
 
 if __name__ == "__main__":
     values = json.loads(sys.argv[1])
@@ -20,8 +21,12 @@ if __name__ == "__main__":
         answerer,
         limits,
         token=token,
-        hosts=listen.allowed_hosts(listening, "127.0.0.1", []),
-        find_examples=lambda: find_examples(TrainedDataset("emoji-food/twemoji"), answerer.trained_names),
+        hosts=LOOPBACK,
+        find_examples=lambda: find_examples(
+            {"name_or_path": "emoji-food/twemoji", "root": None}, answerer.trained_names
+        ),
     )
-    port = listening.getsockname()[1]
-    listen.run(app, listening, limits, started=lambda: sys.stdout.write(f"{port}\n") and sys.stdout.flush())
+    listening.listen()
+    sys.stdout.write(f"{listening.getsockname()[1]}\n")
+    sys.stdout.flush()
+    listen.run(app, listening, limits)

@@ -9,9 +9,9 @@ from serve_helpers import Colours, Start
 from starlette.testclient import TestClient
 
 from maple.serve.api import create_app
-from maple.serve.examples import ExampleSet
 from maple.serve.limits import Limits
 from maple.serve.middleware import LOOPBACK
+from maple.serve.responses import ExampleList
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def start() -> Iterator[Start]:
             answerer: Colours | None = None,
             *,
             token: str | None = None,
-            find_examples: Callable[[], ExampleSet] = ExampleSet,
+            find_examples: Callable[[], ExampleList] | None = None,
             **limits: Any,
         ) -> TestClient:
             app = create_app(

@@ -12,7 +12,8 @@ from serve_helpers import NAMES, Colours, Start, expected, png
 from starlette.testclient import TestClient
 
 from maple.serve.batching import Batcher, Job
-from maple.serve.limits import Capacity, Limits, Reservation
+from maple.serve.limits import Limits
+from maple.serve.middleware import Capacity
 from maple.serve.responses import ApiError
 
 
@@ -95,19 +96,14 @@ def test_abandoned_jobs_are_not_worked_on(gated: tuple[Colours, threading.Event]
     assert answerer.batches == [1]
 
 
-def test_reservations_are_released_once() -> None:
+def test_a_capacity_is_not_exceeded() -> None:
     capacity = Capacity(3, "{used} of {total} are taken")
-    one, other = Reservation(capacity), Reservation(capacity)
-    one.take(2)
+    capacity.take(2)
     with pytest.raises(ApiError, match="2 of 3 are taken; retry"):
-        other.take(2)
-    other.take(1)
-    moved = one.transfer()
-    one.release()
-    assert capacity.used == 3
-    moved.release()
-    moved.release()
-    assert capacity.used == 1
+        capacity.take(2)
+    assert capacity.used == 2
+    capacity.release(2)
+    capacity.take(3)
 
 
 def ask(client: TestClient, colour: tuple[int, int, int], names: list[str]) -> Any:

@@ -150,7 +150,7 @@ def test_duplicate_names_are_refused_by_the_method(client: TestClient) -> None:
         ({"zero_shot": "perhaps"}, "zero_shot: Input should be a valid boolean"),
         ({"class_names": ""}, "class_names: List should have at least 1 item"),
         ({"class_names": "a,,b"}, "class_names[1]: String should have at least 1"),
-        ({"images": "text"}, "images[0]: must be a file"),
+        ({"images": "text"}, "images[0]: Expected UploadFile"),
         ({"colour": "red"}, "colour: Extra inputs are not permitted"),
     ],
 )

@@ -1,15 +1,16 @@
 """`maple serve`."""
 
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from maple.cli.options import DataRoot, Device
+from maple.errors import ConfigError
 
-if TYPE_CHECKING:
-    from maple.inference import Predictor
+MIN_TOKEN = 16
 
 
 def serve_command(
@@ -63,17 +64,16 @@ def serve_command(
 
     The page is at the printed address; /openapi.json describes the API.
     """
-    from maple.errors import ConfigError
-
     if missing := [name for name in ("fastapi", "uvicorn", "python_multipart") if find_spec(name) is None]:
         raise ConfigError(f"maple serve needs {', '.join(missing)}: pip install 'maple-clip[serve]'")
+    from maple.inference import load_predictor
+    from maple.inference.manifest import export_folder, is_export, read_manifest
     from maple.serve import listen
     from maple.serve.api import create_app
-    from maple.serve.examples import ExampleSet, find_examples, trained_dataset
+    from maple.serve.examples import find_examples, trained_dataset
     from maple.serve.limits import MIB, Limits
     from maple.serve.responses import model_title
 
-    listen.check_token(token)
     if not 0 < max_upload <= 2048:
         raise ConfigError(f"--max-upload {max_upload:g} must be above 0 and at most 2048 MiB")
     limits = Limits(
@@ -87,12 +87,15 @@ def serve_command(
         timeout=timeout,
         upload_timeout=max(timeout, 30.0),
     )
+    check_token(token)
     # Before the model is loaded, so that an address that cannot be used is reported at once.
-    listening = listen.bind(host, port)
-    with listening:
-        listen.require_token(listening, host, token, anyone=no_token)
-        hosts = listen.allowed_hosts(listening, host, allow_host or [])
-        predictor = _load(run, zero_shot, device)
+    with listen.bind(host, port) as listening:
+        bound_to = listening.getsockname()[0]
+        require_token(bound_to, host, token, anyone=no_token)
+        hosts = allowed_hosts(bound_to, host, allow_host or [])
+        if zero_shot is None:
+            zero_shot = not is_export(run) or read_manifest(export_folder(run)).zero_shot is not None
+        predictor = load_predictor(run, zero_shot=zero_shot, device=device)
         predictor.encode_class_names()
         trained_on = trained_dataset(Path(run).expanduser(), predictor.about, data_root)
         app = create_app(
@@ -100,24 +103,66 @@ def serve_command(
             limits,
             token=token,
             hosts=hosts,
-            find_examples=lambda: find_examples(trained_on, predictor.trained_names) if examples else ExampleSet(),
+            find_examples=(lambda: find_examples(trained_on, predictor.trained_names)) if examples else None,
         )
-        address = listen.address_of(listening, host)
-
-        def started() -> None:
-            typer.echo(f"maple: {model_title(predictor.about)}")
-            typer.echo(f"maple: serving at {address} (Ctrl-C stops)")
-            if open_page:
-                typer.launch(address)
-
-        listen.run(app, listening, limits, started=started)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+        listening.listen()  # from here on, clients wait for the server to start instead of being refused
+        typer.echo(f"maple: {model_title(predictor.about)}")
+        typer.echo(f"maple: serving at {address} (Ctrl-C stops)")
+        if open_page:
+            typer.launch(address)
+        listen.run(app, listening, limits)
     typer.echo("maple: stopped")
 
 
-def _load(run: str, zero_shot: bool | None, device: str | None) -> "Predictor":
-    from maple.inference import load_predictor
-    from maple.inference.manifest import export_folder, is_export, read_manifest
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
 
-    if zero_shot is None:
-        zero_shot = not is_export(run) or read_manifest(export_folder(run)).zero_shot is not None
-    return load_predictor(run, zero_shot=zero_shot, device=device)
+
+def check_token(token: str | None) -> None:
+    """Refuse a token that could be guessed, or that HTTP cannot carry.
+
+    Raises:
+        ConfigError: it is short, or contains anything but printable ASCII without spaces.
+    """
+    command = 'create one with: python -c "import secrets; print(secrets.token_urlsafe())"'
+    if token is not None and len(token) < MIN_TOKEN:
+        raise ConfigError(f"the token has {len(token)} characters; it must have at least {MIN_TOKEN}: {command}")
+    if token is not None and not all("!" <= char <= "~" for char in token):
+        raise ConfigError(f"the token contains a space or a character that HTTP cannot carry; {command}")
+
+
+def require_token(bound_to: str, host: str, token: str | None, *, anyone: bool) -> None:
+    """Refuse to serve other machines without a token, unless `anyone` may use the server.
+
+    Args:
+        bound_to: the address of the socket, which `host` was resolved to.
+
+    Raises:
+        ConfigError: other machines reach the address, and there is no token.
+    """
+    if token is None and not anyone and not is_loopback(bound_to):
+        raise ConfigError(
+            f"--host {host} lets other machines use this server; set a token in the environment variable MAPLE_TOKEN "
+            "(or with --token), or allow anyone with --no-token"
+        )
+
+
+def allowed_hosts(bound_to: str, host: str, more: list[str]) -> list[str] | None:
+    """The names by which requests may address the server; None for any, if other machines reach it.
+
+    Raises:
+        ConfigError: a name of `more` is not a host name.
+    """
+    from maple.serve.middleware import LOOPBACK
+
+    for name in more:
+        if not name or (any(char in name for char in "/:@*, ") and not is_loopback(name)):
+            raise ConfigError(f"--allow-host {name!r} is not a host name; give one such as example.org, without port")
+    if not is_loopback(bound_to) and not more:
+        return None
+    return [*LOOPBACK, host, *more]

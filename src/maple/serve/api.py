@@ -1,11 +1,12 @@
 """The FastAPI application: its routes, and the service that computes predictions."""
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -16,18 +17,33 @@ from maple import __version__
 from maple.data.images.reading import read_image
 from maple.errors import ImageError
 from maple.inference.predictor import Floats, Predictor, Ranked, answer
-from maple.serve import responses
 from maple.serve.batching import Batcher, ClassProbabilities, Job
-from maple.serve.examples import ExampleSet
-from maple.serve.limits import Capacity, Limits, Reservation
-from maple.serve.middleware import API_PREFIX, BEARER, GuardMiddleware
-from maple.serve.request import PredictRequest, RequestParser, UploadedImage
-from maple.serve.responses import ApiError, error_responses
+from maple.serve.limits import Limits
+from maple.serve.middleware import API_PREFIX, BEARER, Capacity, Exchange, GuardMiddleware
+from maple.serve.request import PredictRequest, RequestParser
+from maple.serve.responses import (
+    ApiError,
+    ErrorDetail,
+    ExampleList,
+    ImagePrediction,
+    ModelInfo,
+    PredictResponse,
+    RankedClass,
+    ServerStatus,
+    describe_model,
+    error_responses,
+)
 
 logger = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 10.0
 _EXAMPLES_SECONDS = 10.0
+_PNG = {"type": "string", "format": "binary"}
+_NUMBER = {"name": "number", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 0}}
+_PREDICT_ERRORS = (
+    *("malformed", "upload_timeout", "too_large", "unsupported_media_type", "invalid_request", "class_names"),
+    *("unreadable_image", "internal", "model_failed", "busy", "not_ready", "timeout"),
+)
 _PAGE_PATHS = ("/", "/page.css", "/page.js", "/icon.svg")
 _DESCRIPTION = """\
 Classifies images with prompts trained by maple-clip. Class names that were not trained may be given at any time.
@@ -41,67 +57,65 @@ class PredictionService:
     """What the routes share: the model's thread, the threads that decode images, and the bound on images in progress.
 
     Args:
-        find_examples: returns example images; called in a thread when the server starts.
+        find_examples: called in a thread when the server starts; None for no examples.
     """
 
-    def __init__(self, predictor: Predictor, limits: Limits, find_examples: Callable[[], ExampleSet]) -> None:
+    def __init__(self, predictor: Predictor, limits: Limits, find_examples: Callable[[], ExampleList] | None) -> None:
         self.predictor = predictor
         self.limits = limits
+        self.parser = RequestParser(limits)
+        self.model_info = describe_model(predictor, limits)
         self.batcher = Batcher(predictor, limits)
         self.queue = Capacity(limits.queue, "the queue is full ({used} of {total} images)")
         self._decoders = ThreadPoolExecutor(limits.decoders, thread_name_prefix="maple-decode")
         self._find_examples = find_examples
-        self._examples: asyncio.Task[ExampleSet] | None = None
+        self._examples: asyncio.Task[ExampleList] | None = None
         self._tasks: set[asyncio.Task[ClassProbabilities]] = set()
 
     @asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         """Run the threads while the application runs; accepted requests are finished first."""
         self.batcher.start()
-        self._examples = asyncio.create_task(asyncio.to_thread(self._find_examples))
+        if self._find_examples is not None:
+            self._examples = asyncio.create_task(asyncio.to_thread(self._find_examples))
         try:
             yield
         finally:
             ended = await asyncio.to_thread(self.batcher.close, _CLOSE_SECONDS)
             self._decoders.shutdown(wait=ended, cancel_futures=True)
 
-    async def examples(self) -> ExampleSet:
+    async def examples(self) -> ExampleList:
         """The example images; none if they cannot be found, or not in time."""
-        if self._examples is None:
-            return ExampleSet()
-        try:
-            return await asyncio.wait_for(asyncio.shield(self._examples), _EXAMPLES_SECONDS)
-        except TimeoutError:
-            return ExampleSet()
-        except Exception as error:  # noqa: BLE001 - a data set that cannot be read must not cost the page
-            logger.warning("no examples: %s", error)
-            return ExampleSet()
+        if self._examples is not None:
+            await asyncio.wait([self._examples], timeout=_EXAMPLES_SECONDS)
+            if self._examples.done():
+                if (error := self._examples.exception()) is None:
+                    return self._examples.result()
+                logger.warning("no examples: %s", error)
+        return ExampleList(source=None, examples=[])
 
     async def predict(
-        self, request: PredictRequest, upload: Reservation, disconnected: "asyncio.Future[Any]"
+        self, request: PredictRequest, exchange: Exchange, disconnected: "asyncio.Future[Any]"
     ) -> ClassProbabilities:
         """Compute the predictions for a request, unless the client disconnects.
-
-        Args:
-            upload: the bytes that the request holds; taken over until the work has ended.
 
         Raises:
             ApiError: the queue is full, an image cannot be read, the class names are invalid, or it takes too long.
         """
-        job = Job(request.class_names)
-        images = Reservation(self.queue)
-        images.take(len(request.images))
-        held = upload.transfer()
+        count = len(request.images)
+        self.queue.take(count)
+        release_upload = exchange.take_over()
 
         def finish(task: "asyncio.Task[ClassProbabilities]") -> None:
             self._tasks.discard(task)
-            images.release()
-            held.release()
+            self.queue.release(count)
+            release_upload()
             if not task.cancelled():
                 task.exception()  # marks it as retrieved: the request may have ended before
 
         # A separate task: threads cannot be interrupted, so what it holds is given back when it ends, not when the
         # request does. asyncio itself keeps only a weak reference to it.
+        job = Job(request.class_names)
         task = asyncio.create_task(self._run(job, request.images))
         self._tasks.add(task)
         task.add_done_callback(finish)
@@ -109,18 +123,17 @@ class PredictionService:
         if not task.done():
             job.abandoned = True
             job.result.cancel()
-            seconds = self.limits.timeout
-            raise ApiError(
-                "timeout", f"the request timed out after {seconds:g} seconds; send fewer images, or retry later"
-            )
+            limit = f"{self.limits.timeout:g} seconds"
+            raise ApiError("timeout", f"the request timed out after {limit}; send fewer images, or retry later")
         return task.result()
 
-    async def _run(self, job: Job, images: Sequence[UploadedImage]) -> ClassProbabilities:
+    async def _run(self, job: Job, images: Sequence[tuple[str, bytes]]) -> ClassProbabilities:
         loop = asyncio.get_running_loop()
-        decoding = [loop.run_in_executor(self._decoders, self._decode, job, image.content) for image in images]
-        views = await asyncio.gather(*decoding)
+        views = await asyncio.gather(
+            *(loop.run_in_executor(self._decoders, self._decode, job, content) for _, content in images)
+        )
         details = [
-            responses.ErrorDetail(where=f"images[{index}]", message=f"{images[index].source}: {view}")
+            ErrorDetail(where=f"images[{index}]", message=f"{images[index][0]}: {view}")
             for index, view in enumerate(views)
             if isinstance(view, str)
         ]
@@ -146,16 +159,18 @@ def create_app(
     *,
     token: str | None = None,
     hosts: Iterable[str] | None = None,
-    find_examples: Callable[[], ExampleSet] = ExampleSet,
+    find_examples: Callable[[], ExampleList] | None = None,
 ) -> FastAPI:
     """Create the server as an ASGI application.
 
     Args:
         token: required from clients of the API; None for no token.
         hosts: names by which requests may address the server; None for any.
-        find_examples: returns example images; called in a thread when the server starts.
+        find_examples: called in a thread when the server starts; None for no examples.
     """
     limits = limits or Limits()
+    # A request may always list as many classes as were trained.
+    limits = dataclasses.replace(limits, classes=max(limits.classes, len(predictor.trained_names)))
     service = PredictionService(predictor, limits, find_examples)
     app = FastAPI(
         title="maple-clip",
@@ -165,19 +180,25 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         lifespan=service.lifespan,
+        generate_unique_id_function=lambda route: route.name,
         responses=error_responses("malformed", "cross_origin", "wrong_host", "internal"),
     )
     app.state.service = service
+    app.include_router(_health)
     # GuardMiddleware checks the token; the dependency describes it in OpenAPI.
-    secured: dict[str, Any] = (
-        {} if token is None else {"dependencies": [Depends(BEARER)], "responses": error_responses("unauthorized")}
+    token_responses = {} if token is None else error_responses("unauthorized")
+    dependencies = [] if token is None else [Depends(BEARER)]
+    app.include_router(_api, prefix=API_PREFIX, dependencies=dependencies, responses=token_responses)
+    app.add_api_route(
+        f"{API_PREFIX}/predict",
+        predict,
+        methods=["POST"],
+        tags=["predict"],
+        summary="Classify images",
+        dependencies=dependencies,
+        responses=error_responses(*_PREDICT_ERRORS) | token_responses,
+        openapi_extra={"requestBody": service.parser.openapi()},
     )
-    router = APIRouter(prefix=API_PREFIX, **secured)
-    _add_health(app, service)
-    _add_model(router, service)
-    _add_examples(router, service)
-    _add_predict(router, service)
-    app.include_router(router)
     # Single routes, not a mount at /, which would also answer for wrong methods of the routes above.
     page = StaticFiles(packages=[("maple.serve", "page")], html=True)
     app.router.routes += [Route(path, page, include_in_schema=False) for path in _PAGE_PATHS]
@@ -186,119 +207,78 @@ def create_app(
     return app
 
 
-def _add_health(app: FastAPI, service: PredictionService) -> None:
-    @app.get("/healthz", tags=["health"], summary="Whether the process is running", operation_id="healthz")
-    async def healthz() -> responses.ServerStatus:
-        return responses.ServerStatus(status="ok")
-
-    @app.get(
-        "/readyz",
-        tags=["health"],
-        summary="Whether the model accepts requests",
-        operation_id="readyz",
-        responses=error_responses("not_ready"),
-    )
-    async def readyz() -> responses.ServerStatus:
-        if not service.batcher.ready:
-            raise ApiError("not_ready", "the model accepts no requests: the server is stopping, or has failed")
-        return responses.ServerStatus(status="ready")
+def _service_of(request: Request) -> PredictionService:
+    service: PredictionService = request.app.state.service
+    return service
 
 
-def _add_model(router: APIRouter, service: PredictionService) -> None:
-    predictor, limits = service.predictor, service.limits
-    bounds = {name: getattr(limits, name) for name in responses.RequestLimits.model_fields}
-    bounds["classes"] = max(limits.classes, len(predictor.trained_names))
-    about = responses.public_properties(predictor.about)
-    model = responses.ModelInfo(
-        title=responses.model_title(about),
-        about=about,
-        class_names=list(predictor.trained_names),
-        zero_shot=predictor.has_zero_shot,
-        limits=responses.RequestLimits(**bounds),
-        version=__version__,
-    )
-
-    @router.get("/model", tags=["model"], summary="The model, and its trained classes", operation_id="model")
-    async def get_model() -> responses.ModelInfo:
-        return model
+Service = Annotated[PredictionService, Depends(_service_of)]
+_health = APIRouter(tags=["health"])
+_api = APIRouter()
 
 
-def _add_examples(router: APIRouter, service: PredictionService) -> None:
-    @router.get("/examples", tags=["examples"], summary="Example images to try", operation_id="examples")
-    async def examples() -> responses.ExampleList:
-        example_set = await service.examples()
-        listed = [
-            responses.ExampleInfo(id=index, class_name=example.class_name, trained=example.trained)
-            for index, example in enumerate(example_set.examples)
-        ]
-        return responses.ExampleList(source=example_set.source if listed else None, examples=listed)
-
-    number = {"name": "number", "in": "path", "required": True, "description": "Its `id`."}
-
-    # The path convertor answers 404 for anything but a number; a parameter of the function would answer 422.
-    @router.get(
-        "/examples/{number:int}",
-        tags=["examples"],
-        summary="An example image, as PNG",
-        operation_id="example",
-        response_class=Response,
-        responses={
-            200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
-            **error_responses("not_found"),
-        },
-        openapi_extra={"parameters": [{**number, "schema": {"type": "integer", "minimum": 0}}]},
-    )
-    async def example(request: Request) -> Response:
-        index = request.path_params["number"]
-        examples = (await service.examples()).examples
-        if index >= len(examples):
-            raise ApiError("not_found", f"there is no example {str(index)[:20]}; /v1/examples lists them")
-        return Response(examples[index].png, media_type="image/png")
+@_health.get("/healthz", summary="Whether the process is running")
+async def healthz() -> ServerStatus:
+    return ServerStatus(status="ok")
 
 
-def _add_predict(router: APIRouter, service: PredictionService) -> None:
-    predictor = service.predictor
-    parser = RequestParser(service.limits, len(predictor.trained_names))
-
-    # FastAPI parses one media type per route, so the two of this one are parsed in the route.
-    @router.post(
-        "/predict",
-        tags=["predict"],
-        summary="Classify images",
-        operation_id="predict",
-        responses=error_responses(
-            *("malformed", "upload_timeout", "too_large", "unsupported_media_type", "invalid_request", "class_names"),
-            *("unreadable_image", "internal", "model_failed", "busy", "not_ready", "timeout"),
-        ),
-        openapi_extra={"requestBody": parser.openapi()},
-    )
-    async def predict(request: Request) -> responses.PredictResponse:
-        parsed = await parser.parse(request)
-        if parsed.zero_shot and not predictor.has_zero_shot:
-            raise ApiError("invalid_request", "zero_shot: this server does not have the frozen CLIP; leave it out")
-        # The body has been read: the next message says that the client has disconnected.
-        disconnected = asyncio.ensure_future(request.receive())
-        try:
-            result = await service.predict(parsed, request.state.upload, disconnected)
-        finally:
-            disconnected.cancel()
-        return _predict_response(parsed, result)
+@_health.get("/readyz", summary="Whether the model accepts requests", responses=error_responses("not_ready"))
+async def readyz(service: Service) -> ServerStatus:
+    if not service.batcher.ready:
+        raise ApiError("not_ready", "the model accepts no requests: the server is stopping, or has failed")
+    return ServerStatus(status="ready")
 
 
-def _predict_response(request: PredictRequest, result: ClassProbabilities) -> responses.PredictResponse:
-    def ranking(ranked: Sequence[Ranked]) -> list[responses.RankedClass]:
-        return [responses.RankedClass(name=item.name, probability=item.probability) for item in ranked]
+@_api.get("/model", tags=["model"], summary="The model, and its trained classes")
+async def model(service: Service) -> ModelInfo:
+    return service.model_info
 
+
+@_api.get("/examples", tags=["examples"], summary="Example images to try")
+async def examples(service: Service) -> ExampleList:
+    return await service.examples()
+
+
+# The path convertor answers 404 for anything but a number; a parameter of the function would answer 422.
+@_api.get(
+    "/examples/{number:int}",
+    tags=["examples"],
+    summary="An example image, as PNG",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {"schema": _PNG}}}} | error_responses("not_found"),
+    openapi_extra={"parameters": [_NUMBER]},
+)
+async def example(request: Request, service: Service) -> Response:
+    number = request.path_params["number"]
+    images = (await service.examples()).examples
+    if number >= len(images):
+        raise ApiError("not_found", f"there is no example {str(number)[:20]}; /v1/examples lists them")
+    return Response(images[number].png, media_type="image/png")
+
+
+async def predict(request: Request, service: Service) -> PredictResponse:
+    # FastAPI parses one media type per route, so the two of this one are parsed here.
+    parsed = await service.parser.parse(request)
+    if parsed.zero_shot and not service.predictor.has_zero_shot:
+        raise ApiError("invalid_request", "zero_shot: this server does not have the frozen CLIP; leave it out")
+    # The body has been read: the next message says that the client has disconnected.
+    disconnected = asyncio.ensure_future(request.receive())
+    try:
+        result = await service.predict(parsed, request.state.exchange, disconnected)
+    finally:
+        disconnected.cancel()
     predictions = []
-    for index, image in enumerate(request.images):
-        frozen = result.frozen[index] if request.zero_shot and result.frozen is not None else None
-        prediction = answer(image.source, result.names, result.tuned[index], frozen, request.top)
-        zero_shot = None if prediction.zero_shot is None else ranking(prediction.zero_shot)
-        predictions.append(
-            responses.ImagePrediction(source=image.source, best=ranking(prediction.best), zero_shot=zero_shot)
-        )
+    for index, (source, _) in enumerate(parsed.images):
+        frozen = result.frozen[index] if parsed.zero_shot and result.frozen is not None else None
+        prediction = answer(source, result.names, result.tuned[index], frozen, parsed.top)
+        zero_shot = None if prediction.zero_shot is None else _ranking(prediction.zero_shot)
+        predictions.append(ImagePrediction(source=source, best=_ranking(prediction.best), zero_shot=zero_shot))
     note = result.note and result.note.replace("--zero-shot", "the zero-shot predictions")
-    return responses.PredictResponse(predictions=predictions, class_count=len(result.names), note=note)
+    return PredictResponse(predictions=predictions, class_count=len(result.names), note=note)
+
+
+def _ranking(ranked: Sequence[Ranked]) -> list[RankedClass]:
+    return [RankedClass(name=item.name, probability=item.probability) for item in ranked]
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:

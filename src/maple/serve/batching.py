@@ -53,15 +53,6 @@ class Batcher:
     """A thread that owns the model; `put` hands it jobs from any other thread.
 
     It does not bound how many jobs wait: the caller does (see `Capacity`).
-
-    Example::
-
-        batcher = Batcher(predictor, Limits())
-        batcher.start()
-        job = Job(("cat", "dog"), [predictor.view(image)])
-        batcher.put(job)
-        job.result.result().tuned  # [1, 2]
-        batcher.close(10)
     """
 
     def __init__(self, predictor: Predictor, limits: Limits) -> None:
@@ -102,20 +93,24 @@ class Batcher:
         while batch := self._next_batch():
             # From here on, a result can no longer be cancelled.
             jobs = [job for job in batch if not job.abandoned and job.result.set_running_or_notify_cancel()]
-            try:
-                self._predict(jobs)
-            except Exception as error:  # noqa: BLE001 - the thread must survive any failure of a batch
-                if len(jobs) == 1:
-                    _fail(jobs[0], error)
-                    continue
+            self._attempt(jobs)
+
+    def _attempt(self, jobs: Sequence[Job]) -> None:
+        """Set the results of jobs, or their error."""
+        try:
+            self._predict(jobs)
+        except Exception as error:
+            if len(jobs) > 1:
                 # One bad image must not cost the other requests their result, so each job is repeated alone.
                 for job in jobs:
-                    if job.result.done():
-                        continue
-                    try:
-                        self._predict([job])
-                    except Exception as error:  # noqa: BLE001 - as above
-                        _fail(job, error)
+                    if not job.result.done():
+                        self._attempt([job])
+                return
+            reason = str(error)
+            if not isinstance(error, MapleError):
+                logger.error("the model failed", exc_info=error)
+                reason = "see the server's log"  # only messages of this package are sent to clients
+            jobs[0].result.set_exception(ApiError("model_failed", f"the model failed: {reason}"))
 
     def _next_batch(self) -> list[Job]:
         """Wait for a job, then add those that arrive within `wait` seconds and fit. Empty when closed."""
@@ -161,18 +156,5 @@ class Batcher:
             start = 0
             for job in groups[names]:
                 rows = slice(start, start := start + len(job.views))
-                job.result.set_result(
-                    ClassProbabilities(
-                        tuple(classes.names), classes.note, tuned[rows], None if frozen is None else frozen[rows]
-                    )
-                )
-
-
-def _fail(job: Job, error: Exception) -> None:
-    if isinstance(error, MapleError):
-        failure = ApiError("model_failed", f"the model failed: {error}")
-    else:
-        # Only messages of this package are sent to clients.
-        logger.error("the model failed", exc_info=error)
-        failure = ApiError("model_failed", "the model failed; see the server's log")
-    job.result.set_exception(failure)
+                frozen_rows = None if frozen is None else frozen[rows]
+                job.result.set_result(ClassProbabilities(classes.names, classes.note, tuned[rows], frozen_rows))

@@ -4,7 +4,6 @@ import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from maple.data.catalogue import short_name
 from maple.data.emoji import load_emoji
 from maple.errors import MapleError
 from maple.names import words_of
+from maple.serve.responses import ExampleImage, ExampleList
 
 logger = logging.getLogger(__name__)
 
@@ -22,75 +22,53 @@ _MAX_SIDE = 512
 _EMOJI = ("emoji-animals", "emoji-food")
 
 
-@dataclass(frozen=True)
-class ExampleImage:
-    """An image, encoded as PNG, and its class."""
-
-    class_name: str
-    trained: bool
-    png: bytes
-
-
-@dataclass(frozen=True)
-class ExampleSet:
-    """Example images, and the name of their data set. Empty by default."""
-
-    source: str = ""
-    examples: tuple[ExampleImage, ...] = ()
-
-
-@dataclass(frozen=True)
-class TrainedDataset:
-    """The data set that a model was trained on, as far as it is known.
-
-    Attributes:
-        root: the folder that holds the data sets.
-        class_names: class names for folder names.
-    """
-
-    dataset: str | None
-    root: Path | None = None
-    class_names: Mapping[str, str] | None = None
-
-
-def trained_dataset(run: Path, about: Mapping[str, Any], data_root: str | None) -> TrainedDataset:
-    """The data set of a run, where the run's config.json says, else under `data_root`."""
-    dataset = None if about.get("own_images") else about.get("dataset")
+def trained_dataset(run: Path, about: Mapping[str, Any], data_root: str | None) -> dict[str, Any] | None:
+    """The arguments of `load_dataset` for the data set of a run; None if it is unknown or not a named one."""
+    dataset = about.get("dataset")
+    if about.get("own_images") or not isinstance(dataset, str) or not dataset:
+        return None
     root = names = None
     try:
         data = json.loads((run / "config.json").read_text(encoding="utf-8"))["data"]
         root, names = data.get("root"), data.get("class_names")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # a prompts file or an export has no such file; then the data set's default place is tried
+        pass  # a prompts file or an export has no such file; then `data_root` is tried
     root = root if isinstance(root, str) else data_root
-    return TrainedDataset(
-        dataset if isinstance(dataset, str) else None,
-        None if root is None else Path(root),
-        names if isinstance(names, dict) and names else None,
-    )
+    return {
+        "name_or_path": dataset,
+        "root": None if root is None else Path(root),
+        "class_names": names if isinstance(names, dict) and names else None,
+    }
 
 
-def find_examples(trained_on: TrainedDataset, trained_names: Sequence[str], count: int = _MAX_EXAMPLES) -> ExampleSet:
-    """Find at most `count` images of different classes, of trained and other classes in turn.
+def find_examples(trained_on: Mapping[str, Any] | None, trained_names: Sequence[str]) -> ExampleList:
+    """Find a few images of different classes, of trained and other classes in turn.
 
     They are test images if there are any; large ones are scaled down to 512 pixels.
 
-    Example::
-
-        find_examples(TrainedDataset("emoji-food/twemoji"), ["red apple", "green apple"]).source  # emoji-food/twemoji
+    Args:
+        trained_on: see `trained_dataset`.
     """
-    if trained_on.dataset:
+    images: list[tuple[str, bool, bytes]] = []
+    if trained_on:
         try:
-            dataset = load_dataset(trained_on.dataset, trained_on.root, class_names=trained_on.class_names)
-            if images := _example_images(dataset, trained_names, count):
-                return ExampleSet(short_name(dataset.name), tuple(images))
+            dataset = load_dataset(**trained_on)
+            source, images = short_name(dataset.name), _example_images(dataset, trained_names, _MAX_EXAMPLES)
         except (MapleError, OSError) as error:
-            logger.debug("no examples of %s: %s", trained_on.dataset, error)
-    emoji = [_example_images(load_emoji(name), trained_names, count // len(_EMOJI)) for name in _EMOJI]
-    return ExampleSet("the packaged emoji", tuple(chain(*emoji)))
+            logger.debug("no examples of %s: %s", trained_on, error)
+    if not images:
+        count = _MAX_EXAMPLES // len(_EMOJI)
+        source = "the packaged emoji"
+        images = [image for name in _EMOJI for image in _example_images(load_emoji(name), trained_names, count)]
+    examples = [
+        ExampleImage(id=index, class_name=name, trained=trained, png=png)
+        for index, (name, trained, png) in enumerate(images)
+    ]
+    return ExampleList(source=source if examples else None, examples=examples)
 
 
-def _example_images(dataset: Dataset, trained_names: Sequence[str], count: int) -> list[ExampleImage]:
+def _example_images(dataset: Dataset, trained_names: Sequence[str], count: int) -> list[tuple[str, bool, bytes]]:
+    """The class name, whether it is a trained one, and the PNG of at most `count` images."""
     trained_words = {words_of(name) for name in trained_names}
     # Reversed, so that the first item of each class remains.
     items = {item.label: item for item in reversed(dataset.test or dataset.val or dataset.train)}
@@ -99,7 +77,7 @@ def _example_images(dataset: Dataset, trained_names: Sequence[str], count: int) 
     others: list[int] = []
     for label in sorted(items):
         (trained if words_of(dataset.class_names[label]) in trained_words else others).append(label)
-    images: list[ExampleImage] = []
+    images: list[tuple[str, bool, bytes]] = []
     for label in chain(*zip_longest(_spread(trained, count), _spread(others, count))):
         if label is None or len(images) == count:
             continue
@@ -111,7 +89,7 @@ def _example_images(dataset: Dataset, trained_names: Sequence[str], count: int) 
         buffer = io.BytesIO()
         image.save(buffer, format="PNG")
         name = dataset.class_names[label].replace("_", " ")
-        images.append(ExampleImage(name, words_of(name) in trained_words, buffer.getvalue()))
+        images.append((name, words_of(name) in trained_words, buffer.getvalue()))
     return images
 
 

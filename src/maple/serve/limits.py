@@ -1,9 +1,8 @@
-"""Limits of a server: sizes, counts and times, and the reservations that keep the total within them."""
+"""Limits of a server: sizes, counts and times."""
 
 from dataclasses import dataclass, fields
 
 from maple.errors import ConfigError
-from maple.serve.responses import ApiError
 
 MIB = 1024**2
 
@@ -60,56 +59,3 @@ class Limits:
                     f"{small} is {getattr(self, small)}, more than {large} ({getattr(self, large)}), so the largest "
                     f"allowed request could never be accepted; raise {large}"
                 )
-
-
-class Capacity:
-    """A bounded total, of bytes or images, that requests reserve parts of. For the event loop's thread only.
-
-    Args:
-        total: the bound.
-        full: the message for requests that would exceed it, with the fields `used` and `total`.
-    """
-
-    def __init__(self, total: int, full: str) -> None:
-        self.total = total
-        self.used = 0
-        self.full = full
-
-
-class Reservation:
-    """The part of a capacity that one request holds; empty at first.
-
-    Example::
-
-        reservation = Reservation(Capacity(128, "the queue is full ({used} of {total} images)"))
-        reservation.take(2)  # raises ApiError if the capacity is exceeded
-        reservation.release()
-    """
-
-    def __init__(self, capacity: Capacity) -> None:
-        self._capacity = capacity
-        self._held = 0
-
-    def take(self, count: int) -> None:
-        """Reserve `count` more.
-
-        Raises:
-            ApiError: `busy`, if the capacity would be exceeded; nothing is reserved then.
-        """
-        capacity = self._capacity
-        if capacity.used + count > capacity.total:
-            reason = capacity.full.format(used=capacity.used, total=capacity.total)
-            raise ApiError("busy", f"the server is busy: {reason}; retry in a moment")
-        capacity.used += count
-        self._held += count
-
-    def transfer(self) -> "Reservation":
-        """Move what is held to a new reservation, for work that may outlive the request."""
-        successor = Reservation(self._capacity)
-        successor._held, self._held = self._held, 0
-        return successor
-
-    def release(self) -> None:
-        """Give everything back. May be called more than once."""
-        self._capacity.used -= self._held
-        self._held = 0

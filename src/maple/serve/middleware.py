@@ -5,7 +5,8 @@ import hashlib
 import hmac
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from fastapi.security import HTTPBearer
@@ -13,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from maple.serve.limits import Capacity, Limits, Reservation
+from maple.serve.limits import Limits
 from maple.serve.responses import ApiError
 
 logger = logging.getLogger(__name__)
@@ -38,12 +39,35 @@ _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s:@/\[\]]+)(:[0-9]*)?")
 _DRAIN_SECONDS = 5.0
 
 
+class Capacity:
+    """A bounded total of bytes or images. For the event loop's thread only.
+
+    Args:
+        full: the message for requests that would exceed the total, with the fields `used` and `total`.
+    """
+
+    def __init__(self, total: int, full: str) -> None:
+        self.total = total
+        self.full = full
+        self.used = 0
+
+    def take(self, count: int) -> None:
+        """Take `count` more, or raise the ApiError `busy` if there are not so many left."""
+        if self.used + count > self.total:
+            reason = self.full.format(used=self.used, total=self.total)
+            raise ApiError("busy", f"the server is busy: {reason}; retry in a moment")
+        self.used += count
+
+    def release(self, count: int) -> None:
+        """Give back what was taken."""
+        self.used -= count
+
+
 class GuardMiddleware:
     """Refuses requests that may not be made here, bounds their bodies, and adds security headers to every response.
 
-    The host, size and busy checks are done here rather than by Starlette's `TrustedHostMiddleware`, its body limit and
-    uvicorn's `limit_concurrency`: those answer in plain text and with other statuses than the API documents, the
-    origin check needs the parsed host anyway, and the bytes are counted anyway for the total of all requests.
+    These checks are made here because Starlette's `TrustedHostMiddleware` and body limit and uvicorn's
+    `limit_concurrency` answer in plain text, with other statuses than the API documents.
 
     Args:
         token: required for paths under /v1; None for no token.
@@ -64,14 +88,12 @@ class GuardMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        upload = Reservation(self._uploads)
-        exchange = _Exchange(scope, receive, send, self._limits, upload)
+        exchange = Exchange(scope, receive, send, self._limits, self._uploads)
         # HEAD is answered as GET; uvicorn leaves out the body.
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        inner = {**scope, "method": method, "state": {**scope.get("state", {}), "upload": upload}}
+        inner = {**scope, "method": method, "state": {**scope.get("state", {}), "exchange": exchange}}
         try:
             await self._check(scope)
-            exchange.check_declared_size()
             await self._app(inner, exchange.receive, exchange.send)
         except ApiError as error:
             await error.response()(scope, receive, exchange.send)
@@ -81,12 +103,12 @@ class GuardMiddleware:
                 response = ApiError("internal", "the server failed; see its log").response()
                 await response(scope, receive, exchange.send)
         finally:
-            upload.release()
+            self._uploads.release(exchange.held)
 
     async def _check(self, scope: Scope) -> None:
         """Check host, origin and token, before anything of the body is read.
 
-        A dependency of a FastAPI route would check the token only after the body has been read and parsed.
+        A dependency of a FastAPI route could check the token only after the body has been read.
         """
         headers = Headers(scope=scope)
         host = headers.get("host", "")
@@ -117,60 +139,58 @@ class GuardMiddleware:
         return netloc == host.lower() or _host_name(netloc) in (self._hosts or frozenset()) - LOOPBACK
 
 
-class _Exchange:
-    """One request and its response: counts and bounds the body, drains the rest of it, adds the headers."""
+class Exchange:
+    """One request and its response: bounds the body while it is read, drains the rest of it, adds the headers.
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits, upload: Reservation) -> None:
-        self._receive = receive
-        self._send = send
-        self._limits = limits
-        self._upload = upload
-        self._received = 0
+    Attributes:
+        held: bytes taken from `uploads`, given back when the request ends unless `take_over` is called.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits, uploads: Capacity) -> None:
+        self._receive, self._send, self._limits, self._uploads = receive, send, limits, uploads
         self._deadline = asyncio.get_running_loop().time() + limits.upload_timeout
         self.response_started = False
+        self.held = 0
         headers = Headers(scope=scope)
         length = headers.get("content-length", "")
         self._declared = int(length) if length.isascii() and length.isdecimal() else 0
+        self._received = 0
         self._complete = not self._declared and "transfer-encoding" not in headers
         self._expects_continue = "expect" in headers
-
-    def check_declared_size(self) -> None:
-        """Refuse a body that is announced as too large, before it is read."""
-        self._check_size(self._declared)
-
-    def _check_size(self, size: int) -> None:
-        if size > self._limits.upload_bytes:
-            limit = self._limits.upload_bytes
-            raise ApiError(
-                "too_large", f"the request is larger than the allowed {limit:,} bytes; send fewer or smaller images"
-            )
 
     async def receive(self) -> Message:
         """The next part of the body; after the body, wait for the client to disconnect.
 
         Raises:
-            ApiError: the body is too large or too slow, all bodies together are, or the client has disconnected.
+            ApiError: the body, or all bodies together, are too large, it is too slow, or the client has disconnected.
         """
         if self._complete:
             return await self._receive()
+        limit = self._limits.upload_bytes
+        too_large = ApiError("too_large", f"the request exceeds {limit:,} bytes; send fewer or smaller images")
+        if self._declared > limit:
+            raise too_large
         try:
             async with asyncio.timeout_at(self._deadline):
-                message = await self._receive()
+                message = await self._next_part()
         except TimeoutError:
             seconds = self._limits.upload_timeout
             raise ApiError("upload_timeout", f"the request did not arrive within {seconds:g} seconds") from None
         if message["type"] == "http.disconnect":
-            self._complete = True
             raise ApiError("malformed", "the client disconnected before the request was complete")
-        count = len(message.get("body", b""))
-        self._complete = not message.get("more_body", False)
-        self._received += count
-        self._check_size(self._received)
-        self._upload.take(count)
+        if self._received > limit:
+            raise too_large
+        self._uploads.take(count := len(message.get("body", b"")))
+        self.held += count
         return message
 
+    def take_over(self) -> Callable[[], None]:
+        """Keep what is held until the returned function is called, for work that may outlive the request."""
+        held, self.held = self.held, 0
+        return lambda: self._uploads.release(held)
+
     async def send(self, message: Message) -> None:
-        """Send a part of the response, with the security headers; first, drain the request."""
+        """Send a part of the response; before the first, drain the request and add the security headers."""
         if message["type"] == "http.response.start":
             await self._drain()
             self.response_started = True
@@ -184,19 +204,21 @@ class _Exchange:
     async def _drain(self) -> None:
         """Read and discard the rest of a refused body: a client that is still writing would not read the response.
 
-        Only a bounded amount, and not if the client waits for "100 Continue", or more is announced than is read.
+        Only a bounded amount, and not if the client waits for "100 Continue", or announces more than that.
         """
         limit = 2 * self._limits.upload_bytes
         if self._expects_continue or self._declared > limit:
             return
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS):
                 while not self._complete and self._received <= limit:
-                    message = await self._receive()
-                    self._received += len(message.get("body", b""))
-                    self._complete = not message.get("more_body", False)
-        except TimeoutError:
-            return
+                    await self._next_part()
+
+    async def _next_part(self) -> Message:
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        return message
 
 
 def _host_name(host: str) -> str:

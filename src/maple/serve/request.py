@@ -2,25 +2,24 @@
 
 import base64
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import UploadFile
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from maple.errors import ClassNamesError, visible
+from maple.errors import ClassNamesError
 from maple.names import names_in
 from maple.serve.limits import Limits
 from maple.serve.responses import ApiError, ErrorDetail
 
 _JSON = "application/json"
 _FORM = "multipart/form-data"
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _MAX_FILE_NAME = 255
 _MAX_SHOWN = 40
 _FORM_NAMES = {
@@ -33,33 +32,25 @@ _FORM_NAMES = {
 
 
 @dataclass(frozen=True)
-class UploadedImage:
-    """An encoded image, and its name in the response."""
-
-    source: str
-    content: bytes = field(repr=False)
-
-
-@dataclass(frozen=True)
 class PredictRequest:
-    """A valid request. `class_names` is None for the trained ones."""
+    """A valid request.
 
-    images: tuple[UploadedImage, ...]
+    Attributes:
+        images: the name of each image in the response, and its encoded content.
+        class_names: None for the trained ones.
+    """
+
+    images: list[tuple[str, bytes]]
     class_names: tuple[str, ...] | None
     top: int
     zero_shot: bool
 
 
 class RequestParser:
-    """Parses prediction requests within the limits of a server.
+    """Parses prediction requests within the limits of a server."""
 
-    Args:
-        trained: number of trained classes; a request may always list as many.
-    """
-
-    def __init__(self, limits: Limits, trained: int) -> None:
+    def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        max_classes = max(limits.classes, trained)
         base64_text = Field(min_length=1, json_schema_extra={"contentEncoding": "base64"})
         name = Field(min_length=1, max_length=limits.name_chars, pattern=r"[^\s_]")
         count = Field(min_length=1, max_length=limits.images)
@@ -69,7 +60,7 @@ class RequestParser:
             class_names: Annotated[
                 list[Annotated[str, name, AfterValidator(_refuse_control_characters)]] | None,
                 Field(description="The classes to choose from, each once; any names work. Default: the trained ones."),
-                Field(min_length=1, max_length=max_classes, json_schema_extra={"uniqueItems": True}),
+                Field(min_length=1, max_length=limits.classes, json_schema_extra={"uniqueItems": True}),
                 Field(examples=[["red car", "blue car"]]),
             ] = None
             top: Annotated[
@@ -91,17 +82,7 @@ class RequestParser:
         class PredictForm(PredictOptions):
             """Images, and how to classify them."""
 
-            images: Annotated[
-                list[
-                    Annotated[
-                        UploadFile,
-                        BeforeValidator(_refuse_text),
-                        WithJsonSchema({"type": "string", "format": "binary"}),
-                    ]
-                ],
-                count,
-                Field(description="Encoded images, each a file with a file name."),
-            ]
+            images: Annotated[list[UploadFile], count, Field(description="Encoded images, each with a file name.")]
 
         self._json, self._form = PredictJson, PredictForm
 
@@ -109,6 +90,7 @@ class RequestParser:
         """The OpenAPI description of the body."""
         form = self._form.model_json_schema()
         form["properties"]["class_names"] = _FORM_NAMES
+        form["properties"]["images"]["items"] = {"type": "string", "format": "binary"}
         content = {
             _JSON: {"schema": self._json.model_json_schema()},
             _FORM: {"schema": form, "encoding": {"images": {"contentType": "application/octet-stream"}}},
@@ -128,32 +110,27 @@ class RequestParser:
         try:
             if media_type == _JSON:
                 body = self._json.model_validate_json(await request.body())
-                images = [UploadedImage(f"images[{index}]", content) for index, content in enumerate(body.images)]
+                images = [(f"images[{index}]", content) for index, content in enumerate(body.images)]
             elif media_type == _FORM:
                 form = await self._read_form(request)
                 try:
                     body = self._form.model_validate(_form_values(form))
+                    names = [(file.filename or "")[:_MAX_FILE_NAME] for file in body.images]
                     images = [
-                        UploadedImage(
-                            visible((file.filename or "")[:_MAX_FILE_NAME], _REPLACEMENT) or f"images[{index}]",
-                            await file.read(),
-                        )
-                        for index, file in enumerate(body.images)
+                        (name or f"images[{index}]", await body.images[index].read())
+                        for index, name in enumerate(names)
                     ]
                 finally:
                     await form.close()
             else:
-                raise ApiError(
-                    "unsupported_media_type",
-                    f"the body is {media_type[:80]!r}; send {_FORM} with files named 'images', or {_JSON} with images "
-                    "in base64",
-                )
+                allowed = f"{_FORM} with files named 'images', or {_JSON} with images in base64"
+                raise ApiError("unsupported_media_type", f"the body is {media_type[:80]!r}; send {allowed}")
         except ValidationError as error:
             raise _invalid_request(error) from None
         except ClassNamesError as error:
             raise ApiError("class_names", str(error)) from None
-        names = None if body.class_names is None else tuple(body.class_names)
-        return PredictRequest(tuple(images), names, body.top, body.zero_shot)
+        class_names = None if body.class_names is None else tuple(body.class_names)
+        return PredictRequest(images, class_names, body.top, body.zero_shot)
 
     async def _read_form(self, request: Request) -> FormData:
         # Too many images or names are reported by the schema; the parser's limits only bound its work.
@@ -234,12 +211,6 @@ def _refuse_control_characters(name: str) -> str:
     return name
 
 
-def _refuse_text(value: Any) -> Any:
-    if isinstance(value, str):
-        raise PydanticCustomError("file", "must be a file, with a file name")
-    return value
-
-
 def _parse_json(text: Any) -> Any:
     """The value that a form field stands for, else its text."""
     try:
@@ -256,11 +227,8 @@ def _invalid_request(error: ValidationError) -> ApiError:
             return ApiError("malformed", f"the body is not JSON: {problem['msg'].removeprefix('Invalid JSON: ')}")
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part[:80]}" for part in problem["loc"])
         value = problem["input"]
-        shown = (
-            f" (got {json.dumps(value)})"
-            if isinstance(value, str | int | float) and len(str(value)) <= _MAX_SHOWN
-            else ""
-        )
-        message = problem["msg"].removeprefix("Value error, ") + shown
+        message = problem["msg"].removeprefix("Value error, ")
+        if isinstance(value, str | int | float) and len(str(value)) <= _MAX_SHOWN:
+            message += f" (got {json.dumps(value)})"
         details.append(ErrorDetail(where=place.lstrip(".") or "body", message=message))
     return ApiError("invalid_request", f"{details[0].where}: {details[0].message}", details)

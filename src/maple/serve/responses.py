@@ -9,9 +9,12 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from maple import __version__
 from maple.data.catalogue import short_name
 from maple.errors import visible
+from maple.inference.predictor import Predictor
 from maple.names import replace_lone_surrogates
+from maple.serve.limits import Limits
 
 ERROR_CODES: Mapping[str, HTTPStatus] = {
     "malformed": HTTPStatus.BAD_REQUEST,
@@ -40,7 +43,7 @@ _MAX_DETAILS = 100
 
 # Class names taken from folders may contain undecodable bytes, which JSON cannot carry.
 Text = Annotated[str, BeforeValidator(replace_lone_surrogates)]
-# Messages may quote any part of a request.
+# Messages quote requests, which may contain anything.
 Message = Annotated[str, BeforeValidator(lambda text: visible(text, "\N{REPLACEMENT CHARACTER}"))]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -61,7 +64,7 @@ class RankedClass(ApiModel):
 class ImagePrediction(ApiModel):
     """The most likely classes of one image, best first."""
 
-    source: Annotated[Text, Field(description="The image's file name, or its place in the request: images[0].")]
+    source: Annotated[Message, Field(description="The image's file name, or its place in the request: images[0].")]
     best: Annotated[list[RankedClass], Field(description="By the trained method.", min_length=1)]
     zero_shot: Annotated[
         list[RankedClass] | None, Field(description="By the frozen CLIP; null unless it was requested.")
@@ -100,19 +103,20 @@ class ModelInfo(ApiModel):
     version: Annotated[str, Field(description="Version of maple-clip.")]
 
 
-class ExampleInfo(ApiModel):
-    """An example image."""
+class ExampleImage(ApiModel):
+    """An example image; `png` is served under its own path."""
 
     id: Annotated[int, Field(ge=0)]
     class_name: Text
     trained: Annotated[bool, Field(description="Whether its class is one of the trained ones.")]
+    png: Annotated[bytes, Field(exclude=True, repr=False)]
 
 
 class ExampleList(ApiModel):
     """Example images to try."""
 
     source: Annotated[Text | None, Field(description="Their data set; null if there are none.")]
-    examples: list[ExampleInfo]
+    examples: list[ExampleImage]
 
 
 class ServerStatus(ApiModel):
@@ -153,11 +157,7 @@ class ApiError(HTTPException):
     """
 
     def __init__(
-        self,
-        code: str,
-        message: str,
-        details: Sequence[ErrorDetail] = (),
-        headers: Mapping[str, str] | None = None,
+        self, code: str, message: str, details: Sequence[ErrorDetail] = (), headers: Mapping[str, str] | None = None
     ) -> None:
         status = ERROR_CODES[code]
         retry = {"Retry-After": str(RETRY_SECONDS)} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
@@ -190,7 +190,16 @@ def model_title(about: Mapping[str, Any]) -> str:
     return f"{title}, trained on {short_name(dataset)}" if dataset else title
 
 
-def public_properties(about: Mapping[str, Any]) -> dict[str, Any]:
-    """The properties of a model without paths of this machine, and as JSON can carry them."""
-    shown = {**about, "dataset": short_name(about["dataset"])} if about.get("dataset") else dict(about)
-    return dict(json.loads(replace_lone_surrogates(json.dumps(shown, ensure_ascii=False))))
+def describe_model(predictor: Predictor, limits: Limits) -> ModelInfo:
+    """What clients may know of a model: no paths of this machine."""
+    about = dict(predictor.about)
+    if about.get("dataset"):
+        about["dataset"] = short_name(about["dataset"])
+    return ModelInfo(
+        title=model_title(about),
+        about=json.loads(replace_lone_surrogates(json.dumps(about, ensure_ascii=False))),
+        class_names=list(predictor.trained_names),
+        zero_shot=predictor.has_zero_shot,
+        limits=RequestLimits.model_validate(limits, from_attributes=True),
+        version=__version__,
+    )
