@@ -1,9 +1,9 @@
-"""`maple serve` under many clients at once: requests per second, times, memory, and whether every answer is right.
+"""Load test of `maple serve`: requests per second, latency, memory, and whether every response is correct.
 
     python -m benchmarks.serve_load RUN --clients 50 --seconds 20 --output build/benchmarks
 
-Each client asks about another picture under another class list each time. What the server said of the same question
-when it was asked alone is what it must say now, within 1e-4; "come again" (503) is counted and asked again.
+Each request has another image and another list of class names. The response must equal that to the same request sent
+alone, within 1e-4; responses with status 503 are counted, and the request is repeated.
 """
 
 import argparse
@@ -26,41 +26,41 @@ from PIL import Image
 
 TOLERANCE = 1e-4
 WORDS = ("cat", "dog", "owl", "teapot", "car", "tree", "house", "river", "forest", "road", "apple", "kite", "flag")
-Question = tuple[bytes, tuple[str, ...]]
+Query = tuple[bytes, tuple[str, ...]]
 
 
-def questions(count: int, lists: int, side: int) -> list[Question]:
-    """Pictures of noise over a colour, each with one of so many class lists."""
+def make_queries(count: int, lists: int, side: int) -> list[Query]:
+    """Images of noise over a colour, each with one of the lists of class names."""
     generator = np.random.default_rng(0)
     shuffle = random.Random(0)
     names = [tuple(f"{word} {n}" for word in shuffle.sample(WORDS, 3 + n % 8)) for n in range(lists)]
-    found = []
+    queries = []
     for n in range(count):
         pixels = generator.integers(0, 256, 3) * 0.7 + generator.integers(0, 76, (side, side, 3))
         buffer = BytesIO()
         Image.fromarray(pixels.astype(np.uint8)).save(buffer, format="JPEG", quality=90)
-        found.append((buffer.getvalue(), names[n % lists]))
-    return found
+        queries.append((buffer.getvalue(), names[n % lists]))
+    return queries
 
 
-def ask(connection: http.client.HTTPConnection, question: Question) -> tuple[int, Any]:
-    """The status and the content of an answer."""
-    picture, names = question
-    parts = [b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.jpg"\r\n\r\n' + picture + b"\r\n"]
+def request_prediction(connection: http.client.HTTPConnection, query: Query) -> tuple[int, Any]:
+    """The status and the content of a response."""
+    image, names = query
+    parts = [b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.jpg"\r\n\r\n' + image + b"\r\n"]
     parts += [
         b'--x\r\nContent-Disposition: form-data; name="class_names"\r\n\r\n' + n.encode() + b"\r\n" for n in names
     ]
     parts += [b'--x\r\nContent-Disposition: form-data; name="zero_shot"\r\n\r\ntrue\r\n--x--\r\n']
     connection.request("POST", "/v1/predict", b"".join(parts), {"Content-Type": "multipart/form-data; boundary=x"})
-    answer = connection.getresponse()
-    return answer.status, json.loads(answer.read())
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two answers say the same of every class."""
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two responses give every class the same probability."""
     for which in ("best", "zero_shot"):
         first, second = ({r["class"]: r["probability"] for r in a["predictions"][0][which]} for a in (one, other))
-        # Of nearly equal classes another may be the fifth.
+        # Nearly equal classes may change places, and with them the fifth one.
         if any(abs(first[name] - second[name]) > TOLERANCE for name in first.keys() & second.keys()):
             return False
         if len(first.keys() & second.keys()) < len(first) - 1:
@@ -69,35 +69,35 @@ def same(one: Any, other: Any) -> bool:
 
 
 class Load:
-    """So many clients for so long."""
+    """Several clients that send queries for a given time."""
 
-    def __init__(self, port: int, asked: list[Question], right: list[Any]) -> None:
-        self.port, self.asked, self.right = port, asked, right
+    def __init__(self, port: int, queries: list[Query], expected: list[Any]) -> None:
+        self.port, self.queries, self.expected = port, queries, expected
         self.seconds: list[float] = []
-        self.told: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
         self.lock = threading.Lock()
 
     def client(self, number: int, until: float) -> None:
-        """Ask until the time is over."""
+        """Send queries until the time is over."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        chosen = random.Random(number)
+        generator = random.Random(number)
         while time.monotonic() < until:
-            index = chosen.randrange(len(self.asked))
+            index = generator.randrange(len(self.queries))
             began = time.perf_counter()
-            status, found = ask(connection, self.asked[index])
+            status, content = request_prediction(connection, self.queries[index])
             took = time.perf_counter() - began
             with self.lock:
                 if status == 200:
                     self.seconds.append(took)
-                    self.told["right" if same(found, self.right[index]) else "wrong"] += 1
+                    self.outcomes["right" if is_same(content, self.expected[index]) else "wrong"] += 1
                 else:
-                    self.told[str(status)] += 1
+                    self.outcomes[str(status)] += 1
             if status == 503:
-                time.sleep(0.1 * chosen.random())
+                time.sleep(0.1 * generator.random())
         connection.close()
 
     def run(self, clients: int, seconds: float) -> None:
-        """All clients at once."""
+        """Run all clients at once."""
         until = time.monotonic() + seconds
         threads = [threading.Thread(target=self.client, args=(n, until)) for n in range(clients)]
         for thread in threads:
@@ -107,34 +107,34 @@ class Load:
 
 
 def memory(process: int) -> dict[str, float]:
-    """The resident memory of a process now and at most so far, in MiB."""
+    """The resident memory of a process, now and at its peak, in MiB."""
     lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
-    found = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith(("VmRSS", "VmHWM"))}
-    return {"now": round(found["VmRSS"], 1), "peak": round(found["VmHWM"], 1)}
+    sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith(("VmRSS", "VmHWM"))}
+    return {"now": round(sizes["VmRSS"], 1), "peak": round(sizes["VmHWM"], 1)}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Start a server, ask alone, ask at once, twice; stop it."""
+    """Start a server, send every query alone, then from many clients at once in several rounds, and stop it."""
     command = [sys.executable, "-m", "maple", "serve", options.run, "--port", "0", "--no-examples"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         try:
             assert running.stdout is not None
             title, line = running.stdout.readline().strip(), running.stdout.readline()
             port = int(line.split()[3].rsplit(":", 1)[1])
-            asked = questions(options.questions, options.lists, options.side)
+            queries = make_queries(options.questions, options.lists, options.side)
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             alone = []
             began = time.perf_counter()
-            for question in asked:
-                status, found = ask(connection, question)
+            for query in queries:
+                status, content = request_prediction(connection, query)
                 if status != 200:
-                    raise SystemExit(f"alone: {status} {found}")
-                alone.append(found)
-            one_by_one = len(asked) / (time.perf_counter() - began)
+                    raise SystemExit(f"alone: {status} {content}")
+                alone.append(content)
+            one_by_one = len(queries) / (time.perf_counter() - began)
             rows = []
             for _ in range(options.rounds):
                 before = memory(running.pid)
-                load = Load(port, asked, alone)
+                load = Load(port, queries, alone)
                 began = time.perf_counter()
                 load.run(options.clients, options.seconds)
                 took = time.perf_counter() - began
@@ -143,7 +143,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     {
                         "requests_per_second": round(len(times) / took, 1),
                         "milliseconds": {f"p{p}": round(float(np.percentile(times, p)), 1) for p in (50, 90, 99)},
-                        "answers": dict(load.told),
+                        "answers": dict(load.outcomes),
                         "memory_before": before,
                         "memory_after": memory(running.pid),
                     }
@@ -167,24 +167,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print, and write JSON."""
+    """Measure, print the results, and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run")
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--questions", type=int, default=60)
-    parser.add_argument("--lists", type=int, default=12, help="how many different class lists")
-    parser.add_argument("--side", type=int, default=640, help="of the pictures, in pixels")
+    parser.add_argument("--lists", type=int, default=12, help="number of different lists of class names")
+    parser.add_argument("--side", type=int, default=640, help="size of the images, in pixels")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    found = measure(options)
-    print(json.dumps(found, indent=1))
+    results = measure(options)
+    print(json.dumps(results, indent=1))
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "serve_load.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if any(row["answers"].get("wrong") for row in found["rounds"]):
-        raise SystemExit("answers under load differ from those to one client")
+        (options.output / "serve_load.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if any(row["answers"].get("wrong") for row in results["rounds"]):
+        raise SystemExit("responses under load differ from those to a single client")
 
 
 if __name__ == "__main__":

@@ -13,17 +13,17 @@ from maple.serve.middleware import LOOPBACK
 
 if __name__ == "__main__":
     values = json.loads(sys.argv[1])
-    answerer = Colours(seconds=values.pop("seconds", 0.0), fails=False)
+    predictor = Colours(seconds=values.pop("seconds", 0.0), fails=False)
     token = values.pop("token", None)
     limits = Limits(**values)
     listening = listen.bind("127.0.0.1", 0)
     app = create_app(
-        answerer,
+        predictor,
         limits,
         token=token,
         hosts=LOOPBACK,
         find_examples=lambda: find_examples(
-            {"name_or_path": "emoji-food/twemoji", "root": None}, answerer.trained_names
+            {"name_or_path": "emoji-food/twemoji", "root": None}, predictor.trained_names
         ),
     )
     listening.listen()

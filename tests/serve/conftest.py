@@ -20,14 +20,14 @@ def start() -> Iterator[Start]:
     with ExitStack() as stack:
 
         def run(
-            answerer: Colours | None = None,
+            predictor: Colours | None = None,
             *,
             token: str | None = None,
             find_examples: Callable[[], ExampleList] | None = None,
             **limits: Any,
         ) -> TestClient:
             app = create_app(
-                answerer or Colours(), Limits(**limits), token=token, hosts=LOOPBACK, find_examples=find_examples
+                predictor or Colours(), Limits(**limits), token=token, hosts=LOOPBACK, find_examples=find_examples
             )
             return stack.enter_context(TestClient(app, base_url="http://127.0.0.1"))
 

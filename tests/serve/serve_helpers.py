@@ -1,4 +1,4 @@
-"""An answerer that needs no model, pictures for it, and a server of it in a process of its own."""
+"""A predictor that needs no model, images for it, and a server of it in a process of its own."""
 
 import hashlib
 import io
@@ -46,12 +46,12 @@ def softmax(logits: Floats) -> Floats:
 
 
 class Colours(Predictor):
-    """Answers by the mean colour of a picture and a hash of each class name; what it says can be computed by hand.
+    """Predicts from the mean colour of an image and a hash of each class name, so results can be computed by hand.
 
     Args:
         seconds: what a batch takes.
         gate: where given, a batch waits for it.
-        fails: on pictures that are all white or all black, in two ways.
+        fails: on images that are all white or all black, in two ways.
     """
 
     def __init__(
@@ -94,13 +94,13 @@ class Colours(Predictor):
 
 
 def expected(colour: Sequence[int], names: Sequence[str]) -> dict[str, float]:
-    """What the answerer says of a picture of one colour, by hand."""
+    """The prediction for an image of one colour, computed by hand."""
     logits = 5 * np.array(colour, np.float32)[None] / 255 @ np.stack([direction(name) for name in names]).T
     return dict(zip(names, softmax(logits)[0].tolist(), strict=True))
 
 
 class Process:
-    """A server in a process of its own, and ways to speak to it that no client library allows."""
+    """A server in a process of its own, and requests that no client library allows."""
 
     def __init__(self, running: "subprocess.Popen[str]", port: int) -> None:
         self.running = running

@@ -1,4 +1,4 @@
-"""Many requests at once: each gets its own answer, and what is held stays bounded."""
+"""Many requests at once: each gets its own result, and memory stays bounded."""
 
 import threading
 import time
@@ -32,12 +32,12 @@ def until(condition: Callable[[], bool]) -> None:
         if condition():
             return
         time.sleep(0.01)
-    raise AssertionError("it never came about")
+    raise AssertionError("the condition was never met")
 
 
-def test_jobs_share_batches_and_keep_their_answers(gated: tuple[Colours, threading.Event]) -> None:
-    answerer, gate = gated
-    batcher = Batcher(answerer, Limits(batch=8))
+def test_jobs_share_batches_and_keep_their_results(gated: tuple[Colours, threading.Event]) -> None:
+    predictor, gate = gated
+    batcher = Batcher(predictor, Limits(batch=8))
     batcher.start()
     colours = [(7 * n, 250 - 7 * n, 90 + n) for n in range(30)]
     lists = [None, ("cat", "dog"), ("owl", "cat", "teapot"), NAMES]
@@ -46,21 +46,21 @@ def test_jobs_share_batches_and_keep_their_answers(gated: tuple[Colours, threadi
         batcher.put(job)
     gate.set()
     for n, (job, colour) in enumerate(zip(jobs, colours, strict=True)):
-        answered = job.result.result(20)
-        assert answered.names == (lists[n % 4] or NAMES)
-        right = list(expected(colour, answered.names).values())
-        np.testing.assert_allclose(answered.tuned, [right] * (1 + n % 3), atol=1e-5)
-        assert answered.frozen is not None
-        assert answered.frozen.shape == answered.tuned.shape
+        result = job.result.result(20)
+        assert result.names == (lists[n % 4] or NAMES)
+        right = list(expected(colour, result.names).values())
+        np.testing.assert_allclose(result.tuned, [right] * (1 + n % 3), atol=1e-5)
+        assert result.frozen is not None
+        assert result.frozen.shape == result.tuned.shape
     assert batcher.close(10)
-    assert sum(answerer.batches) == sum(len(job.views) for job in jobs)
-    assert max(answerer.batches) <= 8
-    assert len(answerer.batches) < len(jobs) / 2
+    assert sum(predictor.batches) == sum(len(job.views) for job in jobs)
+    assert max(predictor.batches) <= 8
+    assert len(predictor.batches) < len(jobs) / 2
 
 
-def test_a_failing_picture_costs_no_other_its_answer(gated: tuple[Colours, threading.Event]) -> None:
-    answerer, gate = gated
-    batcher = Batcher(answerer, Limits())
+def test_a_failing_image_does_not_fail_other_requests(gated: tuple[Colours, threading.Event]) -> None:
+    predictor, gate = gated
+    batcher = Batcher(predictor, Limits())
     batcher.start()
     good = [Job(None, [view((200, 30, 30))]) for _ in range(3)]
     bad = [Job(None, [view((0, 0, 0))]), Job(("a", "a"), [view((1, 2, 3))]), Job(("nan",), [view((1, 2, 3))])]
@@ -81,9 +81,9 @@ def test_a_failing_picture_costs_no_other_its_answer(gated: tuple[Colours, threa
         batcher.put(Job(None, [view((0, 0, 9))]))
 
 
-def test_abandoned_jobs_are_not_worked_on(gated: tuple[Colours, threading.Event]) -> None:
-    answerer, gate = gated
-    batcher = Batcher(answerer, Limits(batch=1))
+def test_abandoned_jobs_are_skipped(gated: tuple[Colours, threading.Event]) -> None:
+    predictor, gate = gated
+    batcher = Batcher(predictor, Limits(batch=1))
     batcher.start()
     first, second = Job(None, [view((9, 9, 9))]), Job(None, [view((9, 9, 9))])
     batcher.put(first)
@@ -93,7 +93,7 @@ def test_abandoned_jobs_are_not_worked_on(gated: tuple[Colours, threading.Event]
     gate.set()
     first.result.result(20)
     assert batcher.close(10)
-    assert answerer.batches == [1]
+    assert predictor.batches == [1]
 
 
 def test_a_capacity_is_not_exceeded() -> None:
@@ -110,9 +110,9 @@ def ask(client: TestClient, colour: tuple[int, int, int], names: list[str]) -> A
     return client.post("/v1/predict", files={"images": ("x.png", png(colour))}, data={"class_names": names})
 
 
-def test_a_full_queue_is_told_and_passes(start: Start, gated: tuple[Colours, threading.Event]) -> None:
-    answerer, gate = gated
-    client = start(answerer, queue=3, images=3)
+def test_a_full_queue_is_reported_and_passes(start: Start, gated: tuple[Colours, threading.Event]) -> None:
+    predictor, gate = gated
+    client = start(predictor, queue=3, images=3)
     with ThreadPoolExecutor(8) as pool:
         first = [pool.submit(ask, client, (200, 30, 30), ["cat", "dog"]) for _ in range(3)]
         until(lambda: client.app.state.service.queue.used == 3)  # type: ignore[attr-defined]
@@ -128,20 +128,20 @@ def test_a_full_queue_is_told_and_passes(start: Start, gated: tuple[Colours, thr
     assert ask(client, (1, 2, 3), ["cat"]).status_code == 200
 
 
-def test_an_answer_that_takes_too_long_is_given_up(start: Start, gated: tuple[Colours, threading.Event]) -> None:
-    answerer, gate = gated
-    client = start(answerer, timeout=0.2, queue=1, images=1)
+def test_a_slow_request_times_out(start: Start, gated: tuple[Colours, threading.Event]) -> None:
+    predictor, gate = gated
+    client = start(predictor, timeout=0.2, queue=1, images=1)
     late = ask(client, (200, 30, 30), ["cat"])
     assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
-    # The picture is still at work, so its place is still taken.
+    # The image is still being processed, so its place is still taken.
     assert ask(client, (200, 30, 30), ["cat"]).status_code == 503
     gate.set()
     until(lambda: ask(client, (200, 30, 30), ["cat"]).status_code == 200)
 
 
 def test_concurrent_clients_each_get_their_own(start: Start) -> None:
-    answerer = Colours(seconds=0.002)
-    client = start(answerer)
+    predictor = Colours(seconds=0.002)
+    client = start(predictor)
     words = ["cat", "dog", "owl", "teapot", "car", "tree"]
 
     def one(number: int) -> None:
@@ -156,4 +156,4 @@ def test_concurrent_clients_each_get_their_own(start: Start) -> None:
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(one, range(80)))
-    assert len(answerer.batches) < 80
+    assert len(predictor.batches) < 80

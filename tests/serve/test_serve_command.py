@@ -35,7 +35,7 @@ def serve(*arguments: object) -> None:
     raise AssertionError(f"it served: {result.output}")
 
 
-def test_what_cannot_be_served_is_told_first(prompts: Path, tmp_path: Path) -> None:
+def test_errors_come_before_the_model_is_loaded(prompts: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 is in use"):
@@ -58,7 +58,7 @@ def test_what_cannot_be_served_is_told_first(prompts: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_it_answers_as_predict_does_and_stops_when_told(prompts: Path, tmp_path: Path) -> None:
+def test_it_predicts_as_predict_does_and_stops_at_a_signal(prompts: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "maple", "serve", str(prompts), "--port", "0", "--device", "cpu"]
     environment = {**os.environ, "MAPLE_TOKEN": "a-token-of-the-test"}
     with subprocess.Popen(

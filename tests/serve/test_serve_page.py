@@ -1,4 +1,4 @@
-"""The page in a real browser: a picture in, the answer read from the page."""
+"""The page in a real browser: an image in, the prediction read from the page."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def server() -> Iterator[Process]:
 
 @pytest.fixture(scope="module")
 def page(server: Process) -> Iterator[Any]:
-    """The page after the token was asked for and given."""
+    """The page after the token was requested and given."""
     with sync.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 390, "height": 800})
@@ -38,10 +38,10 @@ def page(server: Process) -> Iterator[Any]:
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(server.url)
-        page.get_by_label("This server asks for its token").fill("a-wrong-one")
+        page.get_by_label("This server requires a token").fill("a-wrong-one")
         page.keyboard.press("Enter")
         page.get_by_text("This is not the server's token.").wait_for()
-        page.get_by_label("This server asks for its token").fill(TOKEN)
+        page.get_by_label("This server requires a token").fill(TOKEN)
         page.keyboard.press("Enter")
         page.locator("#examples img").first.wait_for()
         yield page
@@ -51,7 +51,7 @@ def page(server: Process) -> Iterator[Any]:
         browser.close()
 
 
-def told(card: Any, kind: str) -> dict[str, str]:
+def shown(card: Any, kind: str) -> dict[str, str]:
     card.locator(f".{kind} li").first.wait_for()
     names = card.locator(f".{kind} .name").all_text_contents()
     return dict(zip(names, card.locator(f".{kind} .value").all_text_contents(), strict=True))
@@ -84,49 +84,49 @@ PASTE = """([content]) => {
 }"""
 
 
-def test_a_dropped_picture_is_answered(page: Any) -> None:
+def test_a_dropped_image_is_classified(page: Any) -> None:
     import base64
 
     content = base64.b64encode(png(RED)).decode()
     page.evaluate(DROP, [content, "dropped <b>.png"])
     card = page.locator(".card", has=page.get_by_role("heading", name="dropped <b>.png"))
-    assert told(card, "tuned") == percents(RED, NAMES)
-    assert len(told(card, "frozen")) == 5
+    assert shown(card, "tuned") == percents(RED, NAMES)
+    assert len(shown(card, "frozen")) == 5
     page.evaluate(PASTE, [content])
-    assert told(page.locator(".card").first, "tuned") == percents(RED, NAMES)
+    assert shown(page.locator(".card").first, "tuned") == percents(RED, NAMES)
     assert page.locator(".card").count() == 2
-    page.get_by_role("button", name="Remove all pictures").click()
-    page.get_by_text("No picture yet").wait_for()
+    page.get_by_role("button", name="Remove all images").click()
+    page.get_by_text("No image yet").wait_for()
 
 
 def test_class_names_are_changed_and_reset(page: Any, tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(png(RED))
     page.set_input_files("#files", [tmp_path / "red.png"])
     card = page.locator(".card").first
-    assert told(card, "tuned") == percents(RED, NAMES)
+    assert shown(card, "tuned") == percents(RED, NAMES)
     page.get_by_label("Class names").fill("cat, dog\nowl")
     page.get_by_text("Note: 3 of 3 class names were not trained").wait_for()
     card.get_by_text("owl").first.wait_for()
-    assert told(card, "tuned") == percents(RED, ["cat", "dog", "owl"])
+    assert shown(card, "tuned") == percents(RED, ["cat", "dog", "owl"])
     page.get_by_label("Class names").fill('"dog, small", cat\nthe "big" owl')
     page.get_by_text("3 names").wait_for()
     card.get_by_text("dog, small").first.wait_for()
-    assert told(card, "tuned") == percents(RED, ["dog, small", "cat", 'the "big" owl'])
+    assert shown(card, "tuned") == percents(RED, ["dog, small", "cat", 'the "big" owl'])
     page.get_by_label("Class names").fill('"dog, small"')
     page.get_by_text("Note: 1 of 1 class names were not trained").wait_for()
-    assert told(card, "tuned") == percents(RED, ["dog, small"])
+    assert shown(card, "tuned") == percents(RED, ["dog, small"])
     page.get_by_label("Class names").fill("cat, cat")
     card.get_by_text("named more than once").wait_for()
     page.get_by_label("Class names").fill(" , ")
     page.get_by_text("Give at least one class name.").wait_for()
     page.get_by_role("button", name="Reset to trained names").click()
     card.get_by_text("red thing").first.wait_for()
-    assert told(card, "tuned") == percents(RED, NAMES)
+    assert shown(card, "tuned") == percents(RED, NAMES)
     assert page.locator("#note").is_hidden()
     clear(page)
 
 
-def test_what_cannot_be_answered_is_said_in_words(page: Any, tmp_path: Path) -> None:
+def test_errors_are_shown_in_words(page: Any, tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(png()[:60])
     (tmp_path / "large.png").write_bytes(b"x" * 200_000)
     (tmp_path / "good.png").write_bytes(png(RED))
@@ -134,14 +134,14 @@ def test_what_cannot_be_answered_is_said_in_words(page: Any, tmp_path: Path) -> 
     cards = page.locator(".card")
     cards.nth(0).get_by_text("cut.png: ").wait_for()
     cards.nth(1).get_by_text("is more than the allowed").wait_for()
-    assert told(cards.nth(2), "tuned") == percents(RED, NAMES)
+    assert shown(cards.nth(2), "tuned") == percents(RED, NAMES)
     clear(page)
 
 
 def test_keyboard_and_small_screen(page: Any) -> None:
     page.locator("#examples button").first.focus()
     page.keyboard.press("Enter")
-    assert len(told(page.locator(".card").first, "tuned")) == 5
+    assert len(shown(page.locator(".card").first, "tuned")) == 5
     assert "per cent" not in page.locator("#status").text_content()
     assert " %" in page.locator("#status").text_content()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -1,4 +1,4 @@
-"""A server in a process of its own, and clients that do not keep to the rules."""
+"""A server in a process of its own, and clients that break the rules."""
 
 import json
 import signal
@@ -57,7 +57,7 @@ def test_a_plain_client_is_answered(server: Process) -> None:
     assert one["best"][0]["class"] == max(right, key=right.__getitem__)
 
 
-def test_a_body_shorter_than_it_says_is_given_up(server: Process) -> None:
+def test_a_body_shorter_than_it_says_times_out(server: Process) -> None:
     answer = server.raw(HEAD + b"Content-Length: 1000\r\n\r\n" + b'{"images": []}')
     assert status_and_code(answer) == (408, "upload_timeout")
     with server.connect() as connection:
@@ -66,13 +66,13 @@ def test_a_body_shorter_than_it_says_is_given_up(server: Process) -> None:
         assert everything(connection) == b""
 
 
-def test_a_body_longer_than_it_says_is_no_second_request(server: Process) -> None:
+def test_a_body_longer_than_it_says_is_not_a_second_request(server: Process) -> None:
     answer = server.raw(HEAD + b"Content-Length: 2\r\n\r\n{}" + b"x" * 1000 + b"\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 422 ")
     assert answer.count(b"HTTP/1.1 200") == 0
 
 
-def test_too_large_is_told_whether_announced_or_not(server: Process) -> None:
+def test_large_bodies_are_refused_whether_announced_or_not(server: Process) -> None:
     announced = server.raw(HEAD + b"Content-Length: 9000000000\r\n\r\n" + b"x" * 1000)
     assert status_and_code(announced) == (413, "too_large")
     sent = server.raw(HEAD + b"Connection: close\r\nContent-Length: 500000\r\n\r\n", b"x" * 500_000)
@@ -107,18 +107,18 @@ def test_an_endless_body_ends(server: Process) -> None:
         b"Transfer-Encoding: gzip\r\n\r\nhello",
     ],
 )
-def test_lengths_that_are_none(server: Process, head: bytes) -> None:
+def test_invalid_lengths(server: Process, head: bytes) -> None:
     assert status_and_code(server.raw(HEAD + head))[0] in (400, 501)
 
 
-def test_what_is_no_http_is_told_in_json(server: Process) -> None:
+def test_invalid_http_is_reported_in_json(server: Process) -> None:
     for garbage in (b"hello\r\n\r\n", b"\x16\x03\x01\x02\x00" * 10 + b"\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"):
         assert status_and_code(server.raw(garbage)) == (400, "malformed")
     many = b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-A: " + b"a" * 2_000_000 + b"\r\n\r\n"
     assert status_and_code(server.raw(many)) == (400, "malformed")
 
 
-def test_slow_heads_are_not_waited_for(server: Process) -> None:
+def test_slow_heads_time_out(server: Process) -> None:
     """Neither on a new connection, nor drop by drop, nor after an answer."""
 
     def drip(first: bytes) -> float:
@@ -157,7 +157,7 @@ def test_slow_bodies_do_not_hold_up_others(server: Process) -> None:
         connection.close()
 
 
-def test_uploads_together_are_bounded(server: Process) -> None:
+def test_all_uploads_together_are_bounded(server: Process) -> None:
     one, other = server.connect(), server.connect()
     part = HEAD + b"Content-Length: 299999\r\n\r\n" + b"x" * 250_000
     one.sendall(part)
@@ -181,7 +181,7 @@ def test_clients_that_leave(server: Process) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_what_is_under_way_finish(number: int) -> None:
+def test_open_requests_finish_after_a_signal(number: int) -> None:
     with process(seconds=0.4, batch=1) as server:
         kind, body = form(png())
         request = HEAD.replace(b"application/json", kind) + b"Content-Length: %d\r\n\r\n" % len(body) + body
@@ -199,7 +199,7 @@ def test_a_signal_lets_what_is_under_way_finish(number: int) -> None:
             server.connect()
 
 
-def test_places_that_cannot_be_listened_on_are_named(server: Process) -> None:
+def test_addresses_that_cannot_be_used_are_named(server: Process) -> None:
     with pytest.raises(ConfigError, match=f"port {server.port} of 127.0.0.1 is in use by another program"):
         listen.bind("127.0.0.1", server.port)
     for port in (-1, 65536):

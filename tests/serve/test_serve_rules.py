@@ -1,4 +1,4 @@
-"""What a request may be, and what is said of one that may not."""
+"""Which requests are valid, and the errors of those that are not."""
 
 import base64
 import json
@@ -150,7 +150,7 @@ def test_duplicate_names_are_refused_by_the_method(client: TestClient) -> None:
         ({"zero_shot": "perhaps"}, "zero_shot: Input should be a valid boolean"),
         ({"class_names": ""}, "class_names: List should have at least 1 item"),
         ({"class_names": "a,,b"}, "class_names[1]: String should have at least 1"),
-        ({"images": "text"}, "images[0]: Expected UploadFile"),
+        ({"images": "text"}, "images[0]: must be a file"),
         ({"colour": "red"}, "colour: Extra inputs are not permitted"),
     ],
 )
@@ -159,7 +159,7 @@ def test_wrong_fields_are_named(client: TestClient, fields: Any, message: str) -
     assert message in refused(answer, 422, "invalid_request")
 
 
-def test_too_many_pictures_in_a_form(start: Start) -> None:
+def test_too_many_images_in_a_form(start: Start) -> None:
     answer = start(images=2, queue=2).post(PREDICT, files=files(*[png()] * 3))
     assert "images: List should have at most 2 items" in refused(answer, 422, "invalid_request")
 
@@ -201,7 +201,7 @@ def test_compressed_bodies_are_not_read(client: TestClient) -> None:
     assert "compressed" in refused(client.post(PREDICT, content=b"x", headers=headers), 415, "unsupported_media_type")
 
 
-def test_unreadable_pictures_are_all_named(start: Start) -> None:
+def test_unreadable_images_are_all_named(start: Start) -> None:
     client = start(pixels=1000)
     answer = client.post(PREDICT, files=files(png()[:60], png(size=(10, 10)), png(size=(40, 40)), b"text", b""))
     message = refused(answer, 422, "unreadable_image")
@@ -255,7 +255,7 @@ def test_other_hosts_and_origins_are_refused(client: TestClient) -> None:
     assert client.get("/v1/model", headers={"origin": "http://127.0.0.1"}).status_code == 200
 
 
-def test_a_token_is_asked_for_where_there_is_something_to_ask(start: Start) -> None:
+def test_a_token_is_required_for_the_api(start: Start) -> None:
     client = start(token="0123456789abcdefXYZ")
     for path in ("/", "/page.js", "/page.css", "/icon.svg", "/healthz", "/readyz", "/openapi.json"):
         assert client.get(path).status_code == 200
@@ -273,7 +273,7 @@ def test_a_token_is_asked_for_where_there_is_something_to_ask(start: Start) -> N
     assert client.post(PREDICT, files=files(png()), headers=good).status_code == 200
 
 
-def test_every_answer_carries_the_headers(client: TestClient) -> None:
+def test_every_response_has_security_headers(client: TestClient) -> None:
     for answer in (client.get("/"), client.get("/v1/model"), client.get("/nothing"), client.post(PREDICT)):
         policy = answer.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; ")
@@ -287,7 +287,7 @@ def test_head_is_get_without_a_body(client: TestClient) -> None:
     assert answer.status_code == 200
 
 
-def test_the_model_tells_what_it_is_and_no_path(client: TestClient) -> None:
+def test_the_model_is_described_without_paths(client: TestClient) -> None:
     found = client.get("/v1/model").json()
     assert found["title"] == "Colours on none, trained on paint"
     assert found["about"]["dataset"] == "paint"
@@ -295,14 +295,14 @@ def test_the_model_tells_what_it_is_and_no_path(client: TestClient) -> None:
     assert found["limits"]["upload_bytes"] == Limits().upload_bytes
 
 
-def test_zero_shot_is_refused_where_it_is_not_held(start: Start) -> None:
+def test_zero_shot_is_refused_where_it_is_not_available(start: Start) -> None:
     client = start(Colours(zero_shot=False))
     answer = client.post(PREDICT, files=files(png()), data={"zero_shot": "true"})
     assert "leave it out" in refused(answer, 422, "invalid_request")
     assert client.post(PREDICT, files=files(png())).json()["predictions"][0]["zero_shot"] is None
 
 
-def test_a_failing_model_says_only_what_is_ours(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_errors_of_the_model_do_not_reveal_internals(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     assert "white is too bright" in refused(client.post(PREDICT, files=files(png((255,) * 3))), 500, "model_failed")
     caplog.clear()
     answer = client.post(PREDICT, files=files(png((0,) * 3)))

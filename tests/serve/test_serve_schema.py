@@ -1,4 +1,4 @@
-"""The OpenAPI description is exact: a fuzzer reads it, asks what it allows and what it does not, and checks answers.
+"""The OpenAPI description is exact: a fuzzer sends requests that it allows and forbids, and checks the responses.
 
 MAPLE_FUZZ_EXAMPLES sets how many requests are made of each kind.
 """
@@ -42,12 +42,12 @@ PATHS = [
 
 @pytest.mark.parametrize("positive", [True, False], ids=["allowed", "not allowed"])
 @pytest.mark.parametrize(("method", "path"), PATHS)
-def test_answers_are_as_described(schema: Any, method: str, path: str, positive: bool) -> None:
+def test_responses_are_as_described(schema: Any, method: str, path: str, positive: bool) -> None:
     mode = schemathesis.GenerationMode.POSITIVE if positive else schemathesis.GenerationMode.NEGATIVE
     operation = schema[path][method]
     if not (positive or operation.path_parameters or operation.body):
-        pytest.skip("nothing can be asked wrongly")
-    # Text is no picture, so that what the description allows may still be refused for what it holds.
+        pytest.skip("no request can be invalid")
+    # Text is not an image, so a request that the description allows may still be refused for its content.
     excluded = [schemathesis.checks.positive_data_acceptance] if method == "POST" else []
 
     @settings(
@@ -64,7 +64,7 @@ def test_the_paths_are_all_there_are(schema: Any) -> None:
     assert {(found.ok().method.upper(), found.ok().path) for found in schema.get_all_operations()} == set(PATHS)
 
 
-def test_every_answer_and_error_is_described(url: str) -> None:
+def test_every_response_and_error_is_described(url: str) -> None:
     with urllib.request.urlopen(f"{url}/openapi.json", timeout=20) as answer:
         found = json.load(answer)
     predict = found["paths"]["/v1/predict"]["post"]

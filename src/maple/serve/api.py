@@ -245,7 +245,7 @@ async def examples(service: Service) -> ExampleList:
     tags=["examples"],
     summary="An example image, as PNG",
     response_class=Response,
-    responses={200: {"content": {"image/png": {"schema": _PNG}}}} | error_responses("not_found"),
+    responses={200: {"content": {"image/png": {"schema": _PNG}}}, **error_responses("not_found")},
     openapi_extra={"parameters": [_NUMBER]},
 )
 async def example(request: Request, service: Service) -> Response:

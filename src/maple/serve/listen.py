@@ -92,8 +92,11 @@ class HeadTimeoutProtocol(H11Protocol):
 
     def _limit_head(self) -> None:
         """Close the connection unless another request starts in time: uvicorn creates a new `cycle` for each."""
-        previous = self.cycle
-        self.loop.call_later(self.head_timeout, lambda: self.cycle is previous and self.transport.close())
+        self.loop.call_later(self.head_timeout, self._close_unless_started, self.cycle)
+
+    def _close_unless_started(self, previous: Any) -> None:
+        if self.cycle is previous:
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         del msg  # uvicorn's is plain text

@@ -82,7 +82,11 @@ class RequestParser:
         class PredictForm(PredictOptions):
             """Images, and how to classify them."""
 
-            images: Annotated[list[UploadFile], count, Field(description="Encoded images, each with a file name.")]
+            images: Annotated[
+                list[Annotated[UploadFile, BeforeValidator(_refuse_text)]],
+                count,
+                Field(description="Encoded images, each a file with a file name."),
+            ]
 
         self._json, self._form = PredictJson, PredictForm
 
@@ -209,6 +213,12 @@ def _refuse_control_characters(name: str) -> str:
     if any(ord(character) < 32 or ord(character) == 127 for character in name):
         raise PydanticCustomError("control_character", "contains a control character")
     return name
+
+
+def _refuse_text(value: Any) -> Any:
+    if isinstance(value, str):
+        raise PydanticCustomError("file", "must be a file, with a file name")
+    return value
 
 
 def _parse_json(text: Any) -> Any:

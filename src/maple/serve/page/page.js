@@ -1,12 +1,12 @@
 "use strict";
 
-const MOST_PICTURES = 50;
+const MAX_IMAGES = 50;
 const AT_ONCE = 4;
 const SHOWN = 5;
 const TRIES = 6;
 
 const at = (id) => document.getElementById(id);
-const state = { model: null, token: null, pictures: [], names: null, asked: 0, round: 0 };
+const state = { model: null, token: null, images: [], names: null, asked: 0, round: 0 };
 
 try { state.token = sessionStorage.getItem("maple-token"); } catch { /* not allowed to keep it */ }
 
@@ -16,16 +16,16 @@ class Refusal extends Error {
 
 async function ask(path, options = {}) {
   const headers = state.token ? { Authorization: `Bearer ${state.token}` } : {};
-  let answer;
+  let response;
   try {
-    answer = await fetch(path, { ...options, headers, cache: "no-store" });
+    response = await fetch(path, { ...options, headers, cache: "no-store" });
   } catch {
-    throw new Refusal(0, "unreachable", "The server does not answer. Does it still run?");
+    throw new Refusal(0, "unreachable", "The server does not respond. Is it still running?");
   }
-  if (answer.ok) return answer;
+  if (response.ok) return response;
   let error;
-  try { error = (await answer.json()).error; } catch { error = null; }
-  throw new Refusal(answer.status, error?.code ?? "unknown", error?.message ?? `The server answered with status ${answer.status}.`);
+  try { error = (await response.json()).error; } catch { error = null; }
+  throw new Refusal(response.status, error?.code ?? "unknown", error?.message ?? `The server responded with status ${response.status}.`);
 }
 
 function make(tag, className, text) {
@@ -35,7 +35,7 @@ function make(tag, className, text) {
   return element;
 }
 
-function tell(element, text) {
+function setText(element, text) {
   element.textContent = text ?? "";
   element.hidden = !text;
 }
@@ -52,13 +52,13 @@ async function begin() {
     state.model = await (await ask("v1/model")).json();
   } catch (error) {
     if (error.status === 401) return askForToken();
-    tell(at("model"), sentence(error.message));
+    setText(at("model"), sentence(error.message));
     return undefined;
   }
   at("entry").hidden = true;
   at("main").hidden = false;
   const { title, class_names: names } = state.model;
-  tell(at("model"), `${title}: ${names.length} ${names.length === 1 ? "class" : "classes"}.`);
+  setText(at("model"), `${title}: ${names.length} ${names.length === 1 ? "class" : "classes"}.`);
   resetNames();
   return showExamples();
 }
@@ -66,10 +66,10 @@ async function begin() {
 function askForToken() {
   const wrong = state.token !== null;
   state.token = null;
-  tell(at("model"), "");
+  setText(at("model"), "");
   at("main").hidden = true;
   at("entry").hidden = false;
-  tell(at("refused"), wrong ? "This is not the server's token." : "");
+  setText(at("refused"), wrong ? "This is not the server's token." : "");
   at("token").focus();
 }
 
@@ -77,7 +77,7 @@ at("entry").addEventListener("submit", (event) => {
   event.preventDefault();
   const given = at("token").value.trim();
   if (!/^[\x21-\x7e]+$/.test(given)) {
-    tell(at("refused"), "A token has no spaces and no letters beyond ASCII.");
+    setText(at("refused"), "A token has no spaces and no letters beyond ASCII.");
     return;
   }
   state.token = given;
@@ -121,14 +121,14 @@ function namesChanged(trained = false) {
   at("count").textContent = names.length === 1 ? "1 name" : `${names.length} names`;
   typing = setTimeout(() => {
     const wrong = trained ? null : wrongNames(names);
-    tell(at("problem"), wrong);
+    setText(at("problem"), wrong);
     if (wrong) return;
     const before = JSON.stringify(state.names);
     state.names = trained ? null : names;
     if (JSON.stringify(state.names) === before) return;
-    tell(at("note"), "");
+    setText(at("note"), "");
     state.round += 1;
-    state.pictures.forEach((picture) => { picture.due = true; });
+    state.images.forEach((image) => { image.due = true; });
     work();
   }, trained ? 0 : 700);
 }
@@ -136,22 +136,22 @@ function namesChanged(trained = false) {
 at("names").addEventListener("input", () => namesChanged());
 at("reset").addEventListener("click", resetNames);
 
-// ---- pictures in
+// ---- images in
 
 function add(files) {
-  tell(at("problem"), "");
+  setText(at("problem"), "");
   for (const file of files.reverse()) {
-    if (state.pictures.length >= MOST_PICTURES) {
-      tell(at("problem"), `Only ${MOST_PICTURES} pictures are shown at once; remove some first.`);
+    if (state.images.length >= MAX_IMAGES) {
+      setText(at("problem"), `Only ${MAX_IMAGES} images are shown at once; remove some first.`);
       break;
     }
-    const picture = { file, name: file.name || "pasted picture", due: true, card: card(file) };
-    picture.card.querySelector("h3").textContent = picture.name;
-    picture.card.querySelector(".remove").setAttribute("aria-label", `Remove ${picture.name}`);
-    picture.card.querySelector(".remove").addEventListener("click", () => remove(picture));
-    picture.card.querySelector("img").alt = picture.name;
-    state.pictures.unshift(picture);
-    at("pictures").prepend(picture.card);
+    const image = { file, name: file.name || "pasted image", due: true, card: card(file) };
+    image.card.querySelector("h3").textContent = image.name;
+    image.card.querySelector(".remove").setAttribute("aria-label", `Remove ${image.name}`);
+    image.card.querySelector(".remove").addEventListener("click", () => remove(image));
+    image.card.querySelector("img").alt = image.name;
+    state.images.unshift(image);
+    at("images").prepend(image.card);
   }
   counted();
   work();
@@ -165,23 +165,23 @@ function card(file) {
   return made;
 }
 
-function remove(picture) {
-  picture.gone = true;
-  URL.revokeObjectURL(picture.card.querySelector("img").src);
-  const next = picture.card.nextElementSibling ?? picture.card.previousElementSibling;
-  picture.card.remove();
-  state.pictures = state.pictures.filter((other) => other !== picture);
+function remove(image) {
+  image.gone = true;
+  URL.revokeObjectURL(image.card.querySelector("img").src);
+  const next = image.card.nextElementSibling ?? image.card.previousElementSibling;
+  image.card.remove();
+  state.images = state.images.filter((other) => other !== image);
   counted();
-  (next?.querySelector(".remove") ?? at("answers")).focus();
+  (next?.querySelector(".remove") ?? at("predictions")).focus();
 }
 
 function counted() {
-  at("empty").hidden = state.pictures.length > 0;
-  at("clear").hidden = state.pictures.length < 2;
-  if (!state.pictures.length) tell(at("note"), "");
+  at("empty").hidden = state.images.length > 0;
+  at("clear").hidden = state.images.length < 2;
+  if (!state.images.length) setText(at("note"), "");
 }
 
-at("clear").addEventListener("click", () => { [...state.pictures].forEach(remove); at("answers").focus(); });
+at("clear").addEventListener("click", () => { [...state.images].forEach(remove); at("predictions").focus(); });
 at("files").addEventListener("change", () => { add([...at("files").files]); at("files").value = ""; });
 
 const ready = () => !at("main").hidden;
@@ -203,18 +203,18 @@ document.addEventListener("drop", (event) => {
   const folders = [...event.dataTransfer.items].filter((item) => item.webkitGetAsEntry?.()?.isDirectory).length;
   const entries = [...event.dataTransfer.items].filter((item) => item.kind === "file" && !item.webkitGetAsEntry?.()?.isDirectory);
   add(entries.map((item) => item.getAsFile()).filter(Boolean));
-  if (folders) tell(at("problem"), "Folders are not read; drop the pictures in them.");
+  if (folders) setText(at("problem"), "Folders are not read; drop the images in them.");
 });
 
 // ---- examples
 
 async function showExamples() {
-  let found;
-  try { found = await (await ask("v1/examples")).json(); } catch { return; }
-  at("tries").hidden = !found.examples.length;
-  at("origin").textContent = found.source ? `From ${found.source}.` : "";
+  let list;
+  try { list = await (await ask("v1/examples")).json(); } catch { return; }
+  at("tries").hidden = !list.examples.length;
+  at("origin").textContent = list.source ? `From ${list.source}.` : "";
   at("examples").replaceChildren();
-  for (const { id, class_name: name, trained } of found.examples) {
+  for (const { id, class_name: name, trained } of list.examples) {
     let content;
     try { content = await (await ask(`v1/examples/${id}`)).blob(); } catch { continue; }
     const button = make("button");
@@ -231,46 +231,46 @@ async function showExamples() {
   }
 }
 
-// ---- answers
+// ---- predictions
 
 async function work() {
   while (state.asked < AT_ONCE) {
-    const picture = state.pictures.find((one) => one.due && !one.busy);
-    if (!picture) return;
-    picture.due = false;
-    picture.busy = true;
+    const image = state.images.find((image) => image.due && !image.busy);
+    if (!image) return;
+    image.due = false;
+    image.busy = true;
     state.asked += 1;
-    answerFor(picture).finally(() => { state.asked -= 1; picture.busy = false; work(); });
+    classify(image).finally(() => { state.asked -= 1; image.busy = false; work(); });
   }
 }
 
-async function answerFor(picture) {
+async function classify(image) {
   const round = state.round;
-  const place = picture.card.querySelector(".state");
-  picture.card.querySelector(".both").classList.add("again");
+  const place = image.card.querySelector(".state");
+  image.card.querySelector(".both").classList.add("again");
   try {
-    if (picture.file.size > state.model.limits.upload_bytes - 4096) {
-      throw new Refusal(413, "too_large", `${size(picture.file.size)} is more than the allowed ${size(state.model.limits.upload_bytes)}`);
+    if (image.file.size > state.model.limits.upload_bytes - 4096) {
+      throw new Refusal(413, "too_large", `${size(image.file.size)} is more than the allowed ${size(state.model.limits.upload_bytes)}`);
     }
-    const found = await (await sent(picture)).json();
-    if (picture.gone || round !== state.round) return;
-    tell(at("note"), found.note ? `Note: ${found.note}.` : "");
+    const result = await (await requestPrediction(image)).json();
+    if (image.gone || round !== state.round) return;
+    setText(at("note"), result.note ? `Note: ${result.note}.` : "");
     place.hidden = true;
-    show(picture, found.predictions[0]);
+    show(image, result.predictions[0]);
   } catch (error) {
-    if (picture.gone || round !== state.round) return;
-    if (error.status === 401) { picture.due = true; askForToken(); return; }
-    picture.card.querySelector(".both").hidden = true;
+    if (image.gone || round !== state.round) return;
+    if (error.status === 401) { image.due = true; askForToken(); return; }
+    image.card.querySelector(".both").hidden = true;
     place.className = "state problem";
-    tell(place, sentence(error.message));
-    at("status").textContent = `${picture.name}: ${error.message}`;
+    setText(place, sentence(error.message));
+    at("status").textContent = `${image.name}: ${error.message}`;
   }
 }
 
-async function sent(picture) {
+async function requestPrediction(image) {
   for (let attempt = 1; ; attempt += 1) {
     const form = new FormData();
-    form.append("images", picture.file, picture.name);
+    form.append("images", image.file, image.name);
     const names = state.names ?? [];
     // A single field may hold several names, so a single name is quoted.
     for (const name of names) form.append("class_names", names.length === 1 ? inQuotes(name) : name);
@@ -285,15 +285,15 @@ async function sent(picture) {
   }
 }
 
-function show(picture, prediction) {
-  const both = picture.card.querySelector(".both");
+function show(image, prediction) {
+  const both = image.card.querySelector(".both");
   both.replaceChildren(bars("tuned", `Tuned: ${state.model.about.title ?? "the trained method"}`, prediction.best));
   if (prediction.zero_shot) both.append(bars("frozen", "Zero-shot CLIP", prediction.zero_shot));
   both.hidden = false;
   both.classList.remove("again");
   const first = ({ class: name, probability }) => `${name}, ${percent(probability)}`;
-  const beside = prediction.zero_shot ? `; zero-shot CLIP: ${first(prediction.zero_shot[0])}` : "";
-  at("status").textContent = `${picture.name}: ${first(prediction.best[0])}${beside}`;
+  const comparison = prediction.zero_shot ? `; zero-shot CLIP: ${first(prediction.zero_shot[0])}` : "";
+  at("status").textContent = `${image.name}: ${first(prediction.best[0])}${comparison}`;
 }
 
 function bars(kind, title, ranked) {
