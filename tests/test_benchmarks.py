@@ -22,7 +22,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     floors.main()
 
 
-def test_every_work_agrees_with_the_plain_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_benchmark_agrees_with_the_plain_computation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run(
         monkeypatch,
         "--output",
@@ -45,7 +45,7 @@ def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         run(monkeypatch, "--only", "train-50")
 
 
-def test_an_unknown_work_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_benchmark_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match=r"unknown works: train-7; choose from train-50"):
         run(monkeypatch, "--only", "train-7")
 
@@ -57,14 +57,14 @@ def test_names_are_distinct_words() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
-def test_a_peak_is_that_of_the_work() -> None:
+def test_peak_memory_is_that_of_the_computation() -> None:
     before = sizes.reset_peak()
     block = torch.ones(64 * 2**20)
     assert sizes.held("VmHWM") - before > 200 * 2**20
     del block
 
 
-def test_runs_side_by_side_agree_with_runs_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_joint_runs_agree_with_runs_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(together, "CASES", {"tiny": ("maple-tiny", "random:0", 5, 2)})
     arguments = ["together", "--only", "tiny", "--rounds", "1", "--steps", "2", "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)

@@ -70,7 +70,7 @@ def test_serving_lists_every_error_code() -> None:
     assert [code for code, status in ERROR_CODES.items() if str(int(status)) not in codes[code]] == []
 
 
-def test_links_inside_the_project_lead_somewhere() -> None:
+def test_links_inside_the_project_exist() -> None:
     for path in DOCUMENTS:
         for target in re.findall(r"(?:\]\(|src=\")(?!http)([^)#\"]+)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"

@@ -1,4 +1,4 @@
-"""`maple fit`: from a folder to a compared run, in one command that can be stopped and repeated."""
+"""`maple fit`: from a folder of images to a comparison, in one command that can be interrupted and repeated."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def fitted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_what_it_leaves(fitted: Path) -> None:
+def test_files_of_a_fit(fitted: Path) -> None:
     names = {path.name for path in fitted.iterdir()}
     assert {"prompts.safetensors", "rows.jsonl", "report.html", "data.json", "images.json", "zero_shot"} <= names
     listed = read_saved_split(fitted / SAVED_SPLIT)
@@ -80,7 +80,7 @@ def test_what_it_leaves(fitted: Path) -> None:
     assert "Confusion matrices of 3 classes" in page
 
 
-def test_what_it_says(folder: Path, fitted: Path) -> None:
+def test_printed_result(folder: Path, fitted: Path) -> None:
     done = run("fit", folder, *OPTIONS, "--output", fitted)
     assert done.exit_code == 0
     assert f"already finished: {fitted}" in done.stdout
@@ -114,8 +114,8 @@ def test_a_finished_fit_computes_nothing(folder: Path, fitted: Path, monkeypatch
     try:
         assert read_fit(fitted).accuracy is not None
         monkeypatch.chdir(folder.parent)
-        for told in (folder, folder.name):
-            assert f"already finished: {fitted}" in run("fit", told, *OPTIONS, "--output", fitted).stdout
+        for source in (folder, folder.name):
+            assert f"already finished: {fitted}" in run("fit", source, *OPTIONS, "--output", fitted).stdout
     finally:
         moved.rename(folder)
 
@@ -128,7 +128,7 @@ def test_a_damaged_result_is_not_shown_as_finished(folder: Path, fitted: Path, t
         fit(settings_for(folder), damaged, device="cpu")
 
 
-def test_names_of_a_json_file_are_read_once(folder: Path, tmp_path: Path) -> None:
+def test_repeated_or_nested_names_in_a_json_file_are_refused(folder: Path, tmp_path: Path) -> None:
     words = tmp_path / "names.json"
     for content, message in (
         ('{"cat": "a", "dog": "b", "cat": "c"}', "names 'cat' more than once"),
@@ -139,7 +139,7 @@ def test_names_of_a_json_file_are_read_once(folder: Path, tmp_path: Path) -> Non
             run("fit", folder, "--class-names", words, "--check")
 
 
-def test_other_commands_see_the_same_held_out_images(folder: Path, fitted: Path, tmp_path: Path) -> None:
+def test_other_commands_use_the_same_held_out_images(folder: Path, fitted: Path, tmp_path: Path) -> None:
     before = read_rows(fitted)
     scores, row = evaluate_run(fitted, device="cpu")
     assert read_rows(fitted) == before
@@ -179,7 +179,7 @@ class _Interrupts(FitProgress):
 
 
 @pytest.mark.parametrize(("method", "call"), [("step", 1), ("step", 4), ("evaluating", 1), ("evaluating", 2)])
-def test_an_interrupted_fit_goes_on_to_the_same(
+def test_an_interrupted_fit_is_resumed_to_the_same_result(
     method: str, call: int, folder: Path, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_for(folder)
@@ -208,7 +208,7 @@ def test_other_settings_need_another_folder(folder: Path, fitted: Path, tmp_path
         read_fit(tmp_path / "foreign")
 
 
-def test_a_damaged_folder_is_told(folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_reported(folder: Path, tmp_path: Path) -> None:
     settings = settings_for(folder)
     fit(settings, tmp_path / "run", device="cpu")
     for name, message in (("data.json", "remove .* to start again"), ("images.json", "images.json")):
@@ -224,7 +224,7 @@ def test_a_damaged_folder_is_told(folder: Path, tmp_path: Path) -> None:
         read_fit(tmp_path / "run")
 
 
-def test_methods_that_search_get_validation_images(folder: Path, tmp_path: Path) -> None:
+def test_methods_that_select_hyperparameters_get_validation_images(folder: Path, tmp_path: Path) -> None:
     result = fit(settings_for(folder, "tip_adapter"), tmp_path / "run", device="cpu")
     listed = read_saved_split(tmp_path / "run" / SAVED_SPLIT)
     assert (len(listed.train), len(listed.val), len(listed.test)) == (12, 6, 6)
@@ -247,7 +247,7 @@ def test_zero_shot_and_too_few_images(folder: Path, tmp_path: Path) -> None:
     assert "trained, but not tested" in done.stdout
 
 
-def test_what_fails_does_so_before_the_images_are_looked_at(
+def test_errors_are_raised_before_the_images_are_inspected(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(workflow, "inspect_dataset")
@@ -287,8 +287,8 @@ def test_names_and_a_table(folder: Path, tmp_path: Path) -> None:
     assert read_fit(tmp_path / "run").comparison is not None
 
 
-def test_a_listing_of_drawn_images(tmp_path: Path) -> None:
-    """The bundled emoji have no files: they are drawn again."""
+def test_a_saved_split_of_rendered_images(tmp_path: Path) -> None:
+    """The bundled emoji have no files: they are rendered again."""
     whole = load_dataset("emoji-flags/noto", None)
     written = write_saved_split(tmp_path / SAVED_SPLIT, replace(whole, test=whole.test[:3]), "emoji-flags/noto")
     listed = read_saved_split(tmp_path / SAVED_SPLIT, written)
@@ -299,7 +299,7 @@ def test_a_listing_of_drawn_images(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGINT")
 def test_ctrl_c(folder: Path, tmp_path: Path, as_in_a_terminal: list[str]) -> None:
-    """Stops cleanly, and the same command goes on."""
+    """Stops cleanly, and the same command resumes."""
     words = [sys.executable, "-m", "maple", "fit", str(folder), *OPTIONS, "--set", "train.epochs=400"]
     words += ["--output", str(tmp_path / "run")]
     process = subprocess.Popen([*as_in_a_terminal, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -314,7 +314,7 @@ def test_ctrl_c(folder: Path, tmp_path: Path, as_in_a_terminal: list[str]) -> No
     assert (tmp_path / "run/resume.safetensors").exists()
 
 
-# --- where it writes
+# --- the run folder
 
 
 def test_a_run_among_the_images_is_refused(folder: Path) -> None:
@@ -324,8 +324,8 @@ def test_a_run_among_the_images_is_refused(folder: Path) -> None:
     assert sorted(child.name for child in folder.iterdir()) == ["cat", "dog", "red_owl"]
 
 
-def test_a_disk_that_refuses_is_one_line(folder: Path, tmp_path: Path) -> None:
-    """Full while the prompts are written, which a library of its own does; then there is room again."""
+def test_a_full_disk_is_one_line(folder: Path, tmp_path: Path) -> None:
+    """The disk is full while a library writes the prompts; later there is space again."""
     words = [sys.executable, "-m", "maple", "fit", str(folder), *OPTIONS, "--output", str(tmp_path / "run")]
     done = subprocess.run(
         ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash", *words], capture_output=True, text=True, check=False
@@ -345,7 +345,7 @@ def test_an_impossible_name_is_one_line(folder: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_class_names_from_an_editor_that_marks_the_text(folder: Path, tmp_path: Path) -> None:
+def test_class_names_file_with_a_byte_order_mark(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "names.json").write_text('{"red_owl": "scarlet owl"}', encoding="utf-8-sig")
     done = run("fit", folder, "--check", "--json", "--class-names", tmp_path / "names.json")
-    assert [one["name"] for one in json.loads(done.stdout)["classes"]] == ["cat", "dog", "scarlet owl"]
+    assert [entry["name"] for entry in json.loads(done.stdout)["classes"]] == ["cat", "dog", "scarlet owl"]

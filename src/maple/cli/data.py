@@ -53,17 +53,17 @@ def list_command(data_root: options.DataRoot = None) -> None:
         if name in CATALOGUE:
             counts = published_statistics()[name].counts
             kind = "evaluation" if CATALOGUE[name].evaluation_only else "published"
-            found = "?"
+            state = "?"
             if data_root:
                 recipe = recipes()[name]
                 missing = recipe.missing(Path(data_root).expanduser())
-                found = f"lacks {', '.join(missing)}" if missing else "yes"
+                state = f"lacks {', '.join(missing)}" if missing else "yes"
                 if len(missing) == len(recipe.needs):
-                    found = "no"
+                    state = "no"
         else:
-            counts, kind, found = dict(load_dataset(name, None).counts()), "bundled", "yes"
+            counts, kind, state = dict(load_dataset(name, None).counts()), "bundled", "yes"
         numbers = ("?" if counts[key] is None else f"{counts[key]:,}" for key in ("classes", "train", "val", "test"))
-        table.add_row(name, kind, *numbers, *([Text(template_of(name) or "")] if with_template else []), found)
+        table.add_row(name, kind, *numbers, *([Text(template_of(name) or "")] if with_template else []), state)
     console.print(table)
     if not data_root:
         typer.echo("found ?: unknown, since neither --data-root nor MAPLE_DATA is given")

@@ -71,19 +71,20 @@ def build_result(
 ) -> FitResult:
     """Build the result from the files of a trained run; write the page, unless it was finished and has one."""
     try:
-        own, zero_shot = held_out(collect(folder, describe_methods()))
+        trained, zero_shot = held_out(collect(folder, describe_methods()))
     except DataError:  # no evaluations
-        own = zero_shot = None
-    evaluation = own or zero_shot
+        trained = zero_shot = None
+    evaluation = trained or zero_shot
     if evaluation is None:
         return FitResult(folder, tuple(findings), was_finished=was_finished)
     if not (was_finished and (folder / PAGE).is_file()):
         write_report(folder, ["html"], methods=describe_methods(), load_thumbnail=load_thumbnail)
     try:
-        comparison = paired_accuracy(own, zero_shot) if own and zero_shot else None
+        comparison = paired_accuracy(trained, zero_shot) if trained and zero_shot else None
     except ValueError as error:
         raise CheckpointError(f"{folder}: its predictions cannot be compared: {error}") from error
-    return FitResult(folder, tuple(findings), MeasuredAccuracy.of(evaluation), comparison, folder / PAGE, was_finished)
+    accuracy = MeasuredAccuracy.of(evaluation)
+    return FitResult(folder, tuple(findings), accuracy, comparison, folder / PAGE, was_finished)
 
 
 def write_inspection(folder: Path, settings: RunSettings, inspection: dict[str, Any], lines: Sequence[str]) -> None:
