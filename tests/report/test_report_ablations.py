@@ -13,9 +13,9 @@ from maple.report.tables import Table
 def make_depths(make_run: MakeRun, depths: dict[int, float], dataset: str = "pets", **settings: Any) -> None:
     for depth, base in depths.items():
         for seed in (1, 2):
-            told = {"prompt_depth": depth, **settings}
+            both = {"prompt_depth": depth, **settings}
             folder = f"{dataset}-{depth}-{seed}-{'-'.join(map(str, settings.values()))}"
-            make_run("maple", dataset, seed, base=base + 0.1 * seed, novel=0.5, folder=folder, settings=told)
+            make_run("maple", dataset, seed, base=base + 0.1 * seed, novel=0.5, folder=folder, settings=both)
 
 
 def ablation_tables(runs: Path) -> list[Table]:

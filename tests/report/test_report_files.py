@@ -78,17 +78,17 @@ def test_markdown_lists_what_is_missing(make_run: MakeRun, runs: Path) -> None:
 
 def test_the_command(make_run: MakeRun, runs: Path, tmp_path: Path) -> None:
     """From the images of a folder to a page with their thumbnails; of those outside the data set it shows none."""
-    pictures = tmp_path / "pets"
+    images = tmp_path / "pets"
     for name in ("cat", "dog"):
-        (pictures / name).mkdir(parents=True)
+        (images / name).mkdir(parents=True)
         for number in range(4):
-            Image.new("RGB", (200, 100), "red").save(pictures / name / f"{number}.png")
+            Image.new("RGB", (200, 100), "red").save(images / name / f"{number}.png")
     Image.new("RGB", (8, 8), "blue").save(tmp_path / "secret.png")
     for method, right in (("zero_shot", 2), ("maple", 3)):
         kept = predictions(4, 2, right)
         kept["paths"] = np.array(["cat/0.png", "dog/1.png", "cat/2.png", "../secret.png"])
-        kept["opened"] = np.array([str(pictures), ""])
-        source = {"dataset": str(pictures), "classes": "all"}
+        kept["opened"] = np.array([str(images), ""])
+        source = {"dataset": str(images), "classes": "all"}
         one = row(method, "pets", 1, "all", right / 4, ["cat", "dog"], images=4, source=source)
         make_run(method, rows=[one], kept={"all": kept})
     result = CliRunner().invoke(app, ["report", str(runs)], catch_exceptions=False)

@@ -2,7 +2,6 @@
 
 import base64
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from pydantic import Field, ValidationError
@@ -19,14 +18,12 @@ _LARGEST_PNG = 4 * 1024 * 1024
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
-class _Map(Stored):
+class HeatMapRecord(Stored):
+    """An entry of maps.json."""
+
     source: str
     class_: str = Field(alias="class")
     png: str = Field(pattern=r"^[0-9]{3,}_[A-Za-z0-9_-]*\.png$")
-
-
-class _Maps(Stored):
-    maps: tuple[_Map, ...]
 
 
 class _Distance(Stored):
@@ -39,50 +36,47 @@ class _Cosine(Stored):
     cosine: float
 
 
-class _Token(Stored):
+class NearestWords(Stored):
+    """The words near one learned token."""
+
     by_distance: tuple[_Distance, ...]
     by_cosine: tuple[_Cosine, ...]
 
 
-class _TokenSet(Stored):
+class TokenSet(Stored):
+    """The learned tokens of one class, or of all classes."""
+
     class_: str | None = Field(None, alias="class")
-    tokens: tuple[_Token, ...]
+    tokens: tuple[NearestWords, ...]
+
+
+class _Maps(Stored):
+    maps: tuple[HeatMapRecord, ...]
 
 
 class _Words(Stored):
     warning: str
     notes: tuple[str, ...] = ()
-    sets: tuple[_TokenSet, ...]
+    sets: tuple[TokenSet, ...]
 
 
 File = TypeVar("File", bound=Stored)
 
 
 @dataclass(frozen=True)
-class HeatMap:
-    """A heat map drawn over its image, as a data URI."""
-
-    uri: str
-    alt: str
-
-
-@dataclass(frozen=True)
-class NearestWords:
-    """Nearest words of one set of tokens; rows are (number, by distance, by cosine)."""
-
-    title: str
-    rows: tuple[tuple[int, str, str], ...]
-
-
-@dataclass(frozen=True)
 class ExplainedRun:
-    """The explanations of one run; `count` is how many maps it has, of which a few are shown."""
+    """The explanations of one run.
+
+    Attributes:
+        maps: (data URI, alternative text) of the heat maps that are shown, of `count`.
+        words: the token sets that are shown.
+    """
 
     run: str
     method: str
-    maps: tuple[HeatMap, ...]
+    maps: list[tuple[str, str]]
     count: int
-    words: tuple[NearestWords, ...]
+    words: tuple[TokenSet, ...]
     notes: str
 
 
@@ -92,12 +86,19 @@ def explained_runs(collection: Collection, problems: list[Problem]) -> list[Expl
     for run in collection.runs:
         if len(explained) == _MOST_RUNS or not (run.folder / FOLDER).is_dir():
             continue
-        maps, count = _read_maps(run, problems)
-        words, notes = _read_words(run, problems)
         name = str((run.settings.get("method") or {}).get("name"))
         title = collection.methods.get(name, MethodDescription(name)).title
-        if maps or words:
-            explained.append(ExplainedRun(run.name, title, maps, count, words, notes))
+        stored = _read(run, "maps.json", _Maps, problems)
+        maps = stored.maps if stored else ()
+        chosen = [maps[index] for index in evenly(len(maps), min(len(maps), _MOST_MAPS))]
+        shown = [drawn for one in chosen if (drawn := _read_png(run, one, problems))]
+        words = _read(run, "words.json", _Words, problems)
+        more = len(words.sets) - _MOST_WORD_SETS if words else 0
+        cut = [f"The tokens of {more} more classes are in words.json."] if more > 0 else []
+        notes = " ".join([*words.notes, *cut, words.warning]) if words else ""
+        sets = words.sets[:_MOST_WORD_SETS] if words else ()
+        if shown or sets:
+            explained.append(ExplainedRun(run.name, title, shown, len(maps), sets, notes))
     return explained
 
 
@@ -111,43 +112,17 @@ def _read(run: RunRecord, name: str, kind: type[File], problems: list[Problem]) 
         return None
 
 
-def _read_maps(run: RunRecord, problems: list[Problem]) -> tuple[tuple[HeatMap, ...], int]:
-    stored = _read(run, "maps.json", _Maps, problems)
-    maps = stored.maps if stored else ()
-    shown = []
-    for index in evenly(len(maps), min(len(maps), _MOST_MAPS)):
-        try:
-            png = _read_png(run.folder / FOLDER / maps[index].png)
-        except (OSError, ValueError) as error:
-            place = f"{run.name}/{FOLDER}/{maps[index].png}"
-            problems.append(Problem(place, f"unreadable or damaged: {error}"))
-            continue
-        uri = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-        shown.append(HeatMap(uri, f"{maps[index].source}: maps for {maps[index].class_}"))
-    return tuple(shown), len(maps)
-
-
-def _read_png(path: Path) -> bytes:
-    if path.stat().st_size > _LARGEST_PNG:
-        raise ValueError(f"more than {_LARGEST_PNG:,} bytes")
-    content = path.read_bytes()
-    if not content.startswith(_PNG):
-        raise ValueError("it is not a PNG")
-    return content
-
-
-def _read_words(run: RunRecord, problems: list[Problem]) -> tuple[tuple[NearestWords, ...], str]:
-    stored = _read(run, "words.json", _Words, problems)
-    if stored is None:
-        return (), ""
-    sets = []
-    for one in stored.sets[:_MOST_WORD_SETS]:
-        rows = []
-        for number, token in enumerate(one.tokens, start=1):
-            by_distance = ", ".join(f"{near.word} ({near.distance:.3f})" for near in token.by_distance)
-            by_cosine = ", ".join(f"{near.word} ({near.cosine:.3f})" for near in token.by_cosine)
-            rows.append((number, by_distance, by_cosine))
-        sets.append(NearestWords(one.class_ or "", tuple(rows)))
-    more = len(stored.sets) - len(sets)
-    cut = [f"The tokens of {more} more classes are in words.json."] if more else []
-    return tuple(sets), " ".join([*stored.notes, *cut, stored.warning])
+def _read_png(run: RunRecord, record: HeatMapRecord, problems: list[Problem]) -> tuple[str, str] | None:
+    """The map as a data URI, and its alternative text."""
+    path = run.folder / FOLDER / record.png
+    try:
+        if path.stat().st_size > _LARGEST_PNG:
+            raise ValueError(f"more than {_LARGEST_PNG:,} bytes")
+        content = path.read_bytes()
+        if not content.startswith(_PNG):
+            raise ValueError("it is not a PNG")
+    except (OSError, ValueError) as error:
+        problems.append(Problem(f"{run.name}/{FOLDER}/{record.png}", f"unreadable or damaged: {error}"))
+        return None
+    uri = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    return uri, f"{record.source}: maps for {record.class_}"

@@ -82,7 +82,7 @@ class Key:
 
     @property
     def topic(self) -> str:
-        """What is measured."""
+        """The protocol and the evaluated classes, in words."""
         return {
             "base-to-novel": "Base-to-novel generalisation",
             "accuracy": f"Accuracy on {self.classes} classes",
@@ -131,7 +131,7 @@ class Group:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """What is shown of a method; the last ranks the methods."""
+        """The numbers shown of a method; the last ranks the methods."""
         return MEASURES if self.key.kind == "base-to-novel" else ("top1",)
 
     @property
@@ -216,8 +216,8 @@ def group_evaluations(collection: Collection) -> list[Group]:
     learned = list(groups)
     for evaluation in zero_shot:
         # Nothing is learned, so neither the shots nor the classes of "training" matter: it belongs in every table.
-        own = _key(evaluation, backbones)
-        for key in [key for key in learned if _fits(own, key, evaluation)] or [own]:
+        alone = _key(evaluation, backbones)
+        for key in [key for key in learned if _fits(alone, key, evaluation)] or [alone]:
             groups[key].append(evaluation)
     order: tuple[Kind, ...] = ("base-to-novel", "accuracy", "transfer")
     keys = sorted(groups, key=lambda key: (order.index(key.kind), -len(groups[key]), -(key.shots or 0), key.caption))
@@ -269,10 +269,10 @@ def _settings_to_name(keys: Sequence[str], evaluations: Sequence[EvaluationRecor
     """Of more than a few settings only as many as distinguish the variants, the method's own first."""
     if len(keys) <= _FEW_SETTINGS:
         return keys
-    own = {key for evaluation in evaluations for key in evaluation.row.method}
+    of_method = {key for evaluation in evaluations for key in evaluation.row.method}
     chosen: list[str] = []
     kinds = 1
-    for key in sorted(keys, key=lambda key: key not in own):
+    for key in sorted(keys, key=lambda key: key not in of_method):
         count = len({tuple(evaluation.settings.get(one) for one in (*chosen, key)) for evaluation in evaluations})
         if count > kinds:
             chosen, kinds = [*chosen, key], count

@@ -3,35 +3,16 @@
 import base64
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
+from maple.report import plots, predictions
 from maple.report.comparison import class_baselines, class_changes
 from maple.report.explanations import explained_runs
 from maple.report.groups import Group, Variant
 from maple.report.headline import headline_method, headline_sentences
-from maple.report.plots import (
-    MOST_CHANGES,
-    ablation_figure,
-    changes_figure,
-    confusion_figure,
-    datasets_figure,
-    embedding_figure,
-    learning_curves_figure,
-    results_figure,
-    shots_figure,
-)
-from maple.report.predictions import (
-    FEWEST_EXAMPLES,
-    Confusion,
-    Embedding,
-    Outcome,
-    choose_examples,
-    embed,
-    most_confused,
-    pair_predictions,
-)
+from maple.report.predictions import FEWEST_EXAMPLES, Confusion, Embedding, Outcome
 from maple.report.records import Collection, Problem, command_of
 from maple.report.series import ShotCurves, find_ablations
 from maple.report.tables import Table, cost_tables, group_tables, shots_tables
@@ -42,8 +23,7 @@ ThumbnailLoader = Callable[[str, str | None, str], bytes | None]
 _MOST_DETAILS = 4  # data sets that get a closer look
 
 
-@dataclass(frozen=True)
-class CaptionedFigure:
+class CaptionedFigure(NamedTuple):
     """An SVG with its caption."""
 
     svg: str
@@ -141,9 +121,9 @@ def _shots_chapter(curves: ShotCurves, name: str) -> Chapter:
     zero_shot = " Zero-shot CLIP, which sees no training images, is the level line." if curves.zero_shot else ""
     what = "Accuracy" if len(curves.measures) == 1 else "Base, novel and harmonic mean"
     caption = f"{what} against training images per class: {over}. Bars: one standard deviation over seeds.{zero_shot}"
-    figures = [CaptionedFigure(shots_figure(curves, f"{name}-mean"), caption)]
+    figures = [CaptionedFigure(plots.shots_figure(curves, f"{name}-mean"), caption)]
     if several:
-        svg = shots_figure(curves, f"{name}-datasets", each_dataset=True)
+        svg = plots.shots_figure(curves, f"{name}-datasets", each_dataset=True)
         figures.append(CaptionedFigure(svg, "The same on each data set."))
     return Chapter(curves.caption, shots_tables(curves), figures)
 
@@ -156,16 +136,16 @@ def _group_chapter(group: Group, name: str) -> Chapter:
         over = "Averages over the data sets; the small dots are the seeds'" if several else "The small dots are seeds"
         hm = " own averages. The harmonic mean is that of the averages." if several else "."
         caption = f"{over}{hm} Bars reach one standard deviation to each side; the dotted line is zero-shot CLIP."
-        figures.append(CaptionedFigure(results_figure(group, f"{name}-results"), caption))
+        figures.append(CaptionedFigure(plots.results_figure(group, f"{name}-results"), caption))
     if several:
         what = "Harmonic mean" if is_base_to_novel else "Accuracy"
         caption = f"{what} on each data set, mean ± standard deviation."
-        figures.append(CaptionedFigure(datasets_figure(group, f"{name}-datasets"), caption))
+        figures.append(CaptionedFigure(plots.datasets_figure(group, f"{name}-datasets"), caption))
     for number, ablation in enumerate(find_ablations(group)):
         zero_shot = "; the dotted line is zero-shot CLIP" if group.zero_shot else ""
         caption = f"{ablation.method} at several values of {ablation.setting}, all else being equal: mean ± standard "
         caption += f"deviation over seeds{' of the averages over data sets' if several else ''}{zero_shot}."
-        figures.append(CaptionedFigure(ablation_figure(group, ablation, f"{name}-ablation{number}"), caption))
+        figures.append(CaptionedFigure(plots.ablation_figure(group, ablation, f"{name}-ablation{number}"), caption))
     return Chapter(group.key.caption, group_tables(group), figures)
 
 
@@ -184,7 +164,7 @@ def _closer_looks(groups: list[Group], problems: list[Problem]) -> list[CloserLo
 
 def _closer_look(group: Group, method: Variant, dataset: str, name: str, problems: list[Problem]) -> CloserLook:
     look = CloserLook(dataset, method.label, method.description.title, [], [], "", [], [])
-    if curves := learning_curves_figure(group, dataset, f"{name}-curves"):
+    if curves := plots.learning_curves_figure(group, dataset, f"{name}-curves"):
         caption = (
             "Thin lines are seeds, thick lines their mean. Loss: of every step, as a running mean over half an "
             "epoch, and the mean of each epoch. Accuracy: on the training images as they passed, augmented."
@@ -192,32 +172,32 @@ def _closer_look(group: Group, method: Variant, dataset: str, name: str, problem
         look.figures.append(CaptionedFigure(curves, caption))
     for number, baseline in enumerate(class_baselines(group, method)):
         changes, seeds = class_changes(group, method, baseline, dataset)
-        if bars := changes_figure(changes, baseline.label, f"{name}-changes{number}"):
+        if bars := plots.changes_figure(changes, baseline.label, f"{name}-changes{number}"):
             up, down = (sum(sign * change.difference > 0 for change in changes) for sign in (1, -1))
             caption = (
                 f"{method.label} against {baseline.label}: of {len(changes)} classes {up} gain, {down} lose and "
                 f"{len(changes) - up - down} stay as they are, mean over {seeds} seed{'s' if seeds != 1 else ''}; at "
-                f"most the {MOST_CHANGES} greatest gains and losses are shown."
+                f"most the {plots.MOST_CHANGES} greatest gains and losses are shown."
             )
             look.class_figures.append(CaptionedFigure(bars, caption))
-    seed, pairs = pair_predictions(group, method, dataset, problems)
+    seed, pairs = predictions.pair_predictions(group, method, dataset, problems)
     if not pairs:
         return look
-    if matrix := confusion_figure(pairs, method.label, f"{name}-confusion"):
+    if matrix := plots.confusion_figure(pairs, method.label, f"{name}-confusion"):
         caption = "Rows: true classes; columns: predicted ones. The darker, the greater the share of the row."
         look.class_figures.append(CaptionedFigure(matrix, caption))
-    if embedding := embed(pairs):
-        svg = embedding_figure(embedding, method.label, f"{name}-plane")
+    if embedding := predictions.embed(pairs):
+        svg = plots.embedding_figure(embedding, method.label, f"{name}-plane")
         look.class_figures.append(CaptionedFigure(svg, _embedding_caption(embedding)))
-    outcomes = choose_examples(pairs)
+    outcomes = predictions.choose_examples(pairs)
     caption = (
         f"{sum(outcome.count for outcome in outcomes):,} test images, zero-shot CLIP and {method.label} (seed {seed}). "
         "The images shown were chosen by rule, not by appearance: the four outcomes in proportion to their counts, but "
         f"at least {FEWEST_EXAMPLES} of each where there are that many, and within an outcome evenly spaced along the "
         "list of images."
     )
-    looked_up = {"outcomes": outcomes, "outcomes_caption": caption, "confusions": most_confused(pairs)}
-    return CloserLook(**{**vars(look), **looked_up})
+    confusions = predictions.most_confused(pairs)
+    return replace(look, outcomes=outcomes, outcomes_caption=caption, confusions=confusions)
 
 
 def _embedding_caption(embedding: Embedding) -> str:

@@ -281,7 +281,7 @@ def shots_figure(curves: ShotCurves, name: str, *, each_dataset: bool = False) -
     The mean over the data sets (base-to-novel: a panel each for base, novel and harmonic mean), or a panel for each
     data set.
     """
-    description = f"Accuracy of {len(curves.variants)} methods at {len(curves.shots)} shots"
+    description = f"Accuracy of {len(curves.variants)} methods at {len(curves.groups)} shots"
     alone = curves.datasets[0] if len(curves.datasets) == 1 else None
     panels: list[tuple[str, str | None, str]] = [
         ("Accuracy" if measure == "top1" else measure.capitalize(), alone, measure) for measure in curves.measures
@@ -317,13 +317,14 @@ def shots_figure(curves: ShotCurves, name: str, *, each_dataset: bool = False) -
 def _draw_shots(panel: Any, curves: ShotCurves, measure: str, dataset: str | None) -> None:
     styles = plot_styles(curves.variants)
     learned = [variant for variant in curves.variants if not variant.is_zero_shot]
-    first, last = curves.shots[0], curves.shots[-1]
+    shots = list(curves.groups)
+    first, last = shots[0], shots[-1]
     ratio = last / first
     panel.set_xscale("log", base=2)
     for index, variant in enumerate(learned):
         style = styles[variant]
         aside = ratio ** (_DODGE * (index - (len(learned) - 1) / 2) / max(1, len(learned) / 4))
-        points = [(shots * aside, curves.spread(variant, shots, measure, dataset)) for shots in curves.shots]
+        points = [(number * aside, one) for number, one in curves.spreads(variant, measure, dataset).items()]
         places, means, deviations = _mean_and_bars(points)
         if not places:
             continue
@@ -331,14 +332,13 @@ def _draw_shots(panel: Any, curves: ShotCurves, measure: str, dataset: str | Non
         panel.errorbar(places, means, yerr=deviations, **bars)
         line = {"linestyle": style.line, "linewidth": 1.4, "zorder": 3, "label": fitted(variant.label, 40)}
         panel.plot(places, means, **line, **marker(style, 6.5, star=10, edge=0.4))
-    if zero_shot := curves.zero_shot:
-        spreads = (curves.spread(zero_shot, shots, measure, dataset) for shots in curves.shots)
-        if spread := next((one for one in spreads if one), None):
-            color, line_style = styles[zero_shot].color, styles[zero_shot].line
-            line = {"linewidth": 1.2, "linestyle": line_style, "zorder": 0, "label": zero_shot.label}
-            panel.axhline(100 * spread.mean, color=color, **line)
+    at_any_shots = curves.spreads(curves.zero_shot, measure, dataset).values() if curves.zero_shot else ()
+    if curves.zero_shot and (spread := next(filter(None, at_any_shots), None)):
+        style = styles[curves.zero_shot]
+        line = {"linewidth": 1.2, "linestyle": style.line, "zorder": 0, "label": curves.zero_shot.label}
+        panel.axhline(100 * spread.mean, color=style.color, **line)
     panel.set_xlim(first / ratio**0.06, last * ratio**0.06)
-    panel.set_xticks(curves.shots, [str(shots) for shots in curves.shots], color=INK)
+    panel.set_xticks(shots, [str(number) for number in shots], color=INK)
     panel.minorticks_off()
     panel.set_xlabel("training images per class")
     panel.grid(axis="y")
@@ -379,7 +379,7 @@ def _label_ends(panel: Any) -> None:
 
 
 def _row_panels(count: int, rows: float, **options: Any) -> tuple[Any, list[Any]]:
-    """A figure of the page's width with panels side by side, high enough for so many rows."""
+    """A figure of the page's width with panels side by side, high enough for the rows."""
     figure, panels = new_figure(WIDTH, 0.95 + 0.34 * max(2.0, rows), 1, count, **options)
     return figure, list(panels[0])
 

@@ -75,7 +75,9 @@ def read_predictions(evaluation: EvaluationRecord) -> StoredPredictions | None:
         labels, top, probabilities = (arrays[key] for key in ("labels", "top", "probabilities"))
         items, features = arrays.get("feature_items"), arrays.get("features")
         paths = tuple(str(path) for path in arrays["paths"])
-        found = StoredPredictions(paths, labels, top, probabilities, (opened[0], opened[1] or None), items, features)
+        predictions = StoredPredictions(
+            paths, labels, top, probabilities, (opened[0], opened[1] or None), items, features
+        )
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"unreadable or damaged: {error}") from error
     if {len(paths), len(labels), len(top), len(probabilities)} != {row.images}:
@@ -87,7 +89,7 @@ def read_predictions(evaluation: EvaluationRecord) -> StoredPredictions | None:
             raise ValueError(f"it holds indices outside 0 to {limit - 1}")
     if features is not None and (items is None or features.shape[:1] != items.shape or features.ndim != 2):
         raise ValueError("its features do not fit its images")
-    return found
+    return predictions
 
 
 def pair_predictions(

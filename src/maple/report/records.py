@@ -23,7 +23,7 @@ _WITHOUT_EFFECT = {"workers", "images", "micro_batch", "text_memory"}
 
 
 class Stored(BaseModel):
-    """Base of what is read from files; unknown keys, of later versions, are ignored."""
+    """Base of the records that are read from files; unknown keys, of later versions, are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

@@ -80,27 +80,15 @@ class ShotCurves:
     Attributes:
         key: theirs, without shots.
         groups: {shots: group}, fewest first; each names all data sets, so there is no average over fewer.
-        variants: all methods, in the order of tables.
+        variants, datasets: of all groups, in the order of tables.
+        measures: those of the groups.
     """
 
     key: Key
     groups: dict[int, Group] = field(hash=False)
     variants: tuple[Variant, ...]
-
-    @property
-    def shots(self) -> tuple[int, ...]:
-        """Fewest first."""
-        return tuple(self.groups)
-
-    @property
-    def datasets(self) -> tuple[str, ...]:
-        """All of them, by name."""
-        return next(iter(self.groups.values())).datasets
-
-    @property
-    def measures(self) -> tuple[str, ...]:
-        """Those of the groups."""
-        return next(iter(self.groups.values())).measures
+    datasets: tuple[str, ...]
+    measures: tuple[str, ...]
 
     @property
     def caption(self) -> str:
@@ -112,9 +100,9 @@ class ShotCurves:
         """The method that learns nothing, and is the same at any shots."""
         return next((variant for variant in self.variants if variant.is_zero_shot), None)
 
-    def spread(self, variant: Variant, shots: int, measure: str, dataset: str | None = None) -> Spread | None:
-        """Of one data set; without one the mean over all."""
-        return self.groups[shots].spread(variant, measure, dataset)
+    def spreads(self, variant: Variant, measure: str, dataset: str | None = None) -> dict[int, Spread | None]:
+        """{shots: spread} on a data set; without one the mean over all."""
+        return {shots: group.spread(variant, measure, dataset) for shots, group in self.groups.items()}
 
 
 def find_shot_curves(groups: list[Group]) -> list[ShotCurves]:
@@ -141,5 +129,6 @@ def find_shot_curves(groups: list[Group]) -> list[ShotCurves]:
             variants = in_order(variant for variant, _, _ in cells)
             renamed[shots] = replace(group, variants=variants, datasets=datasets, cells=dict(cells))
         variants = in_order(variant for group in renamed.values() for variant in group.variants)
-        curves.append(ShotCurves(key, renamed, variants))
+        measures = next(iter(renamed.values())).measures
+        curves.append(ShotCurves(key, renamed, variants, datasets, measures))
     return curves

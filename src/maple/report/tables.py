@@ -84,11 +84,8 @@ def shots_tables(curves: ShotCurves) -> list[Table]:
         notes.append("Zero-shot CLIP sees no training images; it is shown in every column.")
 
     def section(title: str, dataset: str | None = None) -> Section:
-        spreads = {
-            variant.label: [curves.spread(variant, shots, measure, dataset) for shots in curves.shots]
-            for variant in curves.variants
-        }
-        columns = [f"{shots} shot{'s' if shots > 1 else ''}" for shots in curves.shots]
+        spreads = {one.label: list(curves.spreads(one, measure, dataset).values()) for one in curves.variants}
+        columns = [f"{shots} shot{'s' if shots > 1 else ''}" for shots in curves.groups]
         return Section(title, ("Method", *columns), tuple((key, tuple(row)) for key, row in _cells(spreads).items()))
 
     each = tuple(section(dataset, dataset) for dataset in curves.datasets)

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from maple.report.collect import collect
 from maple.report.groups import group_evaluations
 from maple.report.headline import headline_sentences
 from maple.report.page import ThumbnailLoader, make_page
-from maple.report.records import Collection, CostRow, EvaluationRecord, command_of
+from maple.report.records import Collection, CostRow, command_of
 from maple.report.series import find_shot_curves
 from maple.report.tables import Cell, Table, cost_tables, group_tables, shots_tables
 
@@ -35,29 +35,11 @@ _LATEX = str.maketrans(
         "”": "''",
     }
 )
-_EVALUATION_COLUMNS: dict[str, Callable[[EvaluationRecord], Any]] = {
-    "run": lambda one: one.run.name,
-    "method": lambda one: one.method,
-    "settings": lambda one: _flat(one.settings),
-    "backbone": lambda one: one.row.backbone.name,
-    "pretrained": lambda one: one.row.backbone.pretrained or "",
-    "precision": lambda one: one.row.backbone.precision,
-    "fingerprint": lambda one: one.row.backbone.fingerprint,
-    "source_dataset": lambda one: one.row.source.dataset,
-    "shots": lambda one: "all" if one.row.source.shots is None else one.row.source.shots,
-    "trained_on": lambda one: one.row.source.classes,
-    "seed": lambda one: one.row.seed,
-    "dataset": lambda one: one.dataset,
-    "classes": lambda one: one.row.classes,
-    "part": lambda one: one.row.part,
-    "class_count": lambda one: len(one.row.class_names),
-    "images": lambda one: one.row.images,
-    "top1": lambda one: one.row.top1,
-    "top5": lambda one: one.row.top5,
-    "macro_f1": lambda one: one.row.macro_f1,
-    "calibration_error": lambda one: one.row.calibration_error,
-    "items": lambda one: one.row.items,
-}
+_EVALUATION_COLUMNS = (
+    *("run", "method", "settings", "backbone", "pretrained", "precision", "fingerprint", "source_dataset", "shots"),
+    *("trained_on", "seed", "dataset", "classes", "part", "class_count", "images", "top1", "top5", "macro_f1"),
+    *("calibration_error", "items"),
+)
 _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`*_<>[]|#~"})
 
 
@@ -239,7 +221,20 @@ def evaluations_csv(collection: Collection) -> str:
     """One line for each evaluation of each run, with its command and environment; accuracies as fractions."""
     lines = []
     for evaluation in collection.evaluations:
-        columns = {name: value_of(evaluation) for name, value_of in _EVALUATION_COLUMNS.items()}
+        row = evaluation.row
+        columns = {
+            **row.model_dump(exclude={"backbone", "source"}),
+            **row.backbone.model_dump(exclude={"name"}),
+            "run": evaluation.run.name,
+            "method": evaluation.method,
+            "settings": _flat(evaluation.settings),
+            "backbone": row.backbone.name,
+            "source_dataset": row.source.dataset,
+            "shots": "all" if row.source.shots is None else row.source.shots,
+            "trained_on": row.source.classes,
+            "dataset": evaluation.dataset,
+            "class_count": len(row.class_names),
+        }
         lines.append({**columns, **_environment_columns(evaluation.run.environment)})
     return _csv([*_EVALUATION_COLUMNS, *_environment_columns({})], lines)
 
@@ -265,7 +260,7 @@ def _flat(settings: Mapping[str, Any]) -> str:
 
 def _csv(columns: list[str], lines: list[dict[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
