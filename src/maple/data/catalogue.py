@@ -132,7 +132,7 @@ def load_dataset(
 
     Example:
         >>> load_dataset("emoji-animals", None).counts()
-        {'train': 4096, 'val': 512, 'test': 1280, 'classes': 128}
+        {'train': 5024, 'val': 628, 'test': 1570, 'classes': 157}
         >>> pets = load_dataset("pets", None, seed=1)
     """
     if name_or_path in CATALOGUE:
@@ -186,7 +186,12 @@ def _unknown(name: str) -> DataError:
 
 
 def known_names() -> list[str]:
-    """Return the names of all data sets: the published ones, then the bundled emoji groups."""
+    """Return the names of all data sets: the published ones, then the bundled emoji groups.
+
+    Example:
+        >>> "eurosat" in known_names()
+        True
+    """
     return [*CATALOGUE, *(f"{PREFIX}{group}" for group in archive().groups)]
 
 

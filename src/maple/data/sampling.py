@@ -58,6 +58,9 @@ def hold_out(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[It
 
     Raises:
         ConfigError: the fraction is not above 0 and below 1.
+
+    Example:
+        >>> train, val = hold_out(dataset.train, 0.1, seed=1)
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"the fraction to hold out is {fraction}; it must be above 0 and below 1")
@@ -96,6 +99,9 @@ def select_classes(
     Raises:
         ConfigError: `which` is not "all", "base" or "novel".
         DataError: an item has a label without a name, or no class remains (a single class has no novel half).
+
+    Example:
+        >>> items, names = select_classes(dataset.test, "novel", dataset.class_names)
     """
     if which not in get_args(Which):
         raise ConfigError(one_of("choice of classes", which, get_args(Which)))

@@ -1,21 +1,19 @@
 """Inspect a user's images before training: find and remove what is unreadable, duplicated or leaks into the test."""
 
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
 from maple.data.checks.findings import Finding, number_of, suspicious_names
 from maple.data.checks.near_duplicates import ImageHash, image_hash, near_duplicate_groups
+from maple.data.images.prefetch import map_with_progress
 from maple.data.images.reading import read_image
 from maple.data.records import SPLIT_NAMES, Dataset, Item
 from maple.errors import DataError, ImageError, shortened_list
 
-_CHUNK = 256
 _TRAIN, _TEST = SPLIT_NAMES.index("train"), SPLIT_NAMES.index("test")
 _FEW = 4
 """A class with fewer images is reported."""
@@ -140,7 +138,8 @@ def _read_all(
     """The readable images in order, and (path, error) of the others."""
     listed = [(item, index) for index, split in enumerate(SPLIT_NAMES) for item in getattr(dataset, split)]
 
-    def read(item: Item, split: int) -> _Image | tuple[str, str]:
+    def read(entry: tuple[Item, int]) -> _Image | tuple[str, str]:
+        item, split = entry
         path = dataset.file(item)
         try:
             if dataset.read is not None:
@@ -158,17 +157,11 @@ def _read_all(
 
     images: list[_Image] = []
     unreadable: list[tuple[str, str]] = []
-    pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16))
-    try:
-        for start in range(0, len(listed), _CHUNK):
-            for result in pool.map(read, *zip(*listed[start : start + _CHUNK], strict=True)):
-                if isinstance(result, _Image):
-                    images.append(result)
-                else:
-                    unreadable.append(result)
-            on_images(min(start + _CHUNK, len(listed)), len(listed))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    for result in map_with_progress(read, listed, workers, on_images):
+        if isinstance(result, _Image):
+            images.append(result)
+        else:
+            unreadable.append(result)
     return images, unreadable
 
 

@@ -3,14 +3,13 @@
 import csv
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from itertools import chain
 
+from maple.data.images.prefetch import map_with_progress
 from maple.data.images.reading import read_image
 from maple.data.records import Dataset, Item
 from maple.data.sampling import base_novel_classes
@@ -112,8 +111,4 @@ def verify_images(
             return f"{file}: cannot be reached ({error.strerror})"
         return None
 
-    with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool:
-        for start in range(0, len(items), _CHUNK):
-            chunk = items[start : start + _CHUNK]
-            yield from filter(None, pool.map(problem, chunk))
-            on_images(start + len(chunk), len(items))
+    yield from filter(None, map_with_progress(problem, items, workers, on_images, _CHUNK))

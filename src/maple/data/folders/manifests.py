@@ -171,7 +171,15 @@ def _read_table(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             if not any(value.strip() for value in row):
                 continue
             if not header:
-                header = _checked_header(path, row)
+                header = [name.strip().casefold() for name in row]
+                if absent := [name for name in ("path", "label") if name not in header]:
+                    raise DataError(
+                        f"{path}: the first line must name the columns path, label and, optionally, split; it has no "
+                        f"{' and no '.join(absent)} but {', '.join(map(repr, row))}"
+                    )
+                if repeated := [name for name in _COLUMNS if header.count(name) > 1]:
+                    count = header.count(repeated[0])
+                    raise DataError(f"{path}: the first line names the column {repeated[0]} {count} times; keep one")
             elif len(row) != len(header):
                 raise DataError(
                     f"{path}: line {line} has {len(row)} values, but there are {len(header)} columns "
@@ -183,20 +191,6 @@ def _read_table(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise DataError(f"{path}: line {next_line} cannot be read ({error}); check its quotes") from error
     if not header:
         raise DataError(f"{path}: is empty; its first line must name the columns path, label and, optionally, split")
-
-
-def _checked_header(path: Path, row: list[str]) -> list[str]:
-    header = [name.strip().casefold() for name in row]
-    if absent := [name for name in ("path", "label") if name not in header]:
-        raise DataError(
-            f"{path}: the first line must name the columns path, label and, optionally, split; it has no "
-            f"{' and no '.join(absent)} but {', '.join(map(repr, row))}"
-        )
-    if repeated := [name for name in _COLUMNS if header.count(name) > 1]:
-        raise DataError(
-            f"{path}: the first line names the column {repeated[0]} {header.count(repeated[0])} times; keep one"
-        )
-    return header
 
 
 def _read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -73,7 +73,7 @@ class EvalView(InputTransform):
 
     @classmethod
     def from_preprocessing(cls, preprocessing: Any) -> Self:
-        """The transform for a tower's `Backbone.preprocessing`, or for the same fields of an export's manifest."""
+        """Return the transform for a `Backbone.preprocessing`, or for the same fields of an export's manifest."""
         return cls(preprocessing.size, preprocessing.mean, preprocessing.std, preprocessing.interpolation)
 
     def __call__(self, image: Image.Image) -> Floats:

@@ -1,8 +1,8 @@
-"""Threads that read images ahead of their use, in order."""
+"""Threads that read images, ahead of their use and in order."""
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -35,6 +35,23 @@ def map_in_order(
             yield result
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def map_with_progress(
+    function: Callable[[_Key], _Value],
+    keys: Sequence[_Key],
+    workers: int | None,
+    on_done: Callable[[int, int], None],
+    chunk: int = 256,
+) -> Iterator[_Value]:
+    """Map `function` over `keys` with `workers` threads (None: one per core, up to 16), yielding results in order.
+
+    `on_done` is called after each chunk of results with (keys done, keys in all).
+    """
+    with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool:
+        for start in range(0, len(keys), chunk):
+            yield from pool.map(function, keys[start : start + chunk])
+            on_done(min(start + chunk, len(keys)), len(keys))
 
 
 def reading_threads(workers: int | None, most: int = 4) -> int:

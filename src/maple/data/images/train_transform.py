@@ -72,7 +72,7 @@ def crop_box(
     """Draw the top, left, height and width of a random crop of an image of `height` x `width` pixels.
 
     The area is uniform in `scale`, the logarithm of the aspect uniform between those of `ratio`; when ten draws do
-    not fit, the largest central crop whose aspect lies within `ratio` is taken.
+    not fit, the largest central crop whose aspect is within `ratio` is taken.
 
     Source: torchvision `RandomResizedCrop.get_params`, same draws in the same order, from `generator`.
     """

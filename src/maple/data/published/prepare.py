@@ -170,14 +170,12 @@ def _locked_downloads(root: Path, name: str) -> Iterator[Path]:
 
 def _copy_class_names(recipe: Recipe, root: Path, progress: PrepareProgress) -> None:
     """Copy classnames.txt, which ImageNet and its variants share, from another of them."""
+    copies = [root / spec.folder / _NAMES for spec in CATALOGUE.values() if spec.labels == _NAMES]
+    other = next((path for path in copies if path.is_file()), None)
     for need in recipe.missing(root):
-        if need.endswith(f"/{_NAMES}"):
-            for spec in CATALOGUE.values():
-                other = root / spec.folder / _NAMES
-                if spec.labels == _NAMES and other.is_file():
-                    _place_file(other, root / need)
-                    progress.say(f"{root / need}: copied from {other}")
-                    break
+        if other and need.endswith(f"/{_NAMES}"):
+            _place_file(other, root / need)
+            progress.say(f"{root / need}: copied from {other}")
 
 
 def _use_source(
