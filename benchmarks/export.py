@@ -1,8 +1,9 @@
-"""Images per second of an exported image tower on onnxruntime, beside PyTorch, in alternation in one run.
+"""Images per second of an exported image tower on onnxruntime and on PyTorch, in alternation in one run.
 
     taskset -c 0 python benchmarks/export.py                      # maple-small and ViT-B-16, one thread
 
-MaPLe as it starts, with random weights where none are packaged; class embeddings are there beforehand on both sides.
+MaPLe before training, with random weights where none are packaged; class embeddings are computed beforehand on both
+sides.
 Equality is checked before anything is timed: `export_run` refuses a float32 export that differs.
 """
 
@@ -60,20 +61,20 @@ def measure(name: str, batches: list[int], repeats: int) -> list[dict[str, objec
         exports = {kind: export_run(prompts, Path(folder, kind), int8=int8) for kind, int8 in kinds.items()}
         predictors = {
             "PyTorch": TorchPredictor(method),
-            **{kind: OnnxPredictor.load(one.folder) for kind, one in exports.items()},
+            **{kind: OnnxPredictor.load(export.folder) for kind, export in exports.items()},
         }
         size = backbone.preprocessing.size
         weights = 4e-6 * sum(value.numel() for value in backbone.model.visual.parameters())
         for batch in batches:
             views = np.random.default_rng(0).standard_normal((batch, 3, size, size)).astype(np.float32)
-            spoken = {kind: one.encode_class_names(CLASSES) for kind, one in predictors.items()}
+            classes = {kind: predictor.encode_class_names(CLASSES) for kind, predictor in predictors.items()}
 
-            def run(kind: str, views: "np.ndarray" = views, spoken: dict = spoken) -> None:
-                predictors[kind].probabilities(predictors[kind].encode(views), spoken[kind])
+            def run(kind: str, views: "np.ndarray" = views, classes: dict = classes) -> None:
+                predictors[kind].probabilities(predictors[kind].encode_images(views), classes[kind])
 
             seconds = in_alternation({kind: lambda kind=kind: run(kind) for kind in predictors}, repeats)
             for kind, value in seconds.items():
-                there = exports.get(kind)
+                export = exports.get(kind)
                 rows.append(
                     {
                         "backbone": name,
@@ -81,8 +82,8 @@ def measure(name: str, batches: list[int], repeats: int) -> list[dict[str, objec
                         "what": kind,
                         "images_per_second": batch / value,
                         "ratio": seconds["PyTorch"] / value,
-                        "megabytes": weights if there is None else (there.folder / "image.onnx").stat().st_size / 1e6,
-                        "difference": 0.0 if there is None else there.difference,
+                        "megabytes": weights if export is None else (export.folder / "image.onnx").stat().st_size / 1e6,
+                        "difference": 0.0 if export is None else export.difference,
                     }
                 )
     return rows

@@ -80,15 +80,17 @@ def main() -> None:
     scenes, corners, places = [], [], []
     for _ in range(arguments.images):
         code = drawn.choice(concepts).code
-        scenes.append(predictor.transform(draw(f"{style}/{code}/{drawn.choice(TEST_SCENES)}")))
+        scenes.append(torch.from_numpy(predictor.preprocess(draw(f"{style}/{code}/{drawn.choice(TEST_SCENES)}"))))
         quarter = drawn.randrange(4)
         canvas = Image.new("RGBA", (128, 128))
         canvas.paste(archive().glyph(style, code), (quarter % 2 * 64, quarter // 2 * 64))
-        corners.append(predictor.transform(render_scene(canvas, drawn.getrandbits(32), difficulty=0)))
+        corners.append(
+            torch.from_numpy(predictor.preprocess(render_scene(canvas, drawn.getrandbits(32), difficulty=0)))
+        )
         places.append(quarter)
     full, small, truth = torch.stack(scenes), torch.stack(corners), torch.tensor(places)
     generator = torch.Generator().manual_seed(arguments.seed)
-    for name, method in (("zero-shot CLIP", predictor.frozen), (predictor.method.title, predictor.method)):
+    for name, method in (("zero-shot CLIP", predictor.classes.zero_shot), (predictor.method.title, predictor.method)):
         if method is None:
             raise SystemExit("the predictor has no frozen CLIP")
         predicted = method.predict_logits(full).argmax(dim=1)

@@ -98,7 +98,7 @@ def test_nothing_readable_writes_nothing(run: Path, pictures: Path) -> None:
     [
         ((), "name images, or give --words"),
         (("--words", "--for", "red thing"), "--for and --recursive concern images"),
-        (("a.png", "--for", "teapot"), "'teapot' is none of the classes"),
+        (("a.png", "--for", "teapot"), "'teapot' is not one of the classes"),
         (("a.png", "--classes", "cup,,can"), "class name 1"),
         (("a.png", "--output", "FILE"), "cannot be written"),
         (("--words", "--output", "FILE"), "cannot be written"),
@@ -122,4 +122,4 @@ def test_a_picture_with_an_odd_name(run: Path, tmp_path: Path) -> None:
     Image.new("L", (3, 70), 20).save(path)
     result = explain(run, path)
     assert result.exit_code == 0
-    assert maps_of(run / "explanation")[0]["png"] == "001_picture.png"
+    assert maps_of(run / "explanation")[0]["png"] == "001_image.png"

@@ -1,31 +1,38 @@
-"""Names in any script, drawn with a font that has their letters."""
+"""Class names in any script, drawn with installed fonts that have their letters."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
-from PIL import ImageFont
+from PIL import Image
 
-from maple.explain import fonts
+from maple.explain import Explanation, drawing
+from maple.explain.explainer import ExplainedSide
+from maple.inference.predictor import ClassProbability
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    def forget() -> None:
-        fonts._usual.cache_clear()
-        fonts._best_of_the_machine.cache_clear()
-        fonts._of_the_machine.cache_clear()
-        fonts._served.clear()
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fonts of this test alone, in addition to matplotlib's own."""
+    monkeypatch.setattr(drawing.fontManager, "ttflist", list(drawing.fontManager.ttflist))
+    monkeypatch.setattr(drawing, "_used_fonts", [])
 
-    forget()
+    def clear() -> None:
+        drawing.font_families.cache_clear()
+        drawing._font_files.cache_clear()
+
+    clear()
     yield
-    forget()
+    clear()
 
 
-def write_font(path: Path, letters: str, style: str = "Regular") -> str:
+def install(path: Path, letters: str) -> None:
+    """Install a font whose letters are filled boxes."""
     pen = TTGlyphPen(None)
     pen.moveTo((100, 0))
     for corner in ((100, 700), (500, 700), (500, 0)):
@@ -38,44 +45,63 @@ def write_font(path: Path, letters: str, style: str = "Regular") -> str:
     builder.setupGlyf(dict.fromkeys(names, pen.glyph()))
     builder.setupHorizontalMetrics(dict.fromkeys(names, (600, 0)))
     builder.setupHorizontalHeader(ascent=800, descent=-200)
-    builder.setupNameTable({"familyName": path.stem, "styleName": style})
+    builder.setupNameTable({"familyName": path.stem, "styleName": "Regular"})
     builder.setupOS2()
     builder.setupPost()
     builder.save(path)
-    return str(path)
+    drawing.fontManager.ttflist.append(font_manager.FontEntry(fname=str(path), name=path.stem, weight=400))
 
 
-def chosen(text: str) -> str | None:
-    font = fonts.font_for(text)
-    assert isinstance(font, ImageFont.FreeTypeFont)
-    return font.getname()[0]
+def families(text: str) -> list[str]:
+    return drawing.font_families(frozenset(text))
 
 
-def test_a_font_of_the_machine_has_the_letters_that_ours_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = tmp_path / "a_broken.ttf"
-    broken.write_bytes(b"no font")
-    machine = [
-        str(broken),
-        write_font(tmp_path / "b_bold.ttf", "猫 0123456789%", "Bold"),
-        write_font(tmp_path / "c_one.ttf", "猫"),
-        write_font(tmp_path / "d_both.ttf", "猫犬 0123456789%"),
-    ]
-    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: machine)
-    assert chosen("a cat, кот, γάτα") == "DejaVu Sans"
-    assert chosen("97 %  猫") == "d_both"
-    monkeypatch.setattr(fonts, "_of_the_machine", lambda: pytest.fail("a font that has served is asked first"))
-    assert chosen("3 %  犬") == "d_both"
+def explanation(name: str) -> Explanation:
+    side = ExplainedSide((ClassProbability(name, 0.7),), 0.7, ((0.1, 0.2), (0.3, 0.4)))
+    return Explanation("image", name, Image.new("RGB", (32, 32), "teal"), side, side)
 
 
-def test_lines_share_their_font() -> None:
-    assert fonts.font_for("97 %  cat") is fonts.font_for("3 %  dog")
+def test_installed_fonts_have_the_letters_that_the_usual_one_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_broken.ttf").write_bytes(b"not a font")
+    drawing.fontManager.ttflist.append(font_manager.FontEntry(fname=str(tmp_path / "a_broken.ttf"), name="a_broken"))
+    install(tmp_path / "c_one.ttf", "猫")
+    install(tmp_path / "d_both.ttf", "猫犬")
+    install(tmp_path / "e_other.ttf", "글")
+    assert families("a cat, кот, γάτα") == ["DejaVu Sans"]
+    assert families("97 %  猫犬") == ["DejaVu Sans", "d_both"]
+    assert families("猫 글") == ["DejaVu Sans", "d_both", "e_other"], "two scripts in one name"
+    covered = drawing._covered
+
+    def of_used_fonts(family: str, letters: frozenset[str]) -> frozenset[str]:
+        assert family in ("DejaVu Sans", "d_both", "e_other")
+        return covered(family, letters)
+
+    monkeypatch.setattr(drawing, "_covered", of_used_fonts)
+    assert families("3 %  犬") == ["DejaVu Sans", "d_both"], "fonts that were used before are tried first"
 
 
-def test_letters_that_no_font_has_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(font_manager, "findSystemFonts", list)
-    assert chosen("猫") == "DejaVu Sans"
+def test_a_name_is_drawn_with_the_letters_of_its_font(tmp_path: Path) -> None:
+    before = np.asarray(drawing.draw(explanation("猫猫猫")))
+    drawing.font_families.cache_clear()
+    drawing._font_files.cache_clear()
+    install(tmp_path / "cats.ttf", "猫")
+    after = np.asarray(drawing.draw(explanation("猫猫猫")))
+    assert before.shape == after.shape
+    assert (before != after).any()
 
 
-def test_without_matplotlib_there_is_a_font(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fonts, "find_spec", lambda _: None)
-    assert fonts.font_for("cat").getbbox("cat")[2] > 0
+def test_letters_that_no_font_has_are_not_an_error() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert families("\U000f0000") == ["DejaVu Sans"]
+        drawing.draw(explanation("\U000f0000 $x_1$ and \n"))
+
+
+def test_a_long_name_ends_with_its_panel() -> None:
+    short, long = (np.asarray(drawing.draw(explanation("W" * length))) for length in (5, 500))
+    assert short.shape == long.shape
+    gaps = slice(16 + 256 + 1, 16 + 256 + 15)
+    assert (long[:, gaps] == 255).all()
+    assert (short != long).any()

@@ -7,7 +7,6 @@ from variants import NAMES, make
 from maple.clip import Backbone
 from maple.errors import ConfigError
 from maple.explain import nearest_words
-from maple.explain.write import words_record
 from maple.methods import build_method
 
 
@@ -39,14 +38,14 @@ def test_both_measures_rank_as_they_say(backbone: Backbone) -> None:
 def test_each_class_has_its_own(backbone: Backbone) -> None:
     found = nearest_words(make("coop-class_specific", backbone), top=1)
     assert list(found.sets) == ["cat", "dog", "fire_truck"]
-    assert [one["class"] for one in words_record(found)["sets"]] == ["cat", "dog", "fire_truck"]
+    assert [one["class"] for one in found.to_json()["sets"]] == ["cat", "dog", "fire_truck"]
 
 
 def test_what_must_be_known_is_said(backbone: Backbone) -> None:
-    record = words_record(nearest_words(make("cocoop", backbone)))
+    record = nearest_words(make("cocoop", backbone)).to_json()
     assert "rarely readable" in record["warning"]
     assert any("Every image shifts" in note for note in record["notes"])
-    assert any("2 deeper layers" in note for note in words_record(nearest_words(make("maple", backbone)))["notes"])
+    assert any("2 deeper layers" in note for note in nearest_words(make("maple", backbone)).notes())
 
 
 @pytest.mark.parametrize("variant", ["zero_shot", "vpt", "clip_adapter", "promptsrc-vpt"])

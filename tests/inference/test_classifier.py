@@ -130,8 +130,8 @@ def test_bad_labels_and_settings() -> None:
     for bad, error, message in (
         (labels[:5], DataError, r"6 images have labels of shape \[5\]"),
         (np.array(["cat"] * 6), DataError, "all images have the label .*cat.*at least two classes"),
-        (np.arange(6), ClassNamesError, "the labels are int64 and no words"),
-        (np.linspace(0, 1, 6), DataError, "the labels are float64; give words, whole numbers or booleans"),
+        (np.arange(6), ClassNamesError, "the labels are int64, not strings"),
+        (np.linspace(0, 1, 6), DataError, "the labels are float64; give strings, integers or booleans"),
         (np.array(["a", 1] * 3, dtype=object), DataError, "the labels are of kinds that cannot be sorted"),
         (["a", 1] * 3, DataError, "label 1 is 1, int; give labels of one kind"),
         (["a", "b", float("nan")] * 2, DataError, "label 2 is nan, float; give labels of one kind"),
@@ -173,7 +173,7 @@ def test_labels_that_are_no_words() -> None:
         assert made.classes_.tolist() == [7, 8, 9]
         assert np.array_equal(made.predict_proba(images), expected.predict_proba(images))
         assert set(made.predict(images)) <= {7, 8, 9}
-    with pytest.raises(ClassNamesError, match=r"no words for the labels \[8, 9\]"):
+    with pytest.raises(ClassNamesError, match=r"no name for the labels \[8, 9\]"):
         PromptClassifier(**quick, class_names={7: "cat"}).fit(images, numbers)
     with pytest.raises(ClassNamesError, match="2 class_names are given for 3 labels"):
         PromptClassifier(**quick, class_names=["cat", "dog"]).fit(images, numbers)
@@ -334,7 +334,7 @@ def test_the_card(tmp_path: Path) -> None:
     assert "| images | 6 |" in card.text
     assert made.method_.backbone.fingerprint in card.text
     code = card.text.split("```python\n")[1].split("```")[0]
-    code = code.replace("path/of/this/folder", str(tmp_path)).replace("picture.jpg", _file(tmp_path, images[0]))
+    code = code.replace("path/of/this/folder", str(tmp_path)).replace("image.jpg", _file(tmp_path, images[0]))
     exec(code, {})
 
 

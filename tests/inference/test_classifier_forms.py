@@ -51,7 +51,7 @@ def test_class_names_of_another_form() -> None:
     images, _ = pixels(6)
     labels = np.array([0, 1] * 3)
     for names, message in (
-        ("ab", "class_names is str; give {label: words}, or a list"),
+        ("ab", "class_names is str; give {label: name}, or a list"),
         ({"a", "b"}, "class_names is set; give"),
         ((name for name in "ab"), "class_names is generator; give"),
     ):

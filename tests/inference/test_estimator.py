@@ -1,9 +1,8 @@
-"""PromptClassifier as one of scikit-learn's estimators, and without scikit-learn."""
+"""PromptClassifier as one of scikit-learn's estimators."""
 
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,34 +71,6 @@ def test_cross_validation_and_search() -> None:
 
 
 @pytest.mark.slow
-def test_without_scikit_learn(prompts: Path) -> None:
-    """In a process where it cannot be imported."""
-    code = f"""
-import sys
-sys.modules["sklearn"] = None
-import numpy as np
-from maple import MapleError, PromptClassifier
-images = np.random.default_rng(0).integers(0, 255, (6, 30, 40, 3)).astype(np.uint8)
-made = PromptClassifier("coop", backbone="maple-tiny", pretrained="random:1", epochs=7)
-assert repr(made) == "PromptClassifier(method='coop', backbone='maple-tiny', pretrained='random:1', epochs=7)"
-assert made.set_params(epochs=1) is made and made.get_params()["epochs"] == 1
-try:
-    made.set_params(epoch=1)
-except MapleError as error:
-    assert "unknown parameter 'epoch'; choose one of: method" in str(error)
-try:
-    made.predict(images)
-except MapleError as error:
-    assert "learned nothing" in str(error)
-labels = ["cat", "dog"] * 3
-print(made.fit(images, labels).score(images, labels) >= 0)
-print(PromptClassifier.from_pretrained({str(prompts)!r}).predict_proba(images).shape)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.split("\n") == ["True", "(6, 6)", ""], done.stderr
-
-
-@pytest.mark.slow
 def test_importing_maple_loads_nothing_heavy() -> None:
     code = "import sys, maple; maple.__all__; print(sorted({'torch', 'sklearn', 'numpy', 'PIL'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
@@ -108,7 +79,7 @@ def test_importing_maple_loads_nothing_heavy() -> None:
 def test_tools_that_number_the_labels_are_told_the_words() -> None:
     images, labels = pixels(6)
     made = PromptClassifier(**{**QUICK, "epochs": 1})
-    with pytest.raises(LabelNamesError, match=r"give class_names=sorted\(words\)"):
+    with pytest.raises(LabelNamesError, match=r"give class_names=sorted\(labels\)"):
         VotingClassifier([("one", made)]).fit(images, labels)
     made = made.set_params(class_names=sorted(set(labels.tolist())))
     vote = VotingClassifier([("one", made)], voting="soft").fit(images, labels)

@@ -18,7 +18,8 @@ from maple.clip import Backbone
 from maple.data import EvalTransform
 from maple.data.images.prefetch import map_in_order
 from maple.errors import BackboneError, ClassNamesError, ConfigError, DataError, ImageError, UnlearnedClassesError
-from maple.inference import ImageSource, Prediction, TorchPredictor, Unreadable, find_images, keep_fetched
+from maple.inference import ImageSource, Prediction, TorchPredictor, UnreadableImage, find_images
+from maple.inference.image_sources import cache_downloads
 from maple.inference.trained_names import TrainedNames
 from maple.methods.maple import MaPLe
 
@@ -70,10 +71,12 @@ def test_cocoop_whose_classes_depend_on_the_image(tiny: Backbone) -> None:
     predictor = TorchPredictor(method, zero_shot=True)
     predictor.set_class_names(["cat", "dog"])
     found = answers(predictor, colour_pictures(), batch_size=3)
-    transform = predictor.transform
+    preprocess = predictor.preprocess
     method.set_class_names(["cat", "dog"])
     with torch.no_grad():
-        expected = method(torch.stack([transform(picture.read()) for picture in colour_pictures()])).softmax(-1)
+        expected = method(
+            torch.from_numpy(np.stack([preprocess(picture.read()) for picture in colour_pictures()]))
+        ).softmax(-1)
     for row, one in zip(expected, found, strict=True):
         assert one.best[0].probability == pytest.approx(float(row.max()), abs=1e-5)
         assert one.best[0].name == ("cat", "dog")[int(row.argmax())]
@@ -88,8 +91,8 @@ def test_unreadable_pictures_stand_in_their_place(prompts: Path) -> None:
     for size in (1, 2, 10):
         found = list(TorchPredictor.load(prompts, device="cpu").stream(mixed, batch_size=size))
         assert [one.source for one in found] == ["x.png", "red", "green", "x.png", "blue", "grey"]
-        assert [isinstance(one, Unreadable) for one in found] == [True, False, False, True, False, False]
-        assert isinstance(found[0], Unreadable)
+        assert [isinstance(one, UnreadableImage) for one in found] == [True, False, False, True, False, False]
+        assert isinstance(found[0], UnreadableImage)
         assert found[0].reason == "x.png: is damaged"
 
 
@@ -208,7 +211,7 @@ def test_a_folder_that_cannot_be_listed_is_one_failure(pictures: Path, monkeypat
 def test_standard_input_is_named_once() -> None:
     with pytest.raises(ConfigError, match="standard input"):
         find_images(["-", "a.png", "-"])
-    with pytest.raises(ConfigError, match="a picture is needed"):
+    with pytest.raises(ConfigError, match="an image is needed"):
         find_images([])
 
 
@@ -221,14 +224,14 @@ def test_what_was_fetched_is_kept() -> None:
             raise AssertionError
         return Image.new("RGB", (2, 2))
 
-    (kept,) = keep_fetched(iter([ImageSource("http://host/a.png", read)]))
+    (kept,) = cache_downloads(iter([ImageSource("http://host/a.png", read)]))
     assert kept.read() is kept.read()
 
     def fail() -> Image.Image:
         calls.append(1)
         raise ImageError(f"failure {len(calls)}")
 
-    (kept,) = keep_fetched(iter([ImageSource("<stdin>", fail)]))
+    (kept,) = cache_downloads(iter([ImageSource("<stdin>", fail)]))
     for _ in range(2):
         with pytest.raises(ImageError, match="failure 2"):
             kept.read()
@@ -241,7 +244,7 @@ def test_cosines_to_the_nearest_are_those_of_zero_shot(tiny: Backbone) -> None:
     trained, new = ["cat", "dog", "owl"], ["cat", "tank"]
     features = build_method({"name": "zero_shot"}, tiny, [*trained, *new]).encode_classes()
     predictor = TorchPredictor(build_method({"name": "coop"}, tiny, trained))
-    nearest, among = TrainedNames(trained, predictor._name_features).cosines(new)
+    nearest, among = predictor._distances.cosines(features[3:].numpy())
     cosines = features @ features.T
     assert nearest.tolist() == pytest.approx([1.0, float(cosines[4, :3].max())], abs=1e-5)
     expected = [max(float(cosines[a, b]) for b in range(3) if b != a) for a in range(3)]
@@ -262,22 +265,21 @@ def features_by_word(names: Sequence[str]) -> np.ndarray:
 
 def test_a_list_is_far_when_most_of_its_new_names_are() -> None:
     known = TrainedNames(["cat", "dog"], features_by_word)
-    assert known.explain(["dog", "CAT"]) is None
-    assert known.explain(["near", "far", "dog"]) == "2 of 3 class names were not trained (near, far)"
-    assert known.explain(["near", "far", "far_off", "dog"]) == (
+    assert known.note(["dog", "CAT"]) is None
+    assert known.note(["near", "far", "dog"]) == "2 of 3 class names were not trained (near, far)"
+    assert known.note(["near", "far", "far_off", "dog"]) == (
         "3 of 4 class names were not trained (near, far, far_off), and this list is far from the trained one: far, "
-        "far_off less like any trained name than those are like each other (cosine 0.30, usual 0.80 and more); "
-        "compare with --zero-shot; this CLIP reads 'far' and 'far_off' as the same words, and cannot choose between "
-        "them"
+        "far_off less similar to any trained name than those are to each other (cosine 0.30, usual 0.80 or more); "
+        "compare with --zero-shot; this CLIP cannot distinguish 'far' and 'far_off': their text features are the same"
     )
     told = "1 of 1 class names were not trained (far)"
-    assert TrainedNames(["cat"], features_by_word).explain(["far"]) == told
-    assert TrainedNames(["cat", "dog"], None).explain(["far"]) == told
+    assert TrainedNames(["cat"], features_by_word).note(["far"]) == told
+    assert TrainedNames(["cat", "dog"], None).note(["far"]) == told
     many = [f"far {number}" for number in range(499)]
-    same = TrainedNames(["cat"], features_by_word).explain(["far a", "far b"])
+    same = TrainedNames(["cat"], features_by_word).note(["far a", "far b"])
     assert same is not None
-    assert same.endswith("; this CLIP reads 'far a' and 'far b' as the same words, and cannot choose between them")
-    assert known.explain(many) == "499 of 499 class names were not trained (far 0, far 1, far 2, ...)"
+    assert same.endswith("; this CLIP cannot distinguish 'far a' and 'far b': their text features are the same")
+    assert known.note(many) == "499 of 499 class names were not trained (far 0, far 1, far 2, ...)"
 
 
 # --- the seam for servers
@@ -289,7 +291,7 @@ def test_images_of_several_lists_in_one_batch(tiny: Backbone, name: str) -> None
     method = build_method({"name": name, **settings.get(name, {})}, tiny, NAMES)
     predictor = TorchPredictor(method, zero_shot=True)
     first, second = predictor.encode_class_names(NAMES[:4]), predictor.encode_class_names([NAMES[5], NAMES[1]])
-    seen = predictor.encode(np.stack([predictor.view(picture.read()) for picture in colour_pictures()]))
+    seen = predictor.encode_images(np.stack([predictor.preprocess(picture.read()) for picture in colour_pictures()]))
     assert len(seen) == 4
     rows, beside = predictor.probabilities([seen[2], seen[0]], second)
     assert rows.shape == (2, 2)
@@ -310,11 +312,11 @@ def test_methods_of_known_classes_refuse_new_names(tiny: Backbone) -> None:
 
 def test_threads_with_lists_of_their_own(prompts: Path) -> None:
     predictor = TorchPredictor.load(prompts, zero_shot=True, device="cpu")
-    view = predictor.view(colour_pictures()[0].read())[None]
+    view = predictor.preprocess(colour_pictures()[0].read())[None]
     lists = [[f"thing {n}", f"car {n}", *(f"x {i}" for i in range(n))] for n in range(20)]
 
     def ask(names: list[str]) -> list[float]:
-        found, _ = predictor.probabilities(predictor.encode(view), predictor.encode_class_names(names))
+        found, _ = predictor.probabilities(predictor.encode_images(view), predictor.encode_class_names(names))
         return found[0].tolist()
 
     with ThreadPoolExecutor(8) as pool:

@@ -64,13 +64,13 @@ class Colours(Predictor):
     ) -> None:
         about = {"method": "colours", "title": "Colours", "backbone": "none", "dataset": "/somewhere/paint"}
         view = EvalView(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bicubic")
-        super().__init__(NAMES, view=view, has_zero_shot=zero_shot, about=about, name_features=None)
+        super().__init__(NAMES, preprocess=view, has_zero_shot=zero_shot, about=about, name_features=None)
         self.seconds = seconds
         self.gate = gate
         self.fails = fails
         self.batches: list[int] = []
 
-    def encode(self, views: Floats) -> list[Any]:
+    def encode_images(self, views: Floats) -> list[Any]:
         self.batches.append(len(views))
         if self.gate is not None:
             self.gate.wait(20)
@@ -84,12 +84,12 @@ class Colours(Predictor):
 
     def probabilities(self, seen: Sequence[Any], spoken: EncodedClasses) -> tuple[Floats, Floats | None]:
         colours = np.stack(seen)
-        logits = 5 * colours @ spoken.tuned.T
+        logits = 5 * colours @ spoken.trained.T
         if self.fails and "nan" in spoken.names:
             logits = logits * np.nan
         return softmax(logits), softmax(-logits) if self.has_zero_shot else None
 
-    def _speak(self, names: tuple[str, ...], note: str | None) -> EncodedClasses:
+    def _encode_class_names(self, names: tuple[str, ...], note: str | None) -> EncodedClasses:
         return EncodedClasses(names, note, np.stack([direction(name) for name in names]), None)
 
 

@@ -13,7 +13,7 @@ from maple.errors import ConfigError, visible
 from maple.names import names_in
 
 if TYPE_CHECKING:
-    from maple.explain import LayerWords
+    from maple.explain import LearnedWords
 
 
 def explain_command(
@@ -32,9 +32,9 @@ def explain_command(
 
     Exit status: 0 all images were read, 1 some were not, 2 none was, or wrong use.
     """
-    from maple.explain import FOLDER, Explainer, nearest_words, write_maps, write_words
-    from maple.explain.write import words_record
-    from maple.inference import TorchPredictor, Unreadable, find_images
+    from maple.explain import Explainer, nearest_words, write_maps, write_words
+    from maple.explain.heat_maps import FOLDER
+    from maple.inference import TorchPredictor, UnreadableImage, find_images
 
     if not sources and not words:
         raise ConfigError("there is nothing to explain: name images, or give --words")
@@ -51,7 +51,7 @@ def explain_command(
     if words:
         nearest = nearest_words(predictor.method, top)
         if as_json:
-            typer.echo(json.dumps(words_record(nearest)))
+            typer.echo(json.dumps(nearest.to_json()))
         else:
             _print_words(nearest)
         try:
@@ -66,7 +66,7 @@ def explain_command(
         return
     read = unreadable = 0
     for record, png in write_maps(folder, Explainer(predictor, target).explain(images)):
-        if isinstance(record, Unreadable):
+        if isinstance(record, UnreadableImage):
             unreadable += 1
             typer.echo(visible(f"maple: {record.reason}"), err=True)
             continue
@@ -80,11 +80,10 @@ def explain_command(
     raise typer.Exit(options.exit_status(read, unreadable))
 
 
-def _print_words(nearest: "LayerWords") -> None:
+def _print_words(nearest: "LearnedWords") -> None:
     from rich.console import Console
 
     from maple.explain.words import WARNING
-    from maple.explain.write import notes
 
     for name, tokens in nearest.sets.items():
         rows = []
@@ -94,5 +93,5 @@ def _print_words(nearest: "LayerWords") -> None:
             rows.append([number, f"{token.norm:.3f}", *cells])
         title = f"Nearest words{f' of {name}' if name else ''}"
         options.print_table(("token", "length", "by Euclidean distance", "by cosine"), rows, title=title)
-    for line in (*notes(nearest), WARNING):
+    for line in (*nearest.notes(), WARNING):
         Console().print(line, highlight=False, markup=False)

@@ -17,7 +17,7 @@ from maple.errors import ClassNamesError, ConfigError, visible
 from maple.names import names_in
 
 if TYPE_CHECKING:
-    from maple.inference import ImageSource, Prediction, Ranked
+    from maple.inference import ImageSource, Prediction
 
 _BAR_WIDTH = 20
 
@@ -41,7 +41,8 @@ def predict_command(
 
     Exit status: 0 all were read, 1 some were not, 2 none was, or wrong use.
     """
-    from maple.inference import STDIN, Unreadable, find_images, keep_fetched, load_predictor
+    from maple.inference import UnreadableImage, find_images, load_predictor
+    from maple.inference.image_sources import STDIN, cache_downloads
 
     if as_json and as_csv:
         raise ConfigError("--json and --csv exclude each other; choose one")
@@ -58,7 +59,7 @@ def predict_command(
     def classify(images: "Iterable[ImageSource]") -> None:
         nonlocal read, unreadable
         for result in predictor.stream(images, top=top, batch_size=batch_size, workers=min(4, os.cpu_count() or 1)):
-            if isinstance(result, Unreadable):
+            if isinstance(result, UnreadableImage):
                 unreadable += 1
                 typer.echo(visible(f"maple: {result.reason}"), err=True)
             else:
@@ -66,7 +67,7 @@ def predict_command(
                 show(result)
 
     if ask:
-        fetched = list(keep_fetched(images))
+        fetched = list(cache_downloads(images))
         if classes is not None:
             classify(fetched)
         for line in _lines_from_terminal():
@@ -96,12 +97,11 @@ def _lines_from_terminal() -> Iterator[str]:
 
 
 def _show_json(prediction: "Prediction") -> None:
-    def as_list(ranking: "tuple[Ranked, ...]") -> list[dict[str, Any]]:
-        return [{"class": ranked.name, "probability": ranked.probability} for ranked in ranking]
+    from maple.inference.predictor import classes_to_json
 
-    row: dict[str, Any] = {"source": prediction.source, "best": as_list(prediction.best)}
+    row: dict[str, Any] = {"source": prediction.source, "best": classes_to_json(prediction.best)}
     if prediction.zero_shot is not None:
-        row["zero_shot"] = as_list(prediction.zero_shot)
+        row["zero_shot"] = classes_to_json(prediction.zero_shot)
     typer.echo(json.dumps(row))
 
 

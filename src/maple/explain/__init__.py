@@ -1,21 +1,8 @@
-"""What a trained method looks at, and which words its learned tokens lie near."""
+"""Explain a trained method: heat maps of images, and the words nearest to its learned text tokens."""
 
-from maple.explain.explainer import Explainer, Explanation, Side
+from maple.explain.explainer import Explainer, Explanation
+from maple.explain.heat_maps import write_maps
 from maple.explain.relevance import relevance
-from maple.explain.words import LayerWords, NearWord, TokenWords, nearest_words
-from maple.explain.write import FOLDER, read_maps, write_maps, write_words
+from maple.explain.words import LearnedWords, nearest_words, write_words
 
-__all__ = [
-    "FOLDER",
-    "Explainer",
-    "Explanation",
-    "LayerWords",
-    "NearWord",
-    "Side",
-    "TokenWords",
-    "nearest_words",
-    "read_maps",
-    "relevance",
-    "write_maps",
-    "write_words",
-]
+__all__ = ["Explainer", "Explanation", "LearnedWords", "nearest_words", "relevance", "write_maps", "write_words"]

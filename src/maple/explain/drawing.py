@@ -1,87 +1,137 @@
-"""One PNG for a picture: what the image tower saw, and both maps over it, with the answers below."""
+"""One PNG for an image: what the image tower receives, both heat maps over it, and the predictions below."""
+
+import warnings
+from functools import cache, lru_cache
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageDraw
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
+from matplotlib.ft2font import FT2Font
+from matplotlib.patches import Rectangle
+from PIL import Image
 
 from maple.errors import visible
-from maple.explain.explainer import Explanation, Side
-from maple.explain.fonts import font_for
+from maple.explain.explainer import Explanation
 
 PANEL = 256
-"""Pixels of a panel's side."""
-_GAP = 16
-_LINE = 19
-_INK, _SOFT, _BAR, _PAPER = (29, 31, 35), (102, 107, 115), (207, 74, 44), (255, 255, 255)
-# From dark to light, so that it reads in black and white too.
-_COLOURS = np.array([(8, 6, 32), (74, 18, 98), (155, 42, 96), (222, 82, 52), (250, 160, 38), (252, 250, 168)])
+"""The side of a panel in pixels."""
+
+# Pixels; a figure of 72 dots per inch has fonts of as many points as pixels.
+_DPI, _GAP, _LINE, _FONT_SIZE, _BAR_WIDTH, _INDENT = 72, 16, 19, 13, 48, 56
+_INK, _SOFT, _BAR = "#1d1f23", "#666b73", "#cf4a2c"
+_USUAL_FONT = "DejaVu Sans"
+# A font of matplotlib with a box for every letter.
+_PLACEHOLDER_FONT = "Last Resort High-Efficiency"
+_used_fonts: list[str] = []
+_LONGEST = 100
 
 
 def draw(explanation: Explanation) -> Image.Image:
-    """The picture, the frozen CLIP's map and the trained method's, side by side; each map scaled to its own maximum."""
-    lines = max(len(explanation.zero_shot.best), len(explanation.tuned.best))
-    width, height = 3 * PANEL + 4 * _GAP, PANEL + 3 * _GAP + _LINE * (lines + 3)
-    sheet = Image.new("RGB", (width, height), _PAPER)
-    pen = ImageDraw.Draw(sheet)
-    seen = explanation.seen.resize((PANEL, PANEL), Image.Resampling.BICUBIC)
-    panels = (
-        ("what CLIP sees", seen, None),
-        ("zero-shot CLIP", shaded(seen, explanation.zero_shot), explanation.zero_shot),
-        ("trained", shaded(seen, explanation.tuned), explanation.tuned),
-    )
-    for number, (title, image, side) in enumerate(panels):
-        left = _GAP + number * (PANEL + _GAP)
-        _write(pen, (left, _GAP), title, bold=True)
-        sheet.paste(image, (left, _GAP + _LINE + 4))
-        below = 2 * _GAP + _LINE + PANEL
-        if side is None:
-            _write(pen, (left, below), "maps for the class")
-            _write(pen, (left, below + _LINE), explanation.target, bold=True)
-            _write(pen, (left, below + 2 * _LINE), "lighter: speaks more for it", colour=_SOFT)
-        else:
-            _answers(pen, (left, below), side, explanation.target)
-    return sheet
+    """Draw the image, the map of the frozen CLIP and that of the method, each map scaled to its own maximum.
+
+    Class names in any script are drawn where an installed font has their letters.
+
+    Example:
+        >>> draw(explanation).save("map.png")
+    """
+    width = 3 * PANEL + 4 * _GAP
+    height = PANEL + 3 * _GAP + _LINE * (max(len(explanation.zero_shot.best), len(explanation.trained.best)) + 3)
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+
+    def write(left: int, top: int, text: str, *, color: str = _INK, bold: bool = False) -> None:
+        """One line of text, shortened at the end of its panel."""
+        text = visible(text, "?")[:_LONGEST]
+        drawn = figure.text(
+            left,
+            height - top,
+            text,
+            transform=None,
+            va="top",
+            color=color,
+            size=_FONT_SIZE,
+            weight="bold" if bold else "normal",
+            family=font_families(frozenset(text)),
+            parse_math=False,
+        )
+        room = PANEL - (left - _GAP) % (PANEL + _GAP)
+        while len(text) > 1 and drawn.get_window_extent().width > room:
+            text = text.removesuffix("…")[:-1] + "…"
+            drawn.set_text(text)
+
+    with warnings.catch_warnings():
+        # A letter that no installed font has is drawn as a box.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        panels = (("input of CLIP", None), ("zero-shot CLIP", explanation.zero_shot), ("trained", explanation.trained))
+        for number, (title, side) in enumerate(panels):
+            left, below = _GAP + number * (PANEL + _GAP), 2 * _GAP + _LINE + PANEL
+            write(left, _GAP, title, bold=True)
+            bottom = height - (_GAP + _LINE + 4 + PANEL)
+            axes = figure.add_axes((left / width, bottom / height, PANEL / width, PANEL / height), frameon=False)
+            axes.set_axis_off()
+            if side is None:
+                axes.imshow(explanation.image, interpolation="bicubic")
+                write(left, below, "maps for the class")
+                write(left, below + _LINE, explanation.target, bold=True)
+                write(left, below + 2 * _LINE, "lighter: more evidence for it", color=_SOFT)
+                continue
+            # The map over the image in grey. Its colours differ in lightness too, for print in black and white.
+            values = np.array(side.values)
+            extent = (0.0, 1.0, 1.0, 0.0)
+            axes.imshow(
+                explanation.image.convert("L"), cmap="gray", vmin=0, vmax=255, interpolation="bicubic", extent=extent
+            )
+            peak = values.max() or 1.0
+            axes.imshow(values, cmap="inferno", vmin=0, vmax=peak, alpha=0.55, interpolation="bilinear", extent=extent)
+            for row, item in enumerate(side.best):
+                top = below + row * _LINE
+                size = (_BAR_WIDTH * item.probability, 10)
+                figure.add_artist(Rectangle((left, height - top - 12), *size, color=_BAR, transform=None))
+                text = f"{100 * item.probability:.0f} %  {item.name}"
+                write(left + _INDENT, top, text, bold=item.name == explanation.target)
+            if explanation.target not in [item.name for item in side.best]:
+                text = f"{100 * side.probability:.1f} %  {explanation.target}"
+                write(left, below + len(side.best) * _LINE, text, color=_SOFT)
+        canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def shaded(seen: Image.Image, side: Side) -> Image.Image:
-    """The picture in grey under the map: dark where nothing speaks for the class, light where most does."""
-    values = np.array(side.values, dtype=np.float32)
-    peak = float(values.max())
-    scaled = np.rint(255 * values / peak).astype(np.uint8) if peak > 0 else np.zeros(values.shape, np.uint8)
-    smooth = np.asarray(Image.fromarray(scaled).resize(seen.size, Image.Resampling.BILINEAR), dtype=np.float32) / 255
-    grey = np.asarray(seen.convert("L"), dtype=np.float32)[:, :, None]
-    mixed = 0.45 * grey + 0.55 * _coloured(smooth)
-    return Image.fromarray(np.rint(mixed).clip(0, 255).astype(np.uint8))
+@lru_cache(1000)
+def font_families(letters: frozenset[str]) -> list[str]:
+    """DejaVu Sans, and installed families with the letters that it lacks: matplotlib takes each letter from the first.
+
+    Letters that no font has are left to matplotlib, which draws boxes.
+    """
+    families = [_USUAL_FONT]
+    missing = letters - _covered(_USUAL_FONT, letters)
+    while missing:
+        # A machine may have thousands of fonts, and most names are in one script: try the fonts that were used before.
+        family = next((used for used in _used_fonts if _covered(used, missing) == missing), None)
+        family = family or max((*_used_fonts, *_font_files()), key=lambda name: len(_covered(name, missing)))
+        covered = _covered(family, missing)
+        if not covered:
+            break
+        families.append(family)
+        if family not in _used_fonts:
+            _used_fonts.append(family)
+        missing -= covered
+    return families
 
 
-def _coloured(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Colours [H, W, 3], 0 to 255, of values [H, W], 0 to 1."""
-    places = np.linspace(0, 1, len(_COLOURS))
-    return np.stack([np.interp(values, places, _COLOURS[:, channel]) for channel in range(3)], axis=-1)
+@cache
+def _font_files() -> dict[str, str]:
+    """The plainest file of each installed family that matplotlib knows."""
+    files: dict[str, str] = {}
+    for font in sorted(fontManager.ttflist, key=lambda font: (font.style != "normal", font.weight != 400)):
+        if font.name != _PLACEHOLDER_FONT:
+            files.setdefault(font.name, font.fname)
+    return files
 
 
-def _answers(pen: ImageDraw.ImageDraw, place: tuple[int, int], side: Side, target: str) -> None:
-    left, top = place
-    for number, one in enumerate(side.best):
-        line = top + number * _LINE
-        pen.rectangle((left, line + 3, left + round(48 * one.probability), line + 13), fill=_BAR)
-        _write(pen, (left + 56, line), f"{100 * one.probability:.0f} %  {one.name}", bold=one.name == target)
-    if target not in [one.name for one in side.best]:
-        _write(pen, (left, top + len(side.best) * _LINE), f"{100 * side.probability:.1f} %  {target}", colour=_SOFT)
-
-
-def _write(
-    pen: ImageDraw.ImageDraw,
-    place: tuple[int, int],
-    text: str,
-    *,
-    bold: bool = False,
-    colour: tuple[int, int, int] = _INK,
-) -> None:
-    """One line, cut where the panel ends."""
-    clean = visible(text, "?")
-    font = font_for(clean)
-    room = PANEL - (56 if place[0] % (PANEL + _GAP) != _GAP else 0)
-    while clean and font.getlength(clean) > room:
-        clean = f"{clean[:-2]}…" if clean.endswith("…") else f"{clean[:-1]}…"
-    pen.text(place, clean, fill=colour, font=font, stroke_width=0.4 if bold else 0)
+def _covered(family: str, letters: frozenset[str]) -> frozenset[str]:
+    try:
+        font = FT2Font(_font_files()[family])
+        return frozenset(letter for letter in letters if font.get_char_index(ord(letter)))
+    except (OSError, RuntimeError):
+        return frozenset()  # a damaged font file

@@ -1,118 +1,125 @@
-"""Pictures in; maps of where the frozen CLIP and the trained method find a class, out."""
+"""Heat maps of images: where the frozen CLIP and the trained method find a class."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from maple.errors import ClassNamesError, ConfigError, DataError
+from maple.errors import ClassNamesError, ConfigError, DataError, shortened_list
 from maple.explain.relevance import relevance
-from maple.inference import ImageSource, Ranked, TorchPredictor, Unreadable
-from maple.inference.predictor import Floats, answer
+from maple.inference import ImageSource, Prediction, TorchPredictor, UnreadableImage
+from maple.inference.predictor import ClassProbability, Floats
 from maple.methods import Method
 
 SHOWN = 3
-"""How many answers stand beside a map."""
+"""The number of predicted classes shown below a map."""
 
 
 @dataclass(frozen=True)
-class Side:
-    """What one method says of a picture, and where it finds the class that is asked for.
+class ExplainedSide:
+    """The prediction of one method for an image, and its heat map.
 
     Attributes:
         best: its likeliest classes, best first.
-        probability: what it gives that class, 0 to 1.
-        values: G rows of G patches, top left first: the share of the relevance that falls on each, summing to 1; all
-            zero where nothing speaks for the class.
+        probability: its probability of the explained class, 0 to 1.
+        values: G rows of G patches, top left first: the share of the relevance of each, summing to 1; all zero where
+            nothing is evidence for the class.
+
+    Example:
+        >>> max(explanation.trained.values[0])
+        0.031
     """
 
-    best: tuple[Ranked, ...]
+    best: tuple[ClassProbability, ...]
     probability: float
     values: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """One picture.
+    """The heat maps of one image.
 
     Attributes:
-        source: the picture's name.
+        source: the name of the image.
         target: the class that both maps are about.
-        seen: what the image tower sees of it, RGB, R x R pixels.
-        zero_shot, tuned: the frozen CLIP, and the trained method.
+        image: the input of the image tower, RGB, R x R pixels.
+        zero_shot, trained: of the frozen CLIP, and of the trained method.
+
+    Example:
+        >>> explanation.target, explanation.zero_shot.probability, explanation.trained.probability
+        ('cat', 0.41, 0.93)
     """
 
     source: str
     target: str
-    seen: Image.Image
-    zero_shot: Side
-    tuned: Side
+    image: Image.Image
+    zero_shot: ExplainedSide
+    trained: ExplainedSide
 
 
 class Explainer:
-    """Explains the answers of a predictor that was loaded with `zero_shot=True`."""
+    """Explain the predictions of a predictor that was loaded with `zero_shot=True`.
+
+    Args:
+        target: the class to explain; by default, for each image, the one that the trained method predicts.
+
+    Raises:
+        ConfigError: the predictor has no frozen CLIP.
+        ClassNamesError: `target` is not one of its classes.
+
+    Example:
+        >>> explainer = Explainer(TorchPredictor.load("runs/pets", zero_shot=True), target="cat")
+        >>> for explanation in explainer.explain(find_images(["photos"])):
+        ...     print(explanation.source, explanation.trained.probability)
+    """
 
     def __init__(self, predictor: TorchPredictor, target: str | None = None) -> None:
-        """Explain why pictures might show `target`; without it, for each picture the trained method's first answer.
-
-        Raises:
-            ConfigError: the predictor has no frozen CLIP beside.
-            ClassNamesError: `target` is none of its classes.
-        """
-        self._spoken = predictor.spoken
-        if self._spoken.frozen is None:
+        self._classes = predictor.classes
+        if self._classes.zero_shot is None:
             raise ConfigError("an explanation shows the frozen CLIP too; load the predictor with zero_shot=True")
         self._predictor = predictor
-        self._target = None if target is None else _place(predictor.class_names, target)
+        self._target: int | None = None
+        if target is not None:
+            words = [name.replace("_", " ").strip() for name in predictor.class_names]
+            wanted = target.replace("_", " ").strip()
+            if wanted not in words:
+                raise ClassNamesError(
+                    f"{target!r} is not one of the classes ({shortened_list(words, 10)}); add it to the list too"
+                )
+            self._target = words.index(wanted)
 
-    def explain(self, pictures: Iterable[ImageSource]) -> Iterator[Explanation | Unreadable]:
-        """Explain pictures one by one, in their order; what cannot be read is said in its place.
+    def explain(self, images: Iterable[ImageSource]) -> Iterator[Explanation | UnreadableImage]:
+        """Explain images one by one, in their order; one that cannot be read is reported in its place.
 
         Raises:
-            UnsupportedTowerError: the image tower has no attention blocks that can be read (while iterating).
+            UnsupportedTowerError: the image tower has no readable attention blocks (while iterating).
         """
-        for picture in pictures:
-            try:
-                image = picture.read()
-            except DataError as error:
-                yield Unreadable(picture.name, str(error))
-                continue
-            view = self._predictor.transform(image)
-            seen = self._predictor.encode(view[None].numpy())
-            tuned, frozen = self._predictor.probabilities(seen, self._spoken)
-            target = int(tuned[0].argmax()) if self._target is None else self._target
-            yield Explanation(
-                source=picture.name,
-                target=self._spoken.names[target],
-                seen=self._picture(view),
-                zero_shot=self._side(self._spoken.frozen, view, (tuned if frozen is None else frozen)[0], target),
-                tuned=self._side(self._spoken.tuned, view, tuned[0], target),
-            )
-
-    def _side(self, method: Method, view: Tensor, given: Floats, target: int) -> Side:
-        found = relevance(method, view[None], torch.tensor([target]))[0]
-        total = found.sum()
-        shares = found / total if total > 0 else found
-        best = answer("", self._spoken.names, given, None, SHOWN).best
-        return Side(best, float(given[target]), tuple(tuple(row) for row in shares.tolist()))
-
-    def _picture(self, view: Tensor) -> Image.Image:
-        """The pixels [R, R, 3] of a normalised view [3, R, R]."""
         preprocessing = self._predictor.method.backbone.preprocessing
         mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
-        pixels = ((view.cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-        return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+        for source in images:
+            try:
+                pixels = self._predictor.preprocess(source.read())
+            except DataError as error:
+                yield UnreadableImage(source.name, str(error))
+                continue
+            encoded = self._predictor.encode_images(pixels[None])
+            trained, frozen = self._predictor.probabilities(encoded, self._classes)
+            target = int(trained[0].argmax()) if self._target is None else self._target
+            shown = ((torch.from_numpy(pixels) * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+            yield Explanation(
+                source=source.name,
+                target=self._classes.names[target],
+                image=Image.fromarray(shown.permute(1, 2, 0).contiguous().numpy()),
+                zero_shot=self._side(
+                    self._classes.zero_shot, pixels, (trained if frozen is None else frozen)[0], target
+                ),
+                trained=self._side(self._classes.trained, pixels, trained[0], target),
+            )
 
-
-def _place(names: tuple[str, ...], target: str) -> int:
-    """Where `target` stands among the class names, underscores and spaces being the same."""
-    words = [name.replace("_", " ").strip() for name in names]
-    wanted = target.replace("_", " ").strip()
-    if wanted not in words:
-        shown = ", ".join(words[:10]) + (f", and {len(words) - 10} more" if len(words) > 10 else "")
-        raise ClassNamesError(
-            f"{target!r} is none of the classes that are spoken of ({shown}); name it in the list too"
-        )
-    return words.index(wanted)
+    def _side(self, method: Method, pixels: Floats, probabilities: Floats, target: int) -> ExplainedSide:
+        values = relevance(method, torch.from_numpy(pixels)[None], torch.tensor([target]))[0]
+        total = values.sum()
+        shares = values / total if total > 0 else values
+        best = Prediction.from_probabilities("", self._classes.names, probabilities, None, SHOWN).best
+        return ExplainedSide(best, float(probabilities[target]), tuple(tuple(row) for row in shares.tolist()))

@@ -1,5 +1,5 @@
-"""Trained methods in the formats of others: ONNX, TorchScript, open_clip, transformers."""
+"""Write trained methods in the formats of other libraries: ONNX, TorchScript, open_clip, transformers."""
 
-from maple.export.write import FORMATS, Written, export_run
+from maple.export.export_run import FORMATS, ExportResult, export_run
 
-__all__ = ["FORMATS", "Written", "export_run"]
+__all__ = ["FORMATS", "ExportResult", "export_run"]

@@ -1,6 +1,6 @@
-"""What an export holds: a method cut into an image side, a class side and how logits are made of them.
+"""The modules of an export: a method divided into an image side, a text side and a head that combines them.
 
-Nothing here knows a method by name: which of its parts are its own tells where it can be cut.
+No method is named here: the parts that a method overrides decide where it can be divided.
 """
 
 from collections.abc import Sequence
@@ -26,71 +26,71 @@ def innermost(method: Method) -> Method:
 
 
 def head_of(method: Method) -> Head:
-    """How logits are made of unit image features: see `Manifest.head`.
+    """How logits are computed from unit image features: see `Manifest.head`.
 
     Raises:
-        ExportError: in a way that cannot be cut from the classes.
+        ExportError: in a way that cannot be separated from the classes.
     """
-    inside = innermost(method)
-    plain = type(inside).logits is Method.logits
+    inner = innermost(method)
+    is_cosine = type(inner).logits is Method.logits
     if method.classes_depend_on_image:
-        if not hasattr(inside, "token_shift") or not plain:
+        if not hasattr(inner, "token_shift") or not is_cosine:
             raise ExportError(f"{method.title}: its classes depend on the image in a way that no export can hold")
         return "shifted"
-    if plain:
+    if is_cosine:
         return "cosine"
     if method.supports_new_classes:
-        raise ExportError(f"{method.title}: its logits are its own for any classes, which no export can hold")
+        raise ExportError(f"{method.title}: it computes logits in a way of its own, which no export can hold")
     return "logits"
 
 
-def leaves_images_alone(method: Method) -> bool:
+def keeps_image_features(method: Method) -> bool:
     """Whether its image features are those of the frozen CLIP."""
     return method.accepts_features and type(innermost(method)).encode_images is Method.encode_images
 
 
 class ImageSide(nn.Module):
-    """Images [B, 3, R, R] to what the head reads of them, with the prompts as constants."""
+    """From images [B, 3, R, R] to the inputs of the head, with the prompts as constants."""
 
     def __init__(self, method: Method, head: Head, *, frozen: bool) -> None:
         super().__init__()
-        # Parts of this module, so that tracing knows their tensors.
+        # Submodules, so that tracing registers their tensors.
         self.method = method
         self.model = method.backbone.model
         self.head = head
         self.prompts = nn.ParameterList([prompt.detach() for prompt in method.vision_prompts()])
-        self.frozen = frozen and not leaves_images_alone(method)
+        self.frozen = frozen and not keeps_image_features(method)
         self.classes: Tensor
         self.register_buffer("classes", method.class_embeddings() if head == "logits" else None)
 
     @property
     def outputs(self) -> list[str]:
-        """The names of what it gives: unit features [B, D], and with them logits [B, C], a shift [B, Ht], or both."""
-        own = {"cosine": [], "logits": ["logits"], "shifted": ["shift"]}[self.head]
-        return ["features", *own, *(["frozen"] if self.frozen else [])]
+        """Names of the outputs: unit features [B, D], logits [B, C] or a shift [B, Ht], and frozen features [B, D]."""
+        extra = {"cosine": [], "logits": ["logits"], "shifted": ["shift"]}[self.head]
+        return ["features", *extra, *(["frozen"] if self.frozen else [])]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """See `outputs`."""
         tower = self.method.backbone.image
         plain = to_float32(tower.plain(images)) if self.frozen or not len(self.prompts) else None
-        # Every method goes on from raw features that stand in for images.
         raw = to_float32(encode_image(tower, images, list(self.prompts))) if len(self.prompts) else cast(Tensor, plain)
+        # Every method accepts raw features in place of images.
         features = self.method.encode_images(raw)
-        found = [features]
+        outputs = [features]
         if self.head == "logits":
-            found.append(self.method.logits(features, self.classes))
+            outputs.append(self.method.logits(features, self.classes))
         elif self.head == "shifted":
-            inside: Any = innermost(self.method)
-            found.append(inside.token_shift(features))
+            inner: Any = innermost(self.method)
+            outputs.append(inner.token_shift(features))
         if self.frozen:
-            found.append(l2_normalize(cast(Tensor, plain)))
-        return tuple(found)
+            outputs.append(l2_normalize(cast(Tensor, plain)))
+        return tuple(outputs)
 
 
 class TextSide(nn.Module):
-    """Sentences to unit features [C, D], with the learned tokens as constants where the slots ask for them.
+    """From sentences to unit features [C, D], with the learned tokens as constants in the slots.
 
-    Slots that ask for none make it the frozen text tower.
+    With empty slots it is the frozen text tower.
     """
 
     def __init__(self, method: Method) -> None:
@@ -100,7 +100,7 @@ class TextSide(nn.Module):
         prompts: Sequence[Tensor] = []
         if isinstance(innermost(method).classes, PromptedClasses) and method.supports_new_classes:
             prompts = [prompt.detach() for prompt in method.text_prompts()]
-        # Row 0 is never looked at: it stands for "no learned token here".
+        # Row 0 is never used: it stands for "no learned token here".
         self.tables = nn.ParameterList([F.pad(prompt, (0, 0, 1, 0)) for prompt in prompts])
 
     def forward(self, ids: Tensor, slots: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -108,7 +108,7 @@ class TextSide(nn.Module):
 
         Args:
             ids: [C, T] int64, T as long as the longest sentence.
-            slots: [C, T] int64: which learned token, from 1, stands at each place; 0 none.
+            slots: [C, T] int64: the learned token, from 1, at each position; 0 none.
             shift: [Ht], added to the learned tokens of the first layer.
         """
         tower = self.tower

@@ -1,13 +1,13 @@
-"""A method as a folder of ONNX graphs, tables and a manifest, which onnxruntime alone can answer from."""
+"""A method as a folder of ONNX graphs, tables and a manifest, which needs onnxruntime alone."""
 
 import importlib
 import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from maple import __version__
 from maple.errors import ConfigError, ExportError, first_line
-from maple.export.check import NEW_NAMES, largest_difference, require_equal
+from maple.export.export_source import ExportSource
 from maple.export.graphs import ImageSide, TextSide, head_of, innermost
-from maple.export.source import Source
-from maple.inference import manifest as on_disk
+from maple.export.parity_check import NEW_NAMES, largest_difference, require_parity
+from maple.inference import manifest as export_files
 from maple.inference.manifest import Manifest, Preprocess, Slots, Templates
 from maple.inference.onnx_predictor import OnnxPredictor
 from maple.inference.predictor import EncodedClasses, Floats
@@ -30,15 +30,14 @@ from maple.methods import Method
 from maple.prompts import PromptedClasses, TemplateClasses
 
 INLINE_BYTES = 1_500_000_000
-"""Weights beyond this lie in a file beside their graph: one message of ONNX holds 2 GB."""
+"""Larger weights are stored in a file of their own: a message of ONNX holds at most 2 GB."""
 
 _ANY_SIZE = 2**40
-_NEEDED = ("onnx", "onnxscript", "onnxruntime")
-_VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime")
+_REQUIRED = ("onnx", "onnxscript", "onnxruntime")
 
 
-def write_onnx(source: Source, folder: Path, *, zero_shot: bool, int8: bool) -> Manifest:
-    """Write a method into an empty folder and check it against PyTorch.
+def write_onnx(source: ExportSource, folder: Path, *, zero_shot: bool, int8: bool) -> Manifest:
+    """Write a method into an empty folder and compare it with PyTorch.
 
     Args:
         zero_shot: include the frozen CLIP.
@@ -48,130 +47,124 @@ def write_onnx(source: Source, folder: Path, *, zero_shot: bool, int8: bool) -> 
         ConfigError: the packages of `maple-clip[export]` are not installed.
         ExportError: the method cannot be exported, or the result differs.
     """
-    _require_packages()
+    missing = []
+    for package in _REQUIRED:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            missing.append(package)
+    if missing:
+        raise ConfigError(f"export to ONNX needs {', '.join(missing)}: pip install 'maple-clip[export]'")
     method = source.method
     head = head_of(method)
     sentences, refusal = _sentences(method)
-    with_text = sentences is not None
     image = ImageSide(method, head, frozen=zero_shot).eval()
     batch = torch.export.Dim("batch")
-    _write(
-        image, (torch.from_numpy(source.random[:2]),), folder / on_disk.IMAGE, ["images"], image.outputs, ({0: batch},)
-    )
-    if with_text:
-        _write_text(method, folder / on_disk.TEXT, shifted=head == "shifted")
-        shutil.copyfile(Path(open_clip.__file__).parent / on_disk.MERGES, folder / on_disk.MERGES)
-    if head == "cosine":
-        _save_table(folder / on_disk.CLASSES, method.class_embeddings())
+    inputs = {"images": torch.from_numpy(source.random_images[:2])}
+    _write_graph(image, folder / export_files.IMAGE, inputs, image.outputs, ({0: batch},))
+    if sentences is not None:
+        ids = method.backbone.tokenize(["a", "a photo of two"])[:, :8]
+        inputs = {"ids": ids, "slots": torch.zeros_like(ids)}
+        classes = torch.export.Dim("classes")
+        length = torch.export.Dim("length", max=method.backbone.text.context_length)
+        shapes: list[Any] = [{0: classes, 1: length}, {0: classes, 1: length}]
+        if head == "shifted":
+            inputs["shift"] = torch.zeros(method.backbone.text.width)
+            shapes.append(None)
+        _write_graph(TextSide(method).eval(), folder / export_files.TEXT, inputs, ["features"], tuple(shapes))
+        shutil.copyfile(Path(open_clip.__file__).parent / export_files.MERGES, folder / export_files.MERGES)
+    tables = {export_files.CLASSES: method} if head == "cosine" else {}
     if zero_shot:
-        _save_table(folder / on_disk.ZERO_SHOT, source.frozen.class_embeddings())
+        tables[export_files.ZERO_SHOT] = source.frozen
+    for name, classifier in tables.items():
+        np.save(folder / name, classifier.class_embeddings().detach().float().numpy(), allow_pickle=False)
     if int8:
-        _quantise(folder)
+        _quantize(folder)
     manifest = Manifest(
-        format=on_disk.FORMAT,
+        format=export_files.FORMAT,
         maple=__version__,
         about={**source.about, "precision": "int8" if int8 else "fp32"},
         class_names=method.class_names,
-        preprocess=_preprocess(method),
+        preprocess=Preprocess(**asdict(method.backbone.preprocessing)),
         logit_scale=method.backbone.logit_scale,
         head=head,
         int8=int8,
-        context_length=method.backbone.text.context_length if with_text else None,
+        context_length=None if sentences is None else method.backbone.text.context_length,
         sentences=sentences,
         new_names=refusal,
         zero_shot=Templates(templates=(source.template,)) if zero_shot else None,
-        versions={package: metadata.version(package) for package in _VERSIONS},
-        files={},
+        versions={package: metadata.version(package) for package in ("torch", *_REQUIRED)},
+        files={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
         maximal_difference=None,
         checked={},
     )
-    return _checked(source, folder, manifest)
-
-
-def _checked(source: Source, folder: Path, manifest: Manifest) -> Manifest:
-    """The manifest with what a comparison with PyTorch has shown, written."""
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    manifest = manifest.model_copy(update={"files": sizes})
-    exported = OnnxPredictor(folder, manifest, zero_shot=manifest.zero_shot is not None, device="cpu")
-    lists: list[Sequence[str]] = [source.method.class_names]
-    if manifest.sentences is not None:
-        lists.append(NEW_NAMES)
-    differences = {}
-    for names, kind in zip(lists, ("trained names", "new names"), strict=False):
-        spoken = exported._spoken(tuple(names))
-
-        def logits(views: Floats, which: int, spoken: EncodedClasses = spoken) -> Floats:
-            found = exported.logits(exported.encode(views), spoken)[which]
-            if found is None:
-                raise ExportError("the export has lost the frozen CLIP")
-            return found
-
-        differences[kind] = largest_difference(source, partial(logits, which=0), source.method, names)
-        if manifest.zero_shot is not None:
-            beside = largest_difference(source, partial(logits, which=1), source.frozen, names)
-            differences[f"zero-shot, {kind}"] = beside
-    if not manifest.int8:
+    differences = _differences(source, folder, manifest)
+    if not int8:
         for kind, difference in differences.items():
-            require_equal(difference, f"the ONNX file ({kind})")
-    checked = {"random_images": len(source.random), "images_of_the_run": len(source.own), "differences": differences}
+            require_parity(difference, f"the ONNX file ({kind})")
+    checked = {
+        "random_images": len(source.random_images),
+        "images_of_the_run": len(source.run_images),
+        "differences": differences,
+    }
     manifest = manifest.model_copy(update={"maximal_difference": max(differences.values()), "checked": checked})
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=True)
-    (folder / on_disk.MANIFEST).write_text(text + "\n", encoding="utf-8")
+    (folder / export_files.MANIFEST).write_text(text + "\n", encoding="utf-8")
     return manifest
+
+
+def _differences(source: ExportSource, folder: Path, manifest: Manifest) -> dict[str, float]:
+    """Largest differences of logits from PyTorch's: of the method and the frozen CLIP, for trained and new names."""
+    exported = OnnxPredictor(folder, manifest, zero_shot=manifest.zero_shot is not None, device="cpu")
+    names = {"trained names": source.method.class_names}
+    if manifest.sentences is not None:
+        names["new names"] = NEW_NAMES
+    differences = {}
+    for kind, class_names in names.items():
+        classes = exported.encode_class_names(class_names)
+
+        def trained(images: Floats, classes: EncodedClasses = classes) -> Floats:
+            return exported.logits(exported.encode_images(images), classes)[0]
+
+        def zero_shot(images: Floats, classes: EncodedClasses = classes) -> Floats:
+            logits = exported.logits(exported.encode_images(images), classes)[1]
+            if logits is None:
+                raise ExportError("the export has lost the frozen CLIP")
+            return logits
+
+        differences[kind] = largest_difference(source, trained, source.method, class_names)
+        if manifest.zero_shot is not None:
+            differences[f"zero-shot, {kind}"] = largest_difference(source, zero_shot, source.frozen, class_names)
+    return differences
 
 
 def _sentences(method: Method) -> tuple[Slots | Templates | None, str | None]:
     """How new names are written, or why they cannot be."""
+    backbone = method.backbone
     if not method.supports_new_classes:
-        return None, f"{method.title} has learned something for each class and can say nothing of others"
-    if (refusal := _text_refusal(method)) is not None:
-        return None, refusal
+        return None, f"{method.title} has learned weights for each class, and none for others"
+    if backbone.text.obstacle is not None or not backbone.uses_clip_tokenizer:
+        reason = backbone.text.obstacle or "its tokenizer is not CLIP's"
+        return None, f"the export has no text tower, as {reason}; use PyTorch for new names"
     classes = innermost(method).classes
     if isinstance(classes, PromptedClasses):
         words = classes.init_text.replace("_", " ").strip()
         return Slots(length=classes.prompt_length, words=words, position=classes.position), None
     if isinstance(classes, TemplateClasses) and classes.unit_each:
         return Templates(templates=classes.templates), None
-    return None, "the export could not hold how this method writes its classes; run it with PyTorch for that"
+    return None, "the export cannot hold how this method writes its classes; use PyTorch for new names"
 
 
-def _text_refusal(method: Method) -> str | None:
-    """Why the text tower cannot be exported."""
-    backbone = method.backbone
-    if backbone.text.obstacle is not None:
-        return f"the export holds no text tower, as {backbone.text.obstacle}; run it with PyTorch for new names"
-    if not backbone.uses_clip_tokenizer:
-        return "the export holds no text tower, as its tokenizer is not CLIP's; run it with PyTorch for new names"
-    return None
+def _write_graph(module: nn.Module, path: Path, inputs: dict[str, Tensor], outputs: list[str], shapes: Any) -> None:
+    """Trace a module on example inputs and write it as an ONNX graph; `shapes` has their variable dimensions."""
+    from onnxscript import optimizer
 
-
-def _preprocess(method: Method) -> Preprocess:
-    seen = method.backbone.preprocessing
-    return Preprocess(size=seen.size, mean=seen.mean, std=seen.std, interpolation=seen.interpolation)
-
-
-def _write_text(method: Method, path: Path, *, shifted: bool) -> None:
-    ids = method.backbone.tokenize(["a", "a photo of two"])[:, :8]
-    inputs = [ids, torch.zeros_like(ids)]
-    classes, length = torch.export.Dim("classes"), torch.export.Dim("length", max=method.backbone.text.context_length)
-    shapes: list[Any] = [{0: classes, 1: length}, {0: classes, 1: length}]
-    names = ["ids", "slots"]
-    if shifted:
-        inputs.append(torch.zeros(method.backbone.text.width))
-        shapes.append(None)
-        names.append("shift")
-    _write(TextSide(method).eval(), tuple(inputs), path, names, ["features"], tuple(shapes))
-
-
-def _write(
-    module: nn.Module, inputs: tuple[Tensor, ...], path: Path, names: list[str], outputs: list[str], shapes: Any
-) -> None:
     try:
-        with _quiet(), torch.no_grad():
+        with _without_remarks(), torch.no_grad():
             program = torch.onnx.export(
                 module,
-                inputs,
-                input_names=names,
+                tuple(inputs.values()),
+                input_names=list(inputs),
                 output_names=outputs,
                 dynamic_shapes=shapes,
                 dynamo=True,
@@ -179,44 +172,39 @@ def _write(
             )
             if program is None:
                 raise ExportError(f"torch.onnx wrote no {path.name}")
-            _fold_weights(program.model)
-            _forget_origins(program.model)
-            tensors = [value.const_value for value in program.model.graph.initializers.values()]
-            weights = sum(int(one.nbytes) for one in tensors if one is not None)
+            model: Any = program.model
+            # Compute what depends on weights alone, of any size: parts of packed weights could not be quantised.
+            optimizer.optimize(model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
+            # The exporter notes source lines and paths of this machine at every node: remove them.
+            for holder in (model, *_metadata_holders(model)):
+                holder.metadata_props.clear()
+            tensors = [value.const_value for value in model.graph.initializers.values()]
+            weights = sum(int(tensor.nbytes) for tensor in tensors if tensor is not None)
             program.save(str(path), external_data=weights > INLINE_BYTES)
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"torch.onnx cannot write {path.name} of this backbone: {first_line(error)}") from error
 
 
-def _fold_weights(model: Any) -> None:
-    """Compute what depends on weights alone, of whatever size: parts of packed weights could not be quantised."""
-    from onnxscript import optimizer
-
-    optimizer.optimize(model, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
-
-
-def _forget_origins(model: Any) -> None:
-    """Drop what the exporter notes of every node: lines of source and paths of the machine it ran on."""
-    model.metadata_props.clear()
+def _metadata_holders(model: Any) -> Iterator[Any]:
     for graph in (model.graph, *model.functions.values()):
-        graph.metadata_props.clear()
+        yield graph
         for node in graph.all_nodes():
-            node.metadata_props.clear()
-            for value in node.outputs:
-                value.metadata_props.clear()
+            yield node
+            yield from node.outputs
 
 
-def _quantise(folder: Path) -> None:
+def _quantize(folder: Path) -> None:
+    """Replace the graphs by ones with 8-bit weights."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     plain = folder / "plain"
     plain.mkdir()
-    for name in (on_disk.IMAGE, on_disk.TEXT):
+    for name in (export_files.IMAGE, export_files.TEXT):
         parts = [path for path in (folder / name, folder / f"{name}.data") if path.is_file()]
         for path in parts:
             path.rename(plain / path.name)
         if parts:
-            with _quiet():
+            with _without_remarks():
                 quantize_dynamic(
                     plain / name,
                     folder / name,
@@ -228,24 +216,9 @@ def _quantise(folder: Path) -> None:
     shutil.rmtree(plain)
 
 
-def _save_table(path: Path, features: Tensor) -> None:
-    np.save(path, features.detach().float().numpy(), allow_pickle=False)
-
-
-def _require_packages() -> None:
-    missing = []
-    for package in _NEEDED:
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            missing.append(package)
-    if missing:
-        raise ConfigError(f"export to ONNX needs {', '.join(missing)}: pip install 'maple-clip[export]'")
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' remarks on their own progress off the user's screen."""
+def _without_remarks() -> Iterator[None]:
+    """Silence the exporters' logs and warnings about their own progress."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,9 +1,9 @@
-"""A method as a TorchScript module: images in, logits of the trained names out, by torch alone."""
+"""A method as a TorchScript module, which needs torch alone: images in, logits of the trained names out."""
 
 import io
 import json
 import warnings
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from maple import __version__
 from maple.errors import ExportError, first_line
-from maple.export.check import largest_difference, require_equal
+from maple.export.export_source import ExportSource
 from maple.export.graphs import ImageSide, head_of
-from maple.export.source import Source
+from maple.export.parity_check import largest_difference, require_parity
 from maple.inference.predictor import Floats
 
 MODULE = "model.pt"
 DESCRIPTION = "model.json"
 
 
-class _Classifier(nn.Module):
-    """Images [B, 3, R, R] to logits [B, C] of the trained names."""
+class _ImageClassifier(nn.Module):
+    """From images [B, 3, R, R] to logits [B, C] of the trained names."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ExportSource) -> None:
         super().__init__()
         method = source.method
         self.side = ImageSide(method, head_of(method), frozen=False)
@@ -34,19 +34,18 @@ class _Classifier(nn.Module):
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Unit image features [B, D]."""
-        found: tuple[Tensor, ...] = self.side(images)
-        return found[0]
+        outputs: tuple[Tensor, ...] = self.side(images)
+        return outputs[0]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, C]."""
-        found: tuple[Tensor, ...] = self.side(images)
+        outputs: tuple[Tensor, ...] = self.side(images)
         if self.side.head == "logits":
-            logits: Tensor = found[1]
-            return logits
-        return self.scale * found[0] @ self.class_embeddings.T
+            return outputs[1]
+        return self.scale * outputs[0] @ self.class_embeddings.T
 
 
-def write_torchscript(source: Source, folder: Path) -> float:
+def write_torchscript(source: ExportSource, folder: Path) -> float:
     """Write `model.pt` and `model.json` into an empty folder; return the largest difference of logits.
 
     Raises:
@@ -58,12 +57,12 @@ def write_torchscript(source: Source, folder: Path) -> float:
             f"{method.title}: its classes depend on the image, so no module of images alone can hold it; use --format "
             "onnx"
         )
-    module = _Classifier(source).eval()
-    views = torch.from_numpy(source.random[:2])
+    module = _ImageClassifier(source).eval()
+    images = torch.from_numpy(source.random_images[:2])
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch announces the end of torch.jit, and doubts shapes that are checked
-            traced = torch.jit.trace_module(module, {"forward": views, "encode_images": views}, check_trace=False)
+            traced = torch.jit.trace_module(module, {"forward": images, "encode_images": images}, check_trace=False)
             frozen = torch.jit.freeze(traced, preserved_attrs=["encode_images", "class_embeddings"])
             # Not straight to the file: where the disk is full, torch ends the process.
             content = io.BytesIO()
@@ -72,24 +71,21 @@ def write_torchscript(source: Source, folder: Path) -> float:
             loaded = torch.jit.load(str(folder / MODULE), map_location="cpu")
     except (RuntimeError, TypeError, ValueError) as error:
         raise ExportError(f"torch.jit cannot trace this backbone: {first_line(error)}") from error
-    names = method.class_names
-    difference = largest_difference(source, partial(_logits, loaded), method, names)
-    require_equal(difference, "the TorchScript module")
-    seen = method.backbone.preprocessing
+
+    @torch.no_grad()
+    def logits(images: Floats) -> Floats:
+        return np.asarray(loaded(torch.from_numpy(images)).numpy())
+
+    difference = largest_difference(source, logits, method, method.class_names)
+    require_parity(difference, "the TorchScript module")
     description = {
         "maple": __version__,
         "torch": torch.__version__,
         "about": {**source.about, "precision": "fp32"},
-        "class_names": list(names),
-        "preprocess": {"size": seen.size, "mean": seen.mean, "std": seen.std, "interpolation": seen.interpolation},
+        "class_names": list(method.class_names),
+        "preprocess": asdict(method.backbone.preprocessing),
         "logit_scale": method.backbone.logit_scale,
         "maximal_difference": difference,
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     return difference
-
-
-@torch.no_grad()
-def _logits(module: nn.Module, views: Floats) -> Floats:
-    found: Floats = np.asarray(module(torch.from_numpy(views)).numpy())
-    return found

@@ -1,21 +1,22 @@
-"""A CLIP of open_clip's layout in that of transformers: the other way round than `maple.clip.transformers_format`.
+"""A CLIP in transformers' format, from open_clip's: the inverse of `maple.clip.transformers_format`.
 
 Source: huggingface/transformers, models/clip/convert_clip_original_pytorch_to_hf.py and tokenization_clip.py.
 """
 
-import gzip
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenizers.models import BPE
 from torch import Tensor
 
+from maple.clip.backbone import Preprocessing
 from maple.clip.transformers_format import transformers_name
+from maple.inference.tokenizer import read_vocabulary
 
-_MERGES = 49152 - 256 - 2
-_ACTIVATIONS = {True: "quick_gelu", False: "gelu"}
+_ENDS = ("<|startoftext|>", "<|endoftext|>")
 
 
 def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -39,7 +40,7 @@ def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def transformers_config(config: Mapping[str, Any], logit_scale: float) -> dict[str, Any]:
     """The content of config.json, from open_clip's configuration and the logarithm of the logit scale."""
     vision, text = config["vision_cfg"], config["text_cfg"]
-    activation = _ACTIVATIONS[bool(config["quick_gelu"])]
+    activation = "quick_gelu" if config["quick_gelu"] else "gelu"
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
@@ -75,24 +76,35 @@ def transformers_config(config: Mapping[str, Any], logit_scale: float) -> dict[s
     }
 
 
+def image_processor_config(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The content of preprocessor_config.json."""
+    size = preprocessing.size
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": {"bilinear": 2, "bicubic": 3}[preprocessing.interpolation],
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "do_normalize": True,
+        "image_mean": preprocessing.mean,
+        "image_std": preprocessing.std,
+        "do_convert_rgb": True,
+    }
+
+
 def write_tokenizer(merges: Path, folder: Path, context_length: int) -> None:
     """Write vocab.json, merges.txt and tokenizer_config.json of CLIP's tokenizer, from its published merges."""
-    from maple.inference.tokenizer import byte_letters
-
-    lines = gzip.decompress(merges.read_bytes()).decode("utf-8").split("\n")[1 : _MERGES + 1]
-    letters = list(byte_letters().values())
-    ends = ["<|startoftext|>", "<|endoftext|>"]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(line.split()) for line in lines), *ends]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]) + "\n", encoding="utf-8")
+    vocabulary, pairs = read_vocabulary(merges, _ENDS)
+    BPE(vocabulary, pairs, end_of_word_suffix="</w>").save(str(folder))
     settings = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": context_length,
-        "bos_token": ends[0],
-        "eos_token": ends[1],
-        "unk_token": ends[1],
-        "pad_token": ends[1],
+        "bos_token": _ENDS[0],
+        "eos_token": _ENDS[1],
+        "unk_token": _ENDS[1],
+        "pad_token": _ENDS[1],
         "do_lower_case": True,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

@@ -1,31 +1,26 @@
-"""Using what was trained: pictures in, class names out."""
+"""Classify images with a trained method: on PyTorch, or an export on onnxruntime without torch."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from maple.inference.images import STDIN, ImageSource, find_images, keep_fetched
+from maple.inference.image_sources import ImageSource, find_images
 from maple.inference.load_predictor import load_predictor
-from maple.inference.predictor import EncodedClasses, Prediction, Predictor, Ranked, Unreadable
+from maple.inference.predictor import Prediction, Predictor, UnreadableImage
 
 if TYPE_CHECKING:
-    from maple.inference.torch_predictor import TorchPredictor, prompts_file
+    from maple.inference.torch_predictor import TorchPredictor
 
-# What runs on PyTorch is imported when it is asked for: an exported method answers without.
-_ON_TORCH = {"TorchPredictor": "maple.inference.torch_predictor", "prompts_file": "maple.inference.torch_predictor"}
+# Imported on first use, since an export is used without torch.
+_ON_TORCH = {"TorchPredictor": "maple.inference.torch_predictor"}
 
 __all__ = [
-    "STDIN",
-    "EncodedClasses",
     "ImageSource",
     "Prediction",
     "Predictor",
-    "Ranked",
     "TorchPredictor",
-    "Unreadable",
+    "UnreadableImage",
     "find_images",
-    "keep_fetched",
     "load_predictor",
-    "prompts_file",
 ]
 
 

@@ -4,24 +4,26 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
 from maple.checkpoint import load_prompts, read_prompts, save_prompts
 from maple.clip import Backbone
-from maple.config import BackboneSettings, RunSettings, options_layer, read_preset, resolve
-from maple.data import ImageStore, Item, hold_out, sample_few_shot
+from maple.config import SECTIONS, BackboneSettings, RunSettings, options_layer, read_preset, resolve
+from maple.data import EvalTransform, ImageStore, Item, hold_out, sample_few_shot
 from maple.data.images.prefetch import map_in_order
 from maple.distributed import Processes, this_process
-from maple.inference.array_images import InputError, numbered, to_images, words_for
-from maple.inference.estimator import Classifier, Estimator, NotTrainedError, sections_of
-from maple.inference.hub import PREFIX, PROMPTS, OnHub, fetch_prompts, is_hub_id
-from maple.inference.images import ImageSource
-from maple.inference.torch_predictor import TorchPredictor, finite, prompts_file
+from maple.errors import CheckpointError, ConfigError, MapleError
+from maple.inference.array_images import InputError, class_names_of_labels, number_labels, to_images
+from maple.inference.hub import PREFIX, PROMPTS, fetch_prompts, is_hub_id, push_folder, write_card
+from maple.inference.torch_predictor import finite, prompts_file
 from maple.methods import Method, method_settings
 from maple.names import distinct
 from maple.runs import TrainingData, cached_backbone, complete, fresh_method
@@ -34,18 +36,45 @@ Labels = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
 
-class PromptClassifier(Classifier, Estimator, OnHub):
+class NotTrainedError(MapleError, NotFittedError):  # type: ignore[misc]
+    """A classifier is used before it was trained or loaded; also scikit-learn's NotFittedError."""
+
+
+class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """CLIP, adapted by learned prompts: images in, labels out, with scikit-learn's methods.
 
-    Works without scikit-learn too; with it, it is one of its classifiers (`clone`, `cross_val_score`, `GridSearchCV`
-    ...). Images are paths, PIL images, arrays [n, H, W, 3] (bytes, or floats from 0 to 1) or tensors [n, 3, H, W], in
-    lists or whole; see `maple.inference.array_images.to_images`.
+    It works with `clone`, `cross_val_score`, `GridSearchCV` and the like. Images are paths, PIL images, arrays
+    [n, H, W, 3] (bytes, or floats from 0 to 1) or tensors [n, 3, H, W], in lists or whole; see
+    `maple.inference.array_images.to_images`. Nothing is checked or loaded before `fit`. A parameter that is None is as
+    the preset says, or the default of `maple train`.
+
+    Args:
+        method, preset: as in `maple train`; the preset is METHOD_base-to-novel by default.
+        backbone, pretrained, precision: which CLIP, as in `load_clip`.
+        shots: images per class to train on, drawn with `seed`; all of them without it.
+        epochs, lr, batch_size: of the training.
+        seed: of the sample, the initial prompts and the order; 0 is valid.
+        settings: any other settings by section, as in {"train": {"optimizer": "adamw"}, "method": {"prompt_depth": 3}}.
+        class_names: words for the labels: {label: words}, or a list in the order of the sorted labels. Required where
+            labels are not strings; CLIP reads them.
+        validation_fraction: the part of each class that `fit` holds out of its images, chosen with `seed`, for methods
+            that choose a setting on validation images (Tip-Adapter's alpha and beta, the linear probe's
+            regularisation), unless that setting is given; at most four images of a class where `shots` is set. It is
+            not trained on. Other methods train on everything.
+        device: cpu, cuda, cuda:1, mps; by default a GPU if there is one.
 
     Attributes (after `fit` or `from_pretrained`):
         classes_: labels, sorted (after `set_class_names`: the names, in their order), [C].
-        class_names_: the words that stand for them.
+        class_names_: the words that CLIP reads for them.
         method_: the `torch.nn.Module` with the prompts; its `backbone` is the frozen CLIP.
         history_: the reports of the epochs.
+
+    Example:
+        >>> classifier = PromptClassifier(shots=16).fit(paths, labels)
+        >>> classifier.predict(["cat.jpg"])
+        array(['cat'], dtype='<U3')
+        >>> classifier.save_pretrained("pets")
+        PosixPath('pets')
     """
 
     def __init__(
@@ -66,26 +95,6 @@ class PromptClassifier(Classifier, Estimator, OnHub):
         validation_fraction: float = 0.25,
         device: str | None = None,
     ) -> None:
-        """Choose what to learn and how; nothing is checked or loaded before `fit`.
-
-        What is None is as the preset says, or the default of `maple train`.
-
-        Args:
-            method, preset: as `maple train` takes them; the preset is METHOD_base-to-novel by default.
-            backbone, pretrained, precision: which CLIP, as `load_clip` takes them.
-            shots: images per class to train on, drawn with `seed`; all of them without it.
-            epochs, lr, batch_size: of the training.
-            seed: decides the sample, the prompts' start and the order; 0 is valid.
-            settings: any other settings by section, as in {"train": {"optimizer": "adamw"}, "method":
-                {"prompt_depth": 3}}.
-            class_names: words for the labels: {label: words}, or a list in the order of the sorted labels. Needed where
-                labels are no strings; CLIP reads them.
-            validation_fraction: how much of each class `fit` holds out of its images, chosen with `seed`, for methods
-                that choose a setting on validation images (Tip-Adapter's alpha and beta, the linear probe's
-                regularisation), unless that setting is given; at most four images of a class where `shots` is set. It
-                is not trained on. Other methods train on everything.
-            device: cpu, cuda, cuda:1, mps; by default a GPU if there is one.
-        """
         self.method = method
         self.backbone = backbone
         self.pretrained = pretrained
@@ -102,78 +111,85 @@ class PromptClassifier(Classifier, Estimator, OnHub):
         self.device = device
 
     def fit(self, X: Any, y: Any) -> Self:  # noqa: N803 - scikit-learn's names
-        """Learn prompts from images `X` and their labels `y` [n]; forget what was learned before.
+        """Learn prompts from images `X` and their labels `y` [n], and forget what was learned before.
 
-        The same as `maple train` does with the same images in the same order, settings and seed. A method that searches
-        on validation images finds them among `X`: see `validation_fraction`.
+        The result equals that of `maple train` with the same images in the same order, settings and seed. A method that
+        searches on validation images takes them from `X`: see `validation_fraction`.
 
         Raises:
             MapleError: bad settings, images, labels or names, or a backbone that cannot be loaded.
         """
-        settings = complete(self._resolved())
-        pictures = to_images(X)
-        classes, indices = numbered(y, len(pictures))
-        names = words_for(classes, self.class_names)
+        settings = complete(self._run_settings())
+        images = to_images(X)
+        classes, indices = number_labels(y, len(images))
+        names = class_names_of_labels(classes, self.class_names)
         items = [Item(str(number), int(label), names[label]) for number, label in enumerate(indices)]
-        items, val = self._held_out(items, settings)
+        val: list[Item] = []
+        if method_settings(settings.method)[1].needs_validation:
+            items, val = hold_out(items, self.validation_fraction, settings.seed)
+            if not val:
+                raise InputError(
+                    f"{settings.method['name']} chooses a setting on validation images, but no class has more than one "
+                    'image; give more, or give the setting: settings={"method": {...}}'
+                )
         items, val = sample_few_shot(items, val, settings.data.shots, settings.seed)
         device = this_process(self.device).device
         clip = settings.backbone
-        backbone = cached_backbone(clip.name, clip.pretrained, clip.precision, device)
-        method = fresh_method(settings, backbone, names)
-        material = TrainingData(
-            settings, items, ImageStore(Path(), read=lambda number: pictures[int(number)].read()), val
-        )
-        material.begin(method)
+        method = fresh_method(settings, cached_backbone(clip.name, clip.pretrained, clip.precision, device), names)
+        data = TrainingData(settings, items, ImageStore(Path(), read=lambda number: images[int(number)].read()), val)
+        data.begin(method)
         trainer = Trainer(method, settings.train, Processes(0, 1, device))
         while not trainer.finished:
-            trainer.run_epoch(material.batches(trainer))
-        material.finish(method)
+            trainer.run_epoch(data.batches(trainer))
+        data.finish(method)
         loss = trainer.history[-1].loss if trainer.history else None
-        train = {"epochs": trainer.epoch, "images": len(items), "loss": loss}
-        info = {"seed": settings.seed, "train": train}
-        self._take(
-            method.eval(), classes, info | ({"chosen": chosen} if (chosen := method.selected_hyperparameters()) else {})
-        )
+        info: dict[str, Any] = {
+            "seed": settings.seed,
+            "train": {"epochs": trainer.epoch, "images": len(items), "loss": loss},
+        }
+        if chosen := method.selected_hyperparameters():
+            info["chosen"] = chosen
+        self._set_method(method.eval(), classes, info)
         self.history_ = tuple(trainer.history)
         return self
 
     def predict(self, X: Any) -> Labels:  # noqa: N803
-        """The likeliest label of each image, [n]."""
+        """Return the likeliest label of each image, [n]."""
         best = self._logits(X).argmax(dim=1).numpy()
-        found: Labels = self.classes_[best]
-        return found
+        labels: Labels = self.classes_[best]
+        return labels
 
     def predict_proba(self, X: Any) -> Floats:  # noqa: N803
-        """Probabilities [n, C] of the classes, in the order of `classes_`; float32, each row sums to 1."""
+        """Return probabilities [n, C] of the classes, in the order of `classes_`; float32, each row sums to 1."""
         return self._logits(X).softmax(dim=1).numpy()
 
     def predict_log_proba(self, X: Any) -> Floats:  # noqa: N803
-        """Their logarithms [n, C], finite also where a probability is 0 in float32."""
+        """Return their logarithms [n, C], finite also where a probability is 0 in float32."""
         return self._logits(X).log_softmax(dim=1).numpy()
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
-        """The fraction of images whose predicted label is that of `y` [n], weighted if wanted.
+        """Return the accuracy on images with labels `y` [n], weighted if weights are given.
 
         Raises:
-            InputError: not one label for each image, not one weight, or nothing to average.
+            InputError: not one label or not one weight for each image, or nothing to average.
         """
-        found, labels = self.predict(X), np.asarray(y)
-        if labels.shape != found.shape:
-            raise InputError(f"{len(found)} images have labels of shape {list(labels.shape)}; give one label for each")
-        weights = np.ones(len(found)) if sample_weight is None else np.asarray(sample_weight)
-        if weights.shape != found.shape:
-            raise InputError(f"{len(found)} images have weights of shape {list(weights.shape)}; give one for each")
+        predicted, labels = self.predict(X), np.asarray(y)
+        count = len(predicted)
+        if labels.shape != predicted.shape:
+            raise InputError(f"{count} images have labels of shape {list(labels.shape)}; give one label for each")
+        weights = np.ones(count) if sample_weight is None else np.asarray(sample_weight)
+        if weights.shape != predicted.shape:
+            raise InputError(f"{count} images have weights of shape {list(weights.shape)}; give one for each")
         if not weights.sum():
-            raise InputError(f"{len(found)} images of weight 0 have no score; give some images")
-        return float(np.average(found == labels, weights=weights))
+            raise InputError(f"{count} images of weight 0 have no score; give some images")
+        return float(np.average(predicted == labels, weights=weights))
 
     def encode_image(self, X: Any) -> Floats:  # noqa: N803
-        """Unit image features [n, D], float32, as the prompted image tower gives them."""
-        return self._over(X, "encode_images", self._fitted().backbone.embed_dim).numpy()
+        """Return unit image features [n, D] of the prompted image tower, float32."""
+        return self._compute("encode_images", X, self._fitted().backbone.embed_dim).numpy()
 
     def set_class_names(self, names: Sequence[str]) -> Self:
-        """Speak of these classes from now on, without training; they are the labels too.
+        """Set the class names to predict, without training; they become the labels too.
 
         Raises:
             ClassNamesError: an empty list or name, the same words twice, or a name too long for the text tower.
@@ -184,7 +200,7 @@ class PromptClassifier(Classifier, Estimator, OnHub):
         return self
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
@@ -200,12 +216,12 @@ class PromptClassifier(Classifier, Estimator, OnHub):
         """Load a finished run's folder, a prompts file, a folder of `save_pretrained`, or a hub repository OWNER/NAME.
 
         Args:
-            backbone, pretrained: the CLIP, where it does not lie where the file says; it must be the same.
-            revision, token, cache_dir, force_download, local_files_only: for a hub repository, as huggingface_hub's
-                mixin takes them.
+            backbone, pretrained: the CLIP, where it is not stored where the file says; it must be the same.
+            revision, token, cache_dir, force_download, local_files_only: for a hub repository, as in
+                `huggingface_hub.hf_hub_download`.
 
         Raises:
-            CheckpointError: nothing of this kind is there, or the backbone is another one.
+            CheckpointError: nothing of this kind exists there, or the backbone is another one.
             BackboneError: the backbone cannot be loaded.
         """
         source = str(pretrained_model_name_or_path)
@@ -222,50 +238,114 @@ class PromptClassifier(Classifier, Estimator, OnHub):
         else:
             path = prompts_file(path)
         stored = read_prompts(path)
-        now = stored.info.get("classifier", {"labels": list(stored.class_names), "names": list(stored.class_names)})
-        wanted = stored.backbone
-        where = this_process(device).device
-        if backbone is None:
-            backbone = cached_backbone(wanted["name"], wanted["pretrained"], wanted["precision"], where)
-        elif isinstance(backbone, str):
-            backbone = cached_backbone(backbone, pretrained, wanted["precision"], where)
+        if not isinstance(backbone, Backbone):
+            name, pretrained = (
+                (stored.backbone["name"], stored.backbone["pretrained"]) if backbone is None else (backbone, pretrained)
+            )
+            backbone = cached_backbone(name, pretrained, stored.backbone["precision"], this_process(device).device)
         method = load_prompts(path, backbone)
-        made = cls(
+        # A file of `maple train` has no section of a classifier: its labels are the class names.
+        trained = {"labels": list(stored.class_names), "names": list(stored.class_names)}
+        current = stored.info.get("classifier", trained)
+        labels, names = current["labels"], current["names"]
+        classifier = cls(
             stored.method["name"],
             backbone=backbone.name,
             pretrained=backbone.pretrained,
             precision=backbone.precision,
             settings={"method": {key: value for key, value in stored.method.items() if key != "name"}},
-            class_names=None if now["labels"] == now["names"] else dict(zip(now["labels"], now["names"], strict=True)),
+            class_names=None if labels == names else dict(zip(labels, names, strict=True)),
             device=device,
         )
-        made._take(method, np.asarray(now["labels"]), stored.info)
-        if tuple(now["names"]) != method.class_names:
-            method.set_class_names(now["names"])
-            made.class_names_ = tuple(now["names"])
-        made.history_ = ()
-        return made
+        classifier._set_method(method, np.asarray(labels), stored.info)
+        if tuple(names) != method.class_names:
+            method.set_class_names(names)
+            classifier.class_names_ = tuple(names)
+        classifier.history_ = ()
+        return classifier
 
-    def _save_pretrained(self, save_directory: Path) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> Path | str:
+        """Write the prompts (`prompts.safetensors`) and a model card (`README.md`) into a folder; return it.
+
+        Args:
+            repo_id: the name on the hub, for the card.
+            push_to_hub: also upload it there, with `push_to_hub_kwargs` as in `push_to_hub`; the address of the commit
+                is returned instead.
+            model_card_kwargs: may hold `repo_id`, for the card alone.
+
+        Raises:
+            CheckpointError: there is a file of this name, or the upload fails.
+        """
+        folder = Path(save_directory)
+        if folder.exists() and not folder.is_dir():
+            raise CheckpointError(f"{folder} is a file; give a folder for the prompts, which need not exist")
         method = self._fitted()
-        now = {"labels": self.classes_.tolist(), "names": list(self.class_names_)}
-        # The file names the classes that were trained; those spoken of now are noted beside.
+        current = {"labels": self.classes_.tolist(), "names": list(self.class_names_)}
+        # The file names the classes of the training; the current ones are noted in its information.
         method.set_class_names(self._trained_names)
         try:
-            save_prompts(save_directory / PROMPTS, method, {**self._info, "classifier": now})
+            save_prompts(folder / PROMPTS, method, {**self._info, "classifier": current})
         finally:
             method.set_class_names(self.class_names_)
+        write_card(folder, (model_card_kwargs or {}).get("repo_id", repo_id))
+        if push_to_hub:
+            return self.push_to_hub(repo_id or folder.resolve().name, **push_to_hub_kwargs)
+        return folder
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload prompts",
+        branch: str | None = None,
+        token: str | None = None,
+        private: bool | None = None,
+        **options: Any,
+    ) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face hub, as one commit; return its address.
+
+        Args:
+            branch: created if there is none of this name; "main" by default.
+            options: `create_pr`, `allow_patterns`, `ignore_patterns`, `delete_patterns`, as in `HfApi.upload_folder`.
+
+        Raises:
+            CheckpointError: the hub refuses, or cannot be reached.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_folder(
+                Path(folder), repo_id, message=commit_message, branch=branch, token=token, private=private, **options
+            )
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "method_")
 
     def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
         tags.input_tags.three_d_array = True
         return tags
 
-    def _resolved(self) -> RunSettings:
+    def _run_settings(self) -> RunSettings:
+        """The settings of a run with these parameters."""
+        settings = {} if self.settings is None else self.settings
+        if not isinstance(settings, Mapping):
+            raise ConfigError(
+                f'settings is {settings!r:.80}; give sections, as in {{"train": {{"optimizer": "adamw"}}}}'
+            )
+        if "seed" in settings:
+            raise ConfigError(f"settings holds the seed {settings['seed']!r}; give it as seed={settings['seed']!r}")
+        for section, values in settings.items():
+            if section in SECTIONS and not isinstance(values, Mapping):
+                raise ConfigError(f"settings has {section} = {values!r:.80}; give a section, {{{section!r}: {{...}}}}")
         layer = options_layer(
             backbone={"name": self.backbone, "pretrained": self.pretrained, "precision": self.precision},
             train={"epochs": self.epochs, "lr": self.lr, "batch_size": self.batch_size},
@@ -273,26 +353,14 @@ class PromptClassifier(Classifier, Estimator, OnHub):
         )
         layer["seed"] = self.seed  # a seed of None is refused, not left out
         if self.preset is None:
-            method_settings({"name": self.method})  # an unknown method is told as that, not as an unknown preset
+            method_settings({"name": self.method})  # reports an unknown method as such, not as an unknown preset
         preset = read_preset(self.preset or f"{self.method}_base-to-novel")
-        # Pictures of one's own want a CLIP that has seen the world, unless another is named.
+        # A user's own images need a CLIP of the usual breadth, unless another is named.
         default = {"backbone": {"name": BackboneSettings().name}}
-        own = {"method": {"name": self.method}, "data": {"shots": None}}
-        return resolve([default, preset, own, sections_of(self.settings), layer])
+        method = {"method": {"name": self.method}, "data": {"shots": None}}
+        return resolve([default, preset, method, settings, layer])
 
-    def _held_out(self, items: list[Item], settings: RunSettings) -> tuple[list[Item], list[Item]]:
-        """The items to train on, and those that a method searches on, if it does."""
-        if not method_settings(settings.method)[1].needs_validation:
-            return items, []
-        items, val = hold_out(items, self.validation_fraction, settings.seed)
-        if not val:
-            raise InputError(
-                f"{settings.method['name']} chooses a setting on validation images, but no class has more than one "
-                'image; give more, or give the setting: settings={"method": {...}}'
-            )
-        return items, val
-
-    def _take(self, method: Method, classes: Labels, info: Mapping[str, Any]) -> None:
+    def _set_method(self, method: Method, classes: Labels, info: Mapping[str, Any]) -> None:
         self.method_ = method
         self.classes_ = classes
         self.class_names_ = method.class_names
@@ -308,20 +376,17 @@ class PromptClassifier(Classifier, Estimator, OnHub):
         return self.method_
 
     def _logits(self, images: Any) -> Tensor:
-        return self._over(images, "predict_logits", len(self._fitted().class_names))
+        return self._compute("predict_logits", images, len(self._fitted().class_names))
 
     @torch.no_grad()
-    def _over(self, images: Any, function: str, width: int) -> Tensor:
-        """The method's function of all images, batch by batch: [n, width], float32, on the CPU."""
-        predictor = TorchPredictor(self._fitted())
-        compute, device = getattr(predictor.method, function), predictor.method.backbone.device
-
-        def view(picture: ImageSource) -> Tensor:
-            return predictor.transform(picture.read())
-
-        found = [torch.empty(0, width)]
-        with closing(map_in_order(view, to_images(images), _WORKERS, ahead=2 * _BATCH)) as read:
-            while batch := list(islice(read, _BATCH)):
-                images = torch.stack(batch).to(device)
-                found.append(finite(compute(images).float().cpu(), predictor.method.backbone))
-        return torch.cat(found)
+    def _compute(self, function: str, images: Any, width: int) -> Tensor:
+        """Apply a function of the method to all images, batch by batch: [n, width], float32, on the CPU."""
+        method = self._fitted().eval()
+        transform = EvalTransform.from_preprocessing(method.backbone.preprocessing)
+        results = [torch.empty(0, width)]
+        sources = map_in_order(lambda image: transform(image.read()), to_images(images), _WORKERS, ahead=2 * _BATCH)
+        with closing(sources):
+            while batch := list(islice(sources, _BATCH)):
+                inputs = torch.stack(batch).to(method.backbone.device)
+                results.append(finite(getattr(method, function)(inputs).float().cpu(), method.backbone))
+        return torch.cat(results)

@@ -1,4 +1,4 @@
-"""Whatever answers, by its path: a run on PyTorch, or an export on onnxruntime."""
+"""Load any predictor by its path: a run on PyTorch, or an export on onnxruntime."""
 
 from pathlib import Path
 
@@ -8,16 +8,21 @@ from maple.inference.predictor import Predictor
 
 
 def load_predictor(source: str | Path, *, zero_shot: bool = False, device: str | None = None) -> Predictor:
-    """Open a finished run's folder, a prompts file, `hf-hub:OWNER/NAME`, or the folder of an export to ONNX.
+    """Load a finished run's folder, a prompts file, `hf-hub:OWNER/NAME`, or the folder of an export to ONNX.
 
     PyTorch is imported for the first three only.
 
     Args:
-        zero_shot: answer with the frozen CLIP beside.
-        device: where to compute.
+        zero_shot: classify with the frozen CLIP too.
+        device: cpu, cuda ...; by default a GPU if there is one.
 
     Raises:
-        MapleError: nothing of the kind, a damaged one, or no such device.
+        MapleError: the path is none of these, is damaged, or the device does not exist.
+
+    Example:
+        >>> predictor = load_predictor("exported", device="cpu")
+        >>> for prediction in predictor.stream(find_images(["photos"])):
+        ...     print(prediction.source, prediction.best[0].name)
     """
     if is_export(source):
         return OnnxPredictor.load(source, zero_shot=zero_shot, device=device)

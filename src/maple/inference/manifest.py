@@ -1,11 +1,11 @@
-"""What an exported method says of itself: `maple-export.json`, beside its graphs."""
+"""The description of an export to ONNX: `maple-export.json`, stored with its graphs."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from maple import files
 from maple.errors import CheckpointError
 
 MANIFEST = "maple-export.json"
@@ -18,11 +18,11 @@ ZERO_SHOT = "zero_shot.npy"
 MERGES = "bpe_simple_vocab_16e6.txt.gz"
 
 
-class _Part(BaseModel):
+class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Slots(_Part):
+class Slots(_Section):
     """Sentences with learned tokens: "{words} {class name}.", whose first `length` words are replaced by them."""
 
     kind: Literal["slots"] = "slots"
@@ -31,15 +31,15 @@ class Slots(_Part):
     position: Literal["end", "middle", "front"]
 
 
-class Templates(_Part):
-    """Fixed sentences with {} for the class name; the mean of their unit features, made unit."""
+class Templates(_Section):
+    """Fixed sentences with {} for the class name; the features are their normalised mean."""
 
     kind: Literal["templates"] = "templates"
     templates: tuple[str, ...] = Field(min_length=1)
 
 
-class Preprocess(_Part):
-    """What `EvalView` takes."""
+class Preprocess(_Section):
+    """The arguments of `EvalView`."""
 
     size: int = Field(ge=1)
     mean: tuple[float, float, float]
@@ -47,15 +47,15 @@ class Preprocess(_Part):
     interpolation: str
 
 
-class Manifest(_Part):
+class Manifest(_Section):
     """The content of the file.
 
     Attributes:
-        head: how logits are made of unit image features. `cosine`: logit_scale x features x classes; `logits`: the
-            graph gives those of the trained names; `shifted`: `cosine`, with classes that `text.onnx` gives for each
-            image under the graph's `shift`.
-        sentences: how new names are written, None where the method cannot speak of them.
-        new_names: why not, then.
+        head: how logits are computed from unit image features. `cosine`: logit_scale x features x classes; `logits`:
+            the graph outputs those of the trained names; `shifted`: `cosine`, with classes that `text.onnx` computes
+            for each image under the graph's `shift`.
+        sentences: how new names are written; None where the method cannot predict new names.
+        new_names: the reason, then.
         zero_shot: the sentences of the frozen CLIP; None where it is not included.
         files: sizes in bytes.
         maximal_difference: of logits from those of PyTorch, as measured after the export.
@@ -80,9 +80,8 @@ class Manifest(_Part):
 
 
 def is_export(path: str | Path) -> bool:
-    """Whether a path is the folder of a method that was exported to ONNX, or its manifest."""
-    folder = export_folder(path)
-    return (folder / MANIFEST).is_file()
+    """Whether a path is the folder of an export to ONNX, or its manifest."""
+    return (export_folder(path) / MANIFEST).is_file()
 
 
 def export_folder(path: str | Path) -> Path:
@@ -92,31 +91,30 @@ def export_folder(path: str | Path) -> Path:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read what an export says of itself, and see that its files are whole.
+    """Read the manifest of an export, and check that its files are complete.
 
     Raises:
         CheckpointError: unreadable, of a newer format, or a file is missing or of another size than was written.
     """
     path = folder / MANIFEST
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} is no exported method: it has no {MANIFEST}") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is unreadable or damaged ({error}); export the run again") from error
-    found = content.get("format") if isinstance(content, dict) else None
-    if isinstance(found, int) and found > FORMAT:
-        raise CheckpointError(f"{path} has format {found}; this version of maple reads format {FORMAT}: upgrade maple")
+    content = files.read_json(
+        path, missing=f"{folder} is not an exported method: it has no {MANIFEST}", advice="export the run again"
+    )
+    version = content.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version}; this version of maple reads format {FORMAT}: upgrade maple"
+        )
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "its content"
-        raise CheckpointError(f"{path} is damaged: {where}: {first['msg']}; export the run again") from error
-    for name, size in manifest.files.items():
+        place = ".".join(map(str, first["loc"])) or "its content"
+        raise CheckpointError(f"{path} is damaged: {place}: {first['msg']}; export the run again") from error
+    for name, expected in manifest.files.items():
         file = folder / name
-        there = file.stat().st_size if file.is_file() else None
-        if there != size:
-            said = "is missing" if there is None else f"has {there:,} bytes instead of {size:,}"
-            raise CheckpointError(f"{file} {said}; copy the whole folder again, or export the run again")
+        size = file.stat().st_size if file.is_file() else None
+        if size != expected:
+            problem = "is missing" if size is None else f"has {size:,} bytes instead of {expected:,}"
+            raise CheckpointError(f"{file} {problem}; copy the whole folder again, or export the run again")
     return manifest

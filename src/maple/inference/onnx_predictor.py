@@ -1,4 +1,4 @@
-"""An exported method, answering on onnxruntime: no torch, no open_clip."""
+"""Predictions of an exported method on onnxruntime, without torch and open_clip."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from maple.data.images.eval_transform import EvalView
 from maple.errors import BackboneError, CheckpointError, ClassNamesError, ConfigError, UnlearnedClassesError, first_line
-from maple.inference import manifest as on_disk
+from maple.inference import manifest as export_files
 from maple.inference.manifest import Manifest, Slots, Templates, read_manifest
 from maple.inference.predictor import EncodedClasses, Floats, Predictor
 from maple.inference.tokenizer import ClipTokenizer
@@ -19,54 +19,60 @@ from maple.names import clean_class_names
 
 Integers = NDArray[np.int64]
 
-NAME_TEMPLATE = Templates(templates=("a photo of a {}.",))
+_NAME_TEMPLATE = Templates(templates=("a photo of a {}.",))
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_SENTENCES_AT_ONCE = 256
+_TEXT_BATCH = 256
 _PLACEHOLDER = "X"
 
 
 class OnnxPredictor(Predictor):
-    """A method that `maple export --format onnx` wrote.
+    """A method that `maple export --format onnx` wrote; use `load`.
 
     Attributes:
-        manifest: what it says of itself.
+        manifest: its description.
     """
 
     manifest: Manifest
 
     def __init__(self, folder: Path, manifest: Manifest, *, zero_shot: bool, device: str | None) -> None:
-        """Open the graphs of a folder; use `load`."""
         self.manifest = manifest
         self._folder = folder
-        self._image = _session(folder / on_disk.IMAGE, device)
+        self._image = _session(folder / export_files.IMAGE, device)
         self._outputs = [output.name for output in self._image.get_outputs()]
-        self._classes = _table(folder, on_disk.CLASSES, manifest) if manifest.head == "cosine" else None
-        self._zero_shot = _table(folder, on_disk.ZERO_SHOT, manifest) if zero_shot else None
+        self._class_table = _table(folder, export_files.CLASSES, manifest) if manifest.head == "cosine" else None
+        self._zero_shot_table = _table(folder, export_files.ZERO_SHOT, manifest) if zero_shot else None
         self._text: Any = None
-        if on_disk.TEXT in manifest.files:
-            self._text = _session(folder / on_disk.TEXT, device)
-            self._tokenizer = ClipTokenizer(folder / on_disk.MERGES, manifest.context_length or 0)
+        self._no_shift: dict[str, Floats] = {}
+        if export_files.TEXT in manifest.files:
+            self._text = _session(folder / export_files.TEXT, device)
+            self._tokenizer = ClipTokenizer(folder / export_files.MERGES, manifest.context_length or 0)
+            # Where the text graph takes a shift, sentences that belong to no image are encoded with zeros.
+            shapes = {graph_input.name: graph_input.shape for graph_input in self._text.get_inputs()}
+            self._no_shift = {"shift": np.zeros(shapes["shift"], np.float32)} if "shift" in shapes else {}
+        import onnxruntime
+
+        computed_by = f"onnxruntime {onnxruntime.__version__} ({', '.join(self._image.get_providers())})"
         super().__init__(
             manifest.class_names,
-            view=EvalView.from_preprocessing(manifest.preprocess),
+            preprocess=EvalView.from_preprocessing(manifest.preprocess),
             has_zero_shot=zero_shot,
-            about={**manifest.about, "computed_by": _computed_by(self._image), "int8": manifest.int8},
-            name_features=None if self._text is None else self._name_features,
+            about={**manifest.about, "computed_by": computed_by, "int8": manifest.int8},
+            name_features=None if self._text is None else lambda names: self._template_features(names, _NAME_TEMPLATE),
         )
 
     @classmethod
     def load(cls, path: str | Path, *, zero_shot: bool = False, device: str | None = None) -> Self:
-        """Open the folder of an export.
+        """Load the folder of an export.
 
         Args:
-            zero_shot: answer with the frozen CLIP beside, which must have been exported too.
+            zero_shot: classify with the frozen CLIP too, which must have been exported.
             device: cpu (default) or cuda.
 
         Raises:
-            CheckpointError: no export, a damaged one, or one of a newer format.
-            ConfigError: no such device, no frozen CLIP inside, or onnxruntime is not installed.
+            CheckpointError: not an export, a damaged one, or one of a newer format.
+            ConfigError: no such device, the export has no frozen CLIP, or onnxruntime is not installed.
         """
-        folder = on_disk.export_folder(path)
+        folder = export_files.export_folder(path)
         manifest = read_manifest(folder)
         if zero_shot and manifest.zero_shot is None:
             raise ConfigError(
@@ -75,104 +81,111 @@ class OnnxPredictor(Predictor):
             )
         return cls(folder, manifest, zero_shot=zero_shot, device=device)
 
-    def encode(self, views: Floats) -> list[dict[str, Floats]]:
-        """What the image graph gives for each of the views [B, 3, R, R]."""
-        if not len(views):
+    def encode_images(self, images: Floats) -> list[dict[str, Floats]]:
+        """Run the image graph on preprocessed images [B, 3, R, R]: B dictionaries of its outputs."""
+        if not len(images):
             return []
-        found = self._run(self._image, {"images": np.ascontiguousarray(views, dtype=np.float32)})
-        return [dict(zip(self._outputs, row, strict=True)) for row in zip(*found, strict=True)]
+        outputs = self._run(self._image, {"images": np.ascontiguousarray(images, dtype=np.float32)})
+        return [dict(zip(self._outputs, row, strict=True)) for row in zip(*outputs, strict=True)]
 
     def probabilities(
-        self, seen: Sequence[Mapping[str, Floats]], spoken: EncodedClasses
+        self, encoded: Sequence[Mapping[str, Floats]], classes: EncodedClasses
     ) -> tuple[Floats, Floats | None]:
-        """Probabilities [n, C] of n things that `encode` gave, and those of the frozen CLIP; float32."""
-        tuned, frozen = self.logits(seen, spoken)
-        return _probabilities(tuned), None if frozen is None else _probabilities(frozen)
+        """Return probabilities [n, C] of n encoded images, and those of the frozen CLIP; float32."""
+        if not encoded:
+            empty = np.empty((0, len(classes.names)), np.float32)
+            return empty, None if classes.zero_shot is None else empty
+        trained, frozen = self.logits(encoded, classes)
+        return (
+            softmax(trained).astype(np.float32),
+            None if frozen is None else softmax(frozen).astype(np.float32),
+        )
 
-    def logits(self, seen: Sequence[Mapping[str, Floats]], spoken: EncodedClasses) -> tuple[Floats, Floats | None]:
-        """Logits [n, C] of n things that `encode` gave, and those of the frozen CLIP.
+    def logits(self, encoded: Sequence[Mapping[str, Floats]], classes: EncodedClasses) -> tuple[Floats, Floats | None]:
+        """Return logits [n, C] of n encoded images, n > 0, and those of the frozen CLIP.
 
         Raises:
             BackboneError: one is not finite.
         """
-        if not seen:
-            empty = np.empty((0, len(spoken.names)), np.float32)
-            return empty, None if spoken.frozen is None else empty
-        features = np.stack([one["features"] for one in seen])
         scale = np.float32(self.manifest.logit_scale)
         if self.manifest.head == "logits":
-            tuned = np.stack([one["logits"] for one in seen])[:, spoken.tuned]
+            trained = np.stack([image["logits"] for image in encoded])[:, classes.trained]
         elif self.manifest.head == "shifted":
-            tuned = np.stack([scale * one["features"] @ self._shifted(spoken.tuned, one["shift"]).T for one in seen])
+            # Every image shifts the learned tokens, so that the classes are encoded once for each.
+            trained = np.stack(
+                [
+                    scale * image["features"] @ self._encode_text(*classes.trained, shift=image["shift"]).T
+                    for image in encoded
+                ]
+            )
         else:
-            tuned = scale * features @ spoken.tuned.T
-        frozen = None
-        if spoken.frozen is not None:
-            frozen = np.stack([one.get("frozen", one["features"]) for one in seen])
-            frozen = _finite(scale * frozen @ spoken.frozen.T)
-        return _finite(tuned), frozen
+            trained = scale * np.stack([image["features"] for image in encoded]) @ classes.trained.T
+        if classes.zero_shot is None:
+            return _finite(trained), None
+        # The graph has frozen features of its own only where the method changes those of the image tower.
+        frozen = np.stack([image.get("frozen", image["features"]) for image in encoded])
+        return _finite(trained), _finite(scale * frozen @ classes.zero_shot.T)
 
-    def _speak(self, names: tuple[str, ...], note: str | None) -> EncodedClasses:
-        known = self._rows(names)
-        if self.manifest.sentences is None and known is None:
-            unknown = next(name for name in names if self._rows((name,)) is None)
+    def _encode_class_names(self, names: tuple[str, ...], note: str | None) -> EncodedClasses:
+        sentences, head = self.manifest.sentences, self.manifest.head
+        rows = self._trained_rows(names)
+        if sentences is None and rows is None:
+            new = next(name for name in names if self._trained_rows((name,)) is None)
             kind = ClassNamesError if self.manifest.about.get("speaks_of_new_classes") else UnlearnedClassesError
-            raise kind(f"class name {unknown!r} was not trained, and {self.manifest.new_names}")
-        tuned: Any
-        if self.manifest.head == "logits":
-            tuned = known
-        elif self.manifest.head == "shifted":
-            tuned = self._written(names)
+            raise kind(f"class name {new!r} was not trained, and {self.manifest.new_names}")
+        trained: Any
+        if head == "logits":
+            trained = rows
+        elif head == "shifted":
+            if not isinstance(sentences, Slots):
+                raise CheckpointError(
+                    f"{self._folder}: classes that depend on the image need sentences with learned tokens"
+                )
+            trained = self._padded(self._slotted(names, sentences))
         else:
-            tuned = self._embedded(names, known, self._classes, self.manifest.sentences)
-        frozen = None
+            trained = self._class_features(names, rows, self._class_table, sentences)
+        zero_shot = None
         if self.has_zero_shot:
-            frozen = self._embedded(names, known, self._zero_shot, self.manifest.zero_shot)
-        return EncodedClasses(names, note, tuned, frozen)
+            zero_shot = self._class_features(names, rows, self._zero_shot_table, self.manifest.zero_shot)
+        return EncodedClasses(names, note, trained, zero_shot)
 
-    def _rows(self, names: Sequence[str]) -> list[int] | None:
-        """The places of the names among the trained ones, equal ones in their order; None if one is not among them."""
-        places: dict[str, list[int]] = {}
-        for place, name in enumerate(clean_class_names(self.manifest.class_names)):
-            places.setdefault(name, []).append(place)
-        found = []
+    def _trained_rows(self, names: Sequence[str]) -> list[int] | None:
+        """The rows of the names among the trained ones, equal names in their order; None if one is not among them."""
+        available: dict[str, list[int]] = {}
+        for row, name in enumerate(clean_class_names(self.manifest.class_names)):
+            available.setdefault(name, []).append(row)
+        rows = []
         for name in clean_class_names(names):
-            if not places.get(name):
+            if not available.get(name):
                 return None
-            found.append(places[name].pop(0))
-        return found
+            rows.append(available[name].pop(0))
+        return rows
 
-    def _embedded(
-        self, names: Sequence[str], known: list[int] | None, table: Floats | None, sentences: Slots | Templates | None
+    def _class_features(
+        self, names: Sequence[str], rows: list[int] | None, table: Floats | None, sentences: Slots | Templates | None
     ) -> Floats:
-        if known is not None and table is not None:
-            return table[known]
+        """Unit features [C, D]: of the table where all names were trained, else of their sentences."""
+        if rows is not None and table is not None:
+            return table[rows]
         if isinstance(sentences, Slots):
             return self._encode_text(*self._padded(self._slotted(names, sentences)))
         if sentences is None:
             raise CheckpointError(f"{self._folder} has neither embeddings nor sentences for {list(names)[:3]}")
-        return self._templated(names, sentences)
+        return self._template_features(names, sentences)
 
-    def _templated(self, names: Sequence[str], sentences: Templates) -> Floats:
+    def _template_features(self, names: Sequence[str], sentences: Templates) -> Floats:
         cleaned = clean_class_names(names)
         total = np.zeros((), np.float32)
         for template in sentences.templates:
             rows = [self._tokenizer.sentence(template.replace("{}", name)) for name in cleaned]
             total = total + self._encode_text(*self._padded([(row, [0] * len(row)) for row in rows]))
-        return _unit((total / len(sentences.templates)).astype(np.float32))
-
-    def _name_features(self, names: Sequence[str]) -> Floats:
-        return self._templated(names, NAME_TEMPLATE)
-
-    def _written(self, names: Sequence[str]) -> tuple[Integers, Integers]:
-        if not isinstance(self.manifest.sentences, Slots):
-            raise CheckpointError(
-                f"{self._folder}: classes that depend on the image need sentences with learned tokens"
-            )
-        return self._padded(self._slotted(names, self.manifest.sentences))
+        mean = (total / len(sentences.templates)).astype(np.float32)
+        lengths = np.linalg.norm(mean, axis=-1, keepdims=True)
+        features: Floats = (mean / np.maximum(lengths, 1e-12)).astype(np.float32)
+        return features
 
     def _slotted(self, names: Sequence[str], sentences: Slots) -> list[tuple[list[int], list[int]]]:
-        """Ids of each sentence, and which learned token (from 1; 0 none) stands at each of its places.
+        """Ids of each sentence, and the learned token (from 1; 0 none) at each of its positions.
 
         As `maple.prompts.write_sentences` does.
         """
@@ -181,14 +194,14 @@ class OnnxPredictor(Predictor):
         rows = []
         for name in clean_class_names(names):
             ids = self._tokenizer.sentence(f"{words} {name}.")
-            order = list(range(1, 1 + length))
-            slots = [0, *order, *[0] * (len(ids) - 1 - length)]
+            slots = [0, *range(1, 1 + length), *[0] * (len(ids) - 1 - length)]
             if sentences.position != "end":
+                # The prompt was written before the name; move the name between its halves, or in front of it.
                 before = length // 2 if sentences.position == "middle" else 0
                 count = len(self._tokenizer.words(name))
                 for row in (ids, slots):
-                    prompt, own = row[1 : 1 + length], row[1 + length : 1 + length + count]
-                    row[1 : 1 + length + count] = [*prompt[:before], *own, *prompt[before:]]
+                    prompt, class_name = row[1 : 1 + length], row[1 + length : 1 + length + count]
+                    row[1 : 1 + length + count] = [*prompt[:before], *class_name, *prompt[before:]]
             rows.append((ids, slots))
         return rows
 
@@ -198,34 +211,27 @@ class OnnxPredictor(Predictor):
         longest = max(len(ids) for ids, _ in rows)
         both = np.zeros((2, len(rows), longest), np.int64)
         for number, row in enumerate(rows):
-            for which in (0, 1):
-                both[which, number, : len(row[which])] = row[which]
+            for part in (0, 1):
+                both[part, number, : len(row[part])] = row[part]
         return both[0], both[1]
 
-    def _encode_text(self, ids: Integers, slots: Integers, **more: Floats) -> Floats:
+    def _encode_text(self, ids: Integers, slots: Integers, **shift: Floats) -> Floats:
         """Unit features [C, D] of sentences [C, T]."""
-        found = []
-        for start in range(0, len(ids), _SENTENCES_AT_ONCE):
-            part = slice(start, start + _SENTENCES_AT_ONCE)
-            found.append(self._run(self._text, {"ids": ids[part], "slots": slots[part], **self._shifts(), **more})[0])
-        return np.concatenate(found)
-
-    def _shifts(self) -> dict[str, Floats]:
-        """The shift of sentences that no image belongs to, where the text graph takes one."""
-        taken = next((one for one in self._text.get_inputs() if one.name == "shift"), None)
-        return {} if taken is None else {"shift": np.zeros(taken.shape, np.float32)}
-
-    def _shifted(self, written: tuple[Integers, Integers], shift: Floats) -> Floats:
-        return self._encode_text(*written, shift=shift)
+        features = []
+        for start in range(0, len(ids), _TEXT_BATCH):
+            part = slice(start, start + _TEXT_BATCH)
+            inputs = {"ids": ids[part], "slots": slots[part], **self._no_shift, **shift}
+            features.append(self._run(self._text, inputs)[0])
+        return np.concatenate(features)
 
     def _run(self, session: Any, inputs: Mapping[str, Any]) -> list[Floats]:
         from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
         try:
-            found: list[Floats] = session.run(None, dict(inputs))
+            outputs: list[Floats] = session.run(None, dict(inputs))
         except (Fail, RuntimeException) as error:
             raise BackboneError(f"{self._folder} cannot be computed: {first_line(error)}") from error
-        return [_finite(values) for values in found]
+        return [_finite(values) for values in outputs]
 
 
 def _session(path: Path, device: str | None) -> Any:
@@ -236,12 +242,14 @@ def _session(path: Path, device: str | None) -> Any:
             "an exported method runs on onnxruntime, which is not installed: pip install 'maple-clip[onnx]'"
         ) from error
     kind = (device or "cpu").partition(":")[0]
-    if kind not in _PROVIDERS or _PROVIDERS[kind] not in onnxruntime.get_available_providers():
-        there = [name for name, one in _PROVIDERS.items() if one in onnxruntime.get_available_providers()]
-        raise ConfigError(f"device {device!r}: this onnxruntime computes an exported method on {', '.join(there)} only")
+    available = [name for name, provider in _PROVIDERS.items() if provider in onnxruntime.get_available_providers()]
+    if kind not in available:
+        raise ConfigError(
+            f"device {device!r}: this onnxruntime computes an exported method on {', '.join(available)} only"
+        )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # Told how many, it does not try to bind threads to processors that this process may not use.
+    # With a number of threads it does not try to bind them to processors that this process may not use.
     options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[_PROVIDERS[kind]])
@@ -249,41 +257,21 @@ def _session(path: Path, device: str | None) -> Any:
         raise CheckpointError(f"{path} cannot be opened ({first_line(error)[:200]}); export the run again") from error
 
 
-def _computed_by(session: Any) -> str:
-    import onnxruntime
-
-    return f"onnxruntime {onnxruntime.__version__} ({', '.join(session.get_providers())})"
-
-
 def _table(folder: Path, name: str, manifest: Manifest) -> Floats:
     """The class embeddings [C, D] in a file."""
     try:
-        found = np.load(folder / name, allow_pickle=False)
+        table: Floats = np.load(folder / name, allow_pickle=False).astype(np.float32)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / name} is unreadable or damaged ({error}); export the run again") from error
-    if found.ndim != 2 or len(found) != len(manifest.class_names):
+    if table.ndim != 2 or len(table) != len(manifest.class_names):
         raise CheckpointError(
-            f"{folder / name} has shape {list(found.shape)}, but there are {len(manifest.class_names)} classes; export "
+            f"{folder / name} has shape {list(table.shape)}, but there are {len(manifest.class_names)} classes; export "
             "the run again"
         )
-    table: Floats = found.astype(np.float32)
     return table
-
-
-def _unit(features: Floats) -> Floats:
-    lengths = np.linalg.norm(features, axis=-1, keepdims=True)
-    found: Floats = (features / np.maximum(lengths, 1e-12)).astype(np.float32)
-    return found
 
 
 def _finite(values: Floats) -> Floats:
     if not np.isfinite(values).all():
         raise BackboneError("a result is not finite; export the run again, without --int8")
     return values
-
-
-def _probabilities(logits: Floats) -> Floats:
-    found = np.empty(logits.shape, np.float32)
-    if len(logits):
-        found[:] = softmax(logits)
-    return found

@@ -1,8 +1,8 @@
-"""The seam between a method and whoever asks it: pictures in, class names out, without torch.
+"""The interface of everything that classifies images, and what it returns. Nothing here needs torch.
 
-A server encodes the pictures of many requests in one batch and answers each under its own class list: `view`,
-`encode_class_names`, `encode` and `probabilities` share no state that changes. `stream` answers for one class list
-after another, as a command does.
+A server encodes the images of many requests in one batch and classifies each under its own class names: `preprocess`,
+`encode_class_names`, `encode_images` and `probabilities` share no mutable state. `stream` classifies images under one
+list of class names at a time, as a command does.
 """
 
 import threading
@@ -12,26 +12,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from maple.data.images.eval_transform import EvalView
 from maple.data.images.prefetch import map_in_order
 from maple.errors import ConfigError, DataError
-from maple.inference.images import ImageSource
+from maple.inference.image_sources import ImageSource
 from maple.inference.trained_names import TrainedNames
 from maple.names import clean_class_names, distinct
 
 Floats = NDArray[np.float32]
 
-_LISTS_KEPT = 16
+_CACHED_LISTS = 16
 
 
 @dataclass(frozen=True)
-class Ranked:
+class ClassProbability:
     """A class name and its probability (0 to 1)."""
 
     name: str
@@ -40,24 +39,52 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest classes of one picture, best first.
+    """The likeliest classes of one image, best first.
 
     Attributes:
-        source: the picture's name.
+        source: the name of the image.
         best: by the trained method.
-        zero_shot: by the frozen CLIP; None where it was not asked for.
-        zero_shot_of_best: what the frozen CLIP gives the classes of `best`, in their order.
+        zero_shot: by the frozen CLIP; None where it was not requested.
+        zero_shot_of_best: the frozen CLIP's probabilities of the classes in `best`, in their order.
+
+    Example:
+        >>> prediction = next(predictor.stream(find_images(["cat.jpg"]), top=3))
+        >>> prediction.best[0].name, prediction.best[0].probability
+        ('cat', 0.93)
     """
 
     source: str
-    best: tuple[Ranked, ...]
-    zero_shot: tuple[Ranked, ...] | None = None
+    best: tuple[ClassProbability, ...]
+    zero_shot: tuple[ClassProbability, ...] | None = None
     zero_shot_of_best: tuple[float, ...] | None = None
+
+    @classmethod
+    def from_probabilities(
+        cls, source: str, names: Sequence[str], trained: Floats, zero_shot: Floats | None, top: int
+    ) -> Self:
+        """Rank C names by probabilities [C] of the trained method and of the frozen CLIP; keep the first `top`."""
+        # A stable sort: equal probabilities keep the order of the names.
+        order = np.argsort(-trained, kind="stable")[:top]
+        best = tuple(ClassProbability(names[index], float(trained[index])) for index in order)
+        if zero_shot is None:
+            return cls(source, best)
+        return cls(
+            source,
+            best,
+            cls.from_probabilities(source, names, zero_shot, None, top).best,
+            tuple(zero_shot[order].tolist()),
+        )
 
 
 @dataclass(frozen=True)
-class Unreadable:
-    """A picture that could not be read; the reason begins with its name."""
+class UnreadableImage:
+    """An image that could not be read; `reason` begins with its name.
+
+    Example:
+        >>> for result in predictor.stream(find_images(["damaged.png"])):
+        ...     if isinstance(result, UnreadableImage):
+        ...         print(result.reason)
+    """
 
     source: str
     reason: str
@@ -65,182 +92,168 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class EncodedClasses:
-    """A class list that was checked and encoded.
+    """A validated list of class names with its text features.
 
     Attributes:
         names: C class names, as given.
-        note: a line on names that were not trained (see `TrainedNames.explain`), or None.
-        tuned, frozen: what the answerer that made it keeps for it, for the method and the frozen CLIP.
+        note: a line about names that were not trained (see `TrainedNames.note`), or None.
+        trained, zero_shot: what the predictor that made it needs of it, for the method and for the frozen CLIP.
     """
 
     names: tuple[str, ...]
     note: str | None
-    tuned: Any
-    frozen: Any
+    trained: Any
+    zero_shot: Any
+
+
+def classes_to_json(classes: Sequence[ClassProbability]) -> list[dict[str, Any]]:
+    """Return class names and probabilities as commands, the server and reports write them in JSON."""
+    return [{"class": item.name, "probability": item.probability} for item in classes]
 
 
 class Predictor(ABC):
-    """A trained method, whatever computes it. All of it may be used by several threads, but `set_class_names`.
+    """A trained method that classifies images under any class names, independent of what computes it.
 
-    Attributes:
-        trained_names: the classes it was trained on.
-        has_zero_shot: whether the frozen CLIP answers beside.
-        about: what it is, for people and programs: method, backbone, data set, image size (`image_size`, pixels).
+    Several threads may use it at once, except for `set_class_names`.
+
+    Args:
+        trained_names: the class names it was trained on.
+        preprocess: from an RGB image to the normalised values [3, R, R] that the image tower reads.
+        has_zero_shot: whether the frozen CLIP classifies too.
+        about: a description for people and programs: method, backbone, data set, image size (`image_size`, pixels).
+        name_features: the frozen CLIP's unit features [n, D] of "a photo of a {}." for each name; None where there are
+            none.
+
+    Example:
+        >>> predictor = load_predictor("runs/pets", zero_shot=True)
+        >>> predictor.set_class_names(["cat", "dog"])
+        >>> for prediction in predictor.stream(find_images(["photos"])):
+        ...     print(prediction.source, prediction.best[0].name)
     """
 
     def __init__(
         self,
         trained_names: Sequence[str],
         *,
-        view: EvalView,
+        preprocess: EvalView,
         has_zero_shot: bool,
         about: dict[str, Any],
         name_features: Callable[[Sequence[str]], Floats] | None,
     ) -> None:
-        """Make the part that needs no model.
-
-        Args:
-            view: how the image tower sees a picture.
-            name_features: the frozen CLIP's unit features [n, D] of "a photo of a {}." for each name; None where it
-                has none.
-        """
         self.trained_names = tuple(trained_names)
+        self.preprocess = preprocess
         self.has_zero_shot = has_zero_shot
         self.about = about
-        self._view = view
-        self._known = TrainedNames(trained_names, name_features)
-        self._lists: OrderedDict[tuple[str, ...], EncodedClasses] = OrderedDict()
+        self._distances = TrainedNames(trained_names, name_features)
+        self._cache: OrderedDict[tuple[str, ...], EncodedClasses] = OrderedDict()
         self._lock = threading.Lock()
-        self._now: EncodedClasses | None = None
+        self._current: EncodedClasses | None = None
 
-    def view(self, image: Image.Image) -> Floats:
-        """The normalised values [3, R, R] of an RGB image, as the image tower reads it."""
-        return self._view(image)
+    @abstractmethod
+    def encode_images(self, images: Floats) -> list[Any]:
+        """Encode preprocessed images [B, 3, R, R]: B items that `probabilities` takes, in any mixture.
+
+        Raises:
+            BackboneError: a result is not finite.
+        """
+
+    @abstractmethod
+    def probabilities(self, encoded: Sequence[Any], classes: EncodedClasses) -> tuple[Floats, Floats | None]:
+        """Return probabilities [n, C] of n items of `encode_images`, and those of the frozen CLIP if it is included.
+
+        Raises:
+            BackboneError: a result is not finite.
+        """
+
+    @abstractmethod
+    def _encode_class_names(self, names: tuple[str, ...], note: str | None) -> EncodedClasses:
+        """Encode names that are distinct. Raises as `encode_class_names`."""
 
     def encode_class_names(self, names: Sequence[str] | None = None) -> EncodedClasses:
-        """A class list, checked and encoded; the last few are kept. None is the trained one.
+        """Validate and encode a list of class names (None: the trained ones); the most recent lists are cached.
 
         Raises:
             ClassNamesError: an empty list or name, the same words twice, a name too long for the text tower, or one
-                that the method cannot speak of.
+                that the method cannot predict.
         """
         if names is None:
             names = self.trained_names
-        # Two of the trained names may be equal, as published data sets have such pairs.
+        # Two of the trained names may be equal: some published data sets have such pairs.
         elif clean_class_names(names) != clean_class_names(self.trained_names):
             distinct(names)
-        return self._spoken(tuple(names))
+        key = tuple(names)
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        # Encoding is slow, so it runs outside the lock; two threads may encode the same list, which is harmless.
+        classes = self._encode_class_names(key, self._distances.note(key))
+        with self._lock:
+            self._cache[key] = classes
+            while len(self._cache) > _CACHED_LISTS:
+                self._cache.popitem(last=False)
+        return classes
 
-    @abstractmethod
-    def encode(self, views: Floats) -> list[Any]:
-        """What the towers see in each of the views [B, 3, R, R]: B things that `probabilities` takes, in any mixture.
-
-        Raises:
-            BackboneError: a result is not finite.
-        """
-
-    @abstractmethod
-    def probabilities(self, seen: Sequence[Any], spoken: EncodedClasses) -> tuple[Floats, Floats | None]:
-        """Probabilities [n, C] of n things that `encode` gave, and those of the frozen CLIP where it is there.
-
-        Raises:
-            BackboneError: a result is not finite.
-        """
-
-    @abstractmethod
-    def _speak(self, names: tuple[str, ...], note: str | None) -> EncodedClasses:
-        """Encode names that are distinct. Raises as `encode_class_names`."""
+    @property
+    def classes(self) -> EncodedClasses:
+        """The encoded class names that `stream` uses."""
+        return self._current or self.encode_class_names()
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes that `stream` speaks of now; at first those it was trained on."""
-        return self.spoken.names
-
-    @property
-    def spoken(self) -> EncodedClasses:
-        """The class list that `stream` speaks of now."""
-        return self._now or self.encode_class_names()
+        """The class names that `stream` uses; initially those it was trained on."""
+        return self.classes.names
 
     def set_class_names(self, names: Sequence[str]) -> str | None:
-        """Let `stream` speak of these classes from now on, at once.
+        """Set the class names that `stream` uses from its next call on.
 
         Returns:
-            A line on names that were not trained, if there are any.
+            A line about names that were not trained, if there are any.
 
         Raises:
-            ClassNamesError: as `encode_class_names`; nothing is changed then.
+            ClassNamesError: as `encode_class_names`; the current names are kept.
         """
-        self._now = self.encode_class_names(names)
-        return self._now.note
+        self._current = self.encode_class_names(names)
+        return self._current.note
 
     def stream(
-        self, pictures: Iterable[ImageSource], *, top: int = 5, batch_size: int = 32, workers: int = 2
-    ) -> Iterator[Prediction | Unreadable]:
-        """Answer for pictures in their order, `batch_size` at a time; what cannot be read is said in its place.
+        self, images: Iterable[ImageSource], *, top: int = 5, batch_size: int = 32, workers: int = 2
+    ) -> Iterator[Prediction | UnreadableImage]:
+        """Classify images in their order, `batch_size` at a time; one that cannot be read is reported in its place.
 
-        `workers` threads read ahead, at most two batches; no picture is kept.
+        `workers` threads read at most two batches ahead; no image is kept.
 
         Args:
-            top: how many classes each answer has at most.
+            top: the maximal number of classes in each prediction.
 
         Raises:
             ConfigError: a number is below 1 (at the call; workers: below 0).
             BackboneError: a logit is not finite (while iterating).
         """
-        for what, value, least in (("top", top, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
+        for option, value, least in (("top", top, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
             if value < least:
-                raise ConfigError(f"{what} is {value}; it must be at least {least}")
-        return self._stream(pictures, self.spoken, top, batch_size, workers)
+                raise ConfigError(f"{option} is {value}; it must be at least {least}")
+        classes = self.classes
 
-    def _stream(
-        self, pictures: Iterable[ImageSource], spoken: EncodedClasses, top: int, batch_size: int, workers: int
-    ) -> Iterator[Prediction | Unreadable]:
-        with closing(map_in_order(self._viewed, pictures, workers, ahead=2 * batch_size)) as views:
-            while batch := list(islice(views, batch_size)):
-                yield from self._answers(batch, spoken, top)
+        def read(image: ImageSource) -> tuple[str, Floats | UnreadableImage]:
+            try:
+                return image.name, self.preprocess(image.read())
+            except DataError as error:
+                return image.name, UnreadableImage(image.name, str(error))
 
-    def _viewed(self, picture: ImageSource) -> tuple[str, Floats | Unreadable]:
-        try:
-            return picture.name, self.view(picture.read())
-        except DataError as error:
-            return picture.name, Unreadable(picture.name, str(error))
+        def predict() -> Iterator[Prediction | UnreadableImage]:
+            with closing(map_in_order(read, images, workers, ahead=2 * batch_size)) as results:
+                while batch := list(islice(results, batch_size)):
+                    readable = [pixels for _, pixels in batch if not isinstance(pixels, UnreadableImage)]
+                    encoded = self.encode_images(np.stack(readable)) if readable else []
+                    trained, zero_shot = self.probabilities(encoded, classes) if readable else (np.empty(0), None)
+                    rows = iter(range(len(readable)))
+                    for name, result in batch:
+                        if isinstance(result, UnreadableImage):
+                            yield result
+                            continue
+                        row = next(rows)
+                        frozen = None if zero_shot is None else zero_shot[row]
+                        yield Prediction.from_probabilities(name, classes.names, trained[row], frozen, top)
 
-    def _answers(
-        self, batch: Sequence[tuple[str, Floats | Unreadable]], spoken: EncodedClasses, top: int
-    ) -> Iterator[Prediction | Unreadable]:
-        views = [view for _, view in batch if not isinstance(view, Unreadable)]
-        seen = self.encode(np.stack(views)) if views else []
-        tuned, frozen = self.probabilities(seen, spoken) if views else (np.empty((0, 0), np.float32), None)
-        row = 0
-        for name, view in batch:
-            if isinstance(view, Unreadable):
-                yield view
-                continue
-            yield answer(name, spoken.names, tuned[row], None if frozen is None else frozen[row], top)
-            row += 1
-
-    def _spoken(self, names: tuple[str, ...]) -> EncodedClasses:
-        with self._lock:
-            if names in self._lists:
-                self._lists.move_to_end(names)
-                return self._lists[names]
-        spoken = self._speak(names, self._known.explain(names))
-        with self._lock:
-            self._lists[names] = spoken
-            while len(self._lists) > _LISTS_KEPT:
-                self._lists.popitem(last=False)
-        return spoken
-
-
-def answer(source: str, names: Sequence[str], tuned: Floats, frozen: Floats | None, top: int) -> Prediction:
-    """The `top` likeliest of C names by their probabilities [C], and what the frozen CLIP's say of them."""
-    best, order = _ranked(names, tuned, top)
-    if frozen is None:
-        return Prediction(source, best)
-    return Prediction(source, best, _ranked(names, frozen, top)[0], tuple(frozen[order].tolist()))
-
-
-def _ranked(names: Sequence[str], probabilities: Floats, top: int) -> tuple[tuple[Ranked, ...], NDArray[np.intp]]:
-    # A stable sort: equal probabilities come in the order of the names.
-    order = np.argsort(-probabilities, kind="stable")[:top]
-    return tuple(Ranked(names[index], float(probabilities[index])) for index in order), order
+        return predict()

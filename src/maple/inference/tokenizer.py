@@ -6,24 +6,23 @@ these are, for every string.
 
 import gzip
 import html
-from functools import cache, lru_cache
-from itertools import pairwise
 from pathlib import Path
+
+from tokenizers.models import BPE
 
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, shortened
 
 _MERGES = 49152 - 256 - 2
 _START, _END = "<start_of_text>", "<end_of_text>"
 _PIECES = rf"{_START}|{_END}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
-_WORDS_KEPT = 4096
 
 
 class ClipTokenizer:
-    """Sentences to ids, as CLIP reads them.
+    """From sentences to ids, as CLIP reads them.
 
     Args:
         merges: the published file of merges, `bpe_simple_vocab_16e6.txt.gz`.
-        context_length: the longest sentence, start and end counted.
+        context_length: the maximal number of tokens, start and end included.
 
     Raises:
         CheckpointError: the file is missing, damaged, or not that of CLIP.
@@ -40,32 +39,31 @@ class ClipTokenizer:
             ) from error
         self.context_length = context_length
         self._fix = ftfy.fix_text
+        # tokenizers' own regular expressions know another version of Unicode: they split 17,000 characters otherwise.
         self._pieces = regex.compile(_PIECES, regex.IGNORECASE)
-        self._bytes = byte_letters()
-        ranked = _read_merges(merges)
-        letters = list(self._bytes.values())
-        words = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, ranked), _START, _END]
-        self._ids = {word: number for number, word in enumerate(words)}
-        self._ranks = {pair: rank for rank, pair in enumerate(ranked)}
-        self.end = self._ids[_END]
-        self._merged = lru_cache(_WORDS_KEPT)(self._merge)
+        self._letters = str.maketrans(dict(enumerate(byte_letters())))
+        vocabulary, pairs = read_vocabulary(merges, (_START, _END))
+        self._special = {word: vocabulary[word] for word in (_START, _END)}
+        self._bpe = BPE(vocabulary, pairs, end_of_word_suffix="</w>")
 
     def words(self, text: str) -> list[int]:
         """The ids of `text`, without start and end."""
-        cleaned = html.unescape(html.unescape(self._fix(text))).strip()
-        cleaned = " ".join(cleaned.split()).lower()
-        found: list[int] = []
+        cleaned = " ".join(html.unescape(html.unescape(self._fix(text))).split()).lower()
+        ids: list[int] = []
         for piece in self._pieces.findall(cleaned):
-            found += self._merged("".join(self._bytes[byte] for byte in piece.encode("utf-8")))
-        return found
+            # Latin-1 makes one character of each byte, which is then exchanged for the byte's printable letter.
+            letters = piece.encode("utf-8").decode("latin-1").translate(self._letters)
+            special = self._special.get(letters)
+            ids += [token.id for token in self._bpe.tokenize(letters)] if special is None else [special]
+        return ids
 
     def sentence(self, text: str) -> list[int]:
-        """The ids of `text`, start and end included.
+        """The ids of `text`, with start and end.
 
         Raises:
-            ClassNamesError: there are more than the context holds; it is never cut.
+            ClassNamesError: there are more than the context holds; a sentence is never truncated.
         """
-        ids = [self._ids[_START], *self.words(text), self.end]
+        ids = [self._special[_START], *self.words(text), self._special[_END]]
         if len(ids) > self.context_length:
             raise ClassNamesError(
                 f"{shortened(text)!r} needs {len(ids)} tokens, but this CLIP reads at most {self.context_length}; "
@@ -73,40 +71,32 @@ class ClipTokenizer:
             )
         return ids
 
-    def _merge(self, piece: str) -> tuple[int, ...]:
-        """The ids of one piece: its letters, of which the pair that was merged first is joined again and again."""
-        if piece in (_START, _END):
-            return (self._ids[piece],)
-        parts = [*piece[:-1], f"{piece[-1]}</w>"]
-        while len(parts) > 1:
-            pairs = set(pairwise(parts))
-            best = min(pairs, key=lambda pair: self._ranks.get(pair, _MERGES))
-            if best not in self._ranks:
-                break
-            joined: list[str] = []
-            for part in parts:
-                if joined and (joined[-1], part) == best:
-                    joined[-1] += part
-                else:
-                    joined.append(part)
-            parts = joined
-        return tuple(self._ids[part] for part in parts)
 
+def read_vocabulary(merges: Path, ends: tuple[str, str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Read CLIP's vocabulary, {token: id}, and its merges, the first applied first.
 
-def _read_merges(path: Path) -> list[tuple[str, str]]:
+    Args:
+        ends: how the tokens of start and end are spelled.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not that of CLIP.
+    """
     try:
-        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : _MERGES + 1]
+        lines = gzip.decompress(merges.read_bytes()).decode("utf-8").split("\n")[1 : _MERGES + 1]
     except (OSError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path} is no readable file of CLIP's merges: {error}; export the run again") from error
-    pairs = [tuple(line.split()) for line in lines]
-    if len(pairs) != _MERGES or any(len(pair) != 2 for pair in pairs):
-        raise CheckpointError(f"{path} does not hold CLIP's {_MERGES} merges; export the run again")
-    return pairs  # type: ignore[return-value]
+        raise CheckpointError(
+            f"{merges} is not a readable file of CLIP's merges: {error}; export the run again"
+        ) from error
+    pairs = [(words[0], words[1]) for words in map(str.split, lines) if len(words) == 2]
+    if len(pairs) != _MERGES:
+        raise CheckpointError(f"{merges} does not hold CLIP's {_MERGES} merges; export the run again")
+    letters = sorted(byte_letters())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, pairs), *ends]
+    return {token: number for number, token in enumerate(tokens)}, pairs
 
 
-@cache
-def byte_letters() -> dict[int, str]:
-    """A printable letter for every byte, in the order of CLIP's vocabulary."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+def byte_letters() -> list[str]:
+    """A printable letter for each of the 256 bytes: its own Latin-1 character if printable, else one above 255."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]

@@ -1,4 +1,4 @@
-"""A trained method on PyTorch that answers for pictures, beside the frozen CLIP if wanted."""
+"""Predictions of a trained method on PyTorch, with those of the frozen CLIP if requested."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,17 +17,28 @@ from maple.inference.hub import PREFIX, fetch_prompts, is_hub_id
 from maple.inference.predictor import EncodedClasses, Floats, Predictor
 from maple.methods import METHODS, Method, build_method
 from maple.prompts import TemplateClasses, l2_normalize
-from maple.runs import eval_transform, finished_prompts
+from maple.runs import finished_prompts
 
-_Seen = tuple[Tensor, Tensor | None]
+_Encoded = tuple[Tensor, Tensor | None]
 
 
 class TorchPredictor(Predictor):
-    """A trained method that answers for pictures under any class names, beside the frozen CLIP if wanted.
+    """A trained method on PyTorch, with the frozen CLIP if requested.
 
-    Attributes:
+    Args:
         method: the trained method; its class names stay those of the training.
-        transform: from an RGB image to the tensor [3, R, R] that its backbone reads.
+        zero_shot: classify with the frozen CLIP too.
+        template: the sentence of the frozen CLIP, with one {} for the class name.
+        info: the training information of a prompts file, for `about`.
+
+    Raises:
+        ConfigError: the template does not have exactly one {}.
+
+    Example:
+        >>> predictor = TorchPredictor.load("runs/pets", zero_shot=True, device="cpu")
+        >>> predictor.set_class_names(["red car", "blue car"])
+        '2 of 2 class names were not trained (red car, blue car)'
+        >>> predictions = list(predictor.stream(find_images(["photos"])))
     """
 
     def __init__(
@@ -38,96 +49,84 @@ class TorchPredictor(Predictor):
         template: str = TEMPLATE,
         info: Mapping[str, Any] | None = None,
     ) -> None:
-        """Answer with `method`, and with the frozen CLIP in `template` beside it if `zero_shot`.
-
-        Args:
-            info: what a prompts file says of the training, for `about`.
-
-        Raises:
-            ConfigError: the template has not exactly one {}.
-        """
         self.method = method.eval()
         backbone = method.backbone
-        self.transform = eval_transform(backbone)
+        name_classes = TemplateClasses(backbone, [TEMPLATE])
+
+        @torch.no_grad()
+        def name_features(names: Sequence[str]) -> Floats:
+            return name_classes.of(names).cpu().numpy()
+
         super().__init__(
             method.class_names,
-            view=EvalView.from_preprocessing(backbone.preprocessing),
+            preprocess=EvalView.from_preprocessing(backbone.preprocessing),
             has_zero_shot=zero_shot,
-            about={**about(method, info or {}), "computed_by": f"PyTorch on {backbone.device}"},
-            name_features=self._name_features,
+            about={**describe(method, info or {}), "computed_by": f"PyTorch on {backbone.device}"},
+            name_features=name_features,
         )
-        self._names_alone = TemplateClasses(backbone, [TEMPLATE])
         self._frozen: Method | None = None
         if zero_shot:
-            description = {"name": "zero_shot", "templates": [template]}
-            self._frozen = build_method(description, backbone, method.class_names)
+            settings = {"name": "zero_shot", "templates": [template]}
+            self._frozen = build_method(settings, backbone, method.class_names)
 
     @classmethod
     def load(cls, run: str | Path, *, zero_shot: bool = False, device: str | None = None) -> Self:
-        """Load a finished run's folder, or a prompts file.
+        """Load a finished run's folder, a prompts file, or `hf-hub:OWNER/NAME`.
 
-        The frozen CLIP speaks the template of the run's data set, or "a photo of a {}.".
+        The frozen CLIP uses the template of the run's data set, or "a photo of a {}.".
 
         Raises:
-            MapleError: no finished run, an unreadable file, no such device, or a backbone that cannot be loaded.
+            MapleError: not a finished run, an unreadable file, no such device, or a backbone that cannot be loaded.
         """
         path = prompts_file(run)
         info = read_prompts(path).info
         method = load_prompts(path, device=this_process(device).device)
-        return cls(method, zero_shot=zero_shot, template=template_of_info(info), info=info)
+        return cls(method, zero_shot=zero_shot, template=zero_shot_template(info), info=info)
 
     @torch.no_grad()
-    def encode(self, views: Floats) -> list[_Seen]:
-        """Unit features of views [B, 3, R, R]: by the method, and by the frozen CLIP if it is there."""
-        images = torch.from_numpy(views).to(self.method.backbone.device)
+    def encode_images(self, images: Floats) -> list[_Encoded]:
+        """Encode preprocessed images [B, 3, R, R]: unit features [D] of the method, and of the frozen CLIP or None."""
+        backbone = self.method.backbone
+        inputs = torch.from_numpy(images).to(backbone.device)
         if self.method.accepts_features:
-            # The image tower is the frozen one, so it runs once.
-            images = self.method.image_features_raw(images)
-        tuned = finite(self.method.encode_images(images), self.method.backbone)
+            # The method leaves the image tower as it is, so one pass through it serves both.
+            inputs = self.method.image_features_raw(inputs)
+        trained = finite(self.method.encode_images(inputs), backbone)
         if self._frozen is None:
-            return [(one, None) for one in tuned]
-        beside = finite(
-            l2_normalize(images) if images.ndim == 2 else self._frozen.encode_images(images), self.method.backbone
-        )
-        return list(zip(tuned, beside, strict=True))
+            return [(features, None) for features in trained]
+        frozen = l2_normalize(inputs) if inputs.ndim == 2 else self._frozen.encode_images(inputs)
+        return list(zip(trained, finite(frozen, backbone), strict=True))
 
     @torch.no_grad()
-    def probabilities(self, seen: Sequence[_Seen], spoken: EncodedClasses) -> tuple[Floats, Floats | None]:
-        """Probabilities [n, C] of n things that `encode` gave, and those of the frozen CLIP; float32."""
-        if not seen:
-            empty: Floats = torch.empty(0, len(spoken.names)).numpy()
-            return empty, None if spoken.frozen is None else empty
-        tuned = self._softmax(spoken.tuned, [one for one, _ in seen])
-        if spoken.frozen is None:
-            return tuned, None
-        return tuned, self._softmax(spoken.frozen, [one for _, one in seen if one is not None])
+    def probabilities(self, encoded: Sequence[_Encoded], classes: EncodedClasses) -> tuple[Floats, Floats | None]:
+        """Return probabilities [n, C] of n encoded images, and those of the frozen CLIP; float32."""
 
-    def _softmax(self, method: Method, features: Sequence[Tensor]) -> Floats:
-        logits = method.logits_of(torch.stack(list(features))).float()
-        found: Floats = finite(logits, self.method.backbone).softmax(dim=-1).cpu().numpy()
-        return found
+        def softmax(method: Method, features: list[Tensor]) -> Floats:
+            if not features:
+                return torch.empty(0, len(classes.names)).numpy()
+            logits = method.logits_of(torch.stack(features)).float()
+            probabilities: Floats = finite(logits, method.backbone).softmax(dim=-1).cpu().numpy()
+            return probabilities
 
-    @torch.no_grad()
-    def _speak(self, names: tuple[str, ...], note: str | None) -> EncodedClasses:
-        tuned = self.method.with_class_names(names)
-        if not tuned.classes_depend_on_image:
-            tuned.class_embeddings()
-        return EncodedClasses(
-            names, note, tuned, None if self._frozen is None else self._frozen.with_class_names(names)
-        )
+        trained = softmax(classes.trained, [features for features, _ in encoded])
+        if classes.zero_shot is None:
+            return trained, None
+        return trained, softmax(classes.zero_shot, [features for _, features in encoded if features is not None])
 
     @torch.no_grad()
-    def _name_features(self, names: Sequence[str]) -> Floats:
-        return self._names_alone.of(names).cpu().numpy()
+    def _encode_class_names(self, names: tuple[str, ...], note: str | None) -> EncodedClasses:
+        trained = self.method.with_class_names(names)
+        if not trained.classes_depend_on_image:
+            trained.class_embeddings()
+        return EncodedClasses(names, note, trained, self._frozen and self._frozen.with_class_names(names))
 
 
-def about(method: Method, info: Mapping[str, Any]) -> dict[str, Any]:
-    """What a method is, for people and programs.
+def describe(method: Method, info: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe a method for people and programs: its name, backbone, data set and image size.
 
     Args:
-        info: what its prompts file says of the training.
+        info: the training information of its prompts file.
     """
-    data = info.get("data")
     backbone = method.backbone
     return {
         "method": next((name for name, kind in METHODS.items() if kind is type(method)), type(method).__name__),
@@ -136,8 +135,9 @@ def about(method: Method, info: Mapping[str, Any]) -> dict[str, Any]:
         "pretrained": backbone.pretrained,
         "fingerprint": backbone.fingerprint,
         "precision": backbone.precision,
-        "dataset": data.get("dataset") if isinstance(data, dict) else info.get("dataset"),
+        "dataset": _dataset_of(info),
         "image_size": backbone.preprocessing.size,
+        # A key of manifests and of the server's answers: it keeps the name it was published with.
         "speaks_of_new_classes": method.supports_new_classes,
     }
 
@@ -152,20 +152,19 @@ def prompts_file(run: str | Path) -> Path:
         return fetch_prompts(str(run).removeprefix(PREFIX))
     path = Path(run).expanduser()
     if not path.exists():
-        other = f"; a repository of the hub is written {PREFIX}{run}" if is_hub_id(str(run)) else ""
-        raise CheckpointError(f"there is no run folder and no prompts file {path}{other}")
+        hint = f"; a repository of the hub is written {PREFIX}{run}" if is_hub_id(str(run)) else ""
+        raise CheckpointError(f"there is no run folder or prompts file {path}{hint}")
     return path if path.is_file() else finished_prompts(path)
 
 
-def template_of_info(info: dict[str, Any]) -> str:
-    """The zero-shot template of the data set that a prompts file says it was trained on, or CLIP's usual one."""
-    data = info.get("data")
-    name = data.get("dataset") if isinstance(data, dict) else info.get("dataset")
-    return (template_of(name) if isinstance(name, str) else None) or TEMPLATE
+def zero_shot_template(info: Mapping[str, Any]) -> str:
+    """The zero-shot template of the data set in a prompts file's training information, or "a photo of a {}."."""
+    dataset = _dataset_of(info)
+    return (template_of(dataset) if isinstance(dataset, str) else None) or TEMPLATE
 
 
 def finite(values: Tensor, backbone: Backbone) -> Tensor:
-    """The values, all of which must be numbers.
+    """Return the values after checking that all are finite.
 
     Raises:
         BackboneError: one is infinite or NaN.
@@ -175,3 +174,8 @@ def finite(values: Tensor, backbone: Backbone) -> Tensor:
             f"a result is not finite, in {backbone.precision} on {backbone.device}; load the backbone in fp32"
         )
     return values
+
+
+def _dataset_of(info: Mapping[str, Any]) -> Any:
+    data = info.get("data")
+    return data.get("dataset") if isinstance(data, dict) else info.get("dataset")

@@ -16,7 +16,7 @@ from starlette.staticfiles import StaticFiles
 from maple import __version__
 from maple.data.images.reading import read_image
 from maple.errors import ImageError
-from maple.inference.predictor import Floats, Predictor, Ranked, answer
+from maple.inference.predictor import ClassProbability, Floats, Prediction, Predictor
 from maple.serve.batching import Batcher, ClassProbabilities, Job
 from maple.serve.limits import Limits
 from maple.serve.middleware import API_PREFIX, BEARER, Capacity, Exchange, GuardMiddleware
@@ -148,7 +148,7 @@ class PredictionService:
         if job.abandoned:
             return "was not read"
         try:
-            return self.predictor.view(read_image(content, max_pixels=self.limits.pixels))
+            return self.predictor.preprocess(read_image(content, max_pixels=self.limits.pixels))
         except ImageError as error:
             return str(error).removeprefix("<bytes>: ")
 
@@ -270,14 +270,14 @@ async def predict(request: Request, service: Service) -> PredictResponse:
     predictions = []
     for index, (source, _) in enumerate(parsed.images):
         frozen = result.frozen[index] if parsed.zero_shot and result.frozen is not None else None
-        prediction = answer(source, result.names, result.tuned[index], frozen, parsed.top)
+        prediction = Prediction.from_probabilities(source, result.names, result.tuned[index], frozen, parsed.top)
         zero_shot = None if prediction.zero_shot is None else _ranking(prediction.zero_shot)
         predictions.append(ImagePrediction(source=source, best=_ranking(prediction.best), zero_shot=zero_shot))
     note = result.note and result.note.replace("--zero-shot", "the zero-shot predictions")
     return PredictResponse(predictions=predictions, class_count=len(result.names), note=note)
 
 
-def _ranking(ranked: Sequence[Ranked]) -> list[RankedClass]:
+def _ranking(ranked: Sequence[ClassProbability]) -> list[RankedClass]:
     return [RankedClass(name=item.name, probability=item.probability) for item in ranked]
 
 

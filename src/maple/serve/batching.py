@@ -146,7 +146,7 @@ class Batcher:
         views = [view for names in encoded for job in groups[names] for view in job.views]
         features: list[Any] = []
         for start in range(0, len(views), self._limits.batch):
-            features += self._predictor.encode(np.stack(views[start : start + self._limits.batch]))
+            features += self._predictor.encode_images(np.stack(views[start : start + self._limits.batch]))
         for names, classes in encoded.items():
             count = sum(len(job.views) for job in groups[names])
             of_group, features = features[:count], features[count:]

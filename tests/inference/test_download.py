@@ -1,4 +1,4 @@
-"""Pictures behind addresses: what is fetched, and what is refused with which words."""
+"""Downloads of images: what is accepted, and what is refused with which message."""
 
 import re
 import time
@@ -10,7 +10,7 @@ from inference_helpers import png, send
 
 from maple.errors import ImageError
 from maple.inference import find_images
-from maple.inference.fetch import fetch_bytes, is_address
+from maple.inference.image_sources import download_image, is_address
 
 Serve = Callable[[Callable[[BaseHTTPRequestHandler], None]], str]
 
@@ -25,7 +25,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fetches(serve: Serve, kind: str | None, length: int | None) -> None:
     content = png() * 3000  # more than one piece
     url = serve(lambda handler: send(handler, content, kind, length))
-    assert fetch_bytes(f"{url}/picture.png") == content
+    assert download_image(f"{url}/picture.png") == content
 
 
 def test_words_and_spaces_in_addresses(serve: Serve) -> None:
@@ -35,7 +35,7 @@ def test_words_and_spaces_in_addresses(serve: Serve) -> None:
         asked.append(handler.path)
         send(handler, png())
 
-    fetch_bytes(serve(answer) + "/über uns/a%20b.png?q=ä&r=1#part")
+    download_image(serve(answer) + "/über uns/a%20b.png?q=ä&r=1#part")
     assert asked == ["/%C3%BCber%20uns/a%20b.png?q=%C3%A4&r=1"]
 
 
@@ -51,17 +51,17 @@ def test_follows_redirections_to_http_only(serve: Serve) -> None:
         handler.end_headers()
 
     url = serve(answer)
-    assert fetch_bytes(f"{url}/") == png()
+    assert download_image(f"{url}/") == png()
     with pytest.raises(ImageError, match=r"/away: the server answers 302 .* not allowed"):
-        fetch_bytes(f"{url}/away")
+        download_image(f"{url}/away")
     with pytest.raises(ImageError, match=r"/round: the server answers 302 .*infinite loop"):
-        fetch_bytes(f"{url}/round")
+        download_image(f"{url}/round")
 
 
 def test_refuses_what_is_no_image(serve: Serve) -> None:
     url = serve(lambda handler: send(handler, b"<html>", "text/html; charset=utf-8"))
     with pytest.raises(ImageError, match=rf"^{re.escape(url)}: .* text/html, not an image; that is a page: give"):
-        fetch_bytes(url)
+        download_image(url)
     url = serve(lambda handler: send(handler, b"junk", "image/png"))
     (picture,) = find_images([url])
     with pytest.raises(ImageError, match=rf"^{re.escape(url)}: is not an image that Pillow can read"):
@@ -71,28 +71,28 @@ def test_refuses_what_is_no_image(serve: Serve) -> None:
 def test_refuses_too_many_bytes(serve: Serve) -> None:
     url = serve(lambda handler: send(handler, bytes(2000)))
     with pytest.raises(ImageError, match="has 2,000 bytes, more than the allowed 1,999"):
-        fetch_bytes(url, max_bytes=1999)
+        download_image(url, max_bytes=1999)
     url = serve(lambda handler: send(handler, bytes(200_000), length=None))
     with pytest.raises(ImageError, match="sends more than the allowed 1,999 bytes"):
-        fetch_bytes(url, max_bytes=1999)
+        download_image(url, max_bytes=1999)
 
 
 def test_tells_a_cut_body(serve: Serve) -> None:
     url = serve(lambda handler: send(handler, bytes(100), length=300))
-    with pytest.raises(ImageError, match="was cut short, 100 of 300 bytes came"):
-        fetch_bytes(url)
+    with pytest.raises(ImageError, match="was cut short, 100 of 300 bytes arrived"):
+        download_image(url)
 
 
 def test_tells_the_servers_refusal(serve: Serve) -> None:
     url = serve(lambda handler: handler.send_error(404))
     with pytest.raises(ImageError, match="the server answers 404 Not Found; check the address"):
-        fetch_bytes(url)
+        download_image(url)
 
 
 def test_silence_and_dripping_end_in_time(serve: Serve) -> None:
     url = serve(lambda _: time.sleep(1))
     with pytest.raises(ImageError, match=r"took longer than 0\.2 seconds"):
-        fetch_bytes(url, timeout=0.2)
+        download_image(url, timeout=0.2)
 
     def drip(handler: BaseHTTPRequestHandler) -> None:
         send(handler, b"", length=100)
@@ -106,7 +106,7 @@ def test_silence_and_dripping_end_in_time(serve: Serve) -> None:
     url = serve(drip)
     began = time.monotonic()
     with pytest.raises(ImageError, match=r"took longer than 0\.4 seconds"):
-        fetch_bytes(url, timeout=0.4)
+        download_image(url, timeout=0.4)
     assert time.monotonic() - began < 3
 
 
@@ -116,15 +116,15 @@ def test_silence_and_dripping_end_in_time(serve: Serve) -> None:
         ("ftp://host/a.png", "only http:// and https://"),
         ("file:///etc/hostname", "only http:// and https://"),
         ("http:///a.png", "names no host"),
-        ("http://127.0.0.1:1/a.png", "cannot be fetched .*refused"),
-        ("http://127.0.0.1:no/a.png", "cannot be fetched"),
-        ("http://[::1/a.png", "cannot be fetched"),
-        ("http://no.such.host.invalid/a.png", "cannot be fetched"),
+        ("http://127.0.0.1:1/a.png", "cannot be downloaded .*refused"),
+        ("http://127.0.0.1:no/a.png", "cannot be downloaded"),
+        ("http://[::1/a.png", "cannot be downloaded"),
+        ("http://no.such.host.invalid/a.png", "cannot be downloaded"),
     ],
 )
 def test_bad_addresses(url: str, message: str) -> None:
     with pytest.raises(ImageError, match=f"^{re.escape(url)}: .*{message}"):
-        fetch_bytes(url, timeout=5)
+        download_image(url, timeout=5)
 
 
 def test_what_is_an_address() -> None:
@@ -135,7 +135,7 @@ def test_what_is_an_address() -> None:
 
 def test_a_password_is_neither_sent_nor_shown() -> None:
     with pytest.raises(ImageError, match=r"^http://host/a\.png: a user name and password") as caught:
-        fetch_bytes("http://me:secret@host/a.png")
+        download_image("http://me:secret@host/a.png")
     assert "secret" not in str(caught.value)
     with pytest.raises(ImageError, match=r"^ftp://\[::1\]:80/a@b\.png: a user name"):
-        fetch_bytes("ftp://me:se@cret@[::1]:80/a@b.png")
+        download_image("ftp://me:se@cret@[::1]:80/a@b.png")

@@ -1,4 +1,4 @@
-"""The model card of a prompts file: what it is, what it was trained on, how to use it."""
+"""The model card of a prompts file: contents, training and use."""
 
 import json
 from pathlib import Path
@@ -13,14 +13,14 @@ _SHOWN = 60
 
 
 def model_card(stored: PromptsFile, repository: str | None = None) -> str:
-    """A model card in Markdown, with the hub's front matter, of the content of a prompts file.
+    """Return a model card in Markdown, with the hub's front matter, for the content of a prompts file.
 
     Args:
-        repository: its name on the hub, for the lines that load it; without one they speak of this folder.
+        repository: its name on the hub, for the lines that load it; without one they name this folder.
     """
     name, pretrained = stored.backbone["name"], stored.backbone["pretrained"]
     base = name.removeprefix("hf-hub:") if name.startswith("hf-hub:") else None
-    head = ModelCardData(
+    front_matter = ModelCardData(
         library_name="maple-clip",
         pipeline_tag="zero-shot-image-classification",
         base_model=base,
@@ -35,13 +35,13 @@ def model_card(stored: PromptsFile, repository: str | None = None) -> str:
     shown = ", ".join(stored.class_names[:_SHOWN]) + (", ..." if len(stored.class_names) > _SHOWN else "")
     local = "" if base or not Path(name).is_absolute() else _LOCAL
     return f"""---
-{head.to_yaml()}
+{front_matter.to_yaml()}
 ---
 
 # {title} prompts for {len(stored.class_names)} classes
 
 {count:,} learned prompt parameters for a frozen CLIP, by {title}{paper}, as
-maple-clip writes them. CLIP itself is not in here.
+maple-clip writes them. CLIP itself is not included.
 
 | | |
 |---|---|
@@ -55,9 +55,9 @@ maple-clip writes them. CLIP itself is not in here.
 from maple import PromptClassifier
 
 classifier = PromptClassifier.from_pretrained("{repository or "path/of/this/folder"}")
-classifier.predict(["picture.jpg"])
+classifier.predict(["image.jpg"])
 classifier.set_class_names(["cat", "dog"])  # other classes, without training
-classifier.predict_proba(["picture.jpg"])
+classifier.predict_proba(["image.jpg"])
 ```
 
 Prompts can make CLIP worse on images or classes far from those they were trained on; compare with zero-shot CLIP.
@@ -65,14 +65,14 @@ Prompts can make CLIP worse on images or classes far from those they were traine
 
 
 _LOCAL = """
-This CLIP was a folder or file on the machine of training. Elsewhere, name where it lies, as in
-`from_pretrained(..., backbone="path/of/that/clip")`; the fingerprint tells whether it is the same.
+This CLIP was a folder or file on the machine of the training. Elsewhere, give its path, as in
+`from_pretrained(..., backbone="path/of/that/clip")`; the fingerprint is checked.
 """
 
 
 def _training(info: dict[str, Any]) -> str:
     train, data = (part if isinstance(part := info.get(key), dict) else {} for key in ("train", "data"))
-    told = {
+    rows = {
         "data set": info.get("dataset"),
         "shots": data.get("shots"),
         "images": train.get("images"),
@@ -81,9 +81,9 @@ def _training(info: dict[str, Any]) -> str:
         "seed": info.get("seed"),
         "versions": json.dumps(info["versions"]).strip("{}").replace('"', "") if "versions" in info else None,
     }
-    return "".join(f"| {key} | {_cell(value)} |\n" for key, value in told.items() if value is not None)
+    return "".join(f"| {key} | {_cell(value)} |\n" for key, value in rows.items() if value is not None)
 
 
 def _cell(value: object) -> str:
-    """A value in a row of a table, where a bar would end the cell and a tag would be taken for HTML."""
+    """Escape a value for a table row, where a bar would end the cell and a tag would be read as HTML."""
     return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")

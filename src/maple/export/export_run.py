@@ -1,4 +1,4 @@
-"""One door for every format: a run in, a checked folder out, or nothing."""
+"""Export a run: one entry for every format, which leaves a checked folder or nothing."""
 
 import os
 import shutil
@@ -7,20 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maple.errors import ConfigError, one_of
-from maple.export.source import open_source
+from maple.export.export_source import open_export_source
 
 FORMATS = ("onnx", "torchscript", "openclip", "transformers")
 
 
 @dataclass(frozen=True)
-class Written:
-    """What an export has left.
+class ExportResult:
+    """A written export.
 
     Attributes:
-        folder: where it lies.
+        folder: its folder.
         difference: the largest difference of logits from those of PyTorch, measured after writing.
-        images: how many images of the run took part in the measurement, beside random ones.
+        images: the number of the run's images in that measurement, in addition to random ones.
         new_names: why new class names cannot be used there; None where they can.
+
+    Example:
+        >>> result = export_run("runs/pets", "exported")
+        >>> result.difference < 1e-3, result.bytes
+        (True, 41400000)
     """
 
     folder: Path
@@ -42,8 +47,8 @@ def export_run(
     zero_shot: bool = False,
     int8: bool = False,
     data_root: str | None = None,
-) -> Written:
-    """Write a trained method into a new folder in a format of others, and check that it computes the same.
+) -> ExportResult:
+    """Write a trained method into a new folder in another format, and check that its logits are the same.
 
     Args:
         run: a finished run's folder, a prompts file, or `hf-hub:OWNER/NAME`.
@@ -51,12 +56,16 @@ def export_run(
         format: one of `FORMATS`.
         zero_shot: onnx only: include the frozen CLIP.
         int8: onnx only: 8-bit weights.
-        data_root: where the run's data set lies, for images to check on.
+        data_root: the folder of the run's data set, for images to check on.
 
     Raises:
         ConfigError: an unknown format, an option that it does not have, a folder that is taken, or a missing package.
         ExportError: the format cannot hold the method, or the logits differ by more than 1e-3; nothing is left then.
         MapleError: the run cannot be loaded.
+
+    Example:
+        >>> export_run("runs/pets", "exported", "onnx", zero_shot=True).new_names is None
+        True
     """
     if format not in FORMATS:
         raise ConfigError(one_of("format", format, FORMATS))
@@ -64,8 +73,16 @@ def export_run(
         if given and format != "onnx":
             raise ConfigError(f"--{option.replace('_', '-')} goes with --format onnx only; leave it out")
     target = Path(output).expanduser()
-    _refuse_taken(target)
-    source = open_source(run, data_root)
+    try:
+        taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
+    except OSError as error:
+        raise ConfigError(
+            f"{str(target)!r:.80} cannot be a folder ({error.strerror}); choose another --output"
+        ) from error
+    if taken or not target.name:
+        raise ConfigError(f"{target} exists already; choose another --output: the name of a folder to be made")
+    source = open_export_source(run, data_root)
+    # Written next to its place, under another name, and renamed when the check has passed.
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
@@ -73,18 +90,17 @@ def export_run(
         raise ConfigError(
             f"{target} cannot be made ({error.strerror}); choose another --output, where files may be written"
         ) from error
+    refusal: str | None
     try:
         if format == "onnx":
             from maple.export.onnx_folder import write_onnx
 
-            refusal: str | None
             manifest = write_onnx(source, temporary, zero_shot=zero_shot, int8=int8)
-            difference = manifest.maximal_difference or 0.0
-            refusal = manifest.new_names
+            difference, refusal = manifest.maximal_difference or 0.0, manifest.new_names
         elif format == "torchscript":
             from maple.export.torchscript import write_torchscript
 
-            difference, refusal = write_torchscript(source, temporary), "a module of images alone reads no words"
+            difference, refusal = write_torchscript(source, temporary), "the module has no text tower"
         else:
             from maple.export.plain_clip import write_plain_clip
 
@@ -98,15 +114,4 @@ def export_run(
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Written(target, difference, len(source.own), refusal)
-
-
-def _refuse_taken(target: Path) -> None:
-    try:
-        taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
-    except OSError as error:
-        raise ConfigError(
-            f"{str(target)!r:.80} cannot be a folder ({error.strerror}); choose another --output"
-        ) from error
-    if taken or not target.name:
-        raise ConfigError(f"{target} exists already; choose another --output: the name of a folder that is to be made")
+    return ExportResult(target, difference, len(source.run_images), refusal)

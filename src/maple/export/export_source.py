@@ -1,0 +1,79 @@
+"""The input of an export: a trained method in float32 on the CPU, the frozen CLIP, and images to check both on."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from maple.checkpoint import load_prompts, read_prompts
+from maple.data import EvalView, template_of
+from maple.data.catalogue import short_name
+from maple.errors import ConfigError, MapleError
+from maple.inference.manifest import is_export
+from maple.inference.predictor import Floats
+from maple.inference.torch_predictor import describe, prompts_file, zero_shot_template
+from maple.methods import Method, build_method
+from maple.runs import open_dataset, read_settings
+
+_RANDOM_IMAGES = 4
+_RUN_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """A trained method, ready to be written.
+
+    Attributes:
+        method: in float32 on the CPU, with the class names of its training.
+        frozen: zero-shot CLIP with the template of the run's data set.
+        template: that template.
+        about: a description for people and programs.
+        random_images, run_images: preprocessed images [n, 3, R, R] to check an export on: noise, and test images of the
+            run (n may be 0).
+    """
+
+    method: Method
+    frozen: Method
+    template: str
+    about: dict[str, Any]
+    random_images: Floats
+    run_images: Floats
+
+
+def open_export_source(run: str | Path, data_root: str | None = None) -> ExportSource:
+    """Load what `maple predict` would, in float32 on the CPU.
+
+    Raises:
+        ConfigError: `run` is an export.
+        MapleError: not a finished run, or a backbone that cannot be loaded.
+    """
+    if is_export(run):
+        raise ConfigError(f"{run} is an export already; give the run that it was made of")
+    path = prompts_file(run)
+    info = read_prompts(path).info
+    method = load_prompts(path, precision="fp32", device="cpu")
+    template = zero_shot_template(info)
+    frozen = build_method({"name": "zero_shot", "templates": [template]}, method.backbone, method.class_names)
+    preprocessing = method.backbone.preprocessing
+    shape = (3, preprocessing.size, preprocessing.size)
+    noise = torch.randn(_RANDOM_IMAGES, *shape, generator=torch.Generator().manual_seed(0)).numpy()
+    images: list[Floats] = []
+    # The run's data set may be on another machine; the check then uses as many images as can be read.
+    with suppress(MapleError):
+        settings = read_settings(path.parent)
+        if data_root is not None:
+            settings = settings.changed(data=settings.data.changed(root=data_root))
+        dataset = open_dataset(settings)
+        store, preprocess = dataset.store(0), EvalView.from_preprocessing(preprocessing)
+        for item in dataset.test[:: max(1, len(dataset.test) // _RUN_IMAGES)][:_RUN_IMAGES]:
+            images.append(preprocess(store.get(item.path)))
+    about = describe(method, info)
+    if isinstance(about["dataset"], str):
+        # An export may be given away: it does not say in which folder the data set was.
+        about |= {"dataset": short_name(about["dataset"]), "own_images": template_of(about["dataset"]) is None}
+    return ExportSource(
+        method, frozen, template, about, noise, np.stack(images) if images else np.empty((0, *shape), np.float32)
+    )

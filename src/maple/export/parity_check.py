@@ -1,0 +1,56 @@
+"""Compare the logits of an export with those of PyTorch."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from maple.errors import ExportError
+from maple.export.export_source import ExportSource
+from maple.inference.predictor import Floats
+from maple.methods import Method
+
+MAX_DIFFERENCE = 1e-3
+"""The largest allowed difference of logits of an export in float32."""
+
+NEW_NAMES = ("red car", "a_very small  blue car", "Crème brûlée & co.", "x")
+"""Class names that were not trained: with signs, of several lengths."""
+
+
+@torch.no_grad()
+def reference_logits(method: Method, images: Floats, names: Sequence[str]) -> Floats:
+    """Logits [n, C] of preprocessed images [n, 3, R, R] by PyTorch."""
+    features = method.encode_images(torch.from_numpy(images))
+    logits: Floats = method.with_class_names(names).logits_of(features).numpy()
+    return logits
+
+
+def largest_difference(
+    source: ExportSource, logits: Callable[[Floats], Floats], method: Method, names: Sequence[str]
+) -> float:
+    """Return the largest difference of `logits` (of images [n, 3, R, R]: [n, C]) from PyTorch's, over all check images.
+
+    Raises:
+        ExportError: logits of another shape, or not finite.
+    """
+    images = np.concatenate([source.random_images, source.run_images])
+    # In batches of one, of three, and of the rest: a batch size that the export has fixed would fail.
+    parts = [images[:1], images[1:4], *([images[4:]] if len(images) > 4 else [])]
+    actual = np.concatenate([logits(part) for part in parts])
+    expected = reference_logits(method, images, names)
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
+        raise ExportError(f"the export gives logits {list(actual.shape)} instead of finite {list(expected.shape)}")
+    return float(np.abs(actual - expected).max())
+
+
+def require_parity(difference: float, export: str) -> None:
+    """Refuse an export whose logits differ.
+
+    Raises:
+        ExportError: by more than `MAX_DIFFERENCE`.
+    """
+    if not difference <= MAX_DIFFERENCE:
+        raise ExportError(
+            f"{export} differs from PyTorch by up to {difference:.2g} in logits, more than the allowed "
+            f"{MAX_DIFFERENCE:g}; nothing was written. Please report it, with the versions of torch and the run"
+        )

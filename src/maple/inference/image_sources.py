@@ -1,0 +1,244 @@
+"""Images of files, folders, patterns, http(s) addresses and standard input, each read when its turn comes."""
+
+import glob
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.request import Request
+
+from PIL import Image
+
+from maple.data.folders.class_folders import walk_files
+from maple.data.images.reading import has_image_name, is_image_file, read_image
+from maple.errors import ConfigError, DataError, ImageError
+from maple.web import web_opener
+
+STDIN = "-"
+MAX_BYTES = 64 * 1024**2
+"""The largest encoded image that is downloaded or read from standard input, in bytes."""
+TIMEOUT = 30.0
+"""The time limit of a download, in seconds."""
+
+_STDIN_NAME = "<stdin>"
+_CHUNK = 64 * 1024
+_GENERIC_TYPES = (
+    *("application/octet-stream", "binary/octet-stream", "application/force-download", "application/download"),
+)
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """An image that has not been read yet: its name, and a function that reads it (RGB, upright).
+
+    `read` raises a DataError (usually an ImageError) where the image cannot be read.
+
+    Example:
+        >>> source = ImageSource("red", lambda: Image.new("RGB", (64, 64), "red"))
+        >>> next(predictor.stream([source])).source
+        'red'
+    """
+
+    name: str
+    read: Callable[[], Image.Image]
+
+
+def find_images(
+    sources: Sequence[str], *, recursive: bool = False, stdin: BinaryIO | None = None
+) -> Iterator[ImageSource]:
+    """Iterate over the images of files, folders, http(s) addresses and `-` (one encoded image from `stdin`).
+
+    Sources come in their order, the images of a folder in that of their names on every file system. An image is read
+    only when its `read` is called, and no list of a folder tree is kept. Other files of a folder are skipped; anything
+    else that cannot be read becomes an image whose `read` raises the reason.
+
+    Raises:
+        ConfigError: no source, an empty one, or `-` twice (at the call).
+
+    Example:
+        >>> for image in find_images(["photos", "cat.jpg"], recursive=True):
+        ...     print(image.name, image.read().size)
+    """
+    if not sources or not all(sources):
+        raise ConfigError("an image is needed: an image file, a folder, an http(s) address, or - for standard input")
+    if list(sources).count(STDIN) > 1:
+        raise ConfigError("standard input (-) holds one image; name it once")
+
+    def images() -> Iterator[ImageSource]:
+        for source in sources:
+            if source == STDIN:
+                yield ImageSource(_STDIN_NAME, partial(_decode, _STDIN_NAME, partial(_read_stdin, stdin)))
+            elif is_address(source):
+                yield ImageSource(source, partial(_decode, source, partial(download_image, source)))
+            else:
+                paths = [source]
+                # A pattern that no shell has expanded, unless a file has this very name.
+                if glob.has_magic(source) and not Path(source).expanduser().exists():
+                    paths = sorted(glob.glob(os.path.expanduser(source))) or paths
+                for path in paths:
+                    if Path(path).expanduser().is_dir():
+                        yield from _folder_images(path, recursive)
+                    else:
+                        yield ImageSource(path, partial(read_image, Path(path).expanduser()))
+
+    return images()
+
+
+def cache_downloads(images: Iterator[ImageSource]) -> Iterator[ImageSource]:
+    """Yield the same images; those from the network or standard input are read once and then kept, errors included."""
+
+    def cached(read: Callable[[], Image.Image]) -> Callable[[], Image.Image]:
+        results: list[Image.Image | DataError] = []
+
+        def read_once() -> Image.Image:
+            if not results:
+                try:
+                    results.append(read())
+                except DataError as error:
+                    results.append(error)
+            if isinstance(results[0], DataError):
+                raise results[0]
+            return results[0]
+
+        return read_once
+
+    for image in images:
+        slow = is_address(image.name) or image.name == _STDIN_NAME
+        yield ImageSource(image.name, cached(image.read)) if slow else image
+
+
+def _folder_images(source: str, recursive: bool) -> Iterator[ImageSource]:
+    def failing(name: str, error: DataError) -> ImageSource:
+        def fail() -> NoReturn:
+            raise error
+
+        return ImageSource(name, fail)
+
+    folder = Path(source).expanduser()
+    unreadable: list[DataError] = []
+    empty = True
+    for file in walk_files(folder, recursive=recursive, on_unreadable=unreadable.append):
+        while unreadable:
+            yield failing(str(folder), unreadable.pop(0))
+        # A broken link or a pipe with the name of an image is reported when it is read.
+        if is_image_file(file) or (has_image_name(file.name) and not file.is_file()):
+            empty = False
+            yield ImageSource(str(file), partial(read_image, file))
+    for error in unreadable:
+        yield failing(str(folder), error)
+    if empty and not unreadable:
+        hint = "" if recursive else "; --recursive also looks into the folders below it"
+        yield failing(source, DataError(f"{source}: holds no images{hint}"))
+
+
+def _decode(name: str, load: Callable[[], bytes]) -> Image.Image:
+    """Decode bytes; an error names where they came from."""
+    content = load()
+    try:
+        return read_image(content)
+    except ImageError as error:
+        raise ImageError(str(error).replace("<bytes>", name, 1)) from error
+
+
+def _read_stdin(stream: BinaryIO | None) -> bytes:
+    if stream is None:
+        raise ImageError("<stdin>: is closed; pipe an encoded image into the command")
+    if stream.isatty():
+        raise ImageError("<stdin>: is a terminal, not an image; pipe an encoded image into the command")
+    content = stream.read(MAX_BYTES + 1)
+    if not content:
+        raise ImageError("<stdin>: is empty (0 bytes); pipe an encoded image into the command")
+    if len(content) > MAX_BYTES:
+        raise ImageError(f"<stdin>: more than the allowed {MAX_BYTES:,} bytes; save it and give the file")
+    return content
+
+
+def is_address(source: str) -> bool:
+    """Whether a source is written as an address: it begins with SCHEME://."""
+    scheme, separator, _ = source.partition("://")
+    return bool(separator) and scheme.isascii() and scheme.replace("+", "").isalnum()
+
+
+def download_image(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT) -> bytes:
+    """Download an encoded image from an http or https address, following redirections to such addresses.
+
+    Proxies are taken from the environment.
+
+    Args:
+        timeout: seconds for the body as a whole, and for each silence of the server before it.
+
+    Raises:
+        ImageError: another scheme, a server that cannot be reached, refuses, announces a type other than an image,
+            sends more than `max_bytes` or less than it announced, or takes too long. The message begins with the
+            address.
+    """
+    start = time.monotonic()
+    too_slow = f"{url}: took longer than {timeout:g} seconds; try again, or download it first"
+    try:
+        request = Request(_ascii_url(url), headers={"User-Agent": "maple-clip", "Accept": "image/*"})
+        with web_opener().open(request, timeout=timeout) as response:
+            announced = _check_headers(url, response, max_bytes)
+            content = bytearray()
+            # read1 returns what has arrived: a server that sends byte by byte must not hold us beyond the deadline.
+            while chunk := response.read1(_CHUNK):
+                content += chunk
+                if len(content) > max_bytes:
+                    raise ImageError(f"{url}: sends more than the allowed {max_bytes:,} bytes; scale the image down")
+                if time.monotonic() > start + timeout:
+                    raise ImageError(too_slow)
+    except HTTPError as error:
+        with error:
+            raise ImageError(f"{url}: the server answers {error.code} {error.reason}; check the address") from error
+    except TimeoutError as error:
+        raise ImageError(too_slow) from error
+    except (OSError, HTTPException, ValueError) as error:
+        # A URLError holds its reason, which may be a time-out too.
+        reason = error.reason if isinstance(error, URLError) else str(error) or type(error).__name__
+        if isinstance(reason, TimeoutError):
+            raise ImageError(too_slow) from error
+        raise ImageError(f"{url}: cannot be downloaded ({reason}); check the address and the network") from error
+    if announced is not None and len(content) < announced:
+        raise ImageError(f"{url}: was cut short, {len(content):,} of {announced:,} bytes arrived; try again")
+    return bytes(content)
+
+
+def _ascii_url(url: str) -> str:
+    """Write an address in ASCII, as HTTP requires it; escape sequences in it are kept.
+
+    Raises:
+        ImageError: not http or https, no host, or with a password.
+    """
+    parts = urlsplit(url)
+    secret, at, host = parts.netloc.rpartition("@")
+    if at:
+        raise ImageError(
+            f"{url.replace(secret + at, '', 1)}: a user name and password in an address are not sent; download the "
+            "image first"
+        )
+    if parts.scheme.lower() not in ("http", "https"):
+        raise ImageError(f"{url}: only http:// and https:// addresses can be downloaded")
+    if not parts.hostname:
+        raise ImageError(f"{url}: names no host; write it as http://host/path/of/image.jpg")
+    host = host if host.isascii() else host.encode("idna").decode("ascii")
+    keep = "/%:=&?~#+!$,;'@()*[]"
+    return urlunsplit((parts.scheme, host, quote(parts.path, safe=keep), quote(parts.query, safe=keep), ""))
+
+
+def _check_headers(url: str, response: HTTPResponse, max_bytes: int) -> int | None:
+    """Refuse what is announced as another type or as too large; return the announced size in bytes."""
+    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if kind and not kind.startswith("image/") and kind not in _GENERIC_TYPES:
+        hint = "; that is a page: give the address of the image itself" if kind.endswith("html") else ""
+        raise ImageError(f"{url}: the server sends {kind}, not an image{hint}")
+    length = response.headers.get("Content-Length", "").strip()
+    if not length.isdecimal():
+        return None
+    if int(length) > max_bytes:
+        raise ImageError(f"{url}: has {int(length):,} bytes, more than the allowed {max_bytes:,}; scale it down")
+    return int(length)
