@@ -159,6 +159,17 @@ def test_the_architecture_page_lists_the_layers_that_are_checked() -> None:
     assert layers == [set(layer.split(" | ")) for layer in contract["layers"]]
 
 
+def test_the_paths_of_the_architecture_page_exist() -> None:
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`([\w/]+(?:/|\.py))`", text)
+    assert len(paths) > 20
+    package = ROOT / "src" / "maple"
+    names = {path.name for path in package.rglob("*.py")}
+    assert [
+        path for path in paths if path not in names and not any((at / path).exists() for at in (package, ROOT))
+    ] == []
+
+
 def test_the_api_page_lists_every_public_name() -> None:
     text = (DOCS / "api.md").read_text(encoding="utf-8")
     assert [name for name in maple.__all__ if f"`{name}`" not in text] == []
