@@ -52,7 +52,7 @@ class Capacity:
         self.used = 0
 
     def take(self, count: int) -> None:
-        """Take `count` more, or raise the ApiError `busy` if there are not so many left."""
+        """Take `count` more, or raise the ApiError `busy` if that would exceed the total."""
         if self.used + count > self.total:
             reason = self.full.format(used=self.used, total=self.total)
             raise ApiError("busy", f"the server is busy: {reason}; retry in a moment")
