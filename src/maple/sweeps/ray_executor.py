@@ -159,16 +159,8 @@ def on_ray(
     marker = _marker(root)
     with _connection(address):
         gpus = _reserved_gpus(gpus_per_run, cpus_per_run)
-        config = WorkerConfig(
-            root=root.resolve(),
-            start_folder=Path.cwd(),
-            marker=marker,
-            storage=storage,
-            device=device or (None if gpus else "cpu"),
-            threads=max(1, int(cpus_per_run)),
-            command=tuple(sys.argv),
-            work=work,
-        )
+        device, threads = device or (None if gpus else "cpu"), max(1, int(cpus_per_run))
+        config = WorkerConfig(root.resolve(), Path.cwd(), marker, storage, device, threads, tuple(sys.argv), work)
         board = _start_progress_board()
         options = {"num_cpus": cpus_per_run, "num_gpus": gpus, "max_retries": ATTEMPTS - 1}
         running: dict[Any, Group] = {}
