@@ -54,8 +54,8 @@ _FIRST_STEP = """
 import json, os, sys
 from pathlib import Path
 from maple.config import resolve
-from maple.runs import Silent, train_run
-class First(Silent):
+from maple.runs import TrainProgress, train_run
+class First(TrainProgress):
     def step(self, report):
         os._exit(0)
 train_run(resolve([json.loads(sys.argv[1])]), Path(sys.argv[2]), device="cpu", progress=First())

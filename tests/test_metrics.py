@@ -162,7 +162,7 @@ def test_accuracy_interval() -> None:
     assert accuracy_interval(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     assert accuracy_interval(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
     for right, total in ((1, 0), (-1, 3), (4, 3)):
-        with pytest.raises(ValueError, match="is no accuracy"):
+        with pytest.raises(ValueError, match="is not an accuracy"):
             accuracy_interval(right, total)
 
 

@@ -36,7 +36,7 @@ def test_names_in(text: str, names: list[str]) -> None:
 
 @pytest.mark.parametrize("text", ['"dog, small', '"dog" small, cat', 'cat, "'])
 def test_what_cannot_be_told_apart(text: str) -> None:
-    with pytest.raises(ClassNamesError, match=r"cannot be told apart; .* in double quotes"):
+    with pytest.raises(ClassNamesError, match=r"cannot be separated; .* in double quotes"):
         names_in(text)
 
 

@@ -1,4 +1,4 @@
-"""Prompts files: the learned tensors of one method and what is needed to use them again. Never the backbone."""
+"""Prompts files: the learned tensors of a method and the metadata to load it again; never the backbone."""
 
 import json
 import os
@@ -31,8 +31,8 @@ class PromptsFile:
         method: {"name": ..., **settings}.
         backbone: name, pretrained, precision and fingerprint of the CLIP it was learned on.
         class_names: the classes it was learned for.
-        info: data set, training summary, versions, where it came from.
-        tensors: the parameters by contract name, float32, and what else a method has found.
+        info: data set, training summary, versions, origin.
+        tensors: the parameters by contract name, float32, and other tensors that a method has computed.
     """
 
     method: dict[str, Any]
@@ -43,22 +43,22 @@ class PromptsFile:
 
 
 def describe(method: Method) -> dict[str, Any]:
-    """{"name": ..., **settings}: what `build_method` takes.
+    """{"name": ..., **settings}: the argument of `build_method` that makes such a method.
 
     Raises:
-        ConfigError: the method's class is not in METHODS, so that nobody could build it again.
+        ConfigError: the method's class is not in METHODS, so that it could not be built again.
     """
     name = next((name for name, kind in METHODS.items() if kind is type(method)), None)
     if name is None:
         raise ConfigError(
-            f"{type(method).__name__} is in METHODS under no name, so it could not be loaded again; "
+            f"{type(method).__name__} is not in METHODS, so it could not be loaded again; "
             "add it first: maple.METHODS['its_name'] = " + type(method).__name__
         )
     return {"name": name, **method.settings.model_dump(mode="json")}
 
 
 def describe_backbone(backbone: Backbone) -> dict[str, Any]:
-    """How to load the backbone again, and how to know that it is the same."""
+    """The arguments to load the backbone again, and the fingerprint to check that it is the same."""
     return {
         "name": backbone.name,
         "pretrained": backbone.pretrained,
@@ -68,7 +68,11 @@ def describe_backbone(backbone: Backbone) -> dict[str, Any]:
 
 
 def save_prompts(path: str | Path, method: Method, info: Mapping[str, Any] | None = None) -> None:
-    """Write the method's prompts and all that `load_prompts` needs, atomically, as safetensors."""
+    """Write the method's prompts and all that `load_prompts` needs, atomically, as safetensors.
+
+    Example:
+        >>> save_prompts("prompts.safetensors", method, {"dataset": "photos"})
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in method.saved_tensors().items()}
     content = {
         "method": describe(method),
@@ -86,10 +90,10 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], content: Mapping
 
 
 def save_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file; where the disk refuses, with the OSError of any other file.
+    """Write a safetensors file.
 
     Raises:
-        OSError: the disk is full, say, which the library tells as an error of its own.
+        OSError: the disk is full, say, for which the library raises an error of its own.
     """
     try:
         save_file(tensors, path, metadata=metadata)
@@ -101,10 +105,10 @@ def save_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str,
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write_tensors` wrote: (tensors, metadata).
+    """Read a file of `write_tensors`: (tensors, metadata).
 
     Raises:
-        CheckpointError: missing, damaged, not a file of ours, or of a newer format.
+        CheckpointError: missing, damaged, written by another program, or of a newer format.
     """
     try:
         with safe_open(str(path), framework="pt") as opened:
@@ -112,8 +116,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
         content = json.loads(header[_KEY])
     except FileNotFoundError as error:
-        # The library says so of a file too that may not be read.
-        if os.path.exists(path):  # a Path raises where a folder may not be entered
+        # The library also raises this for a file without read permission.
+        if os.path.exists(path):  # Path.exists raises for a folder without permission
             raise CheckpointError(f"{path} cannot be read: permission denied; change its mode or its owner") from error
         raise CheckpointError(f"{path} does not exist") from error
     except (OSError, SafetensorError, ValueError) as error:
@@ -124,9 +128,9 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "`maple import`"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else content
+        version = content.get("format") if isinstance(content, dict) else content
         raise CheckpointError(
-            f"{path} has format {found!r}; this version of maple reads format {FORMAT}: upgrade maple"
+            f"{path} has format {version!r}; this version of maple reads format {FORMAT}: upgrade maple"
         )
     return tensors, content
 
@@ -136,6 +140,10 @@ def read_prompts(path: str | Path) -> PromptsFile:
 
     Raises:
         CheckpointError: missing, damaged, or not a prompts file.
+
+    Example:
+        >>> read_prompts("prompts.safetensors").class_names
+        ('cat', 'dog')
     """
     tensors, content = read_tensors(path)
     try:
@@ -167,18 +175,22 @@ def load_prompts(
     Raises:
         CheckpointError: unreadable file, another backbone than it was learned on, or parameters that are missing,
             unknown or of another shape.
+
+    Example:
+        >>> method = load_prompts("prompts.safetensors", device="cuda")
     """
     stored = read_prompts(path)
-    wanted = stored.backbone
+    learned_on = stored.backbone
     if backbone is None:
         backbone = load_clip(
-            wanted["name"], wanted["pretrained"], precision=precision or wanted["precision"], device=device
+            learned_on["name"], learned_on["pretrained"], precision=precision or learned_on["precision"], device=device
         )
-    if backbone.fingerprint != wanted["fingerprint"]:
+    if backbone.fingerprint != learned_on["fingerprint"]:
         raise CheckpointError(
-            f"{path} was learned on {wanted['name']} / {wanted['pretrained']} (fingerprint {wanted['fingerprint']}), "
+            f"{path} was learned on {learned_on['name']} / {learned_on['pretrained']} "
+            f"(fingerprint {learned_on['fingerprint']}), "
             f"but this backbone is {backbone.name} / {backbone.pretrained} (fingerprint {backbone.fingerprint}); "
-            "prompts mean nothing to other weights: load that backbone, or train again on this one"
+            "prompts do not work with other weights: load that backbone, or train again on this one"
         )
     try:
         method = build_method(stored.method, backbone, stored.class_names)
@@ -195,16 +207,16 @@ def put_parameters(method: Method, tensors: Mapping[str, Tensor], *, source: str
     Nothing is set unless everything fits.
 
     Raises:
-        CheckpointError: it does not; `source` and the parameters are named.
+        CheckpointError: a tensor does not fit; the message names `source` and the tensors.
     """
     method.resize_for({name: tuple(value.shape) for name, value in tensors.items()})
     parameters = method.saved_tensors()
     problems = [f"{name} is missing" for name in parameters.keys() - tensors.keys()]
     problems += [f"{name} is unknown" for name in tensors.keys() - parameters.keys()]
     for name in parameters.keys() & tensors.keys():
-        expected, found = tuple(parameters[name].shape), tuple(tensors[name].shape)
-        if expected != found:
-            problems.append(f"{name} has shape {list(found)} instead of {list(expected)}")
+        expected, given = tuple(parameters[name].shape), tuple(tensors[name].shape)
+        if expected != given:
+            problems.append(f"{name} has shape {list(given)} instead of {list(expected)}")
         elif not bool(torch.isfinite(tensors[name]).all()):
             problems.append(f"{name} holds values that are not finite")
     if problems:
@@ -214,10 +226,8 @@ def put_parameters(method: Method, tensors: Mapping[str, Tensor], *, source: str
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
+    """The versions of the packages that influence a result."""
     from maple import __version__
 
-    found = {"maple": __version__}
-    for package in ("torch", "torchvision", "open_clip_torch", "pillow"):
-        found[package] = metadata.version(package)
-    return found
+    packages = ("torch", "torchvision", "open_clip_torch", "pillow")
+    return {"maple": __version__, **{package: metadata.version(package) for package in packages}}

@@ -1,4 +1,4 @@
-"""Validated settings: what a run is, from a preset, a file and the command line."""
+"""Validated settings of a run, from a preset, a file and the command line."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ Positive = Annotated[int, Field(ge=1)]
 BUNDLED_BACKBONE = "maple-small"
 """The packaged small CLIP; `load_clip` knows it by this name."""
 BUNDLED_PREFIX = "emoji-"
-"""How the names of the bundled data sets begin."""
+"""The prefix of the names of the bundled data sets."""
 BUNDLED_DATASET = f"{BUNDLED_PREFIX}animals"
-"""What is trained on when no data set is named."""
+"""The data set if none is named."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Threads = Annotated[int, Field(ge=0)] | None
@@ -29,7 +29,7 @@ def _is_number(kind: Any) -> bool:
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown names are refused, values are fixed once made."""
+    """Base of all settings: unknown names are refused, instances are immutable."""
 
     section: ClassVar[str] = ""
 
@@ -37,7 +37,7 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _refuse_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and _is_number(cls.model_fields[info.field_name or ""].annotation):
             raise ValueError("must be a number, not true or false")
         return value
@@ -49,7 +49,12 @@ class Settings(BaseModel):
             raise ConfigError(_explain(type(self), error)) from None
 
     def changed(self, **values: Any) -> Self:
-        """A copy with other values, validated again."""
+        """A copy with other values, validated again.
+
+        Example:
+            >>> TrainSettings().changed(lr=0.1).lr
+            0.1
+        """
         return type(self)(**{**self.model_dump(), **values})
 
 
@@ -66,8 +71,8 @@ class BackboneSettings(Settings):
 class DataSettings(Settings):
     """Which images. `classes` is the part of the sorted labels that is trained on (SPEC: base-to-novel).
 
-    `listing` is the hash of a list of images, with their division, that lies in the run folder (`maple fit` writes it);
-    it then stands for the data set.
+    `listing` is the hash of a saved split (a list of images and their splits) in the run folder, which `maple fit`
+    writes; it then replaces the data set.
     """
 
     section = "data."
@@ -82,17 +87,16 @@ class DataSettings(Settings):
 class TrainSettings(Settings):
     """How prompts are trained. Source: SPEC section 4; Dassl.pytorch@c61a1b5 dassl/optim.
 
-    `views` is how many augmented views of each image there are, shown epoch by epoch and then again; None for a new
-    one in every epoch, 0 for no augmentation. Where the image tower is left alone, the features of these views are
-    extracted once and stand in for the images.
+    `views` is the number of augmented views of each image, used in turn by the epochs; None for a new one in every
+    epoch, 0 for no augmentation. Where the image tower is unchanged, the features of these views are extracted once and
+    replace the images.
 
-    `text_memory` is how many GiB the states of the text tower may take while a gradient is computed; where all classes
-    at once would take more, they are computed in pieces, and once more for the gradient. None for a quarter of what the
-    device has. The result is the same up to rounding.
+    `text_memory` is the memory in GiB that the states of the text tower may take while a gradient is computed; where
+    all classes at once would take more, they are computed in pieces, and again for the gradient. None for a quarter of
+    the device's memory. The result is the same up to rounding.
 
-    `workers` and `images` change no result. `workers` threads read images ahead (None: none on the CPU, otherwise up
-    to four). `images` says where these are cut and resized: on the `host`, one by one; on the `device`, in batches; or
-    `auto`: there if it is a GPU.
+    `workers` threads read images ahead (None: none on the CPU, otherwise up to four); the result does not depend on it.
+    `images` has no effect; it is accepted because run folders of the first edition hold it.
     """
 
     section = "train."
@@ -123,7 +127,7 @@ class TrainSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """How predictions are measured. `workers` (None: up to four, as there are cores) and `images` as in training."""
+    """How a run is evaluated. `workers` (None: up to four, by the number of cores) and `images` as in training."""
 
     section = "evaluate."
     batch_size: Positive = 100
@@ -132,7 +136,7 @@ class EvaluateSettings(Settings):
 
 
 class RunSettings(Settings):
-    """Everything that decides the result of a run.
+    """All settings that determine the result of a run.
 
     `method` holds the method's name under "name" and its own settings; the method's class validates them.
     """
@@ -149,7 +153,7 @@ SECTIONS = tuple(RunSettings.model_fields)
 
 
 class Rule(Settings):
-    """Other settings than the preset's, for some data sets, numbers of shots or backbones (any, where not given)."""
+    """Settings that replace the preset's for some data sets, shots or backbones (for any, where not given)."""
 
     section = "rules."
     dataset: list[str] | None = None
@@ -159,14 +163,14 @@ class Rule(Settings):
     train: dict[str, Any] = {}
 
     @model_validator(mode="after")
-    def _sensible(self) -> Self:
+    def _refuse_empty(self) -> Self:
         if not self.method and not self.train:
             raise ValueError("a rule must set something under method or train")
         TrainSettings(**self.train)
         return self
 
     def fits(self, settings: RunSettings) -> bool:
-        """Whether the rule speaks of such a run."""
+        """Whether the rule applies to a run with these settings."""
         conditions = (
             (self.dataset, settings.data.dataset),
             (self.shots, settings.data.shots),
@@ -182,7 +186,7 @@ def preset_names() -> list[str]:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """The settings of a shipped preset, or of a TOML file of the user's.
+    """The settings of a shipped preset, or of a TOML file.
 
     Raises:
         ConfigError: neither a preset nor a file, or not TOML.
@@ -196,7 +200,7 @@ def read_preset(name: str) -> dict[str, Any]:
 
 
 def read_toml(file: Traversable, name: str) -> dict[str, Any]:
-    """The content of a TOML file, which messages call `name`.
+    """The content of a TOML file; messages call it `name`.
 
     Raises:
         ConfigError: unreadable, or not TOML.
@@ -210,46 +214,50 @@ def read_toml(file: Traversable, name: str) -> dict[str, Any]:
 
 
 def resolve(layers: Sequence[Mapping[str, Any]], overrides: Sequence[str] = ()) -> RunSettings:
-    """Lay dictionaries over the defaults, later ones on top, then `section.key=value` overrides.
+    """Merge settings over the defaults: layers, later ones on top, then `section.key=value` overrides.
 
     A later layer that names another method replaces the method's settings as a whole. A preset's `rules` give other
-    settings for some data sets, shots or backbones: the first that fits is laid directly over its preset. Where no
-    data set is named it is the bundled one, and where no backbone is named it is the bundled one on bundled data.
-    Overrides are one layer: their order matters only where two set the same key.
+    settings for some data sets, shots or backbones: the first that fits is merged directly over its preset. The default
+    data set is the bundled one, and so is the default backbone on bundled data. Overrides are one layer: their order
+    matters only where two set the same key.
 
     Raises:
         ConfigError: unknown key, wrong type, out of range, or an override not of the form key=value.
+
+    Example:
+        >>> resolve([read_preset("maple_few-shot"), {"data": {"shots": 4}}], ["train.lr=0.01"]).train.lr
+        0.01
     """
     layers = [*layers, override_layer(overrides)]
-    settings = RunSettings(**_merged(layers))
-    home = max((number for number, layer in enumerate(layers) if "rules" in layer), default=None)
-    if home is None:
+    settings = _validate(layers)
+    preset = max((number for number, layer in enumerate(layers) if "rules" in layer), default=None)
+    if preset is None:
         return settings
-    rule = next((rule for rule in _read_rules(layers[home]["rules"]) if rule.fits(settings)), None)
+    rules = layers[preset]["rules"]
+    if not isinstance(rules, list) or not all(isinstance(rule, Mapping) for rule in rules):
+        raise ConfigError(
+            f"rules = {rules!r}: must be tables, each under [[rules]], with dataset, shots or backbone (when it holds) "
+            "and method or train (what it sets)"
+        )
+    rule = next((rule for rule in [Rule(**rule) for rule in rules] if rule.fits(settings)), None)
     if rule is None:
         return settings
-    layers.insert(home + 1, {"method": rule.method, "train": rule.train})
-    return RunSettings(**_merged(layers))
+    layers.insert(preset + 1, {"method": rule.method, "train": rule.train})
+    return _validate(layers)
 
 
-def _merged(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The layers laid over the defaults, without their rules."""
+def _validate(layers: Sequence[Mapping[str, Any]]) -> RunSettings:
+    """The layers merged over the defaults, without their rules, with the bundled data set and backbone as defaults."""
     merged = merge_layers({"method": RunSettings().method}, *layers)
     merged.pop("rules", None)
-    _name_bundled(merged)
-    return merged
-
-
-def _name_bundled(merged: dict[str, Any]) -> None:
-    """Fill in the bundled data set and backbone where none is named; what is no table is left to the validation."""
     data, backbone = merged.setdefault("data", {}), merged.setdefault("backbone", {})
-    if not isinstance(data, dict) or not isinstance(backbone, dict):
-        return
-    if not data.get("dataset"):
-        data["dataset"] = BUNDLED_DATASET
-    bundled = str(data["dataset"]).startswith(BUNDLED_PREFIX)
-    if bundled and backbone.get("name") is None and backbone.get("pretrained") is None:
-        backbone["name"] = BUNDLED_BACKBONE
+    if isinstance(data, dict) and isinstance(backbone, dict):  # other values are refused by the validation
+        if not data.get("dataset"):
+            data["dataset"] = BUNDLED_DATASET
+        bundled = str(data["dataset"]).startswith(BUNDLED_PREFIX)
+        if bundled and backbone.get("name") is None and backbone.get("pretrained") is None:
+            backbone["name"] = BUNDLED_BACKBONE
+    return RunSettings(**merged)
 
 
 def override_layer(overrides: Sequence[str]) -> dict[str, Any]:
@@ -263,7 +271,7 @@ def override_layer(overrides: Sequence[str]) -> dict[str, Any]:
         key, separator, value = override.partition("=")
         if not separator or not all(key.split(".")):
             raise ConfigError(f"--set {override!r} must have the form section.key=value, as in train.lr=0.002")
-        _merge_all(layer, setting_layer(key.strip(), parse_value(value)))
+        _merge(layer, setting_layer(key.strip(), parse_value(value)))
     if "rules" in layer:
         raise ConfigError(f"rules belong into a preset, not into --set; {one_of('setting', 'rules', SECTIONS)}")
     return layer
@@ -301,48 +309,26 @@ def options_layer(**options: Any) -> dict[str, Any]:
 
 
 def merge_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """One layer that does what these do, later ones on top."""
+    """One layer with the effect of these, later ones on top."""
     merged: dict[str, Any] = {}
     for layer in layers:
+        method: Any = layer.get("method")
+        current: Any = merged.get("method")
+        tables = isinstance(method, Mapping) and isinstance(current, dict)
+        if tables and "name" in method and method["name"] != current.get("name"):
+            del merged["method"]  # its settings are those of another method
         _merge(merged, layer)
     return merged
 
 
-def _read_rules(rules: Any) -> list[Rule]:
-    if not isinstance(rules, list) or not all(isinstance(rule, Mapping) for rule in rules):
-        raise ConfigError(
-            f"rules = {rules!r}: must be tables, each under [[rules]], with dataset, shots or backbone (when it holds) "
-            "and method or train (what it sets)"
-        )
-    return [Rule(**rule) for rule in rules]
-
-
 def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
     for key, value in layer.items():
-        current = base.get(key)
-        other_method = (
-            key == "method"
-            and isinstance(current, dict)
-            and isinstance(value, Mapping)
-            and value.get("name", current.get("name")) != current.get("name")
-        )
-        if other_method:
-            base[key] = _deep(value)
+        if isinstance(value, Mapping):
+            if not isinstance(base.get(key), dict):
+                base[key] = {}  # not the layer's own dictionary, which must not change
+            _merge(base[key], value)
         else:
-            _merge_all(base, {key: value})
-
-
-def _merge_all(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    for key, value in layer.items():
-        current = base.get(key)
-        if isinstance(value, Mapping) and isinstance(current, dict):
-            _merge_all(current, value)
-        else:
-            base[key] = _deep(value)
-
-
-def _deep(value: Any) -> Any:
-    return {key: _deep(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
+            base[key] = value
 
 
 def parse_value(text: str) -> Any:
@@ -360,6 +346,6 @@ def _explain(model: type[Settings], error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(one_of("setting", place, model.model_fields))
         else:
-            said = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{place} = {problem['input']!r}: {said[0].lower()}{said[1:]}")
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{place} = {problem['input']!r}: {message[0].lower()}{message[1:]}")
     return "; ".join(lines)

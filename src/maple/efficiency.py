@@ -1,4 +1,4 @@
-"""What a method costs: learned parameters, operations, and images per second in training and inference.
+"""The cost of a method: learned parameters, operations, and images per second in training and inference.
 
 Source: MaPLe (CVPR 2023), the complexity table; its operations are those of one image against the prompts of all
 classes, each sentence at its full length.
@@ -27,27 +27,27 @@ from maple.methods import Method, build_method
 from maple.prompts import TemplateClasses
 from maple.report.collect import COSTS
 from maple.report.records import CostRow
-from maple.runs import environment, processor
+from maple.runs.environment import environment, processor
 from maple.train import Trainer
 
 _FEWEST_ROUNDS = 3
 _SHOTS = 16
-"""Training images per class of a cache of them, where the settings say all."""
+"""Images per class in a method's cache of training images, where the settings say all."""
 _SENTENCES_AT_ONCE = 256
-"""Where text features depend on the image, training goes through a batch in pieces of about so many sentences."""
+"""Sentences per micro-batch, about, where text features depend on the image."""
 
 _NO_RATE = 1e-12
-"""A learning rate: the step costs what a step costs, and hundreds of them on random images change nothing."""
+"""A learning rate at which hundreds of steps on random images change nothing; a step costs the same."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Images per second at one batch size; None where there is no such way.
+    """Images per second at one batch size; None where a method cannot be run this way.
 
     Attributes:
-        training: a step: forward, backward, optimiser; None also where a recipe has no steps.
-        inference: every batch encodes all classes again, as the reference does.
-        cached: the classes are encoded beforehand, once.
+        training: a step: forward, backward, optimizer; None also where a recipe has no steps.
+        inference: all classes are encoded again for every batch, as in the reference.
+        cached: the classes are encoded once, beforehand.
     """
 
     batch: int
@@ -58,13 +58,13 @@ class Speed:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method costs on a backbone, with C classes. Operations are floating-point ones: two a multiply-add.
+    """The cost of a method on a backbone, with C classes. A multiply-add is two floating-point operations.
 
     Attributes:
-        parameters: how many numbers are learned.
+        parameters: the number of learned scalars.
         flops_plain: one image against all classes, every sentence at full length and every row of every block, as
-            papers count; None for towers that are no plain transformers.
-        flops: the same answer, as this package computes it.
+            papers count; None for towers that are not plain transformers.
+        flops: the same logits, as this package computes them.
         flops_cached: the same, with the classes encoded beforehand; None where they depend on the image.
     """
 
@@ -87,13 +87,17 @@ def measure_cost(
     """Count and time one method on random images.
 
     Args:
-        settings: whose method and optimiser.
+        settings: the method and the optimizer are taken from them.
         classes: C.
-        batches: batch sizes B to time, each for about `seconds` in each of the three ways; the median counts.
-        on_step: called with what comes next.
+        batches: batch sizes B to time, each for about `seconds` in each of the three ways; medians are reported.
+        on_step: called with a description of each measurement before it starts.
 
     Raises:
         ConfigError: a number is below 1, or the method does not fit the backbone.
+
+    Example:
+        >>> measure_cost(settings, load_clip("maple-small"), classes=50, batches=[4]).speeds[0].cached
+        412.6
     """
     for name, value in (("classes", classes), *(("batch", batch) for batch in batches)):
         if value < 1:
@@ -105,12 +109,12 @@ def measure_cost(
     images = classes * (settings.data.shots or _SHOTS)
     method.resize_for({"keys": (images, backbone.embed_dim), "labels": (images,)})
     on_step("counting operations")
-    one = _images(backbone, 1)
-    cached = None if method.classes_depend_on_image else count_flops(lambda: _with_cached(method, one, classes))
+    image = _images(backbone, 1)
+    cached = None if method.classes_depend_on_image else count_flops(lambda: _with_cached(method, image, classes))
     return Cost(
         parameters=method.parameter_count(),
         flops_plain=plain_flops(method),
-        flops=count_flops(lambda: _afresh(method, one)),
+        flops=count_flops(lambda: _uncached(method, image)),
         flops_cached=cached,
         speeds=tuple(_speed(method, settings, batch, seconds, on_step) for batch in batches),
     )
@@ -119,7 +123,7 @@ def measure_cost(
 def write_cost(
     cost: Cost, recipe: str, settings: RunSettings, backbone: Backbone, classes: int, folder: Path
 ) -> CostRow:
-    """Put a measurement where `maple report FOLDER` finds it; one of the same thing is replaced.
+    """Write a measurement to where `maple report FOLDER` finds it; an earlier one of the same is replaced.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -139,9 +143,8 @@ def write_cost(
         "environment": environment(),
     }
     row = CostRow.model_validate(record)
-    words = f"{recipe}_{Path(backbone.name).name}_{classes}classes"
-    tidy = re.sub(r"[^\w.-]+", "-", words)
-    path = folder / COSTS / f"{tidy}_{hashlib.sha256(row.identity.encode()).hexdigest()[:10]}.json"
+    name = re.sub(r"[^\w.-]+", "-", f"{recipe}_{Path(backbone.name).name}_{classes}classes")
+    path = folder / COSTS / f"{name}_{hashlib.sha256(row.identity.encode()).hexdigest()[:10]}.json"
     try:
         files.write_json(path, record)
     except OSError as error:
@@ -150,18 +153,18 @@ def write_cost(
 
 
 def machine(device: torch.device) -> str:
-    """What computes, as tables call it."""
+    """The name of the hardware, as in tables: the GPU, or the processor and its threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    how = f"{threads} thread{'s' if threads != 1 else ''}" if device.type == "cpu" else device.type
-    return f"{processor()}, {how}"
+    kind = f"{threads} thread{'s' if threads != 1 else ''}" if device.type == "cpu" else device.type
+    return f"{processor()}, {kind}"
 
 
 def count_flops(run: Callable[[], object]) -> int:
-    """Floating-point operations of `run`, two a multiply-add, without gradients; norms and activations are not counted.
+    """Floating-point operations of `run`, two per multiply-add, without gradients, norms and activations.
 
-    Source: torch.utils.flop_counter, with attention taken apart where its fused form is unknown to it.
+    Source: torch.utils.flop_counter, with attention in parts, as it does not know the fused form.
     """
     with (
         torch.inference_mode(False),
@@ -176,7 +179,7 @@ def count_flops(run: Callable[[], object]) -> int:
 def plain_flops(method: Method) -> int | None:
     """One image against all C classes with every sentence at full length, counted by shapes; None for other towers.
 
-    Two a multiply-add: products of weights and of attention, patches and projections included.
+    Two per multiply-add: products of weights and of attention, patches and projections included.
     """
     backbone = method.backbone
     text, image, clip = backbone.text, backbone.image, backbone.model
@@ -194,11 +197,11 @@ def plain_flops(method: Method) -> int | None:
     classes = len(method.class_names)
     templates = (len(getattr(method.settings, "templates", ())) or 1) if method.uses_text_tower else 0
     feature = torch.zeros(1, embed, device=backbone.device)
-    answer = count_flops(lambda: method.logits(feature, feature.expand(classes, -1)))
-    made = count_flops(method.vision_prompts) + count_flops(method.text_prompts)
+    logits = count_flops(lambda: method.logits(feature, feature.expand(classes, -1)))
+    prompting = count_flops(method.vision_prompts) + count_flops(method.text_prompts)
     if method.accepts_features:
-        made += count_flops(lambda: method.encode_images(feature))  # what is done to the feature itself
-    return int(2 * (image_macs + classes * templates * text_macs) + answer + made)
+        prompting += count_flops(lambda: method.encode_images(feature))  # operations on the feature itself
+    return int(2 * (image_macs + classes * templates * text_macs) + logits + prompting)
 
 
 def _block_macs(block: Any, tokens: int, width: int) -> int:
@@ -212,8 +215,8 @@ def _images(backbone: Backbone, batch: int) -> Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(backbone.device)
 
 
-def _afresh(method: Method, images: Tensor) -> Tensor:
-    """Logits [B, C], all classes encoded for this batch."""
+def _uncached(method: Method, images: Tensor) -> Tensor:
+    """Logits [B, C], with all classes encoded for this batch."""
     if method.classes_depend_on_image:
         return method.predict_logits(images)
     if not method.uses_text_tower:
@@ -224,7 +227,7 @@ def _afresh(method: Method, images: Tensor) -> Tensor:
 
 
 def _with_cached(method: Method, images: Tensor, classes: int) -> Tensor:
-    """Logits [B, C] against class embeddings that are there already; which ones does not matter for the cost."""
+    """Logits [B, C] against cached class embeddings, whose values do not matter for the cost."""
     features = torch.zeros(classes, method.backbone.embed_dim, device=images.device)
     return method.logits(method.encode_images(images), features)
 
@@ -234,7 +237,7 @@ def _speed(method: Method, settings: RunSettings, batch: int, seconds: float, on
     on_step(f"inference, batch {batch}")
     method.eval()
     with torch.inference_mode():
-        inference = _images_per_second(lambda: _afresh(method, images), images, seconds)
+        inference = _images_per_second(lambda: _uncached(method, images), images, seconds)
         cached = None
         if not method.classes_depend_on_image:
             features = method.class_embeddings()
@@ -247,7 +250,7 @@ def _speed(method: Method, settings: RunSettings, batch: int, seconds: float, on
 
 
 def _step(method: Method, settings: RunSettings, images: Tensor) -> Callable[[], object]:
-    """A training step on `images`, as a run makes it, but at a rate at which it leads nowhere."""
+    """A training step on `images`, as a run makes it, but at a learning rate that changes nothing."""
     labels = torch.arange(len(images), device=images.device) % len(method.class_names)
     changed: dict[str, Any] = {"lr": _NO_RATE, "warmup_lr": _NO_RATE}
     if method.classes_depend_on_image:
@@ -261,10 +264,10 @@ def _images_per_second(run: Callable[[], object], images: Tensor, seconds: float
     times: list[float] = []
     while len(times) < _FEWEST_ROUNDS or sum(times) < seconds:
         _wait(images.device)
-        began = time.perf_counter()
+        start = time.perf_counter()
         run()
         _wait(images.device)
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return len(images) / statistics.median(times)
 
 
@@ -275,7 +278,7 @@ def _wait(device: torch.device) -> None:
 
 @contextmanager
 def _unfused() -> Iterator[None]:
-    """Attention in parts that the counter knows, everywhere."""
+    """Attention in parts that the counter knows."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

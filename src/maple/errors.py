@@ -12,7 +12,7 @@ class ConfigError(MapleError):
 
 
 class BusyError(ConfigError):
-    """Another process is at work in the same folder."""
+    """Another process is working in the same folder."""
 
 
 class BackboneError(MapleError):
@@ -24,7 +24,7 @@ class BackboneDownloadError(BackboneError):
 
 
 class UnsupportedTowerError(BackboneError):
-    """A method wants to put prompts into a tower that has no place for them (a ResNet, a timm tower)."""
+    """A method needs prompts in a tower that cannot take them (a ResNet, a timm tower)."""
 
 
 class ClassNamesError(MapleError):
@@ -32,7 +32,7 @@ class ClassNamesError(MapleError):
 
 
 class UnlearnedClassesError(ClassNamesError):
-    """A method is asked about a class for which it has learned nothing, and can say nothing without."""
+    """A method is given a class that it was not trained on, and cannot predict such classes."""
 
 
 class DataError(MapleError):
@@ -44,7 +44,7 @@ class ImageError(DataError):
 
 
 class DownloadError(DataError):
-    """A file cannot be fetched, is not what was published, or its archive cannot be trusted."""
+    """A file cannot be downloaded, differs from the published one, or its archive is unsafe."""
 
 
 class CheckpointError(MapleError):
@@ -52,11 +52,11 @@ class CheckpointError(MapleError):
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """A pickle asks for code that a checkpoint of tensors never needs; nothing of it was executed."""
+    """A pickle refers to code that a checkpoint of tensors never needs; nothing of it was executed."""
 
 
 class ExportError(MapleError):
-    """A method cannot be written in a format, or what was written does not compute the same."""
+    """A method cannot be exported to a format, or the export does not compute the same."""
 
 
 class TrainingDivergedError(MapleError):
@@ -64,7 +64,7 @@ class TrainingDivergedError(MapleError):
 
 
 def one_of(what: str, value: object, allowed: Iterable[object]) -> str:
-    """Say that `value` is not a known `what`, and list what is."""
+    """The message that `value` is not a known `what`, with the list of known ones."""
     return f"unknown {what} {value!r}; choose one of: {', '.join(str(item) for item in allowed)}"
 
 
@@ -74,15 +74,15 @@ def output_error(problem: str, also: str = "") -> ConfigError:
 
 
 def first_line(error: BaseException) -> str:
-    """What `error` says first, or its kind if it says nothing."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """The first line of an error's message, or its class if that is empty."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def visible(text: str, instead: str | None = None) -> str:
-    """A text from outside, without what a terminal would obey or a font cannot draw.
+    """An untrusted text without control characters and others that cannot be printed.
 
     Args:
-        instead: what stands for such a character; None: its escape sequence, as Python writes it.
+        instead: the replacement for such a character; None: its escape sequence, as Python writes it.
     """
     return "".join(
         character

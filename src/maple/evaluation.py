@@ -1,8 +1,6 @@
 """Evaluation: class embeddings once, then images in batches."""
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, pairwise
-from typing import TypeVar
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -12,8 +10,6 @@ from maple.data import Batch
 from maple.errors import BackboneError, DataError
 from maple.methods import Method
 from maple.metrics import Floats, Integers, Scores, score
-
-_Result = TypeVar("_Result")
 
 
 def predict(
@@ -29,56 +25,61 @@ def predict(
 
     Args:
         on_batch: called with the number of images after each batch.
-        on_features: called with the unit image features [B, D] of each batch; never where the text features depend on
-            the image, as one set of class embeddings does not go with them.
+        on_features: called with the unit image features [B, D] of each batch; not called if the text features depend on
+            the image, since no single set of class embeddings belongs to them.
 
     Raises:
         DataError: there are no images.
         BackboneError: a logit is not finite.
+
+    Example:
+        >>> logits, labels = predict(method, batches)
+        >>> (logits.argmax(axis=1) == labels).mean()
+        0.8125
     """
     device = method.backbone.device
     method.eval()
     logits, labels = [], []
     text_features = None if method.classes_depend_on_image else method.class_embeddings()
 
-    def answered(batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        images = batch.images.to(device)
-        if text_features is None:
-            return batch.labels, method.predict_logits(images), None
-        image_features = method.encode_images(images)
-        return batch.labels, method.logits(image_features, text_features), image_features
-
-    def collected(true: Tensor, found: Tensor, image_features: Tensor | None) -> None:
-        logits.append(found.float().cpu().numpy())
-        labels.append(true.numpy())
+    def collect(batch_labels: Tensor, batch_logits: Tensor, image_features: Tensor | None) -> None:
+        logits.append(batch_logits.float().cpu().numpy())
+        labels.append(batch_labels.numpy())
         if image_features is not None:
             on_features(image_features)
-        on_batch(len(true))
+        on_batch(len(batch_labels))
 
+    # On a GPU results are fetched one batch late, so that it computes the next ones meanwhile.
+    pending: list[tuple[Tensor, Tensor, Tensor | None]] = []
     with torch.inference_mode():
-        for last in _one_behind(map(answered, batches), device):
-            collected(*last)
+        for batch in batches:
+            images = batch.images.to(device)
+            if text_features is None:
+                pending.append((batch.labels, method.predict_logits(images), None))
+            else:
+                image_features = method.encode_images(images)
+                pending.append((batch.labels, method.logits(image_features, text_features), image_features))
+            if device.type == "cpu" or len(pending) > 1:
+                collect(*pending.pop(0))
+        for result in pending:
+            collect(*result)
     if not logits:
         raise DataError("there are no images to evaluate; is the list of items, or the part of the classes, empty?")
-    found_logits, found_labels = np.concatenate(logits), np.concatenate(labels)
-    if not np.isfinite(found_logits).all():
-        bad = int((~np.isfinite(found_logits)).any(axis=1).sum())
+    all_logits, all_labels = np.concatenate(logits), np.concatenate(labels)
+    if not np.isfinite(all_logits).all():
+        bad = int((~np.isfinite(all_logits)).any(axis=1).sum())
         raise BackboneError(
-            f"{bad} of {len(found_logits)} images have logits that are not finite, in {method.backbone.precision} on "
+            f"{bad} of {len(all_logits)} images have logits that are not finite, in {method.backbone.precision} on "
             f"{method.backbone.device}; load the backbone in fp32"
         )
-    return found_logits, found_labels
-
-
-def _one_behind(results: Iterator[_Result], device: torch.device) -> Iterator[_Result]:
-    """The results, on a GPU only when the next one is on its way: so it computes while the last one is fetched."""
-    if device.type == "cpu":
-        yield from results
-        return
-    for one, _ in pairwise(chain(results, [None])):
-        yield one  # type: ignore[misc]
+    return all_logits, all_labels
 
 
 def evaluate(method: Method, batches: Iterable[Batch], on_batch: Callable[[int], None] = lambda _: None) -> Scores:
-    """Score the method on labelled batches. Arguments and errors as `predict`'s."""
+    """Score the method on labelled batches. Arguments and errors as for `predict`.
+
+    Example:
+        >>> evaluate(method, batches).top1
+        0.8125
+    """
     return score(*predict(method, batches, on_batch))

@@ -13,7 +13,7 @@ from maple.errors import CheckpointError, MapleError, output_error, shortened
 _Content = TypeVar("_Content")
 
 FAILURE = "failure.json"
-"""Why a run of a sweep failed: a file of its folder, written by sweeps and read by reports."""
+"""The file in the folder of a failed run of a sweep that says why; written by sweeps, read by reports."""
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` (UTF-8) atomically; what stands for bytes of another encoding, in a file name, is escaped."""
+    """Write `text` (UTF-8) atomically; lone surrogates, which stand for undecodable bytes, are escaped."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -151,7 +151,7 @@ def write_with(path: str | os.PathLike[str], write: Callable[[Path], object]) ->
 
 
 def move(source: Path, target: Path) -> None:
-    """Give a whole file its name: flushed to the disk first, so that the name never stands for less."""
+    """Rename a complete file; it is flushed to the disk first, so that the new name never refers to a part of it."""
     _flush(source)
     source.replace(target)
     _flush(target.parent)

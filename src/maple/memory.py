@@ -1,4 +1,4 @@
-"""How much memory a device has in all."""
+"""The memory of a device."""
 
 import os
 from functools import lru_cache
@@ -11,7 +11,7 @@ _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 @lru_cache
 def device_memory(device: torch.device) -> int:
-    """Bytes of memory that the device has in all: of a CPU, what the machine has or this container may use."""
+    """The total memory of a device in bytes; of a CPU, of the machine, or the limit of this container."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "mps":
@@ -19,5 +19,5 @@ def device_memory(device: torch.device) -> int:
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30
     try:
         return min(physical, int(_CGROUP.read_text()))
-    except (OSError, ValueError):  # no control group, or one without a limit
+    except (OSError, ValueError):  # no control group, or no limit in it
         return physical

@@ -1,8 +1,7 @@
-"""How good predictions are. Accuracies are fractions of 1; reports turn them into per cent."""
+"""Metrics of predictions. Accuracies are fractions of 1; reports show them as percentages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ _BINS = 15
 
 @dataclass(frozen=True)
 class Scores:
-    """What one evaluation measured over n images and C classes.
+    """The scores of one evaluation over n images and C classes.
 
     Attributes:
         images: n.
@@ -37,10 +36,14 @@ class Scores:
 
 
 def score(logits: Floats, labels: Integers) -> Scores:
-    """Measure logits [n, C] against labels [n].
+    """Score logits [n, C] against labels [n].
 
     Raises:
         ValueError: no rows, logits that are not finite, or labels outside 0 .. C - 1.
+
+    Example:
+        >>> score(np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]]), np.array([0, 1, 1])).top1
+        0.6666666666666666
     """
     count, classes = logits.shape
     labels = np.asarray(labels).astype(np.int64)  # narrower integers would overflow in the confusion matrix
@@ -53,11 +56,13 @@ def score(logits: Floats, labels: Integers) -> Scores:
     predicted = logits.argmax(axis=1)
     confusion = np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
     totals, hits = confusion.sum(axis=1), confusion.diagonal()
+    # From the confusion matrix, as scikit-learn would take a second to import in every evaluation.
+    f1 = 2 * hits / np.maximum(totals + confusion.sum(axis=0), 1)
     return Scores(
         images=count,
         top1=float(hits.sum() / count),
         top5=top_k_accuracy(logits, labels, 5),
-        macro_f1=_macro_f1(confusion),
+        macro_f1=float(f1[totals > 0].mean()),
         calibration_error=calibration_error(softmax(logits), labels),
         per_class=tuple(float(hit / total) if total else None for hit, total in zip(hits, totals, strict=True)),
         confusion=tuple(tuple(int(cell) for cell in row) for row in confusion),
@@ -65,10 +70,11 @@ def score(logits: Floats, labels: Integers) -> Scores:
 
 
 def top_k_accuracy(logits: Floats, labels: Integers, k: int) -> float:
-    """The fraction of rows [n, C] whose label is among the k largest; ties count for the label that comes first."""
-    own = logits[np.arange(len(labels)), labels][:, None]
+    """The fraction of rows [n, C] whose label is among the k largest; of equal ones the first counts, as for argmax."""
+    true = logits[np.arange(len(labels)), labels][:, None]
     earlier = np.arange(logits.shape[1])[None] < labels[:, None]
-    better = (logits > own) | ((logits == own) & earlier)
+    # Not scikit-learn's function, which takes the last of equal ones, and so contradicts argmax.
+    better = (logits > true) | ((logits == true) & earlier)
     return float((better.sum(axis=1) < k).mean())
 
 
@@ -80,15 +86,15 @@ def softmax(logits: Floats) -> Floats:
 
 
 def calibration_error(probabilities: Floats, labels: Integers, bins: int = _BINS) -> float:
-    """Expected calibration error: how far confidence is from accuracy, on average over equal-width bins.
+    """Expected calibration error: the mean distance of confidence from accuracy, over equal-width bins.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
     """
     confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == labels
+    correct = probabilities.argmax(axis=1) == labels
     index = np.minimum((confidence * bins).astype(int), bins - 1)
     gaps = np.abs(
-        np.bincount(index, weights=right, minlength=bins) - np.bincount(index, weights=confidence, minlength=bins)
+        np.bincount(index, weights=correct, minlength=bins) - np.bincount(index, weights=confidence, minlength=bins)
     )
     return float(gaps.sum() / len(labels))
 
@@ -98,42 +104,31 @@ def harmonic_mean(base: float, novel: float) -> float:
     return 2 * base * novel / (base + novel) if base + novel else 0.0
 
 
-def accuracy_interval(right: int, total: int) -> tuple[float, float]:
-    """The 95 % confidence interval of an accuracy, as fractions: Wilson's, which also serves few images.
+def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
+    """The 95 % confidence interval of an accuracy, as fractions: Wilson's, which is also good for few images.
 
     Raises:
-        ValueError: `right` is not within 0 and `total`, or `total` is 0.
-
-    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+        ValueError: `correct` is not within 0 and `total`, or `total` is 0.
     """
-    if not 0 <= right <= total or total == 0:
-        raise ValueError(f"{right} of {total} is no accuracy")
-    z = 1.959964
-    share, spread = right / total, z * z / total
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * (share * (1 - share) / total + spread / (4 * total)) ** 0.5
-    return max(0.0, middle - half), min(1.0, middle + half)
+    from scipy.stats import binomtest
+
+    if not 0 <= correct <= total or total == 0:
+        raise ValueError(f"{correct} of {total} is not an accuracy")
+    low, high = binomtest(correct, total).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def sign_test(ups: int, downs: int) -> float:
-    """Two-sided p of the exact sign test: how likely so uneven a division is, were ups and downs equally likely.
+    """Two-sided p of the exact sign test: the probability of a split this uneven if ups and downs are equally likely.
 
-    Of answers that changed from wrong to right and from right to wrong this is McNemar's exact test.
+    For predictions that changed from wrong to right and from right to wrong this is McNemar's exact test.
     """
-    total, fewer = ups + downs, min(ups, downs)
-    tail = sum(comb(total, count) for count in range(fewer + 1))
-    return min(1.0, tail / 2 ** (total - 1)) if total else 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(ups, ups + downs).pvalue) if ups + downs else 1.0
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation (n - 1); the deviation of one value is 0."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return float(np.mean(values)), deviation
-
-
-def _macro_f1(confusion: Integers) -> float:
-    hits = confusion.diagonal()
-    true, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
-    present = true > 0
-    f1 = 2 * hits[present] / (true[present] + predicted[present])
-    return float(f1.mean())

@@ -1,4 +1,4 @@
-"""Lists of class names: checked, and written as the words that a text tower reads."""
+"""Lists of class names: parsing, checks, and normalisation to the words that a text tower reads."""
 
 import re
 from collections import defaultdict
@@ -8,10 +8,10 @@ from maple.errors import ClassNamesError, shortened
 
 
 def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Check a list of class names and write them as words: underscores become spaces.
+    """Check a list of class names, and replace underscores by spaces.
 
     Raises:
-        ClassNamesError: no list, an empty list, or a name that is not a string with something in it.
+        ClassNamesError: not a list, an empty list, or a name that is not a string with a word in it.
     """
     if isinstance(names, str):
         raise ClassNamesError(f"class names must be a list of strings, not the one string {names!r}; write [{names!r}]")
@@ -26,31 +26,31 @@ def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def names_in(text: str) -> list[str]:
-    """The class names of a text, with commas or new lines between them; a name that holds a comma is in double quotes.
+    """Parse class names that are separated by commas or new lines; a name that holds a comma is in double quotes.
 
-    As in a line of CSV: "dog, small", hound. The last comma of a line may be left, and so may empty lines.
+    As in CSV: "dog, small", hound. A comma at the end of a line and empty lines are ignored.
 
     Raises:
-        ClassNamesError: a quoted name does not end, or goes on after its end.
+        ClassNamesError: a quoted name does not end, or is followed by other text.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
-    found: list[str] = []
+    names: list[str] = []
     line: list[str] = []
-    place = 0
-    while place <= len(text):
-        part = _NAME.match(text, place)
+    position = 0
+    while position <= len(text):
+        part = _NAME.match(text, position)
         if part is None:
             raise ClassNamesError(
-                f"the class names {shortened(text[place:].strip(), 40)!r} cannot be told apart; write a name that "
+                f"the class names {shortened(text[position:].strip(), 40)!r} cannot be separated; write a name that "
                 'holds a comma or begins with a double quote in double quotes, as in "dog, small", hound'
             )
         quoted, plain, end = part.groups()
         line.append(plain.strip() if quoted is None else " ".join(quoted.replace('""', '"').split("\n")).strip())
         if end != ",":
-            found += line[:-1] if quoted is None and not line[-1] else line
+            names += line[:-1] if quoted is None and not line[-1] else line
             line = []
-        place = part.end() + (not end)
-    return found
+        position = part.end() + (not end)
+    return names
 
 
 # A name in double quotes, or one without commas that does not begin with them; then a comma, a new line or the end.
@@ -58,34 +58,35 @@ _NAME = re.compile(r'[^\S\n]*(?:"([^"]*(?:""[^"]*)*)"[^\S\n]*|((?:[^\s",][^,\n]*
 
 
 def distinct(names: Sequence[str]) -> Sequence[str]:
-    """The names, none of which may say the same words as another, capital letters aside.
+    """Refuse names that are equal but for capital letters, spaces and underscores; return the names.
 
     Raises:
-        ClassNamesError: the list or a name is empty, or the same words come twice.
+        ClassNamesError: the list or a name is empty, or a name is repeated.
     """
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in clean_class_names(names):
         spellings[words_of(name)].append(name.strip())
-    if twice := [" and ".join(sorted({repr(one) for one in same})) for same in spellings.values() if len(same) > 1]:
+    repeated = [" and ".join(sorted(set(map(repr, same)))) for same in spellings.values() if len(same) > 1]
+    if repeated:
         raise ClassNamesError(
-            f"{', '.join(twice)} is named more than once (capital letters aside); name every class once"
+            f"{', '.join(repeated)} is named more than once (capital letters aside); name every class once"
         )
     return names
 
 
 def words_of(name: str) -> str:
-    """What two names have in common that say the same words to a text tower: no capitals, no spaces but single ones."""
+    """A key that is equal for names with the same words: lower case, single spaces, no underscores."""
     return " ".join(name.replace("_", " ").lower().split())
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Whether a part of the text is no Unicode: a lone surrogate, or what stands for a byte of another encoding."""
-    return _HALF.search(text) is not None
+    """Whether the text contains a lone surrogate, which may stand for an undecodable byte: not valid Unicode."""
+    return _LONE_SURROGATE.search(text) is not None
 
 
 def replace_lone_surrogates(text: str) -> str:
-    """The text with a replacement character for each half one, so that it can be written as UTF-8."""
-    return _HALF.sub("\N{REPLACEMENT CHARACTER}", text)
+    """The text with a replacement character for each lone surrogate, so that it can be written as UTF-8."""
+    return _LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-_HALF = re.compile("[\ud800-\udfff]")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")

@@ -1,4 +1,4 @@
-"""Addresses: the one way this package opens them."""
+"""The URL opener of this package."""
 
 from urllib.request import (
     HTTPDefaultErrorHandler,
@@ -18,7 +18,7 @@ _HANDLERS = (
 
 
 def web_opener() -> OpenerDirector:
-    """An opener that knows http and https only, also after a redirection: no files, no ftp."""
+    """An opener for http and https only, also after a redirect: file and ftp URLs are refused."""
     opener = OpenerDirector()
     for handler in _HANDLERS:
         opener.add_handler(handler())

@@ -314,14 +314,14 @@ def test_import(trained: Path, folder: Path, tmp_path: Path) -> None:
 
 def test_an_export_is_not_a_run_folder(tmp_path: Path) -> None:
     for name, hint in (
-        ("maple-export.json", "it is an export to ONNX, which `maple predict`"),
+        ("maple-export.json", "it is an ONNX export, which `maple predict`"),
         ("model.json", "it is an export for other programs"),
     ):
         (tmp_path / name / name).parent.mkdir()
         (tmp_path / name / name).write_text("{}")
         with pytest.raises(CheckpointError, match=hint):
             read_settings(tmp_path / name)
-    with pytest.raises(CheckpointError, match="nothing of this name is there"):
+    with pytest.raises(CheckpointError, match="it does not exist"):
         read_settings(tmp_path / "nope")
 
 

@@ -154,7 +154,7 @@ def test_bad_labels_and_settings() -> None:
         ({"settings": {"train": {"lrr": 1}}}, "unknown setting 'train.lrr'"),
         ({"lr": -1.0}, "train.lr = -1.0"),
         ({"shots": 0}, "data.shots = 0"),
-        ({"device": "foo"}, "unknown or absent device 'foo'"),
+        ({"device": "foo"}, "there is no device 'foo'; choose one of: cpu"),
     ):
         with pytest.raises(ConfigError, match=message):
             PromptClassifier(**{**QUICK, **change}).fit(images, labels)
@@ -313,7 +313,7 @@ def test_the_backbone_may_lie_elsewhere_but_must_be_the_same(prompts: Path, tiny
     named = PromptClassifier.from_pretrained(prompts, backbone="maple-tiny", pretrained="random:1", device="cpu")
     assert np.array_equal(named.predict_proba(images), with_own.predict_proba(images))
     assert with_own.class_names_ == NAMES
-    with pytest.raises(CheckpointError, match="prompts mean nothing to other weights"):
+    with pytest.raises(CheckpointError, match="prompts do not work with other weights"):
         PromptClassifier.from_pretrained(prompts, backbone="maple-tiny", pretrained="random:2", device="cpu")
     with pytest.raises(CheckpointError, match="is not a run folder"):
         PromptClassifier.from_pretrained(tmp_path)

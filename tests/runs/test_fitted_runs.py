@@ -11,7 +11,7 @@ import torch
 from maple.checkpoint import read_prompts
 from maple.config import RunSettings
 from maple.errors import ConfigError, UnlearnedClassesError
-from maple.runs import Silent, evaluate_run, train_run
+from maple.runs import TrainProgress, evaluate_run, train_run
 from maple.sweeps import SweepSettings, plan_sweep, run_sweep
 from maple.train import EpochReport
 
@@ -63,7 +63,7 @@ def test_a_run_is_trained_and_evaluated(kind: str, images: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("kind", ["tip_adapter-f", "taskres"])
 def test_an_interrupted_run_comes_to_the_same_bytes(kind: str, images: Path, tmp_path: Path) -> None:
-    class Interrupting(Silent):
+    class Interrupting(TrainProgress):
         resumed = 0
 
         def start(self, epochs: int, steps: int, finished_epochs: int) -> None:

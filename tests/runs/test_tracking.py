@@ -12,13 +12,13 @@ import pytest
 
 from maple.config import RunSettings
 from maple.errors import ConfigError
-from maple.runs import Silent, Tracked, evaluate_run, read_history, train_run
+from maple.runs import Tracked, TrainProgress, evaluate_run, read_history, train_run
 
 Make = Callable[..., RunSettings]
 
 
 def train_tracked(name: str, folder: Path, settings: RunSettings) -> None:
-    with Tracked(name, folder, settings, Silent()) as tracked:
+    with Tracked(name, folder, settings, TrainProgress()) as tracked:
         train_run(settings, folder, device="cpu", progress=tracked)
         _, row = evaluate_run(folder, device="cpu")
         tracked.row(row)
@@ -46,7 +46,7 @@ def test_tensorboard(make_images: Callable[..., Path], settings_for: Make, tmp_p
     assert found["pictures all/top1"][0][1] == pytest.approx(row["top1"])
 
 
-class Stop(Silent):
+class Stop(TrainProgress):
     """Interrupts in the first step of the second epoch."""
 
     def step(self, report: Any) -> None:
@@ -145,7 +145,7 @@ def test_mlflow_goes_on_with_its_run(
     assert (recorder.named("start")[0][1]["run_id"], recorder.named("start")[0][1]["run_name"]) == (None, "run")
     assert any("step/loss" in values[0] for values, _ in recorder.named("metrics"))
     assert json.loads((folder / "mlflow.json").read_text()) == {"run_id": "r17"}
-    with Tracked("mlflow", folder, settings, Silent()) as tracked:
+    with Tracked("mlflow", folder, settings, TrainProgress()) as tracked:
         tracked.row(json.loads((folder / "rows.jsonl").read_text()))
     assert recorder.named("start")[1][1]["run_id"] == "r17"
     assert len(recorder.named("end")) == 2
@@ -156,10 +156,10 @@ def test_what_is_not_there_is_refused(
 ) -> None:
     settings = settings_for(tmp_path)
     with pytest.raises(ConfigError, match="unknown tracker 'comet'; choose one of: tensorboard, wandb, mlflow"):
-        Tracked("comet", tmp_path, settings, Silent())
+        Tracked("comet", tmp_path, settings, TrainProgress())
     monkeypatch.setattr("maple.runs.tracking.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"--tracker wandb needs its package: pip install 'maple-clip\[wandb\]'"):
-        Tracked("wandb", tmp_path, settings, Silent())
+        Tracked("wandb", tmp_path, settings, TrainProgress())
     monkeypatch.undo()
 
     def no_key(_: Recorder) -> None:
@@ -167,8 +167,8 @@ def test_what_is_not_there_is_refused(
 
     stand_in("wandb", init=recording("init", no_key))
     with (
-        pytest.raises(ConfigError, match="wandb cannot begin: RuntimeError: api_key not configured"),
-        Tracked("wandb", tmp_path, settings, Silent()) as tracked,
+        pytest.raises(ConfigError, match="wandb cannot start: RuntimeError: api_key not configured"),
+        Tracked("wandb", tmp_path, settings, TrainProgress()) as tracked,
     ):
         tracked.start(1, 1, 0)
 
@@ -179,6 +179,6 @@ def test_nothing_is_begun_for_a_run_that_has_finished(
     pytest.importorskip("tensorboard", reason="pip install 'maple-clip[tensorboard]'")
     settings, folder = settings_for(make_images(), epochs=1), tmp_path / "run"
     train_run(settings, folder, device="cpu")
-    with Tracked("tensorboard", folder, settings, Silent()) as tracked:
+    with Tracked("tensorboard", folder, settings, TrainProgress()) as tracked:
         assert train_run(settings, folder, device="cpu", progress=tracked).was_finished
     assert not (folder / "tensorboard").exists()

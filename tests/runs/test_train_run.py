@@ -11,14 +11,7 @@ from maple.checkpoint import load_prompts, read_prompts
 from maple.config import RunSettings
 from maple.data import ImageStore
 from maple.errors import CheckpointError, ConfigError, DataError
-from maple.runs import (
-    content_name,
-    evaluate_run,
-    finished_prompts,
-    read_history,
-    read_settings,
-    train_run,
-)
+from maple.runs import content_name, evaluate_run, finished_prompts, read_history, read_settings, train_run
 from maple.train import EpochReport, StepReport
 
 FILES = ["config.json", "environment.json", "items.json", "metrics.jsonl", "prompts.safetensors"]
@@ -203,7 +196,7 @@ def test_folders_that_are_no_runs(settings: RunSettings, tmp_path: Path) -> None
         train_run(settings, tmp_path / "file")
     with pytest.raises(ConfigError, match=r"cannot be made \(.*\); choose another --output"):
         train_run(settings, tmp_path / "file" / "below")
-    with pytest.raises(ConfigError, match=r"first lies among the images of .*; choose another --output"):
+    with pytest.raises(ConfigError, match=r"first is among the images of .*; choose another --output"):
         train_run(settings, Path(settings.data.dataset) / "runs" / "first")
     assert not (Path(settings.data.dataset) / "runs").exists()
     (tmp_path / "odd").mkdir()

@@ -15,7 +15,9 @@ from maple.checkpoint import read_tensors
 from maple.clip import Backbone
 from maple.config import RunSettings
 from maple.errors import BusyError, ConfigError, ImageError, MapleError, TrainingDivergedError
-from maple.runs import Silent, TrainResult, only_one, open_backbone, train_run, train_together
+from maple.runs import TrainProgress, TrainResult, train_run, train_together
+from maple.runs.folder import lock_folder
+from maple.runs.spec import open_backbone
 from maple.train import EpochReport
 
 Make = Callable[..., RunSettings]
@@ -58,7 +60,7 @@ def same_folders(one: Path, other: Path) -> None:
     assert info == plain
 
 
-class Notes(Silent):
+class Notes(TrainProgress):
     def __init__(self) -> None:
         self.heard: list[Any] = []
 
@@ -113,7 +115,7 @@ def test_what_happens_to_one_does_not_happen_to_the_others(
     train_run(*runs[finished], device="cpu", backbone=tiny)
     runs[foreign][1].mkdir(parents=True)
     (runs[foreign][1] / "config.json").write_text("{")
-    with only_one(runs[busy][1]):
+    with lock_folder(runs[busy][1]):
         results = train_together(runs, device="cpu", backbone=tiny)
     assert isinstance(results[diverging], TrainingDivergedError)
     assert isinstance(results[busy], BusyError)
@@ -155,7 +157,7 @@ def test_what_cannot_train_together_is_refused(
         train_together([(settings, tmp_path / "a"), (longer, tmp_path / "b")])
     with pytest.raises(ConfigError, match="share the folder"):
         train_together([(settings, tmp_path / "a"), (settings.changed(seed=2), tmp_path / "b/../a")])
-    monkeypatch.setattr("maple.runs.together.this_process", lambda _: type("Two", (), {"count": 2}))
+    monkeypatch.setattr("maple.runs.training.this_process", lambda _: type("Two", (), {"count": 2}))
     with pytest.raises(ConfigError, match="one of 2"):
         train_together([(settings, tmp_path / "a")])
     assert list(tmp_path.glob("[ab]")) == []
@@ -168,7 +170,8 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from maple.config import resolve
-from maple.runs import open_backbone, train_run, train_together
+from maple.runs import train_run, train_together
+from maple.runs.spec import open_backbone
 
 images, work = sys.argv[1], Path(sys.argv[2])
 settings = [resolve([{

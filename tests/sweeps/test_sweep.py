@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from maple.cli import app
 from maple.errors import ConfigError
-from maple.runs import only_one
+from maple.runs.folder import lock_folder
 from maple.sweeps import run_sweep
 from maple.sweeps.runner import run_group, status_of
 
@@ -110,7 +110,7 @@ def test_a_failure_is_recorded_and_the_other_runs_continue(make_images: Callable
 
 def test_a_run_of_another_process_is_busy(make_images: Callable[..., Path], tmp_path: Path) -> None:
     runs = small_sweep(make_images(), methods=["zero_shot"])
-    with only_one(tmp_path / runs[0].name):
+    with lock_folder(tmp_path / runs[0].name):
         (outcome,) = run_sweep(runs, tmp_path, device="cpu", progress=RecordedProgress())
     assert outcome.status == "busy"
     assert not (tmp_path / runs[0].name / "failure.json").exists()

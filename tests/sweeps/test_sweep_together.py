@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from maple.cli import app
 from maple.errors import ConfigError
-from maple.runs import only_one
+from maple.runs.folder import lock_folder
 from maple.sweeps import PlannedRun, RunOutcome, in_processes, run_sweep, runner
 from maple.sweeps.runner import run_group
 
@@ -56,7 +56,7 @@ def test_a_failed_and_a_busy_run(make_images: Callable[..., Path], tmp_path: Pat
     runs = runs_of(make_images(train=2), 2, **{"train.lr": [0.01, 1e30], "train.epochs": [3]})
     good, diverging, busy, other = (runs[number] for number in (0, 1, 2, 3))
     assert [run.settings.train.lr for run in (good, diverging)] == [0.01, 1e30]
-    with only_one(tmp_path / busy.name):
+    with lock_folder(tmp_path / busy.name):
         outcomes = run_sweep(runs, tmp_path, device="cpu", together=4, progress=RecordedProgress())
     by_name = {outcome.name: outcome for outcome in outcomes}
     assert [by_name[run.name].status for run in (good, diverging, busy, other)] == [

@@ -196,7 +196,7 @@ def test_a_method_that_nobody_could_load_is_not_saved(
         """A user's own."""
 
     mine = Mine(ZeroShot.Settings(), backbone, ["cat"], torch.Generator())
-    with pytest.raises(ConfigError, match=r"Mine is in METHODS under no name"):
+    with pytest.raises(ConfigError, match=r"Mine is not in METHODS"):
         save_prompts(tmp_path / "p.safetensors", mine)
     monkeypatch.setitem(METHODS, "mine", Mine)
     save_prompts(tmp_path / "p.safetensors", mine)

@@ -59,7 +59,7 @@ def sweep_command(
     from functools import partial
 
     from maple.config import merge_layers, options_layer, override_layer
-    from maple.runs import require_tracker
+    from maple.runs.tracking import require_tracker
     from maple.sweeps import SweepSettings, plan_sweep, read_sweep, run_sweep
     from maple.sweeps.runner import run_group
 

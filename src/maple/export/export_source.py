@@ -16,7 +16,8 @@ from maple.inference.manifest import is_export
 from maple.inference.predictor import Floats
 from maple.inference.torch_predictor import describe, prompts_file, zero_shot_template
 from maple.methods import Method, build_method
-from maple.runs import open_dataset, read_settings
+from maple.runs import read_settings
+from maple.runs.spec import open_dataset
 
 _RANDOM_IMAGES = 4
 _RUN_IMAGES = 16

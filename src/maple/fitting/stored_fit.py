@@ -16,7 +16,9 @@ from maple.errors import CheckpointError, DataError, output_error
 from maple.methods import ZERO_SHOT, describe_methods
 from maple.report import ThumbnailLoader, collect, write_report
 from maple.report.comparison import MeasuredAccuracy, PairedAccuracy, held_out, paired_accuracy
-from maple.runs import differences, finished_prompts, read_rows, relevant
+from maple.runs import finished_prompts, read_rows
+from maple.runs.folder import differences
+from maple.runs.spec import relevant
 
 INSPECTION = "data.json"
 PAGE = "report.html"

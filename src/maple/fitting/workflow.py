@@ -28,17 +28,10 @@ from maple.errors import BackboneDownloadError, output_error
 from maple.fitting.stored_fit import FitResult, build_result, is_evaluated, is_finished, load_previous, write_inspection
 from maple.methods import ZERO_SHOT, Method, method_settings
 from maple.report import ThumbnailLoader
-from maple.runs import (
-    Silent,
-    complete,
-    content_name,
-    evaluate_run,
-    finished_prompts,
-    fresh_method,
-    open_backbone,
-    refuse_other_run,
-    train_run,
-)
+from maple.runs import TrainProgress, complete, content_name, evaluate_run, finished_prompts, train_run
+from maple.runs.folder import refuse_other_run
+from maple.runs.spec import open_backbone
+from maple.runs.training import fresh_method
 from maple.sweeps.plan import recipe_of
 
 VALIDATION_FRACTION = 0.25
@@ -47,7 +40,7 @@ VALIDATION_FRACTION = 0.25
 _LONGEST_NAME = 150
 
 
-class FitProgress(Silent):
+class FitProgress(TrainProgress):
     """Follows a fit and its training. Override what you need; the methods do nothing by default.
 
     Example::

@@ -26,7 +26,9 @@ from maple.inference.hub import PREFIX, PROMPTS, fetch_prompts, is_hub_id, push_
 from maple.inference.torch_predictor import finite, prompts_file
 from maple.methods import Method, method_settings
 from maple.names import distinct
-from maple.runs import TrainingData, cached_backbone, complete, fresh_method
+from maple.runs import TrainingData, complete
+from maple.runs.spec import cached_backbone
+from maple.runs.training import fresh_method
 from maple.train import Trainer
 
 _BATCH = 32
@@ -137,11 +139,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         clip = settings.backbone
         method = fresh_method(settings, cached_backbone(clip.name, clip.pretrained, clip.precision, device), names)
         data = TrainingData(settings, items, ImageStore(Path(), read=lambda number: images[int(number)].read()), val)
-        data.begin(method)
+        data.fit_features(method)
         trainer = Trainer(method, settings.train, Processes(0, 1, device))
         while not trainer.finished:
             trainer.run_epoch(data.batches(trainer))
-        data.finish(method)
+        data.select_hyperparameters(method)
         loss = trainer.history[-1].loss if trainer.history else None
         info: dict[str, Any] = {
             "seed": settings.seed,

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, machine, command."""
+"""The environment of a result: versions, machine, command."""
 
 import platform
 import sys
@@ -12,7 +12,12 @@ from maple.checkpoint import versions
 
 
 def environment() -> dict[str, Any]:
-    """As JSON, for the folder of a run or beside a measurement."""
+    """The environment of this process as JSON, for a run folder or a measurement.
+
+    Example:
+        >>> environment()["versions"]["maple"]
+        '0.1.0'
+    """
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -25,10 +30,15 @@ def environment() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name; "cpu" where the system does not tell."""
+    """The processor's name; "cpu" where the system does not give it.
+
+    Example:
+        >>> processor()
+        'AMD EPYC 7B13'
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next((name for name in named if name), platform.processor() or "cpu")
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(filter(None, names), platform.processor() or "cpu")

@@ -1,12 +1,11 @@
-"""`evaluate_run`: a finished run and images in, scores and a row out."""
+"""Evaluate runs: a finished run and images in, scores and a row out."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from maple.checkpoint import describe_backbone, load_prompts
-from maple.config import RunSettings
 from maple.data import Dataset, Item, eval_batches, select_dataset
 from maple.data.catalogue import canonical_name
 from maple.data.images.prefetch import reading_threads
@@ -20,7 +19,7 @@ from maple.runs.folder import append_row, finished_prompts, read_settings
 from maple.runs.predictions import FeatureSample, prediction_arrays, predictions_name, write_predictions
 from maple.runs.spec import eval_transform, open_dataset
 
-PARTS = ("test", "val", "train", "all")
+PARTS = (*SPLIT_NAMES, "all")
 
 
 def evaluate_run(
@@ -37,13 +36,13 @@ def evaluate_run(
     method: Method | None = None,
     on_images: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[Scores, dict[str, Any]]:
-    """Evaluate a finished run, append the result to its rows.jsonl, and keep what it said of every image.
+    """Evaluate a finished run, append the result to its rows.jsonl, and write its predictions of every image.
 
     Args:
-        classes: `all`, `base` or `novel` part of the data set's classes; images and names are cut alike.
+        classes: `all`, `base` or `novel` part of the data set's classes; it applies to images and names.
         dataset, root: another data set than the one it was trained on.
         part: which items: `test`, `val`, `train` or `all`. By default `test`, but `all` of another folder that its user
-            has not divided: the run saw none of it.
+            has not split: the run has seen none of it.
         names: C names to use instead of the data set's, in label order.
         only: keep these classes only, images and names.
         class_names: other words for some classes, {published name: words}.
@@ -55,6 +54,11 @@ def evaluate_run(
 
     Raises:
         MapleError: the run is not finished, the data set is unreadable, or a name is unknown.
+
+    Example:
+        >>> scores, row = evaluate_run(Path("runs/first"), classes="novel")
+        >>> scores.top1
+        0.8125
     """
     if part is not None and part not in PARTS:
         raise ConfigError(one_of("part", part, PARTS))
@@ -63,23 +67,23 @@ def evaluate_run(
     if method is None:
         method = load_prompts(prompts, device=this_process(device).device)
     changed = {"dataset": dataset, "root": root, "class_names": class_names}
-    another = dataset is not None and canonical_name(dataset) != canonical_name(settings.data.dataset)
-    if another and class_names is None:
-        changed["class_names"] = {}  # the other words of the training classes say nothing about these
+    other = dataset is not None and canonical_name(dataset) != canonical_name(settings.data.dataset)
+    if other and class_names is None:
+        changed["class_names"] = {}  # the words for the training classes do not apply to these
     data = settings.data.changed(**{key: value for key, value in changed.items() if value is not None})
-    if another:
+    if other:
         data = data.changed(listing=None)
-    whole = open_dataset(settings.changed(data=data), folder)
+    opened = open_dataset(settings.changed(data=data), folder)
     asked = evaluation_request(data.dataset, classes, part, names, only)
     if part is None:
-        part = "all" if another and whole.drawn_split else "test"
-    items, class_list = _select(whole, classes, part, only)
+        part = "all" if other and opened.drawn_split else "test"
+    items, class_list = _select(opened, classes, part, only)
     if names is not None and len(names) != len(class_list):
         raise ClassNamesError(f"{len(names)} names were given for {len(class_list)} classes: {', '.join(class_list)}")
     method.set_class_names(names or class_list)
     batches = eval_batches(
         items,
-        whole.store(max_bytes=0),
+        opened.store(max_bytes=0),
         eval_transform(method.backbone),
         batch_size=settings.evaluate.batch_size,
         num_workers=reading_threads(settings.evaluate.workers),
@@ -94,13 +98,24 @@ def evaluate_run(
     sample = FeatureSample(len(items))
     logits, labels = predict(method, batches, count, sample.add)
     scores = score(logits, labels)
-    row = _row(settings, method, whole.name, classes, part, items, scores)
-    row["asked"] = asked
+    row = {
+        "method": settings.method,
+        "backbone": describe_backbone(method.backbone),
+        "source": settings.data.model_dump(mode="json", exclude={"root"}),
+        "seed": settings.seed,
+        "dataset": opened.name,
+        "classes": classes,
+        "part": part,
+        "class_names": list(method.class_names),
+        "items": items_hash(items),
+        **asdict(scores),
+        "asked": asked,
+    }
     row["predictions"] = predictions_name(row)
     class_features = None if method.classes_depend_on_image else method.class_embeddings()
-    kept = prediction_arrays([item.path for item in items], logits, labels, sample, class_features)
-    # Before the row, which names them.
-    write_predictions(folder / row["predictions"], kept, opened=(data.dataset, data.root))
+    arrays = prediction_arrays([item.path for item in items], logits, labels, sample, class_features)
+    # Before the row, which names the file.
+    write_predictions(folder / row["predictions"], arrays, opened=(data.dataset, data.root))
     append_row(folder, row)
     return scores, row
 
@@ -112,56 +127,36 @@ def evaluation_request(
     names: Sequence[str] | None = None,
     only: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """The arguments of an evaluation as its row keeps them (`asked`), by which a repeated sweep recognises it."""
+    """The arguments of an evaluation as its row keeps them (`asked`), by which a repeated sweep recognises it.
+
+    Example:
+        >>> any(row["asked"] == evaluation_request("eurosat", "novel") for row in read_rows(folder))
+        True
+    """
     return {"dataset": dataset, "classes": classes, "part": part, "names": names, "only": only}
-
-
-def _row(
-    settings: RunSettings, method: Method, dataset: str, classes: str, part: str, items: list[Item], scores: Scores
-) -> dict[str, Any]:
-    return {
-        "method": settings.method,
-        "backbone": describe_backbone(method.backbone),
-        "source": settings.data.model_dump(mode="json", exclude={"root"}),
-        "seed": settings.seed,
-        "dataset": dataset,
-        "classes": classes,
-        "part": part,
-        "class_names": list(method.class_names),
-        "items": items_hash(items),
-        **asdict(scores),
-    }
 
 
 def _select(
     dataset: Dataset, classes: str, part: str, only: Sequence[str] | None
 ) -> tuple[list[Item], tuple[str, ...]]:
     """The items of one part and some classes, labels numbered from 0, and the names of those classes."""
-    cut = select_dataset(dataset, classes)  # type: ignore[arg-type]
-    chosen = [item for name in PARTS[:3] if part in (name, "all") for item in getattr(cut, name)]
-    items, class_list = _keep(chosen, cut.class_names, only)
+    selected = select_dataset(dataset, classes)  # type: ignore[arg-type]
+    items = [item for name in SPLIT_NAMES if part in (name, "all") for item in getattr(selected, name)]
+    class_names = selected.class_names
+    if only is not None:
+        allowed = ", ".join(class_names)
+        if not only:
+            raise ClassNamesError(f"the list of classes to keep is empty; choose some of: {allowed}")
+        if unknown := [name for name in only if name not in class_names]:
+            raise ClassNamesError(f"no class is called {', '.join(map(repr, unknown))}; there are: {allowed}")
+        labels = [label for label, name in enumerate(class_names) if name in set(only)]
+        renumbered = {label: position for position, label in enumerate(labels)}
+        items = [replace(item, label=renumbered[item.label]) for item in items if item.label in renumbered]
+        class_names = tuple(class_names[label] for label in labels)
     if not items:
         raise DataError(
-            f"the {part} part of {dataset.name} has no images of these {len(class_list)} classes (train "
-            f"{len(cut.train)}, val {len(cut.val)}, test {len(cut.test)}); "
+            f"the {part} part of {dataset.name} has no images of these {len(class_names)} classes (train "
+            f"{len(selected.train)}, val {len(selected.val)}, test {len(selected.test)}); "
             "choose another part, or add images to the folders"
         )
-    return items, class_list
-
-
-def _keep(
-    items: list[Item], class_names: tuple[str, ...], only: Sequence[str] | None
-) -> tuple[list[Item], tuple[str, ...]]:
-    if only is None:
-        return items, class_names
-    unknown = [name for name in only if name not in class_names]
-    if not only:
-        raise ClassNamesError(f"no class is named to be kept; choose some of: {', '.join(class_names)}")
-    if unknown:
-        raise ClassNamesError(
-            f"no class is called {', '.join(map(repr, unknown))}; there are: {', '.join(class_names)}"
-        )
-    labels = [label for label, name in enumerate(class_names) if name in set(only)]
-    renumbered = {label: position for position, label in enumerate(labels)}
-    kept = [Item(i.path, renumbered[i.label], i.class_name) for i in items if i.label in renumbered]
-    return kept, tuple(class_names[label] for label in labels)
+    return items, class_names

@@ -6,7 +6,7 @@ metrics.jsonl         one line per epoch
 resume.safetensors    the state after the last whole epoch; gone when the run has finished
 prompts.safetensors   the result; its presence means the run has finished
 rows.jsonl            one line per evaluation
-predictions/          what each evaluation said of every image: runs/predictions.py
+predictions/          the predictions of each evaluation: runs/predictions.py
 tensorboard/          with --tracker: tracking.py
 .lock                 held by the process that trains
 """
@@ -44,24 +44,24 @@ _LEARNED = ("metrics.jsonl", "resume.safetensors", "prompts.safetensors")
 
 
 def read_settings(folder: Path) -> RunSettings:
-    """The settings a run folder was made with.
+    """The settings of the run in a folder.
 
     Raises:
         CheckpointError: the folder is not a run.
+
+    Example:
+        >>> read_settings(Path("runs/first")).method["name"]
+        'maple'
     """
-    missing = f"{folder} is not a run folder: it has no config.json{_what_else(folder)}"
-    return RunSettings(**files.read_json(folder / "config.json", missing=missing))
-
-
-def _what_else(folder: Path) -> str:
-    """What a path is that was taken for a run folder, where that can be told."""
+    hint = ""
     if not folder.exists():
-        return "; nothing of this name is there: check the path"
-    if (folder / "maple-export.json").is_file():
-        return "; it is an export to ONNX, which `maple predict` and `maple serve` read: name the run that it is of"
-    if any((folder / name).is_file() for name in ("model.json", "zero_shot_head.json")):
-        return "; it is an export for other programs: name the run that it is of"
-    return ""
+        hint = "; it does not exist: check the path"
+    elif (folder / "maple-export.json").is_file():
+        hint = "; it is an ONNX export, which `maple predict` and `maple serve` read: name the run that was exported"
+    elif any((folder / name).is_file() for name in ("model.json", "zero_shot_head.json")):
+        hint = "; it is an export for other programs: name the run that was exported"
+    missing = f"{folder} is not a run folder: it has no config.json{hint}"
+    return RunSettings(**files.read_json(folder / "config.json", missing=missing))
 
 
 def finished_prompts(folder: Path) -> Path:
@@ -69,20 +69,24 @@ def finished_prompts(folder: Path) -> Path:
 
     Raises:
         CheckpointError: the run has not finished.
+
+    Example:
+        >>> method = load_prompts(finished_prompts(Path("runs/first")))
     """
     path = folder / "prompts.safetensors"
     if not path.is_file():
         read_settings(folder)
-        resume = "it was interrupted: repeat its `maple train` command to go on"
+        resume = "it was interrupted: repeat its `maple train` command to resume it"
         reason = resume if (folder / "resume.safetensors").exists() else "train first"
         raise CheckpointError(f"{folder} holds no prompts.safetensors; {reason}")
     return path
 
 
 def refuse_other_run(settings: RunSettings, folder: Path) -> None:
-    """Raise ConfigError unless `folder` is new, or holds a run with these settings or one that has learned nothing.
+    """Refuse a folder that is not new and holds anything but a run with these settings, or one without results.
 
-    A new one may not lie among the images of the data set.
+    Raises:
+        ConfigError: it does, it cannot be a folder, or it is new but within the folder of the data set's images.
     """
     try:
         taken = folder.exists() and not folder.is_dir()
@@ -95,16 +99,25 @@ def refuse_other_run(settings: RunSettings, folder: Path) -> None:
     if not (folder / "config.json").exists():
         if (folder / "prompts.safetensors").exists():
             raise ConfigError(
-                f"{folder} holds a prompts.safetensors without a config.json, so it is no run of ours; "
+                f"{folder} holds a prompts.safetensors without a config.json, so it is not a run folder; "
                 "choose another --output, or remove the folder"
             )
-        _refuse_among_images(settings.data.dataset, folder)
+        source = settings.data.dataset
+        domain = split_domain(source)
+        images = (domain[0] if domain else Path(source).expanduser()).resolve()
+        place = folder.expanduser().resolve()
+        inside = images.is_dir() and place.is_relative_to(images)
+        if inside and not any(map(is_ignored, place.relative_to(images).parts)):
+            raise ConfigError(
+                f"the run folder {folder} is among the images of {source}, where it would be taken for a class; "
+                "choose another --output, outside of them"
+            )
         return
     try:
         stored = relevant(read_settings(folder))
     except ConfigError as error:
         raise ConfigError(
-            f"{folder / 'config.json'} is not that of a run ({error}); choose another --output"
+            f"{folder / 'config.json'} does not hold the settings of a run ({error}); choose another --output"
         ) from error
     wanted = relevant(settings)
     if stored != wanted and any((folder / name).exists() for name in _LEARNED):
@@ -114,25 +127,14 @@ def refuse_other_run(settings: RunSettings, folder: Path) -> None:
         )
 
 
-def _refuse_among_images(source: str, folder: Path) -> None:
-    """Refuse a new run folder among the class folders of `source`, where it would be taken for a class.
-
-    Raises:
-        ConfigError: it lies there.
-    """
-    domain = split_domain(source)
-    images = (domain[0] if domain else Path(source).expanduser()).resolve()
-    place = folder.expanduser().resolve()
-    if images.is_dir() and place.is_relative_to(images) and not any(map(is_ignored, place.relative_to(images).parts)):
-        raise ConfigError(
-            f"the run folder {folder} lies among the images of {source}, where its files would be taken for a class; "
-            "choose another --output, outside of them"
-        )
-
-
 def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """What differs between the settings of a folder and those wanted now, as "seed: 1 there, 2 now"."""
-    stored, wanted = _flat(stored), _flat(wanted)
+    """The differences between the settings of a folder and those wanted now, as "seed: 1 there, 2 now".
+
+    Example:
+        >>> differences({"train": {"lr": 0.1}, "seed": 1}, {"train": {"lr": 0.2}, "seed": 1})
+        'train.lr: 0.1 there, 0.2 now'
+    """
+    stored, wanted = flatten(stored), flatten(wanted)
     return "; ".join(
         f"{key}: {stored.get(key)!r} there, {wanted.get(key)!r} now"
         for key in sorted(stored.keys() | wanted.keys())
@@ -140,7 +142,7 @@ def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
     )
 
 
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+def flatten(settings: dict[str, Any]) -> dict[str, Any]:
     """Nested settings as {"section.key": value}."""
     return {
         f"{section}.{key}" if isinstance(values, dict) else section: value
@@ -149,16 +151,11 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of a process that was killed while it wrote."""
-    for name in _WRITTEN:
+def write_beginning(folder: Path, settings: RunSettings, items: list[Item]) -> None:
+    """Make the folder a run: its settings, its training items, its environment."""
+    for name in _WRITTEN:  # temporary files of a process that was killed while it wrote
         for leftover in folder.glob(f".{name}.*.tmp"):
             leftover.unlink(missing_ok=True)
-
-
-def write_beginning(folder: Path, settings: RunSettings, items: list[Item]) -> None:
-    """Make the folder a run: what is trained, on what, where."""
-    remove_leftovers(folder)
     files.write_json(folder / "items.json", {"hash": items_hash(items), "items": [asdict(item) for item in items]})
     files.write_json(folder / "environment.json", environment())
     # Last, because its presence makes the folder a run.
@@ -166,7 +163,7 @@ def write_beginning(folder: Path, settings: RunSettings, items: list[Item]) -> N
 
 
 def write_epoch(trainer: Trainer, folder: Path, identity: dict[str, Any]) -> None:
-    """Keep the state after a whole epoch, then its report: a crash in between leaves a report to be written later."""
+    """Write the state after a whole epoch, then its report: after a crash in between, the report is written later."""
     tensors, values = trainer.state()
     write_tensors(folder / "resume.safetensors", tensors, {"identity": identity, "trainer": values})
     write_history(trainer, folder)
@@ -183,21 +180,29 @@ def read_history(folder: Path) -> list[EpochReport]:
 
     Raises:
         CheckpointError: metrics.jsonl is damaged.
+
+    Example:
+        >>> [report.loss for report in read_history(Path("runs/first"))]
+        [1.0986, 0.8721]
     """
     path = folder / "metrics.jsonl"
     try:
         return [EpochReport.from_json(row) for row in files.read_json_lines(path, advice="move it away").values()]
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: a line is no report of an epoch ({error})") from error
+        raise CheckpointError(f"{path} is damaged: a line is not the report of an epoch ({error})") from error
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Let no other process train in `folder` meanwhile; the lock ends with the process, however that ends.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Make `folder`, and keep other processes from training in it; the lock ends with the process, however that ends.
 
     Raises:
         BusyError: another process is training in it.
         ConfigError: the folder cannot be made.
+
+    Example:
+        >>> with lock_folder(Path("runs/first")):
+        ...     train()
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -215,18 +220,22 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
     Raises:
         CheckpointError: rows.jsonl is damaged.
+
+    Example:
+        >>> [(row["dataset"], row["top1"]) for row in read_rows(Path("runs/first"))]
+        [('emoji-animals/noto', 0.8125)]
     """
     return list(files.read_json_lines(folder / "rows.jsonl", advice="move it away").values())
 
 
-def question(row: dict[str, Any]) -> list[Any]:
-    """What tells one evaluation of a run from another."""
+def evaluation_key(row: dict[str, Any]) -> list[Any]:
+    """The entries of a row that identify an evaluation of a run: one with an equal key replaces it."""
     return [row.get(key) for key in ("dataset", "classes", "part", "class_names", "items")]
 
 
 def append_row(folder: Path, row: dict[str, Any]) -> None:
-    """Add a row, or replace the one that answered the same question."""
+    """Add a row, or replace the row of the same evaluation."""
     path = folder / "rows.jsonl"
     row = json.loads(json.dumps(row))
-    rows = [other for other in read_rows(folder) if question(other) != question(row)] + [row]
+    rows = [other for other in read_rows(folder) if evaluation_key(other) != evaluation_key(row)] + [row]
     files.write_text(path, "".join(json.dumps(entry) + "\n" for entry in rows))

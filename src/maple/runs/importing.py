@@ -1,4 +1,4 @@
-"""A run folder from prompts that somebody else's code learned."""
+"""Write a run folder for prompts that were learned by other code."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,16 +22,19 @@ def write_imported(
     *,
     info: Mapping[str, Any],
 ) -> Method:
-    """Put `parameters` on the run's backbone and write a finished run that `maple evaluate` takes.
+    """Put `parameters` on the run's backbone and write a finished run for `maple evaluate`.
 
     Nothing is written unless every parameter fits the method and the backbone.
 
     Raises:
         ConfigError: the folder exists already, or the settings do not fit the backbone.
         CheckpointError: a parameter is missing, unknown, or of another shape (another backbone's width, say).
+
+    Example:
+        >>> write_imported(settings, learned.tensors, ["cat", "dog"], Path("runs/imported"), info={})
     """
     if (folder / "config.json").exists():
-        raise ConfigError(f"{folder} is a run already; choose another --output")
+        raise ConfigError(f"{folder} is already a run; choose another --output")
     settings = complete(settings)
     backbone = open_backbone(settings, "cpu")
     method = build_method(settings.method, backbone, class_names)

@@ -1,4 +1,4 @@
-"""What an evaluation said of every image, kept beside its row for reports: arrays in an .npz, readable without pickle.
+"""The predictions of an evaluation, kept next to its row for reports: arrays in an .npz, readable without pickle.
 
 paths            [n] the images, relative to the root of their data set
 labels           [n] the true class
@@ -7,7 +7,7 @@ probabilities    [n, k] theirs, float32
 feature_items    [m] which images have features: at most 2,000, evenly spread
 features         [m, D] their unit features, float16; absent where the text features depend on the image
 class_features   [C, D] the unit text features, float16; absent likewise
-opened           [2] the data set as it was asked for, and its root ("" where none was given)
+opened           [2] the data set as it was requested, and its root ("" where none was given)
 """
 
 import json
@@ -20,14 +20,14 @@ from torch import Tensor
 
 from maple import files
 from maple.metrics import Floats, Integers, softmax
-from maple.runs.folder import question
+from maple.runs.folder import evaluation_key
 
 TOP = 5
 MOST_FEATURES = 2000
 
 
 class FeatureSample:
-    """The features of at most `most` of `total` images, evenly spread, taken as batches pass."""
+    """The features of at most `most` of `total` images, evenly spread, collected batch by batch."""
 
     def __init__(self, total: int, most: int = MOST_FEATURES) -> None:
         self.items: Integers = np.unique(np.linspace(0, total - 1, min(total, most)).round().astype(np.int64))
@@ -35,7 +35,7 @@ class FeatureSample:
         self._kept: list[Floats] = []
 
     def add(self, image_features: Tensor) -> None:
-        """Take those of the next batch [B, D] that belong to the sample."""
+        """Collect those of the next batch [B, D] that belong to the sample."""
         end = self._seen + len(image_features)
         wanted = self.items[(self.items >= self._seen) & (self.items < end)] - self._seen
         self._kept.append(image_features.float().cpu().numpy()[wanted].astype(np.float16))
@@ -48,14 +48,14 @@ class FeatureSample:
 
 
 def predictions_name(row: dict[str, Any]) -> str:
-    """The file of a row's predictions, relative to the run: the same for the same question, so that it is replaced."""
-    return f"predictions/{sha256(json.dumps(question(row)).encode()).hexdigest()[:16]}.npz"
+    """The file of a row's predictions, relative to the run: an equal evaluation replaces it."""
+    return f"predictions/{sha256(json.dumps(evaluation_key(row)).encode()).hexdigest()[:16]}.npz"
 
 
 def prediction_arrays(
     images: list[str], logits: Floats, labels: Integers, sample: FeatureSample, class_features: Tensor | None
 ) -> dict[str, Any]:
-    """What is kept of logits [n, C] on n images: the arrays named above, but for `opened`."""
+    """The arrays named above, without `opened`, of logits [n, C] on n images."""
     top = _best(logits, min(TOP, logits.shape[1]))
     arrays: dict[str, Any] = {
         "paths": np.array(images, dtype=np.str_),
@@ -71,7 +71,7 @@ def prediction_arrays(
 
 
 def write_predictions(path: Path, arrays: dict[str, Any], *, opened: tuple[str, str | None]) -> None:
-    """Write the arrays, and how their data set was opened (its name as asked for, its root), atomically."""
+    """Write the arrays, and how their data set was opened (its name as requested, its root), atomically."""
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # savez would add .npz to a path
@@ -81,7 +81,7 @@ def write_predictions(path: Path, arrays: dict[str, Any], *, opened: tuple[str, 
 
 
 def _best(logits: Floats, k: int) -> Integers:
-    """The k largest of each row [n, C], best first; of equal ones the first, as argmax has it."""
+    """The k largest of each row [n, C], best first; of equal ones the first, as argmax returns it."""
     left = logits.astype(np.float32, copy=True)
     best = np.empty((len(left), k), dtype=np.int64)
     rows = np.arange(len(left))

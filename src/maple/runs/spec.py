@@ -1,4 +1,4 @@
-"""What a run is: settings completed, its content name, its data set, its training items, its backbone."""
+"""From the settings of a run: the complete settings, its name, its data set, its training items, its backbone."""
 
 import json
 from dataclasses import replace
@@ -26,26 +26,36 @@ from maple.data.saved_split import SAVED_SPLIT, read_saved_split
 from maple.errors import DataError
 from maple.methods import METHODS, method_settings
 
-# What changes the speed or the place of a run, but not its result.
+# Settings that change the speed or the place of a run, but not its result.
 _IRRELEVANT = {"data": {"root"}, "train": {"workers", "images", "text_memory"}, "evaluate": True}
 
 
 def complete(settings: RunSettings) -> RunSettings:
-    """Validate the method's settings and write out its defaults, some of which follow the data set's own template."""
+    """Validate the method's settings and write out its defaults, some of which follow the data set's own template.
+
+    Example:
+        >>> complete(resolve([{"method": {"name": "coop"}}])).method["prompt_length"]
+        16
+    """
     description = dict(settings.method)
     kind = METHODS.get(str(description.get("name")))
     template = template_of(settings.data.dataset)
     if kind is not None and template is not None:
         description = {**kind.Settings.for_template(template), **description}
     name, validated = method_settings(description)
-    # However a path is written, from wherever, it is the same run.
+    # The same run, however the path is written and from which folder.
     dataset = settings.data.dataset and canonical_name(settings.data.dataset)
     data = settings.data.changed(dataset=dataset)
     return settings.changed(method={"name": name, **validated.model_dump(mode="json")}, data=data)
 
 
 def content_name(settings: RunSettings) -> str:
-    """A readable, unique folder name: data set, method, classes, shots, seed, and a hash of all that matters."""
+    """A readable, unique folder name: data set, method, classes, shots, seed, and a hash of the relevant settings.
+
+    Example:
+        >>> content_name(resolve([read_preset("coop_few-shot"), {"data": {"dataset": "photos"}}]))
+        'photos_coop_all_16shots_seed1_7bc24d13a7'
+    """
     settings = complete(settings)
     text = json.dumps(relevant(settings), sort_keys=True)
     data = settings.data
@@ -65,7 +75,7 @@ def content_name(settings: RunSettings) -> str:
 
 
 def open_dataset(settings: RunSettings, folder: Path | None = None) -> Dataset:
-    """The data set of a run, whole; `folder` is the run's, where its list of images lies if it has one.
+    """The data set of a run, whole; `folder` is the run's, which holds its saved split if it has one.
 
     Raises:
         DataError: no data set is named, or it, or the list, cannot be read.
@@ -85,7 +95,7 @@ def open_dataset(settings: RunSettings, folder: Path | None = None) -> Dataset:
 def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], list[Item], tuple[str, ...]]:
     """The training and validation items of a run and the class names that their labels index.
 
-    They are drawn over all classes, then cut.
+    They are drawn over all classes, then cut to the part of the classes that is trained on.
 
     Raises:
         DataError: the data set, or the chosen part of its classes, has no training items.
@@ -99,8 +109,8 @@ def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], list[It
 
 def open_backbone(settings: RunSettings, device: str | torch.device) -> Backbone:
     """The frozen CLIP of a run."""
-    chosen = settings.backbone
-    return load_clip(chosen.name, chosen.pretrained, precision=chosen.precision, device=device)
+    clip = settings.backbone
+    return load_clip(clip.name, clip.pretrained, precision=clip.precision, device=device)
 
 
 @lru_cache(maxsize=1)
@@ -110,7 +120,12 @@ def cached_backbone(name: str, pretrained: str | None, precision: str, device: t
 
 
 def eval_transform(backbone: Backbone) -> EvalTransform:
-    """How a backbone wants to see an image that is not augmented."""
+    """The transform of evaluation images for a backbone.
+
+    Example:
+        >>> eval_transform(backbone)(image).shape
+        torch.Size([3, 224, 224])
+    """
     return EvalTransform.from_preprocessing(backbone.preprocessing)
 
 
@@ -122,3 +137,14 @@ def relevant(settings: RunSettings) -> dict[str, Any]:
     if relevant["data"]["listing"] is None:
         del relevant["data"]["listing"]  # likewise
     return relevant
+
+
+def joint_training_key(settings: RunSettings) -> str:
+    """A text that is equal for runs that can be trained together: they differ in seed, lr and weight decay alone.
+
+    Raises:
+        ConfigError: a setting of the method is wrong.
+    """
+    values = relevant(complete(settings))
+    del values["seed"], values["train"]["lr"], values["train"]["weight_decay"]
+    return json.dumps(values, sort_keys=True)

@@ -1,6 +1,6 @@
 """Experiment trackers: TensorBoard, Weights & Biases and MLflow, through accelerate's wrappers of them.
 
-What a run is does not depend on them: its own files are complete without, and a resumed run goes on in the same place.
+Runs do not depend on them: their own files are complete without, and a resumed run continues in the same place.
 """
 
 import json
@@ -12,11 +12,12 @@ from typing import Any
 from maple import files
 from maple.config import RunSettings
 from maple.errors import ConfigError, one_of
+from maple.runs.folder import flatten
 from maple.runs.training import TrainProgress
 from maple.train import EpochReport, StepReport
 
 PROJECT = "maple"
-"""What the project of Weights & Biases and the experiment of MLflow are called."""
+"""The name of the project of Weights & Biases and of the experiment of MLflow."""
 _MEASURES = ("top1", "top5", "macro_f1", "calibration_error")
 _MLFLOW_ID = "mlflow.json"
 
@@ -24,7 +25,7 @@ _MLFLOW_ID = "mlflow.json"
 def _tensorboard(folder: Path, step: int) -> Any:
     from accelerate.tracking import TensorBoardTracker
 
-    # What was written of an epoch that did not end is written again.
+    # Steps of an unfinished epoch are written again.
     return TensorBoardTracker("tensorboard", folder, purge_step=step)
 
 
@@ -39,8 +40,8 @@ def _mlflow(folder: Path, step: int) -> Any:
     from accelerate.tracking import MLflowTracker
 
     del step
-    known = folder / _MLFLOW_ID
-    run_id = json.loads(known.read_text(encoding="utf-8"))["run_id"] if known.exists() else None
+    path = folder / _MLFLOW_ID
+    run_id = files.read_json(path, advice="remove it to start another MLflow run")["run_id"] if path.exists() else None
     return MLflowTracker(PROJECT, run_id=run_id, run_name=folder.name)
 
 
@@ -52,6 +53,9 @@ def require_tracker(name: str) -> None:
 
     Raises:
         ConfigError: unknown, or its package is not installed.
+
+    Example:
+        >>> require_tracker("tensorboard")
     """
     if name not in TRACKERS:
         raise ConfigError(one_of("tracker", name, TRACKERS))
@@ -59,11 +63,16 @@ def require_tracker(name: str) -> None:
         raise ConfigError(f"--tracker {name} needs its package: pip install 'maple-clip[{name}]'")
 
 
-class Tracked:
-    """A progress that also tells a tracker; use it as a context, so that the tracker is closed."""
+class Tracked(TrainProgress):
+    """Logs a run to an experiment tracker, and passes its progress on; a context manager that closes the tracker.
 
-    def __init__(self, name: str, folder: Path, settings: RunSettings, progress: TrainProgress) -> None:
-        """Nothing is begun before there is something to tell.
+    Example:
+        >>> with Tracked("tensorboard", folder, settings) as tracked:
+        ...     train_run(settings, folder, progress=tracked)
+    """
+
+    def __init__(self, name: str, folder: Path, settings: RunSettings, progress: TrainProgress | None = None) -> None:
+        """The tracker is opened when there is something to log.
 
         Raises:
             ConfigError: the tracker is unknown or not installed.
@@ -72,7 +81,7 @@ class Tracked:
         self._name = name
         self._folder = folder
         self._settings = settings
-        self._progress = progress
+        self._progress = progress or TrainProgress()
         self._tracker: Any = None
         self._step = 0
 
@@ -85,62 +94,54 @@ class Tracked:
             self._tracker = None
 
     def start(self, epochs: int, steps: int, finished_epochs: int) -> None:
-        """Open the tracker, at the first step that is made now."""
+        """Open the tracker, at the first step of this process."""
         self._step = finished_epochs * steps
-        self._begin()
+        self._open()
         self._progress.start(epochs, steps, finished_epochs)
 
     def step(self, report: StepReport) -> None:
         """Loss, its terms and the rate of a step."""
         self._step = report.step
-        self._tell("step", {"loss": report.loss, "lr": report.lr, **report.logs})
+        self._log("step", {"loss": report.loss, "lr": report.lr, **report.logs})
         self._progress.step(report)
 
     def epoch(self, report: EpochReport) -> None:
         """Means over an epoch."""
-        self._tell("epoch", {"epoch": report.epoch + 1, "loss": report.loss, **report.logs})
+        self._log("epoch", {"epoch": report.epoch + 1, "loss": report.loss, **report.logs})
         self._progress.epoch(report)
 
     def row(self, row: Mapping[str, Any]) -> None:
         """The scores of an evaluation."""
-        self._tell(f"{row['dataset']} {row['classes']}", {name: float(row[name]) for name in _MEASURES})
+        self._log(f"{row['dataset']} {row['classes']}", {name: float(row[name]) for name in _MEASURES})
 
-    def _tell(self, what: str, values: Mapping[str, float]) -> None:
-        self._begin()
-        self._tracker.log({f"{what}/{name}": value for name, value in values.items()}, step=self._step)
+    def _log(self, group: str, values: Mapping[str, float]) -> None:
+        self._open()
+        self._tracker.log({f"{group}/{name}": value for name, value in values.items()}, step=self._step)
 
-    def _begin(self) -> None:
+    def _open(self) -> None:
         if self._tracker is not None:
             return
         from accelerate import PartialState
 
-        PartialState(cpu=True)  # accelerate's log wants it; within a group of processes it is there already
+        PartialState(cpu=True)  # accelerate's log wants it; within a group of processes it exists already
         tracker = TRACKERS[self._name](self._folder, self._step)
-        tracker.main_process_only = False  # only the main process comes here
+        tracker.main_process_only = False  # only the main process logs
         try:
-            if hasattr(tracker, "start"):  # before accelerate 1.8 it had begun when it was made
+            if hasattr(tracker, "start"):  # before accelerate 1.8 it started when it was made
                 tracker.start()
         except Exception as error:
             raise ConfigError(
-                f"{self._name} cannot begin: {type(error).__name__}: {error}; see to its settings, or leave --tracker "
-                "out: the same command goes on"
+                f"{self._name} cannot start: {type(error).__name__}: {error}; check its settings, or leave out "
+                "--tracker: the same command resumes the run"
             ) from error
         settings = self._settings.model_dump(mode="json")
         if self._name == "tensorboard":
-            # Its own place for settings would be another run for each time that this one is resumed.
+            # Its own method for settings would write another run for each time that this one is resumed.
             tracker.log({"settings": f"```\n{json.dumps(settings, indent=1)}\n```"}, step=self._step)
         else:
-            tracker.store_init_configuration(_flat(settings))
+            plain = (str, float, int, bool, type(None))
+            items = flatten(settings).items()
+            tracker.store_init_configuration({k: v if isinstance(v, plain) else json.dumps(v) for k, v in items})
         if self._name == "mlflow":
             files.write_json(self._folder / _MLFLOW_ID, {"run_id": tracker.tracker.info.run_id})
         self._tracker = tracker
-
-
-def _flat(settings: Mapping[str, Any], start: str = "") -> dict[str, str | float | int | bool | None]:
-    flat: dict[str, str | float | int | bool | None] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{start}{key}.")
-        else:
-            flat[f"{start}{key}"] = value if isinstance(value, str | float | int | bool | None) else json.dumps(value)
-    return flat

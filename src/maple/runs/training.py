@@ -1,13 +1,13 @@
-"""`train_run`: settings in, a run folder out."""
+"""Train runs: settings in, a run folder out."""
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
+from PIL import Image
 
 from maple.checkpoint import describe_backbone, read_tensors, save_prompts
 from maple.clip import Backbone
@@ -16,23 +16,29 @@ from maple.data import ImageStore, Item
 from maple.data.batches import derive_seed
 from maple.data.records import items_hash
 from maple.distributed import Processes, this_process
-from maple.errors import CheckpointError
+from maple.errors import CheckpointError, ConfigError, MapleError
 from maple.methods import Method, build_method
-from maple.runs.folder import only_one, read_history, refuse_other_run, write_beginning, write_epoch, write_history
-from maple.runs.spec import complete, open_backbone, open_dataset, relevant, sample
+from maple.runs.folder import lock_folder, read_history, refuse_other_run, write_beginning, write_epoch, write_history
+from maple.runs.spec import complete, joint_training_key, open_backbone, open_dataset, relevant, sample
 from maple.runs.training_data import TrainingData
-from maple.train import EpochReport, StepReport, Trainer
-from maple.train.trainer import Batches
+from maple.train import EpochReport, StepReport, Trainer, run_epochs
 
-# What must be the same for a run to go on, and how to call it.
+# What must be the same for a run to be resumed, and what messages call it.
 _IDENTITY = {"items": "training images (hash)", "backbone": "backbone", "settings": "settings"}
 
 
-class TrainProgress(Protocol):
-    """What watches a training run."""
+class TrainProgress:
+    """Receives the progress of a training run. Override the methods that you need; these do nothing.
+
+    Example:
+        >>> class Printing(TrainProgress):
+        ...     def epoch(self, report):
+        ...         print(report.loss)
+        >>> train_run(settings, Path("run"), progress=Printing())
+    """
 
     def start(self, epochs: int, steps: int, finished_epochs: int) -> None:
-        """Training is about to begin, or to go on."""
+        """Training starts or is resumed: how many epochs, of how many steps each, and how many are finished."""
 
     def step(self, report: StepReport) -> None:
         """A step was made."""
@@ -41,108 +47,13 @@ class TrainProgress(Protocol):
         """An epoch is finished and safe on the disk."""
 
 
-class Silent:
-    """A progress that shows nothing."""
-
-    def start(self, epochs: int, steps: int, finished_epochs: int) -> None:
-        """Show nothing."""
-
-    def step(self, report: StepReport) -> None:
-        """Show nothing."""
-
-    def epoch(self, report: EpochReport) -> None:
-        """Show nothing."""
-
-
 @dataclass(frozen=True)
 class TrainResult:
-    """What `train_run` leaves: the folder, the epochs, and whether there was anything left to do."""
+    """The result of `train_run`: the folder, the epochs, and whether the run had been finished before."""
 
     folder: Path
     history: tuple[EpochReport, ...]
     was_finished: bool = False
-
-
-class Run:
-    """A run on its way from settings to a prompts file: what it trains, on what, and where it is kept.
-
-    Until `begin` nothing is written; from then on its folder must be locked (`only_one`).
-    """
-
-    trainer: Trainer
-
-    def __init__(
-        self, settings: RunSettings, folder: Path, processes: Processes, backbone: Backbone | None = None
-    ) -> None:
-        """Open the data set and make the method; `settings` are complete.
-
-        Raises:
-            MapleError: whatever is wrong with the settings, the data or the backbone.
-        """
-        self.settings = settings
-        self.folder = folder
-        self._processes = processes
-        self.dataset = open_dataset(settings, folder)
-        self.items, self._val, class_names = sample(settings, self.dataset)
-        backbone = backbone or open_backbone(settings, processes.device)
-        self.method = fresh_method(settings, backbone, class_names)
-        self._identity = {
-            "items": items_hash(self.items),
-            "backbone": describe_backbone(backbone),
-            "settings": relevant(settings),
-        }
-
-    def begin(self, store: ImageStore | None = None) -> None:
-        """Make a trainer, resume where the folder says, and make the folder a run.
-
-        Args:
-            store: opens the data set's images; without it they are decoded for this run alone.
-
-        Raises:
-            CheckpointError: what is to be resumed is damaged, or another run's.
-            MapleError: what the method is fitted to cannot be used.
-        """
-        self._material = TrainingData(self.settings, self.items, store or self.dataset.store(), self._val)
-        self._material.begin(self.method)
-        self.trainer = Trainer(self.method, self.settings.train, self._processes)
-        _resume(self.trainer, self.folder, self._identity)
-        if self._processes.is_main:
-            write_beginning(self.folder, self.settings, self.items)
-        self._processes.wait()
-
-    @property
-    def steps(self) -> int:
-        """Steps in an epoch."""
-        return self._material.steps
-
-    def batches(self) -> Batches:
-        """The batches of the next epoch. Raises as `TrainingData.batches`."""
-        return self._material.batches(self.trainer)
-
-    def keep(self) -> None:
-        """Keep the state after a whole epoch."""
-        if self._processes.is_main:
-            write_epoch(self.trainer, self.folder, self._identity)
-
-    def finish(self) -> None:
-        """Write the prompts: the run has finished."""
-        if not self._processes.is_main:
-            return
-        self._material.finish(self.method)
-        trainer, settings = self.trainer, self.settings
-        if trainer.history:
-            write_history(trainer, self.folder)  # the last report may be missing after a crash
-        info = {
-            "dataset": self.dataset.name,
-            "data": settings.data.model_dump(mode="json", exclude={"root"}),
-            "seed": settings.seed,
-            "items": self._identity["items"],
-            "train": {"epochs": trainer.epoch, "loss": trainer.history[-1].loss if trainer.history else None},
-        }
-        if chosen := trainer.method.selected_hyperparameters():
-            info["chosen"] = chosen
-        save_prompts(self.folder / "prompts.safetensors", trainer.method, info)
-        (self.folder / "resume.safetensors").unlink(missing_ok=True)
 
 
 def train_run(
@@ -154,7 +65,7 @@ def train_run(
     on_ready: Callable[[Method, list[Item]], None] = lambda _method, _items: None,
     backbone: Backbone | None = None,
 ) -> TrainResult:
-    """Train into `folder`, or go on where it stopped, or find that it has finished.
+    """Train into `folder`, resume there, or return the result of a run that has finished.
 
     The result depends on the settings and the images alone: not on interruptions, on the number of processes at the
     same global batch (but for rounding), nor on `workers`.
@@ -165,31 +76,209 @@ def train_run(
 
     Raises:
         ConfigError: the folder belongs to a run with other settings, or another process is training in it.
-        MapleError: whatever is wrong with the settings, the data or the backbone.
+        MapleError: the settings, the data or the backbone cannot be used, or training diverged.
+
+    Example:
+        >>> settings = resolve([read_preset("maple_few-shot"), {"data": {"dataset": "photos", "shots": 4}}])
+        >>> train_run(settings, Path("runs") / content_name(settings)).history[-1].loss
+        0.4217
     """
-    settings = complete(settings)
-    if (kept := kept_result(settings, folder)) is not None:
-        return kept
-    processes, progress = this_process(device), progress or Silent()
-    run = Run(settings, folder, processes, backbone)
-    with only_one(folder) if processes.is_main else nullcontext():
-        # It may have been finished by a process that was at it until now.
-        if processes.is_main and (kept := kept_result(settings, folder)) is not None:
-            return kept
-        run.begin()
-        on_ready(run.method, run.items)
-        progress.start(settings.train.epochs, run.steps, run.trainer.epoch)
-        while not run.trainer.finished:
-            report = run.trainer.run_epoch(run.batches(), progress.step)
-            run.keep()
-            progress.epoch(report)
-        run.finish()
+    # Before a device is opened, or a group of processes joined.
+    if (finished := _finished_result(complete(settings), folder)) is not None:
+        return finished
+    progress = progress or TrainProgress()
+    (result,) = _train([(settings, folder)], [progress], this_process(device), backbone, on_ready)
+    if isinstance(result, MapleError):
+        raise result
+    return result
+
+
+def train_together(
+    runs: Sequence[tuple[RunSettings, Path]],
+    *,
+    device: str | None = None,
+    progress: Sequence[TrainProgress] | None = None,
+    backbone: Backbone | None = None,
+) -> list[TrainResult | MapleError]:
+    """Train each run into its folder as `train_run` would, all of them at once; they may be in different epochs.
+
+    Each gets the result that it gets alone, but for rounding, and its folder can be resumed alone or with others. A run
+    that cannot start or continue (it diverges, an image is damaged, another process is training it) gives its error in
+    place of a result; the others continue.
+
+    Args:
+        runs: settings that differ in the seed, the learning rate and the weight decay alone, and their folders.
+        progress: of each run.
+        backbone: the backbone of the settings, if it is loaded already.
+
+    Raises:
+        ConfigError: the settings differ in more, two runs share a folder, or several processes train one run.
+
+    Example:
+        >>> train_together([(settings.changed(seed=seed), Path(f"runs/seed{seed}")) for seed in (1, 2, 3)])
+        [TrainResult(...), TrainResult(...), TrainResult(...)]
+    """
+    if len({joint_training_key(settings) for settings, _ in runs}) > 1:
+        raise ConfigError(
+            "runs that train together may differ in seed, train.lr and train.weight_decay, and these differ in more; "
+            "train them one after the other"
+        )
+    folders = [folder.resolve() for _, folder in runs]
+    if shared := next((folder for folder in folders if folders.count(folder) > 1), None):
+        raise ConfigError(f"two of the runs share the folder {shared}; give each its own folder")
+    processes = this_process(device)
+    if processes.count > 1:
+        raise ConfigError(
+            f"runs train together in one process, and this is one of {processes.count}; train them one after the other"
+        )
+    return _train(runs, progress or [TrainProgress() for _ in runs], processes, backbone)
+
+
+def _train(
+    runs: Sequence[tuple[RunSettings, Path]],
+    progress: Sequence[TrainProgress],
+    processes: Processes,
+    backbone: Backbone | None,
+    on_ready: Callable[[Method, list[Item]], None] = lambda _method, _items: None,
+) -> list[TrainResult | MapleError]:
+    results: dict[int, TrainResult | MapleError] = {}
+    active: dict[int, _TrainingRun] = {}
+    stores: dict[tuple[Path, Callable[[str], Image.Image] | None], ImageStore] = {}
+    with ExitStack() as locks:
+        for number, (settings, folder) in enumerate(runs):
+            settings = complete(settings)
+            try:
+                finished = _finished_result(settings, folder)
+                if finished is None:
+                    backbone = backbone or open_backbone(settings, processes.device)
+                    run = _TrainingRun(settings, folder, processes, backbone)
+                    if processes.is_main:
+                        locks.enter_context(lock_folder(folder))
+                        finished = _finished_result(settings, folder)  # by the process that held the lock until now
+                if finished is not None:
+                    results[number] = finished
+                    continue
+                # The runs see the same images: each is decoded once.
+                run.begin(stores.setdefault((run.dataset.root, run.dataset.read), run.dataset.store()))
+            except MapleError as error:
+                results[number] = error
+            else:
+                active[number] = run
+        for number, run in active.items():
+            on_ready(run.method, run.items)
+            progress[number].start(run.settings.train.epochs, run.data.steps, run.trainer.epoch)
+        while active:
+            for number, run in list(active.items()):
+                if run.trainer.finished:
+                    del active[number]
+                    try:
+                        run.finish()
+                        results[number] = TrainResult(run.folder, tuple(run.trainer.history))
+                    except MapleError as error:
+                        results[number] = error
+            parts = [(run.trainer, run.data.batches(run.trainer), progress[n].step) for n, run in active.items()]
+            for (number, run), report in zip(list(active.items()), run_epochs(parts), strict=True):
+                if isinstance(report, MapleError):
+                    results[number] = report
+                    del active[number]
+                else:
+                    run.save_epoch()
+                    progress[number].epoch(report)
     processes.wait()
-    return TrainResult(folder, tuple(run.trainer.history))
+    return [results[number] for number in range(len(runs))]
 
 
-def kept_result(settings: RunSettings, folder: Path) -> TrainResult | None:
-    """What a finished run has left in `folder`; None where there is something to do.
+class _TrainingRun:
+    """A run on its way from settings to a prompts file: its data, its method, its trainer and its folder.
+
+    Until `begin` nothing is written; from then on its folder must be locked (`lock_folder`).
+    """
+
+    trainer: Trainer
+    data: TrainingData
+
+    def __init__(self, settings: RunSettings, folder: Path, processes: Processes, backbone: Backbone) -> None:
+        """Open the data set and build the method; `settings` are complete."""
+        self.settings = settings
+        self.folder = folder
+        self._processes = processes
+        self.dataset = open_dataset(settings, folder)
+        self.items, self._val, class_names = sample(settings, self.dataset)
+        self.method = fresh_method(settings, backbone, class_names)
+        self._identity = {
+            "items": items_hash(self.items),
+            "backbone": describe_backbone(backbone),
+            "settings": relevant(settings),
+        }
+
+    def begin(self, store: ImageStore) -> None:
+        """Make a trainer, restore the state that the folder has, and make the folder a run.
+
+        Raises:
+            CheckpointError: the state to be resumed is damaged, or another run's.
+            MapleError: the images or features that the method is fitted to cannot be used.
+        """
+        self.data = TrainingData(self.settings, self.items, store, self._val)
+        self.data.fit_features(self.method)
+        self.trainer = Trainer(self.method, self.settings.train, self._processes)
+        self._resume()
+        if self._processes.is_main:
+            write_beginning(self.folder, self.settings, self.items)
+        self._processes.wait()
+
+    def save_epoch(self) -> None:
+        """Save the state after a whole epoch."""
+        if self._processes.is_main:
+            write_epoch(self.trainer, self.folder, self._identity)
+
+    def finish(self) -> None:
+        """Write the prompts: the run has finished."""
+        if not self._processes.is_main:
+            return
+        self.data.select_hyperparameters(self.method)
+        trainer, settings = self.trainer, self.settings
+        if trainer.history:
+            write_history(trainer, self.folder)  # the last report may be missing after a crash
+        info = {
+            "dataset": self.dataset.name,
+            "data": settings.data.model_dump(mode="json", exclude={"root"}),
+            "seed": settings.seed,
+            "items": self._identity["items"],
+            "train": {"epochs": trainer.epoch, "loss": trainer.history[-1].loss if trainer.history else None},
+        }
+        if selected := trainer.method.selected_hyperparameters():
+            info["chosen"] = selected
+        save_prompts(self.folder / "prompts.safetensors", trainer.method, info)
+        (self.folder / "resume.safetensors").unlink(missing_ok=True)
+
+    def _resume(self) -> None:
+        path = self.folder / "resume.safetensors"
+        if not path.exists():
+            return
+        advice = f"remove {self.folder} to start again"
+        try:
+            tensors, content = read_tensors(path)
+            stored, values = dict(content["identity"]), dict(content["trainer"])
+        except CheckpointError as error:
+            raise CheckpointError(f"the run cannot be resumed: {error}; {advice}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the run cannot be resumed: {path} lacks a part of its metadata ({error}); {advice}"
+            ) from error
+        current = json.loads(json.dumps(self._identity))  # as it would be read again: tuples are lists
+        if differing := [key for key in _IDENTITY if stored.get(key) != current[key]]:
+            details = "; ".join(f"{_IDENTITY[key]}: {stored.get(key)} there, {current[key]} now" for key in differing)
+            raise CheckpointError(
+                f"{path} was written by a run with other {details}. Restore what it was trained on, or {advice}"
+            )
+        try:
+            self.trainer.restore(tensors, values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the run cannot be resumed: {path} is damaged ({error}); {advice}") from error
+
+
+def _finished_result(settings: RunSettings, folder: Path) -> TrainResult | None:
+    """The result of a run that has finished in `folder`; None if there is something to do.
 
     Raises:
         ConfigError: the folder belongs to a run with other settings.
@@ -197,7 +286,7 @@ def kept_result(settings: RunSettings, folder: Path) -> TrainResult | None:
     refuse_other_run(settings, folder)
     if not (folder / "prompts.safetensors").exists():
         return None
-    # A process that was killed between its last two steps left these.
+    # A process that was killed between the last two steps of `finish` left this file.
     (folder / "resume.safetensors").unlink(missing_ok=True)
     return TrainResult(folder, tuple(read_history(folder)), was_finished=True)
 
@@ -210,29 +299,3 @@ def fresh_method(settings: RunSettings, backbone: Backbone, class_names: Sequenc
     """
     generator = torch.Generator().manual_seed(derive_seed(settings.seed, "prompts"))
     return build_method(settings.method, backbone, class_names, generator=generator)
-
-
-def _resume(trainer: Trainer, folder: Path, identity: dict[str, Any]) -> None:
-    path = folder / "resume.safetensors"
-    if not path.exists():
-        return
-    again = f"remove {folder} to start again"
-    try:
-        tensors, content = read_tensors(path)
-        stored, values = dict(content["identity"]), dict(content["trainer"])
-    except CheckpointError as error:
-        raise CheckpointError(f"the run cannot be resumed: {error}; {again}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"the run cannot be resumed: {path} lacks a part of its metadata ({error}); {again}"
-        ) from error
-    now = json.loads(json.dumps(identity))
-    if differing := [what for what in _IDENTITY if stored.get(what) != now[what]]:
-        told = "; ".join(f"{_IDENTITY[what]}: {stored.get(what)} there, {now[what]} now" for what in differing)
-        raise CheckpointError(
-            f"{path} was written by a run with other {told}. Restore what it was trained on, or {again}"
-        )
-    try:
-        trainer.restore(tensors, values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the run cannot be resumed: {path} is damaged ({error}); {again}") from error

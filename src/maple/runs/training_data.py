@@ -15,18 +15,20 @@ from maple.methods import Features, Method
 from maple.prompts import encode_image, to_float32
 from maple.runs.spec import eval_transform
 from maple.train import Trainer
-from maple.train.trainer import Batches
 
 
 class TrainingData:
-    """The training and validation items of a run, as a method and `Trainer.run_epoch` take them.
+    """The training and validation items of a run, as batches for `Trainer.run_epoch` and as features for a method.
 
-    With `train.views` there are only so many views of each image; if the method leaves the image tower alone, or asks
-    what the frozen one says of them, their features are then extracted once, at the first epoch, and every epoch reads
-    them.
+    With `train.views` each image has this number of views only. If the method leaves the image tower unchanged, or
+    needs the features of the frozen one, these are then extracted once, in the first epoch, and reused in every epoch.
 
     Args:
         items, val: the sampled training and validation items; `store` opens their images.
+
+    Example:
+        >>> data = TrainingData(settings, dataset.train, dataset.store())
+        >>> trainer.run_epoch(data.batches(trainer))
     """
 
     def __init__(
@@ -38,7 +40,7 @@ class TrainingData:
         self._val = val
         self._labels = torch.tensor([item.label for item in items], dtype=torch.int64)
         self._views: Tensor | None = None
-        self._fitting: Features | None = None
+        self._cached_features: Features | None = None
 
     @property
     def steps(self) -> int:
@@ -46,8 +48,8 @@ class TrainingData:
         train = self._settings.train
         return steps_per_epoch(len(self._items), train.batch_size, train.drop_last)
 
-    def begin(self, method: Method) -> None:
-        """Fit what the method fits at once; before a trainer is made of it.
+    def fit_features(self, method: Method) -> None:
+        """Let the method fit what it computes from features; before a trainer is made of it.
 
         Raises:
             ConfigError: the method needs validation images, and there are none.
@@ -56,45 +58,19 @@ class TrainingData:
         if method.uses_features:
             method.fit_features(self._features(method))
 
-    def finish(self, method: Method) -> None:
-        """Choose what the method chooses after training. Errors as `begin`'s."""
+    def select_hyperparameters(self, method: Method) -> None:
+        """Let the method select its hyperparameters after training. Raises as `fit_features`."""
         if method.uses_features:
             method.select_hyperparameters(self._features(method))
 
-    def batches(self, trainer: Trainer) -> Batches:
+    def batches(self, trainer: Trainer) -> Iterator[tuple[Batch, int]]:
         """The batches of the trainer's next epoch: this process's share of each, augmented.
 
         Raises:
-            ImageError: an image cannot be used (while iterating, or at once where features are extracted).
+            ImageError: an image cannot be used (while iterating).
         """
-        train, method = self._settings.train, trainer.method
-        if train.views is not None and method.accepts_features:
-            return self._feature_batches(trainer)
-        batches = train_batches(
-            self._items,
-            self._store,
-            self._transform(method),
-            **self._order(trainer),
-            num_workers=self._threads(method),
-            views=None if train.views is None else max(train.views, 1),
-        )
-        # Where every epoch shows another view, extracting them first would save nothing.
-        if method.needs_frozen_features and train.views is not None and max(train.views, 1) < train.epochs:
-            known = self._feature_batches(trainer)
-            return (
-                (replace(batch, frozen=frozen.images), whole)
-                for (batch, whole), (frozen, _) in zip(batches, known, strict=True)
-            )
-        return batches
-
-    def _feature_batches(self, trainer: Trainer) -> Iterator[tuple[Batch, int]]:
-        """The batches of the trainer's next epoch, with features in place of images."""
-        return feature_batches(self._view_features(trainer.method), self._labels, **self._order(trainer))
-
-    def _order(self, trainer: Trainer) -> dict[str, Any]:
-        """What says which items make the batches of the trainer's next epoch, and which of them are this process's."""
-        train, processes = self._settings.train, trainer.processes
-        return {
+        train, method, processes = self._settings.train, trainer.method, trainer.processes
+        order: dict[str, Any] = {
             "batch_size": train.batch_size,
             "seed": self._settings.seed,
             "epoch": trainer.epoch,
@@ -102,52 +78,65 @@ class TrainingData:
             "rank": processes.rank,
             "world_size": processes.count,
         }
+        views = None if train.views is None else max(train.views, 1)
+        if views is not None and method.accepts_features:
+            yield from feature_batches(self._view_features(method), self._labels, **order)
+            return
+        transform, threads = self._transform(method), self._threads(method)
+        batches = train_batches(self._items, self._store, transform, **order, num_workers=threads, views=views)
+        # Where every epoch shows another view, extracting them first would save nothing.
+        if method.needs_frozen_features and views is not None and views < train.epochs:
+            features = feature_batches(self._view_features(method), self._labels, **order)
+            for (batch, whole), (frozen, _) in zip(batches, features, strict=True):
+                yield replace(batch, frozen=frozen.images), whole
+        else:
+            yield from batches
 
     def _transform(self, method: Method) -> TrainTransform | EvalTransform:
-        train, seen = self._settings.train, method.backbone.preprocessing
+        train, image = self._settings.train, method.backbone.preprocessing
         if train.views == 0:
             return eval_transform(method.backbone)
         return TrainTransform(
-            seen.size, seen.mean, seen.std, scale=train.crop_scale, flip=train.flip, interpolation=seen.interpolation
+            *(image.size, image.mean, image.std),
+            scale=train.crop_scale,
+            flip=train.flip,
+            interpolation=image.interpolation,
         )
 
     def _features(self, method: Method) -> Features:
-        if self._fitting is None:
-            train, val = self._view_features(method), torch.zeros(0, method.backbone.embed_dim)
-            if self._val:
-                batches = eval_batches(
-                    self._val,
-                    self._store,
-                    eval_transform(method.backbone),
-                    batch_size=self._settings.evaluate.batch_size,
-                    num_workers=self._threads(method),
-                )
-                val = _features(method, batches)
-            labels = torch.tensor([item.label for item in self._val], dtype=torch.int64)
+        if self._cached_features is None:
             device = method.backbone.device
-            self._fitting = Features(*(one.to(device) for one in (train, self._labels, val, labels)))
-        return self._fitting
+            val = torch.zeros(0, method.backbone.embed_dim)
+            if self._val:
+                size, threads = self._settings.evaluate.batch_size, self._threads(method)
+                transform = eval_transform(method.backbone)
+                batches = eval_batches(self._val, self._store, transform, batch_size=size, num_workers=threads)
+                val = _frozen_features(method, batches)
+            val_labels = torch.tensor([item.label for item in self._val], dtype=torch.int64)
+            tensors = (self._view_features(method), self._labels, val, val_labels)
+            self._cached_features = Features(*(tensor.to(device) for tensor in tensors))
+        return self._cached_features
 
     def _view_features(self, method: Method) -> Tensor:
         """Raw features [V, N, D] of every view of every item, extracted once.
 
-        Where a new view is drawn in every epoch there is one here: what evaluation sees.
+        Where a new view is drawn in every epoch there is one here: the view of evaluation.
         """
         if self._views is None:
-            views = [self._view(method, number) for number in range(max(self._settings.train.views or 0, 1))]
-            self._views = torch.stack([_features(method, view) for view in views])
+            views = self._settings.train.views or 0
+            transform = self._transform(method) if views else eval_transform(method.backbone)
+            features = []
+            for view in range(max(views, 1)):
+                batches = view_batches(
+                    *(self._items, self._store, transform),
+                    view=view,
+                    seed=self._settings.seed,
+                    batch_size=self._settings.evaluate.batch_size,
+                    num_workers=self._threads(method),
+                )
+                features.append(_frozen_features(method, batches))
+            self._views = torch.stack(features)
         return self._views
-
-    def _view(self, method: Method, number: int) -> Iterator[Batch]:
-        return view_batches(
-            self._items,
-            self._store,
-            self._transform(method) if self._settings.train.views else eval_transform(method.backbone),
-            view=number,
-            seed=self._settings.seed,
-            batch_size=self._settings.evaluate.batch_size,
-            num_workers=self._threads(method),
-        )
 
     def _threads(self, method: Method) -> int:
         workers = self._settings.train.workers
@@ -155,7 +144,7 @@ class TrainingData:
 
 
 @torch.no_grad()
-def _features(method: Method, batches: Iterator[Batch]) -> Tensor:
+def _frozen_features(method: Method, batches: Iterator[Batch]) -> Tensor:
     """Raw features [N, D] of the frozen image tower, float32, on the CPU."""
     tower, device = method.backbone.image, method.backbone.device
     return torch.cat([to_float32(encode_image(tower, batch.images.to(device), ())).cpu() for batch in batches])

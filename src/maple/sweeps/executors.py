@@ -19,7 +19,7 @@ import torch
 
 from maple import files
 from maple.errors import ConfigError
-from maple.runs import in_common
+from maple.runs.spec import joint_training_key
 from maple.sweeps.plan import PlannedRun
 from maple.sweeps.runner import (
     Report,
@@ -110,7 +110,7 @@ def _groups(runs: Sequence[PlannedRun], together: int) -> list[Group]:
         return [(run,) for run in runs]
     compatible: dict[str, list[PlannedRun]] = {}
     for run in runs:
-        compatible.setdefault(in_common(run.settings), []).append(run)
+        compatible.setdefault(joint_training_key(run.settings), []).append(run)
     return [
         tuple(members[start : start + together])
         for members in compatible.values()

@@ -17,17 +17,9 @@ from maple.clip import Backbone
 from maple.distributed import this_process
 from maple.errors import BusyError, CheckpointError, MapleError, first_line
 from maple.files import FAILURE
-from maple.runs import (
-    Tracked,
-    TrainProgress,
-    cached_backbone,
-    evaluate_run,
-    evaluation_request,
-    finished_prompts,
-    read_rows,
-    train_run,
-    train_together,
-)
+from maple.runs import Tracked, TrainProgress, evaluate_run, finished_prompts, read_rows, train_run, train_together
+from maple.runs.evaluation import evaluation_request
+from maple.runs.spec import cached_backbone
 from maple.sweeps.plan import PlannedEvaluation, PlannedRun
 from maple.train import EpochReport, StepReport
 
