@@ -127,7 +127,7 @@ def test_names_and_only(evaluate: Evaluate) -> None:
         ({"names": ["one"]}, ClassNamesError, r"1 names were given for 4 classes: small bird, cat, dog, eel"),
         ({"names": []}, ClassNamesError, r"0 names were given for 4 classes"),
         ({"only": ["cow"]}, ClassNamesError, r"no class is called 'cow'; there are: small bird, cat, dog, eel"),
-        ({"only": []}, ClassNamesError, r"no class is named to be kept; choose some of: small bird, cat"),
+        ({"only": []}, ClassNamesError, r"the list of classes to keep is empty; choose some of: small bird, cat"),
         ({"part": "val"}, DataError, r"the val part of pictures has no images"),
         ({"dataset": "nowhere"}, DataError, r"unknown data set 'nowhere'"),
     ],

@@ -19,7 +19,8 @@ from maple.runs.folder import append_row, finished_prompts, read_settings
 from maple.runs.predictions import FeatureSample, prediction_arrays, predictions_name, write_predictions
 from maple.runs.spec import eval_transform, open_dataset
 
-PARTS = (*SPLIT_NAMES, "all")
+PARTS = ("test", "val", "train", "all")
+"""In this order the items of `all` are evaluated, and hashed in their row."""
 
 
 def evaluate_run(
@@ -141,7 +142,7 @@ def _select(
 ) -> tuple[list[Item], tuple[str, ...]]:
     """The items of one part and some classes, labels numbered from 0, and the names of those classes."""
     selected = select_dataset(dataset, classes)  # type: ignore[arg-type]
-    items = [item for name in SPLIT_NAMES if part in (name, "all") for item in getattr(selected, name)]
+    items = [item for name in PARTS[:3] if part in (name, "all") for item in getattr(selected, name)]
     class_names = selected.class_names
     if only is not None:
         allowed = ", ".join(class_names)
