@@ -1,6 +1,8 @@
 """Evaluation: class embeddings once, then images in batches."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +12,8 @@ from maple.data import Batch
 from maple.errors import BackboneError, DataError
 from maple.methods import Method
 from maple.metrics import Floats, Integers, Scores, score
+
+_Result = TypeVar("_Result")
 
 
 def predict(
@@ -42,27 +46,20 @@ def predict(
     logits, labels = [], []
     text_features = None if method.classes_depend_on_image else method.class_embeddings()
 
-    def collect(batch_labels: Tensor, batch_logits: Tensor, image_features: Tensor | None) -> None:
-        logits.append(batch_logits.float().cpu().numpy())
-        labels.append(batch_labels.numpy())
-        if image_features is not None:
-            on_features(image_features)
-        on_batch(len(batch_labels))
+    def compute(batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        images = batch.images.to(device)
+        if text_features is None:
+            return batch.labels, method.predict_logits(images), None
+        image_features = method.encode_images(images)
+        return batch.labels, method.logits(image_features, text_features), image_features
 
-    # On a GPU results are fetched one batch late, so that it computes the next ones meanwhile.
-    pending: list[tuple[Tensor, Tensor, Tensor | None]] = []
     with torch.inference_mode():
-        for batch in batches:
-            images = batch.images.to(device)
-            if text_features is None:
-                pending.append((batch.labels, method.predict_logits(images), None))
-            else:
-                image_features = method.encode_images(images)
-                pending.append((batch.labels, method.logits(image_features, text_features), image_features))
-            if device.type == "cpu" or len(pending) > 1:
-                collect(*pending.pop(0))
-        for result in pending:
-            collect(*result)
+        for batch_labels, batch_logits, image_features in _one_behind(map(compute, batches), device):
+            logits.append(batch_logits.float().cpu().numpy())
+            labels.append(batch_labels.numpy())
+            if image_features is not None:
+                on_features(image_features)
+            on_batch(len(batch_labels))
     if not logits:
         raise DataError("there are no images to evaluate; is the list of items, or the part of the classes, empty?")
     all_logits, all_labels = np.concatenate(logits), np.concatenate(labels)
@@ -73,6 +70,15 @@ def predict(
             f"{method.backbone.device}; load the backbone in fp32"
         )
     return all_logits, all_labels
+
+
+def _one_behind(results: Iterator[_Result], device: torch.device) -> Iterator[_Result]:
+    """The results; on a GPU each only after the next has been launched, which is computed while this one is copied."""
+    if device.type == "cpu":
+        yield from results
+        return
+    for result, _ in pairwise(chain(results, [None])):
+        yield result  # type: ignore[misc]
 
 
 def evaluate(method: Method, batches: Iterable[Batch], on_batch: Callable[[int], None] = lambda _: None) -> Scores:
