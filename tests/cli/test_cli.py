@@ -104,7 +104,7 @@ def test_unsupported_classes_are_shown_as_a_dash(folder: Path, tmp_path: Path) -
     run("train", "--dataset", folder, "--classes", "base", *TINY, *prompts, "--output", tmp_path / "run")
     result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run"), "--classes", "base,novel", "--device", "cpu"])
     assert result.exit_code == 0
-    assert "novel: - (class-specific prompts were learned for 2 classes and" in result.stderr
+    assert "novel: - (class-specific prompts were learned for 2 classes, and" in result.stderr
     assert "base" in result.stdout
     assert "novel" not in result.stdout
     with pytest.raises(MapleError, match="were learned for 2 classes"):

@@ -37,7 +37,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "deep_language", "prompt_depth": 0}, r"prompt_depth = 0: input should be greater"),
     ({"name": "vpt", "vision_prompt_depth": 5}, r"vision prompt depth=5, but the image tower has 4 .* 1 to 4"),
     ({"name": "vpt", "vision_prompt_length": 0}, r"vision_prompt_length = 0: input should be greater"),
-    ({"name": "vpt", "vision_prompt_depth": 4, "template": "a photo"}, r"'a photo' must hold exactly one \{\}"),
+    ({"name": "vpt", "vision_prompt_depth": 4, "template": "a photo"}, r"'a photo' must have exactly one \{\}"),
     ({"name": "independent_vl", "vision_prompt_depth": 4}, r"text prompt depth=12, but the text tower has 3"),
     ({"name": "independent_vl", "text_prompt_depth": 3}, r"vision prompt depth=12, but the image tower has 4"),
     ({"name": "independent_vl", "text_prompt_depth": 0}, r"text_prompt_length=2 with text_prompt_depth=0: set both"),
@@ -50,7 +50,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
             "vision_prompt_depth": 0,
             "vision_prompt_length": 0,
         },
-        r"learns nothing: use zero_shot",
+        r"needs prompts in one tower at least; else use zero_shot",
     ),
     ({"name": "independent_vl", "text_prompt_depth": -1}, r"text_prompt_depth = -1: input should be greater"),
     ({"name": "coop", "prompt_length": 0}, r"prompt_length = 0: input should be greater"),
@@ -58,20 +58,20 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "coop", "class_token_position": "back"}, r"'back': .*'end', 'middle' or 'front'"),
     (
         {"name": "coop", "prompt_length": 2, "init_text": "a photo of a", "class_token_position": "middle"},
-        r"with the class name in the middle every one must be learned: set prompt_length=4",
+        r"with the class name in the middle all of them must be learned: set prompt_length=4",
     ),
     ({"name": "coop", "prompt_length": "many"}, r"prompt_length = 'many': input should be a valid integer"),
-    ({"name": "cocoop", "meta_net_reduction": 64}, r"leaves no hidden unit: .* 32 dimensions; choose 1 to 32"),
+    ({"name": "cocoop", "meta_net_reduction": 64}, r"=64 is larger than the 32 dimensions .* choose 1 to 32"),
     ({"name": "cocoop", "meta_net_reduction": 0}, r"meta_net_reduction = 0: input should be greater"),
     ({"name": "zero_shot", "templates": []}, r"templates is empty; give at least one sentence"),
-    ({"name": "zero_shot", "templates": ["a {} and a {}."]}, r"must hold exactly one \{\}"),
+    ({"name": "zero_shot", "templates": ["a {} and a {}."]}, r"must have exactly one \{\}"),
     ({"name": "kgcoop", "weight": -1}, r"weight = -1: input should be greater"),
-    ({"name": "kgcoop", "teacher_template": "a photo"}, r"'a photo' must hold exactly one \{\}"),
+    ({"name": "kgcoop", "teacher_template": "a photo"}, r"'a photo' must have exactly one \{\}"),
     (
         {"name": "prograd", "teacher_template": "a {}, a pet."},
-        r"'a \{\}, a pet.' must be words and then",
+        r"'a \{\}, a pet.' must be words followed by",
     ),
-    ({"name": "prograd", "teacher_template": " {}."}, r"must be words and then the class name"),
+    ({"name": "prograd", "teacher_template": " {}."}, r"must be words followed by the class name"),
     ({"name": "prograd", "prompt_length": 3}, r"has 4 words .* more than prompt_length=3; set prompt_length=4"),
     ({"name": "prograd", "temperature": 0}, r"temperature = 0: input should be greater than 0"),
     ({"name": "promptsrc"}, r"text prompt depth=9, but the text tower has 3"),
@@ -95,7 +95,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "linear_probe", "inverse_regularisation": 0}, r"inverse_regularisation = 0: input should be greater"),
     (
         {"name": "clip_adapter", "reduction": 33},
-        r"reduction=33 leaves no hidden unit: .* 32 dimensions; choose 1 to 32",
+        r"reduction=33 is larger than the 32 dimensions .* choose 1 to 32",
     ),
     ({"name": "clip_adapter", "ratio": 0}, r"ratio = 0: input should be greater than 0"),
     ({"name": "clip_adapter", "templates": []}, r"templates is empty"),
@@ -124,9 +124,11 @@ def test_a_prompt_without_room_for_a_name_is_refused(backbone: Backbone) -> None
         build_method({"name": "coop", "prompt_length": 75}, backbone, NAMES)
 
 
-def test_class_specific_prompts_speak_of_their_classes_only(backbone: Backbone) -> None:
+def test_class_specific_prompts_accept_their_classes_only(backbone: Backbone) -> None:
     method = build_method(VARIANTS["coop-class_specific"], backbone, NAMES)
-    with pytest.raises(ClassNamesError, match=r"learned for 3 classes and 'owl' is not one; .*class_specific=false"):
+    with pytest.raises(
+        ClassNamesError, match=r"learned for 3 classes, and 'owl' is not one of .*; .*class_specific=false"
+    ):
         method.set_class_names(["cat", "owl"])
     with pytest.raises(ClassNamesError, match="'cat' is not"):
         method.set_class_names(["cat", "cat"])
@@ -152,6 +154,6 @@ def test_methods_without_vision_prompts_run_on_a_resnet(
 
 
 @pytest.mark.parametrize("variant", ["vpt", "independent_vl", "independent_vl-vision_only", "maple", "maple-reversed"])
-def test_vision_prompts_have_no_place_in_a_resnet(variant: str, resnet_backbone: Backbone) -> None:
-    with pytest.raises(UnsupportedTowerError, match=r"image tower is a ModifiedResNet.*; use a ViT .*coop, cocoop"):
+def test_a_resnet_does_not_take_image_prompts(variant: str, resnet_backbone: Backbone) -> None:
+    with pytest.raises(UnsupportedTowerError, match=r"image tower is a ModifiedResNet.*; use a ViT .*image prompts"):
         build_method(VARIANTS[variant], resnet_backbone, NAMES)

@@ -12,7 +12,7 @@ from torch import Tensor
 from maple.clip import Backbone
 from maple.prompts import encode
 from maple.prompts.encode import encode_image, encode_text
-from maple.prompts.splice import Position, best_cuts, write_sentences
+from maple.prompts.splice import Position, bucket_stops, write_sentences
 
 NAMES = ("river", "highway or road", "annual crop land with a very long name", "forest")
 
@@ -99,7 +99,7 @@ def best_padding(lengths: Sequence[int], most: int) -> int:
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=9).map(sorted), st.integers(1, 5))
 def test_buckets_have_the_least_padding(lengths: list[int], most: int) -> None:
-    stops = best_cuts(lengths, most)
+    stops = bucket_stops(lengths, most)
     assert stops == sorted(set(stops))
     assert stops[-1] == len(lengths)
     assert len(stops) <= most
@@ -109,7 +109,7 @@ def test_buckets_have_the_least_padding(lengths: list[int], most: int) -> None:
 
 def test_packed_rows_hold_no_padding_for_few_lengths(backbone: Backbone) -> None:
     sentences = write_sentences(backbone, NAMES, prompt_length=4)
-    (suffix,) = sentences.cut(1, sentences.shared).suffixes
+    (suffix,) = sentences.split(1, sentences.shared).suffixes
     assert len(suffix.ids) == int((sentences.ends + 1 - sentences.shared).sum())
     assert sorted(suffix.order.tolist()) == list(range(len(NAMES)))
 

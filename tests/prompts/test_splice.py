@@ -8,7 +8,7 @@ from maple.clip import Backbone
 from maple.errors import ClassNamesError, ConfigError
 from maple.prompts import Coupling, encode_image, encode_text, l2_normalize, random_tokens, word_tokens, write_sentences
 from maple.prompts.initialise import words_if_short
-from maple.prompts.splice import append_vision, clean_class_names, put_text, replace_vision
+from maple.prompts.splice import append_vision, clean_class_names, insert_text, replace_vision
 
 
 def words(backbone: Backbone, text: str) -> list[int]:
@@ -47,11 +47,11 @@ def test_class_names_that_are_none(bad: object) -> None:
 def test_put_text_replaces_its_slots_only() -> None:
     states = torch.arange(24.0).reshape(2, 4, 3)
     slots = torch.tensor([[1, 2], [0, 3]])
-    shared = put_text(states, -torch.ones(2, 3), slots)
+    shared = insert_text(states, -torch.ones(2, 3), slots)
     assert (shared == -1).all(-1).tolist() == [[False, True, True, False], [True, False, False, True]]
     assert torch.equal(shared[0, 0], states[0, 0])
     each = torch.stack([torch.full((2, 3), -1.0), torch.full((2, 3), -2.0)])
-    assert put_text(states, each, slots)[1, 3].tolist() == [-2, -2, -2]
+    assert insert_text(states, each, slots)[1, 3].tolist() == [-2, -2, -2]
     assert torch.equal(states, torch.arange(24.0).reshape(2, 4, 3))
 
 

@@ -51,7 +51,7 @@ def test_a_run_is_trained_and_evaluated(kind: str, images: Path, tmp_path: Path)
     assert len(result.history) == FITTED[kind]["train"]["epochs"]
     scores, row = evaluate_run(tmp_path / "run", classes="base", device="cpu")
     assert (scores.images, row["class_names"]) == (4, ["bird", "cat"])
-    with pytest.raises(UnlearnedClassesError, match=r"were learned for 2 classes and 'dog' is not one"):
+    with pytest.raises(UnlearnedClassesError, match=r"were learned for 2 classes, and 'dog' is not one"):
         evaluate_run(tmp_path / "run", classes="novel", device="cpu")
     stored = read_prompts(tmp_path / "run" / "prompts.safetensors")
     chosen = {"linear_probe": {"inverse_regularisation"}, "taskres": set()}.get(kind, {"alpha", "beta"})

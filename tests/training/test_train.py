@@ -267,7 +267,7 @@ def test_a_state_of_another_method_is_refused(backbone: Backbone) -> None:
     for description in ({"name": "maple", "prompt_length": 3, "prompt_depth": 3}, {"name": "coop"}):
         with pytest.raises(CheckpointError, match=r"prompt text_prompt.0 is missing or has another shape"):
             Trainer(make(backbone, description), TrainSettings()).restore(tensors, plain)
-    with pytest.raises(CheckpointError, match=r"keeps no training state, but .*average"):
+    with pytest.raises(CheckpointError, match=r"has no training state, but .*average"):
         Trainer(make(backbone), TrainSettings()).restore({**tensors, "method/average": torch.zeros(1)}, plain)
 
 

@@ -150,7 +150,7 @@ def _sentences(method: Method) -> tuple[Slots | Templates | None, str | None]:
     if isinstance(classes, PromptedClasses):
         words = classes.init_text.replace("_", " ").strip()
         return Slots(length=classes.prompt_length, words=words, position=classes.position), None
-    if isinstance(classes, TemplateClasses) and classes.unit_each:
+    if isinstance(classes, TemplateClasses) and classes.normalize_each:
         return Templates(templates=classes.templates), None
     return None, "the export cannot hold how this method writes its classes; use PyTorch for new names"
 

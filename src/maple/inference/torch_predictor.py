@@ -55,7 +55,7 @@ class TorchPredictor(Predictor):
 
         @torch.no_grad()
         def name_features(names: Sequence[str]) -> Floats:
-            return name_classes.of(names).cpu().numpy()
+            return name_classes.features_of(names).cpu().numpy()
 
         super().__init__(
             method.class_names,

@@ -1,4 +1,4 @@
-"""The methods: one file per paper, and a dictionary."""
+"""Methods: one file per paper, and a dictionary of them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -60,10 +60,17 @@ def describe_methods() -> dict[str, MethodDescription]:
 
 
 def method_settings(description: Mapping[str, Any]) -> tuple[str, MethodSettings]:
-    """Validate {"name": ..., **settings}: (name, the method's settings with defaults filled in).
+    """Validate {"name": ..., **settings}.
+
+    Returns:
+        The name, and the method's settings with defaults filled in.
 
     Raises:
-        ConfigError: unknown method, unknown setting, or a value outside its range.
+        ConfigError: the method or a setting is unknown, or a value is out of range.
+
+    Example:
+        >>> method_settings({"name": "coop", "prompt_length": 4})[1].prompt_length
+        4
     """
     values = dict(description)
     name = values.pop("name", None)
@@ -79,14 +86,19 @@ def build_method(
     *,
     generator: Generator | None = None,
 ) -> Method:
-    """Make a method with freshly drawn prompts, on the backbone's device.
+    """Build a method with newly initialised prompts on the backbone's device.
 
     Args:
         description: {"name": one of METHODS, **its settings}.
-        generator: the source of randomness, on the CPU; seed 0 without one.
+        generator: the source of randomness, on the CPU; by default seeded with 0.
 
     Raises:
         ConfigError, ClassNamesError, UnsupportedTowerError: the settings do not fit the backbone or the names.
+
+    Example:
+        >>> maple = build_method({"name": "maple", "prompt_depth": 9}, load_clip("ViT-B-16"), ["cat", "dog"])
+        >>> maple.predict_logits(torch.zeros(1, 3, 224, 224)).shape
+        torch.Size([1, 2])
     """
     name, settings = method_settings(description)
     constructor: Any = METHODS[name]

@@ -1,4 +1,4 @@
-"""The contract of a method: all that a paper has to provide."""
+"""The contract of a method: everything that a paper has to provide."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +22,14 @@ DepthLimits = Mapping[str, tuple[Literal["text", "image"], ...]]
 
 
 class MethodSettings(Settings):
-    """Base of a method's own settings."""
+    """Base class of a method's settings.
+
+    Example:
+        >>> class ScaleSettings(MethodSettings):
+        ...     scale: float = 1.0
+        >>> ScaleSettings(scale=2).scale
+        2.0
+    """
 
     section = "method."
 
@@ -31,28 +38,30 @@ class MethodSettings(Settings):
 
     @classmethod
     def for_template(cls, template: str) -> dict[str, Any]:
-        """Defaults that follow a data set's own zero-shot template, such as "a centered satellite photo of {}."."""
-        del template  # a method without such settings
-        return {}
+        """Defaults for a data set whose zero-shot template is, say, "a centered satellite photo of {}."."""
+        return {"templates": [template]} if "templates" in cls.model_fields else {}
 
     @property
     def supports_new_classes(self) -> bool:
-        """Whether the method can name classes that it was not trained on. A sweep asks this before it trains."""
+        """Whether the method can predict classes that it was not trained on. Sweeps read it before training."""
         return True
 
     @property
     def needs_validation(self) -> bool:
-        """Whether a setting is left open, to be chosen on validation images."""
+        """Whether a setting is to be selected on validation images."""
         return False
 
 
 @dataclass(frozen=True)
 class Features:
-    """Raw features of the untouched image tower, float32: what a method may be fitted to at once.
+    """Raw image features of the frozen tower, float32, for methods that are fitted to all of them at once.
 
     Attributes:
         train, train_labels: [V, N, D], V views of each training image, and [N] int64.
-        val, val_labels: [M, D] of the validation images as evaluation sees them, and [M]; M may be 0.
+        val, val_labels: [M, D], of the validation images as in evaluation, and [M] int64; M may be 0.
+
+    Example:
+        >>> Features(torch.rand(1, 4, 512), torch.tensor([0, 0, 1, 1]), torch.rand(2, 512), torch.tensor([0, 1]))
     """
 
     train: Tensor
@@ -62,26 +71,37 @@ class Features:
 
 
 class Method(nn.Module):
-    """A classifier made of a frozen backbone and some prompt parameters.
+    """Base class of classifiers made of a frozen backbone and learned parameters.
 
-    A subclass creates its parameters in `__init__` (drawing from the given generator only), sets `self.classes`
-    to the class side it needs, calls `self.set_class_names(...)` last, and overrides `text_prompts` and
-    `vision_prompts`, or whatever else its paper changes. The backbone is not a submodule: it is never trained,
-    saved or counted, and `parameters()` are exactly the learned ones, under their contract names.
+    A subclass creates its parameters in `__init__` (random numbers come from the given generator only), sets
+    `self.classes`, calls `self.set_class_names(...)` last, and overrides `text_prompts`, `vision_prompts`, and whatever
+    else its paper changes. The backbone is not a submodule: it is never trained, saved or counted, and `parameters()`
+    are exactly the learned ones, under the names by which they are saved.
 
     Attributes:
         title, paper, summary: for `maple methods`.
         short_title, plot_style, report_roles: how reports name, draw and use the method; "" is the title itself, and
             a style is picked where the class has none.
         Settings: the settings class.
-        classes_depend_on_image: text features differ per image (CoCoOp), so they cannot be cached.
-        log_names: the names in the logs of `loss` (a process without images must know them too).
-        auxiliary_losses: names of the logged losses whose gradients are passed to `combine_gradients`; `loss` leaves
-            them attached to the graph.
-        uses_features: `fit_features` and `select_hyperparameters` are to be called, before and after training.
-        needs_frozen_features: `loss` takes a third argument, the raw features [B, D] of its images by the frozen tower,
-            or None where these are not known beforehand.
-        uses_text_tower: an answer needs the classes' sentences; not so where each class has weights instead.
+        classes_depend_on_image: whether text features differ per image, so that they cannot be cached.
+        log_names: the keys of the logs of `loss`, which a process without images needs too.
+        auxiliary_losses: names of the logged losses whose gradients are passed to `combine_gradients`; `loss` does not
+            detach them.
+        uses_features: whether `fit_features` and `select_hyperparameters` are called, before and after training.
+        needs_frozen_features: whether `loss` takes a third argument, the raw features [B, D] of the frozen image tower,
+            or None if they have not been computed beforehand.
+        uses_text_tower: whether a prediction encodes sentences, rather than using weights of each class.
+
+    Example:
+        >>> class ScaledZeroShot(Method):
+        ...     title, paper, summary, Settings = "scaled CLIP", "none", "a learned scale", MethodSettings
+        ...     def __init__(self, settings, backbone, class_names, generator):
+        ...         super().__init__(settings, backbone)
+        ...         self.scale = nn.Parameter(torch.ones((), device=backbone.device))
+        ...         self.classes = TemplateClasses(backbone, ["a photo of a {}."])
+        ...         self.set_class_names(class_names)
+        ...     def logits(self, image_features, text_features):
+        ...         return self.scale * super().logits(image_features, text_features)
     """
 
     title: ClassVar[str]
@@ -113,7 +133,7 @@ class Method(nn.Module):
         return self._frozen[0]
 
     def text_prompts(self) -> list[Tensor]:
-        """Prompt tokens of the text tower, one tensor per layer: [P, Ht], or [C, P, Ht]."""
+        """Prompt tokens of the text tower, one tensor [P, Ht] or [C, P, Ht] per layer."""
         return []
 
     def vision_prompts(self) -> list[Tensor]:
@@ -121,51 +141,51 @@ class Method(nn.Module):
         return []
 
     def prompt_parameters(self) -> dict[str, nn.Parameter]:
-        """The learned parameters by contract name: what is trained, saved and counted."""
+        """The learned parameters by name: they are trained, saved and counted."""
         return dict(self.named_parameters())
 
     def saved_tensors(self) -> dict[str, Tensor]:
-        """All that a prompts file holds, by contract name: the parameters, and buffers that were found without a step.
+        """The tensors of a prompts file: the parameters, and buffers that were fitted without a training step.
 
-        A teacher or whatever follows from the backbone is no buffer.
+        What is computed from the backbone, such as a teacher, must not be a buffer.
         """
         return {**self.prompt_parameters(), **dict(self.named_buffers())}
 
     def resize_for(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Take on the shapes of tensors that are about to be put in, where they follow from the training images."""
+        """Resize tensors whose shape depends on the training set, before a checkpoint is loaded."""
 
     def parameter_count(self) -> int:
-        """How many numbers are learned."""
+        """The number of learned scalars."""
         return sum(parameter.numel() for parameter in self.prompt_parameters().values())
 
     def set_class_names(self, names: Sequence[str]) -> None:
-        """Speak of these C classes from now on; no trained tensor is touched.
+        """Set the C class names to predict; learned tensors are unchanged.
 
         Raises:
-            ClassNamesError: an empty list, an empty name, or a name too long for the text tower.
+            ClassNamesError: the list or a name is empty, or a name is too long for the text tower.
         """
         clean_class_names(names)
-        # Even inside a user's inference mode: what is made here must serve training later.
+        # Even if the caller is in inference mode: the tensors made here may be used in training later.
         with torch.inference_mode(False):
             self.classes.set_class_names(names)
         self.class_names = tuple(names)
 
     def with_class_names(self, names: Sequence[str]) -> Self:
-        """A twin that speaks of other classes and shares every tensor that was learned; this one stays as it is.
+        """A shallow copy for other class names, sharing the learned tensors.
 
-        Several threads may make and use twins of one method at once.
+        Several threads may make and use copies of one method at once.
 
         Raises:
-            ClassNamesError: as `set_class_names`.
+            ClassNamesError: see `set_class_names`.
         """
-        twin = copy(self)
-        twin._embeddings = None
-        twin.classes = copy(self.classes)
-        twin.set_class_names(names)
-        return twin
+        other = copy(self)
+        other._embeddings = None
+        other.classes = copy(self.classes)
+        other.set_class_names(names)
+        return other
 
     def limit_text_memory(self, limit: int | None) -> None:
-        """Let the states of the text tower take `limit` bytes, about; None for a part of what the device has."""
+        """Limit the states of the text tower to about `limit` bytes; None for a quarter of the device's memory."""
         self.classes.memory_limit = limit
 
     def encode_classes(self) -> Tensor:
@@ -176,16 +196,16 @@ class Method(nn.Module):
 
     @property
     def supports_new_classes(self) -> bool:
-        """Whether `set_class_names` may name classes that it was not trained on."""
+        """Whether `set_class_names` accepts classes that the method was not trained on."""
         return self.settings.supports_new_classes
 
     @property
     def accepts_features(self) -> bool:
-        """Whether raw features [B, D] of the untouched image tower may be given wherever images are asked for."""
+        """Whether raw features [B, D] of the frozen image tower may be given in place of images."""
         return not self.vision_prompts()
 
     def image_features_raw(self, images: Tensor) -> Tensor:
-        """Raw image features [B, D] of normalised images [B, 3, R, R]; features given in their place come back."""
+        """Raw image features [B, D] of normalised images [B, 3, R, R]; given features [B, D] are returned."""
         if images.ndim == 2:
             return images
         return to_float32(encode_image(self.backbone.image, images, self.vision_prompts()))
@@ -200,32 +220,34 @@ class Method(nn.Module):
             return self.backbone.logit_scale * image_features @ text_features.T
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, C] of normalised images [B, 3, R, R], everything computed afresh."""
+        """Logits [B, C] of normalised images [B, 3, R, R]; nothing is cached."""
         return self.logits(self.encode_images(images), self.encode_classes())
 
     @torch.no_grad()
     def class_embeddings(self) -> Tensor:
-        """`encode_classes()`, computed once per state of the prompts and class names: [C, D].
-
-        The state is told by the content of the parameters, so no way of changing them goes unnoticed.
-        """
-        state = self._state_digest()
+        """`encode_classes()`, cached until the parameters or the class names change: [C, D]."""
+        # The key is a digest of the parameters' content: it notices every way of changing them.
+        hasher = blake2b(repr(self.class_names).encode(), digest_size=16)
+        for name, parameter in self.prompt_parameters().items():
+            hasher.update(name.encode())
+            hasher.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        state = hasher.digest()
         if self._embeddings is None or self._embeddings[0] != state:
             self._embeddings = (state, self.encode_classes())
         return self._embeddings[1]
 
     @torch.no_grad()
     def logits_of(self, image_features: Tensor) -> Tensor:
-        """Logits [B, C] of unit image features [B, D], with class embeddings from the cache."""
+        """Logits [B, C] of unit image features [B, D], with cached class embeddings."""
         return self.logits(image_features, self.class_embeddings())
 
     @torch.no_grad()
     def predict_logits(self, images: Tensor) -> Tensor:
-        """Logits [B, C] of normalised images [B, 3, R, R], with class embeddings from the cache."""
+        """Logits [B, C] of normalised images [B, 3, R, R], with cached class embeddings."""
         return self.logits_of(self.encode_images(images))
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What training minimises: (scalar, logs); the logs hold each term and "accuracy", as scalars.
+        """The training loss and its logs: a scalar, and each term and "accuracy" as scalars.
 
         Args:
             images: [B, 3, R, R], normalised.
@@ -236,69 +258,59 @@ class Method(nn.Module):
         return loss, {"cross_entropy": loss.detach(), "accuracy": batch_accuracy(logits, labels)}
 
     def combine_gradients(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """What a step follows, by parameter name; asked only of methods with `auxiliary_losses`.
+        """The gradient of a training step, by parameter name. Called if there are `auxiliary_losses`.
 
         Args:
-            gradients: by parameter name, under "loss" those of the loss and under each of `auxiliary_losses` those of
-                that log; all are of means over the whole batch, however it was divided among processes and pieces.
+            gradients: under "loss" the gradients of the loss by parameter name, and under each of `auxiliary_losses`
+                those of that log. All are of means over the whole batch, also if it was divided among processes or
+                pieces.
         """
         return gradients["loss"]
 
     def fit_features(self, features: Features) -> None:
-        """Called before the first epoch, and again before a resumed one, where `uses_features`: fit what can be."""
+        """Fit to features. Called before the first epoch, and before a resumed one, if `uses_features`."""
 
     def select_hyperparameters(self, features: Features) -> None:
-        """Called after the last epoch where `uses_features`: choose what is chosen with the trained parameters."""
+        """Select settings with the trained parameters. Called after the last epoch if `uses_features`."""
 
     def selected_hyperparameters(self) -> dict[str, float]:
-        """What was chosen on validation images, by name; kept with the prompts for readers."""
+        """The settings selected on validation images, by name; saved with the prompts as information."""
         return {}
 
     def on_epoch_end(self, epoch: int, epochs: int) -> None:
-        """Called after epoch `epoch` (from 0) of `epochs`."""
+        """Called after each epoch, `epoch` counting from 0."""
 
     def training_state(self) -> dict[str, Tensor]:
-        """What besides the prompts a resumed training needs (an average of prompts, say); nothing by default."""
+        """The tensors that a resumed training needs in addition to the prompts, such as an average of them."""
         return {}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `training_state` gave.
+        """Restore what `training_state` returned.
 
         Raises:
-            CheckpointError: the state is not this method's.
+            CheckpointError: the state does not fit this method.
         """
         if state:
-            raise CheckpointError(f"{self.title} keeps no training state, but the resume state has {sorted(state)}")
-
-    def _state_digest(self) -> bytes:
-        hasher = blake2b(repr(self.class_names).encode(), digest_size=16)
-        for name, parameter in self.prompt_parameters().items():
-            hasher.update(name.encode())
-            hasher.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return hasher.digest()
+            raise CheckpointError(f"{self.title} has no training state, but the checkpoint has {sorted(state)}")
 
 
 def full_precision(features: Tensor) -> AbstractContextManager[None]:
-    """For what a method adds to the towers: float32, also in a loop of the caller's own under autocast."""
+    """Disable autocast, for what a method adds to the towers: it is computed in float32 also in a user's own loop."""
     kind = features.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def batch_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The fraction of logits [B, C] whose largest is at the label [B]: a scalar."""
+    """The fraction of correct predictions of logits [B, C] for labels [B]: a scalar."""
     return (logits.detach().argmax(dim=-1) == labels).float().mean()
 
 
 def check_depth(depth: int, available: int, *, setting: str, tower: str) -> None:
-    """Refuse to prompt more layers than a tower has.
-
-    Raises:
-        ConfigError: depth > available.
-    """
+    """Raise ConfigError if there are more prompted layers than blocks in the tower."""
     if depth > available:
         raise ConfigError(f"{setting}={depth}, but the {tower} tower has {available} blocks; choose 1 to {available}")
 
 
 def prompt_list(tokens: Sequence[Tensor], backbone: Backbone) -> nn.ParameterList:
-    """Learned tokens, one tensor per layer, float32, on the backbone's device."""
+    """Learnable tokens, one tensor per layer, float32, on the backbone's device."""
     return nn.ParameterList(nn.Parameter(token.to(backbone.device, torch.float32)) for token in tokens)

@@ -1,11 +1,10 @@
-"""CLIP-Adapter: a small network after the image tower, mixed with what it is given.
+"""CLIP-Adapter: a small network after the image tower, whose output is mixed with its input.
 
 Source: Gao et al., "CLIP-Adapter: Better Vision-Language Models with Feature Adapters", IJCV 2024, section 3.2;
 gaopengcuhk/CLIP-Adapter@08d07f8 clip_adapter.py. Departs: the width follows the backbone, where the reference has 1024.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -20,24 +19,19 @@ from maple.prompts.coupling import seeded_linear
 
 
 class CLIPAdapterSettings(MethodSettings):
-    """`reduction`: the hidden width is D divided by it. `ratio`: the adapter's part of the mixture."""
+    """`reduction` divides D to give the hidden width. `ratio` is the weight of the adapter's output."""
 
     reduction: int = Field(4, ge=1)
     ratio: float = Field(0.2, gt=0, le=1)
     templates: tuple[str, ...] = ("a photo of a {}.",)
 
-    @classmethod
-    def for_template(cls, template: str) -> dict[str, Any]:
-        """One sentence: the data set's own."""
-        return {"templates": [template]}
-
 
 class CLIPAdapter(Method):
-    """Image features through two layers, mixed with themselves; text features of fixed sentences."""
+    """Image features mixed with the output of a two-layer network; text features of fixed sentences."""
 
     title = "CLIP-Adapter"
     paper = "CLIP-Adapter: Better Vision-Language Models with Feature Adapters, IJCV 2024"
-    summary = "a two-layer network of the image features, mixed with them; both towers are left alone"
+    summary = "a two-layer network of the image features, mixed with them; both towers are unchanged"
     plot_style = PlotStyle("#1f5f8b", "p", (0, (9, 2, 2, 2)))
     Settings = CLIPAdapterSettings
 
@@ -51,8 +45,8 @@ class CLIPAdapter(Method):
         hidden = width // settings.reduction
         if hidden < 1:
             raise ConfigError(
-                f"reduction={settings.reduction} leaves no hidden unit: this CLIP's features have {width} dimensions; "
-                f"choose 1 to {width}"
+                f"reduction={settings.reduction} is larger than the {width} dimensions of this CLIP's features, so the "
+                f"hidden layer would be empty; choose 1 to {width}"
             )
         layers = [seeded_linear(inputs, outputs, generator) for inputs, outputs in ((width, hidden), (hidden, width))]
         self.adapter = nn.ParameterList(nn.Parameter(layer.weight.detach().to(backbone.device)) for layer in layers)
@@ -60,7 +54,7 @@ class CLIPAdapter(Method):
         self.set_class_names(class_names)
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Unit image features [B, D]: `ratio` of the adapter's, the rest of the tower's."""
+        """Unit image features [B, D]: `ratio` of the adapter's output, 1 - `ratio` of the tower's."""
         raw = self.image_features_raw(images)
         with full_precision(raw):
             adapted = torch.relu(torch.relu(raw @ self.adapter[0].T) @ self.adapter[1].T)

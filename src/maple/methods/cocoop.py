@@ -22,7 +22,7 @@ _SENTENCES_AT_ONCE = 1024
 
 
 class CoCoOpSettings(MethodSettings):
-    """`meta_net_reduction`: the meta-network's hidden width is D divided by it; a smaller one is "heavier CoCoOp"."""
+    """`meta_net_reduction` divides D to give the meta-network's hidden width; a small one is "heavier CoCoOp"."""
 
     prompt_length: int = Field(4, ge=1)
     init_text: str = "a photo of a"
@@ -30,7 +30,7 @@ class CoCoOpSettings(MethodSettings):
 
 
 class CoCoOp(Method):
-    """The image's feature, through a small network, is added to every text token: text features per image."""
+    """A small network of the image's feature is added to every text token, so text features differ per image."""
 
     title = "CoCoOp"
     paper = "Conditional Prompt Learning for Vision-Language Models, CVPR 2022"
@@ -50,8 +50,8 @@ class CoCoOp(Method):
         hidden = backbone.embed_dim // settings.meta_net_reduction
         if hidden < 1:
             raise ConfigError(
-                f"meta_net_reduction={settings.meta_net_reduction} leaves no hidden unit: "
-                f"this CLIP's features have {backbone.embed_dim} dimensions; choose 1 to {backbone.embed_dim}"
+                f"meta_net_reduction={settings.meta_net_reduction} is larger than the {backbone.embed_dim} dimensions "
+                f"of this CLIP's features, so the hidden layer would be empty; choose 1 to {backbone.embed_dim}"
             )
         self.classes = PromptedClasses(backbone, prompt_length=settings.prompt_length, init_text=settings.init_text)
         tokens = first_tokens(backbone, settings.init_text, settings.prompt_length, generator)
@@ -65,7 +65,7 @@ class CoCoOp(Method):
         self.set_class_names(class_names)
 
     def text_prompts(self) -> list[Tensor]:
-        """[P, Ht], before the shift that an image adds."""
+        """[P, Ht], without the shift of an image."""
         return [self.text_prompt[0]]
 
     def encode_classes(self) -> Tensor:
@@ -77,7 +77,7 @@ class CoCoOp(Method):
         raise ConfigError("CoCoOp's text features depend on the image; use encode_classes_for(image_features)")
 
     def token_shift(self, image_features: Tensor) -> Tensor:
-        """What each of the unit image features [B, D] adds to every text token: [B, Ht]."""
+        """The shift of every text token, for each of the unit image features [B, D]: [B, Ht]."""
         with full_precision(image_features):
             shift: Tensor = self.meta_net[1](torch.relu(self.meta_net[0](image_features)))
             return shift
@@ -98,6 +98,7 @@ class CoCoOp(Method):
 
     @torch.no_grad()
     def logits_of(self, image_features: Tensor) -> Tensor:
-        """Logits [B, C] of unit image features [B, D], a few at a time so that B * C sentences fit into memory."""
+        """Logits [B, C] of unit image features [B, D]."""
+        # A few images at a time, so that their B * C sentences fit into memory.
         at_once = max(1, _SENTENCES_AT_ONCE // len(self.class_names))
         return torch.cat([self._logits(chunk) for chunk in image_features.split(at_once)])

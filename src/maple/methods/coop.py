@@ -12,14 +12,14 @@ from torch import Generator, Tensor
 from maple.clip import Backbone
 from maple.descriptions import PlotStyle
 from maple.methods.base import Method, MethodSettings, prompt_list
-from maple.methods.per_class import KnownClasses
+from maple.methods.per_class import TrainedClasses
 from maple.prompts import PromptedClasses
 from maple.prompts.initialise import first_tokens, random_tokens
 from maple.prompts.splice import Position
 
 
 class CoOpSettings(MethodSettings):
-    """`init_text` may be empty (random tokens); otherwise its first `prompt_length` tokens are learned."""
+    """The first `prompt_length` tokens of `init_text` are learned; if it is empty, random tokens."""
 
     prompt_length: int = Field(16, ge=1)
     init_text: str = ""
@@ -28,12 +28,12 @@ class CoOpSettings(MethodSettings):
 
     @property
     def supports_new_classes(self) -> bool:
-        """Not with a prompt per class."""
+        """False for class-specific prompts."""
         return not self.class_specific
 
 
 class CoOp(Method):
-    """P text tokens at the input, shared by all classes or one set per class."""
+    """P text tokens at the input, shared by all classes or learned for each class."""
 
     title = "CoOp"
     paper = "Learning to Prompt for Vision-Language Models, IJCV 2022"
@@ -55,29 +55,27 @@ class CoOp(Method):
             init_text=settings.init_text,
             position=settings.class_token_position,
         )
-        self._known = KnownClasses("class-specific prompts", class_names, advice="train with class_specific=false")
+        self._trained = TrainedClasses("class-specific prompts", class_names, advice="train with class_specific=false")
         self._rows: Tensor | None = None
-        self.text_prompt = prompt_list([self._first_tokens(settings, len(class_names), generator)], backbone)
+        if settings.class_specific and not settings.init_text.strip():
+            shape = len(class_names), settings.prompt_length, backbone.text.width
+            tokens = random_tokens(*shape, generator=generator)
+        else:
+            tokens = first_tokens(backbone, settings.init_text, settings.prompt_length, generator)
+            tokens = tokens.repeat(len(class_names), 1, 1) if settings.class_specific else tokens
+        self.text_prompt = prompt_list([tokens], backbone)
         self.set_class_names(class_names)
 
-    def _first_tokens(self, settings: CoOpSettings, classes: int, generator: Generator) -> Tensor:
-        if not settings.class_specific:
-            return first_tokens(self.backbone, settings.init_text, settings.prompt_length, generator)
-        if settings.init_text.strip():
-            words = first_tokens(self.backbone, settings.init_text, settings.prompt_length, generator)
-            return words.repeat(classes, 1, 1)
-        return random_tokens(classes, settings.prompt_length, self.backbone.text.width, generator=generator)
-
     def set_class_names(self, names: Sequence[str]) -> None:
-        """As the contract says; class-specific prompts speak only of classes they were learned for.
+        """See `Method.set_class_names`; class-specific prompts only accept classes they were learned for.
 
         Raises:
-            UnlearnedClassesError: class-specific prompts are asked about a class without a prompt.
+            UnlearnedClassesError: prompts are class-specific, and a class does not have one.
         """
-        rows = self._known.rows(names, self.backbone.device) if self.settings.class_specific else None
+        rows = self._trained.rows(names, self.backbone.device) if self.settings.class_specific else None
         super().set_class_names(names)
         self._rows = rows
 
     def text_prompts(self) -> list[Tensor]:
-        """[P, Ht], or [C, P, Ht] when class specific."""
+        """[P, Ht], or [C, P, Ht] if class-specific."""
         return [self.text_prompt[0] if self._rows is None else self.text_prompt[0][self._rows]]

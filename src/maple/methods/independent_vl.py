@@ -19,7 +19,7 @@ from maple.prompts.initialise import first_tokens, words_if_short
 
 
 class IndependentVLSettings(MethodSettings):
-    """Length and depth of each side; a side with depth 0 (or length 0) has no prompts."""
+    """Length and depth of the prompts of each tower; 0 for both means no prompts in that tower."""
 
     depth_limits: ClassVar[DepthLimits] = {"text_prompt_depth": ("text",), "vision_prompt_depth": ("image",)}
 
@@ -50,54 +50,31 @@ class VPTSettings(MethodSettings):
     template: str = "a photo of a {}."
 
 
-def learned_text(backbone: Backbone, length: int, depth: int, init_text: str, generator: Generator) -> nn.ParameterList:
-    """Fresh text tokens [P, Ht] for each of the first J layers: words first, the deeper ones random."""
-    check_depth(depth, backbone.text.depth, setting="text prompt depth", tower="text")
-    first = first_tokens(backbone, words_if_short(init_text, length), length, generator)
-    deep = [random_tokens(length, backbone.text.width, generator=generator) for _ in range(depth - 1)]
-    return prompt_list([first, *deep], backbone)
+class _IndependentPrompts(Method):
+    """Text and vision tokens of the first layers, each of which may be absent."""
 
-
-def learned_vision(backbone: Backbone, length: int, depth: int, generator: Generator) -> nn.ParameterList:
-    """Fresh vision tokens [P, Hv] for each of the first J layers, all random."""
-    check_depth(depth, backbone.image.depth, setting="vision prompt depth", tower="image")
-    tokens = [random_tokens(length, backbone.image.width, generator=generator) for _ in range(depth)]
-    return prompt_list(tokens, backbone)
-
-
-class IndependentVL(Method):
-    """Text and vision tokens, learned side by side with no link between them (IVLP)."""
-
-    title = "independent V-L prompting"
-    short_title = "IVLP"
-    paper = "MaPLe, CVPR 2023, Table 1"
-    summary = "fresh tokens in the first layers of both towers, with no link between them"
-    plot_style = PlotStyle("#7c68b3", "v", (0, (6, 1.5, 2, 1.5)))
-    Settings = IndependentVLSettings
-
-    def __init__(
-        self, settings: IndependentVLSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
-    ) -> None:
+    def __init__(self, settings: MethodSettings, backbone: Backbone) -> None:
         super().__init__(settings, backbone)
-        text, vision = _sides(settings)
-        if not text and not vision:
-            raise ConfigError("independent V-L prompting with no prompts on either side learns nothing: use zero_shot")
-        self.text_prompt = self.vision_prompt = None
-        if text:
-            backbone.text.require_promptable(self.title)
-            length = settings.text_prompt_length
-            self.text_prompt = learned_text(backbone, length, settings.text_prompt_depth, settings.init_text, generator)
-            self.classes = PromptedClasses(
-                backbone, prompt_length=length, init_text=words_if_short(settings.init_text, length)
-            )
-        else:
-            self.classes = TemplateClasses(backbone, [f"{settings.init_text or 'a photo of a'} {{}}."])
-        if vision:
-            backbone.image.require_promptable(self.title)
-            self.vision_prompt = learned_vision(
-                backbone, settings.vision_prompt_length, settings.vision_prompt_depth, generator
-            )
-        self.set_class_names(class_names)
+        self.text_prompt: nn.ParameterList | None = None
+        self.vision_prompt: nn.ParameterList | None = None
+
+    def add_text_prompts(self, length: int, depth: int, init_text: str, generator: Generator) -> None:
+        """Learn P text tokens in each of the first J layers; deeper than the first, they start at random."""
+        backbone, init_text = self.backbone, words_if_short(init_text, length)
+        backbone.text.require_promptable(self.title)
+        check_depth(depth, backbone.text.depth, setting="text prompt depth", tower="text")
+        first = first_tokens(backbone, init_text, length, generator)
+        deep = [random_tokens(length, backbone.text.width, generator=generator) for _ in range(depth - 1)]
+        self.text_prompt = prompt_list([first, *deep], backbone)
+        self.classes = PromptedClasses(backbone, prompt_length=length, init_text=init_text)
+
+    def add_vision_prompts(self, length: int, depth: int, generator: Generator) -> None:
+        """Learn P vision tokens in each of the first J layers, starting at random."""
+        backbone = self.backbone
+        backbone.image.require_promptable(self.title)
+        check_depth(depth, backbone.image.depth, setting="vision prompt depth", tower="image")
+        tokens = [random_tokens(length, backbone.image.width, generator=generator) for _ in range(depth)]
+        self.vision_prompt = prompt_list(tokens, backbone)
 
     def text_prompts(self) -> list[Tensor]:
         """J tensors [P, Ht]."""
@@ -108,31 +85,48 @@ class IndependentVL(Method):
         return [] if self.vision_prompt is None else list(self.vision_prompt)
 
 
-def _sides(settings: IndependentVLSettings) -> tuple[bool, bool]:
-    """Which sides have prompts: (text, vision).
+class IndependentVL(_IndependentPrompts):
+    """Text and vision tokens that are learned independently (IVLP)."""
 
-    Raises:
-        ConfigError: a side has a length but no depth, or a depth but no length.
-    """
-    present = []
-    for side in ("text", "vision"):
-        length, depth = (getattr(settings, f"{side}_prompt_{what}") for what in ("length", "depth"))
-        if (length == 0) != (depth == 0):
-            raise ConfigError(
-                f"{side}_prompt_length={length} with {side}_prompt_depth={depth}: set both to 0 for no {side} prompts, "
-                "or both to at least 1"
-            )
-        present.append(length > 0)
-    return present[0], present[1]
+    title = "independent V-L prompting"
+    short_title = "IVLP"
+    paper = "MaPLe, CVPR 2023, Table 1"
+    summary = "tokens in the first layers of both towers, learned independently"
+    plot_style = PlotStyle("#7c68b3", "v", (0, (6, 1.5, 2, 1.5)))
+    Settings = IndependentVLSettings
+
+    def __init__(
+        self, settings: IndependentVLSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
+    ) -> None:
+        super().__init__(settings, backbone)
+        has_prompts = {}
+        for side in ("text", "vision"):
+            length, depth = (getattr(settings, f"{side}_prompt_{size}") for size in ("length", "depth"))
+            if (length == 0) != (depth == 0):
+                raise ConfigError(
+                    f"{side}_prompt_length={length} with {side}_prompt_depth={depth}: set both to 0 for no {side} "
+                    "prompts, or both to at least 1"
+                )
+            has_prompts[side] = length > 0
+        if not any(has_prompts.values()):
+            raise ConfigError("independent V-L prompting needs prompts in one tower at least; else use zero_shot")
+        if has_prompts["text"]:
+            text = settings.text_prompt_length, settings.text_prompt_depth, settings.init_text
+            self.add_text_prompts(*text, generator)
+        else:
+            self.classes = TemplateClasses(backbone, [f"{settings.init_text or 'a photo of a'} {{}}."])
+        if has_prompts["vision"]:
+            self.add_vision_prompts(settings.vision_prompt_length, settings.vision_prompt_depth, generator)
+        self.set_class_names(class_names)
 
 
-class DeepLanguage(Method):
-    """IVLP with an empty image side."""
+class DeepLanguage(_IndependentPrompts):
+    """IVLP without vision tokens."""
 
     title = "deep language prompting"
     short_title = "deep language"
     paper = "MaPLe, CVPR 2023, Table 1"
-    summary = "fresh text tokens in the first layers; the image tower is left alone"
+    summary = "text tokens in the first layers; the image tower is unchanged"
     plot_style = PlotStyle("#6f9440", "^", (0, (7, 2, 1, 2)))
     Settings = DeepLanguageSettings
 
@@ -140,26 +134,17 @@ class DeepLanguage(Method):
         self, settings: DeepLanguageSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
     ) -> None:
         super().__init__(settings, backbone)
-        backbone.text.require_promptable(self.title)
-        length = settings.prompt_length
-        self.text_prompt = learned_text(backbone, length, settings.prompt_depth, settings.init_text, generator)
-        self.classes = PromptedClasses(
-            backbone, prompt_length=length, init_text=words_if_short(settings.init_text, length)
-        )
+        self.add_text_prompts(settings.prompt_length, settings.prompt_depth, settings.init_text, generator)
         self.set_class_names(class_names)
 
-    def text_prompts(self) -> list[Tensor]:
-        """J tensors [P, Ht]."""
-        return list(self.text_prompt)
 
-
-class VPT(Method):
-    """IVLP with an empty text side: the classes are fixed sentences, encoded once."""
+class VPT(_IndependentPrompts):
+    """IVLP without text tokens: text features are those of a fixed template, encoded once."""
 
     title = "deep vision prompting (VPT)"
     short_title = "VPT"
     paper = "Visual Prompt Tuning, ECCV 2022; as in MaPLe, CVPR 2023, Table 1"
-    summary = "fresh vision tokens in the first layers; text features of a fixed template, computed once"
+    summary = "vision tokens in the first layers; text features of a fixed template, computed once"
     plot_style = PlotStyle("#2f8f8b", "D", (0, (2, 1)))
     Settings = VPTSettings
 
@@ -167,13 +152,6 @@ class VPT(Method):
         self, settings: VPTSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
     ) -> None:
         super().__init__(settings, backbone)
-        backbone.image.require_promptable(self.title)
-        self.vision_prompt = learned_vision(
-            backbone, settings.vision_prompt_length, settings.vision_prompt_depth, generator
-        )
+        self.add_vision_prompts(settings.vision_prompt_length, settings.vision_prompt_depth, generator)
         self.classes = TemplateClasses(backbone, [settings.template])
         self.set_class_names(class_names)
-
-    def vision_prompts(self) -> list[Tensor]:
-        """J tensors [P, Hv]."""
-        return list(self.vision_prompt)

@@ -1,4 +1,4 @@
-"""KgCoOp: CoOp whose text features are kept near those of a hand-written sentence.
+"""KgCoOp: CoOp whose text features are kept close to those of a hand-written sentence.
 
 Source: Yao et al., "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", CVPR 2023, equations
 5-7; htyao89/KgCoOp@c43ccc3 KgCoOp/trainers/kgcoop.py. Departs: the reference also creates, saves and never uses a
@@ -21,7 +21,7 @@ from maple.methods.wraps_prompts import WrapsPrompts
 
 
 class KgCoOpSettings(CoOpSettings):
-    """CoOp's, the `weight` of the new term, and the sentence of the `teacher_template`."""
+    """CoOp's settings, the `weight` of the added term, and the `teacher_template`."""
 
     prompt_length: int = Field(4, ge=1)
     init_text: str = "a photo of a"
@@ -30,7 +30,7 @@ class KgCoOpSettings(CoOpSettings):
 
     @classmethod
     def for_template(cls, template: str) -> dict[str, Any]:
-        """The teacher's sentence is the data set's own."""
+        """The teacher uses the data set's own template."""
         return {"teacher_template": template}
 
 
@@ -39,7 +39,7 @@ class KgCoOp(WrapsPrompts):
 
     title = "KgCoOp"
     paper = "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization, CVPR 2023"
-    summary = "CoOp whose text features are kept near those of a hand-written sentence"
+    summary = "CoOp whose text features are kept close to those of a hand-written sentence"
     plot_style = PlotStyle("#4c78a8", "X", (0, (4, 1, 1, 1, 1, 1)))
     Settings = KgCoOpSettings
     log_names = ("cross_entropy", "knowledge", "accuracy")

@@ -1,7 +1,7 @@
 """Linear probe: logistic regression on frozen image features.
 
 Source: CLIP, ICML 2021, section 3.2; the sweep of few-shot papers: KaiyangZhou/CoOp@ff61507 lpclip/linear_probe.py.
-Departs: features are unit-norm, as everywhere here, so C means another strength; the sweep finds it all the same.
+Departs: features are unit-norm, as everywhere here, so that the same C regularises differently; the sweep adapts to it.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,13 +24,13 @@ _MOST_STEPS = 1000
 
 
 class LinearProbeSettings(PerClassSettings):
-    """`inverse_regularisation` is scikit-learn's C; without it, it is searched on the validation images."""
+    """`inverse_regularisation` is scikit-learn's C; by default it is selected on the validation images."""
 
     inverse_regularisation: float | None = Field(None, gt=0)
 
     @property
     def needs_validation(self) -> bool:
-        """Whether C is to be searched."""
+        """Whether C is to be selected."""
         return self.inverse_regularisation is None
 
 
@@ -39,7 +39,7 @@ class LinearProbe(PerClassMethod):
 
     title = "linear probe"
     paper = "CLIP, ICML 2021, section 3.2; the sweep as in CoOp, IJCV 2022"
-    summary = "logistic regression on frozen image features, its regularisation chosen on validation images"
+    summary = "logistic regression on frozen image features, its regularisation selected on validation images"
     plot_style = PlotStyle("#99612b", ">", (0, (3, 3)))
     Settings = LinearProbeSettings
     uses_features = True
@@ -50,55 +50,55 @@ class LinearProbe(PerClassMethod):
     def __init__(
         self, settings: LinearProbeSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
     ) -> None:
-        del generator  # there is nothing to draw
+        del generator  # nothing is random
         super().__init__(settings, backbone)
         self.classes = TemplateClasses(backbone, ["a photo of a {}."])
-        self.learn_classes("weights of a linear probe", class_names)
+        self.set_trained_classes("weights of a linear probe", class_names)
         self.set_class_names(class_names)
         self.weight = nn.Parameter(backbone.logit_scale * self.classes.features)
         self.bias = nn.Parameter(torch.zeros(len(class_names), device=backbone.device))
-        self._chosen: dict[str, float] = {}
+        self._selected: dict[str, float] = {}
 
     def encode_classes(self) -> Tensor:
-        """The unit directions [C, D] of the classes' weights."""
+        """The weights of the classes [C, D], normalised."""
         return l2_normalize(self.weight[self.rows])
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Weights times features, plus bias: [B, C], for unit features [B, D] and unit directions [C, D]."""
+        """Weights times features, plus bias: [B, C], for unit features [B, D] and normalised weights [C, D]."""
         lengths: Tensor = self.weight[self.rows].norm(dim=-1)
         with full_precision(image_features):
             return image_features @ text_features.T * lengths + self.bias[self.rows]
 
     def fit_features(self, features: Features) -> None:
-        """Solve the regression on the features of all views, at the C that is best on the validation images.
+        """Fit the regression to the features of all views, with the C that is best on the validation images.
 
         Raises:
-            ConfigError: C is not given and there are no validation images to choose it on.
+            ConfigError: C is not set, and there are no validation images to select it on.
         """
         x, y = l2_normalize(features.train.flatten(0, 1)), features.train_labels.repeat(len(features.train))
         strength = self.settings.inverse_regularisation
         if strength is None:
             if not len(features.val):
                 raise ConfigError(
-                    "linear_probe chooses its regularisation on validation images, and this data set has none: set "
+                    "linear_probe selects its regularisation on validation images, and this data set has none: set "
                     "it, as in --set method.inverse_regularisation=1, or give it a val folder"
                 )
-            strength = _sweep(lambda c: self._right(features, solve(x, y, len(self.bias), c)))
+
+            def correct(c: float) -> int:
+                weight, bias = solve(x, y, len(self.bias), c)
+                scores = l2_normalize(features.val).double() @ weight.T + bias
+                return int((scores.argmax(dim=-1) == features.val_labels).sum())
+
+            strength = _sweep(correct)
         weight, bias = solve(x, y, len(self.bias), strength)
         with torch.no_grad():
             self.weight.copy_(weight)
             self.bias.copy_(bias)
-        self._chosen = {"inverse_regularisation": strength}
-
-    @staticmethod
-    def _right(features: Features, solution: tuple[Tensor, Tensor]) -> int:
-        weight, bias = solution
-        found = l2_normalize(features.val).double() @ weight.T + bias
-        return int((found.argmax(dim=-1) == features.val_labels).sum())
+        self._selected = {"inverse_regularisation": strength}
 
     def selected_hyperparameters(self) -> dict[str, float]:
-        """C, once it is solved."""
-        return self._chosen
+        """C, once the regression is fitted."""
+        return self._selected
 
 
 def solve(x: Tensor, y: Tensor, classes: int, c: float) -> tuple[Tensor, Tensor]:
@@ -126,18 +126,18 @@ def solve(x: Tensor, y: Tensor, classes: int, c: float) -> tuple[Tensor, Tensor]
     return weight.detach(), bias.detach()
 
 
-def _sweep(right: Callable[[float], int]) -> float:
-    """The C that names most validation images rightly: the best power of 100, then halvings around it, in logarithms.
+def _sweep(correct: Callable[[float], int]) -> float:
+    """The C with most correct predictions: the best power of 100, then a binary search around it in logarithms.
 
-    Of two ends that are equally good the weaker regularisation stays behind, as in the source.
+    Of two equally good ends the stronger regularisation is taken, as in the source.
     """
-    peak = max(_COARSE, key=right)  # of equal ones the first
-    left, right_end = 0.1 * peak, 10 * peak
-    best = left
+    peak = max(_COARSE, key=correct)  # the first of equally good ones
+    low, high = 0.1 * peak, 10 * peak
+    best = low
     for _ in range(_HALVINGS):
-        middle = (left * right_end) ** 0.5
-        if right(left) < right(right_end):
-            best, left = right_end, middle
+        middle = (low * high) ** 0.5
+        if correct(low) < correct(high):
+            best, low = high, middle
         else:
-            best, right_end = left, middle
+            best, high = low, middle
     return best

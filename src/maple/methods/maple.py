@@ -23,9 +23,10 @@ from maple.prompts.initialise import first_tokens, words_if_short
 class MaPLeSettings(MethodSettings):
     """`prompt_depth` 1 is shallow MaPLe; `coupling_sharing` unified is MaPLe-dagger.
 
-    `coupling_direction` vision_to_text learns the vision tokens (all random) and computes the text tokens.
-    `deep_init` words starts the text tokens of every layer, not only the first, at the words of `init_text`; an empty
-    `init_text` starts all layers at random (the three initialisations of the paper's appendix).
+    With `coupling_direction` vision_to_text, the vision tokens are learned (from random values) and the text tokens are
+    computed. With `deep_init` words, the text tokens of every layer, not only the first, start at the words of
+    `init_text`; if that is empty, all layers start at random. These are the three initialisations of the paper's
+    appendix.
     """
 
     depth_limits: ClassVar[DepthLimits] = {"prompt_depth": ("text", "image")}
@@ -54,20 +55,26 @@ class MaPLe(Method):
         super().__init__(settings, backbone)
         backbone.text.require_promptable(self.title)
         backbone.image.require_promptable(self.title)
-        _refuse_ignored_words(settings)
+        _check_deep_init(settings)
         depth, length = settings.prompt_depth, settings.prompt_length
         check_depth(depth, backbone.text.depth, setting="prompt_depth", tower="text")
         check_depth(depth, backbone.image.depth, setting="prompt_depth", tower="image")
         words = words_if_short(settings.init_text, length)
         forward = settings.coupling_direction == "text_to_vision"
-        if forward:
-            self.text_prompt = prompt_list(_text_tokens(settings, words, backbone, generator), backbone)
-        else:
-            width = backbone.image.width
-            tokens = [random_tokens(length, width, generator=generator) for _ in range(depth)]
-            self.vision_prompt = prompt_list(tokens, backbone)
         widths = (backbone.text.width, backbone.image.width)
         inputs, outputs = widths if forward else widths[::-1]
+        tokens = []
+        for layer in range(depth):
+            if forward and layer == 0:
+                tokens.append(first_tokens(backbone, words, length, generator))
+            elif settings.deep_init == "words":
+                tokens.append(word_tokens(backbone, words, length))
+            else:
+                tokens.append(random_tokens(length, inputs, generator=generator))
+        if forward:
+            self.text_prompt = prompt_list(tokens, backbone)
+        else:
+            self.vision_prompt = prompt_list(tokens, backbone)
         self.coupling = Coupling(inputs, outputs, depth, settings.coupling_sharing, generator).to(backbone.device)
         self._forward = forward
         self.classes = PromptedClasses(backbone, prompt_length=length, init_text=words)
@@ -82,12 +89,12 @@ class MaPLe(Method):
         return self.coupling.couple(list(self.text_prompt)) if self._forward else list(self.vision_prompt)
 
 
-def _refuse_ignored_words(settings: MaPLeSettings) -> None:
-    """Raise ConfigError when `deep_init` asks for words that no token could start at."""
+def _check_deep_init(settings: MaPLeSettings) -> None:
+    """Raise ConfigError if `deep_init` is words, but there are none that a token could start at."""
     if settings.deep_init == "random":
         return
     if settings.coupling_direction == "vision_to_text":
-        reason = "coupling_direction='vision_to_text' learns vision tokens, which have no words"
+        reason = "coupling_direction='vision_to_text' learns vision tokens, which do not stand for words"
     elif not settings.init_text.strip():
         reason = "init_text is empty"
     elif not words_if_short(settings.init_text, settings.prompt_length):
@@ -95,14 +102,3 @@ def _refuse_ignored_words(settings: MaPLeSettings) -> None:
     else:
         return
     raise ConfigError(f"deep_init='words' has no effect: {reason}. Set deep_init='random', or change the other setting")
-
-
-def _text_tokens(settings: MaPLeSettings, words: str, backbone: Backbone, generator: Generator) -> list[Tensor]:
-    length = settings.prompt_length
-    first = first_tokens(backbone, words, length, generator)
-    if settings.deep_init == "words":
-        deep = [word_tokens(backbone, words, length) for _ in range(settings.prompt_depth - 1)]
-    else:
-        width = backbone.text.width
-        deep = [random_tokens(length, width, generator=generator) for _ in range(settings.prompt_depth - 1)]
-    return [first, *deep]

@@ -1,4 +1,4 @@
-"""Classes that a method has learned something of its own for, and can say nothing beyond."""
+"""Methods with weights or prompts of each class, which can only predict the classes they were trained on."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,66 +11,66 @@ from maple.methods.base import Method, MethodSettings
 from maple.names import clean_class_names
 
 
-class KnownClasses:
-    """Where each learned class lies; equal names are told apart by their order.
+class TrainedClasses:
+    """Maps class names to the rows of what was learned for them; equal names are distinguished by their order.
 
     Args:
-        what: what was learned for each class, as messages call it.
-        advice: what else there is to do than to ask about known classes.
+        learned: what was learned for each class, for error messages.
+        advice: what to do if another class is needed, for error messages.
     """
 
-    def __init__(self, what: str, names: Sequence[str], *, advice: str) -> None:
-        self._what = what
+    def __init__(self, learned: str, names: Sequence[str], *, advice: str) -> None:
+        self._learned = learned
         self._advice = advice
         self._count = len(names)
-        self._places = {named: row for row, named in enumerate(_numbered(names))}
+        self._row_of = {key: row for row, key in enumerate(_numbered(names))}
 
     def rows(self, names: Sequence[str], device: torch.device) -> Tensor:
-        """Which learned class each name is: [C] int64.
+        """The row of each class name: [C] int64.
 
         Raises:
-            ClassNamesError: an empty list or name.
-            UnlearnedClassesError: a name was not learned.
+            ClassNamesError: the list or a name is empty.
+            UnlearnedClassesError: a class was not trained.
         """
-        asked = _numbered(names)
-        unknown = [name for name, number in asked if (name, number) not in self._places]
+        keys = _numbered(names)
+        unknown = [name for name, number in keys if (name, number) not in self._row_of]
         if unknown:
             raise UnlearnedClassesError(
-                f"{self._what} were learned for {self._count} classes and {unknown[0]!r} is not one; ask about those "
-                f"classes, or {self._advice}"
+                f"{self._learned} were learned for {self._count} classes, and {unknown[0]!r} is not one of them; use "
+                f"those classes, or {self._advice}"
             )
         with torch.inference_mode(False):  # as in `Method.set_class_names`
-            return torch.tensor([self._places[named] for named in asked], device=device)
+            return torch.tensor([self._row_of[key] for key in keys], device=device)
 
 
 class PerClassMethod(Method):
-    """A method with weights of its own for each class.
+    """Base class of methods with weights for each class.
 
-    A subclass calls `learn_classes` before `set_class_names`; `rows` are then the places of the current classes.
+    A subclass calls `set_trained_classes` before `set_class_names`; `rows` are then the rows of the current classes.
     """
 
-    def learn_classes(self, what: str, names: Sequence[str]) -> None:
-        """Know these classes, and no others."""
-        advice = "choose a method that can name new classes, such as maple, coop or clip_adapter"
-        self._known = KnownClasses(what, names, advice=advice)
+    def set_trained_classes(self, learned: str, names: Sequence[str]) -> None:
+        """Set the classes that have weights; `learned` names the weights in error messages."""
+        advice = "choose a method that can predict new classes, such as maple, coop or clip_adapter"
+        self._trained = TrainedClasses(learned, names, advice=advice)
 
     def set_class_names(self, names: Sequence[str]) -> None:
-        """As the contract says.
+        """See `Method.set_class_names`.
 
         Raises:
-            UnlearnedClassesError: a class has no weights.
+            UnlearnedClassesError: a class does not have weights.
         """
-        rows = self._known.rows(names, self.backbone.device)
+        rows = self._trained.rows(names, self.backbone.device)
         super().set_class_names(names)
         self.rows = rows
 
 
 class PerClassSettings(MethodSettings):
-    """Base of the settings of such a method."""
+    """Base class of the settings of a `PerClassMethod`."""
 
     @property
     def supports_new_classes(self) -> bool:
-        """Never."""
+        """False."""
         return False
 
 

@@ -1,4 +1,4 @@
-"""ProGrad: CoOp that never steps against what zero-shot CLIP knows.
+"""ProGrad: CoOp whose training steps never oppose the predictions of zero-shot CLIP.
 
 Source: Zhu et al., "Prompt-aligned Gradient for Prompt Tuning", ICCV 2023, section 3.2; BeierZhu/Prompt-align@1b76203
 ProGrad.public/trainers/prograd.py (start, losses) and Dassl.ProGrad.pytorch/dassl/engine/trainer.py (projection).
@@ -47,11 +47,11 @@ class ProGradSettings(MethodSettings):
 
 
 class ProGrad(WrapsPrompts):
-    """CoOp's prompts; the gradient loses what opposes the gradient of the divergence from zero-shot predictions."""
+    """CoOp's prompts; the component of the gradient that increases the divergence from zero-shot CLIP is removed."""
 
     title = "ProGrad"
     paper = "Prompt-aligned Gradient for Prompt Tuning, ICCV 2023"
-    summary = "CoOp whose gradient loses what opposes that of staying near zero-shot predictions"
+    summary = "CoOp without the component of the gradient that opposes the predictions of zero-shot CLIP"
     plot_style = PlotStyle("#b4638c", "h", (0, (8, 3)))
     Settings = ProGradSettings
     log_names = ("cross_entropy", "kl", "accuracy")
@@ -62,7 +62,7 @@ class ProGrad(WrapsPrompts):
     def __init__(
         self, settings: ProGradSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
     ) -> None:
-        words, missing = _words(settings)
+        words, missing = _initial_words(settings)
         text = " ".join([PLACEHOLDER] * missing + [words])
         coop = CoOpSettings(prompt_length=settings.prompt_length, init_text=text)
         super().__init__(settings, CoOp(coop, backbone, class_names, generator))
@@ -73,36 +73,36 @@ class ProGrad(WrapsPrompts):
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy; the log "kl" is the cross-entropy to the teacher's softened predictions, times T squared.
 
-        It is the divergence but for the teacher's entropy, which has no gradient.
+        It differs from the divergence by the teacher's entropy, which does not have a gradient.
         """
         image_features = self.encode_images(images)
         logits = self.logits(image_features, self.encode_classes())
-        # The image tower is the teacher's own, so its features are too.
+        # Both have the same image tower, and so the same image features.
         taught = self.logits(image_features, self._teacher.text_features(self.class_names))
-        heat = self.settings.temperature
-        kl = F.cross_entropy(logits / heat, (taught / heat).softmax(dim=-1)) * heat**2
+        temperature = self.settings.temperature
+        kl = F.cross_entropy(logits / temperature, (taught / temperature).softmax(dim=-1)) * temperature**2
         cross_entropy = F.cross_entropy(logits, labels)
         logs = {"cross_entropy": cross_entropy.detach(), "kl": kl, "accuracy": batch_accuracy(logits, labels)}
         return cross_entropy, logs
 
     def combine_gradients(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The gradient of the cross-entropy, without its component along that of the "kl" where they are opposed."""
+        """The gradient of the cross-entropy without its component along that of "kl", if the two are opposed."""
         combined = {}
-        for name, own in gradients["loss"].items():
-            along = F.normalize(gradients["kl"][name].flatten(), dim=0).view_as(own)
-            component = (own * along).sum()
-            combined[name] = own - self.settings.strength * component.clamp(max=0) * along
+        for name, gradient in gradients["loss"].items():
+            direction = F.normalize(gradients["kl"][name].flatten(), dim=0).view_as(gradient)
+            component = (gradient * direction).sum()
+            combined[name] = gradient - self.settings.strength * component.clamp(max=0) * direction
         return combined
 
 
-def _words(settings: ProGradSettings) -> tuple[str, int]:
-    """The words that the prompt starts from, and how many tokens before them start at zero."""
+def _initial_words(settings: ProGradSettings) -> tuple[str, int]:
+    """The words that the prompt starts from, and the number of tokens before them, which start at zero."""
     template = settings.teacher_template
     words = template.removesuffix(_NAME).strip()
     count = len(words.split())
     if not template.endswith(_NAME) or not words or "{}" in words:
         raise ConfigError(
-            f"teacher_template {template!r} must be words and then the class name, as in 'a photo of a {{}}.': the "
+            f"teacher_template {template!r} must be words followed by the class name, as in 'a photo of a {{}}.': the "
             "prompt starts from these words"
         )
     if count > settings.prompt_length:

@@ -1,4 +1,4 @@
-"""PromptSRC: prompts that regulate themselves by the frozen CLIP, by sixty sentences, and by their own past.
+"""PromptSRC: prompts regularised by the frozen CLIP, by an ensemble of templates, and by averaging over epochs.
 
 Source: Khattak et al., "Self-regulating Prompts: Foundational Model Adaptation without Forgetting", ICCV 2023, sections
 3.2-3.4; muzairkhattak/PromptSRC@bb95c77 trainers/promptsrc.py. Departs: only prompts are averaged over epochs, where
@@ -24,11 +24,11 @@ from maple.prompts.templates import SIXTY_TEMPLATES
 
 
 class PromptSRCSettings(IndependentVLSettings):
-    """Independent V-L prompts and what regulates them.
+    """Independent V-L prompts and their regularisation.
 
-    `gpa_mean` and `gpa_std`, in epochs from 1, are the Gaussian that weighs each epoch's prompts in the final average;
-    with fewer epochs than the mean, the last ones count most. `prompts` are those of another method instead, as in
-    {name = "maple", prompt_depth = 9}; the lengths, depths and `init_text` here are then left alone.
+    `gpa_mean` and `gpa_std`, in epochs from 1, are the Gaussian that weights the prompts of each epoch in the final
+    average; with fewer epochs than the mean, the last ones have most weight. `prompts` selects those of another method,
+    as in {name = "maple", prompt_depth = 9}; the lengths, depths and `init_text` here must then keep their defaults.
     """
 
     text_prompt_length: int = Field(4, ge=0)
@@ -44,10 +44,10 @@ class PromptSRCSettings(IndependentVLSettings):
 
     @property
     def supports_new_classes(self) -> bool:
-        """As the method whose prompts these are does."""
+        """Whether the method of the prompts supports them."""
         if not self.prompts:
             return super().supports_new_classes
-        from maple.methods import method_settings  # which needs this file
+        from maple.methods import method_settings  # imports this module
 
         return method_settings(self.prompts)[1].supports_new_classes
 
@@ -56,7 +56,7 @@ class PromptSRCSettings(IndependentVLSettings):
     def _complete(cls, prompts: dict[str, Any]) -> dict[str, Any]:
         if not prompts:
             return prompts
-        from maple.methods import method_settings  # which needs this file
+        from maple.methods import method_settings  # imports this module
 
         name, settings = method_settings(prompts)
         return {"name": name, **settings.model_dump(mode="json")}
@@ -74,11 +74,11 @@ class PromptSRCSettings(IndependentVLSettings):
 
 
 class PromptSRC(WrapsPrompts):
-    """Independent V-L prompts, or those of `prompts`, held near the frozen features, and averaged over epochs."""
+    """Independent V-L prompts, or those of `prompts`, kept close to the frozen features and averaged over epochs."""
 
     title = "PromptSRC"
     paper = "Self-regulating Prompts: Foundational Model Adaptation without Forgetting, ICCV 2023"
-    summary = "IVLP, or other prompts, held near the frozen features and predictions; averaged over epochs"
+    summary = "IVLP, or other prompts, kept close to the frozen features and predictions; averaged over epochs"
     plot_style = PlotStyle("#5a6b2f", "<", (0, (1, 3)))
     Settings = PromptSRCSettings
     needs_frozen_features = True
@@ -89,17 +89,25 @@ class PromptSRC(WrapsPrompts):
     def __init__(
         self, settings: PromptSRCSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
     ) -> None:
-        super().__init__(settings, _prompts(settings, backbone, class_names, generator))
-        self._teacher = Teacher(backbone, settings.teacher_templates, unit_each=False)
+        prompts: Method
+        if settings.prompts:
+            from maple.methods import build_method  # imports this module
+
+            prompts = build_method(settings.prompts, backbone, class_names, generator=generator)
+        else:
+            kept = settings.model_dump(include=set(IndependentVLSettings.model_fields))
+            prompts = IndependentVL(IndependentVLSettings(**kept), backbone, class_names, generator)
+        super().__init__(settings, prompts)
+        self._teacher = Teacher(backbone, settings.teacher_templates, normalize_each=False)
         self._average = {name: torch.zeros_like(value) for name, value in self.prompt_parameters().items()}
 
     def loss(self, images: Tensor, labels: Tensor, frozen: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy, L1 to the frozen features of both towers, divergence from the frozen predictions.
+        """Cross-entropy, L1 distances to the frozen features of both towers, divergence from the frozen predictions.
 
-        All are means over their elements, the divergence over B and C too.
+        Each is a mean over its elements; the divergence over B and C.
 
         Args:
-            frozen: raw features [B, D] of the images by the frozen tower, if they are known.
+            frozen: raw features [B, D] of the images by the frozen tower; computed if None.
         """
         text, image = self.encode_classes(), self.encode_images(images)
         taught_text = self._teacher.text_features(self.class_names)
@@ -117,7 +125,7 @@ class PromptSRC(WrapsPrompts):
 
     @torch.no_grad()
     def on_epoch_end(self, epoch: int, epochs: int) -> None:
-        """Add this epoch's prompts to the average; after the last epoch the average takes their place."""
+        """Add this epoch's prompts to the average; after the last epoch, replace the prompts by it."""
         weight = epoch_weights(epochs, self.settings.gpa_mean, self.settings.gpa_std)[epoch]
         for name, parameter in self.prompt_parameters().items():
             self._average[name] += weight * parameter
@@ -129,31 +137,20 @@ class PromptSRC(WrapsPrompts):
         return {f"average/{name}": value for name, value in self._average.items()}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take back the average.
+        """Restore the average.
 
         Raises:
-            CheckpointError: a part of it is missing, unknown, or of another shape.
+            CheckpointError: a tensor is missing, unknown, or of another shape.
         """
         expected = {name: list(value.shape) for name, value in self.training_state().items()}
-        found = {name: list(value.shape) for name, value in state.items()}
-        if found != expected:
-            raise CheckpointError(f"the average of the prompts does not fit: {found} instead of {expected}")
+        shapes = {name: list(value.shape) for name, value in state.items()}
+        if shapes != expected:
+            raise CheckpointError(f"the average of the prompts does not fit: {shapes} instead of {expected}")
         for name, value in self._average.items():
             value.copy_(state[f"average/{name}"])
 
 
 def epoch_weights(epochs: int, mean: float, std: float) -> list[float]:
-    """The weight of each epoch's prompts in the final average: a Gaussian at 1, 2, ..., `epochs`, its sum made 1."""
+    """The weights of the epochs in the final average of prompts: a Gaussian at 1, 2, ..., `epochs`, with sum 1."""
     at = torch.arange(1, epochs + 1, dtype=torch.float64)
     return (-0.5 * ((at - mean) / std) ** 2).softmax(dim=0).tolist()
-
-
-def _prompts(
-    settings: PromptSRCSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
-) -> Method:
-    if settings.prompts:
-        from maple.methods import build_method
-
-        return build_method(settings.prompts, backbone, class_names, generator=generator)
-    own = IndependentVLSettings(**settings.model_dump(include=set(IndependentVLSettings.model_fields)))
-    return IndependentVL(own, backbone, class_names, generator)

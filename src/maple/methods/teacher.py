@@ -1,7 +1,6 @@
-"""The frozen CLIP as a teacher: what methods compare their own features with, so as not to stray from it.
+"""The frozen CLIP as a teacher: reference features that keep a method close to zero-shot CLIP.
 
-A teacher is no part of a method: it is made of the backbone that the method is given, has no parameters, and nothing of
-it is saved.
+A teacher has no parameters and is not saved: it is computed from the backbone.
 """
 
 from collections.abc import Sequence
@@ -14,23 +13,19 @@ from maple.prompts import TemplateClasses, encode_image, l2_normalize
 
 
 class Teacher:
-    """Unit features of the frozen CLIP, text features from fixed sentences.
+    """Unit features of the frozen CLIP; those of text from fixed sentences.
 
     Args:
-        templates: sentences with {} for the class name.
-        unit_each: normalise the features of each template before they are averaged.
-
-    Raises:
-        ConfigError: no template, or one without exactly one {}.
+        templates, normalize_each: see `TemplateClasses`.
     """
 
-    def __init__(self, backbone: Backbone, templates: Sequence[str], *, unit_each: bool = True) -> None:
+    def __init__(self, backbone: Backbone, templates: Sequence[str], *, normalize_each: bool = True) -> None:
         self._backbone = backbone
-        self._classes = TemplateClasses(backbone, templates, unit_each=unit_each)
+        self._classes = TemplateClasses(backbone, templates, normalize_each=normalize_each)
         self._names: tuple[str, ...] = ()
 
     def text_features(self, names: Sequence[str]) -> Tensor:
-        """Unit text features [C, D] of the classes, computed once for a list of names.
+        """Unit text features [C, D] of the classes, cached for the last list of names.
 
         Raises:
             ClassNamesError: a name is too long for a template.
@@ -43,5 +38,5 @@ class Teacher:
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
-        """Unit image features [B, D] of normalised images [B, 3, R, R], or of raw features [B, D] in their place."""
+        """Unit image features [B, D] of normalised images [B, 3, R, R], or of raw features [B, D]."""
         return l2_normalize(images if images.ndim == 2 else encode_image(self._backbone.image, images, []))

@@ -1,12 +1,12 @@
-"""Tip-Adapter: the features of the training images are a cache that votes beside zero-shot CLIP; F: it is fine-tuned.
+"""Tip-Adapter: zero-shot CLIP plus a cache of training features; fine-tuned, it is Tip-Adapter-F.
 
 Source: Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022, section 3;
-gaopengcuhk/Tip-Adapter@d0e2d6f main.py, utils.py. Departs: after fine-tuning the last epoch counts, where the
+gaopengcuhk/Tip-Adapter@d0e2d6f main.py, utils.py. Departs: after fine-tuning the last epoch is kept, where the
 reference keeps the one that is best on the test images.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +27,9 @@ _Steps = Annotated[int, Field(ge=1)]
 class TipAdapterSettings(PerClassSettings):
     """`learn_keys`: fine-tune the cached features (Tip-Adapter-F).
 
-    `alpha` is the weight of the votes and `beta` their sharpness; without them they are searched on the validation
-    images, in `search_steps` steps from 0.1 up to below `search_scale` (beta first). Fine-tuning runs at `start_alpha`
-    and `start_beta`, or at `alpha` and `beta` where these are given.
+    `alpha` is the weight of the cache and `beta` the sharpness of its affinities; by default both are searched on the
+    validation images, in `search_steps` steps from 0.1 to below `search_scale` (beta first). Fine-tuning uses `alpha`
+    and `beta` if they are set, else `start_alpha` and `start_beta`.
     """
 
     learn_keys: bool = False
@@ -46,21 +46,16 @@ class TipAdapterSettings(PerClassSettings):
         """Whether alpha or beta is to be searched."""
         return self.alpha is None or self.beta is None
 
-    @classmethod
-    def for_template(cls, template: str) -> dict[str, Any]:
-        """One sentence: the data set's own."""
-        return {"templates": [template]}
-
 
 class TipAdapter(PerClassMethod):
-    """Zero-shot logits plus the votes of a cache: its keys are image features, its values their classes.
+    """Zero-shot logits plus those of a cache, whose keys are image features and whose values are their classes.
 
-    Before `fit_features` the cache holds the text feature of each class.
+    Before `fit_features`, the keys are the text features of the classes.
     """
 
     title = "Tip-Adapter"
     paper = "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification, ECCV 2022"
-    summary = "training images vote by the nearness of their features; fine-tuned with learn_keys (Tip-Adapter-F)"
+    summary = "training images vote by the similarity of their features; fine-tuned with learn_keys (Tip-Adapter-F)"
     plot_style = PlotStyle("#8a4f7d", "d", (0, (2, 2, 6, 2)))
     Settings = TipAdapterSettings
     uses_features = True
@@ -75,20 +70,20 @@ class TipAdapter(PerClassMethod):
     def __init__(
         self, settings: TipAdapterSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
     ) -> None:
-        del generator  # there is nothing to draw
+        del generator  # nothing is random
         super().__init__(settings, backbone)
         self.classes = TemplateClasses(backbone, settings.templates)
-        self.learn_classes("votes of cached images", class_names)
+        self.set_trained_classes("votes of cached images", class_names)
         self.set_class_names(class_names)
         start = {"alpha": settings.start_alpha, "beta": settings.start_beta}
         for name, value in start.items():
             given = getattr(settings, name)
             self.register_buffer(name, torch.tensor(value if given is None else given, device=backbone.device))
-        self._fill(self.classes.features, torch.arange(len(class_names), device=backbone.device))
+        self._set_cache(self.classes.features, torch.arange(len(class_names), device=backbone.device))
         self._count = len(class_names)
 
-    def _fill(self, keys: Tensor, labels: Tensor) -> None:
-        """Put in N unit features [N, D] and the places of their classes [N]."""
+    def _set_cache(self, keys: Tensor, labels: Tensor) -> None:
+        """Set the keys, N unit features [N, D], and the indices of their classes [N]."""
         if self.settings.learn_keys:
             self.keys = nn.Parameter(keys.clone())
         else:
@@ -96,30 +91,30 @@ class TipAdapter(PerClassMethod):
         self.register_buffer("labels", labels.clone())
 
     def resize_for(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """As many keys as there were training images."""
+        """Resize the cache to the number of training images."""
         keys, labels = shapes.get("keys"), shapes.get("labels")
         if keys != tuple(self.keys.shape) and labels is not None and keys == (*labels, self.backbone.embed_dim):
-            self._fill(self.keys.new_zeros(keys), self.labels.new_zeros(labels))
+            self._set_cache(self.keys.new_zeros(keys), self.labels.new_zeros(labels))
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Scaled cosines plus the votes [B, C] for unit features [B, D] and [C, D]."""
+        """Scaled cosines plus the cache's logits [B, C] for unit features [B, D] and [C, D]."""
         with full_precision(image_features):
-            votes = self._votes(image_features @ self.keys.T, self.beta)[:, self.rows]
-            return super().logits(image_features, text_features) + self.alpha * votes
+            cached = self._cache_logits(image_features @ self.keys.T, self.beta)[:, self.rows]
+            return super().logits(image_features, text_features) + self.alpha * cached
 
-    def _votes(self, nearness: Tensor, beta: Tensor | float) -> Tensor:
-        """The votes [B, all learned classes] of cosines [B, N] to the keys."""
-        values = F.one_hot(self.labels, self._count).to(nearness.dtype)
-        return torch.exp(-beta * (1 - nearness)) @ values
+    def _cache_logits(self, cosines: Tensor, beta: Tensor | float) -> Tensor:
+        """The cache's logits [B, all learned classes] for cosines [B, N] to the keys."""
+        values = F.one_hot(self.labels, self._count).to(cosines.dtype)
+        return torch.exp(-beta * (1 - cosines)) @ values
 
     @torch.no_grad()
     def fit_features(self, features: Features) -> None:
-        """Fill the cache with the mean feature of each image's views; without fine-tuning, search alpha and beta.
+        """Set the keys to the mean feature of each image's views; without fine-tuning, search alpha and beta.
 
         Raises:
-            ConfigError: there are no validation images to search on.
+            ConfigError: alpha or beta is to be searched, and there are no validation images.
         """
-        self._fill(l2_normalize(features.train.mean(dim=0)), features.train_labels)
+        self._set_cache(l2_normalize(features.train.mean(dim=0)), features.train_labels)
         if self.settings.needs_validation and not len(features.val):
             raise ConfigError(
                 "tip_adapter searches alpha and beta on validation images, and this data set has none: set both, as "
@@ -135,34 +130,28 @@ class TipAdapter(PerClassMethod):
 
     @torch.no_grad()
     def _search(self, features: Features) -> None:
-        """Take the first pair of the grid, betas outside, that names most validation images rightly."""
+        """Take the first pair of the grid, beta in the outer loop, that classifies most validation images correctly."""
         if not self.settings.needs_validation:
             return
-        seen = l2_normalize(features.val)
-        plain, nearness = super().logits(seen, self.classes.features), seen @ self.keys.T
-        grids = [
-            [given] if given is not None else _grid(scale, steps)
-            for given, scale, steps in zip(
-                (self.settings.beta, self.settings.alpha),
-                self.settings.search_scale,
-                self.settings.search_steps,
-                strict=True,
+        images = l2_normalize(features.val)
+        zero_shot, cosines = super().logits(images, self.classes.features), images @ self.keys.T
+        settings = self.settings
+        betas, alphas = (
+            [value] if value is not None else [0.1 + step * (scale - 0.1) / steps for step in range(steps)]
+            for value, scale, steps in zip(
+                (settings.beta, settings.alpha), settings.search_scale, settings.search_steps, strict=True
             )
-        ]
+        )
         best = -1
-        for beta in grids[0]:
-            votes = self._votes(nearness, beta)
-            for alpha in grids[1]:
-                right = int(((plain + alpha * votes).argmax(dim=-1) == features.val_labels).sum())
-                if right > best:
-                    best = right
+        for beta in betas:
+            cached = self._cache_logits(cosines, beta)
+            for alpha in alphas:
+                correct = int(((zero_shot + alpha * cached).argmax(dim=-1) == features.val_labels).sum())
+                if correct > best:
+                    best = correct
                     self.alpha.fill_(alpha)
                     self.beta.fill_(beta)
 
     def selected_hyperparameters(self) -> dict[str, float]:
         """Alpha and beta."""
         return {"alpha": float(self.alpha), "beta": float(self.beta)}
-
-
-def _grid(scale: float, steps: int) -> list[float]:
-    return [0.1 + step * (scale - 0.1) / steps for step in range(steps)]

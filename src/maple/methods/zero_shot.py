@@ -5,7 +5,6 @@ KaiyangZhou/CoOp@ff61507 trainers/zsclip.py.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Generator
 
@@ -16,18 +15,13 @@ from maple.prompts import TemplateClasses
 
 
 class ZeroShotSettings(MethodSettings):
-    """`templates`: sentences with {} for the class name; several are averaged (an ensemble)."""
+    """`templates` are sentences with {} for the class name; the features of several are averaged (an ensemble)."""
 
     templates: tuple[str, ...] = ("a photo of a {}.",)
 
-    @classmethod
-    def for_template(cls, template: str) -> dict[str, Any]:
-        """One sentence: the data set's own."""
-        return {"templates": [template]}
-
 
 class ZeroShot(Method):
-    """The baseline of every table."""
+    """CLIP with fixed sentences, the baseline of every table."""
 
     title = "zero-shot CLIP"
     paper = "CLIP, ICML 2021"
@@ -39,7 +33,7 @@ class ZeroShot(Method):
     def __init__(
         self, settings: ZeroShotSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
     ) -> None:
-        del generator  # there is nothing to draw
+        del generator  # nothing is random
         super().__init__(settings, backbone)
         self.classes = TemplateClasses(backbone, settings.templates)
         self.set_class_names(class_names)

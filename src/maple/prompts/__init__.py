@@ -1,4 +1,4 @@
-"""Prompt tokens: how they start, how two towers' tokens are coupled, where they enter, and the one block loop."""
+"""Prompt tokens: their initial values, the coupling of towers, where they are inserted, and the block loop."""
 
 from maple.prompts.classes import PromptedClasses, TemplateClasses
 from maple.prompts.coupling import Coupling

@@ -1,4 +1,4 @@
-"""The class side of a classifier: class names to unit text features, with learned tokens or with fixed sentences."""
+"""Class names to unit text features, from sentences with learned tokens or from fixed templates."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -12,14 +12,21 @@ from maple.names import clean_class_names
 from maple.prompts.encode import encode_text, l2_normalize, to_float32
 from maple.prompts.splice import Position, Sentences, read_sentences, write_sentences
 
-_FIXED_CHUNK = 256
+_CHUNK = 256
 
 
 class PromptedClasses:
-    """Sentences with slots for prompt tokens, rewritten whenever the class names change.
+    """Text features of sentences with slots for prompt tokens.
 
     Attributes:
+        sentences: those of the current class names.
         memory_limit: see `encode_text`.
+
+    Example:
+        >>> classes = PromptedClasses(clip, prompt_length=4, init_text="a photo of a")
+        >>> classes.set_class_names(["cat", "dog"])
+        >>> classes.encode([word_tokens(clip, "a photo of a", 4)]).shape
+        torch.Size([2, 512])
     """
 
     def __init__(self, backbone: Backbone, *, prompt_length: int, init_text: str, position: Position = "end") -> None:
@@ -41,61 +48,75 @@ class PromptedClasses:
         )
 
     def encode(self, prompts: Sequence[Tensor]) -> Tensor:
-        """Unit text features [C, D] with `prompts`, J tensors [P, Ht] or [C, P, Ht]; [G, C, D] with [G, 1, P, Ht]."""
+        """Unit text features [C, D] with `prompts`, J tensors [P, Ht] or [C, P, Ht]; [G, C, D] for [G, 1, P, Ht]."""
         return l2_normalize(encode_text(self._backbone.text, self.sentences, prompts, self.memory_limit))
 
 
 class TemplateClasses:
-    """Fixed sentences, encoded once: each class is the normalised mean of its normalised template features.
+    """Text features of fixed sentences: each class is the normalised mean of its template features, encoded once.
 
-    With `unit_each` false the features of the templates are averaged as they are (PromptSRC's teacher).
+    Args:
+        templates: sentences with {} for the class name.
+        normalize_each: normalise the features of each template before they are averaged.
+
+    Attributes:
+        features: [C, D], unit-norm.
+        mean: [C, D], the average before it is normalised.
+        memory_limit: see `encode_text`.
+
+    Raises:
+        ConfigError: there is no template, or one does not have exactly one {}.
+
+    Example:
+        >>> classes = TemplateClasses(clip, ["a photo of a {}.", "a sketch of a {}."])
+        >>> classes.set_class_names(["cat", "dog"])
+        >>> classes.features.shape
+        torch.Size([2, 512])
 
     Source: CLIP section 3.1.4; KaiyangZhou/CoOp@ff61507 trainers/zsclip.py:58-97.
     """
 
-    def __init__(self, backbone: Backbone, templates: Sequence[str], *, unit_each: bool = True) -> None:
+    def __init__(self, backbone: Backbone, templates: Sequence[str], *, normalize_each: bool = True) -> None:
         if not templates:
             raise ConfigError("templates is empty; give at least one sentence with {} where the class name goes")
         for template in templates:
             if template.count("{}") != 1:
-                raise ConfigError(f"template {template!r} must hold exactly one {{}}, where the class name goes")
+                raise ConfigError(f"template {template!r} must have exactly one {{}}, where the class name goes")
         self._backbone = backbone
         self.templates = tuple(templates)
-        self.unit_each = unit_each
+        self.normalize_each = normalize_each
         self.features: Tensor
         self.memory_limit: int | None = None
         self._sentences: list[Sentences | Tensor] = []
         self.mean: Tensor
 
     def set_class_names(self, names: Sequence[str]) -> None:
-        """Encode every class in every template: `features` [C, D], unit-norm, and `mean`, as averaged."""
+        """Encode every class in every template: sets `features` and `mean`."""
         cleaned = clean_class_names(names)
-        sentences = [[template.replace("{}", name) for name in cleaned] for template in self.templates]
-        whole = self._backbone.text.obstacle is not None
-        self._sentences = [
-            self._backbone.tokenize(one).to(self._backbone.device) if whole else read_sentences(self._backbone, one)
-            for one in sentences
-        ]
+        self._sentences = []
+        for template in self.templates:
+            texts = [template.replace("{}", name) for name in cleaned]
+            if self._backbone.text.obstacle is None:
+                self._sentences.append(read_sentences(self._backbone, texts))
+            else:
+                self._sentences.append(self._backbone.tokenize(texts).to(self._backbone.device))
         self.features = self.encode()
 
-    def of(self, names: Sequence[str]) -> Tensor:
-        """Unit features [C, D] of names, as `set_class_names` would make them; nothing is changed."""
-        twin = copy(self)
-        twin.set_class_names(names)
-        return twin.features
-
-    def encode(self) -> Tensor:
-        """`features` once more, computed afresh."""
-        total: Tensor | float = 0.0
-        for sentences in self._sentences:
-            total = total + self._encode(sentences)
-        self.mean = torch.as_tensor(total) / len(self.templates)
-        return l2_normalize(self.mean)
+    def features_of(self, names: Sequence[str]) -> Tensor:
+        """Unit features [C, D] of other class names; the current ones stay."""
+        other = copy(self)
+        other.set_class_names(names)
+        return other.features
 
     @torch.no_grad()
-    def _encode(self, sentences: Sentences | Tensor) -> Tensor:
-        if isinstance(sentences, Sentences):
-            raw = encode_text(self._backbone.text, sentences, [], self.memory_limit)
-        else:  # a tower that runs whole or not at all
-            raw = torch.cat([self._backbone.text.plain(chunk) for chunk in sentences.split(_FIXED_CHUNK)])
-        return l2_normalize(raw) if self.unit_each else to_float32(raw)
+    def encode(self) -> Tensor:
+        """Compute `mean` again, and return `features` computed from it."""
+        total: Tensor | float = 0.0
+        for sentences in self._sentences:
+            if isinstance(sentences, Sentences):
+                raw = encode_text(self._backbone.text, sentences, [], self.memory_limit)
+            else:  # ids, of a tower that prompts cannot enter
+                raw = torch.cat([self._backbone.text.plain(chunk) for chunk in sentences.split(_CHUNK)])
+            total = total + (l2_normalize(raw) if self.normalize_each else to_float32(raw))
+        self.mean = torch.as_tensor(total) / len(self.templates)
+        return l2_normalize(self.mean)

@@ -16,10 +16,15 @@ Direction = Literal["text_to_vision", "vision_to_text"]
 
 
 class Coupling(nn.ModuleList):
-    """J linear maps, or one for all layers, from tokens [P, H_in] to tokens [P, H_out].
+    """J linear maps, or one shared by all layers, from tokens [P, H_in] to tokens [P, H_out].
 
-    The first layer's map is drawn on its own. Those of deeper layers start as identical copies of one other map
-    (the reference deep-copies one Linear), and then train apart. Initial values are torch.nn.Linear's defaults.
+    Initial values have the distribution of torch.nn.Linear. As in the reference, which deep-copies one Linear, the maps
+    of all layers after the first start as identical copies, and are then trained separately.
+
+    Example:
+        >>> coupling = Coupling(512, 768, depth=2, sharing="per_layer", generator=torch.Generator().manual_seed(0))
+        >>> [tokens.shape for tokens in coupling.couple([torch.zeros(4, 512), torch.zeros(4, 512)])]
+        [torch.Size([4, 768]), torch.Size([4, 768])]
     """
 
     def __init__(self, inputs: int, outputs: int, depth: int, sharing: Sharing, generator: Generator) -> None:
@@ -40,7 +45,7 @@ class Coupling(nn.ModuleList):
 
 
 def seeded_linear(inputs: int, outputs: int, generator: Generator) -> nn.Linear:
-    """A Linear with torch's default distribution, drawn from `generator` and not from the global state."""
+    """A linear layer with torch's default initialisation, drawn from `generator` instead of the global one."""
     linear: nn.Linear = skip_init(nn.Linear, inputs, outputs)
     bound = 1 / math.sqrt(inputs)
     nn.init.uniform_(linear.weight, -bound, bound, generator=generator)

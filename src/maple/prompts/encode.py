@@ -1,4 +1,4 @@
-"""The one block loop, for text and for images: plain CLIP with prompt tokens put in at the entry of blocks."""
+"""The block loop for text and images: plain CLIP with prompt tokens inserted at the entry of blocks."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -15,39 +15,48 @@ from maple.clip.cpu_linear import is_exporting_or_compiling
 from maple.errors import UnsupportedTowerError
 from maple.memory import device_memory
 from maple.prompts.passes import run_or_defer
-from maple.prompts.splice import Parts, Sentences, Suffix, append_vision, replace_vision
+from maple.prompts.splice import PackedSuffix, Sentences, SplitSentences, append_vision, replace_vision
 
-# Of each row and block, in widths of the tower: the norms' inputs, queries, keys, values, attention, four of the MLP.
+# Per row and block, in widths of the tower: inputs of the norms, queries, keys, values, attention, four of the MLP.
 _STATES_PER_ROW = 12
 
-# Of image states on a CPU, without gradients: eight pictures of ViT-B/16.
+# Rows of image states that go through the blocks together on a CPU without gradients: eight images of ViT-B/16.
 _ROWS_AT_ONCE = 1600
 
 
 def encode_text(
     tower: TextTower, sentences: Sentences, prompts: Sequence[Tensor], memory_limit: int | None = None
 ) -> Tensor:
-    """Raw text features [C, D] of sentences whose slots hold `prompts`, one tensor per prompted layer.
+    """Encode sentences with prompts in their slots: raw text features [C, D].
 
-    What all sentences begin with (SOS, shared prompts, shared words) is computed once, and their ends attend to it;
-    these are packed without padding; of the last block only the EOT rows are computed. Under a causal mask none of it
-    changes anything but rounding.
+    The common prefix of all sentences (SOS, shared prompts, shared words) is computed once, and their suffixes, packed
+    almost without padding, attend to it; in the last block only the EOT rows are computed. Under a causal mask this
+    changes the result by rounding only.
 
     Args:
-        prompts: J tensors [P, Ht]; or [C, P, Ht] with a prompt per sentence; or [G, 1, P, Ht] or [G, C, P, Ht], which
-            give the features of all sentences under each of G prompts: [G, C, D]. Layer k's enters block k.
-        memory_limit: bytes that the states of the sentences' ends may take, about; where it would be more, they are
-            computed in pieces, and once more for the gradient. By default a quarter of the device's memory.
+        prompts: J tensors [P, Ht], or [C, P, Ht] for a prompt per sentence, or [G, 1, P, Ht] or [G, C, P, Ht] for the
+            features of all sentences with each of G prompts, [G, C, D]. The tensor of layer k enters block k.
+        memory_limit: bytes, about, that the states of the suffixes may take; beyond it they are computed in pieces,
+            and recomputed for the gradient. By default a quarter of the device's memory.
+
+    Example:
+        >>> sentences = write_sentences(clip, ["cat", "dog"], prompt_length=2)
+        >>> encode_text(clip.text, sentences, [torch.zeros(2, clip.text.width)]).shape
+        torch.Size([2, 512])
     """
     request = _TextPass(tower, sentences, tuple(prompts), memory_limit)
     return run_or_defer(request) if prompts else request.run()  # fixed sentences are encoded once: nothing to share
 
 
 def encode_image(tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]) -> Tensor:
-    """Raw image features [B, D] of images [B, 3, R, R] with `prompts`; none means plain CLIP.
+    """Encode images [B, 3, R, R] with prompts: raw image features [B, D]; those of plain CLIP without prompts.
 
     Args:
-        prompts: J tensors [P, Hv], or [B, P, Hv] with prompts per image. Layer k's enters block k.
+        prompts: J tensors [P, Hv], or [B, P, Hv] for a prompt per image. The tensor of layer k enters block k.
+
+    Example:
+        >>> encode_image(clip.image, torch.zeros(1, 3, 224, 224), [torch.zeros(2, clip.image.width)]).shape
+        torch.Size([1, 512])
     """
     return run_or_defer(_ImagePass(tower, images, tuple(prompts)))
 
@@ -113,92 +122,91 @@ def _encode_text(tower: TextTower, sentences: Sentences, prompts: Sequence[Tenso
     for_gradient = torch.is_grad_enabled() and any(prompt.requires_grad for prompt in prompts)
     limit = device_memory(sentences.ids.device) // 4 if memory_limit is None else memory_limit
     most_rows = limit // (_STATES_PER_ROW * tower.width * tower.dtype.itemsize * (tower.depth if for_gradient else 1))
-    parts = sentences.cut(groups[0] if groups else 1, 1 if per_sentence else sentences.shared, max(most_rows, 1))
-    memories = _prefix(tower, parts, prompts)
-    found = []
-    for suffix in parts.suffixes:
-        if for_gradient and len(parts.suffixes) > 1:
-            found.append(checkpoint(_suffix, tower, suffix, prompts, memories, use_reentrant=False))
+    # A prompt per sentence cannot be in a shared prefix: then only SOS is.
+    split = sentences.split(groups[0] if groups else 1, 1 if per_sentence else sentences.shared, max(most_rows, 1))
+    caches = _encode_prefix(tower, split, prompts)
+    features = []
+    for suffix in split.suffixes:
+        if for_gradient and len(split.suffixes) > 1:  # keep the states of one piece at a time, recompute the others
+            features.append(checkpoint(_encode_suffix, tower, suffix, prompts, caches, use_reentrant=False))
         else:
-            found.append(_suffix(tower, suffix, prompts, memories))
-    features = torch.cat(found, dim=1)[:, parts.order]
-    return features if groups else features[0]
+            features.append(_encode_suffix(tower, suffix, prompts, caches))
+    by_class = torch.cat(features, dim=1)[:, split.order]
+    return by_class if groups else by_class[0]
 
 
-def _prefix(tower: TextTower, parts: Parts, prompts: Sequence[Tensor]) -> list[PrefixCache]:
-    """What the ends of sentences have to know of their common beginning, for each block."""
-    states, memories = tower.embed(parts.prefix_ids), []
+def _encode_prefix(tower: TextTower, split: SplitSentences, prompts: Sequence[Tensor]) -> list[PrefixCache]:
+    """The keys and values of the common prefix, for each block."""
+    states, caches = tower.embed(split.prefix_ids), []
     for layer in range(tower.depth):
         if layer < len(prompts):
-            states = parts.put(states, prompts[layer])
+            states = split.insert_prompts(states, prompts[layer])
         if layer == 0:
             states = tower.enter(states)
-        memory, states = tower.prefix(layer, states, cache_only=layer == tower.depth - 1)
-        memories.append(memory)
-    return memories
+        cache, states = tower.prefix(layer, states, cache_only=layer == tower.depth - 1)
+        caches.append(cache)
+    return caches
 
 
-def _suffix(tower: TextTower, suffix: Suffix, prompts: Sequence[Tensor], memories: Sequence[PrefixCache]) -> Tensor:
+def _encode_suffix(
+    tower: TextTower, suffix: PackedSuffix, prompts: Sequence[Tensor], caches: Sequence[PrefixCache]
+) -> Tensor:
     """Raw features [G, c, D] of the sentences of one suffix."""
     rows = tower.embed(suffix.ids)
-    for layer, memory in enumerate(memories):
+    for layer, cache in enumerate(caches):
         if layer < len(prompts):
-            rows = suffix.put(rows, prompts[layer])
+            rows = suffix.insert_prompts(rows, prompts[layer])
         if layer == 0:
             rows = tower.enter(rows, suffix.positions)
-        rows = tower.suffix(layer, memory, rows, suffix.buckets, ends_only=layer == tower.depth - 1)
-    return suffix.by_sentence(tower.finish(rows))
+        rows = tower.suffix(layer, cache, rows, suffix.buckets, ends_only=layer == tower.depth - 1)
+    return suffix.unpack(tower.finish(rows))
 
 
 def encode_image_with_attention(
     tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """As `encode_image`, and the attention of every block, [B, heads, n, n]; differentiable, and slower.
+    """`encode_image`, and the attention weights [B, heads, n, n] of every block; differentiable, but slower.
 
     Raises:
-        UnsupportedTowerError: the tower has no blocks whose attention can be read.
+        UnsupportedTowerError: the tower is not a vision transformer of standard blocks.
+
+    Example:
+        >>> features, attention = encode_image_with_attention(clip.image, torch.zeros(1, 3, 224, 224), [])
+        >>> len(attention), attention[0].shape
+        (12, torch.Size([1, 12, 197, 197]))
     """
     if tower.obstacle is not None:
         raise UnsupportedTowerError(
-            f"what attends to which part of an image cannot be read: {tower.obstacle}; heat maps need a CLIP with a "
-            "vision transformer, such as ViT-B-16"
+            f"the attention of this image tower cannot be read: {tower.obstacle}; heat maps need a CLIP with a vision "
+            "transformer, such as ViT-B-16"
         )
     states = tower.embed(images)
     count = states.shape[1]
-    seen = []
+    attentions = []
     for layer in range(tower.depth):
         states = _enter(tower, layer, states, prompts)
         states, attention = tower.block_with_attention(layer, states)
-        seen.append(attention)
-    return tower.finish(states[:, :count]), seen
+        attentions.append(attention)
+    return tower.finish(states[:, :count]), attentions
 
 
 def _encode_image(tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]) -> Tensor:
     if tower.obstacle is not None:
-        return tower.plain(images)  # no method puts prompts here: see `require_promptable`
+        return tower.plain(images)  # without prompts: methods that have some call `require_promptable`
     states = tower.embed(images)
-    at_once = _images_at_once(states, prompts)
-    if at_once is None:
-        return _image_features(tower, states, prompts)
-    parts = states.split(at_once)
-    each = [prompt.split(at_once) if prompt.ndim == 3 else [prompt] * len(parts) for prompt in prompts]
-    return torch.cat([_image_features(tower, part, layers) for part, *layers in zip(parts, *each, strict=True)])
-
-
-def _images_at_once(states: Tensor, prompts: Sequence[Tensor]) -> int | None:
-    """How many images go through the blocks side by side; None for all.
-
-    A CPU's caches hold the states of few, and memory for those of many is new to it at every block. With gradients all
-    states are kept anyway.
-    """
     learns = torch.is_grad_enabled() and any(prompt.requires_grad for prompt in prompts)
     if states.device.type != "cpu" or learns or is_exporting_or_compiling():
-        return None
-    return max(_ROWS_AT_ONCE // states.shape[1], 1)
+        return _encode_embedded(tower, states, prompts)
+    # A CPU's caches hold the states of few images; with more, every block would read memory that is not in a cache.
+    # With gradients all states are kept anyway.
+    at_once = max(_ROWS_AT_ONCE // states.shape[1], 1)
+    parts = states.split(at_once)
+    each = [prompt.split(at_once) if prompt.ndim == 3 else [prompt] * len(parts) for prompt in prompts]
+    return torch.cat([_encode_embedded(tower, part, layers) for part, *layers in zip(parts, *each, strict=True)])
 
 
-def _image_features(tower: ImageTower, states: Tensor, prompts: Sequence[Tensor]) -> Tensor:
-    """Raw features [B, D] of embedded images [B, 1 + N, Hv]."""
+def _encode_embedded(tower: ImageTower, states: Tensor, prompts: Sequence[Tensor]) -> Tensor:
+    """Raw features [B, D] of embedded images [B, 1 + N, Hv]: the block loop of the image tower."""
     count = states.shape[1]
     for layer in range(tower.depth):
         states = _enter(tower, layer, states, prompts)
@@ -208,17 +216,27 @@ def _image_features(tower: ImageTower, states: Tensor, prompts: Sequence[Tensor]
 
 
 def _enter(tower: ImageTower, layer: int, states: Tensor, prompts: Sequence[Tensor]) -> Tensor:
-    """What block `layer` reads: the states, with that layer's prompts."""
+    """The input of block `layer`: the states with that layer's prompts inserted."""
     if layer == 0:
         return tower.enter(append_vision(states, prompts[0]) if prompts else states)
     return replace_vision(states, prompts[layer]) if layer < len(prompts) else states
 
 
 def to_float32(features: Tensor) -> Tensor:
-    """Features in float32 (in float64 where they are)."""
+    """Features in float32; float64 is kept.
+
+    Example:
+        >>> to_float32(torch.ones(2, dtype=torch.float16)).dtype
+        torch.float32
+    """
     return features if features.dtype.itemsize > 2 else features.float()
 
 
 def l2_normalize(features: Tensor) -> Tensor:
-    """L2-normalise features [..., D], in float32 (in float64 where they are)."""
+    """L2-normalise features [..., D], in float32; float64 is kept.
+
+    Example:
+        >>> l2_normalize(torch.tensor([3.0, 4.0]))
+        tensor([0.6000, 0.8000])
+    """
     return F.normalize(to_float32(features), dim=-1)

@@ -1,4 +1,4 @@
-"""How prompt tokens start: from a normal distribution, or from the embeddings of words."""
+"""Initial values of prompt tokens: random, or the embeddings of words."""
 
 import torch
 from torch import Generator, Tensor
@@ -11,7 +11,14 @@ _LONGEST_WORD_PROMPT = 4
 
 
 def random_tokens(*shape: int, generator: Generator) -> Tensor:
-    """Tokens of `shape` drawn from N(0, 0.02), float32. Source: MaPLe@69bce21 trainers/maple.py:97-99."""
+    """Draw tokens of `shape` from N(0, 0.02), float32.
+
+    Example:
+        >>> random_tokens(4, 512, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([4, 512])
+
+    Source: MaPLe@69bce21 trainers/maple.py:97-99.
+    """
     return torch.randn(shape, generator=generator) * PROMPT_STD
 
 
@@ -20,6 +27,10 @@ def word_tokens(backbone: Backbone, text: str, length: int) -> Tensor:
 
     Raises:
         ConfigError: `text` has fewer tokens.
+
+    Example:
+        >>> word_tokens(load_clip("ViT-B-16"), "a photo of a", 4).shape
+        torch.Size([4, 512])
     """
     ids = backbone.word_ids(text.replace("_", " "))
     if len(ids) < length:
@@ -28,16 +39,16 @@ def word_tokens(backbone: Backbone, text: str, length: int) -> Tensor:
 
 
 def words_if_short(init_text: str, length: int) -> str:
-    """`init_text`, or nothing when the prompt is longer than four tokens.
+    """`init_text`, or an empty text if the prompt is longer than four tokens.
 
-    The published MaPLe and IVLP start longer prompts at random whatever the words, and the sentence then reads
+    The published code starts longer prompts at random whatever the words are, and its sentences are then
     "X X ... X {class}.". Source: MaPLe@69bce21 trainers/maple.py:84-101, trainers/independentVL.py.
     """
     return init_text if length <= _LONGEST_WORD_PROMPT else ""
 
 
 def first_tokens(backbone: Backbone, init_text: str, length: int, generator: Generator) -> Tensor:
-    """First-layer text tokens [P, Ht]: words where there are any, else random."""
+    """Text tokens [P, Ht] of the first layer: those of `init_text`, or random ones if it is empty."""
     if init_text.strip():
         return word_tokens(backbone, init_text, length)
     return random_tokens(length, backbone.text.width, generator=generator)

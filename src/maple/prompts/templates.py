@@ -1,4 +1,4 @@
-"""Sentences for a text teacher: the sixty that PromptSRC averages, of the eighty that CLIP published for ImageNet.
+"""Sixty of the eighty templates that CLIP published for ImageNet, which are averaged to a text teacher.
 
 Source: muzairkhattak/PromptSRC@bb95c77 trainers/imagenet_templates.py; openai/CLIP notebooks, "Prompt Engineering for
 ImageNet".
