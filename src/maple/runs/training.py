@@ -150,8 +150,8 @@ def _train(
             try:
                 finished = _finished_result(settings, folder)
                 if finished is None:
-                    backbone = backbone or open_backbone(settings, processes.device)
                     run = _TrainingRun(settings, folder, processes, backbone)
+                    backbone = run.method.backbone  # the same for the others
                     if processes.is_main:
                         locks.enter_context(lock_folder(folder))
                         finished = _finished_result(settings, folder)  # by the process that held the lock until now
@@ -197,13 +197,15 @@ class _TrainingRun:
     trainer: Trainer
     data: TrainingData
 
-    def __init__(self, settings: RunSettings, folder: Path, processes: Processes, backbone: Backbone) -> None:
+    def __init__(self, settings: RunSettings, folder: Path, processes: Processes, backbone: Backbone | None) -> None:
         """Open the data set and build the method; `settings` are complete."""
         self.settings = settings
         self.folder = folder
         self._processes = processes
         self.dataset = open_dataset(settings, folder)
         self.items, self._val, class_names = sample(settings, self.dataset)
+        # After the data set, whose errors need no download.
+        backbone = backbone or open_backbone(settings, processes.device)
         self.method = fresh_method(settings, backbone, class_names)
         self._identity = {
             "items": items_hash(self.items),
