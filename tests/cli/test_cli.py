@@ -139,7 +139,7 @@ def test_evaluate_errors(trained: Path, arguments: list[str], message: str) -> N
         (["--shots", "0"], "--shots '0'"),
         (["--precision", "fp8"], "backbone.precision"),
         (["--set", "train.crop_scale=[0.9, 0.1]"], "the smaller fraction comes first"),
-        (["--device", "foo"], "unknown or absent device 'foo'; choose one of: cpu"),
+        (["--device", "foo"], "there is no device 'foo'; choose one of: cpu"),
         (["--backbone", "ViT-Z"], "unknown CLIP 'ViT-Z'"),
     ],
 )

@@ -319,7 +319,7 @@ def test_ctrl_c(folder: Path, tmp_path: Path, as_in_a_terminal: list[str]) -> No
 
 def test_a_run_among_the_images_is_refused(folder: Path) -> None:
     for place in (folder, folder / "runs" / "first", folder / "cat"):
-        with pytest.raises(ConfigError, match=r"lies among the images of .*; choose another --output"):
+        with pytest.raises(ConfigError, match=r"is among the images of .*; choose another --output"):
             fit(settings_for(folder), place, device="cpu")
     assert sorted(child.name for child in folder.iterdir()) == ["cat", "dog", "red_owl"]
 
