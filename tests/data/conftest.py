@@ -1,4 +1,4 @@
-"""Where the real data lies."""
+"""Fixtures for the real data, where it is available."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Downloads from a server that breaks off, lies, ignores ranges and serves something else."""
+"""Downloads from a server that disconnects, reports wrong lengths, ignores ranges and serves other files."""
 
 import hashlib
 import logging
@@ -227,7 +227,7 @@ def test_check_file(tmp_path: Path) -> None:
         check_file(tmp_path / "x", checksum=SHA, size=5)
 
 
-def test_what_a_server_says_is_told_without_control_characters(tmp_path: Path) -> None:
+def test_a_server_text_is_shown_without_control_characters(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def answer() -> None:

@@ -22,7 +22,7 @@ CALTECH = {"Motorbikes": 8, "accordion": 3, "Faces": 5, "Faces_easy": 5, "airpla
 
 @pytest.fixture
 def caltech(tmp_path: Path) -> Path:
-    """Caltech101 as its archive unpacks: with clutter, and with a file that is no image."""
+    """Caltech101 as its archive unpacks: with clutter, and with a file that is not an image."""
     folder = tmp_path / "caltech-101" / "101_ObjectCategories"
     for name, count in CALTECH.items():
         for number in range(count):

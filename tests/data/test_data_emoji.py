@@ -22,7 +22,7 @@ def test_groups_and_styles() -> None:
 
 @pytest.mark.parametrize("style", STYLES)
 def test_every_concept_is_drawn_in_every_style(style: str) -> None:
-    """No glyph is empty: a hole in a sheet would be a class without a picture."""
+    """No glyph is empty: a hole in a sheet would be a class without an image."""
     empty = [concept.code for concept in archive().concepts() if archive().glyph(style, concept.code).getbbox() is None]
     assert empty == []
 
@@ -46,7 +46,7 @@ def test_dataset() -> None:
     assert set(base.class_names) | set(novel.class_names) == set(dataset.class_names)
 
 
-def test_same_picture_in_another_process() -> None:
+def test_same_image_in_another_process() -> None:
     paths = [f"{style}/1f436/{number}" for style in STYLES for number in (0, 205)]
     code = (
         "import sys; from hashlib import sha256; from maple.data.emoji import draw;"
@@ -56,7 +56,7 @@ def test_same_picture_in_another_process() -> None:
     assert done.stdout.strip() == sha256(b"".join(draw(path).tobytes() for path in paths)).hexdigest()
 
 
-def test_store_draws_each_picture_once() -> None:
+def test_store_draws_each_image_once() -> None:
     store = load_dataset("emoji-food/lineart", None).store()
     first = store.get("lineart/1f34e/3")
     assert store.get("lineart/1f34e/3") is first

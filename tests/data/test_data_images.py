@@ -267,7 +267,7 @@ def test_bytes_and_streams_are_read_too(tmp_path: Path) -> None:
         read_image(io.BytesIO(b""))
 
 
-def test_image_files_are_told_from_others(tmp_path: Path) -> None:
+def test_image_files_are_recognised(tmp_path: Path) -> None:
     assert is_image_file(save_image(tmp_path / "a.JPEG"))
     (tmp_path / "b").write_bytes(encoded(half_red_half_blue(), "webp"))
     assert is_image_file(tmp_path / "b")
@@ -329,7 +329,7 @@ def test_a_store_survives_pickling_empty(tmp_path: Path) -> None:
     ],
 )
 def test_deep_grey_is_converted_in_bands(values: np.ndarray) -> None:
-    """Equal to the conversion of the whole, with little beside the result."""
+    """Equal to the conversion of the whole, with little additional memory."""
     low, high = (0, 65535) if values.dtype == np.uint16 else (float(values.min()), float(values.max()))
     expected = np.rint((values.astype(np.float64) - low) / (high - low) * 255).astype(np.uint8)
     tracemalloc.start()

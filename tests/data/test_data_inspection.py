@@ -1,4 +1,4 @@
-"""What is found in somebody's own images, and what is done about it."""
+"""Inspection of a user's own images: findings, and what is left out."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ Draw = Callable[..., Path]
 
 @pytest.fixture
 def draw(tmp_path: Path) -> Draw:
-    """Write a picture that no other one looks like."""
+    """Write an image that differs from all others."""
     generator = np.random.default_rng(0)
 
     def made(name: str) -> Path:
@@ -77,13 +77,13 @@ def test_broken_empty_and_stray_files(draw: Draw, tmp_path: Path) -> None:
         (root / file).write_text("x")
     draw("pets/stray.png")
     found = looked_at(root)
-    told = kinds(found)
-    assert {path for path, _ in told["unreadable"].items} == {"cat/0.png", "cat/9.jpg", "dog/1.png"}
-    assert "3 files cannot be read and are left out" in told["unreadable"].text
-    assert told["empty classes"].items == ("fish",)
-    assert set(told["system files"].items) == {"__MACOSX", ".ipynb_checkpoints", "cat/Thumbs.db", "cat/.DS_Store"}
-    assert told["stray images"].items == ("stray.png",)
-    assert told["other files"].items == ("dog/notes.txt",)
+    by_kind = kinds(found)
+    assert {path for path, _ in by_kind["unreadable"].items} == {"cat/0.png", "cat/9.jpg", "dog/1.png"}
+    assert "3 files cannot be read and are left out" in by_kind["unreadable"].text
+    assert by_kind["empty classes"].items == ("fish",)
+    assert set(by_kind["system files"].items) == {"__MACOSX", ".ipynb_checkpoints", "cat/Thumbs.db", "cat/.DS_Store"}
+    assert by_kind["stray images"].items == ("stray.png",)
+    assert by_kind["other files"].items == ("dog/notes.txt",)
     assert found.dataset.class_names == ("cat", "dog", "owl")
     assert len(paths(found.dataset, "train", "test")) == 10
     assert all(row[1] and row[3] for row in found.classes())
@@ -91,7 +91,7 @@ def test_broken_empty_and_stray_files(draw: Draw, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_duplicates_never_straddle_a_drawn_division(draw: Draw, tmp_path: Path, seed: int) -> None:
+def test_duplicates_stay_in_one_split_of_a_drawn_division(draw: Draw, tmp_path: Path, seed: int) -> None:
     for name in ("cat", "dog"):
         for number in range(8):
             draw(f"pets/{name}/{number}.png")
@@ -102,13 +102,13 @@ def test_duplicates_never_straddle_a_drawn_division(draw: Draw, tmp_path: Path, 
         small = Image.open(root / f"dog/{number}.png").convert("RGB").resize((33, 29))
         small.save(root / f"dog/small{number}.jpg", quality=60)
     found = looked_at(root, seed=seed)
-    told = kinds(found)
+    by_kind = kinds(found)
     train, test = paths(found.dataset, "train"), paths(found.dataset, "test")
-    assert told["copies"].items in ((("cat/0.png", "cat/copy.png"),), (("cat/copy.png", "cat/0.png"),))
+    assert by_kind["copies"].items in ((("cat/0.png", "cat/copy.png"),), (("cat/copy.png", "cat/0.png"),))
     assert len({"cat/0.png", "cat/copy.png"} & (train | test)) == 1
-    assert told["conflicts"].items in ((("cat/1.png", "dog/cat1.png"),), (("dog/cat1.png", "cat/1.png"),))
+    assert by_kind["conflicts"].items in ((("cat/1.png", "dog/cat1.png"),), (("dog/cat1.png", "cat/1.png"),))
     assert not {"cat/1.png", "dog/cat1.png"} & (train | test)
-    assert {frozenset(group) for group in told["near copies"].items} == {
+    assert {frozenset(group) for group in by_kind["near copies"].items} == {
         frozenset({f"dog/{number}.png", f"dog/small{number}.jpg"}) for number in (2, 3, 4)
     }
     for number in (2, 3, 4):
@@ -207,7 +207,7 @@ def test_a_domain_keeps_the_classes_that_it_lacks(draw: Draw, tmp_path: Path) ->
         ("notes.txt", r"is a file; give a folder .* ends in \.csv"),
     ],
 )
-def test_what_a_newcomer_may_have_meant(
+def test_common_mistakes_are_explained(
     draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -317,7 +317,7 @@ def test_a_listing_is_read_as_it_was_written(draw: Draw, tmp_path: Path) -> None
     assert read_saved_split(path, written).root == tmp_path / "moved"
 
 
-def test_a_class_name_of_another_encoding_is_told() -> None:
+def test_a_class_name_of_another_encoding_is_reported() -> None:
     [found] = suspicious_names(["cat", "b\udcff d"])
     assert (found.kind, found.level) == ("undecodable names", "warning")
     assert "rename the folder" in found.text

@@ -186,7 +186,7 @@ def test_what_a_system_leaves_behind_is_no_synset(name: str, place: str, tmp_pat
 
 
 def test_linked_folders_are_followed(tmp_path: Path) -> None:
-    """CoOp's instructions suggest links to an ImageNet that lies elsewhere."""
+    """CoOp's instructions suggest links to an ImageNet in another place."""
     layouts.make("imagenet", tmp_path / "elsewhere")
     layouts.write_class_names(tmp_path / "imagenet")
     (tmp_path / "imagenet/images").mkdir()

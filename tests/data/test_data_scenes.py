@@ -144,7 +144,7 @@ def test_harder_scenes_vary_more_in_size() -> None:
     difficulty=st.floats(min_value=0, max_value=1),
     size=st.integers(min_value=1, max_value=80),
 )
-def test_any_seed_difficulty_and_size_draw_a_picture(seed: int, difficulty: float, size: int) -> None:
+def test_any_seed_difficulty_and_size_render_an_image(seed: int, difficulty: float, size: int) -> None:
     glyph = EmojiArchive().glyph("openmoji", "1f34e")
     scene = render_scene(glyph, seed, difficulty=difficulty, size=size)
     assert (scene.mode, scene.size) == ("RGB", (size, size))

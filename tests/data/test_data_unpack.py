@@ -117,6 +117,12 @@ def test_nothing_leaves_the_folder(kind: str, tmp_path: Path) -> None:
     assert all(path.is_dir() or path.is_file() for path in tmp_path.rglob("*"))
 
 
+def test_a_hard_link_to_a_folder_becomes_an_empty_file(tmp_path: Path) -> None:
+    extra = [member("empty", tarfile.DIRTYPE), member("z", tarfile.LNKTYPE, "empty")]
+    unpack(tarred(tmp_path / "x.tar", {}, *extra), tmp_path / "out")
+    assert found(tmp_path / "out") == {"z": b""}
+
+
 def test_a_link_is_not_written_through(tmp_path: Path) -> None:
     """A link inside, then a file below it: no link is made, so the file lands in the folder."""
     path = tmp_path / "x.tar"

@@ -21,7 +21,7 @@ def test_every_class_in_turn(tmp_path: Path) -> None:
     assert len(set(written)) == dataset.num_classes + 1
 
 
-def test_pictures_are_the_items(tmp_path: Path) -> None:
+def test_written_images_are_the_items(tmp_path: Path) -> None:
     dataset = load_dataset("emoji-food/lineart", None)
     written = write_images(dataset, tmp_path, count=99, part="val", class_name="red apple")
     assert [path.name for path in written] == [f"red_apple_{number}.png" for number in (1, 2, 3, 4)]
