@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 from maple.cli import app
 from maple.clip import Backbone
 from maple.config import RunSettings, read_preset, resolve
-from maple.efficiency import Cost, _step, count_flops, measure_cost, plain_flops
+from maple.efficiency import _step, count_flops, measure_cost, plain_flops
 from maple.errors import ConfigError
 from maple.methods import build_method
 from maple.methods.prograd import ProGrad
+from maple.report.records import CostRow
 
 # The small CLIP of the tests. A block of width H with an MLP of 4 H: 12 H^2 multiply-adds a token, and 2 n^2 H for n
 # tokens. Text: 3 blocks, H = 64, 77 tokens; image: 4 blocks, H = 128, 4 patches of 16 x 16 pixels and the class token.
@@ -35,7 +36,7 @@ def settings(**method: Any) -> RunSettings:
     return resolve([{"method": method}])
 
 
-def cost(backbone: Backbone, classes: int = 3, **method: Any) -> Cost:
+def cost(backbone: Backbone, classes: int = 3, **method: Any) -> CostRow:
     return measure_cost(settings(**method), backbone, classes=classes, batches=[2], seconds=1e-3)
 
 

@@ -1,15 +1,19 @@
-"""The process group of a training run: rank, device and sums over all processes, through accelerate."""
+"""Devices and their memory, and the process group of a training run, through accelerate."""
 
 import atexit
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from maple.errors import ConfigError
+
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
@@ -87,3 +91,17 @@ def _leave() -> None:
     distributed = torch.distributed
     if distributed.is_initialized() and distributed.get_backend() == distributed.Backend.GLOO:
         distributed.destroy_process_group()
+
+
+@lru_cache
+def device_memory(device: torch.device) -> int:
+    """The total memory of a device in bytes; of a CPU, of the machine, or the limit of this container."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30
+    try:
+        return min(physical, int(_CGROUP.read_text()))
+    except (OSError, ValueError):  # no control group, or no limit in it
+        return physical

@@ -10,7 +10,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,8 @@ from maple.errors import ConfigError
 from maple.methods import Method, build_method
 from maple.prompts import TemplateClasses
 from maple.report.collect import COSTS
-from maple.report.records import CostRow
-from maple.runs.environment import environment, processor
+from maple.report.records import CostRow, SpeedRow
+from maple.runs.folder import environment, processor
 from maple.train import Trainer
 
 _FEWEST_ROUNDS = 3
@@ -40,53 +39,26 @@ _NO_RATE = 1e-12
 """A learning rate at which hundreds of steps on random images change nothing; a step costs the same."""
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Images per second at one batch size; None where a method cannot be run this way.
-
-    Attributes:
-        training: a step: forward, backward, optimizer; None also where a recipe has no steps.
-        inference: all classes are encoded again for every batch, as in the reference.
-        cached: the classes are encoded once, beforehand.
-    """
-
-    batch: int
-    training: float | None
-    inference: float
-    cached: float | None
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The cost of a method on a backbone, with C classes. A multiply-add is two floating-point operations.
-
-    Attributes:
-        parameters: the number of learned scalars.
-        flops_plain: one image against all classes, every sentence at full length and every row of every block, as
-            papers count; None for towers that are not plain transformers.
-        flops: the same logits, as this package computes them.
-        flops_cached: the same, with the classes encoded beforehand; None where they depend on the image.
-    """
-
-    parameters: int
-    flops_plain: int | None
-    flops: int
-    flops_cached: int | None
-    speeds: tuple[Speed, ...]
-
-
 def measure_cost(
     settings: RunSettings,
     backbone: Backbone,
     *,
     classes: int,
+    recipe: str | None = None,
     batches: Sequence[int] = (1, 4, 100),
     seconds: float = 1.0,
     on_step: Callable[[str], None] = lambda _: None,
-) -> Cost:
+) -> CostRow:
     """Count and time one method on random images.
 
+    Operations are counted of one image: `flops_plain` with every sentence at full length and every row of every block,
+    as papers count; `flops` as this package computes the same logits; `flops_cached` with the classes encoded
+    beforehand. Speeds in images per second: `training` is a step (forward, backward, optimizer), `inference` encodes
+    all classes again for every batch, as the reference does, and `cached` encodes them once. A number is None where
+    the method or the towers do not permit it.
+
     Args:
+        recipe: the name that the measurement has in reports; by default the method's.
         settings: the method and the optimizer are taken from them.
         classes: C.
         batches: batch sizes B to time, each for about `seconds` in each of the three ways; medians are reported.
@@ -111,45 +83,36 @@ def measure_cost(
     on_step("counting operations")
     image = _images(backbone, 1)
     cached = None if method.classes_depend_on_image else count_flops(lambda: _with_cached(method, image, classes))
-    return Cost(
+    device = backbone.device
+    return CostRow(
+        recipe=recipe or settings.method["name"],
+        method=settings.method,
+        backbone=backbone.name,
+        precision=backbone.precision,
+        image_size=backbone.preprocessing.size,
+        backbone_parameters=sum(parameter.numel() for parameter in backbone.model.parameters()),
+        classes=classes,
+        device=str(device),
+        machine=machine(device),
         parameters=method.parameter_count(),
         flops_plain=plain_flops(method),
         flops=count_flops(lambda: _uncached(method, image)),
         flops_cached=cached,
         speeds=tuple(_speed(method, settings, batch, seconds, on_step) for batch in batches),
+        environment=environment(),
     )
 
 
-def write_cost(
-    cost: Cost, recipe: str, settings: RunSettings, backbone: Backbone, classes: int, folder: Path
-) -> CostRow:
+def write_cost(cost: CostRow, folder: Path) -> None:
     """Write a measurement to where `maple report FOLDER` finds it; an earlier one of the same is replaced.
 
     Raises:
         ConfigError: the folder cannot be written.
     """
-    device = backbone.device
-    record = {
-        "recipe": recipe,
-        "method": settings.method,
-        "backbone": backbone.name,
-        "precision": backbone.precision,
-        "image_size": backbone.preprocessing.size,
-        "backbone_parameters": sum(parameter.numel() for parameter in backbone.model.parameters()),
-        "classes": classes,
-        "device": str(device),
-        "machine": machine(device),
-        **asdict(cost),
-        "environment": environment(),
-    }
-    row = CostRow.model_validate(record)
-    name = re.sub(r"[^\w.-]+", "-", f"{recipe}_{Path(backbone.name).name}_{classes}classes")
-    path = folder / COSTS / f"{name}_{hashlib.sha256(row.identity.encode()).hexdigest()[:10]}.json"
-    try:
-        files.write_json(path, record)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error.strerror}); choose another --output") from error
-    return row
+    name = re.sub(r"[^\w.-]+", "-", f"{cost.recipe}_{Path(cost.backbone).name}_{cost.classes}classes")
+    path = folder / COSTS / f"{name}_{hashlib.sha256(cost.identity.encode()).hexdigest()[:10]}.json"
+    with files.output_errors(path):
+        files.write_json(path, cost.model_dump(mode="json"))
 
 
 def machine(device: torch.device) -> str:
@@ -232,7 +195,9 @@ def _with_cached(method: Method, images: Tensor, classes: int) -> Tensor:
     return method.logits(method.encode_images(images), features)
 
 
-def _speed(method: Method, settings: RunSettings, batch: int, seconds: float, on_step: Callable[[str], None]) -> Speed:
+def _speed(
+    method: Method, settings: RunSettings, batch: int, seconds: float, on_step: Callable[[str], None]
+) -> SpeedRow:
     images = _images(method.backbone, batch)
     on_step(f"inference, batch {batch}")
     method.eval()
@@ -246,7 +211,7 @@ def _speed(method: Method, settings: RunSettings, batch: int, seconds: float, on
     if method.parameter_count() and settings.train.epochs:
         on_step(f"training, batch {batch}")
         training = _images_per_second(_step(method, settings, images), images, seconds)
-    return Speed(batch, training, inference, cached)
+    return SpeedRow(batch=batch, training=training, inference=inference, cached=cached)
 
 
 def _step(method: Method, settings: RunSettings, images: Tensor) -> Callable[[], object]:

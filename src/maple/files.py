@@ -6,9 +6,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from maple.errors import CheckpointError, MapleError, output_error, shortened
+
+if TYPE_CHECKING:
+    from urllib.request import OpenerDirector
 
 _Content = TypeVar("_Content")
 
@@ -163,3 +166,16 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def web_opener() -> "OpenerDirector":
+    """A URL opener for http and https only, also after a redirect: file and ftp URLs are refused."""
+    from urllib import request
+
+    opener = request.OpenerDirector()
+    for handler in (
+        *(request.ProxyHandler, request.UnknownHandler, request.HTTPHandler, request.HTTPSHandler),
+        *(request.HTTPDefaultErrorHandler, request.HTTPRedirectHandler, request.HTTPErrorProcessor),
+    ):
+        opener.add_handler(handler())
+    return opener

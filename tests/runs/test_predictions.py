@@ -11,7 +11,7 @@ import torch
 from maple.config import RunSettings
 from maple.data import load_folder
 from maple.runs import evaluate_run, train_run
-from maple.runs.predictions import FeatureSample, prediction_arrays, write_predictions
+from maple.runs.evaluation import FeatureSample, prediction_arrays, write_predictions
 
 
 @pytest.fixture

@@ -22,8 +22,6 @@ def efficiency_command(
     device: options.Device = None,
 ) -> None:
     """Count and time methods: learned parameters, operations, images per second in training and inference."""
-    from tempfile import TemporaryDirectory
-
     from maple.cli.report import show_table
     from maple.clip import load_clip
     from maple.config import preset_names, read_preset, resolve
@@ -54,23 +52,30 @@ def efficiency_command(
     weights = options.needs_no_weights(backbone, pretrained)
     clip = load_clip(backbone, weights, precision=precision or "fp32", device=this_process(device).device)
     rows: list[CostRow] = []
-    with TemporaryDirectory() as temporary:
-        for name, settings in recipes.items():
+    for name, settings in recipes.items():
 
-            def on_step(step: str, name: str = name) -> None:
-                typer.echo(f"{name}: {step}", err=True)
+        def on_step(step: str, name: str = name) -> None:
+            typer.echo(f"{name}: {step}", err=True)
 
-            try:
-                cost = measure_cost(
-                    settings, clip, classes=classes, batches=batch_sizes, seconds=seconds, on_step=on_step
+        try:
+            rows.append(
+                measure_cost(
+                    *(settings, clip),
+                    classes=classes,
+                    recipe=Path(name).stem,
+                    batches=batch_sizes,
+                    seconds=seconds,
+                    on_step=on_step,
                 )
-            except MapleError as error:
-                if len(recipes) == 1:
-                    raise
-                typer.echo(f"{name} is left out: {error}", err=True)
-                continue
-            # Written one by one, so that an interruption loses only the current measurement.
-            rows.append(write_cost(cost, Path(name).stem, settings, clip, classes, output or Path(temporary)))
+            )
+        except MapleError as error:
+            if len(recipes) == 1:
+                raise
+            typer.echo(f"{name} is left out: {error}", err=True)
+            continue
+        # Written one by one, so that an interruption loses only the current measurement.
+        if output is not None:
+            write_cost(rows[-1], output)
     for table in cost_tables(rows, describe_methods()):
         show_table(table)
     if output is not None and rows:

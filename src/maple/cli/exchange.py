@@ -31,8 +31,8 @@ def import_command(
     from maple.config import resolve
     from maple.data import select_dataset
     from maple.importers import import_checkpoint
-    from maple.runs.importing import write_imported
     from maple.runs.spec import open_dataset
+    from maple.runs.training import write_imported
 
     imported = import_checkpoint(file, init_text=init_text, method=method)
     layer: dict[str, Any] = {

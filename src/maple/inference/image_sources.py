@@ -18,7 +18,7 @@ from PIL import Image
 from maple.data.folders.class_folders import walk_files
 from maple.data.images.reading import has_image_name, is_image_file, read_image
 from maple.errors import ConfigError, DataError, ImageError
-from maple.web import web_opener
+from maple.files import web_opener
 
 STDIN = "-"
 MAX_BYTES = 64 * 1024**2

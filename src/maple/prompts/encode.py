@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from maple.clip import ImageTower, TextTower
 from maple.clip.blocks import PrefixCache
 from maple.clip.cpu_linear import is_exporting_or_compiling
+from maple.distributed import device_memory
 from maple.errors import UnsupportedTowerError
-from maple.memory import device_memory
 from maple.prompts.passes import run_or_defer
 from maple.prompts.splice import PackedSuffix, Sentences, SplitSentences, append_vision, replace_vision
 

@@ -1,10 +1,28 @@
-"""Evaluate runs: a finished run and images in, scores and a row out."""
+"""Evaluate runs: a finished run and images in, scores, a row and predictions out.
 
+The predictions of an evaluation, kept next to its row for reports: arrays in an .npz, readable without pickle.
+
+paths            [n] the images, relative to the root of their data set
+labels           [n] the true class
+top              [n, k] the k <= 5 likeliest classes, best first
+probabilities    [n, k] theirs, float32
+feature_items    [m] which images have features: at most 2,000, evenly spread
+features         [m, D] their unit features, float16; absent where the text features depend on the image
+class_features   [C, D] the unit text features, float16; absent likewise
+opened           [2] the data set as it was requested, and its root ("" where none was given)
+"""
+
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+from maple import files
 from maple.checkpoint import describe_backbone, load_prompts
 from maple.data import Dataset, Item, eval_batches, select_dataset
 from maple.data.catalogue import canonical_name
@@ -14,11 +32,12 @@ from maple.distributed import this_process
 from maple.errors import ClassNamesError, ConfigError, DataError, one_of
 from maple.evaluation import predict
 from maple.methods import Method
-from maple.metrics import Scores, score
-from maple.runs.folder import append_row, finished_prompts, read_settings
-from maple.runs.predictions import FeatureSample, prediction_arrays, predictions_name, write_predictions
+from maple.metrics import Floats, Integers, Scores, score, softmax
+from maple.runs.folder import append_row, evaluation_key, finished_prompts, read_settings
 from maple.runs.spec import eval_transform, open_dataset
 
+TOP = 5
+MOST_FEATURES = 2000
 PARTS = ("test", "val", "train", "all")
 """In this order the items of `all` are evaluated, and hashed in their row."""
 
@@ -112,7 +131,8 @@ def evaluate_run(
         **asdict(scores),
         "asked": asked,
     }
-    row["predictions"] = predictions_name(row)
+    # An equal evaluation replaces the file.
+    row["predictions"] = f"predictions/{sha256(json.dumps(evaluation_key(row)).encode()).hexdigest()[:16]}.npz"
     class_features = None if method.classes_depend_on_image else method.class_embeddings()
     arrays = prediction_arrays([item.path for item in items], logits, labels, sample, class_features)
     # Before the row, which names the file.
@@ -161,3 +181,56 @@ def _select(
             "choose another part, or add images to the folders"
         )
     return items, class_names
+
+
+class FeatureSample:
+    """The features of at most `most` of `total` images, evenly spread, collected batch by batch."""
+
+    def __init__(self, total: int, most: int = MOST_FEATURES) -> None:
+        self.items: Integers = np.unique(np.linspace(0, total - 1, min(total, most)).round().astype(np.int64))
+        self._seen = 0
+        self._kept: list[Floats] = []
+
+    def add(self, image_features: Tensor) -> None:
+        """Collect those of the next batch [B, D] that belong to the sample."""
+        end = self._seen + len(image_features)
+        wanted = self.items[(self.items >= self._seen) & (self.items < end)] - self._seen
+        self._kept.append(image_features.float().cpu().numpy()[wanted].astype(np.float16))
+        self._seen = end
+
+    @property
+    def features(self) -> Floats | None:
+        """[m, D] float16; None where no features were given."""
+        return np.concatenate(self._kept) if self._kept else None
+
+
+def prediction_arrays(
+    images: list[str], logits: Floats, labels: Integers, sample: FeatureSample, class_features: Tensor | None
+) -> dict[str, Any]:
+    """The arrays named above, without `opened`, of logits [n, C] on n images."""
+    remaining = logits.astype(np.float32, copy=True)
+    top = np.empty((len(logits), min(TOP, logits.shape[1])), dtype=np.int64)
+    for place in range(top.shape[1]):
+        top[:, place] = remaining.argmax(axis=1)  # of equal ones the first, as everywhere
+        remaining[np.arange(len(logits)), top[:, place]] = -np.inf
+    arrays: dict[str, Any] = {
+        "paths": np.array(images, dtype=np.str_),
+        "labels": labels.astype(np.int32),
+        "top": top.astype(np.int32),
+        "probabilities": np.take_along_axis(softmax(logits), top, axis=1).astype(np.float32),
+    }
+    if sample.features is not None and class_features is not None:
+        arrays["feature_items"] = sample.items
+        arrays["features"] = sample.features
+        arrays["class_features"] = class_features.float().cpu().numpy().astype(np.float16)
+    return arrays
+
+
+def write_predictions(path: Path, arrays: dict[str, Any], *, opened: tuple[str, str | None]) -> None:
+    """Write the arrays, and how their data set was opened (its name as requested, its root), atomically."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # savez would add .npz to a path
+            np.savez_compressed(file, **arrays, opened=np.array([opened[0], opened[1] or ""], dtype=np.str_))
+
+    files.write_with(path, write)

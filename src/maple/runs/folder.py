@@ -6,28 +6,31 @@ metrics.jsonl         one line per epoch
 resume.safetensors    the state after the last whole epoch; gone when the run has finished
 prompts.safetensors   the result; its presence means the run has finished
 rows.jsonl            one line per evaluation
-predictions/          the predictions of each evaluation: runs/predictions.py
+predictions/          the predictions of each evaluation: runs/evaluation.py
 tensorboard/          with --tracker: tracking.py
 .lock                 held by the process that trains
 """
 
 import json
+import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from maple import files
-from maple.checkpoint import write_tensors
+from maple.checkpoint import versions, write_tensors
 from maple.config import RunSettings
 from maple.data import Item
 from maple.data.folders.class_folders import is_ignored, split_domain
 from maple.data.records import items_hash
 from maple.errors import BusyError, CheckpointError, ConfigError
-from maple.runs.environment import environment
 from maple.runs.spec import relevant
 from maple.train import EpochReport, Trainer
 
@@ -239,3 +242,36 @@ def append_row(folder: Path, row: dict[str, Any]) -> None:
     row = json.loads(json.dumps(row))
     rows = [other for other in read_rows(folder) if evaluation_key(other) != evaluation_key(row)] + [row]
     files.write_text(path, "".join(json.dumps(entry) + "\n" for entry in rows))
+
+
+def environment() -> dict[str, Any]:
+    """The environment of this process as JSON, for a run folder or a measurement.
+
+    Example:
+        >>> environment()["versions"]["maple"]
+        '0.1.0'
+    """
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+
+
+def processor() -> str:
+    """The processor's name; "cpu" where the system does not give it.
+
+    Example:
+        >>> processor()
+        'AMD EPYC 7B13'
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(filter(None, names), platform.processor() or "cpu")

@@ -1,15 +1,18 @@
 """Train runs: settings in, a run folder out."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
-from maple.checkpoint import describe_backbone, read_tensors, save_prompts
+from maple import files
+from maple.checkpoint import describe_backbone, put_parameters, read_tensors, save_prompts
 from maple.clip import Backbone
 from maple.config import RunSettings
 from maple.data import ImageStore, Item
@@ -301,3 +304,33 @@ def fresh_method(settings: RunSettings, backbone: Backbone, class_names: Sequenc
     """
     generator = torch.Generator().manual_seed(derive_seed(settings.seed, "prompts"))
     return build_method(settings.method, backbone, class_names, generator=generator)
+
+
+def write_imported(
+    settings: RunSettings,
+    parameters: Mapping[str, Tensor],
+    class_names: Sequence[str],
+    folder: Path,
+    *,
+    info: Mapping[str, Any],
+) -> Method:
+    """Put `parameters` on the run's backbone and write a finished run for `maple evaluate`.
+
+    Nothing is written unless every parameter fits the method and the backbone.
+
+    Raises:
+        ConfigError: the folder exists already, or the settings do not fit the backbone.
+        CheckpointError: a parameter is missing, unknown, or of another shape (another backbone's width, say).
+
+    Example:
+        >>> write_imported(settings, learned.tensors, ["cat", "dog"], Path("runs/imported"), info={})
+    """
+    if (folder / "config.json").exists():
+        raise ConfigError(f"{folder} is already a run; choose another --output")
+    settings = complete(settings)
+    backbone = open_backbone(settings, "cpu")
+    method = build_method(settings.method, backbone, class_names)
+    put_parameters(method, parameters, source=f"the imported checkpoint on {backbone.name}")
+    save_prompts(folder / "prompts.safetensors", method, info)
+    files.write_json(folder / "config.json", settings.model_dump(mode="json"))
+    return method

@@ -16,7 +16,7 @@ from urllib.request import Request
 
 from maple import files
 from maple.errors import DownloadError, visible
-from maple.web import web_opener
+from maple.files import web_opener
 
 logger = logging.getLogger(__name__)
 
