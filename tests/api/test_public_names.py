@@ -61,7 +61,7 @@ def test_type_checkers_see_real_types(tmp_path: Path) -> None:
     assert len(revealed) == 5, result.stdout + result.stderr
     assert revealed[0].endswith('-> maple.clip.backbone.Backbone"')
     assert revealed[1].endswith('-> maple.inference.classifier.PromptClassifier"')
-    assert revealed[2].endswith('-> maple.fitting.result.FitResult"')
+    assert revealed[2].endswith('-> maple.fitting.stored_fit.FitResult"')
     assert revealed[3].endswith('-> maple.metrics.Scores"')
     assert revealed[4] == '"type[maple.methods.base.Method]"'
     errors = [line for line in result.stdout.splitlines() if "error:" in line and line.startswith("program.py")]
