@@ -21,6 +21,7 @@ from maple.methods import METHODS, Method, build_method
 
 FORMAT = 1
 _KEY = "maple"
+_BACKBONE = ("name", "pretrained", "precision", "fingerprint")
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,7 @@ def describe(method: Method) -> dict[str, Any]:
 
 def describe_backbone(backbone: Backbone) -> dict[str, Any]:
     """The arguments to load the backbone again, and the fingerprint to check that it is the same."""
-    return {
-        "name": backbone.name,
-        "pretrained": backbone.pretrained,
-        "precision": backbone.precision,
-        "fingerprint": backbone.fingerprint,
-    }
+    return {key: getattr(backbone, key) for key in _BACKBONE}
 
 
 def save_prompts(path: str | Path, method: Method, info: Mapping[str, Any] | None = None) -> None:
@@ -86,7 +82,8 @@ def save_prompts(path: str | Path, method: Method, info: Mapping[str, Any] | Non
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], content: Mapping[str, Any]) -> None:
     """Write tensors with JSON metadata, atomically."""
     header = {_KEY: json.dumps({"format": FORMAT, **content}, sort_keys=True, allow_nan=False)}
-    files.write_with(path, lambda temporary: save_safetensors(tensors, temporary, header))
+    with files.replacing(path) as temporary:
+        save_safetensors(tensors, temporary, header)
 
 
 def save_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -98,10 +95,10 @@ def save_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str,
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:
-        if code := re.search(r"\(os error (\d+)\)", str(error)):
-            number = int(code[1])
-            raise OSError(number, os.strerror(number), str(path)) from error
-        raise
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -150,7 +147,7 @@ def read_prompts(path: str | Path) -> PromptsFile:
         backbone = dict(content["backbone"])
         return PromptsFile(
             dict(content["method"]),
-            {key: backbone[key] for key in ("name", "pretrained", "precision", "fingerprint")},
+            {key: backbone[key] for key in _BACKBONE},
             tuple(content["class_names"]),
             dict(content["info"]),
             tensors,

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from maple.errors import ConfigError, one_of
 
-Positive = Annotated[int, Field(ge=1)]
 BUNDLED_BACKBONE = "maple-small"
 """The packaged small CLIP; `load_clip` knows it by this name."""
 BUNDLED_PREFIX = "emoji-"
@@ -19,6 +18,7 @@ BUNDLED_PREFIX = "emoji-"
 BUNDLED_DATASET = f"{BUNDLED_PREFIX}animals"
 """The data set if none is named."""
 
+Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Threads = Annotated[int, Field(ge=0)] | None
 ImagePlace = Literal["auto", "host", "device"]
@@ -32,7 +32,6 @@ class Settings(BaseModel):
     """Base of all settings: unknown names are refused, instances are immutable."""
 
     section: ClassVar[str] = ""
-
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
@@ -46,7 +45,14 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError(_explain(type(self), error)) from None
+            lines = []
+            for problem in error.errors():
+                place = self.section + ".".join(str(part) for part in problem["loc"])
+                message = problem["msg"].removeprefix("Value error, ")
+                unknown = problem["type"] == "extra_forbidden"
+                details = f"{place} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+                lines.append(one_of("setting", place, type(self).model_fields) if unknown else details)
+            raise ConfigError("; ".join(lines)) from None
 
     def changed(self, **values: Any) -> Self:
         """A copy with other values, validated again.
@@ -62,7 +68,6 @@ class BackboneSettings(Settings):
     """Which frozen CLIP, as `load_clip` takes it."""
 
     section = "backbone."
-
     name: str = "ViT-B-16"
     pretrained: str | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -171,11 +176,8 @@ class Rule(Settings):
 
     def fits(self, settings: RunSettings) -> bool:
         """Whether the rule applies to a run with these settings."""
-        conditions = (
-            (self.dataset, settings.data.dataset),
-            (self.shots, settings.data.shots),
-            (self.backbone, settings.backbone.name),
-        )
+        values = (settings.data.dataset, settings.data.shots, settings.backbone.name)
+        conditions = zip((self.dataset, self.shots, self.backbone), values, strict=True)
         return all(allowed is None or value in allowed for allowed, value in conditions)
 
 
@@ -337,15 +339,3 @@ def parse_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def _explain(model: type[Settings], error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
-        place = model.section + ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            lines.append(one_of("setting", place, model.model_fields))
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{place} = {problem['input']!r}: {message[0].lower()}{message[1:]}")
-    return "; ".join(lines)

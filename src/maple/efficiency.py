@@ -8,8 +8,7 @@ import hashlib
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +81,10 @@ def measure_cost(
     method.resize_for({"keys": (images, backbone.embed_dim), "labels": (images,)})
     on_step("counting operations")
     image = _images(backbone, 1)
-    cached = None if method.classes_depend_on_image else count_flops(lambda: _with_cached(method, image, classes))
-    device = backbone.device
+    features = torch.zeros(classes, backbone.embed_dim, device=backbone.device)
+    cached = None
+    if not method.classes_depend_on_image:
+        cached = count_flops(lambda: method.logits(method.encode_images(image), features))
     return CostRow(
         recipe=recipe or settings.method["name"],
         method=settings.method,
@@ -92,8 +93,8 @@ def measure_cost(
         image_size=backbone.preprocessing.size,
         backbone_parameters=sum(parameter.numel() for parameter in backbone.model.parameters()),
         classes=classes,
-        device=str(device),
-        machine=machine(device),
+        device=str(backbone.device),
+        machine=machine(backbone.device),
         parameters=method.parameter_count(),
         flops_plain=plain_flops(method),
         flops=count_flops(lambda: _uncached(method, image)),
@@ -132,10 +133,15 @@ def count_flops(run: Callable[[], object]) -> int:
     with (
         torch.inference_mode(False),
         torch.no_grad(),
-        _unfused(),
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
         FlopCounterMode(display=False, custom_mapping=FLOPS) as counter,
     ):
-        run()
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            run()
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops())
 
 
@@ -189,12 +195,6 @@ def _uncached(method: Method, images: Tensor) -> Tensor:
     return method.logits(method.encode_images(images), features)
 
 
-def _with_cached(method: Method, images: Tensor, classes: int) -> Tensor:
-    """Logits [B, C] against cached class embeddings, whose values do not matter for the cost."""
-    features = torch.zeros(classes, method.backbone.embed_dim, device=images.device)
-    return method.logits(method.encode_images(images), features)
-
-
 def _speed(
     method: Method, settings: RunSettings, batch: int, seconds: float, on_step: Callable[[str], None]
 ) -> SpeedRow:
@@ -225,29 +225,16 @@ def _step(method: Method, settings: RunSettings, images: Tensor) -> Callable[[],
 
 
 def _images_per_second(run: Callable[[], object], images: Tensor, seconds: float) -> float:
+    def synchronize() -> None:  # a GPU still computes after the call has returned
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+
     run()
     times: list[float] = []
     while len(times) < _FEWEST_ROUNDS or sum(times) < seconds:
-        _wait(images.device)
+        synchronize()
         start = time.perf_counter()
         run()
-        _wait(images.device)
+        synchronize()
         times.append(time.perf_counter() - start)
     return len(images) / statistics.median(times)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-@contextmanager
-def _unfused() -> Iterator[None]:
-    """Attention in parts that the counter knows."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)

@@ -63,13 +63,13 @@ class TrainingDivergedError(MapleError):
     """The loss or a gradient stopped being finite."""
 
 
-def one_of(what: str, value: object, allowed: Iterable[object]) -> str:
-    """The message that `value` is not a known `what`, with the list of known ones."""
-    return f"unknown {what} {value!r}; choose one of: {', '.join(str(item) for item in allowed)}"
+def one_of(kind: str, value: object, allowed: Iterable[object]) -> str:
+    """The message that `value` is not a known one of this kind, with the list of known ones."""
+    return f"unknown {kind} {value!r}; choose one of: {', '.join(str(item) for item in allowed)}"
 
 
 def output_error(problem: str, also: str = "") -> ConfigError:
-    """Return the error for an output folder or file that cannot be used; it advises to choose another --output."""
+    """The error for an output folder or file that cannot be used; it advises to choose another --output."""
     return ConfigError(f"{problem}; choose another --output{also}")
 
 

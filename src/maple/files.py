@@ -147,12 +147,6 @@ def read_json_lines(
     return objects
 
 
-def write_with(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Let `write(temporary_path)` produce the file, atomically."""
-    with replacing(path) as temporary:
-        write(temporary)
-
-
 def move(source: Path, target: Path) -> None:
     """Rename a complete file; it is flushed to the disk first, so that the new name never refers to a part of it."""
     _flush(source)

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 
-_BINS = 15
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -85,7 +83,7 @@ def softmax(logits: Floats) -> Floats:
     return probabilities
 
 
-def calibration_error(probabilities: Floats, labels: Integers, bins: int = _BINS) -> float:
+def calibration_error(probabilities: Floats, labels: Integers, bins: int = 15) -> float:
     """Expected calibration error: the mean distance of confidence from accuracy, over equal-width bins.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.

@@ -228,9 +228,5 @@ def prediction_arrays(
 
 def write_predictions(path: Path, arrays: dict[str, Any], *, opened: tuple[str, str | None]) -> None:
     """Write the arrays, and how their data set was opened (its name as requested, its root), atomically."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # savez would add .npz to a path
-            np.savez_compressed(file, **arrays, opened=np.array([opened[0], opened[1] or ""], dtype=np.str_))
-
-    files.write_with(path, write)
+    with files.replacing(path) as temporary, temporary.open("wb") as file:  # savez would add .npz to a path
+        np.savez_compressed(file, **arrays, opened=np.array([opened[0], opened[1] or ""], dtype=np.str_))

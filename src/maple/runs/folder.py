@@ -30,7 +30,7 @@ from maple.config import RunSettings
 from maple.data import Item
 from maple.data.folders.class_folders import is_ignored, split_domain
 from maple.data.records import items_hash
-from maple.errors import BusyError, CheckpointError, ConfigError
+from maple.errors import BusyError, CheckpointError, ConfigError, output_error
 from maple.runs.spec import relevant
 from maple.train import EpochReport, Trainer
 
@@ -91,52 +91,35 @@ def refuse_other_run(settings: RunSettings, folder: Path) -> None:
     Raises:
         ConfigError: it does, it cannot be a folder, or it is new but within the folder of the data set's images.
     """
-    try:
-        taken = folder.exists() and not folder.is_dir()
-    except OSError as error:
-        raise ConfigError(
-            f"{str(folder)!r:.80} cannot be a folder ({error.strerror}); choose another --output"
-        ) from error
-    if taken:
-        raise ConfigError(f"{folder} is a file; choose another --output: the name of a folder, which need not exist")
+    with files.output_errors(f"{str(folder)!r:.80}", "cannot be a folder"):
+        is_file = folder.exists() and not folder.is_dir()
+    if is_file:
+        raise output_error(f"{folder} is a file", ": the name of a folder, which need not exist")
     if not (folder / "config.json").exists():
         if (folder / "prompts.safetensors").exists():
-            raise ConfigError(
-                f"{folder} holds a prompts.safetensors without a config.json, so it is not a run folder; "
-                "choose another --output, or remove the folder"
-            )
+            problem = f"{folder} holds a prompts.safetensors without a config.json, so it is not a run folder"
+            raise output_error(problem, ", or remove the folder")
         source = settings.data.dataset
         domain = split_domain(source)
         images = (domain[0] if domain else Path(source).expanduser()).resolve()
         place = folder.expanduser().resolve()
         inside = images.is_dir() and place.is_relative_to(images)
         if inside and not any(map(is_ignored, place.relative_to(images).parts)):
-            raise ConfigError(
-                f"the run folder {folder} is among the images of {source}, where it would be taken for a class; "
-                "choose another --output, outside of them"
-            )
+            problem = f"the run folder {folder} is among the images of {source}, where it would be taken for a class"
+            raise output_error(problem, ", outside of them")
         return
     try:
         stored = relevant(read_settings(folder))
     except ConfigError as error:
-        raise ConfigError(
-            f"{folder / 'config.json'} does not hold the settings of a run ({error}); choose another --output"
-        ) from error
+        raise output_error(f"{folder / 'config.json'} does not hold the settings of a run ({error})") from error
     wanted = relevant(settings)
     if stored != wanted and any((folder / name).exists() for name in _LEARNED):
-        raise ConfigError(
-            f"{folder} belongs to a run with other settings ({differences(stored, wanted)}); "
-            "choose another --output, or remove the folder"
-        )
+        problem = f"{folder} belongs to a run with other settings ({differences(stored, wanted)})"
+        raise output_error(problem, ", or remove the folder")
 
 
 def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """The differences between the settings of a folder and those wanted now, as "seed: 1 there, 2 now".
-
-    Example:
-        >>> differences({"train": {"lr": 0.1}, "seed": 1}, {"train": {"lr": 0.2}, "seed": 1})
-        'train.lr: 0.1 there, 0.2 now'
-    """
+    """The differences between the settings of a folder and those wanted now, as "seed: 1 there, 2 now"."""
     stored, wanted = flatten(stored), flatten(wanted)
     return "; ".join(
         f"{key}: {stored.get(key)!r} there, {wanted.get(key)!r} now"
@@ -202,15 +185,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
     Raises:
         BusyError: another process is training in it.
         ConfigError: the folder cannot be made.
-
-    Example:
-        >>> with lock_folder(Path("runs/first")):
-        ...     train()
     """
-    try:
+    with files.output_errors(folder, "cannot be made"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be made ({error.strerror}); choose another --output") from error
     try:
         with FileLock(folder / ".lock", blocking=False):
             yield
@@ -245,12 +222,7 @@ def append_row(folder: Path, row: dict[str, Any]) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """The environment of this process as JSON, for a run folder or a measurement.
-
-    Example:
-        >>> environment()["versions"]["maple"]
-        '0.1.0'
-    """
+    """The environment of this process as JSON, for a run folder or a measurement."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -263,12 +235,7 @@ def environment() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name; "cpu" where the system does not give it.
-
-    Example:
-        >>> processor()
-        'AMD EPYC 7B13'
-    """
+    """The processor's name; "cpu" where the system does not give it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -4,7 +4,7 @@ Runs do not depend on them: their own files are complete without, and a resumed 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,30 +22,7 @@ _MEASURES = ("top1", "top5", "macro_f1", "calibration_error")
 _MLFLOW_ID = "mlflow.json"
 
 
-def _tensorboard(folder: Path, step: int) -> Any:
-    from accelerate.tracking import TensorBoardTracker
-
-    # Steps of an unfinished epoch are written again.
-    return TensorBoardTracker("tensorboard", folder, purge_step=step)
-
-
-def _wandb(folder: Path, step: int) -> Any:
-    from accelerate.tracking import WandBTracker
-
-    del step
-    return WandBTracker(PROJECT, name=folder.name, id=folder.name[-64:], resume="allow", dir=str(folder))
-
-
-def _mlflow(folder: Path, step: int) -> Any:
-    from accelerate.tracking import MLflowTracker
-
-    del step
-    path = folder / _MLFLOW_ID
-    run_id = files.read_json(path, advice="remove it to start another MLflow run")["run_id"] if path.exists() else None
-    return MLflowTracker(PROJECT, run_id=run_id, run_name=folder.name)
-
-
-TRACKERS: dict[str, Callable[[Path, int], Any]] = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 
 def require_tracker(name: str) -> None:
@@ -53,9 +30,6 @@ def require_tracker(name: str) -> None:
 
     Raises:
         ConfigError: unknown, or its package is not installed.
-
-    Example:
-        >>> require_tracker("tensorboard")
     """
     if name not in TRACKERS:
         raise ConfigError(one_of("tracker", name, TRACKERS))
@@ -121,27 +95,40 @@ class Tracked(TrainProgress):
     def _open(self) -> None:
         if self._tracker is not None:
             return
-        from accelerate import PartialState
+        from accelerate import PartialState, tracking
 
         PartialState(cpu=True)  # accelerate's log wants it; within a group of processes it exists already
-        tracker = TRACKERS[self._name](self._folder, self._step)
+        name, folder = self._name, self._folder
+        id_path = folder / _MLFLOW_ID
+        tracker: Any
+        if name == "tensorboard":
+            # Steps of an unfinished epoch are written again.
+            tracker = tracking.TensorBoardTracker(name, folder, purge_step=self._step)
+        elif name == "wandb":
+            tracker = tracking.WandBTracker(
+                PROJECT, name=folder.name, id=folder.name[-64:], resume="allow", dir=str(folder)
+            )
+        else:
+            advice = "remove it to start another MLflow run"
+            run_id = files.read_json(id_path, advice=advice)["run_id"] if id_path.exists() else None
+            tracker = tracking.MLflowTracker(PROJECT, run_id=run_id, run_name=folder.name)
         tracker.main_process_only = False  # only the main process logs
         try:
             if hasattr(tracker, "start"):  # before accelerate 1.8 it started when it was made
                 tracker.start()
         except Exception as error:
             raise ConfigError(
-                f"{self._name} cannot start: {type(error).__name__}: {error}; check its settings, or leave out "
+                f"{name} cannot start: {type(error).__name__}: {error}; check its settings, or leave out "
                 "--tracker: the same command resumes the run"
             ) from error
         settings = self._settings.model_dump(mode="json")
-        if self._name == "tensorboard":
+        if name == "tensorboard":
             # Its own method for settings would write another run for each time that this one is resumed.
             tracker.log({"settings": f"```\n{json.dumps(settings, indent=1)}\n```"}, step=self._step)
         else:
             plain = (str, float, int, bool, type(None))
             items = flatten(settings).items()
             tracker.store_init_configuration({k: v if isinstance(v, plain) else json.dumps(v) for k, v in items})
-        if self._name == "mlflow":
-            files.write_json(self._folder / _MLFLOW_ID, {"run_id": tracker.tracker.info.run_id})
+        if name == "mlflow":
+            files.write_json(id_path, {"run_id": tracker.tracker.info.run_id})
         self._tracker = tracker

@@ -185,7 +185,8 @@ def _train(
                     results[number] = report
                     del active[number]
                 else:
-                    run.save_epoch()
+                    if processes.is_main:
+                        write_epoch(run.trainer, run.folder, run.identity)
                     progress[number].epoch(report)
     processes.wait()
     return [results[number] for number in range(len(runs))]
@@ -210,7 +211,7 @@ class _TrainingRun:
         # After the data set, whose errors need no download.
         backbone = backbone or open_backbone(settings, processes.device)
         self.method = fresh_method(settings, backbone, class_names)
-        self._identity = {
+        self.identity = {
             "items": items_hash(self.items),
             "backbone": describe_backbone(backbone),
             "settings": relevant(settings),
@@ -226,15 +227,12 @@ class _TrainingRun:
         self.data = TrainingData(self.settings, self.items, store, self._val)
         self.data.fit_features(self.method)
         self.trainer = Trainer(self.method, self.settings.train, self._processes)
-        self._resume()
+        path = self.folder / "resume.safetensors"
+        if path.exists():
+            self._resume(path)
         if self._processes.is_main:
             write_beginning(self.folder, self.settings, self.items)
         self._processes.wait()
-
-    def save_epoch(self) -> None:
-        """Save the state after a whole epoch."""
-        if self._processes.is_main:
-            write_epoch(self.trainer, self.folder, self._identity)
 
     def finish(self) -> None:
         """Write the prompts: the run has finished."""
@@ -248,7 +246,7 @@ class _TrainingRun:
             "dataset": self.dataset.name,
             "data": settings.data.model_dump(mode="json", exclude={"root"}),
             "seed": settings.seed,
-            "items": self._identity["items"],
+            "items": self.identity["items"],
             "train": {"epochs": trainer.epoch, "loss": trainer.history[-1].loss if trainer.history else None},
         }
         if selected := trainer.method.selected_hyperparameters():
@@ -256,10 +254,7 @@ class _TrainingRun:
         save_prompts(self.folder / "prompts.safetensors", trainer.method, info)
         (self.folder / "resume.safetensors").unlink(missing_ok=True)
 
-    def _resume(self) -> None:
-        path = self.folder / "resume.safetensors"
-        if not path.exists():
-            return
+    def _resume(self, path: Path) -> None:
         advice = f"remove {self.folder} to start again"
         try:
             tensors, content = read_tensors(path)
@@ -267,10 +262,9 @@ class _TrainingRun:
         except CheckpointError as error:
             raise CheckpointError(f"the run cannot be resumed: {error}; {advice}") from error
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"the run cannot be resumed: {path} lacks a part of its metadata ({error}); {advice}"
-            ) from error
-        current = json.loads(json.dumps(self._identity))  # as it would be read again: tuples are lists
+            problem = f"the run cannot be resumed: {path} lacks a part of its metadata ({error})"
+            raise CheckpointError(f"{problem}; {advice}") from error
+        current = json.loads(json.dumps(self.identity))  # as it would be read again: tuples are lists
         if differing := [key for key in _IDENTITY if stored.get(key) != current[key]]:
             details = "; ".join(f"{_IDENTITY[key]}: {stored.get(key)} there, {current[key]} now" for key in differing)
             raise CheckpointError(
@@ -321,9 +315,6 @@ def write_imported(
     Raises:
         ConfigError: the folder exists already, or the settings do not fit the backbone.
         CheckpointError: a parameter is missing, unknown, or of another shape (another backbone's width, say).
-
-    Example:
-        >>> write_imported(settings, learned.tensors, ["cat", "dog"], Path("runs/imported"), info={})
     """
     if (folder / "config.json").exists():
         raise ConfigError(f"{folder} is already a run; choose another --output")

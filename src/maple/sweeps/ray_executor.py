@@ -89,11 +89,8 @@ class Storage:
             source, target = f"{start}{path}", (root / name / path).resolve()
             if not path or not target.is_relative_to((root / name).resolve()):
                 raise ConfigError(f"{self.url} lists a file outside of {name}: {path!r}; it is not a maple run")
-
-            def download(temporary: Path, source: str = source) -> Any:
-                return self._filesystem.get_file(source, str(temporary))
-
-            files.write_with(target, download)
+            with files.replacing(target) as temporary:
+                self._filesystem.get_file(source, str(temporary))
 
     def scratch(self) -> Path:
         """The local folder for runs of this storage; it is kept, so that an interrupted run can be resumed."""

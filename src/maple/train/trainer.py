@@ -233,7 +233,14 @@ class Trainer:
             self.scaler.step(optimizer)
         self.scaler.update()  # also after a problem, to be ready for another step, if the caller continues
         if problem is not None:
-            raise self._diverged(problem, lr)
+            precision = self.method.backbone.precision
+            advice = "a smaller rate (--set train.lr=...), a longer warm-up (--set train.warmup_epochs=2)"
+            if precision != "fp32":
+                advice += f", or full precision (this run: {precision}; --set backbone.precision=fp32)"
+            raise TrainingDivergedError(
+                f"training diverged: {problem} at step {self._step} (epoch {self.epoch + 1} of {self.settings.epochs}) "
+                f"with learning rate {lr:g}. Nothing of this epoch was kept. Try {advice}."
+            )
         report = StepReport(self.epoch, self._step, step.images, lr, loss, logs)
         self._step += 1
         return report
@@ -280,16 +287,6 @@ class Trainer:
         if self._optimizer is None:
             raise ConfigError(f"{self.method.title} has no prompt parameters: there is nothing to train, only evaluate")
         return self._optimizer
-
-    def _diverged(self, problem: str, lr: float) -> TrainingDivergedError:
-        precision = self.method.backbone.precision
-        advice = "a smaller rate (--set train.lr=...), a longer warm-up (--set train.warmup_epochs=2)"
-        if precision != "fp32":
-            advice += f", or full precision (this run: {precision}; --set backbone.precision=fp32)"
-        return TrainingDivergedError(
-            f"training diverged: {problem} at step {self._step} (epoch {self.epoch + 1} of {self.settings.epochs}) "
-            f"with learning rate {lr:g}. Nothing of this epoch was kept. Try {advice}."
-        )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a resumed run needs: (copies of tensors by name, plain values).
@@ -344,8 +341,7 @@ def run_epochs(
     place of a report, and is as it was before the epoch; the others continue.
 
     Args:
-        parts: a trainer, its batches, and a function to be called with each of its steps, as `Trainer.run_epoch`
-            takes them.
+        parts: trainers, each with the arguments of `Trainer.run_epoch`.
 
     Raises:
         ConfigError: a method has no prompt parameters.
