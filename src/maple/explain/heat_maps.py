@@ -80,7 +80,7 @@ def read_maps(folder: Path) -> list[dict[str, Any]]:
         ['001_cat.png']
     """
     with suppress(MapleError):
-        maps = files.read_json(folder / MAPS).get("maps")
+        maps: Any = files.read_json(folder / MAPS).get("maps")
         return [entry for entry in maps if isinstance(entry, dict)] if isinstance(maps, list) else []
     return []
 

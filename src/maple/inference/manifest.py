@@ -97,7 +97,7 @@ def read_manifest(folder: Path) -> Manifest:
         CheckpointError: unreadable, of a newer format, or a file is missing or of another size than was written.
     """
     path = folder / MANIFEST
-    content = files.read_json(
+    content: dict[str, Any] = files.read_json(
         path, missing=f"{folder} is not an exported method: it has no {MANIFEST}", advice="export the run again"
     )
     version = content.get("format")
