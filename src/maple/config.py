@@ -1,7 +1,7 @@
 """Validated settings of a run, from a preset, a file and the command line."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -181,10 +181,17 @@ class Rule(Settings):
         return all(allowed is None or value in allowed for allowed, value in conditions)
 
 
+PRESETS = resources.files("maple") / "presets"
+
+
+def toml_names(folder: Traversable) -> list[str]:
+    """The names of the TOML files in a folder of the package, without suffix."""
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
 def preset_names() -> list[str]:
     """Names of the shipped presets, such as `maple_base-to-novel`."""
-    folder = resources.files("maple") / "presets"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return toml_names(PRESETS)
 
 
 def read_preset(name: str) -> dict[str, Any]:
@@ -193,20 +200,22 @@ def read_preset(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: neither a preset nor a file, or not TOML.
     """
-    if name in preset_names():
-        return read_toml(resources.files("maple") / "presets" / f"{name}.toml", name)
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"{one_of('preset', name, preset_names())}, or the path of a TOML file")
-    return read_toml(path, name)
+    return read_named_toml(name, "preset", PRESETS)
 
 
-def read_toml(file: Traversable, name: str) -> dict[str, Any]:
-    """The content of a TOML file; messages call it `name`.
+def read_named_toml(name: str, kind: str, folder: Traversable, also: Iterable[str] = ()) -> dict[str, Any]:
+    """The content of a TOML file of the package, by name, or of a user's, by path.
+
+    Args:
+        kind, also: what messages call it, and other names that they list.
 
     Raises:
-        ConfigError: unreadable, or not TOML.
+        ConfigError: neither a name nor a file, unreadable, or not TOML.
     """
+    names = toml_names(folder)
+    file: Traversable = folder / f"{name}.toml" if name in names else Path(name).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"{one_of(kind, name, [*also, *names])}, or the path of a TOML file")
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -34,16 +34,8 @@ from maple.errors import BusyError, CheckpointError, ConfigError, output_error
 from maple.runs.spec import relevant
 from maple.train import EpochReport, Trainer
 
-_WRITTEN = (
-    "config.json",
-    "items.json",
-    "environment.json",
-    "metrics.jsonl",
-    "resume.safetensors",
-    "prompts.safetensors",
-    "rows.jsonl",
-)
 _LEARNED = ("metrics.jsonl", "resume.safetensors", "prompts.safetensors")
+_WRITTEN = ("config.json", "items.json", "environment.json", "rows.jsonl", *_LEARNED)
 
 
 def read_settings(folder: Path) -> RunSettings:

@@ -11,17 +11,8 @@ import torch
 
 from maple.clip import Backbone, load_clip
 from maple.config import RunSettings
-from maple.data import (
-    Dataset,
-    EvalTransform,
-    Item,
-    known_names,
-    load_dataset,
-    sample_few_shot,
-    select_dataset,
-    template_of,
-)
-from maple.data.catalogue import canonical_name
+from maple.data import Dataset, EvalTransform, Item, load_dataset, sample_few_shot, select_dataset
+from maple.data.catalogue import canonical_name, known_names, template_of
 from maple.data.saved_split import SAVED_SPLIT, read_saved_split
 from maple.errors import DataError
 from maple.methods import METHODS, method_settings
@@ -44,8 +35,7 @@ def complete(settings: RunSettings) -> RunSettings:
         description = {**kind.Settings.for_template(template), **description}
     name, validated = method_settings(description)
     # The same run, however the path is written and from which folder.
-    dataset = settings.data.dataset and canonical_name(settings.data.dataset)
-    data = settings.data.changed(dataset=dataset)
+    data = settings.data.changed(dataset=settings.data.dataset and canonical_name(settings.data.dataset))
     return settings.changed(method={"name": name, **validated.model_dump(mode="json")}, data=data)
 
 
@@ -62,16 +52,8 @@ def content_name(settings: RunSettings) -> str:
     published = template_of(data.dataset) is not None
     dataset = (data.dataset if published else Path(data.dataset).name).replace("/", "-").replace(":", "-")
     shots = "all" if data.shots is None else data.shots
-    return "_".join(
-        [
-            dataset or "data",
-            settings.method["name"],
-            data.classes,
-            f"{shots}shots",
-            f"seed{settings.seed}",
-            sha256(text.encode()).hexdigest()[:10],
-        ]
-    )
+    parts = [dataset or "data", settings.method["name"], data.classes, f"{shots}shots", f"seed{settings.seed}"]
+    return "_".join([*parts, sha256(text.encode()).hexdigest()[:10]])
 
 
 def open_dataset(settings: RunSettings, folder: Path | None = None) -> Dataset:

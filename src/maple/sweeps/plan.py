@@ -13,7 +13,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from maple.clip import tower_depths
-from maple.config import Positive, RunSettings, Settings, preset_names, read_preset, read_toml, resolve, setting_layer
+from maple.config import (
+    Positive,
+    RunSettings,
+    Settings,
+    preset_names,
+    read_named_toml,
+    read_preset,
+    resolve,
+    setting_layer,
+    toml_names,
+)
 from maple.data import known_names
 from maple.data.catalogue import require_possible
 from maple.errors import ConfigError, DataError, one_of
@@ -115,7 +125,7 @@ def sweep_names() -> list[str]:
         >>> "demo" in sweep_names()
         True
     """
-    return sorted(entry.name.removesuffix(".toml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".toml"))
+    return toml_names(_SHIPPED)
 
 
 def read_sweep(name: str) -> dict[str, Any]:
@@ -130,12 +140,7 @@ def read_sweep(name: str) -> dict[str, Any]:
     """
     if name in PROTOCOLS:
         return {"protocol": name}
-    if name in sweep_names():
-        return read_toml(_SHIPPED / f"{name}.toml", name)
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"{one_of('sweep', name, [*PROTOCOLS, *sweep_names()])}, or the path of a TOML file")
-    return read_toml(path, name)
+    return read_named_toml(name, "sweep", _SHIPPED, PROTOCOLS)
 
 
 def plan_sweep(sweep: SweepSettings, on_dropped: Callable[[str], None] = lambda _: None) -> list[PlannedRun]:

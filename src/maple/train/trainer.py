@@ -20,9 +20,6 @@ from maple.errors import CheckpointError, ConfigError, MapleError, TrainingDiver
 from maple.methods import Method
 from maple.prompts import share_passes
 
-# Below this loss scale, an infinite gradient is not an overflow of float16 any more.
-_SMALLEST_SCALE = 1.0
-
 Batches = Iterable[tuple[Batch, int]]
 """Pairs of this process's share of a batch and the number of images in the whole batch."""
 
@@ -224,8 +221,8 @@ class Trainer:
             for name, gradient in self.method.combine_gradients(unscaled).items():
                 gradients[name].copy_(gradient * scale)
         self.scaler.unscale_(optimizer)
-        # In float16 an infinite gradient may only mean that the loss scale must fall once more.
-        may_rescale = self.scaler.is_enabled() and self.scaler.get_scale() > _SMALLEST_SCALE
+        # In float16 an infinite gradient may only mean that the loss scale must fall once more, unless it is 1 already.
+        may_rescale = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         problem = None if math.isfinite(loss) else f"the loss is {loss}"
         if problem is None and not may_rescale and not all(bool(g.isfinite().all()) for g in gradients.values()):
             problem = "a gradient is not finite"
