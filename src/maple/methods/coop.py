@@ -67,11 +67,6 @@ class CoOp(Method):
         self.set_class_names(class_names)
 
     def set_class_names(self, names: Sequence[str]) -> None:
-        """See `Method.set_class_names`; class-specific prompts only accept classes they were learned for.
-
-        Raises:
-            UnlearnedClassesError: prompts are class-specific, and a class does not have one.
-        """
         rows = self._trained.rows(names, self.backbone.device) if self.settings.class_specific else None
         super().set_class_names(names)
         self._rows = rows

@@ -55,11 +55,6 @@ class PerClassMethod(Method):
         self._trained = TrainedClasses(learned, names, advice=advice)
 
     def set_class_names(self, names: Sequence[str]) -> None:
-        """See `Method.set_class_names`.
-
-        Raises:
-            UnlearnedClassesError: a class does not have weights.
-        """
         rows = self._trained.rows(names, self.backbone.device)
         super().set_class_names(names)
         self.rows = rows

@@ -6,6 +6,7 @@ the reference averages the whole model in float16, frozen weights included.
 """
 
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any, Self
 
 import torch
@@ -20,7 +21,15 @@ from maple.methods.base import Method, batch_accuracy
 from maple.methods.independent_vl import IndependentVL, IndependentVLSettings
 from maple.methods.teacher import Teacher
 from maple.methods.wraps_prompts import WrapsPrompts
-from maple.prompts.templates import SIXTY_TEMPLATES
+
+
+def sixty_templates() -> tuple[str, ...]:
+    """Sixty of CLIP's eighty templates for ImageNet, of which the text teacher is the average.
+
+    Source: muzairkhattak/PromptSRC@bb95c77 trainers/imagenet_templates.py; openai/CLIP notebooks.
+    """
+    file = resources.files("maple") / "assets" / "templates" / "imagenet_sixty.txt"
+    return tuple(file.read_text(encoding="utf-8").splitlines())
 
 
 class PromptSRCSettings(IndependentVLSettings):
@@ -40,7 +49,7 @@ class PromptSRCSettings(IndependentVLSettings):
     image_loss_weight: float = Field(10.0, ge=0)
     gpa_mean: float = 15.0
     gpa_std: float = Field(1.0, gt=0)
-    teacher_templates: tuple[str, ...] = SIXTY_TEMPLATES
+    teacher_templates: tuple[str, ...] = Field(default_factory=sixty_templates)
 
     @property
     def supports_new_classes(self) -> bool:

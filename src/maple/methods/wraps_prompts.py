@@ -37,32 +37,22 @@ class WrapsPrompts(Method):
         self.class_names = prompts.class_names
 
     def text_prompts(self) -> list[Tensor]:
-        """Those of the other method."""
         return self.prompts.text_prompts()
 
     def vision_prompts(self) -> list[Tensor]:
-        """Those of the other method."""
         return self.prompts.vision_prompts()
 
     def prompt_parameters(self) -> dict[str, nn.Parameter]:
-        """Those of the other method, under its names."""
         return self.prompts.prompt_parameters()
 
     def saved_tensors(self) -> dict[str, Tensor]:
-        """Those of the other method, under its names."""
         return self.prompts.saved_tensors()
 
     def set_class_names(self, names: Sequence[str]) -> None:
-        """See `Method.set_class_names`.
-
-        Raises:
-            ClassNamesError: the other method does not accept them.
-        """
         self.prompts.set_class_names(names)
         self.class_names = self.prompts.class_names
 
     def with_class_names(self, names: Sequence[str]) -> Self:
-        """See `Method.with_class_names`; the other method is copied too."""
         other = copy(self)
         other._embeddings = None
         # A shallow copy of a module shares the dictionary of its submodules.
@@ -72,17 +62,13 @@ class WrapsPrompts(Method):
         return other
 
     def limit_text_memory(self, limit: int | None) -> None:
-        """See `Method.limit_text_memory`."""
         self.prompts.limit_text_memory(limit)
 
     def encode_classes(self) -> Tensor:
-        """Unit text features [C, D] of the other method."""
         return self.prompts.encode_classes()
 
     def image_features_raw(self, images: Tensor) -> Tensor:
-        """Raw image features [B, D] of the other method."""
         return self.prompts.image_features_raw(images)
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Unit image features [B, D] of the other method."""
         return self.prompts.encode_images(images)
