@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from maple.descriptions import DEFAULT_METHOD
 from maple.errors import ConfigError, one_of
 
 BUNDLED_BACKBONE = "maple-small"
@@ -146,7 +147,7 @@ class RunSettings(Settings):
     `method` holds the method's name under "name" and its own settings; the method's class validates them.
     """
 
-    method: dict[str, Any] = {"name": "maple"}
+    method: dict[str, Any] = {"name": DEFAULT_METHOD}
     backbone: BackboneSettings = BackboneSettings()
     data: DataSettings = DataSettings()
     train: TrainSettings = TrainSettings()

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+DEFAULT_METHOD = "maple"
+"""The method that is used where none is named."""
+
 ReportRole = Literal["zero-shot", "baseline", "class baseline", "headline"]
 """What a method is to a report:
 

@@ -8,6 +8,7 @@ import typer
 from typer import Argument, Option
 
 from maple.cli import options
+from maple.descriptions import DEFAULT_METHOD
 from maple.errors import visible
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def fit_command(
     ],
     check: Annotated[bool, Option("--check", help="Only inspect the images; write and train nothing.")] = False,
     class_names: options.ClassNamesFile = None,
-    method: options.MethodName = "maple",
+    method: options.MethodName = DEFAULT_METHOD,
     shots: options.Shots = "16",
     seed: options.Seed = 1,
     backbone: options.Backbone = None,
@@ -70,7 +71,7 @@ def fit_command(
         ),
         setting_layer("data.shots", options.parse_shots(shots or "all")),
     )
-    settings = fit_settings(source, method or "maple", layer=layer, overrides=overrides or [])
+    settings = fit_settings(source, method or DEFAULT_METHOD, layer=layer, overrides=overrides or [])
     folder = options.run_folder(output, fit_folder(settings))
     with FitBars(settings, folder) as progress:
         result = fit(settings, folder, device=device, progress=progress, load_thumbnail=thumbnail_loader(data_root))

@@ -8,6 +8,7 @@ import typer
 from typer import Option
 
 from maple.cli import options
+from maple.descriptions import DEFAULT_METHOD
 from maple.errors import ConfigError
 
 
@@ -80,7 +81,7 @@ def _preset_layers(method: str | None, preset: str | None) -> list[dict[str, Any
     from maple.config import preset_names, read_preset
 
     if preset is None:
-        preset = f"{method or 'maple'}_base-to-novel"
+        preset = f"{method or DEFAULT_METHOD}_base-to-novel"
         if preset not in preset_names():
             from maple.methods import METHODS, method_settings
 

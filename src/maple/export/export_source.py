@@ -15,7 +15,7 @@ from maple.errors import ConfigError, MapleError
 from maple.inference.manifest import is_export
 from maple.inference.predictor import Floats
 from maple.inference.torch_predictor import describe, prompts_file, zero_shot_template
-from maple.methods import Method, build_method
+from maple.methods import ZERO_SHOT, Method, build_method
 from maple.runs import read_settings
 from maple.runs.spec import open_dataset
 
@@ -57,7 +57,7 @@ def open_export_source(run: str | Path, data_root: str | None = None) -> ExportS
     info = read_prompts(path).info
     method = load_prompts(path, precision="fp32", device="cpu")
     template = zero_shot_template(info)
-    frozen = build_method({"name": "zero_shot", "templates": [template]}, method.backbone, method.class_names)
+    frozen = build_method({"name": ZERO_SHOT, "templates": [template]}, method.backbone, method.class_names)
     preprocessing = method.backbone.preprocessing
     shape = (3, preprocessing.size, preprocessing.size)
     noise = torch.randn(_RANDOM_IMAGES, *shape, generator=torch.Generator().manual_seed(0)).numpy()

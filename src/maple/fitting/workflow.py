@@ -23,6 +23,7 @@ from maple.data import Inspection, Item, hold_out, inspect_dataset, open_source,
 from maple.data.checks.open_source import check_source
 from maple.data.folders.class_folders import split_domain
 from maple.data.saved_split import SAVED_SPLIT, read_saved_split, saved_split_hash, write_saved_split
+from maple.descriptions import DEFAULT_METHOD
 from maple.distributed import this_process
 from maple.errors import BackboneDownloadError, output_error
 from maple.fitting.stored_fit import FitResult, build_result, is_evaluated, is_finished, load_previous, write_inspection
@@ -66,7 +67,7 @@ class FitProgress(TrainProgress):
 
 
 def fit_settings(
-    source: str, method: str = "maple", *, layer: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+    source: str, method: str = DEFAULT_METHOD, *, layer: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
 ) -> RunSettings:
     """Return the settings of a fit: the few-shot preset of the method, with all classes of `source`.
 

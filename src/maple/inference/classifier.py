@@ -19,6 +19,7 @@ from maple.clip import Backbone
 from maple.config import SECTIONS, BackboneSettings, RunSettings, options_layer, read_preset, resolve
 from maple.data import EvalTransform, ImageStore, Item, hold_out, sample_few_shot
 from maple.data.images.prefetch import map_in_order
+from maple.descriptions import DEFAULT_METHOD
 from maple.distributed import Processes, this_process
 from maple.errors import CheckpointError, ConfigError, MapleError
 from maple.inference.array_images import InputError, class_names_of_labels, number_labels, to_images
@@ -81,7 +82,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        method: str = "maple",
+        method: str = DEFAULT_METHOD,
         *,
         backbone: str | None = None,
         pretrained: str | None = None,

@@ -15,7 +15,7 @@ from maple.distributed import this_process
 from maple.errors import BackboneError, CheckpointError
 from maple.inference.hub import PREFIX, fetch_prompts, is_hub_id
 from maple.inference.predictor import EncodedClasses, Floats, Predictor
-from maple.methods import METHODS, Method, build_method
+from maple.methods import METHODS, ZERO_SHOT, Method, build_method
 from maple.prompts import TemplateClasses, l2_normalize
 from maple.runs import finished_prompts
 
@@ -66,7 +66,7 @@ class TorchPredictor(Predictor):
         )
         self._frozen: Method | None = None
         if zero_shot:
-            settings = {"name": "zero_shot", "templates": [template]}
+            settings = {"name": ZERO_SHOT, "templates": [template]}
             self._frozen = build_method(settings, backbone, method.class_names)
 
     @classmethod
