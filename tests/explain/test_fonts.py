@@ -11,7 +11,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 from PIL import Image
 
-from maple.explain import Explanation, drawing
+from maple.explain import Explanation, heat_maps
 from maple.explain.explainer import ExplainedSide
 from maple.inference.predictor import ClassProbability
 
@@ -19,12 +19,12 @@ from maple.inference.predictor import ClassProbability
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fonts of this test alone, in addition to matplotlib's own."""
-    monkeypatch.setattr(drawing.fontManager, "ttflist", list(drawing.fontManager.ttflist))
-    monkeypatch.setattr(drawing, "_used_fonts", [])
+    monkeypatch.setattr(heat_maps.fontManager, "ttflist", list(heat_maps.fontManager.ttflist))
+    monkeypatch.setattr(heat_maps, "_used_fonts", [])
 
     def clear() -> None:
-        drawing.font_families.cache_clear()
-        drawing._font_files.cache_clear()
+        heat_maps.font_families.cache_clear()
+        heat_maps._font_files.cache_clear()
 
     clear()
     yield
@@ -49,11 +49,11 @@ def install(path: Path, letters: str) -> None:
     builder.setupOS2()
     builder.setupPost()
     builder.save(path)
-    drawing.fontManager.ttflist.append(font_manager.FontEntry(fname=str(path), name=path.stem, weight=400))
+    heat_maps.fontManager.ttflist.append(font_manager.FontEntry(fname=str(path), name=path.stem, weight=400))
 
 
 def families(text: str) -> list[str]:
-    return drawing.font_families(frozenset(text))
+    return heat_maps.font_families(frozenset(text))
 
 
 def explanation(name: str) -> Explanation:
@@ -65,29 +65,29 @@ def test_installed_fonts_have_the_letters_that_the_usual_one_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a_broken.ttf").write_bytes(b"not a font")
-    drawing.fontManager.ttflist.append(font_manager.FontEntry(fname=str(tmp_path / "a_broken.ttf"), name="a_broken"))
+    heat_maps.fontManager.ttflist.append(font_manager.FontEntry(fname=str(tmp_path / "a_broken.ttf"), name="a_broken"))
     install(tmp_path / "c_one.ttf", "猫")
     install(tmp_path / "d_both.ttf", "猫犬")
     install(tmp_path / "e_other.ttf", "글")
     assert families("a cat, кот, γάτα") == ["DejaVu Sans"]
     assert families("97 %  猫犬") == ["DejaVu Sans", "d_both"]
     assert families("猫 글") == ["DejaVu Sans", "d_both", "e_other"], "two scripts in one name"
-    covered = drawing._covered
+    covered = heat_maps._covered
 
     def of_used_fonts(family: str, letters: frozenset[str]) -> frozenset[str]:
         assert family in ("DejaVu Sans", "d_both", "e_other")
         return covered(family, letters)
 
-    monkeypatch.setattr(drawing, "_covered", of_used_fonts)
+    monkeypatch.setattr(heat_maps, "_covered", of_used_fonts)
     assert families("3 %  犬") == ["DejaVu Sans", "d_both"], "fonts that were used before are tried first"
 
 
 def test_a_name_is_drawn_with_the_letters_of_its_font(tmp_path: Path) -> None:
-    before = np.asarray(drawing.draw(explanation("猫猫猫")))
-    drawing.font_families.cache_clear()
-    drawing._font_files.cache_clear()
+    before = np.asarray(heat_maps.draw(explanation("猫猫猫")))
+    heat_maps.font_families.cache_clear()
+    heat_maps._font_files.cache_clear()
     install(tmp_path / "cats.ttf", "猫")
-    after = np.asarray(drawing.draw(explanation("猫猫猫")))
+    after = np.asarray(heat_maps.draw(explanation("猫猫猫")))
     assert before.shape == after.shape
     assert (before != after).any()
 
@@ -96,11 +96,11 @@ def test_letters_that_no_font_has_are_not_an_error() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert families("\U000f0000") == ["DejaVu Sans"]
-        drawing.draw(explanation("\U000f0000 $x_1$ and \n"))
+        heat_maps.draw(explanation("\U000f0000 $x_1$ and \n"))
 
 
 def test_a_long_name_ends_with_its_panel() -> None:
-    short, long = (np.asarray(drawing.draw(explanation("W" * length))) for length in (5, 500))
+    short, long = (np.asarray(heat_maps.draw(explanation("W" * length))) for length in (5, 500))
     assert short.shape == long.shape
     gaps = slice(16 + 256 + 1, 16 + 256 + 15)
     assert (long[:, gaps] == 255).all()
