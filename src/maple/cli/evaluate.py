@@ -84,7 +84,11 @@ def evaluate_command(
             )
             options.print_table(("class", "images", "accuracy"), cells)
         if confusion:
-            _print_confusion(scores, row["class_names"])
+            width = max(len(str(count)) for counts in scores.confusion for count in counts) + 1
+            longest = max(map(len, row["class_names"]))
+            typer.echo("rows: true class; columns: predicted class, in the same order")
+            for name, counts in zip(row["class_names"], scores.confusion, strict=True):
+                typer.echo(f"{name:<{longest}} " + "".join(f"{count:>{width}}" for count in counts))
 
 
 def _print_scores(results: "dict[str, tuple[Scores, dict[str, Any]]]") -> None:
@@ -97,11 +101,3 @@ def _print_scores(results: "dict[str, tuple[Scores, dict[str, Any]]]") -> None:
     columns = ("classes", "images", "names", "top-1", "top-5", "macro F1", "calibration error")
     title = f"{row['method']['name']} on {row['dataset']} ({row['part']}), per cent"
     options.print_table(columns, rows, title=title, right=columns[1:])
-
-
-def _print_confusion(scores: "Scores", names: list[str]) -> None:
-    width = max(len(str(count)) for row in scores.confusion for count in row) + 1
-    longest = max(map(len, names))
-    typer.echo("rows: true class; columns: predicted class, in the same order")
-    for name, row in zip(names, scores.confusion, strict=True):
-        typer.echo(f"{name:<{longest}} " + "".join(f"{count:>{width}}" for count in row))

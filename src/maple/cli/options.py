@@ -168,6 +168,4 @@ def echo_note(text: str | None) -> None:
 
 def exit_status(read: int, unreadable: int) -> int:
     """Return 0 if all images were read, 1 if some were not, 2 if none was."""
-    if not unreadable:
-        return 0
-    return 1 if read else 2
+    return 0 if not unreadable else 1 if read else 2

@@ -139,11 +139,7 @@ def _show_text(prediction: "Prediction") -> None:
 
 
 def _bar(probability: float) -> str:
-    try:
-        block = "█"
-        block.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        block = "#"
+    block = "█" if "█".encode(sys.stdout.encoding or "ascii", "ignore") else "#"
     return f"{100 * probability:5.1f} %  {_padded(block * round(_BAR_WIDTH * probability), _BAR_WIDTH)}"
 
 

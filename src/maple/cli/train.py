@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer import Option
@@ -39,7 +39,7 @@ def train_command(
     """Learn prompts from a few images per class. Repeat the same command to resume an interrupted run."""
     from contextlib import ExitStack
 
-    from maple.config import options_layer, resolve, setting_layer
+    from maple.config import options_layer, preset_names, read_preset, resolve, setting_layer
     from maple.runs import Tracked, complete, content_name, train_run
 
     names = options.read_names_file(class_names)
@@ -48,7 +48,14 @@ def train_command(
         data={"dataset": dataset, "root": data_root, "classes": classes, "class_names": names},
         seed=seed,
     )
-    layers = [*_preset_layers(method, preset), layer]
+    if preset is None:
+        preset = f"{method or DEFAULT_METHOD}_base-to-novel"
+        if preset not in preset_names():
+            from maple.methods import METHODS, method_settings
+
+            method_settings({"name": method})  # an unknown method is an error of its own
+            raise ConfigError(f"{method} has no preset {preset}; name one with --preset ({', '.join(METHODS)})")
+    layers = [read_preset(preset), *([] if method is None else [{"method": {"name": method}}]), layer]
     if shots is not None:
         layers.append(setting_layer("data.shots", options.parse_shots(shots)))
     settings = complete(resolve(layers, overrides or []))
@@ -74,17 +81,3 @@ def train_command(
         last = f"last epoch: loss {result.history[-1].loss:.4f}" if result.history else "no epochs"
         typer.echo(f"finished: {folder} ({last})")
     typer.echo(f"next: maple evaluate {folder}")
-
-
-def _preset_layers(method: str | None, preset: str | None) -> list[dict[str, Any]]:
-    """Return the layers of `--preset` and `--method`."""
-    from maple.config import preset_names, read_preset
-
-    if preset is None:
-        preset = f"{method or DEFAULT_METHOD}_base-to-novel"
-        if preset not in preset_names():
-            from maple.methods import METHODS, method_settings
-
-            method_settings({"name": method})  # an unknown method is an error of its own
-            raise ConfigError(f"{method} has no preset {preset}; name one with --preset ({', '.join(METHODS)})")
-    return [read_preset(preset)] + ([] if method is None else [{"method": {"name": method}}])
