@@ -56,16 +56,16 @@ def request_prediction(connection: http.client.HTTPConnection, query: Query) -> 
     return response.status, json.loads(response.read())
 
 
-def is_same(one: Any, other: Any) -> bool:
+def is_same(answer: Any, other: Any) -> bool:
     """Whether two responses give every class the same probability."""
     for which in ("best", "zero_shot"):
-        first, second = ({r["class"]: r["probability"] for r in a["predictions"][0][which]} for a in (one, other))
+        first, second = ({r["class"]: r["probability"] for r in a["predictions"][0][which]} for a in (answer, other))
         # Nearly equal classes may change places, and with them the fifth one.
         if any(abs(first[name] - second[name]) > TOLERANCE for name in first.keys() & second.keys()):
             return False
         if len(first.keys() & second.keys()) < len(first) - 1:
             return False
-    return bool(one["class_count"] == other["class_count"])
+    return bool(answer["class_count"] == other["class_count"])
 
 
 class Load:

@@ -42,11 +42,11 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         text: (n, embed) unit vectors.
         scale: the temperature's inverse.
     """
-    own = torch.arange(len(text))
+    rows = torch.arange(len(text))
     logits = scale * text @ image.T
-    to_text = F.cross_entropy(logits.T, own.repeat(2))
+    to_text = F.cross_entropy(logits.T, rows.repeat(2))
     chances = logits.log_softmax(1)
-    to_image = -(chances[own, own] + chances[own, own + len(text)]).mean() / 2
+    to_image = -(chances[rows, rows] + chances[rows, rows + len(text)]).mean() / 2
     return (to_text + to_image) / 2
 
 

@@ -98,7 +98,7 @@ def test_the_own_data_set_is_known(asked: str, dataset: str, own: bool, make_run
     one = row("maple", dataset, 1, "all", 0.5, ["x"], source={"dataset": asked})
     run = make_run("maple", "any", rows=[one])
     (run / "items.json").write_text(json.dumps({"items": [{"path": "twemoji/1f347/8"}]}))
-    assert [found.own for found in collect(runs, METHODS).evaluations] == [own]
+    assert [found.on_own_data for found in collect(runs, METHODS).evaluations] == [own]
 
 
 def test_predictions_outside_the_run_are_refused(make_run: MakeRun, runs: Path) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def sweep_command(
-    what: Annotated[
+    sweep_name: Annotated[
         str,
         Argument(
             metavar="WHAT",
@@ -65,7 +65,7 @@ def sweep_command(
 
     if tracker is not None:
         require_tracker(tracker)
-    settings = read_sweep(what)
+    settings = read_sweep(sweep_name)
     settings |= options_layer(
         methods=options.comma_list(methods),
         datasets=options.comma_list(datasets),
@@ -80,7 +80,7 @@ def sweep_command(
     settings["settings"] = merge_layers(settings.get("settings", {}), layer, override_layer(overrides or []))
     for key, example in (("methods", "zero_shot,maple"), ("datasets", "eurosat,dtd")):
         if key not in settings:
-            raise ConfigError(f"{what} names no {key}; give --{key}, as in --{key} {example}")
+            raise ConfigError(f"{sweep_name} names no {key}; give --{key}, as in --{key} {example}")
     runs = plan_sweep(SweepSettings(**settings), lambda text: typer.echo(text, err=True))
     ray_options = {
         "ray-address": ray_address,

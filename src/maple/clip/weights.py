@@ -35,23 +35,23 @@ def load_weights(model: Any, state: Mapping[str, Tensor], source: str, *, resize
     weights = convert_state_dict(model, dict(state))
     if "positional_embedding" in weights and not hasattr(model, "positional_embedding"):
         weights = convert_to_custom_text_state_dict(weights)
-    own = model.state_dict()
+    expected = model.state_dict()
     weights = {
         key: value
         for key, value in weights.items()
-        if key in own or not (key in formats.OPENAI_EXTRAS or key.endswith(".position_ids"))
+        if key in expected or not (key in formats.OPENAI_EXTRAS or key.endswith(".position_ids"))
     }
     for scalar in ("logit_scale", "logit_bias"):
-        if scalar in weights and scalar in own and weights[scalar].numel() == own[scalar].numel():
-            weights[scalar] = weights[scalar].reshape(own[scalar].shape)
-    if "logit_bias" in own:
-        weights.setdefault("logit_bias", torch.zeros_like(own["logit_bias"]))
+        if scalar in weights and scalar in expected and weights[scalar].numel() == expected[scalar].numel():
+            weights[scalar] = weights[scalar].reshape(expected[scalar].shape)
+    if "logit_bias" in expected:
+        weights.setdefault("logit_bias", torch.zeros_like(expected["logit_bias"]))
     if resize:
         resize_pos_embed(weights, model)
         resize_text_pos_embed(weights, model)
-    if problems := _mismatches(own, weights):
+    if problems := _mismatches(expected, weights):
         raise BackboneError(f"{source} does not fit the architecture: {'; '.join(problems)}")
-    model.load_state_dict({key: _owned(value, own.get(key)) for key, value in weights.items()}, assign=True)
+    model.load_state_dict({key: _owned(value, expected.get(key)) for key, value in weights.items()}, assign=True)
 
 
 @contextmanager
@@ -88,13 +88,13 @@ def _owned(value: Tensor, place: Tensor | None) -> Tensor:
     return value.clone(memory_format=torch.contiguous_format)
 
 
-def _mismatches(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    missing = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
-    unknown = [key for key in given if key not in own]
+def _mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    missing = [key for key in expected if key not in given and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in given if key not in expected]
     shapes = [
-        f"{key} {tuple(given[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in given and given[key].shape != own[key].shape
+        f"{key} {tuple(given[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected
+        if key in given and given[key].shape != expected[key].shape
     ]
     problems = (("missing: ", missing), ("unknown: ", unknown), ("of another shape: ", shapes))
     return [label + shortened_list(names, _NAMED, longest=100) for label, names in problems if names]

@@ -250,14 +250,14 @@ def _load_published(name: str, spec: DatasetSpec, root: Path | None, class_names
     root = root.expanduser()
     folder = root / spec.folder
     images, labels = folder / spec.images, folder / spec.labels
-    for path, what in ((root, "the data root"), (folder, f"the folder of {spec.title}"), (images, "its image folder")):
+    for path, role in ((root, "the data root"), (folder, f"the folder of {spec.title}"), (images, "its image folder")):
         if not path.is_dir():
             archives = sorted(path.name for path in folder.glob("*") if path.name.endswith(_ARCHIVES))
             advice = f"`maple data prepare {name}` says how to get it"
             if archives:
                 advice = f"{', '.join(archives[:3])} in {folder} must be unpacked there first"
             raise DataError(
-                f"{path}: {what} is missing; {spec.title} is expected as {images} with {labels} next to it; {advice}"
+                f"{path}: {role} is missing; {spec.title} is expected as {images} with {labels} next to it; {advice}"
             )
     title = name
     if spec.read is _read_split_file and not labels.exists():

@@ -154,7 +154,7 @@ def _method_name(learned: LearnedTensors, expected: str | None) -> str:
     kinds = {kind for kind, _, _ in learned.keys}
     text = learned.prompts("text_prompt")
     candidates: tuple[str, ...]
-    allowed: set[Kind] | None = None  # besides the text prompt of the first layer; None: any
+    allowed: set[Kind] | None = None  # in addition to the text prompt of the first layer; None: any
     if learned.kgcoop:
         candidates, allowed = ("kgcoop",), {"meta_net"}
     elif kinds & {"coupling", "deep_text_prompt"}:

@@ -56,7 +56,7 @@ def collect(folder: Path, methods: Mapping[str, MethodDescription]) -> Collectio
         raise DataError(f"there is no run in {folder}; a run is a folder with a config.json, as `maple train` makes it")
     evaluations = _without_duplicates(evaluations, problems)
     if not evaluations and not costs:
-        reasons = "; ".join(f"{one.place}: {one.reason}" for one in [*problems, *without_evaluation][:5])
+        reasons = "; ".join(f"{problem.place}: {problem.reason}" for problem in [*problems, *without_evaluation][:5])
         raise DataError(
             f"no run in {folder} has a readable evaluation ({reasons}); evaluate first: "
             "maple evaluate RUN --classes base,novel"
@@ -113,7 +113,7 @@ def _read_evaluations(
             continue
         method = row.method["name"]
         description = methods.get(method, MethodDescription(method))
-        evaluations.append(EvaluationRecord(run, row, description, own=_is_own(row, run.folder)))
+        evaluations.append(EvaluationRecord(run, row, description, on_own_data=_is_own(row, run.folder)))
     return evaluations
 
 
@@ -195,13 +195,13 @@ def _with_distinct_datasets(evaluations: list[EvaluationRecord]) -> list[Evaluat
     for evaluation in evaluations:
         row = evaluation.row
         names[row.dataset, row.classes, row.part][row.class_names] += 1
-        if evaluation.own:
+        if evaluation.on_own_data:
             sources[row.dataset].add(row.source.dataset)
     marked = []
     for evaluation in evaluations:
         row, location, differing = evaluation.row, "", ""
         source = PurePath(row.source.dataset)
-        if evaluation.own and len(sources[row.dataset]) > 1 and source.is_absolute():
+        if evaluation.on_own_data and len(sources[row.dataset]) > 1 and source.is_absolute():
             location = f"in {source.parent}"
         counts = names[row.dataset, row.classes, row.part]
         usual = max(counts, key=lambda key: (counts[key], len(key)))

@@ -98,8 +98,10 @@ class ClassChange:
 def class_baselines(group: Group, method: Variant) -> list[Variant]:
     """With what the classes of a method are compared: zero-shot CLIP, and the last of the other class baselines."""
     baselines = [group.zero_shot] if group.zero_shot else []
-    candidates = [one for one in group.variants if "class baseline" in one.description.roles and one != method]
-    return baselines + ([max(candidates, key=lambda one: one.description.order)] if candidates else [])
+    candidates = [
+        variant for variant in group.variants if "class baseline" in variant.description.roles and variant != method
+    ]
+    return baselines + ([max(candidates, key=lambda variant: variant.description.order)] if candidates else [])
 
 
 def class_changes(group: Group, method: Variant, baseline: Variant, dataset: str) -> tuple[list[ClassChange], int]:
@@ -167,13 +169,17 @@ class PairedAccuracy:
 def held_out(collection: Collection) -> tuple[EvaluationRecord | None, EvaluationRecord | None]:
     """A method's and zero-shot CLIP's evaluation on the test images of the run's own data set and class names."""
     evaluations = [
-        one
-        for one in collection.evaluations
-        if one.own and not one.names and (one.row.classes, one.row.part) == ("all", "test")
+        evaluation
+        for evaluation in collection.evaluations
+        if evaluation.on_own_data
+        and not evaluation.names
+        and (evaluation.row.classes, evaluation.row.part) == ("all", "test")
     ]
-    method = next((one for one in evaluations if not one.description.is_zero_shot), None)
-    baselines = (one for one in evaluations if one.description.is_zero_shot)
-    return method, next((one for one in baselines if method is None or one.row.items == method.row.items), None)
+    method = next((evaluation for evaluation in evaluations if not evaluation.description.is_zero_shot), None)
+    baselines = (evaluation for evaluation in evaluations if evaluation.description.is_zero_shot)
+    return method, next(
+        (evaluation for evaluation in baselines if method is None or evaluation.row.items == method.row.items), None
+    )
 
 
 def paired_accuracy(method: EvaluationRecord, zero_shot: EvaluationRecord) -> PairedAccuracy | None:
@@ -186,7 +192,7 @@ def paired_accuracy(method: EvaluationRecord, zero_shot: EvaluationRecord) -> Pa
     names = method.row.class_names
     if after is None or before is None or after.paths != before.paths or names != zero_shot.row.class_names:
         return None
-    right_after, right_before = (one.top[:, 0] == one.labels for one in (after, before))
+    right_after, right_before = (predictions.top[:, 0] == predictions.labels for predictions in (after, before))
     fixed, regressed = int(np.sum(right_after & ~right_before)), int(np.sum(right_before & ~right_after))
     changes = [
         ClassChange(name, "all", new - old)

@@ -91,7 +91,7 @@ def explained_runs(collection: Collection, problems: list[Problem]) -> list[Expl
         stored = _read(run, "maps.json", _Maps, problems)
         maps = stored.maps if stored else ()
         chosen = [maps[index] for index in evenly(len(maps), min(len(maps), _MOST_MAPS))]
-        shown = [drawn for one in chosen if (drawn := _read_png(run, one, problems))]
+        shown = [drawn for entry in chosen if (drawn := _read_png(run, entry, problems))]
         words = _read(run, "words.json", _Words, problems)
         more = len(words.sets) - _MOST_WORD_SETS if words else 0
         cut = [f"The tokens of {more} more classes are in words.json."] if more > 0 else []

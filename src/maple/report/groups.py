@@ -166,7 +166,9 @@ class Group:
             for dataset in self.datasets:
                 for measure, part in zip(self.measures, self.parts, strict=False):
                     evaluations = self.evaluations(variant, dataset, part)
-                    values[variant, measure, dataset] = {seed: one.row.top1 for seed, one in evaluations.items()}
+                    values[variant, measure, dataset] = {
+                        seed: evaluation.row.top1 for seed, evaluation in evaluations.items()
+                    }
                 if HARMONIC_MEAN in self.measures:
                     base, novel = (values[variant, part, dataset] for part in self.parts)
                     both = {seed: harmonic_mean(base[seed], novel[seed]) for seed in base if seed in novel}
@@ -187,9 +189,9 @@ class Group:
                 spreads[variant, measure, None] = None
                 continue
             # The mean includes seeds that lack a data set; the deviation is that of the seeds' own averages.
-            own, mean = spreads[variant, measure, None], float(np.mean([spread.mean for spread in each]))
+            overall, mean = spreads[variant, measure, None], float(np.mean([spread.mean for spread in each]))
             n = min(spread.n for spread in each)
-            spreads[variant, measure, None] = Spread(mean, own.deviation if own else None, n)
+            spreads[variant, measure, None] = Spread(mean, overall.deviation if overall else None, n)
         if HARMONIC_MEAN in self.measures and len(self.datasets) > 1:
             for variant in self.variants:
                 spreads[variant, MEAN_OF_HARMONIC_MEANS, None] = spreads[variant, HARMONIC_MEAN, None]
@@ -197,9 +199,9 @@ class Group:
                 spreads[variant, HARMONIC_MEAN, None] = None
                 if base and novel:
                     bases, novels = self.values(variant, BASE), self.values(variant, NOVEL)
-                    own = Spread.of(harmonic_mean(bases[seed], novels[seed]) for seed in bases if seed in novels)
+                    overall = Spread.of(harmonic_mean(bases[seed], novels[seed]) for seed in bases if seed in novels)
                     mean, n = harmonic_mean(base.mean, novel.mean), min(base.n, novel.n)
-                    spreads[variant, HARMONIC_MEAN, None] = Spread(mean, own.deviation if own else None, n)
+                    spreads[variant, HARMONIC_MEAN, None] = Spread(mean, overall.deviation if overall else None, n)
         return spreads
 
 
@@ -238,8 +240,8 @@ def variants_of(evaluations: Sequence[EvaluationRecord]) -> Callable[[Evaluation
         members[evaluation.method].append(evaluation)
     distinguishing: dict[str, set[str]] = {method: set() for method in members}
     for (method, _, _), settings in sources.items():
-        for key in {key for one in settings for key in one}:
-            if len({one.get(key) for one in settings}) > 1:
+        for key in {key for values in settings for key in values}:
+            if len({values.get(key) for values in settings}) > 1:
                 distinguishing[method].add(key)
     named = {method: _settings_to_name(sorted(keys), members[method]) for method, keys in distinguishing.items()}
 
@@ -273,7 +275,7 @@ def _settings_to_name(keys: Sequence[str], evaluations: Sequence[EvaluationRecor
     chosen: list[str] = []
     kinds = 1
     for key in sorted(keys, key=lambda key: key not in of_method):
-        count = len({tuple(evaluation.settings.get(one) for one in (*chosen, key)) for evaluation in evaluations})
+        count = len({tuple(evaluation.settings.get(name) for name in (*chosen, key)) for evaluation in evaluations})
         if count > kinds:
             chosen, kinds = [*chosen, key], count
     return chosen
@@ -289,9 +291,9 @@ def _short(value: str) -> str:
 
 def _key(evaluation: EvaluationRecord, backbones: dict[str, str]) -> Key:
     row, learns = evaluation.row, not evaluation.description.is_zero_shot
-    parts = evaluation.own and row.classes in ("base", "novel") and not evaluation.names
+    parts = evaluation.on_own_data and row.classes in ("base", "novel") and not evaluation.names
     paired = parts and (row.source.classes == "base" or not learns)
-    kind: Kind = "base-to-novel" if paired else "accuracy" if evaluation.own else "transfer"
+    kind: Kind = "base-to-novel" if paired else "accuracy" if evaluation.on_own_data else "transfer"
     return Key(
         kind,
         backbones[row.backbone.model_dump_json()],
@@ -311,7 +313,11 @@ def _fits(zero_shot: Key, key: Key, evaluation: EvaluationRecord) -> bool:
         return zero_shot.kind == key.kind
     if evaluation.row.classes != key.classes:
         return False
-    return evaluation.own if key.kind == "accuracy" else (zero_shot.kind, zero_shot.source) == (key.kind, key.source)
+    return (
+        evaluation.on_own_data
+        if key.kind == "accuracy"
+        else (zero_shot.kind, zero_shot.source) == (key.kind, key.source)
+    )
 
 
 def _source_label(evaluation: EvaluationRecord) -> str:
@@ -339,7 +345,7 @@ def _group(
         trained_alike = (row.source.shots, row.source.classes) == (key.shots, key.trained_on)
         if (
             identity(evaluation) in members
-            and (evaluation.own and row.classes == key.classes and _source_label(evaluation) == key.source)
+            and (evaluation.on_own_data and row.classes == key.classes and _source_label(evaluation) == key.source)
             and (evaluation.description.is_zero_shot or trained_alike)
             and (row.part == "test" and not evaluation.names)
             and backbones[row.backbone.model_dump_json()] == key.backbone

@@ -7,7 +7,9 @@ from maple.report.records import CostRow
 def headline_method(group: Group) -> Variant | None:
     """The learned method that is summarised: the best variant of the headline method, otherwise the best one."""
     learned = [variant for variant in _ranking(group) if not variant.is_zero_shot]
-    return next((one for one in learned if "headline" in one.description.roles), learned[0] if learned else None)
+    return next(
+        (variant for variant in learned if "headline" in variant.description.roles), learned[0] if learned else None
+    )
 
 
 def headline_sentences(groups: list[Group], costs: tuple[CostRow, ...]) -> list[str]:
@@ -21,9 +23,9 @@ def headline_sentences(groups: list[Group], costs: tuple[CostRow, ...]) -> list[
     if not groups and costs:
         conditions = sorted({row.conditions for row in costs})
         methods = len({row.recipe for row in costs})
-        what = f"What {methods} method{'s' if methods != 1 else ''} cost{'s' if methods == 1 else ''}"
+        heading = f"What {methods} method{'s' if methods != 1 else ''} cost{'s' if methods == 1 else ''}"
         where = f", under {len(conditions)} conditions" if len(conditions) > 1 else f": {conditions[0]}"
-        return [f"{what}{where}.", "Nothing was evaluated here."]
+        return [f"{heading}{where}.", "Nothing was evaluated here."]
     return ["No method has results on every data set yet, so there is no average to compare."]
 
 

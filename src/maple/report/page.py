@@ -107,9 +107,9 @@ def _chapters(groups: list[Group], curves: list[ShotCurves]) -> list[Chapter]:
     """A chapter for each group; curves over shots come before the first of their groups."""
     chapters, waiting = [], dict(enumerate(curves))
     for number, group in enumerate(groups):
-        for index, one in list(waiting.items()):
-            if group.key in {member.key for member in one.groups.values()}:
-                chapters.append(_shots_chapter(one, f"s{index}"))
+        for index, shot_curves in list(waiting.items()):
+            if group.key in {member.key for member in shot_curves.groups.values()}:
+                chapters.append(_shots_chapter(shot_curves, f"s{index}"))
                 del waiting[index]
         chapters.append(_group_chapter(group, f"g{number}"))
     return chapters
@@ -119,8 +119,10 @@ def _shots_chapter(curves: ShotCurves, name: str) -> Chapter:
     several = len(curves.datasets) > 1
     over = f"the mean over {len(curves.datasets)} data sets" if several else curves.datasets[0]
     zero_shot = " Zero-shot CLIP, which sees no training images, is the level line." if curves.zero_shot else ""
-    what = "Accuracy" if len(curves.measures) == 1 else "Base, novel and harmonic mean"
-    caption = f"{what} against training images per class: {over}. Bars: one standard deviation over seeds.{zero_shot}"
+    measure = "Accuracy" if len(curves.measures) == 1 else "Base, novel and harmonic mean"
+    caption = (
+        f"{measure} against training images per class: {over}. Bars: one standard deviation over seeds.{zero_shot}"
+    )
     figures = [CaptionedFigure(plots.shots_figure(curves, f"{name}-mean"), caption)]
     if several:
         svg = plots.shots_figure(curves, f"{name}-datasets", each_dataset=True)
@@ -138,8 +140,8 @@ def _group_chapter(group: Group, name: str) -> Chapter:
         caption = f"{over}{hm} Bars reach one standard deviation to each side; the dotted line is zero-shot CLIP."
         figures.append(CaptionedFigure(plots.results_figure(group, f"{name}-results"), caption))
     if several:
-        what = "Harmonic mean" if is_base_to_novel else "Accuracy"
-        caption = f"{what} on each data set, mean ± standard deviation."
+        measure = "Harmonic mean" if is_base_to_novel else "Accuracy"
+        caption = f"{measure} on each data set, mean ± standard deviation."
         figures.append(CaptionedFigure(plots.datasets_figure(group, f"{name}-datasets"), caption))
     for number, ablation in enumerate(find_ablations(group)):
         zero_shot = "; the dotted line is zero-shot CLIP" if group.zero_shot else ""
@@ -152,13 +154,15 @@ def _group_chapter(group: Group, name: str) -> Chapter:
 def _closer_looks(groups: list[Group], problems: list[Problem]) -> list[CloserLook]:
     """The first data sets of the first group that has a learned method."""
     for group in groups:
-        method = headline_method(group) or next((one for one in group.variants if not one.is_zero_shot), None)
+        method = headline_method(group) or next(
+            (variant for variant in group.variants if not variant.is_zero_shot), None
+        )
         if method:
             looks = [
                 _closer_look(group, method, dataset, f"d{number}", problems)
                 for number, dataset in enumerate(group.datasets[:_MOST_DETAILS])
             ]
-            return [one for one in looks if one.figures or one.class_figures or one.outcomes]
+            return [look for look in looks if look.figures or look.class_figures or look.outcomes]
     return []
 
 

@@ -91,7 +91,9 @@ def learning_curves_figure(group: Group, dataset: str, name: str) -> str | None:
     """Loss and training accuracy over the epochs: a thin line for each seed, a thick one for their mean."""
     histories: dict[Variant, list[tuple[dict[str, Any], ...]]] = {}
     for variant in group.variants:
-        evaluations = [one for part in group.parts for one in group.evaluations(variant, dataset, part).values()]
+        evaluations = [
+            evaluation for part in group.parts for evaluation in group.evaluations(variant, dataset, part).values()
+        ]
         runs = {evaluation.run.name: evaluation.run for evaluation in evaluations}
         histories[variant] = [run.history for run in runs.values() if run.history]
     if not any(histories.values()):
@@ -324,7 +326,7 @@ def _draw_shots(panel: Any, curves: ShotCurves, measure: str, dataset: str | Non
     for index, variant in enumerate(learned):
         style = styles[variant]
         aside = ratio ** (_DODGE * (index - (len(learned) - 1) / 2) / max(1, len(learned) / 4))
-        points = [(number * aside, one) for number, one in curves.spreads(variant, measure, dataset).items()]
+        points = [(number * aside, spread) for number, spread in curves.spreads(variant, measure, dataset).items()]
         places, means, deviations = _mean_and_bars(points)
         if not places:
             continue

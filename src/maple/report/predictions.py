@@ -237,7 +237,7 @@ def most_confused(pairs: list[PairedPredictions]) -> list[Confusion]:
         for truth, top in sorted(before.keys() | after.keys()):
             names, mistakes = (pair.class_names[truth], pair.class_names[top]), (before[truth, top], after[truth, top])
             confusions.append(Confusion(*names, *mistakes, images[truth]))
-    return sorted(confusions, key=lambda one: (-one.after, -one.before))[:_CONFUSIONS]
+    return sorted(confusions, key=lambda confusion: (-confusion.after, -confusion.before))[:_CONFUSIONS]
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,9 @@ def embed(pairs: list[PairedPredictions]) -> Embedding | None:
     method = "t-SNE" if len(labels) >= _FEWEST_FOR_TSNE else "PCA"
     silhouettes = None
     if 2 <= len(names) < len(labels):
-        before_score, after_score = (float(silhouette_score(one, labels, metric="cosine")) for one in (first, second))
+        before_score, after_score = (
+            float(silhouette_score(features, labels, metric="cosine")) for features in (first, second)
+        )
         silhouettes = before_score, after_score
     unchanged = bool(np.allclose(first, second, atol=2e-3))
     planes = _plane(first, method), _plane(second, method)

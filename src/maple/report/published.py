@@ -97,12 +97,16 @@ def published_result(group: Group, variant: Variant, dataset: str | None) -> Pub
         for evaluation in cell.values()
     ]
     key = group.key
-    if not evaluations or key.part != "test" or any(one.names or one.location for one in evaluations):
+    if (
+        not evaluations
+        or key.part != "test"
+        or any(evaluation.names or evaluation.location for evaluation in evaluations)
+    ):
         return None
     if key.shots not in (_SHOTS, ANY_SHOTS) and not variant.is_zero_shot:
         return None
     backbones = {evaluation.row.backbone for evaluation in evaluations}
-    if not all((one.name.lower(), (one.pretrained or "").lower()) in _BACKBONES for one in backbones):
+    if not all((backbone.name.lower(), (backbone.pretrained or "").lower()) in _BACKBONES for backbone in backbones):
         return None
     if key.trained_on not in ("all" if key.kind == "transfer" else "base", ""):
         return None
@@ -110,12 +114,12 @@ def published_result(group: Group, variant: Variant, dataset: str | None) -> Pub
         return None
     name = _AVERAGES.get((key.kind, frozenset(group.datasets))) if dataset is None else dataset
     # In an average, ImageNet has other epochs than the rest.
-    compared = [one for one in evaluations if dataset is not None or one.row.dataset != "imagenet"]
+    compared = [evaluation for evaluation in evaluations if dataset is not None or evaluation.row.dataset != "imagenet"]
     for result in published_results():
         if (
             (result.protocol, result.method) == (key.kind, variant.name)
             and (result.source_dataset, result.dataset) == (key.source, name)
-            and all(result.settings.items() <= one.settings.items() for one in compared)
+            and all(result.settings.items() <= evaluation.settings.items() for evaluation in compared)
         ):
             return result
     return None
@@ -126,4 +130,6 @@ def published_costs(row: CostRow) -> list[PublishedCost]:
     if row.recipe != row.name or row.backbone.lower().replace("/", "-") != _COSTS_BACKBONE:
         return []
     settings = {key: str(value) for key, value in row.method.items()}
-    return [one for one in _published_costs() if one.method == row.name and one.settings.items() <= settings.items()]
+    return [
+        cost for cost in _published_costs() if cost.method == row.name and cost.settings.items() <= settings.items()
+    ]

@@ -163,7 +163,7 @@ class EvaluationRecord:
     """One row with its run.
 
     Attributes:
-        own: the evaluated data set is the one that the run was trained on.
+        on_own_data: the evaluated data set is the one that the run was trained on.
         names: "" where the classes have their usual names, otherwise how they differ.
         location: "" unless two data sets share a name; then the folder of this one.
     """
@@ -171,7 +171,7 @@ class EvaluationRecord:
     run: RunRecord = field(repr=False)
     row: Row = field(repr=False, hash=False)
     description: MethodDescription = field(repr=False)
-    own: bool
+    on_own_data: bool
     names: str = ""
     location: str = ""
 

@@ -117,15 +117,15 @@ def find_shot_curves(groups: list[Group]) -> list[ShotCurves]:
             continue
         # Settings that distinguish two variants at one number of shots do so at all.
         variant_of = variants_of(
-            [one for group in by_shots.values() for cell in group.cells.values() for one in cell.values()]
+            [evaluation for group in by_shots.values() for cell in group.cells.values() for evaluation in cell.values()]
         )
         datasets = tuple(sorted({dataset for group in by_shots.values() for dataset in group.datasets}))
         renamed = {}
         for shots, group in sorted(by_shots.items()):
             cells: Cells = defaultdict(dict)
             for (_, dataset, classes), cell in group.cells.items():
-                for seed, one in cell.items():
-                    cells[variant_of(one), dataset, classes][seed] = one
+                for seed, evaluation in cell.items():
+                    cells[variant_of(evaluation), dataset, classes][seed] = evaluation
             variants = in_order(variant for variant, _, _ in cells)
             renamed[shots] = replace(group, variants=variants, datasets=datasets, cells=dict(cells))
         variants = in_order(variant for group in renamed.values() for variant in group.variants)

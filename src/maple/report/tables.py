@@ -78,13 +78,17 @@ def shots_tables(curves: ShotCurves) -> list[Table]:
     """Accuracy against shots, a column for each: the mean over the data sets, where there are several, then each."""
     measure = curves.measures[-1]
     is_harmonic = measure == HARMONIC_MEAN
-    what = "Harmonic mean of base and novel accuracy" if is_harmonic else "Top-1 accuracy"
-    notes = [f"{what} in per cent at each number of training images per class. {_spread_note(*curves.groups.values())}"]
+    quantity = "Harmonic mean of base and novel accuracy" if is_harmonic else "Top-1 accuracy"
+    notes = [
+        f"{quantity} in per cent at each number of training images per class. {_spread_note(*curves.groups.values())}"
+    ]
     if curves.zero_shot:
         notes.append("Zero-shot CLIP sees no training images; it is shown in every column.")
 
     def section(title: str, dataset: str | None = None) -> Section:
-        spreads = {one.label: list(curves.spreads(one, measure, dataset).values()) for one in curves.variants}
+        spreads = {
+            variant.label: list(curves.spreads(variant, measure, dataset).values()) for variant in curves.variants
+        }
         columns = [f"{shots} shot{'s' if shots > 1 else ''}" for shots in curves.groups]
         return Section(title, ("Method", *columns), tuple((key, tuple(row)) for key, row in _cells(spreads).items()))
 
@@ -113,7 +117,9 @@ def _base_to_novel_table(group: Group) -> Table:
         )
         notes += _incomplete_note(group)
     for variant in group.variants:
-        evaluated = {part for part in group.parts if any(group.values(variant, part, one) for one in group.datasets)}
+        evaluated = {
+            part for part in group.parts if any(group.values(variant, part, dataset) for dataset in group.datasets)
+        }
         if evaluated == {BASE}:
             notes.append(
                 f"{NOTHING} under Novel: not evaluated there; methods that learn weights for each class (probes, "
@@ -127,9 +133,11 @@ def _base_to_novel_table(group: Group) -> Table:
         if dataset is None:
             title, measures = f"Average over {len(group.datasets)} data sets", [*MEASURES, MEAN_OF_HARMONIC_MEANS]
             columns = ("Base", "Novel", "HM of averages", "average of HMs")
-        spreads = {one: [group.spread(one, measure, dataset) for measure in measures] for one in group.variants}
-        spreads = {one: row for one, row in spreads.items() if dataset is None or any(row)}
-        published = {one: published_result(group, one, dataset) for one in spreads}
+        spreads = {
+            variant: [group.spread(variant, measure, dataset) for measure in measures] for variant in group.variants
+        }
+        spreads = {variant: row for variant, row in spreads.items() if dataset is None or any(row)}
+        published = {variant: published_result(group, variant, dataset) for variant in spreads}
         here = [result for result in published.values() if result]
         cited += here
         if here:
@@ -162,7 +170,7 @@ def _accuracy_table(group: Group) -> Table:
         cited += [result for result in published if result]
         if any(published):
             ours = spreads[variant][1:] if with_source else spreads[variant]
-            line = [_published_cell(one, "top1", spread) for one, spread in zip(published, ours, strict=True)]
+            line = [_published_cell(result, "top1", spread) for result, spread in zip(published, ours, strict=True)]
             rows.append((f"{variant.label}, published", (*([Cell("")] if with_source else []), *line, Cell(""))))
     notes = [f"Top-1 accuracy in per cent. {_spread_note(group)}"]
     if several:
@@ -253,7 +261,9 @@ def _incomplete_note(group: Group) -> list[str]:
     notes = []
     for variant in group.variants:
         missing = [
-            one for one in group.datasets if not all(group.values(variant, measure, one) for measure in measures)
+            dataset
+            for dataset in group.datasets
+            if not all(group.values(variant, measure, dataset) for measure in measures)
         ]
         if missing:
             notes.append(f"{variant.label} lacks {', '.join(missing)}")
@@ -319,7 +329,7 @@ def _complexity_table(conditions: str, rows_of: list[tuple[str, CostRow]]) -> Ta
     for label, row in rows_of:
         flops = (row.flops_plain, row.flops, row.flops_cached)
         texts = [f"{row.parameters:,}", f"{100 * row.parameters / row.backbone_parameters:.3g}"]
-        texts += [_number(None if one is None else one / 2e9) for one in flops]
+        texts += [_number(None if count is None else count / 2e9) for count in flops]
         rows.append((label, tuple(Cell(text) for text in texts)))
     notes = (
         "GFLOPs: one image against the prompts of all classes, a multiply-add counted as one, as papers do. “Whole”: "
@@ -353,14 +363,14 @@ def _throughput_table(conditions: str, rows_of: list[tuple[str, CostRow]]) -> Ta
 
 
 def _published_costs_table(rows_of: list[tuple[str, CostRow]]) -> list[Table]:
-    published = [(label, one) for label, row in rows_of for one in published_costs(row)]
+    published = [(label, cost) for label, row in rows_of for cost in published_costs(row)]
     sections = []
-    for source in dict.fromkeys(one.read_in for _, one in published):
-        here = [(label, one) for label, one in published if one.read_in == source]
-        fields = [name for name in _PUBLISHED_COSTS if any(getattr(one, name) is not None for _, one in here)]
+    for source in dict.fromkeys(cost.read_in for _, cost in published):
+        here = [(label, cost) for label, cost in published if cost.read_in == source]
+        fields = [name for name in _PUBLISHED_COSTS if any(getattr(cost, name) is not None for _, cost in here)]
         rows = []
-        for label, one in here:
-            values = [getattr(one, name) for name in fields]
+        for label, cost in here:
+            values = [getattr(cost, name) for name in fields]
             rows.append((label, tuple(Cell(NOTHING if value is None else f"{value:,g}") for value in values)))
         sections.append(Section(source, ("Method", *(_PUBLISHED_COSTS[name] for name in fields)), tuple(rows)))
     note = (

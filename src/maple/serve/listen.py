@@ -104,5 +104,5 @@ class HeadTimeoutProtocol(H11Protocol):
             body = bytes(ApiError("malformed", "this is not HTTP, or its head is too large").response().body)
             head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
             self.transport.write(head.encode() + b"Connection: close\r\n\r\n" + body)
-        # Else in the middle of a response, where a client could not tell where this one begins.
+        # Else in the middle of a response, where a client could not know where this one begins.
         self.transport.close()

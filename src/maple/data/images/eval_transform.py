@@ -24,9 +24,9 @@ class InputTransform:
     def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str) -> None:
         if size < 1:
             raise ConfigError(f"image size is {size}; it must be at least 1 pixel")
-        for what, values in (("mean", mean), ("std", std)):
+        for name, values in (("mean", mean), ("std", std)):
             if len(values) != 3:
-                raise ConfigError(f"image {what} is {tuple(values)}; give three numbers, for red, green and blue")
+                raise ConfigError(f"image {name} is {tuple(values)}; give three numbers, for red, green and blue")
         if min(std) <= 0:
             raise ConfigError(f"image std is {tuple(std)}; its three numbers must be above 0")
         if interpolation not in RESAMPLING:

@@ -69,8 +69,8 @@ class PrepareProgress:
     def say(self, text: str) -> None:
         """Called with a line about each step."""
 
-    def advance(self, what: str, done: int, total: int | None) -> None:
-        """Called with the bytes of `what` that are done, and their total if known."""
+    def advance(self, activity: str, done: int, total: int | None) -> None:
+        """Called with the bytes of `activity` that are done, and their total if known."""
 
 
 @cache
