@@ -177,15 +177,12 @@ def load_prompts(
         >>> method = load_prompts("prompts.safetensors", device="cuda")
     """
     stored = read_prompts(path)
-    learned_on = stored.backbone
+    name, pretrained, learned_precision, fingerprint = (stored.backbone[key] for key in _BACKBONE)
     if backbone is None:
-        backbone = load_clip(
-            learned_on["name"], learned_on["pretrained"], precision=precision or learned_on["precision"], device=device
-        )
-    if backbone.fingerprint != learned_on["fingerprint"]:
+        backbone = load_clip(name, pretrained, precision=precision or learned_precision, device=device)
+    if backbone.fingerprint != fingerprint:
         raise CheckpointError(
-            f"{path} was learned on {learned_on['name']} / {learned_on['pretrained']} "
-            f"(fingerprint {learned_on['fingerprint']}), "
+            f"{path} was learned on {name} / {pretrained} (fingerprint {fingerprint}), "
             f"but this backbone is {backbone.name} / {backbone.pretrained} (fingerprint {backbone.fingerprint}); "
             "prompts do not work with other weights: load that backbone, or train again on this one"
         )

@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -251,11 +252,11 @@ def resolve(layers: Sequence[Mapping[str, Any]], overrides: Sequence[str] = ()) 
             f"rules = {rules!r}: must be tables, each under [[rules]], with dataset, shots or backbone (when it holds) "
             "and method or train (what it sets)"
         )
-    rule = next((rule for rule in [Rule(**rule) for rule in rules] if rule.fits(settings)), None)
-    if rule is None:
-        return settings
-    layers.insert(preset + 1, {"method": rule.method, "train": rule.train})
-    return _validate(layers)
+    for rule in [Rule(**values) for values in rules]:  # all are checked, although the first that fits applies
+        if rule.fits(settings):
+            layers.insert(preset + 1, {"method": rule.method, "train": rule.train})
+            return _validate(layers)
+    return settings
 
 
 def _validate(layers: Sequence[Mapping[str, Any]]) -> RunSettings:
@@ -291,19 +292,13 @@ def override_layer(overrides: Sequence[str]) -> dict[str, Any]:
 
 def setting_layer(key: str, value: Any) -> dict[str, Any]:
     """A layer with one setting: ("train.lr", 0.1) gives {"train": {"lr": 0.1}}."""
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    layer: dict[str, Any] = value
-    return layer
+    return reduce(lambda layer, part: {part: layer}, reversed(key.split(".")), value)
 
 
 def options_layer(**options: Any) -> dict[str, Any]:
     """The settings layer of options that may not be given: those that are None are left out.
 
     A backbone that is named without `pretrained` resets it: that of a lower layer belongs to another backbone.
-
-    Args:
-        options: settings by section, or a setting such as `seed`.
 
     Example:
         >>> options_layer(backbone={"name": "ViT-B-16", "precision": None}, train={"lr": None}, seed=0)

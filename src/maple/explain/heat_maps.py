@@ -23,7 +23,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from maple import files
-from maple.errors import ConfigError, MapleError, visible
+from maple.errors import MapleError, visible
 from maple.explain.explainer import ExplainedSide, Explanation
 from maple.inference import UnreadableImage
 from maple.inference.predictor import classes_to_json
@@ -185,7 +185,7 @@ def write_maps(
                 continue
             stem = re.sub(r"[^A-Za-z0-9_-]+", "-", PurePath(result.source).stem).strip("-")[:40]
             name = f"{len(maps) + 1:03}_{stem or 'image'}.png"
-            with writing_to(folder):
+            with files.output_errors(folder):
                 draw(result).save(work / name)
             entry = {"source": result.source, "class": result.target, "png": name}
             maps.append(
@@ -194,7 +194,7 @@ def write_maps(
             yield maps[-1], folder / name
         if not maps:
             return
-        with writing_to(folder):
+        with files.output_errors(folder):
             for entry in maps:
                 files.move(work / entry["png"], folder / entry["png"])
             files.write_json(folder / MAPS, {"maps": maps, "left_out": left_out})
@@ -218,18 +218,9 @@ def read_maps(folder: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
-    """Turn an OSError into a ConfigError about `folder`."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be written ({error.strerror}); choose another --output") from error
-
-
-@contextmanager
 def _work_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder inside `folder`; an empty `folder` is removed with it."""
-    with writing_to(folder):
+    with files.output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         work = tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-")
     try:

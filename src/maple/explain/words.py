@@ -13,7 +13,6 @@ from torch import Tensor
 
 from maple import files
 from maple.errors import ConfigError
-from maple.explain.heat_maps import writing_to
 from maple.methods import METHODS, Method
 
 WORDS = "words.json"
@@ -164,6 +163,6 @@ def write_words(folder: Path, words: LearnedWords) -> Path:
         >>> write_words(Path("runs/pets/explanation"), nearest_words(method)).name
         'words.json'
     """
-    with writing_to(folder):
+    with files.output_errors(folder):
         files.write_json(folder / WORDS, words.to_json())
     return folder / WORDS

@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from maple import files
 from maple.errors import ConfigError, one_of
 from maple.export.export_source import open_export_source
 
@@ -73,12 +74,8 @@ def export_run(
         if given and format != "onnx":
             raise ConfigError(f"--{option.replace('_', '-')} goes with --format onnx only; leave it out")
     target = Path(output).expanduser()
-    try:
+    with files.output_errors(f"{str(target)!r:.80}", "cannot be a folder"):
         taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
-    except OSError as error:
-        raise ConfigError(
-            f"{str(target)!r:.80} cannot be a folder ({error.strerror}); choose another --output"
-        ) from error
     if taken or not target.name:
         raise ConfigError(f"{target} exists already; choose another --output: the name of a folder to be made")
     source = open_export_source(run, data_root)

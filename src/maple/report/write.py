@@ -136,10 +136,8 @@ def write_report(
         path = target if is_file else target / "report.csv"
         texts[path.with_name(f"{path.stem}_complexity.csv")] = costs_csv(report.collection.costs)
     for path, text in texts.items():
-        try:
+        with files.output_errors(path):
             files.write_text(path, text)
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be written ({error.strerror}); choose another --output") from error
     return report, list(texts)
 
 
