@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 
 from maple.data.emoji import draw as scene
 from maple.explain import Explainer
-from maple.explain.drawing import draw
+from maple.explain.heat_maps import draw
 from maple.inference import ImageSource, TorchPredictor
 from maple.methods import METHODS
 
