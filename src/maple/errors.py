@@ -4,7 +4,15 @@ from collections.abc import Iterable
 
 
 class MapleError(Exception):
-    """Base of every error that maple raises on purpose; the command line prints it without a traceback."""
+    """Base of every error that maple raises on purpose; the command line prints it without a traceback.
+
+    Example::
+
+        try:
+            fit(fit_settings("flowers"), Path("runs/flowers"))
+        except MapleError as error:
+            print(error)
+    """
 
 
 class ConfigError(MapleError):

@@ -52,7 +52,13 @@ class TrainProgress:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The result of `train_run`: the folder, the epochs, and whether the run had been finished before."""
+    """The result of `train_run`: the folder, the epochs, and whether the run had been finished before.
+
+    Example::
+
+        result = train_run(settings, Path("runs/first"))
+        print(result.history[-1].loss)
+    """
 
     folder: Path
     history: tuple[EpochReport, ...]
