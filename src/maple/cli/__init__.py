@@ -11,17 +11,15 @@ from typer.core import TyperGroup
 from maple import __version__
 from maple.cli import options
 from maple.cli.data import data_app
-from maple.cli.efficiency import efficiency_command
 from maple.cli.evaluate import evaluate_command
 from maple.cli.exchange import export_command, import_command
 from maple.cli.explain import explain_command
-from maple.cli.fit import fit_command
 from maple.cli.predict import predict_command
-from maple.cli.report import report_command
+from maple.cli.report import efficiency_command, report_command
 from maple.cli.serve import serve_command
 from maple.cli.show import inspect_command, methods_command
 from maple.cli.sweep import sweep_command
-from maple.cli.train import train_command
+from maple.cli.train import fit_command, train_command
 from maple.errors import MapleError
 
 # Packages that are not needed to run exported methods, and may not be installed.

@@ -1,5 +1,6 @@
 """Options and arguments that several commands share, and the parsing of their values."""
 
+import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -58,11 +59,7 @@ def comma_list(text: str | None) -> list[str] | None:
 
 
 def number_list(text: str | None, option: str) -> list[int] | None:
-    """Parse whole numbers and ranges such as "1-3", separated by commas; None stays None.
-
-    Raises:
-        ConfigError: a part is neither, or a range is too long.
-    """
+    """Parse whole numbers and ranges such as "1-3", separated by commas; None stays None."""
     if text is None:
         return None
     numbers: list[int] = []
@@ -80,11 +77,7 @@ def number_list(text: str | None, option: str) -> list[int] | None:
 
 
 def parse_shots(text: str) -> int | None:
-    """Parse a number of training images per class; None for "all".
-
-    Raises:
-        ConfigError: neither a positive number nor "all".
-    """
+    """Parse a number of training images per class; None for "all"."""
     if text == "all":
         return None
     if not text.isdecimal() or int(text) < 1:
@@ -93,13 +86,7 @@ def parse_shots(text: str) -> int | None:
 
 
 def read_names_file(path: Path | None) -> dict[str, str] | None:
-    """Read a JSON object of strings; None without a file.
-
-    Raises:
-        ConfigError: unreadable, not a JSON object of strings, or a key occurs twice.
-    """
-    import json
-
+    """Read a JSON object of strings, each key once; None without a file."""
     if path is None:
         return None
 
@@ -118,11 +105,7 @@ def read_names_file(path: Path | None) -> dict[str, str] | None:
 
 
 def run_folder(output: Path | None, default: Path) -> Path:
-    """Return the folder of a run: `--output`, or the default.
-
-    Raises:
-        ConfigError: `--output` is the current folder.
-    """
+    """Return the folder of a run: `--output`, which must not be the current folder, or the default."""
     if output is not None and str(output) == ".":
         raise ConfigError("--output names the current folder; give a folder of its own, as in --output runs/first")
     return output or default

@@ -6,57 +6,45 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
-from maple.cli.options import DataRoot, Device
+from maple.cli.options import AnyModel, DataRoot, Device
 from maple.errors import ConfigError
 
 MIN_TOKEN = 16
 
 
 def serve_command(
-    run: Annotated[
-        str,
-        typer.Argument(metavar="RUN", help="A run folder, a prompts file, hf-hub:OWNER/NAME, or an export to ONNX."),
-    ],
-    host: Annotated[str, typer.Option(help="The address to listen on. Any but this machine's own needs a token.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(help="The port to listen on; 0 for any free one.")] = 8000,
+    run: AnyModel,
+    host: Annotated[str, Option(help="Address to listen on. Any but this machine's own needs a token.")] = "127.0.0.1",
+    port: Annotated[int, Option(help="The port to listen on; 0 for any free one.")] = 8000,
     token: Annotated[
         str | None,
-        typer.Option(
+        Option(
             envvar="MAPLE_TOKEN",
             show_envvar=True,
             help="The token that clients of the API must send; safer in the environment than in the list of processes.",
         ),
     ] = None,
     no_token: Annotated[
-        bool, typer.Option("--no-token", help="Let other machines use the API without a token, if --host admits them.")
+        bool, Option("--no-token", help="Let other machines that --host admits omit the token.")
     ] = False,
     allow_host: Annotated[
-        list[str] | None,
-        typer.Option(help="Another name of this server, such as that of a proxy. May be repeated."),
+        list[str] | None, Option(help="Another name of this server, as of a proxy; repeatable.")
     ] = None,
     zero_shot: Annotated[
         bool | None,
-        typer.Option(
-            "--zero-shot/--no-zero-shot",
-            help="Load the frozen CLIP too, for comparison. Default: if available; an export may lack it.",
-        ),
+        Option(help="Load the frozen CLIP too, for comparison. Default: if available; an export may lack it."),
     ] = None,
-    examples: Annotated[
-        bool, typer.Option("--examples/--no-examples", help="Offer images of the model's own data set to try.")
-    ] = True,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
-    max_upload: Annotated[float, typer.Option(help="Size of the largest request, in MiB.")] = 32,
-    max_pixels: Annotated[int, typer.Option(help="Size of the largest image, in pixels.")] = 25_000_000,
-    max_images: Annotated[int, typer.Option(help="Maximum number of images in a request.")] = 16,
-    max_classes: Annotated[int, typer.Option(help="Maximum number of class names in a request.")] = 500,
-    max_batch: Annotated[int, typer.Option(help="Number of images that the model processes at once.")] = 32,
-    queue: Annotated[
-        int, typer.Option(help="Number of images that may wait; beyond it, requests are refused as busy.")
-    ] = 128,
-    timeout: Annotated[float, typer.Option(help="Seconds after which a request fails.")] = 30,
+    examples: Annotated[bool, Option(help="Offer images of the model's own data set to try.")] = True,
+    open_page: Annotated[bool, Option("--open", help="Open the page in a browser.")] = False,
+    max_upload: Annotated[float, Option(help="Size of the largest request, in MiB.")] = 32,
+    max_pixels: Annotated[int, Option(help="Size of the largest image, in pixels.")] = 25_000_000,
+    max_images: Annotated[int, Option(help="Maximum number of images in a request.")] = 16,
+    max_classes: Annotated[int, Option(help="Maximum number of class names in a request.")] = 500,
+    max_batch: Annotated[int, Option(help="Number of images that the model processes at once.")] = 32,
+    queue: Annotated[int, Option(help="Number of images that may wait; more requests are refused as busy.")] = 128,
+    timeout: Annotated[float, Option(help="Seconds after which a request fails.")] = 30,
     data_root: DataRoot = None,
     device: Device = None,
 ) -> None:
@@ -124,27 +112,18 @@ def is_loopback(address: str) -> bool:
 
 
 def check_token(token: str | None) -> None:
-    """Refuse a token that could be guessed, or that HTTP cannot carry.
-
-    Raises:
-        ConfigError: it is short, or contains anything but printable ASCII without spaces.
-    """
+    """Raise ConfigError for a token that is short, or contains anything but printable ASCII without spaces."""
+    if token is None:
+        return
     command = 'create one with: python -c "import secrets; print(secrets.token_urlsafe())"'
-    if token is not None and len(token) < MIN_TOKEN:
+    if len(token) < MIN_TOKEN:
         raise ConfigError(f"the token has {len(token)} characters; it must have at least {MIN_TOKEN}: {command}")
-    if token is not None and not all("!" <= char <= "~" for char in token):
+    if not all("!" <= char <= "~" for char in token):
         raise ConfigError(f"the token contains a space or a character that HTTP cannot carry; {command}")
 
 
 def require_token(bound_to: str, host: str, token: str | None, *, anyone: bool) -> None:
-    """Refuse to serve other machines without a token, unless `anyone` may use the server.
-
-    Args:
-        bound_to: the address of the socket, which `host` was resolved to.
-
-    Raises:
-        ConfigError: other machines reach the address, and there is no token.
-    """
+    """Raise ConfigError if other machines reach `bound_to`, which `host` resolved to, and `anyone` may not use it."""
     if token is None and not anyone and not is_loopback(bound_to):
         raise ConfigError(
             f"--host {host} lets other machines use this server; set a token in the environment variable MAPLE_TOKEN "
@@ -153,11 +132,7 @@ def require_token(bound_to: str, host: str, token: str | None, *, anyone: bool) 
 
 
 def allowed_hosts(bound_to: str, host: str, more: list[str]) -> list[str] | None:
-    """The names by which requests may address the server; None for any, if other machines reach it.
-
-    Raises:
-        ConfigError: a name of `more` is not a host name.
-    """
+    """The names by which requests may address the server; None for any, if other machines reach it."""
     from maple.serve.middleware import LOOPBACK
 
     for name in more:

@@ -1,15 +1,23 @@
-"""`maple train`."""
+"""`maple train` and `maple fit`."""
 
+import json
 import os
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
 from maple.cli import options
 from maple.descriptions import DEFAULT_METHOD
-from maple.errors import ConfigError
+from maple.errors import ConfigError, visible
+
+if TYPE_CHECKING:
+    from maple.fitting import FitResult
+    from maple.report.comparison import MeasuredAccuracy, PairedAccuracy
+
+_MOST_CHANGES = 5
 
 
 def train_command(
@@ -81,3 +89,138 @@ def train_command(
         last = f"last epoch: loss {result.history[-1].loss:.4f}" if result.history else "no epochs"
         typer.echo(f"finished: {folder} ({last})")
     typer.echo(f"next: maple evaluate {folder}")
+
+
+def fit_command(
+    context: typer.Context,
+    source: Annotated[
+        str,
+        Argument(
+            metavar="IMAGES",
+            help="A folder of class-named folders, FOLDER:DOMAIN, or a .csv or .jsonl of path and label.",
+        ),
+    ],
+    check: Annotated[bool, Option("--check", help="Only inspect the images; write and train nothing.")] = False,
+    class_names: options.ClassNamesFile = None,
+    method: options.MethodName = DEFAULT_METHOD,
+    shots: options.Shots = "16",
+    seed: options.Seed = 1,
+    backbone: options.Backbone = None,
+    pretrained: options.Pretrained = None,
+    precision: options.Precision = None,
+    overrides: options.Overrides = None,
+    output: options.RunOutput = None,
+    data_root: options.DataRoot = None,
+    device: options.Device = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Adapt CLIP to your own images: inspect them, train on a few, compare with zero-shot CLIP on others.
+
+    Repeat the same command to resume an interrupted fit, or to see the result again.
+    """
+    names = options.read_names_file(class_names)
+
+    from maple.cli.progress import FileBars, FitBars
+    from maple.cli.report import thumbnail_loader
+    from maple.config import merge_layers, options_layer, setting_layer
+    from maple.fitting import fit, fit_folder, fit_settings, inspect_source
+
+    if check:
+        with FileBars() as bars:
+            inspection = inspect_source(
+                source,
+                data_root,
+                class_names=names,
+                seed=1 if seed is None else seed,
+                on_images=lambda done, total: bars.advance("images inspected", done, total),
+            )
+        typer.echo(json.dumps(inspection.as_json(), indent=1) if as_json else options.visible_lines(inspection.lines()))
+        return
+    layer = merge_layers(
+        options_layer(
+            backbone={"name": backbone, "pretrained": pretrained, "precision": precision},
+            data={"root": data_root, "class_names": names},
+            seed=seed,
+        ),
+        setting_layer("data.shots", options.parse_shots(shots or "all")),
+    )
+    settings = fit_settings(source, method or DEFAULT_METHOD, layer=layer, overrides=overrides or [])
+    folder = options.run_folder(output, fit_folder(settings))
+    with FitBars(settings, folder) as progress:
+        result = fit(settings, folder, device=device, progress=progress, load_thumbnail=thumbnail_loader(data_root))
+    if as_json:
+        typer.echo(json.dumps(_as_json(result), indent=1))
+        return
+    _print_result(result)
+    typer.echo(f"next:\n  maple predict {shlex.quote(str(folder))} image.jpg --zero-shot")
+    if "serve" in context.find_root().command.commands:  # type: ignore[attr-defined]
+        typer.echo(f"  maple serve {shlex.quote(str(folder))}")
+
+
+def _print_result(result: "FitResult") -> None:
+    if result.was_finished:
+        typer.echo(f"already finished: {result.folder}")
+        typer.echo(options.visible_lines(result.findings))
+    typer.echo()
+    if result.accuracy is None:
+        typer.echo("trained, but not tested: there are no images to hold out; add images to see whether it helps")
+    elif result.comparison is None:
+        _print_accuracies(result.accuracy)
+    else:
+        _print_comparison(result.comparison)
+    typer.echo()
+    if result.page is not None:
+        typer.echo(f"page: {result.page}")
+
+
+def _print_accuracies(*accuracies: "MeasuredAccuracy") -> None:
+    width = max(len(accuracy.title) for accuracy in accuracies)
+    typer.echo(f"accuracy on {accuracies[0].images:,} held-out images, in per cent (95 % interval)")
+    for accuracy in accuracies:
+        low, high = (100 * bound for bound in accuracy.interval)
+        typer.echo(f"  {accuracy.title:<{width}}  {100 * accuracy.fraction:5.1f}  ({low:.1f} to {high:.1f})")
+
+
+def _print_comparison(comparison: "PairedAccuracy") -> None:
+    _print_accuracies(comparison.zero_shot, comparison.method)
+    significance = "p < 0.001" if comparison.p < 0.001 else f"p = {comparison.p:.3f}"
+    verdict = "unlikely to be chance" if comparison.p < 0.05 else "may be chance"
+    typer.echo(
+        f"images: {comparison.fixed:,} correct that zero-shot CLIP gets wrong, {comparison.regressed:,} wrong that "
+        f"it gets right (sign test: {significance}, {verdict})"
+    )
+    better = [change for change in comparison.changes if change.difference > 0]
+    worse = [change for change in reversed(comparison.changes) if change.difference < 0]
+    for word, changes in (("better", better), ("worse", worse)):
+        shown = [
+            f"{visible(change.class_name)} {100 * change.difference:+.0f}".replace("-", "\N{MINUS SIGN}")
+            for change in changes[:_MOST_CHANGES]
+        ]
+        if len(changes) > _MOST_CHANGES:
+            shown.append(f"and {len(changes) - _MOST_CHANGES} more")
+        details = f" ({', '.join(shown)})" if shown else ""
+        typer.echo(f"{word}: {len(changes)} of {len(comparison.changes)} classes{details}")
+
+
+def _as_json(result: "FitResult") -> dict[str, Any]:
+    def accuracy_json(accuracy: "MeasuredAccuracy | None") -> dict[str, Any] | None:
+        if accuracy is None:
+            return None
+        interval = list(accuracy.interval)
+        return {"right": accuracy.right, "images": accuracy.images, "accuracy": accuracy.fraction, "interval": interval}
+
+    comparison = result.comparison
+    return {
+        "folder": str(result.folder),
+        "findings": list(result.findings),
+        "method": accuracy_json(result.accuracy),
+        "zero_shot": accuracy_json(comparison.zero_shot if comparison else None),
+        "versus": comparison
+        and {
+            "mended": comparison.fixed,
+            "broken": comparison.regressed,
+            "p": comparison.p,
+            "changes": [{"class": change.class_name, "difference": change.difference} for change in comparison.changes],
+        },
+        "page": None if result.page is None else str(result.page),
+    }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from maple import files
-from maple.errors import ConfigError, one_of
+from maple.errors import ConfigError, one_of, output_error
 from maple.export.export_source import open_export_source
 
 FORMATS = ("onnx", "torchscript", "openclip", "transformers")
@@ -77,16 +77,14 @@ def export_run(
     with files.output_errors(f"{str(target)!r:.80}", "cannot be a folder"):
         taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
     if taken or not target.name:
-        raise ConfigError(f"{target} exists already; choose another --output: the name of a folder to be made")
+        raise output_error(f"{target} exists already", ": the name of a folder to be made")
     source = open_export_source(run, data_root)
     # Written next to its place, under another name, and renamed when the check has passed.
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     except OSError as error:
-        raise ConfigError(
-            f"{target} cannot be made ({error.strerror}); choose another --output, where files may be written"
-        ) from error
+        raise output_error(f"{target} cannot be made ({error.strerror})", ", where files may be written") from error
     refusal: str | None
     try:
         if format == "onnx":

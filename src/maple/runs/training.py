@@ -19,7 +19,7 @@ from maple.data import ImageStore, Item
 from maple.data.batches import derive_seed
 from maple.data.records import items_hash
 from maple.distributed import Processes, this_process
-from maple.errors import CheckpointError, ConfigError, MapleError
+from maple.errors import CheckpointError, ConfigError, MapleError, output_error
 from maple.methods import Method, build_method
 from maple.runs.folder import lock_folder, read_history, refuse_other_run, write_beginning, write_epoch, write_history
 from maple.runs.spec import complete, joint_training_key, open_backbone, open_dataset, relevant, sample
@@ -323,7 +323,7 @@ def write_imported(
         CheckpointError: a parameter is missing, unknown, or of another shape (another backbone's width, say).
     """
     if (folder / "config.json").exists():
-        raise ConfigError(f"{folder} is already a run; choose another --output")
+        raise output_error(f"{folder} is already a run")
     settings = complete(settings)
     backbone = open_backbone(settings, "cpu")
     method = build_method(settings.method, backbone, class_names)

@@ -21,7 +21,7 @@ from maple.runs import Tracked, TrainProgress, evaluate_run, finished_prompts, r
 from maple.runs.evaluation import evaluation_request
 from maple.runs.spec import cached_backbone
 from maple.sweeps.plan import PlannedEvaluation, PlannedRun
-from maple.train import EpochReport, StepReport
+from maple.train import StepReport
 
 logger = logging.getLogger(__name__)
 
@@ -89,9 +89,6 @@ class _Job(TrainProgress):
     def step(self, report: StepReport) -> None:
         self._done += 1
         self.report(f"epoch {report.epoch + 1}/{self._epochs}, loss {report.loss:.3f}", self._done, self._steps)
-
-    def epoch(self, report: EpochReport) -> None:
-        """Nothing: the steps have been reported."""
 
     @property
     def progress(self) -> TrainProgress:
