@@ -1,14 +1,8 @@
 """A trained method as a web page and an HTTP API. Needs `pip install 'maple-clip[serve]'`.
 
-Depends on `maple.inference.Predictor` only, so an ONNX export is served without PyTorch.
+Depends on `maple.inference.Predictor` only, so an ONNX export is served without PyTorch. In a program of your own:
 
-Example::
-
-    import uvicorn
-    from maple.inference import load_predictor
-    from maple.serve.api import create_app
-
-    uvicorn.run(create_app(load_predictor("runs/food"), token="a-secret-of-16-characters"))
+    uvicorn.run(maple.serve.api.create_app(load_predictor("runs/food"), token="a-secret-of-16-characters"))
 
 `maple serve` does the same, with protection against slow clients (see `maple.serve.listen`).
 """

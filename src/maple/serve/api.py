@@ -54,11 +54,7 @@ Every error is a JSON object with `error.code`, `error.message` and `error.detai
 
 
 class PredictionService:
-    """What the routes share: the model's thread, the threads that decode images, and the bound on images in progress.
-
-    Args:
-        find_examples: called in a thread when the server starts; None for no examples.
-    """
+    """What the routes share: the model's thread, the threads that decode images, the bound on images in progress."""
 
     def __init__(self, predictor: Predictor, limits: Limits, find_examples: Callable[[], ExampleList] | None) -> None:
         self.predictor = predictor
@@ -97,11 +93,7 @@ class PredictionService:
     async def predict(
         self, request: PredictRequest, exchange: Exchange, disconnected: "asyncio.Future[Any]"
     ) -> ClassProbabilities:
-        """Compute the predictions for a request, unless the client disconnects.
-
-        Raises:
-            ApiError: the queue is full, an image cannot be read, the class names are invalid, or it takes too long.
-        """
+        """Compute the predictions for a request, unless the client disconnects."""
         count = len(request.images)
         self.queue.take(count)
         release_upload = exchange.take_over()

@@ -22,16 +22,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ClassProbabilities:
-    """The probabilities for the n images of one request.
-
-    Attributes:
-        names: the C class names.
-        note: on class names that were not trained, or None.
-        tuned, frozen: [n, C] of the trained method and of the frozen CLIP.
-    """
+    """The probabilities [n, C] for the n images of one request, by the trained method and by the frozen CLIP."""
 
     names: tuple[str, ...]
-    note: str | None
+    note: str | None  # on class names that were not trained
     tuned: Floats
     frozen: Floats | None
 
@@ -63,20 +57,14 @@ class Batcher:
         self._thread = threading.Thread(target=self._process_batches, name="maple-model", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     @property
     def ready(self) -> bool:
-        """Whether jobs are accepted."""
         return self._thread.is_alive() and not self._closing
 
     def put(self, job: Job) -> None:
-        """Accept a job; its `result` is set, or fails with an ApiError.
-
-        Raises:
-            ApiError: the server is stopping.
-        """
+        """Accept a job; its `result` is set, or fails with an ApiError. Raises ApiError if the server is stopping."""
         if not self.ready:
             raise ApiError("not_ready", "the server is stopping; send the request to another one, or retry later")
         self._jobs.put(job)

@@ -59,7 +59,6 @@ class Capacity:
         self.used += count
 
     def release(self, count: int) -> None:
-        """Give back what was taken."""
         self.used -= count
 
 
@@ -84,7 +83,6 @@ class GuardMiddleware:
         self._uploads = Capacity(limits.uploads_bytes, "uploads hold {used:,} of {total:,} bytes")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or pass on the events of the server's lifespan."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -159,11 +157,7 @@ class Exchange:
         self._expects_continue = "expect" in headers
 
     async def receive(self) -> Message:
-        """The next part of the body; after the body, wait for the client to disconnect.
-
-        Raises:
-            ApiError: the body, or all bodies together, are too large, it is too slow, or the client has disconnected.
-        """
+        """The next part of the body; after the body, wait for the client to disconnect."""
         if self._complete:
             return await self._receive()
         limit = self._limits.upload_bytes

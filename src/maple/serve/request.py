@@ -33,15 +33,10 @@ _FORM_NAMES = {
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """A valid request.
+    """A valid request."""
 
-    Attributes:
-        images: the name of each image in the response, and its encoded content.
-        class_names: None for the trained ones.
-    """
-
-    images: list[tuple[str, bytes]]
-    class_names: tuple[str, ...] | None
+    images: list[tuple[str, bytes]]  # the name of each image in the response, and its encoded content
+    class_names: tuple[str, ...] | None  # None for the trained ones
     top: int
     zero_shot: bool
 
@@ -102,11 +97,7 @@ class RequestParser:
         return {"required": True, "content": content}
 
     async def parse(self, request: Request) -> PredictRequest:
-        """Read the body, once, and check it.
-
-        Raises:
-            ApiError: the body has another media type, is malformed, or does not conform to the schema.
-        """
+        """Read the body, once, and check it; any problem of it is an ApiError."""
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise ApiError("unsupported_media_type", "compressed bodies are not supported; omit Content-Encoding")
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
