@@ -134,9 +134,7 @@ def view_batches(
 ) -> Iterator[Batch]:
     """Iterate over view number `view` of all items in order, the same views as `train_batches(..., views=...)`.
 
-    Raises:
-        ConfigError: a number is out of its range (at the call).
-        ImageError: an image cannot be used (while iterating).
+    Raises as `eval_batches`.
     """
     sizes = _batch_sizes(len(items), batch_size, num_workers)
 
@@ -190,10 +188,7 @@ def feature_batches(
 ) -> Iterator[tuple[Batch, int]]:
     """Iterate as `train_batches` does, over the features [V, N, D] of V views of N items in place of images.
 
-    The order is the same; epoch `epoch` shows view `epoch` modulo V.
-
-    Raises:
-        ConfigError: a number is out of its range (at the call).
+    The order is the same; epoch `epoch` shows view `epoch` modulo V. ConfigError if a number is out of its range.
     """
     order, shares = _epoch_order(len(labels), batch_size, seed, epoch, drop_last, rank, world_size)
     view = features[epoch % len(features)]
@@ -207,14 +202,7 @@ def feature_batches(
 
 
 def _epoch_order(
-    count: int,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    drop_last: bool,
-    rank: int,
-    world_size: int,
-    start: int = 0,
+    count: int, batch_size: int, seed: int, epoch: int, drop_last: bool, rank: int, world_size: int, start: int = 0
 ) -> tuple[list[int], list[tuple[range, int]]]:
     """The order of `count` items in an epoch; of each global batch, this process's positions in it and its length."""
     steps = steps_per_epoch(count, batch_size, drop_last)

@@ -42,13 +42,9 @@ class Item:
 class Dataset:
     """The training, validation and test items of a data set, and its C class names.
 
-    Splits may be empty, but not all of them: without training items it is for evaluation only.
-
-    Attributes:
-        root: `root / item.path` is the image file.
-        class_names: `class_names[label]` is the name of a class; two classes may share a name, as in published lists.
-        read: returns the image of a path, for images that are rendered instead of stored.
-        drawn_split: the splits were drawn at random here, from undivided images.
+    Splits may be empty, but not all of them: without training items it is for evaluation only. Two classes may share
+    a name, as in published lists. `read` returns the image of a path, for images that are rendered instead of stored;
+    otherwise `root / item.path` is the file. `drawn_split`: the splits were drawn at random, from undivided images.
 
     Raises:
         DataError: no class names, no items at all, a label outside 0..C-1, an item whose name differs from that
@@ -139,14 +135,8 @@ def write_images(
 ) -> list[Path]:
     """Write `count` items of one split as CLASS_NUMBER.png into `folder`: the first of every class, then the second ...
 
-    The numbers of a class begin with 1. Existing files with the same content are kept.
-
-    Args:
-        part: the name of the split.
-        class_name: only items of this class.
-
-    Returns:
-        The paths, in the order of writing; fewer than `count` if the split has fewer items.
+    The numbers of a class begin with 1. Existing files with the same content are kept. With `class_name`, only items of
+    this class are written. Returns the paths, in the order of writing; fewer if the split `part` has fewer items.
 
     Raises:
         ConfigError: `count` is below 1, or the split is unknown.

@@ -20,8 +20,7 @@ _FORMAT = 1
 def write_saved_split(path: Path, dataset: Dataset, source: str) -> str:
     """Write the items of a data set atomically, and return their hash.
 
-    Args:
-        source: the name or path for `load_dataset`; needed to read images that are rendered and not files.
+    `source` is the name or path for `load_dataset`, needed to read images that are rendered and not files.
     """
     content: dict[str, Any] = {
         "format": _FORMAT,
@@ -39,11 +38,7 @@ def write_saved_split(path: Path, dataset: Dataset, source: str) -> str:
 
 
 def read_saved_split(path: Path, expected: str | None = None, *, look: bool = True) -> Dataset:
-    """Read a data set that `write_saved_split` wrote; its images are not opened.
-
-    Args:
-        expected: the hash that the list must have.
-        look: check that the folder of the images exists.
+    """Read a data set that `write_saved_split` wrote; its images are not opened, and without `look` not looked for.
 
     Raises:
         DataError: the file is missing or damaged, has another hash than `expected`, or its image folder is gone.

@@ -22,12 +22,10 @@ _BIT_COUNTS = np.array([value.bit_count() for value in range(256)], dtype=np.uin
 
 @dataclass(frozen=True, slots=True)
 class ImageHash:
-    """A perceptual hash of an image.
+    """A perceptual hash of an image; a `plain` one has too little contrast to be compared.
 
-    Attributes:
-        bits: the difference hash, 64 bits as eight bytes: each pixel of a grey 9 x 8 copy against its right neighbour.
-        small: a 16 x 16 copy in colour, [768] bytes.
-        plain: the image has too little contrast to be compared.
+    `bits` is the difference hash, 64 bits as eight bytes: each pixel of a grey 9 x 8 copy against its right neighbour;
+    `small` is a 16 x 16 copy in colour, [768] bytes.
     """
 
     bits: bytes

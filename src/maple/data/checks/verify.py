@@ -58,10 +58,7 @@ def count(dataset: Dataset) -> dict[str, int]:
 
 
 def verify_counts(dataset: Dataset, published: Statistics | None = None) -> list[str]:
-    """Describe the differences from the published numbers and class names; none for a user's own images.
-
-    `published` is by default the shipped statistics of a data set of that name.
-    """
+    """Describe the differences from the numbers and names `published`, by default the shipped ones of this name."""
     published = published or published_statistics().get(dataset.name)
     if published is None:
         return []
@@ -88,10 +85,8 @@ def verify_images(
 ) -> Iterator[str]:
     """Yield what is wrong with each image that is missing, empty or unreadable, in order.
 
-    Args:
-        quick: check only that each file exists and is not empty; otherwise every image is decoded.
-        workers: the number of threads; by default one per core, up to 16.
-        on_images: called with (images verified, images in all).
+    With `quick`, only that each file exists and is not empty; otherwise every image is decoded, by one thread per core
+    up to 16, or by `workers`. `on_images` is called with (images verified, images in all).
     """
     items = list(chain(dataset.train, dataset.val, dataset.test))
     read = dataset.read or (lambda path: read_image(dataset.root / path))

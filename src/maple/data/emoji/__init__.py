@@ -34,11 +34,7 @@ def archive() -> EmojiArchive:
 
 
 def draw(path: str) -> Image.Image:
-    """Render the image of an item's path, RGB, 64 x 64 pixels.
-
-    Raises:
-        DataError: the path is not STYLE/CODE/NUMBER of a bundled emoji.
-    """
+    """Render the image of an item's path, RGB, 64 x 64 pixels; DataError if it is not an emoji's STYLE/CODE/NUMBER."""
     style, _, rest = path.partition("/")
     code, _, number = rest.partition("/")
     if not number.isdecimal():
@@ -47,11 +43,7 @@ def draw(path: str) -> Image.Image:
 
 
 def group_and_style(name: str) -> tuple[str, str]:
-    """Parse `emoji-GROUP` or `emoji-GROUP/STYLE`.
-
-    Raises:
-        DataError: there is no such group or style; the valid ones are listed.
-    """
+    """Parse `emoji-GROUP` or `emoji-GROUP/STYLE`; DataError if there is no such group or style."""
     group, _, style = name.removeprefix(PREFIX).partition("/")
     style = style or DEFAULT_STYLE
     if group not in archive().groups:
@@ -64,8 +56,7 @@ def group_and_style(name: str) -> tuple[str, str]:
 def load_emoji(name: str, class_names: Mapping[str, str] | None = None) -> Dataset:
     """Load `emoji-GROUP` or `emoji-GROUP/STYLE`: 32 training, 4 validation and 10 test scenes per concept.
 
-    Raises:
-        DataError: there is no such group or style; the valid ones are listed.
+    Raises as `group_and_style`.
     """
     group, style = group_and_style(name)
     concepts = archive().concepts(group)

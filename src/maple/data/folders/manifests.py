@@ -47,8 +47,7 @@ def load_manifest(
             classes.
 
     Example:
-        >>> dataset = load_manifest(Path("pets/images.csv"), seed=1)
-        >>> dataset.class_names
+        >>> load_manifest(Path("pets/images.csv"), seed=1).class_names
         ('cat', 'dog')
     """
     check_fractions(val_fraction, test_fraction)

@@ -52,9 +52,7 @@ def download(
 
     Args:
         checksum: `sha256:HEX` or `md5:HEX`, as published.
-        size: in bytes, as published.
         on_bytes: called with the number of bytes downloaded and in all, None if the server does not say.
-        wait: called with the seconds to wait before another attempt.
 
     Raises:
         DownloadError: the address is refused or does not respond, the response is a web page or of another size than

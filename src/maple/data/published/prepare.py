@@ -110,11 +110,7 @@ def prepare(
     Existing files are never replaced. Archives are downloaded to `root/downloads/NAME`, resumed after an interruption,
     checked against the published checksum if there is one, and removed when unpacked unless `keep`. An archive that the
     user has put there is used instead. Folders get their names only when they are complete. A lock keeps other
-    processes out.
-
-    Args:
-        recipe: what to download, by default that of `recipes`.
-        locate: returns the address of a file, for another mirror.
+    processes out. `recipe` is by default that of `recipes`; `locate` returns the address of a file, for a mirror.
 
     Raises:
         DataError: the name is unknown, the root is not writable, or another process prepares this data set.
