@@ -45,11 +45,7 @@ _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 
 
 def load_clip(
-    name: str,
-    pretrained: str | None = None,
-    *,
-    precision: str = "fp32",
-    device: str | torch.device = "cpu",
+    name: str, pretrained: str | None = None, *, precision: str = "fp32", device: str | torch.device = "cpu"
 ) -> Backbone:
     """Load a frozen CLIP from a name, a hub repository, a folder or a file.
 

@@ -13,14 +13,7 @@ import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
-from maple.clip.formats import (
-    CLIP_VOCABULARY,
-    StateDict,
-    check_vocabulary,
-    mlp_ratio,
-    read_tensors,
-    shards,
-)
+from maple.clip.formats import CLIP_VOCABULARY, StateDict, check_vocabulary, mlp_ratio, read_tensors, shards
 from maple.errors import BackboneError
 from maple.files import read_json
 

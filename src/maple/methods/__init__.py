@@ -47,12 +47,7 @@ __all__ = ["METHODS", "Features", "Method", "MethodSettings", "build_method", "d
 
 
 def describe_methods() -> dict[str, MethodDescription]:
-    """How reports present each method: {name: its title, plot style and roles}, in the order of tables.
-
-    Example:
-        >>> describe_methods()["coop"].title
-        'CoOp'
-    """
+    """How reports present each method: {name: its title, plot style and roles}, in the order of tables."""
     return {
         name: MethodDescription(kind.short_title or kind.title, order, kind.plot_style, kind.report_roles)
         for order, (name, kind) in enumerate(METHODS.items())
@@ -60,10 +55,7 @@ def describe_methods() -> dict[str, MethodDescription]:
 
 
 def method_settings(description: Mapping[str, Any]) -> tuple[str, MethodSettings]:
-    """Validate {"name": ..., **settings}.
-
-    Returns:
-        The name, and the method's settings with defaults filled in.
+    """Validate {"name": ..., **settings}: the name, and the method's settings with defaults filled in.
 
     Raises:
         ConfigError: the method or a setting is unknown, or a value is out of range.

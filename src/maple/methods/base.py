@@ -22,14 +22,7 @@ DepthLimits = Mapping[str, tuple[Literal["text", "image"], ...]]
 
 
 class MethodSettings(Settings):
-    """Base class of a method's settings.
-
-    Example:
-        >>> class ScaleSettings(MethodSettings):
-        ...     scale: float = 1.0
-        >>> ScaleSettings(scale=2).scale
-        2.0
-    """
+    """Base class of a method's settings."""
 
     section = "method."
 
@@ -59,9 +52,6 @@ class Features:
     Attributes:
         train, train_labels: [V, N, D], V views of each training image, and [N] int64.
         val, val_labels: [M, D], of the validation images as in evaluation, and [M] int64; M may be 0.
-
-    Example:
-        >>> Features(torch.rand(1, 4, 512), torch.tensor([0, 0, 1, 1]), torch.rand(2, 512), torch.tensor([0, 1]))
     """
 
     train: Tensor
@@ -91,17 +81,6 @@ class Method(nn.Module):
         needs_frozen_features: whether `loss` takes a third argument, the raw features [B, D] of the frozen image tower,
             or None if they have not been computed beforehand.
         uses_text_tower: whether a prediction encodes sentences, rather than using weights of each class.
-
-    Example:
-        >>> class ScaledZeroShot(Method):
-        ...     title, paper, summary, Settings = "scaled CLIP", "none", "a learned scale", MethodSettings
-        ...     def __init__(self, settings, backbone, class_names, generator):
-        ...         super().__init__(settings, backbone)
-        ...         self.scale = nn.Parameter(torch.ones((), device=backbone.device))
-        ...         self.classes = TemplateClasses(backbone, ["a photo of a {}."])
-        ...         self.set_class_names(class_names)
-        ...     def logits(self, image_features, text_features):
-        ...         return self.scale * super().logits(image_features, text_features)
     """
 
     title: ClassVar[str]
@@ -171,9 +150,7 @@ class Method(nn.Module):
         self.class_names = tuple(names)
 
     def with_class_names(self, names: Sequence[str]) -> Self:
-        """A shallow copy for other class names, sharing the learned tensors.
-
-        Several threads may make and use copies of one method at once.
+        """A shallow copy for other class names, sharing the learned tensors; threads may make and use several at once.
 
         Raises:
             ClassNamesError: see `set_class_names`.
@@ -249,9 +226,7 @@ class Method(nn.Module):
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss and its logs: a scalar, and each term and "accuracy" as scalars.
 
-        Args:
-            images: [B, 3, R, R], normalised.
-            labels: [B] int64, indices into the current class names.
+        `images` [B, 3, R, R] are normalised, `labels` [B] int64 are indices into the current class names.
         """
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
@@ -260,10 +235,8 @@ class Method(nn.Module):
     def combine_gradients(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """The gradient of a training step, by parameter name. Called if there are `auxiliary_losses`.
 
-        Args:
-            gradients: under "loss" the gradients of the loss by parameter name, and under each of `auxiliary_losses`
-                those of that log. All are of means over the whole batch, also if it was divided among processes or
-                pieces.
+        `gradients` has those of the loss by parameter name under "loss", and those of each auxiliary loss under its
+        name. All are of means over the whole batch, also if it was divided among processes or pieces.
         """
         return gradients["loss"]
 
@@ -285,11 +258,7 @@ class Method(nn.Module):
         return {}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `training_state` returned.
-
-        Raises:
-            CheckpointError: the state does not fit this method.
-        """
+        """Restore what `training_state` returned; CheckpointError if it does not fit this method."""
         if state:
             raise CheckpointError(f"{self.title} has no training state, but the checkpoint has {sorted(state)}")
 

@@ -5,6 +5,7 @@ gaopengcuhk/CLIP-Adapter@08d07f8 clip_adapter.py. Departs: the width follows the
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from pydantic import Field
@@ -48,7 +49,7 @@ class CLIPAdapter(Method):
                 f"reduction={settings.reduction} is larger than the {width} dimensions of this CLIP's features, so the "
                 f"hidden layer would be empty; choose 1 to {width}"
             )
-        layers = [seeded_linear(inputs, outputs, generator) for inputs, outputs in ((width, hidden), (hidden, width))]
+        layers = [seeded_linear(*size, generator) for size in pairwise([width, hidden, width])]
         self.adapter = nn.ParameterList(nn.Parameter(layer.weight.detach().to(backbone.device)) for layer in layers)
         self.classes = TemplateClasses(backbone, settings.templates)
         self.set_class_names(class_names)

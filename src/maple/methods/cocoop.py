@@ -5,6 +5,7 @@ trainers/cocoop.py:60-203.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from pydantic import Field
@@ -56,24 +57,15 @@ class CoCoOp(Method):
         self.classes = PromptedClasses(backbone, prompt_length=settings.prompt_length, init_text=settings.init_text)
         tokens = first_tokens(backbone, settings.init_text, settings.prompt_length, generator)
         self.text_prompt = prompt_list([tokens], backbone)
-        self.meta_net = nn.ModuleList(
-            [
-                seeded_linear(backbone.embed_dim, hidden, generator),
-                seeded_linear(hidden, backbone.text.width, generator),
-            ]
-        ).to(backbone.device)
+        sizes = pairwise([backbone.embed_dim, hidden, backbone.text.width])
+        self.meta_net = nn.ModuleList(seeded_linear(*size, generator) for size in sizes).to(backbone.device)
         self.set_class_names(class_names)
 
     def text_prompts(self) -> list[Tensor]:
-        """[P, Ht], without the shift of an image."""
         return [self.text_prompt[0]]
 
     def encode_classes(self) -> Tensor:
-        """Not defined without an image.
-
-        Raises:
-            ConfigError: always; use `forward`, or `encode_classes_for`.
-        """
+        """Raise ConfigError: not defined without an image."""
         raise ConfigError("CoCoOp's text features depend on the image; use encode_classes_for(image_features)")
 
     def token_shift(self, image_features: Tensor) -> Tensor:
@@ -93,12 +85,10 @@ class CoCoOp(Method):
             return self.backbone.logit_scale * torch.einsum("bd,bcd->bc", image_features, text_features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, C] of normalised images [B, 3, R, R]."""
         return self._logits(self.encode_images(images))
 
     @torch.no_grad()
     def logits_of(self, image_features: Tensor) -> Tensor:
-        """Logits [B, C] of unit image features [B, D]."""
         # A few images at a time, so that their B * C sentences fit into memory.
         at_once = max(1, _SENTENCES_AT_ONCE // len(self.class_names))
         return torch.cat([self._logits(chunk) for chunk in image_features.split(at_once)])

@@ -28,7 +28,6 @@ class CoOpSettings(MethodSettings):
 
     @property
     def supports_new_classes(self) -> bool:
-        """False for class-specific prompts."""
         return not self.class_specific
 
 
@@ -72,5 +71,4 @@ class CoOp(Method):
         self._rows = rows
 
     def text_prompts(self) -> list[Tensor]:
-        """[P, Ht], or [C, P, Ht] if class-specific."""
         return [self.text_prompt[0] if self._rows is None else self.text_prompt[0][self._rows]]

@@ -77,11 +77,9 @@ class _IndependentPrompts(Method):
         self.vision_prompt = prompt_list(tokens, backbone)
 
     def text_prompts(self) -> list[Tensor]:
-        """J tensors [P, Ht]."""
         return [] if self.text_prompt is None else list(self.text_prompt)
 
     def vision_prompts(self) -> list[Tensor]:
-        """J tensors [P, Hv]."""
         return [] if self.vision_prompt is None else list(self.vision_prompt)
 
 

@@ -30,7 +30,6 @@ class KgCoOpSettings(CoOpSettings):
 
     @classmethod
     def for_template(cls, template: str) -> dict[str, Any]:
-        """The teacher uses the data set's own template."""
         return {"teacher_template": template}
 
 

@@ -30,7 +30,6 @@ class LinearProbeSettings(PerClassSettings):
 
     @property
     def needs_validation(self) -> bool:
-        """Whether C is to be selected."""
         return self.inverse_regularisation is None
 
 
@@ -97,7 +96,6 @@ class LinearProbe(PerClassMethod):
         self._selected = {"inverse_regularisation": strength}
 
     def selected_hyperparameters(self) -> dict[str, float]:
-        """C, once the regression is fitted."""
         return self._selected
 
 

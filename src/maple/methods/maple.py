@@ -81,11 +81,9 @@ class MaPLe(Method):
         self.set_class_names(class_names)
 
     def text_prompts(self) -> list[Tensor]:
-        """J tensors [P, Ht]."""
         return list(self.text_prompt) if self._forward else self.coupling.couple(list(self.vision_prompt))
 
     def vision_prompts(self) -> list[Tensor]:
-        """J tensors [P, Hv]."""
         return self.coupling.couple(list(self.text_prompt)) if self._forward else list(self.vision_prompt)
 
 

@@ -65,7 +65,6 @@ class PerClassSettings(MethodSettings):
 
     @property
     def supports_new_classes(self) -> bool:
-        """False."""
         return False
 
 

@@ -62,9 +62,21 @@ class ProGrad(WrapsPrompts):
     def __init__(
         self, settings: ProGradSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
     ) -> None:
-        words, missing = _initial_words(settings)
-        text = " ".join([PLACEHOLDER] * missing + [words])
-        coop = CoOpSettings(prompt_length=settings.prompt_length, init_text=text)
+        template, length = settings.teacher_template, settings.prompt_length
+        words = template.removesuffix(_NAME).strip()
+        count = len(words.split())
+        if not template.endswith(_NAME) or not words or "{}" in words:
+            raise ConfigError(
+                f"teacher_template {template!r} must be words followed by the class name, as in 'a photo of a {{}}.': "
+                "the prompt starts from these words"
+            )
+        if count > length:
+            raise ConfigError(
+                f"teacher_template {template!r} has {count} words before the class name, more than "
+                f"prompt_length={length}; set prompt_length={count}, or use a shorter template"
+            )
+        missing = length - count
+        coop = CoOpSettings(prompt_length=length, init_text=" ".join([PLACEHOLDER] * missing + [words]))
         super().__init__(settings, CoOp(coop, backbone, class_names, generator))
         with torch.no_grad():
             self.text_prompts()[0][:missing] = 0
@@ -93,21 +105,3 @@ class ProGrad(WrapsPrompts):
             component = (gradient * direction).sum()
             combined[name] = gradient - self.settings.strength * component.clamp(max=0) * direction
         return combined
-
-
-def _initial_words(settings: ProGradSettings) -> tuple[str, int]:
-    """The words that the prompt starts from, and the number of tokens before them, which start at zero."""
-    template = settings.teacher_template
-    words = template.removesuffix(_NAME).strip()
-    count = len(words.split())
-    if not template.endswith(_NAME) or not words or "{}" in words:
-        raise ConfigError(
-            f"teacher_template {template!r} must be words followed by the class name, as in 'a photo of a {{}}.': the "
-            "prompt starts from these words"
-        )
-    if count > settings.prompt_length:
-        raise ConfigError(
-            f"teacher_template {template!r} has {count} words before the class name, more than "
-            f"prompt_length={settings.prompt_length}; set prompt_length={count}, or use a shorter template"
-        )
-    return words, settings.prompt_length - count

@@ -53,7 +53,6 @@ class PromptSRCSettings(IndependentVLSettings):
 
     @property
     def supports_new_classes(self) -> bool:
-        """Whether the method of the prompts supports them."""
         if not self.prompts:
             return super().supports_new_classes
         from maple.methods import method_settings  # imports this module
@@ -113,10 +112,7 @@ class PromptSRC(WrapsPrompts):
     def loss(self, images: Tensor, labels: Tensor, frozen: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy, L1 distances to the frozen features of both towers, divergence from the frozen predictions.
 
-        Each is a mean over its elements; the divergence over B and C.
-
-        Args:
-            frozen: raw features [B, D] of the images by the frozen tower; computed if None.
+        Each is a mean over its elements; the divergence over B and C. Without `frozen` features they are computed.
         """
         text, image = self.encode_classes(), self.encode_images(images)
         taught_text = self._teacher.text_features(self.class_names)
@@ -142,15 +138,9 @@ class PromptSRC(WrapsPrompts):
                 parameter.copy_(self._average[name])
 
     def training_state(self) -> dict[str, Tensor]:
-        """The average so far."""
         return {f"average/{name}": value for name, value in self._average.items()}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the average.
-
-        Raises:
-            CheckpointError: a tensor is missing, unknown, or of another shape.
-        """
         expected = {name: list(value.shape) for name, value in self.training_state().items()}
         shapes = {name: list(value.shape) for name, value in state.items()}
         if shapes != expected:

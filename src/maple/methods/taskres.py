@@ -46,5 +46,4 @@ class TaskRes(PerClassMethod):
         self.set_class_names(class_names)
 
     def encode_classes(self) -> Tensor:
-        """Unit text features [C, D]."""
         return l2_normalize(self.classes.mean + self.settings.scale * self.residual[self.rows])

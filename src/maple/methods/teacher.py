@@ -13,11 +13,7 @@ from maple.prompts import TemplateClasses, encode_image, l2_normalize
 
 
 class Teacher:
-    """Unit features of the frozen CLIP; those of text from fixed sentences.
-
-    Args:
-        templates, normalize_each: see `TemplateClasses`.
-    """
+    """Unit features of the frozen CLIP; those of text from fixed sentences, as in `TemplateClasses`."""
 
     def __init__(self, backbone: Backbone, templates: Sequence[str], *, normalize_each: bool = True) -> None:
         self._backbone = backbone
@@ -25,11 +21,7 @@ class Teacher:
         self._names: tuple[str, ...] = ()
 
     def text_features(self, names: Sequence[str]) -> Tensor:
-        """Unit text features [C, D] of the classes, cached for the last list of names.
-
-        Raises:
-            ClassNamesError: a name is too long for a template.
-        """
+        """Unit text features [C, D] of the classes, cached for the last list of names."""
         if self._names != tuple(names):
             with torch.inference_mode(False):
                 self._classes.set_class_names(names)

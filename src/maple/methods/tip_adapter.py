@@ -43,7 +43,6 @@ class TipAdapterSettings(PerClassSettings):
 
     @property
     def needs_validation(self) -> bool:
-        """Whether alpha or beta is to be searched."""
         return self.alpha is None or self.beta is None
 
 
@@ -75,10 +74,10 @@ class TipAdapter(PerClassMethod):
         self.classes = TemplateClasses(backbone, settings.templates)
         self.set_trained_classes("votes of cached images", class_names)
         self.set_class_names(class_names)
-        start = {"alpha": settings.start_alpha, "beta": settings.start_beta}
-        for name, value in start.items():
-            given = getattr(settings, name)
-            self.register_buffer(name, torch.tensor(value if given is None else given, device=backbone.device))
+        for name in ("alpha", "beta"):
+            value = getattr(settings, name)
+            value = getattr(settings, f"start_{name}") if value is None else value
+            self.register_buffer(name, torch.tensor(value, device=backbone.device))
         self._set_cache(self.classes.features, torch.arange(len(class_names), device=backbone.device))
         self._count = len(class_names)
 
@@ -153,5 +152,4 @@ class TipAdapter(PerClassMethod):
                     self.beta.fill_(beta)
 
     def selected_hyperparameters(self) -> dict[str, float]:
-        """Alpha and beta."""
         return {"alpha": float(self.alpha), "beta": float(self.beta)}

@@ -15,9 +15,6 @@ class WrapsPrompts(Method):
 
     The prompts keep their names, so prompts files of the two methods hold the same tensors.
 
-    Args:
-        prompts: the other method; its parameters become this one's.
-
     Raises:
         ConfigError: the other method does not have prompts, has another loss than cross-entropy, or has text features
             that depend on the image.

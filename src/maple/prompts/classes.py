@@ -16,11 +16,7 @@ _CHUNK = 256
 
 
 class PromptedClasses:
-    """Text features of sentences with slots for prompt tokens.
-
-    Attributes:
-        sentences: those of the current class names.
-        memory_limit: see `encode_text`.
+    """Text features of sentences with slots for prompt tokens; `memory_limit` is that of `encode_text`.
 
     Example:
         >>> classes = PromptedClasses(clip, prompt_length=4, init_text="a photo of a")
@@ -40,11 +36,7 @@ class PromptedClasses:
     def set_class_names(self, names: Sequence[str]) -> None:
         """Write one sentence per name."""
         self.sentences = write_sentences(
-            self._backbone,
-            names,
-            prompt_length=self.prompt_length,
-            init_text=self.init_text,
-            position=self.position,
+            self._backbone, names, prompt_length=self.prompt_length, init_text=self.init_text, position=self.position
         )
 
     def encode(self, prompts: Sequence[Tensor]) -> Tensor:
@@ -55,23 +47,14 @@ class PromptedClasses:
 class TemplateClasses:
     """Text features of fixed sentences: each class is the normalised mean of its template features, encoded once.
 
+    `set_class_names` sets `features` [C, D], unit-norm, and `mean` [C, D], the average before it is normalised.
+
     Args:
         templates: sentences with {} for the class name.
         normalize_each: normalise the features of each template before they are averaged.
 
-    Attributes:
-        features: [C, D], unit-norm.
-        mean: [C, D], the average before it is normalised.
-        memory_limit: see `encode_text`.
-
     Raises:
         ConfigError: there is no template, or one does not have exactly one {}.
-
-    Example:
-        >>> classes = TemplateClasses(clip, ["a photo of a {}.", "a sketch of a {}."])
-        >>> classes.set_class_names(["cat", "dog"])
-        >>> classes.features.shape
-        torch.Size([2, 512])
 
     Source: CLIP section 3.1.4; KaiyangZhou/CoOp@ff61507 trainers/zsclip.py:58-97.
     """
@@ -86,12 +69,12 @@ class TemplateClasses:
         self.templates = tuple(templates)
         self.normalize_each = normalize_each
         self.features: Tensor
+        self.mean: Tensor
         self.memory_limit: int | None = None
         self._sentences: list[Sentences | Tensor] = []
-        self.mean: Tensor
 
     def set_class_names(self, names: Sequence[str]) -> None:
-        """Encode every class in every template: sets `features` and `mean`."""
+        """Encode every class in every template."""
         cleaned = clean_class_names(names)
         self._sentences = []
         for template in self.templates:

@@ -15,7 +15,7 @@ from maple.clip.cpu_linear import is_exporting_or_compiling
 from maple.distributed import device_memory
 from maple.errors import UnsupportedTowerError
 from maple.prompts.passes import run_or_defer
-from maple.prompts.splice import PackedSuffix, Sentences, SplitSentences, append_vision, replace_vision
+from maple.prompts.splice import PackedSuffix, Sentences, append_vision, replace_vision
 
 # Per row and block, in widths of the tower: inputs of the norms, queries, keys, values, attention, four of the MLP.
 _STATES_PER_ROW = 12
@@ -124,19 +124,6 @@ def _encode_text(tower: TextTower, sentences: Sentences, prompts: Sequence[Tenso
     most_rows = limit // (_STATES_PER_ROW * tower.width * tower.dtype.itemsize * (tower.depth if for_gradient else 1))
     # A prompt per sentence cannot be in a shared prefix: then only SOS is.
     split = sentences.split(groups[0] if groups else 1, 1 if per_sentence else sentences.shared, max(most_rows, 1))
-    caches = _encode_prefix(tower, split, prompts)
-    features = []
-    for suffix in split.suffixes:
-        if for_gradient and len(split.suffixes) > 1:  # keep the states of one piece at a time, recompute the others
-            features.append(checkpoint(_encode_suffix, tower, suffix, prompts, caches, use_reentrant=False))
-        else:
-            features.append(_encode_suffix(tower, suffix, prompts, caches))
-    by_class = torch.cat(features, dim=1)[:, split.order]
-    return by_class if groups else by_class[0]
-
-
-def _encode_prefix(tower: TextTower, split: SplitSentences, prompts: Sequence[Tensor]) -> list[PrefixCache]:
-    """The keys and values of the common prefix, for each block."""
     states, caches = tower.embed(split.prefix_ids), []
     for layer in range(tower.depth):
         if layer < len(prompts):
@@ -145,7 +132,14 @@ def _encode_prefix(tower: TextTower, split: SplitSentences, prompts: Sequence[Te
             states = tower.enter(states)
         cache, states = tower.prefix(layer, states, cache_only=layer == tower.depth - 1)
         caches.append(cache)
-    return caches
+    features = []
+    for suffix in split.suffixes:
+        if for_gradient and len(split.suffixes) > 1:  # keep the states of one piece at a time, recompute the others
+            features.append(checkpoint(_encode_suffix, tower, suffix, prompts, caches, use_reentrant=False))
+        else:
+            features.append(_encode_suffix(tower, suffix, prompts, caches))
+    by_class = torch.cat(features, dim=1)[:, split.order]
+    return by_class if groups else by_class[0]
 
 
 def _encode_suffix(
@@ -180,14 +174,8 @@ def encode_image_with_attention(
             f"the attention of this image tower cannot be read: {tower.obstacle}; heat maps need a CLIP with a vision "
             "transformer, such as ViT-B-16"
         )
-    states = tower.embed(images)
-    count = states.shape[1]
-    attentions = []
-    for layer in range(tower.depth):
-        states = _enter(tower, layer, states, prompts)
-        states, attention = tower.block_with_attention(layer, states)
-        attentions.append(attention)
-    return tower.finish(states[:, :count]), attentions
+    attentions: list[Tensor] = []
+    return _encode_embedded(tower, tower.embed(images), prompts, attentions), attentions
 
 
 def _encode_image(tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]) -> Tensor:
@@ -205,38 +193,30 @@ def _encode_image(tower: ImageTower, images: Tensor, prompts: Sequence[Tensor]) 
     return torch.cat([_encode_embedded(tower, part, layers) for part, *layers in zip(parts, *each, strict=True)])
 
 
-def _encode_embedded(tower: ImageTower, states: Tensor, prompts: Sequence[Tensor]) -> Tensor:
-    """Raw features [B, D] of embedded images [B, 1 + N, Hv]: the block loop of the image tower."""
+def _encode_embedded(
+    tower: ImageTower, states: Tensor, prompts: Sequence[Tensor], attentions: list[Tensor] | None = None
+) -> Tensor:
+    """Raw features [B, D] of embedded images [B, 1 + N, Hv]; each block's attention is appended to `attentions`."""
     count = states.shape[1]
     for layer in range(tower.depth):
-        states = _enter(tower, layer, states, prompts)
-        last = layer == tower.depth - 1
-        states = tower.block(layer, states, first_row_only=last and tower.pools_class_token)
+        if layer == 0:
+            states = tower.enter(append_vision(states, prompts[0]) if prompts else states)
+        elif layer < len(prompts):
+            states = replace_vision(states, prompts[layer])
+        if attentions is None:
+            last = layer == tower.depth - 1
+            states = tower.block(layer, states, first_row_only=last and tower.pools_class_token)
+        else:
+            states, attention = tower.block_with_attention(layer, states)
+            attentions.append(attention)
     return tower.finish(states[:, :count])
 
 
-def _enter(tower: ImageTower, layer: int, states: Tensor, prompts: Sequence[Tensor]) -> Tensor:
-    """The input of block `layer`: the states with that layer's prompts inserted."""
-    if layer == 0:
-        return tower.enter(append_vision(states, prompts[0]) if prompts else states)
-    return replace_vision(states, prompts[layer]) if layer < len(prompts) else states
-
-
 def to_float32(features: Tensor) -> Tensor:
-    """Features in float32; float64 is kept.
-
-    Example:
-        >>> to_float32(torch.ones(2, dtype=torch.float16)).dtype
-        torch.float32
-    """
+    """Features in float32; float64 is kept."""
     return features if features.dtype.itemsize > 2 else features.float()
 
 
 def l2_normalize(features: Tensor) -> Tensor:
-    """L2-normalise features [..., D], in float32; float64 is kept.
-
-    Example:
-        >>> l2_normalize(torch.tensor([3.0, 4.0]))
-        tensor([0.6000, 0.8000])
-    """
+    """L2-normalise features [..., D], in float32; float64 is kept."""
     return F.normalize(to_float32(features), dim=-1)

@@ -27,15 +27,12 @@ class Pass(Protocol):
     @property
     def batch_key(self) -> Hashable:
         """Passes with equal keys can be run in one batch."""
-        ...
 
     def run(self) -> Tensor:
         """Run this pass alone."""
-        ...
 
     def run_batch(self, others: Sequence[Self]) -> list[Tensor]:
         """Run this pass and `others`, whose keys equal its own, as one: the result of each, this one's first."""
-        ...
 
 
 def run_or_defer(request: Pass) -> Tensor:

@@ -11,6 +11,7 @@ Source: MaPLe section 3.2, equations 3-6; muzairkhattak/multimodal-prompt-learni
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -81,10 +82,10 @@ class Sentences:
             if index > start and (index + 1 - start) * length * groups > most_rows:
                 stops.append(index)
                 start = index
-        suffixes, start = [], 0
-        for stop in [*stops, len(lengths)]:
-            suffixes.append(self._suffix(order[start:stop], lengths[start:stop].tolist(), groups, shared, early))
-            start = stop
+        suffixes = (
+            self._suffix(order[start:stop], lengths[start:stop].tolist(), groups, shared, early)
+            for start, stop in pairwise([0, *stops, len(lengths)])
+        )
         return SplitSentences(
             prefix_ids=self.ids[:1, :shared].expand(groups, -1),
             prefix_slots=self.slots[:1, :early].expand(groups, -1),
@@ -233,11 +234,7 @@ def write_sentences(
 
 
 def read_sentences(backbone: Backbone, texts: Sequence[str]) -> Sentences:
-    """Sentences without slots for prompt tokens.
-
-    Raises:
-        ClassNamesError: a sentence is longer than the context.
-    """
+    """Sentences without slots for prompt tokens; ClassNamesError if one is longer than the context."""
     ids = backbone.tokenize(texts)
     return _sentences(backbone, ids, ids.new_zeros(len(texts), 0))
 

@@ -26,12 +26,7 @@ Batches = Iterable[tuple[Batch, int]]
 
 @dataclass(frozen=True)
 class StepReport:
-    """One step, over the whole batch of all processes.
-
-    Example:
-        >>> trainer.step(images, labels)
-        StepReport(epoch=0, step=0, images=4, lr=1e-05, loss=1.0986, logs={'accuracy': 0.25})
-    """
+    """One step, over the whole batch of all processes."""
 
     epoch: int
     step: int
@@ -43,12 +38,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One epoch: means over its images; `losses` of each step, in order.
-
-    Example:
-        >>> [report.loss for report in trainer.history]
-        [1.0986, 0.8721]
-    """
+    """One epoch: means over its images; `losses` of each step, in order."""
 
     epoch: int
     lr: float
@@ -113,11 +103,7 @@ class Step:
 
 
 class Trainer:
-    """A method in training, and all that a resumed run needs to know.
-
-    Attributes:
-        epoch: the number of finished epochs.
-        history: their reports.
+    """A method in training, and all that a resumed run needs to know: `history` reports the finished epochs.
 
     Example:
         >>> trainer = Trainer(method, TrainSettings(epochs=5))
@@ -159,9 +145,7 @@ class Trainer:
     def step(self, images: Tensor, labels: Tensor) -> StepReport:
         """Make one step, for a loop of your own; the learning rate is that of `epoch`.
 
-        Args:
-            images: [B, 3, R, R], normalised; of several processes, each gives its share of the batch.
-            labels: [B] int64, indices into the method's class names.
+        Arguments as for `Method.loss`; of several processes, each gives its share of the batch.
 
         Raises:
             ConfigError: the method has no prompt parameters.
@@ -342,10 +326,6 @@ def run_epochs(
 
     Raises:
         ConfigError: a method has no prompt parameters.
-
-    Example:
-        >>> run_epochs([(trainer, batches, print) for trainer, batches in zip(trainers, batches_of_each)])
-        [EpochReport(epoch=0, ...), TrainingDivergedError('training diverged: the loss is nan ...')]
     """
     results: dict[int, EpochReport | MapleError] = {}
     epochs = [trainer.steps_of_epoch(batches, on_step) for trainer, batches, on_step in parts]
