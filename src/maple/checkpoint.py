@@ -31,7 +31,6 @@ class PromptsFile:
     Attributes:
         method: {"name": ..., **settings}.
         backbone: name, pretrained, precision and fingerprint of the CLIP it was learned on.
-        class_names: the classes it was learned for.
         info: data set, training summary, versions, origin.
         tensors: the parameters by contract name, float32, and other tensors that a method has computed.
     """
@@ -64,11 +63,7 @@ def describe_backbone(backbone: Backbone) -> dict[str, Any]:
 
 
 def save_prompts(path: str | Path, method: Method, info: Mapping[str, Any] | None = None) -> None:
-    """Write the method's prompts and all that `load_prompts` needs, atomically, as safetensors.
-
-    Example:
-        >>> save_prompts("prompts.safetensors", method, {"dataset": "photos"})
-    """
+    """Write the method's prompts and all that `load_prompts` needs, atomically, as safetensors."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in method.saved_tensors().items()}
     content = {
         "method": describe(method),
@@ -87,11 +82,7 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], content: Mapping
 
 
 def save_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file.
-
-    Raises:
-        OSError: the disk is full, say, for which the library raises an error of its own.
-    """
+    """Write a safetensors file; OSError if the disk is full, say, for which the library has an error of its own."""
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:
@@ -172,9 +163,6 @@ def load_prompts(
     Raises:
         CheckpointError: unreadable file, another backbone than it was learned on, or parameters that are missing,
             unknown or of another shape.
-
-    Example:
-        >>> method = load_prompts("prompts.safetensors", device="cuda")
     """
     stored = read_prompts(path)
     name, pretrained, learned_precision, fingerprint = (stored.backbone[key] for key in _BACKBONE)
@@ -196,12 +184,10 @@ def load_prompts(
 
 @torch.no_grad()
 def put_parameters(method: Method, tensors: Mapping[str, Tensor], *, source: str) -> None:
-    """Set every saved tensor of the method from `tensors`; none may be missing, unknown, or of another shape.
-
-    Nothing is set unless everything fits.
+    """Set every saved tensor of the method from `tensors`, or none.
 
     Raises:
-        CheckpointError: a tensor does not fit; the message names `source` and the tensors.
+        CheckpointError: a tensor is missing, unknown, of another shape, or not finite.
     """
     method.resize_for({name: tuple(value.shape) for name, value in tensors.items()})
     parameters = method.saved_tensors()

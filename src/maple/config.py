@@ -57,12 +57,7 @@ class Settings(BaseModel):
             raise ConfigError("; ".join(lines)) from None
 
     def changed(self, **values: Any) -> Self:
-        """A copy with other values, validated again.
-
-        Example:
-            >>> TrainSettings().changed(lr=0.1).lr
-            0.1
-        """
+        """A copy with other values, validated again."""
         return type(self)(**{**self.model_dump(), **values})
 
 

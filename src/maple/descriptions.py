@@ -18,12 +18,7 @@ headline: the result is summarised for this method, where it was evaluated.
 
 @dataclass(frozen=True)
 class PlotStyle:
-    """How a method is drawn: its colour, and a marker and a line style that identify it without colour.
-
-    Attributes:
-        color: as #rrggbb.
-        marker, line: as matplotlib has them.
-    """
+    """How a method is drawn: its colour as #rrggbb; matplotlib's marker and line, which identify it without colour."""
 
     color: str
     marker: str
@@ -34,9 +29,7 @@ class PlotStyle:
 class MethodDescription:
     """What a report needs to know of a method; the defaults are those of a method that is not installed.
 
-    Attributes:
-        title: its name in tables.
-        order: its place among the methods of a table; equal ones are sorted by name.
+    Tables are in ascending `order`; methods with an equal one are sorted by name.
     """
 
     title: str

@@ -18,13 +18,7 @@ _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that share one training run.
-
-    Attributes:
-        rank: the rank of this process, from 0.
-        count: the number of processes.
-        device: the device of this process.
-    """
+    """The processes that share one training run: their count, and the rank (from 0) and device of this one."""
 
     rank: int
     count: int
@@ -53,10 +47,8 @@ def this_process(device: str | None = None) -> Processes:
     Without GPUs, start the group with torchrun or `accelerate launch --multi_gpu`, and give the device cpu: `accelerate
     launch --cpu` is for MPI, and starts a single process where there is none.
 
-    A group that is joined here is left when the interpreter exits; one that the caller has joined is not.
-
-    Args:
-        device: the device; by default the first GPU, or the GPU of this process, or the CPU.
+    A group that is joined here is left when the interpreter exits; one that the caller has joined is not. The default
+    device is the first GPU, or the GPU of this process, or the CPU.
 
     Raises:
         ConfigError: there is no such device.

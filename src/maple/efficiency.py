@@ -58,17 +58,11 @@ def measure_cost(
 
     Args:
         recipe: the name that the measurement has in reports; by default the method's.
-        settings: the method and the optimizer are taken from them.
-        classes: C.
         batches: batch sizes B to time, each for about `seconds` in each of the three ways; medians are reported.
         on_step: called with a description of each measurement before it starts.
 
     Raises:
         ConfigError: a number is below 1, or the method does not fit the backbone.
-
-    Example:
-        >>> measure_cost(settings, load_clip("maple-small"), classes=50, batches=[4]).speeds[0].cached
-        412.6
     """
     for name, value in (("classes", classes), *(("batch", batch) for batch in batches)):
         if value < 1:
@@ -105,11 +99,7 @@ def measure_cost(
 
 
 def write_cost(cost: CostRow, folder: Path) -> None:
-    """Write a measurement to where `maple report FOLDER` finds it; an earlier one of the same is replaced.
-
-    Raises:
-        ConfigError: the folder cannot be written.
-    """
+    """Write a measurement to where `maple report FOLDER` finds it; an earlier one of the same is replaced."""
     name = re.sub(r"[^\w.-]+", "-", f"{cost.recipe}_{Path(cost.backbone).name}_{cost.classes}classes")
     path = folder / COSTS / f"{name}_{hashlib.sha256(cost.identity.encode()).hexdigest()[:10]}.json"
     with files.output_errors(path):

@@ -87,17 +87,12 @@ def first_line(error: BaseException) -> str:
 
 
 def visible(text: str, instead: str | None = None) -> str:
-    """An untrusted text without control characters and others that cannot be printed.
+    """An untrusted text with `instead`, or else their escape sequences, for characters that cannot be printed."""
 
-    Args:
-        instead: the replacement for such a character; None: its escape sequence, as Python writes it.
-    """
-    return "".join(
-        character
-        if character.isprintable()
-        else (character.encode("unicode_escape").decode("ascii") if instead is None else instead)
-        for character in text
-    )
+    def escaped(character: str) -> str:
+        return character.encode("unicode_escape").decode("ascii") if instead is None else instead
+
+    return "".join(character if character.isprintable() else escaped(character) for character in text)
 
 
 def shortened(text: str, most: int = 120) -> str:

@@ -21,11 +21,7 @@ FAILURE = "failure.json"
 
 @contextmanager
 def output_errors(path: str | os.PathLike[str], problem: str = "cannot be written") -> Iterator[None]:
-    """Turn an OSError of the body into a ConfigError that advises to choose another --output.
-
-    Raises:
-        ConfigError: "`path` `problem` (reason); choose another --output".
-    """
+    """Turn an OSError of the body into ConfigError "`path` `problem` (reason); choose another --output"."""
     try:
         yield
     except OSError as error:
@@ -34,11 +30,9 @@ def output_errors(path: str | os.PathLike[str], problem: str = "cannot be writte
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; move it over `path` if the body succeeds.
+    """Yield a temporary path in the folder of `path`; move it over `path` if the body succeeds, else remove it.
 
-    The data is flushed to the disk before the move, so that after a crash at any moment `path` holds
-    either its previous content or the whole new one. On an exception the temporary file is removed; an OSError
-    names `path`.
+    After a crash at any moment `path` holds either its previous content or the whole new one. An OSError names `path`.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -89,10 +83,6 @@ def read_json(
 
     Raises:
         MapleError: of class `error`: the file is missing, unreadable, not JSON, or holds another kind of value.
-
-    Example:
-        >>> read_json("run/items.json", advice="remove the run to start again")["hash"]
-        '5f1d0a72c3b94e68'
     """
     advice = f"; {advice}" if advice else ""
     try:

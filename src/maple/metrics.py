@@ -16,7 +16,6 @@ class Scores:
     """The scores of one evaluation over n images and C classes.
 
     Attributes:
-        images: n.
         top1, top5: the fraction whose class is the first, or among the first five (C when fewer).
         macro_f1: the mean F1 over the classes that have images (a class never predicted counts 0).
         calibration_error: expected calibration error, 15 equal-width bins of the top probability.
@@ -103,11 +102,7 @@ def harmonic_mean(base: float, novel: float) -> float:
 
 
 def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
-    """The 95 % confidence interval of an accuracy, as fractions: Wilson's, which is also good for few images.
-
-    Raises:
-        ValueError: `correct` is not within 0 and `total`, or `total` is 0.
-    """
+    """The 95 % confidence interval of an accuracy, as fractions: Wilson's, which is also good for few images."""
     from scipy.stats import binomtest
 
     if not 0 <= correct <= total or total == 0:
@@ -117,10 +112,7 @@ def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def sign_test(ups: int, downs: int) -> float:
-    """Two-sided p of the exact sign test: the probability of a split this uneven if ups and downs are equally likely.
-
-    For predictions that changed from wrong to right and from right to wrong this is McNemar's exact test.
-    """
+    """Two-sided p of the exact sign test; for predictions that became right and wrong it is McNemar's exact test."""
     from scipy.stats import binomtest
 
     return float(binomtest(ups, ups + downs).pvalue) if ups + downs else 1.0

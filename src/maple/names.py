@@ -58,11 +58,7 @@ _NAME = re.compile(r'[^\S\n]*(?:"([^"]*(?:""[^"]*)*)"[^\S\n]*|((?:[^\s",][^,\n]*
 
 
 def distinct(names: Sequence[str]) -> Sequence[str]:
-    """Refuse names that are equal but for capital letters, spaces and underscores; return the names.
-
-    Raises:
-        ClassNamesError: the list or a name is empty, or a name is repeated.
-    """
+    """Return the names; ClassNamesError if two are equal but for capital letters, spaces and underscores."""
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in clean_class_names(names):
         spellings[words_of(name)].append(name.strip())

@@ -21,12 +21,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the image tower expects: square size R in pixels, channel means and deviations of [0, 1] values.
-
-    Example:
-        >>> load_clip("ViT-B-16").preprocessing.size
-        224
-    """
+    """What the image tower expects: square size R in pixels, channel means and deviations of [0, 1] values."""
 
     size: int
     mean: tuple[float, float, float]
@@ -40,8 +35,6 @@ class Backbone:
     Args:
         model: an open_clip model in float32; it is frozen, moved and converted in place.
         name: the name it was loaded by; together with `pretrained`, how to load it again.
-        preprocessing: what the image tower expects.
-        tokenizer: callable from sentences to ids [n, T].
         precision: fp32, bf16 or fp16: of the large weights and of the states between blocks. Norms, prompts, features,
             logits and losses stay float32.
 
@@ -81,7 +74,12 @@ class Backbone:
             if self.dtype != torch.float32 and tower.obstacle is not None:
                 # Towers of other libraries keep float32 weights and run under autocast, as these libraries expect.
                 tower.encode = _autocasted(tower.encode, self.device.type, self.dtype)
-        self.embed_dim = self._embed_dim()
+        projection = getattr(model, "text_projection", None)
+        if isinstance(projection, nn.Parameter):
+            self.embed_dim = int(projection.shape[1])
+        else:
+            with torch.no_grad():
+                self.embed_dim = int(self.text.plain(tokenizer(["a"]).to(self.device)).shape[-1])
 
     @property
     def model(self) -> Any:
@@ -140,23 +138,12 @@ class Backbone:
             return [str(self._tokenizer.tokenizer.decode([index])) for index in ids]
         raise BackboneError(f"the tokenizer of {self.name} ({type(self._tokenizer).__name__}) cannot decode tokens")
 
-    def _embed_dim(self) -> int:
-        projection = getattr(self._model, "text_projection", None)
-        if isinstance(projection, nn.Parameter):
-            return int(projection.shape[1])
-        with torch.no_grad():
-            ids = torch.as_tensor(self._tokenizer(["a"]), device=self.device)
-            return int(self.text.plain(ids).shape[-1])
-
 
 def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
-    """Identify frozen weights: equal for every file format and load precision of the same checkpoint.
+    """Identify frozen weights by 32 hexadecimal digits: equal for every file format and load precision.
 
     Each tensor is hashed as float32 with its name (in open_clip's layout) and shape, so that a half precision archive
     and its float32 copy agree.
-
-    Returns:
-        32 hexadecimal digits.
     """
 
     def digest(item: tuple[str, Tensor]) -> bytes:
@@ -172,11 +159,7 @@ def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def preprocessing_of(config: Mapping[str, Any]) -> Preprocessing:
-    """Preprocessing from open_clip's preprocess settings.
-
-    Raises:
-        BackboneError: the images are not square.
-    """
+    """Preprocessing from open_clip's preprocess settings; BackboneError if the images are not square."""
     size = config["size"]
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(set(sides)) != 1:

@@ -8,7 +8,7 @@ Source: open_clip `ResidualAttentionBlock` (transformer.py); CLIP (Radford et al
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +23,10 @@ PrefixCache = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Bucket:
-    """Consecutive packed rows that hold sentences of similar length, padded to the longest: G groups of n sentences.
+    """Consecutive packed rows, from `start`: G groups of n sentences of similar length, padded to t rows each.
 
     Attributes:
-        start: the first row.
-        groups: G.
-        count: n, the sentences of each group.
-        length: t, the rows of each sentence.
+        groups, count, length: G, n and t.
         ends: [n] int64, the row (from 0) at which each sentence ends; the rows after it are padding.
         even: whether there is no padding.
     """
@@ -58,11 +55,7 @@ class Bucket:
 
 
 class Block:
-    """A transformer block of width H; states are [N, n, H].
-
-    Args:
-        module: a block of an open_clip transformer.
-    """
+    """A block of an open_clip transformer, of width H; states are [N, n, H]."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -130,11 +123,9 @@ class Block:
 
         Args:
             cache: what `prefix` returned, for G groups.
-            rows: [R, H], bucket by bucket.
+            rows: [R, H], bucket by bucket; so is the result.
             mask: [T, T] additive and causal, T >= S + the longest bucket.
-
-        Returns:
-            [R, H]; with `ends_only` only the EOT row of each sentence, bucket by bucket: [sentences, H].
+            ends_only: compute only the EOT row of each sentence: [sentences, H].
         """
         if not self.is_standard:
             return self._suffix_as_is(cache[0], rows, buckets, mask, ends_only)
@@ -190,12 +181,10 @@ class Block:
             hidden = frozen_linear(hidden, second.weight, second.bias)
         else:
             hidden = module.mlp(normed)
-        mixed: Tensor = states + module.ls_2(hidden)
-        return mixed
+        return cast(Tensor, states + module.ls_2(hidden))
 
     def _as_is(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        result: Tensor = self.module(states) if mask is None else self.module(states, attn_mask=mask)
-        return result
+        return cast(Tensor, self.module(states) if mask is None else self.module(states, attn_mask=mask))
 
     def _suffix_as_is(
         self, prefix: Tensor, rows: Tensor, buckets: Sequence[Bucket], mask: Tensor, ends_only: bool
@@ -221,8 +210,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    attended: Tensor = scores.softmax(dim=-1) @ value
-    return attended
+    return cast(Tensor, scores.softmax(dim=-1) @ value)
 
 
 def _suffix_mask(bucket: Bucket, shared: int, ends_only: bool) -> Tensor | None:

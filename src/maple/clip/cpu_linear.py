@@ -8,6 +8,7 @@ the bias is added in the same call, which is a tenth faster.
 Source: torch/_inductor/mkldnn_lowerings.py calls the same operator for the linear layers of compiled models.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -87,10 +88,7 @@ class _FrozenLinear(torch.autograd.Function):
 
 def _operations(states: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
     """Two FLOPs for each multiply-add, as torch.utils.flop_counter counts."""
-    rows = 1
-    for size in states[:-1]:
-        rows *= size
-    return 2 * rows * weight[0] * weight[1]
+    return 2 * math.prod(states[:-1]) * weight[0] * weight[1]
 
 
 # For `FlopCounterMode(custom_mapping=FLOPS)`, which does not know this operator.

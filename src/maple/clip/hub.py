@@ -1,7 +1,7 @@
 """Download CLIP repositories from the Hugging Face hub into its own cache."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,21 @@ def download(repository: str) -> Path:
     try:
         with offline_if_unreachable():
             for config, candidates in _WEIGHTS.items():
-                if (path := _fetch(repository, config)) is not None:
-                    _fetch_weights(repository, config, candidates)
-                    _fetch_extras(repository, path)
-                    return path.parent
+                if (path := _fetch(repository, config)) is None:
+                    continue
+                weights = next(filter(None, (_fetch(repository, candidate) for candidate in candidates)), None)
+                if weights is None:
+                    raise BackboneError(f"{repository} has a {config} but none of {', '.join(candidates)}")
+                extras: Iterable[str] = formats.shards(weights) if weights.suffix == ".json" else ()
+                if config == "config.json":
+                    extras = (*extras, *PREPROCESSORS)
+                else:
+                    described: dict[str, Any] = read_json(path, error=BackboneError)
+                    if described.get("model_cfg", {}).get("text_cfg", {}).get("hf_tokenizer_name"):
+                        extras = (*extras, *_TOKENIZER_FILES)
+                for file in extras:
+                    _fetch(repository, file)
+                return path.parent
     except Exception as error:
         if not isinstance(error, HfHubHTTPError | OSError | ValueError) and not is_network_error(error):
             raise
@@ -111,37 +122,11 @@ def _fetch(repository: str, file: str) -> Path | None:
     try:
         return Path(hf_hub_download(repository, file))
     except LocalEntryNotFoundError:
-        if _known_absent(repository, file):
+        # If the hub had no such file when it was last reached, its client has left one under `.no_exist`.
+        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+        reference = folder / "refs" / "main"
+        if reference.is_file() and (folder / ".no_exist" / reference.read_text().strip() / file).is_file():
             return None
         raise
     except EntryNotFoundError:
         return None
-
-
-def _known_absent(repository: str, file: str) -> bool:
-    """Whether the hub had no such file when it was last reached: its client then leaves one under `.no_exist`."""
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
-    reference = folder / "refs" / "main"
-    return reference.is_file() and (folder / ".no_exist" / reference.read_text().strip() / file).is_file()
-
-
-def _fetch_weights(repository: str, config: str, candidates: tuple[str, ...]) -> None:
-    for candidate in candidates:
-        if (weights := _fetch(repository, candidate)) is None:
-            continue
-        if weights.suffix == ".json":
-            for shard in formats.shards(weights):
-                _fetch(repository, shard)
-        return
-    raise BackboneError(f"{repository} has a {config} but none of {', '.join(candidates)}")
-
-
-def _fetch_extras(repository: str, config: Path) -> None:
-    if config.name == "config.json":
-        for file in PREPROCESSORS:
-            _fetch(repository, file)
-        return
-    described: dict[str, Any] = read_json(config, error=BackboneError)
-    if described.get("model_cfg", {}).get("text_cfg", {}).get("hf_tokenizer_name"):
-        for file in _TOKENIZER_FILES:
-            _fetch(repository, file)

@@ -254,11 +254,7 @@ def _tokenizer(name: str) -> Callable[[Sequence[str]], Tensor]:
 
 
 def _build(config: dict[str, Any], state: Mapping[str, Tensor], source: str) -> Any:
-    """An open_clip CLIP of `config` with exactly the weights of `state`.
-
-    Raises:
-        BackboneError: a weight is missing, unknown, or of another shape; or the sizes do not fit together.
-    """
+    """An open_clip CLIP of `config` with exactly the weights of `state`."""
     try:
         with _untouched_rng(), uninitialised():
             model = open_clip.CLIP(**_copy(config))
@@ -338,12 +334,8 @@ def _quiet() -> Iterator[None]:
 def tower_depths(name: str) -> tuple[int, int] | None:
     """Read the number of blocks of the (text, image) towers from the configuration alone, without a download.
 
-    Args:
-        name: as in `load_clip`.
-
-    Returns:
-        None if the model has to be loaded to know (a file, a hub repository), or if a tower is not a transformer of
-        open_clip's own.
+    None if the model `name`, as in `load_clip`, has to be loaded to know (a file, a hub repository), or if a tower is
+    not a transformer of open_clip's own.
 
     Raises:
         BackboneError: a configuration file is unreadable.

@@ -29,7 +29,6 @@ class TextTower:
         obstacle: why prompts cannot enter, or None if they can.
 
     Example:
-        >>> clip = load_clip("ViT-B-16")
         >>> clip.text.plain(clip.tokenize(["a photo of a cat."])).shape
         torch.Size([1, 512])
     """
@@ -115,20 +114,18 @@ class ImageTower:
 
     Attributes:
         width: Hv, the channels of a visual token (0 if prompts cannot enter).
-        depth: L, the number of blocks (0 if prompts cannot enter).
-        obstacle: why prompts cannot enter, or None if they can.
-
-    Example:
-        >>> clip = load_clip("ViT-B-16")
-        >>> clip.image.plain(torch.zeros(1, 3, 224, 224)).shape
-        torch.Size([1, 512])
+        depth, obstacle: as for `TextTower`.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.encode: Callable[[Tensor], Tensor] = model.encode_image
         self._tower: Any = model.visual
-        self.obstacle = _image_obstacle(self._tower)
+        self.obstacle: str | None = None
+        if not isinstance(self._tower, VisionTransformer):
+            self.obstacle = f"its image tower is a {type(self._tower).__name__}, not a CLIP vision transformer"
+        elif self._tower.attn_pool is not None:
+            self.obstacle = "its image tower pools by attention over all tokens (CoCa)"
         self._blocks = [] if self.obstacle is not None else [Block(m) for m in self._tower.transformer.resblocks]
         self.width = 0 if self.obstacle is not None else int(self._tower.conv1.weight.shape[0])
         self.depth = len(self._blocks)
@@ -210,12 +207,4 @@ def _text_obstacle(model: Any, tower: Any) -> str | None:
     pool_type = getattr(model, "text_pool_type", getattr(tower, "pool_type", "argmax"))
     if pool_type not in ("argmax", "eos"):
         return f"its text tower pools by {pool_type!r}, not at the EOT token"
-    return None
-
-
-def _image_obstacle(tower: Any) -> str | None:
-    if not isinstance(tower, VisionTransformer):
-        return f"its image tower is a {type(tower).__name__}, not a CLIP vision transformer"
-    if tower.attn_pool is not None:
-        return "its image tower pools by attention over all tokens (CoCa)"
     return None

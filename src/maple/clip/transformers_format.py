@@ -21,10 +21,7 @@ PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 def read_transformers_folder(folder: Path) -> tuple[dict[str, Any], StateDict, dict[str, Any]]:
-    """Read a CLIP folder in transformers' format.
-
-    Returns:
-        The open_clip configuration, the state dict in open_clip's layout, and the preprocess settings.
+    """Read a CLIP folder in transformers' format: configuration and state dict as open_clip's, preprocess settings.
 
     Raises:
         BackboneError: it is not a CLIP, its activation or vocabulary is not CLIP's, or weights are missing.

@@ -24,8 +24,7 @@ def load_weights(model: Any, state: Mapping[str, Tensor], source: str, *, resize
     The model keeps the given tensors where it can, so that there is no second copy of large weights.
 
     Args:
-        model: an open_clip model.
-        state: its weights, in open_clip's or OpenAI's layout; they must not be changed afterwards.
+        state: the weights, in open_clip's or OpenAI's layout; they must not be changed afterwards.
         source: where they came from, for the error message.
         resize: interpolate positional embeddings of another length instead of refusing them.
 
