@@ -63,7 +63,11 @@ def describe_backbone(backbone: Backbone) -> dict[str, Any]:
 
 
 def save_prompts(path: str | Path, method: Method, info: Mapping[str, Any] | None = None) -> None:
-    """Write the method's prompts and all that `load_prompts` needs, atomically, as safetensors."""
+    """Write the method's prompts and all that `load_prompts` needs, atomically, as safetensors.
+
+    Example:
+        >>> save_prompts("prompts.safetensors", method, {"dataset": "photos"})
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in method.saved_tensors().items()}
     content = {
         "method": describe(method),
@@ -163,6 +167,9 @@ def load_prompts(
     Raises:
         CheckpointError: unreadable file, another backbone than it was learned on, or parameters that are missing,
             unknown or of another shape.
+
+    Example:
+        >>> method = load_prompts("prompts.safetensors", device="cuda")
     """
     stored = read_prompts(path)
     name, pretrained, learned_precision, fingerprint = (stored.backbone[key] for key in _BACKBONE)

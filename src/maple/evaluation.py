@@ -82,5 +82,10 @@ def _one_behind(results: Iterator[_Result], device: torch.device) -> Iterator[_R
 
 
 def evaluate(method: Method, batches: Iterable[Batch], on_batch: Callable[[int], None] = lambda _: None) -> Scores:
-    """Score the method on labelled batches. Arguments and errors as for `predict`."""
+    """Score the method on labelled batches. Arguments and errors as for `predict`.
+
+    Example:
+        >>> evaluate(method, batches).top1
+        0.8125
+    """
     return score(*predict(method, batches, on_batch))

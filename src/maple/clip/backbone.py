@@ -21,7 +21,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the image tower expects: square size R in pixels, channel means and deviations of [0, 1] values."""
+    """What the image tower expects: square size R in pixels, channel means and deviations of [0, 1] values.
+
+    Example:
+        >>> clip.preprocessing.size
+        224
+    """
 
     size: int
     mean: tuple[float, float, float]

@@ -115,6 +115,10 @@ class ImageTower:
     Attributes:
         width: Hv, the channels of a visual token (0 if prompts cannot enter).
         depth, obstacle: as for `TextTower`.
+
+    Example:
+        >>> clip.image.plain(torch.zeros(1, 3, 224, 224)).shape
+        torch.Size([1, 512])
     """
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:

@@ -47,7 +47,12 @@ __all__ = ["METHODS", "Features", "Method", "MethodSettings", "build_method", "d
 
 
 def describe_methods() -> dict[str, MethodDescription]:
-    """How reports present each method: {name: its title, plot style and roles}, in the order of tables."""
+    """How reports present each method: {name: its title, plot style and roles}, in the order of tables.
+
+    Example:
+        >>> describe_methods()["coop"].title
+        'CoOp'
+    """
     return {
         name: MethodDescription(kind.short_title or kind.title, order, kind.plot_style, kind.report_roles)
         for order, (name, kind) in enumerate(METHODS.items())

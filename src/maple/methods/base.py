@@ -22,7 +22,12 @@ DepthLimits = Mapping[str, tuple[Literal["text", "image"], ...]]
 
 
 class MethodSettings(Settings):
-    """Base class of a method's settings."""
+    """Base class of a method's settings.
+
+    Example:
+        >>> class ScaleSettings(MethodSettings):
+        ...     scale: float = 1.0
+    """
 
     section = "method."
 
@@ -52,6 +57,9 @@ class Features:
     Attributes:
         train, train_labels: [V, N, D], V views of each training image, and [N] int64.
         val, val_labels: [M, D], of the validation images as in evaluation, and [M] int64; M may be 0.
+
+    Example:
+        >>> Features(torch.rand(1, 4, 512), torch.tensor([0, 0, 1, 1]), torch.rand(2, 512), torch.tensor([0, 1]))
     """
 
     train: Tensor
@@ -81,6 +89,17 @@ class Method(nn.Module):
         needs_frozen_features: whether `loss` takes a third argument, the raw features [B, D] of the frozen image tower,
             or None if they have not been computed beforehand.
         uses_text_tower: whether a prediction encodes sentences, rather than using weights of each class.
+
+    Example:
+        >>> class ScaledZeroShot(Method):
+        ...     title, paper, summary, Settings = "scaled CLIP", "none", "a learned scale", MethodSettings
+        ...     def __init__(self, settings, backbone, class_names, generator):
+        ...         super().__init__(settings, backbone)
+        ...         self.scale = nn.Parameter(torch.ones((), device=backbone.device))
+        ...         self.classes = TemplateClasses(backbone, ["a photo of a {}."])
+        ...         self.set_class_names(class_names)
+        ...     def logits(self, image_features, text_features):
+        ...         return self.scale * super().logits(image_features, text_features)
     """
 
     title: ClassVar[str]

@@ -56,6 +56,9 @@ class TemplateClasses:
     Raises:
         ConfigError: there is no template, or one does not have exactly one {}.
 
+    Example:
+        >>> TemplateClasses(clip, ["a photo of a {}.", "a sketch of a {}."]).set_class_names(["cat", "dog"])
+
     Source: CLIP section 3.1.4; KaiyangZhou/CoOp@ff61507 trainers/zsclip.py:58-97.
     """
 

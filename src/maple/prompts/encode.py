@@ -213,10 +213,20 @@ def _encode_embedded(
 
 
 def to_float32(features: Tensor) -> Tensor:
-    """Features in float32; float64 is kept."""
+    """Features in float32; float64 is kept.
+
+    Example:
+        >>> to_float32(torch.ones(2, dtype=torch.float16)).dtype
+        torch.float32
+    """
     return features if features.dtype.itemsize > 2 else features.float()
 
 
 def l2_normalize(features: Tensor) -> Tensor:
-    """L2-normalise features [..., D], in float32; float64 is kept."""
+    """L2-normalise features [..., D], in float32; float64 is kept.
+
+    Example:
+        >>> l2_normalize(torch.tensor([3.0, 4.0]))
+        tensor([0.6000, 0.8000])
+    """
     return F.normalize(to_float32(features), dim=-1)

@@ -11,7 +11,12 @@ _LONGEST_WORD_PROMPT = 4
 
 
 def random_tokens(*shape: int, generator: Generator) -> Tensor:
-    """Draw float32 tokens of `shape` from N(0, 0.02). Source: MaPLe@69bce21 trainers/maple.py:97-99."""
+    """Draw float32 tokens of `shape` from N(0, 0.02). Source: MaPLe@69bce21 trainers/maple.py:97-99.
+
+    Example:
+        >>> random_tokens(4, 512, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([4, 512])
+    """
     return torch.randn(shape, generator=generator) * PROMPT_STD
 
 

@@ -26,7 +26,12 @@ Batches = Iterable[tuple[Batch, int]]
 
 @dataclass(frozen=True)
 class StepReport:
-    """One step, over the whole batch of all processes."""
+    """One step, over the whole batch of all processes.
+
+    Example:
+        >>> trainer.step(images, labels).loss
+        1.0986
+    """
 
     epoch: int
     step: int
@@ -38,7 +43,12 @@ class StepReport:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One epoch: means over its images; `losses` of each step, in order."""
+    """One epoch: means over its images; `losses` of each step, in order.
+
+    Example:
+        >>> [report.loss for report in trainer.history]
+        [1.0986, 0.8721]
+    """
 
     epoch: int
     lr: float
@@ -326,6 +336,9 @@ def run_epochs(
 
     Raises:
         ConfigError: a method has no prompt parameters.
+
+    Example:
+        >>> run_epochs([(trainer, batches, print) for trainer, batches in zip(trainers, batches_of_each)])
     """
     results: dict[int, EpochReport | MapleError] = {}
     epochs = [trainer.steps_of_epoch(batches, on_step) for trainer, batches, on_step in parts]
