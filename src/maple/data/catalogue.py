@@ -113,6 +113,7 @@ def load_dataset(
     val_fraction: float = 0.0,
     test_fraction: float = 0.25,
     drop_empty: bool = False,
+    min_classes: int = 2,
 ) -> Dataset:
     """Read a published data set by its name under `root`, or a user's own images by their path.
 
@@ -124,6 +125,7 @@ def load_dataset(
     Args:
         class_names: maps published names, folder names or labels to the names to use.
         drop_empty: leave out class folders without images instead of refusing them.
+        min_classes: 1 to accept a folder or table of one class, for an evaluation among other names.
 
     Raises:
         ConfigError: a fraction is out of range.
@@ -147,7 +149,7 @@ def load_dataset(
     }
     path = Path(name_or_path).expanduser()
     if is_manifest(path):
-        return load_manifest(path, **options)
+        return load_manifest(path, **options, min_classes=min_classes)
     if domain := split_domain(name_or_path):
         return load_domain(*domain, **options)
     if not path.is_dir():
@@ -159,7 +161,7 @@ def load_dataset(
             "set as %s:%s",
             *(path, shared, domains, path, detected[0][0]),
         )
-    return load_folder(path, **options, drop_empty=drop_empty)
+    return load_folder(path, **options, drop_empty=drop_empty, min_classes=min_classes)
 
 
 def require_possible(name_or_path: str) -> None:

@@ -1,6 +1,8 @@
 """The images and splits of a run, saved in its folder: training and every later evaluation read them."""
 
 import json
+import os
+from collections.abc import Iterable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -8,6 +10,8 @@ from typing import Any
 
 from maple import files
 from maple.data.catalogue import load_dataset
+from maple.data.checks.findings import number_of
+from maple.data.folders.class_folders import nfc
 from maple.data.records import SPLIT_NAMES, Dataset, Item, items_hash
 from maple.errors import DataError
 
@@ -15,12 +19,15 @@ SAVED_SPLIT = "images.json"
 """The file name in a run folder."""
 
 _FORMAT = 1
+_ADVICE = "it belongs to the run and was written by it"
 
 
-def write_saved_split(path: Path, dataset: Dataset, source: str) -> str:
+def write_saved_split(path: Path, dataset: Dataset, source: str, left_out: Iterable[str] = ()) -> str:
     """Write the items of a data set atomically, and return their hash.
 
-    `source` is the name or path for `load_dataset`, needed to read images that are rendered and not files.
+    Args:
+        source: the name or path for `load_dataset`; needed to read images that are rendered and not files.
+        left_out: the paths of other images that the data set has, which are not used.
     """
     content: dict[str, Any] = {
         "format": _FORMAT,
@@ -33,6 +40,8 @@ def write_saved_split(path: Path, dataset: Dataset, source: str) -> str:
     }
     for split in SPLIT_NAMES:
         content[split] = [[item.path, item.label] for item in getattr(dataset, split)]
+    content["left_out"] = sorted(left_out)
+    content["sizes"] = _sizes(dataset)
     files.write_json(path, content)
     return str(content["hash"])
 
@@ -43,8 +52,7 @@ def read_saved_split(path: Path, expected: str | None = None, *, look: bool = Tr
     Raises:
         DataError: the file is missing or damaged, has another hash than `expected`, or its image folder is gone.
     """
-    advice = "it belongs to the run and was written by it"
-    content: dict[str, Any] = files.read_json(path, error=DataError, advice=advice)
+    content: dict[str, Any] = files.read_json(path, error=DataError, advice=_ADVICE)
     try:
         if content["format"] != _FORMAT:
             raise DataError(f"{path} has format {content['format']!r}; this version of maple reads {_FORMAT}: upgrade")
@@ -56,7 +64,7 @@ def read_saved_split(path: Path, expected: str | None = None, *, look: bool = Tr
         dataset = Dataset(content["name"], Path(root or "."), class_names=names, drawn_split=drawn, **splits)
         source = str(content["source"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise DataError(f"{path} is damaged: {error!r}; {advice}") from error
+        raise DataError(f"{path} is damaged: {error!r}; {_ADVICE}") from error
     if expected is not None and saved_split_hash(dataset) != expected:
         raise DataError(f"{path} is not the list of images that this run was made with; put the original back")
     if not look:
@@ -65,8 +73,8 @@ def read_saved_split(path: Path, expected: str | None = None, *, look: bool = Tr
         return replace(dataset, read=load_dataset(source, None).read)
     if not dataset.root.is_dir():
         raise DataError(
-            f"{dataset.root}: the folder with the images of this run is gone; put it back, or write where it is now "
-            f'as "root" into {path}'
+            f"{dataset.root}: the folder with the images of this run is gone; put it back, or name where it is now "
+            f'(`maple evaluate RUN --dataset FOLDER`, or "root" in {path})'
         )
     return dataset
 
@@ -76,3 +84,60 @@ def saved_split_hash(dataset: Dataset) -> str:
     hashes = [items_hash(getattr(dataset, split)) for split in SPLIT_NAMES]
     text = json.dumps([list(dataset.class_names), *hashes])
     return sha256(text.encode()).hexdigest()
+
+
+def _sizes(dataset: Dataset) -> dict[str, int]:
+    """The size in bytes of each image file; none of rendered images, and of files that are gone."""
+    sizes = {}
+    for item in [] if dataset.read else [*dataset.train, *dataset.val, *dataset.test]:
+        try:
+            sizes[item.path] = os.stat(dataset.file(item)).st_size
+        except OSError:
+            continue
+    return sizes
+
+
+def saved_paths(path: Path) -> dict[str, str]:
+    """Return the split of every image of a saved split by its path; "left out" for images that were not used."""
+    content: dict[str, Any] = files.read_json(path, error=DataError, advice=_ADVICE)
+    try:
+        splits = {str(image): split for split in SPLIT_NAMES for image, _ in content[split]}
+        return {**dict.fromkeys(map(str, content.get("left_out", ())), "left out"), **splits}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is damaged: {error!r}; {_ADVICE}") from error
+
+
+def keep_division(path: Path, dataset: Dataset) -> Dataset:
+    """Return `dataset`, divided at random now, with the division that was saved: new images join the test split.
+
+    An image that was left out stays left out.
+    """
+    saved = saved_paths(path)
+    splits: dict[str, list[Item]] = {split: [] for split in (*SPLIT_NAMES, "left out")}
+    for item in [*dataset.train, *dataset.val, *dataset.test]:
+        splits[saved.get(item.path, "test")].append(item)
+    for items in splits.values():
+        items.sort(key=lambda item: (item.label, nfc(item.path), item.path))  # as they were listed
+    train, val, test = (tuple(splits[split]) for split in SPLIT_NAMES)
+    return replace(dataset, train=train, val=val, test=test)
+
+
+def changes_since(path: Path, dataset: Dataset) -> str:
+    """Describe how the images of `dataset` differ from those that were saved; "" if they do not.
+
+    Files are compared by path and size, classes by name: "1 class more, 15 images more, 2 images with other content".
+    """
+    saved = saved_paths(path)
+    sizes: dict[str, int] = files.read_json(path, error=DataError, advice=_ADVICE).get("sizes") or {}
+    items = [*dataset.train, *dataset.val, *dataset.test]
+    images = {item.path for item in items}
+    used = {image for image, split in saved.items() if split != "left out"}
+    known = {item.label for item in items if item.path in saved}
+    replaced = [image for image, size in _sizes(dataset).items() if image in used and sizes.get(image, size) != size]
+    changes = (
+        (len({item.label for item in items} - known), "class", "classes", "more"),
+        (len(images - saved.keys()), "image", "images", "more"),
+        (len(used - images), "image", "images", "gone"),
+        (len(replaced), "image", "images", "with other content"),
+    )
+    return ", ".join(f"{number_of(count, one, several)} {what}" for count, one, several, what in changes if count)

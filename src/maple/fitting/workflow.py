@@ -9,6 +9,7 @@ zero_shot/    the run of zero-shot CLIP
 report.html   the page
 """
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from maple.config import RunSettings, read_preset, resolve
 from maple.data import Inspection, Item, hold_out, inspect_dataset, open_source, template_of
 from maple.data.checks.open_source import check_source
 from maple.data.folders.class_folders import split_domain
+from maple.data.records import SPLIT_NAMES
 from maple.data.saved_split import SAVED_SPLIT, read_saved_split, saved_split_hash, write_saved_split
 from maple.descriptions import DEFAULT_METHOD
 from maple.distributed import this_process
@@ -31,9 +33,11 @@ from maple.methods import ZERO_SHOT, Method, method_settings
 from maple.report import ThumbnailLoader
 from maple.runs import TrainProgress, complete, content_name, evaluate_run, finished_prompts, train_run
 from maple.runs.folder import refuse_other_run
-from maple.runs.spec import open_backbone
+from maple.runs.spec import changed_images, open_backbone
 from maple.runs.training import fresh_method
 from maple.sweeps.plan import recipe_of
+
+logger = logging.getLogger(__name__)
 
 VALIDATION_FRACTION = 0.25
 """Of the training images of each class, for methods that select a hyperparameter on validation images."""
@@ -153,6 +157,12 @@ def fit(
     settings, progress = complete(settings), progress or FitProgress()
     previous = load_previous(settings, folder)
     if previous is not None and is_finished(settings, folder):
+        if changes := changed_images(settings, folder):
+            logger.warning(
+                "%s has finished, but the images have changed since: %s; to fit those of today, choose another "
+                "--output, or remove the folder",
+                *(folder, changes),
+            )
         return build_result(folder, previous["lines"], load_thumbnail, was_finished=True)
     if previous is not None:
         backbone, findings = _backbone(settings, device), previous["lines"]
@@ -193,20 +203,23 @@ def _inspect(
     """
     data = settings.data
     root = None if data.root is None else Path(data.root).expanduser()
-    dataset, remarks = open_source(data.dataset, root, class_names=data.class_names, seed=settings.seed)
+    opened, remarks = open_source(data.dataset, root, class_names=data.class_names, seed=settings.seed)
     backbone = _backbone(settings, device)
-    fresh_method(settings, backbone, dataset.class_names)
+    fresh_method(settings, backbone, opened.class_names)
     with files.output_errors(folder, "cannot be made"):
         folder.mkdir(parents=True, exist_ok=True)
     inspection = inspect_dataset(
-        dataset, remarks=remarks, keep_classes=bool(split_domain(data.dataset)), on_images=progress.inspecting
+        opened, remarks=remarks, keep_classes=bool(split_domain(data.dataset)), on_images=progress.inspecting
     )
     dataset = inspection.dataset
     if not dataset.val and method_settings(settings.method)[1].needs_validation:
         train, val = hold_out(dataset.train, VALIDATION_FRACTION, settings.seed)
         inspection = replace(inspection, dataset=replace(dataset, train=tuple(train), val=tuple(val)))
     findings = inspection.lines()
-    write_saved_split(folder / SAVED_SPLIT, inspection.dataset, data.dataset)
+    listed, used = (
+        {item.path for split in SPLIT_NAMES for item in getattr(each, split)} for each in (opened, inspection.dataset)
+    )
+    write_saved_split(folder / SAVED_SPLIT, inspection.dataset, data.dataset, listed - used)
     write_inspection(folder, settings, inspection.as_json(), findings)
     return backbone, findings
 

@@ -13,6 +13,7 @@ opened           [2] the data set as it was requested, and its root ("" where no
 """
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -23,18 +24,25 @@ import numpy as np
 from torch import Tensor
 
 from maple import files
-from maple.checkpoint import describe_backbone, load_prompts
+from maple.checkpoint import describe_backbone, load_prompts, read_prompts
+from maple.config import RunSettings
 from maple.data import Dataset, Item, eval_batches, select_dataset
-from maple.data.catalogue import canonical_name
+from maple.data.catalogue import canonical_name, template_of
+from maple.data.folders.class_folders import split_domain
 from maple.data.images.prefetch import reading_threads
-from maple.data.records import items_hash
+from maple.data.records import SPLIT_NAMES, items_hash
+from maple.data.saved_split import SAVED_SPLIT, keep_division
 from maple.distributed import this_process
-from maple.errors import ClassNamesError, ConfigError, DataError, one_of
+from maple.errors import ClassNamesError, ConfigError, DataError, one_of, shortened_list
 from maple.evaluation import predict
 from maple.methods import Method
 from maple.metrics import Floats, Integers, Scores, score, softmax
+from maple.names import words_of
 from maple.runs.folder import append_row, evaluation_key, finished_prompts, read_settings
-from maple.runs.spec import eval_transform, open_dataset
+from maple.runs.spec import changed_images, eval_transform, open_dataset
+from maple.runs.trained_images import TrainedImages
+
+logger = logging.getLogger(__name__)
 
 TOP = 5
 MOST_FEATURES = 2000
@@ -62,8 +70,10 @@ def evaluate_run(
         classes: `all`, `base` or `novel` part of the data set's classes; it applies to images and names.
         dataset, root: another data set than the one it was trained on.
         part: which items: `test`, `val`, `train` or `all`. By default `test`, but `all` of another folder that its user
-            has not split: the run has seen none of it.
-        names: C names to use instead of the data set's, in label order.
+            has not split. Images that the run was trained on are recognised by their content and left out, unless
+            `part` requests `train`, `val` or `all`.
+        names: C names to use instead of the data set's, in label order; in the order of the numbers, where all classes
+            are called by numbers.
         only: keep these classes only, images and names.
         class_names: other words for some classes, {published name: words}.
         method: the run's method, if it is loaded already.
@@ -86,20 +96,29 @@ def evaluate_run(
     prompts = finished_prompts(folder)
     if method is None:
         method = load_prompts(prompts, device=this_process(device).device)
+    own = dataset is None or canonical_name(dataset) == canonical_name(settings.data.dataset)
     changed = {"dataset": dataset, "root": root, "class_names": class_names}
-    other = dataset is not None and canonical_name(dataset) != canonical_name(settings.data.dataset)
-    if other and class_names is None:
+    if not own and class_names is None:
         changed["class_names"] = {}  # the words for the training classes do not apply to these
     data = settings.data.changed(**{key: value for key, value in changed.items() if value is not None})
-    if other:
+    if not own:
         data = data.changed(listing=None)
-    opened = open_dataset(settings.changed(data=data), folder)
+    opened = _open_images(settings.changed(data=data), folder, own)
     asked = evaluation_request(data.dataset, classes, part, names, only)
-    if part is None:
-        part = "all" if other and opened.drawn_split else "test"
+    requested, part = part, part or ("all" if not own and opened.drawn_split else "test")
+    on_own_images = template_of(data.dataset) is None
+    if on_own_images and not own and classes == "all" and names is None:
+        opened = _among_trained_names(opened, read_prompts(prompts).class_names)
     items, class_list = _select(opened, classes, part, only)
+    if own or on_own_images:
+        items = _without_trained(items, opened, TrainedImages(folder), own, requested)
     if names is not None and len(names) != len(class_list):
         raise ClassNamesError(f"{len(names)} names were given for {len(class_list)} classes: {', '.join(class_list)}")
+    if names is not None and all(name.isdecimal() for name in class_list):
+        # Labels are sorted as text, so that 10 comes before 2: names are given in the order of the numbers.
+        in_order = dict(zip(sorted(class_list, key=int), names, strict=True))
+        logger.warning("names by number: %s", ", ".join(f"{number} = {name}" for number, name in in_order.items()))
+        names = [in_order[number] for number in class_list]
     method.set_class_names(names or class_list)
     batches = eval_batches(
         items,
@@ -155,6 +174,93 @@ def evaluation_request(
         True
     """
     return {"dataset": dataset, "classes": classes, "part": part, "names": names, "only": only}
+
+
+def _open_images(settings: RunSettings, folder: Path, own: bool) -> Dataset:
+    """The data set to evaluate; the run's own with the division it was trained with, without images that are gone."""
+    source, saved = settings.data.dataset, folder / SAVED_SPLIT
+    on_own_images = template_of(source) is None
+    if not own or not on_own_images:
+        return open_dataset(settings, folder, min_classes=1 if on_own_images else 2)
+    if settings.data.listing is None and not (split_domain(source) or Path(source).expanduser().exists()):
+        raise DataError(
+            f"the images of this run were in {source}, which is gone; put them back, or name where they are now: "
+            f"maple evaluate {folder} --dataset FOLDER (those that were trained on are recognised and left out)"
+        )
+    opened = open_dataset(settings, folder)
+    if settings.data.listing is not None:
+        splits: dict[str, Any] = {
+            split: tuple(i for i in getattr(opened, split) if opened.file(i).exists()) for split in SPLIT_NAMES
+        }
+        if not any(splits.values()):
+            raise DataError(f"{opened.root}: none of the images of this run is there any more; put them back")
+        opened = replace(opened, **splits)
+    elif opened.drawn_split and saved.exists():
+        opened = keep_division(saved, opened)
+    if changes := changed_images(settings, folder):
+        logger.warning("%s: the images have changed since the training: %s", source, changes)
+    return opened
+
+
+def _among_trained_names(dataset: Dataset, trained: Sequence[str]) -> Dataset:
+    """Label the images of trained classes among all trained names, also those that the data set lacks.
+
+    Unchanged if the data set has a class that was not trained.
+
+    Raises:
+        DataError: it is unchanged, and has only one class.
+    """
+    labels = {words_of(name): label for label, name in enumerate(trained)}
+    words = [words_of(name) for name in dataset.class_names]
+    unknown = [name for name, word in zip(dataset.class_names, words, strict=True) if word not in labels]
+    if unknown or len(labels) < len(trained):
+        if dataset.num_classes < 2:
+            raise DataError(
+                f"{dataset.root}: holds only one class, {dataset.class_names[0]!r}, which is not one of those trained "
+                f"({shortened_list(trained, 10)}); a classifier needs at least two"
+            )
+        if len(unknown) < len(words):
+            logger.warning(
+                "%s: %s not trained, so the possible answers are its own %d names",
+                *(dataset.name, shortened_list(unknown) + (" was" if len(unknown) == 1 else " were"), len(words)),
+            )
+        return dataset
+    if len(words) < len(trained):
+        logger.warning(
+            "%s: images of %d of the %d trained classes; all %d names are possible answers (--only restricts them)",
+            *(dataset.name, len(words), len(trained), len(trained)),
+        )
+    splits: dict[str, Any] = {
+        split: tuple(
+            replace(item, label=labels[words[item.label]], class_name=trained[labels[words[item.label]]])
+            for item in getattr(dataset, split)
+        )
+        for split in SPLIT_NAMES
+    }
+    return replace(dataset, class_names=tuple(trained), **splits)
+
+
+def _without_trained(
+    items: list[Item], dataset: Dataset, trained: TrainedImages, own: bool, requested: str | None
+) -> list[Item]:
+    """The items that the run was not trained on; all of them, with a warning, if their part was requested."""
+    if own and requested in ("train", "val"):
+        return items
+    unseen = [item for item in items if not trained.contains(dataset, item, own=own)]
+    count = len(items) - len(unseen)
+    if not count:
+        return items
+    be = f"{count} of {len(items)} images {'was' if count == 1 else 'were'} trained on"
+    if requested in ("train", "val", "all"):
+        logger.warning("%s: %s; they are counted, as the part %r was requested", dataset.name, be, requested)
+        return items
+    if not unseen:
+        raise DataError(
+            f"{dataset.root}: all {count} images were trained on, so none is held out; give other images, or "
+            "--part all to measure on these"
+        )
+    logger.warning("%s: %s and left out (--part all includes them)", dataset.name, be)
+    return unseen
 
 
 def _select(

@@ -13,7 +13,7 @@ from maple.clip import Backbone, load_clip
 from maple.config import RunSettings
 from maple.data import Dataset, EvalTransform, Item, load_dataset, sample_few_shot, select_dataset
 from maple.data.catalogue import canonical_name, known_names, template_of
-from maple.data.saved_split import SAVED_SPLIT, read_saved_split
+from maple.data.saved_split import SAVED_SPLIT, changes_since, read_saved_split
 from maple.errors import DataError
 from maple.methods import METHODS, method_settings
 
@@ -56,8 +56,10 @@ def content_name(settings: RunSettings) -> str:
     return "_".join([*parts, sha256(text.encode()).hexdigest()[:10]])
 
 
-def open_dataset(settings: RunSettings, folder: Path | None = None) -> Dataset:
+def open_dataset(settings: RunSettings, folder: Path | None = None, **options: Any) -> Dataset:
     """The data set of a run, whole; `folder` is the run's, which holds its saved split if it has one.
+
+    `options` are those of `load_dataset`.
 
     Raises:
         DataError: no data set is named, or it, or the list, cannot be read.
@@ -71,7 +73,18 @@ def open_dataset(settings: RunSettings, folder: Path | None = None) -> Dataset:
             "of a folder of class-named folders, of FOLDER:DOMAIN, or of a .csv or .jsonl file"
         )
     root = None if data.root is None else Path(data.root)
-    return load_dataset(data.dataset, root, class_names=data.class_names or None, seed=settings.seed)
+    return load_dataset(data.dataset, root, class_names=data.class_names or None, seed=settings.seed, **options)
+
+
+def changed_images(settings: RunSettings, folder: Path) -> str:
+    """How a user's own images differ now from those that the run in `folder` was made with; "" if they do not."""
+    if template_of(settings.data.dataset) is not None or not (folder / SAVED_SPLIT).exists():
+        return ""
+    try:
+        dataset = open_dataset(settings.changed(data=settings.data.changed(listing=None)), drop_empty=True)
+    except DataError as error:
+        return str(error)
+    return changes_since(folder / SAVED_SPLIT, dataset)
 
 
 def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], list[Item], tuple[str, ...]]:

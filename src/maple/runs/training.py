@@ -1,6 +1,7 @@
 """Train runs: settings in, a run folder out."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,14 +18,19 @@ from maple.clip import Backbone
 from maple.config import RunSettings
 from maple.data import ImageStore, Item
 from maple.data.batches import derive_seed
+from maple.data.catalogue import template_of
 from maple.data.records import items_hash
+from maple.data.saved_split import SAVED_SPLIT, write_saved_split
 from maple.distributed import Processes, this_process
 from maple.errors import CheckpointError, ConfigError, MapleError, output_error
-from maple.methods import Method, build_method
+from maple.methods import Method, build_method, method_settings
 from maple.runs.folder import lock_folder, read_history, refuse_other_run, write_beginning, write_epoch, write_history
-from maple.runs.spec import complete, joint_training_key, open_backbone, open_dataset, relevant, sample
+from maple.runs.spec import changed_images, complete, joint_training_key, open_backbone, open_dataset, relevant, sample
+from maple.runs.trained_images import write_trained_images
 from maple.runs.training_data import TrainingData
 from maple.train import EpochReport, StepReport, Trainer, run_epochs
+
+logger = logging.getLogger(__name__)
 
 # What must be the same for a run to be resumed, and what messages call it.
 _IDENTITY = {"items": "training images (hash)", "backbone": "backbone", "settings": "settings"}
@@ -237,6 +243,12 @@ class _TrainingRun:
         if path.exists():
             self._resume(path)
         if self._processes.is_main:
+            if method_settings(self.settings.method)[1].needs_validation:
+                write_trained_images(self.folder, self.dataset, [*self.items, *self._val])
+            else:
+                write_trained_images(self.folder, self.dataset, self.items)
+            if self.settings.data.listing is None and template_of(self.settings.data.dataset) is None:
+                write_saved_split(self.folder / SAVED_SPLIT, self.dataset, self.settings.data.dataset)
             write_beginning(self.folder, self.settings, self.items)
         self._processes.wait()
 
@@ -293,6 +305,12 @@ def _finished_result(settings: RunSettings, folder: Path) -> TrainResult | None:
         return None
     # A process that was killed between the last two steps of `finish` left this file.
     (folder / "resume.safetensors").unlink(missing_ok=True)
+    if changes := changed_images(settings, folder):
+        logger.warning(
+            "%s has finished, but the images have changed since: %s; to train on those of today, choose another "
+            "--output, or remove the folder",
+            *(folder, changes),
+        )
     return TrainResult(folder, tuple(read_history(folder)), was_finished=True)
 
 

@@ -35,6 +35,7 @@ def load_folder(
     val_fraction: float = 0.0,
     test_fraction: float = 0.25,
     drop_empty: bool = False,
+    min_classes: int = 2,
 ) -> Dataset:
     """Read `root/CLASS/**/image` or `root/{train,val,test}/CLASS/**/image` as a data set.
 
@@ -49,6 +50,7 @@ def load_folder(
         classes: the sorted folder names to use if they are known; the folder may then lack some of them.
         class_names: maps folder names to the class names to use.
         drop_empty: leave out classes without images instead of refusing them.
+        min_classes: the fewest classes to accept.
 
     Raises:
         ConfigError: a fraction is negative, or they sum to 1 or more.
@@ -73,7 +75,7 @@ def load_folder(
     if split_folders and "test" not in images:
         images["test"] = images.pop("val")
         logger.info("%s has no test folder: its %s folder is the test split", root, split_folders["val"].name)
-    _check_splits(split_folders.get("train", root), images, may_lack=classes is not None)
+    _check_splits(split_folders.get("train", root), images, min_classes, may_lack=classes is not None)
     if not split_folders:
         images = draw_split(images["train"], seed, val_fraction, test_fraction)
     names = list(classes or images["train"])
@@ -244,10 +246,10 @@ def is_ignored(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
 
 
-def _check_splits(train: Path, images: Mapping[str, _Paths], *, may_lack: bool) -> None:
-    """Raise DataError unless train has two classes with images, and every other split images of these classes."""
+def _check_splits(train: Path, images: Mapping[str, _Paths], min_classes: int, *, may_lack: bool) -> None:
+    """Raise DataError unless train has enough classes with images, and every other split images of these classes."""
     classes = images["train"]
-    if len(classes) < 2:
+    if len(classes) < min_classes:
         held = f"only one class, {next(iter(classes))!r}," if classes else "no class folders"
         shown = train.resolve().name
         raise DataError(

@@ -32,13 +32,15 @@ def load_manifest(
     seed: int = 0,
     val_fraction: float = 0.0,
     test_fraction: float = 0.25,
+    min_classes: int = 2,
 ) -> Dataset:
     """Read a manifest as a data set: a header row (or JSON keys) `path`, `label` and, optionally, `split`.
 
     Paths are relative to the folder of the manifest. Classes are the labels, sorted by code point after Unicode NFC
     normalisation; `class_names` maps them to the names to use. `split` is train, val or test in every row; if that
-    column is missing or empty, each class is split by `seed` as in `load_folder`. Other columns, blank lines, a byte
-    order mark and the case of column names are ignored. Semicolons and tabs are recognised as delimiters.
+    column is missing or empty, each class is split by `seed` as in `load_folder`; `min_classes` is the fewest classes
+    to accept. Other columns, blank lines, a byte order mark and the case of column names are ignored. Semicolons and
+    tabs are recognised as delimiters.
 
     Raises:
         ConfigError: a fraction is negative, or they sum to 1 or more.
@@ -57,7 +59,7 @@ def load_manifest(
     if not rows:
         raise DataError(f"{path}: holds no rows below its header; give at least one image for each of two classes")
     labels = sorted({row.label for row in rows})
-    if len(labels) < 2:
+    if len(labels) < min_classes:
         raise DataError(f"{path}: has only one class, {labels[0]!r}, but a classifier needs at least two")
     images: dict[str, dict[str, list[str]]] = {}
     for row in rows:

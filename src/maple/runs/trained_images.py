@@ -1,0 +1,114 @@
+"""The images that a run was trained on, recognised by their content wherever they are met again."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from maple import files
+from maple.config import RunSettings
+from maple.data import Dataset, Item
+from maple.data.catalogue import template_of
+from maple.data.folders.class_folders import split_domain
+from maple.data.saved_split import SAVED_SPLIT, saved_paths
+from maple.errors import CheckpointError, DataError
+from maple.methods import ZERO_SHOT
+from maple.runs.folder import read_settings
+
+TRAINED_IMAGES = "trained_images.json"
+"""The file in a run folder: the size in bytes and the SHA-256 of each image file, by its path in the data set."""
+
+_FORMAT = 1
+
+
+def write_trained_images(folder: Path, dataset: Dataset, items: Iterable[Item]) -> None:
+    """Write the size and hash of the files of these items; of rendered images the paths alone.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    images: dict[str, list[int | str] | None] = {}
+    for item in items:
+        path = dataset.file(item)
+        try:
+            images[item.path] = None if dataset.read is not None else [path.stat().st_size, _digest(path)]
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); replace or remove the file") from error
+    files.write_json(folder / TRAINED_IMAGES, {"format": _FORMAT, "images": images})
+
+
+class TrainedImages:
+    """The images that the run in `folder` was trained on, to leave them out of an evaluation.
+
+    Zero-shot CLIP was trained on none. A run of an earlier version kept the paths alone: its images are recognised by
+    their content as long as they are still where they were, and otherwise by their paths in the data set.
+
+    Raises:
+        CheckpointError: a file of the run is damaged.
+
+    Example:
+        >>> trained = TrainedImages(Path("runs/first"))
+        >>> [item.path for item in dataset.test if trained.contains(dataset, item)]
+        []
+    """
+
+    def __init__(self, folder: Path) -> None:
+        settings = read_settings(folder)
+        self._paths: set[str] = set()
+        self._contents: dict[int, set[str]] = {}
+        self._kept = saved_paths(folder / SAVED_SPLIT) if (folder / SAVED_SPLIT).exists() else {}
+        self._without_content: set[str] = set()
+        if settings.method.get("name") == ZERO_SHOT:
+            return
+        path = folder / TRAINED_IMAGES
+        try:
+            if path.exists():
+                images: dict[str, Any] = files.read_json(path)["images"]
+                self._paths = {str(name) for name in images}
+                for size, digest in filter(None, images.values()):
+                    self._contents.setdefault(int(size), set()).add(str(digest))
+            elif (folder / "items.json").exists():
+                content: dict[str, Any] = files.read_json(folder / "items.json")
+                self._paths = {str(item["path"]) for item in content["items"]}
+                self._read_original_files(settings)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path} or items.json next to it is damaged ({error!r})") from error
+
+    def _read_original_files(self, settings: RunSettings) -> None:
+        source = settings.data.dataset
+        if template_of(source) is not None:
+            return
+        domain = split_domain(source)
+        root = domain[0] / domain[1] if domain else Path(source).expanduser()
+        for name in self._paths:
+            path = (root.parent if root.is_file() else root) / name
+            try:
+                self._contents.setdefault(path.stat().st_size, set()).add(_digest(path))
+            except OSError:
+                self._without_content.add(name)
+
+    def contains(self, dataset: Dataset, item: Item, *, own: bool = False) -> bool:
+        """Return whether the run was trained on the image of `item`.
+
+        A benchmark's images are compared by their paths alone: its published split is kept as it is, copies included.
+
+        Args:
+            own: `dataset` is the run's own, so that a path stands for the same image, as the run's division has it.
+        """
+        if own and (item.path in self._paths or item.path in self._kept):
+            return item.path in self._paths
+        if item.path in self._without_content:
+            return True
+        if dataset.read is not None or not self._contents:
+            return False
+        path = dataset.file(item)
+        try:
+            digests = self._contents.get(path.stat().st_size)
+            return digests is not None and _digest(path) in digests
+        except OSError:  # an unreadable image is reported when it is opened
+            return False
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
