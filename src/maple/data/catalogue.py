@@ -37,12 +37,8 @@ def _read_split_file(labels: Path, _images: Path) -> Contents:
 class DatasetSpec:
     """Where a published data set is under the data root, how it is read, and its zero-shot template.
 
-    Attributes:
-        folder: its folder under the data root.
-        images: the folder inside it that item paths are relative to.
-        labels: the file in it that lists the classes.
-        read: returns the contents, from the paths of `labels` and `images`.
-        evaluation_only: it has a test split only.
+    In `folder`, item paths are relative to the folder `images`, and the file `labels` lists the classes; `read` returns
+    the contents from the paths of `labels` and `images`. `evaluation_only`: it has a test split only.
 
     Source: KaiyangZhou/CoOp@ff61507 DATASETS.md (layout); muzairkhattak/multimodal-prompt-learning@69bce21
     trainers/zsclip.py:13-29 (templates).
@@ -120,12 +116,9 @@ def load_dataset(
     A name of `CATALOGUE` is read from its folder, `emoji-GROUP[/STYLE]` is rendered from the bundled emoji; write
     `./NAME` for a folder of that name. A path is that of a folder of class folders (`load_folder`), of a folder of
     domains and one of them, as in `pacs:photo` (`load_domain`), or of a CSV or JSON-lines file (`load_manifest`);
-    `seed` and the fractions apply to these only.
-
-    Args:
-        class_names: maps published names, folder names or labels to the names to use.
-        drop_empty: leave out class folders without images instead of refusing them.
-        min_classes: 1 to accept a folder or table of one class, for an evaluation among other names.
+    `seed` and the fractions apply to these only. `class_names` maps published names, folder names or labels to the
+    names to use; `drop_empty` leaves out class folders without images instead of refusing them;
+    `min_classes=1` accepts images of one class, for an evaluation among other names.
 
     Raises:
         ConfigError: a fraction is out of range.
@@ -135,18 +128,13 @@ def load_dataset(
     Example:
         >>> load_dataset("emoji-animals", None).counts()
         {'train': 5024, 'val': 628, 'test': 1570, 'classes': 157}
-        >>> pets = load_dataset("pets", None, seed=1)
     """
     if name_or_path in CATALOGUE:
         return _load_published(name_or_path, CATALOGUE[name_or_path], root, class_names)
     if name_or_path.startswith(PREFIX):
         return load_emoji(name_or_path, class_names)
-    options: dict[str, Any] = {
-        "class_names": class_names,
-        "seed": seed,
-        "val_fraction": val_fraction,
-        "test_fraction": test_fraction,
-    }
+    fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
+    options: dict[str, Any] = {"class_names": class_names, "seed": seed, **fractions}
     path = Path(name_or_path).expanduser()
     if is_manifest(path):
         return load_manifest(path, **options, min_classes=min_classes)
@@ -165,11 +153,7 @@ def load_dataset(
 
 
 def require_possible(name_or_path: str) -> None:
-    """Refuse a name that cannot be a data set; a path is accepted, since it may be that of another machine.
-
-    Raises:
-        DataError: it is neither the name of a data set, nor a path, nor something in the current folder.
-    """
+    """Raise DataError unless this is a data set's name, a path (perhaps of another machine), or in this folder."""
     if name_or_path.startswith(PREFIX):
         group_and_style(name_or_path)
         return
@@ -188,22 +172,12 @@ def _unknown(name: str) -> DataError:
 
 
 def known_names() -> list[str]:
-    """Return the names of all data sets: the published ones, then the bundled emoji groups.
-
-    Example:
-        >>> "eurosat" in known_names()
-        True
-    """
+    """Return the names of all data sets: the published ones, then the bundled emoji groups."""
     return [*CATALOGUE, *(f"{PREFIX}{group}" for group in archive().groups)]
 
 
 def template_of(name: str) -> str | None:
-    """Return the zero-shot template of a data set of the catalogue; None for a user's own images.
-
-    Example:
-        >>> template_of("dtd")
-        '{} texture.'
-    """
+    """Return the zero-shot template of a data set of the catalogue; None for a user's own images."""
     if name in CATALOGUE:
         return CATALOGUE[name].template
     return TEMPLATE if name.startswith(PREFIX) else None

@@ -26,13 +26,9 @@ _LONG = 60
 
 @dataclass(frozen=True)
 class Finding:
-    """One remark about a data set.
+    """One remark about a data set: its fixed `kind`, such as `unreadable`, and one line for people, with examples.
 
-    Attributes:
-        kind: a fixed word for it, such as `unreadable`.
-        level: `warning` if the result may suffer, `note` otherwise.
-        text: one line for people, with a few examples.
-        items: all affected paths, groups of paths, or class names.
+    The level is `warning` if the result may suffer; `items` are all affected paths, groups of paths, or class names.
 
     Example:
         >>> Finding("other files", "note", "1 file is not an image: cat/notes.txt", ("cat/notes.txt",)).level
@@ -54,22 +50,11 @@ def number_of(count: int, word: str, plural: str = "") -> str:
     return f"{count:,} {word if count == 1 else plural or word + 's'}"
 
 
+_NO_WORD = f"not a word for what the images show: {MAPPED}"
 _CHECKS: tuple[tuple[str, Callable[[str], object], str], ...] = (
-    (
-        "undecodable names",
-        has_lone_surrogate,
-        "not Unicode text, its bytes are in another encoding: rename the folder",
-    ),
-    (
-        "placeholder names",
-        lambda name: _PLACEHOLDER.fullmatch(name.strip()),
-        f"not a word for what the images show: {MAPPED}",
-    ),
-    (
-        "names without letters",
-        lambda name: not any(letter.isalpha() for letter in name),
-        f"not a word for what the images show: {MAPPED}",
-    ),
+    ("undecodable names", has_lone_surrogate, "not Unicode text, its bytes are in another encoding: rename the folder"),
+    ("placeholder names", lambda name: _PLACEHOLDER.fullmatch(name.strip()), _NO_WORD),
+    ("names without letters", lambda name: not any(letter.isalpha() for letter in name), _NO_WORD),
     (
         "synset names",
         lambda name: _SYNSET.fullmatch(name.strip()),

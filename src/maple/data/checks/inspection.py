@@ -21,12 +21,9 @@ _FEW = 4
 
 @dataclass(frozen=True)
 class Inspection:
-    """The result of inspecting a data set.
+    """The result of inspecting `images` images: everything odd, what was done about it, and what remains.
 
-    Attributes:
-        dataset: what remains: readable images, none twice, none in both training and test.
-        images: how many were inspected.
-        findings: everything odd, and what was done about it.
+    `dataset` has only readable images, none twice, none in both training and test.
 
     Example:
         >>> dataset, remarks = open_source("pets")
@@ -96,11 +93,11 @@ def inspect_dataset(
     Unreadable images are left out. Of images with the same content one is kept, for training if one of them is there;
     none if their labels differ. Near duplicates (resized, converted, recompressed: see `near_duplicates`) do not end up
     in both training and test: in a drawn split they all go to training, in the user's own split those of the test or
-    validation split are left out. Classes that lose all their training images are left out.
+    validation split are left out. Classes that lose all their training images are left out, or, with `keep_classes`,
+    kept as possible predictions.
 
     Args:
         remarks: earlier findings; they come first.
-        keep_classes: keep classes without images as possible predictions.
         workers: the number of decoding threads; by default one per core, up to 16.
         on_images: called with (images inspected, images in all).
 
@@ -108,8 +105,7 @@ def inspect_dataset(
         DataError: fewer than two classes have an image to train on.
 
     Example:
-        >>> inspection = inspect_dataset(load_dataset("pets", None))
-        >>> inspection.dataset.counts()
+        >>> inspect_dataset(load_dataset("pets", None)).dataset.counts()
         {'train': 12, 'val': 0, 'test': 4, 'classes': 2}
     """
     images, unreadable = _read_all(dataset, workers, on_images)
@@ -155,14 +151,9 @@ def _read_all(
         except OSError as error:
             return item.path, f"{path}: cannot be read ({error.strerror}); copy it again or remove it"
 
-    images: list[_Image] = []
-    unreadable: list[tuple[str, str]] = []
-    for result in map_with_progress(read, listed, workers, on_images):
-        if isinstance(result, _Image):
-            images.append(result)
-        else:
-            unreadable.append(result)
-    return images, unreadable
+    results = list(map_with_progress(read, listed, workers, on_images))
+    images = [result for result in results if isinstance(result, _Image)]
+    return images, [result for result in results if not isinstance(result, _Image)]
 
 
 def _drop_copies(images: list[_Image], findings: list[Finding], *, drawn: bool) -> list[_Image]:
@@ -249,9 +240,7 @@ def _remaining_dataset(dataset: Dataset, images: list[_Image], keep_classes: boo
             f"{dataset.root}: of {number_of(dataset.num_classes, 'class', 'classes')} only {len(trained)} "
             f"({held}) can be trained on, but a classifier needs two"
             + (f"; {divided}, as the data set says" if divided and not dataset.drawn_split else "")
-            + "".join(
-                f"; {finding.text}" for finding in findings if finding.kind in ("unreadable", "conflicts", "copies")
-            )
+            + "".join(f"; {found.text}" for found in findings if found.kind in ("unreadable", "conflicts", "copies"))
         )
     labels = list(range(dataset.num_classes)) if keep_classes else sorted(trained)
     if lacking := tuple(name for label, name in enumerate(dataset.class_names) if label not in trained):

@@ -8,6 +8,7 @@ modes, nor the order of summation can make a difference.
 import hashlib
 import io
 import json
+import math
 import threading
 import zipfile
 from collections.abc import Mapping
@@ -87,11 +88,7 @@ class EmojiArchive:
         return dict(self._index["styles"])
 
     def concepts(self, group: str | None = None) -> tuple[Concept, ...]:
-        """Return the concepts of one group, or all, in the order of the archive.
-
-        Raises:
-            DataError: there is no such group.
-        """
+        """Return the concepts of one group, or all, in the order of the archive; DataError if unknown."""
         if group is None:
             return tuple(concept for concepts in self._concepts.values() for concept in concepts)
         if group not in self._concepts:
@@ -135,12 +132,9 @@ def scene_seed(style: str, code: str, index: int) -> int:
 def render_scene(glyph: Image.Image, seed: int, *, difficulty: float, size: int = 64) -> Image.Image:
     """Render a glyph into a scene: mode RGB, `size` x `size` pixels; equal arguments give equal bytes anywhere.
 
-    Args:
-        glyph: a square drawing on a transparent background, mode RGBA.
-        seed: decides scale, position, rotation, background, light and noise.
-        difficulty: from 0 (upright, large, centred on a plain light background) to 1 (the full range of everything), in
-            steps of 1/256.
-        size: side of the image in pixels.
+    The glyph is a square drawing on a transparent background, mode RGBA. `seed` decides scale, position, rotation,
+    background, light and noise; `difficulty` goes from 0 (upright, large, centred on a plain light background) to 1
+    (the full range of everything), in steps of 1/256.
 
     Raises:
         ConfigError: `difficulty` is not within 0..1, or `size` not within 1..4096.
@@ -183,9 +177,7 @@ class _Random:
 
     def noise(self, *shape: int) -> Integers:
         """Independent integers 0..255 of the given shape."""
-        count = 1
-        for side in shape:
-            count *= side
+        count = math.prod(shape)
         with np.errstate(over="ignore"):
             z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(self.bits())
             z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)

@@ -37,20 +37,15 @@ def load_folder(
     drop_empty: bool = False,
     min_classes: int = 2,
 ) -> Dataset:
-    """Read `root/CLASS/**/image` or `root/{train,val,test}/CLASS/**/image` as a data set.
+    """Read `root/CLASS/**/image` or `root/{train,val,test}/CLASS/**/image` as a data set, named as its folder.
 
     Classes are the folder names, sorted by code point after Unicode NFC normalisation, so that labels agree between
     file systems. Hidden files, system files and files that are not images are skipped and counted in the log. A train
     folder next to a test or val folder is used as it is divided; a val folder without a test folder is the test split.
     Otherwise each class is split by `seed`: the test and validation fractions rounded, at least one image for training,
-    then one for test.
-
-    Args:
-        name: of the data set; by default that of its folder.
-        classes: the sorted folder names to use if they are known; the folder may then lack some of them.
-        class_names: maps folder names to the class names to use.
-        drop_empty: leave out classes without images instead of refusing them.
-        min_classes: the fewest classes to accept.
+    then one for test. With the sorted folder names `classes`, the folder may lack some of them. `class_names` maps
+    folder names to the names to use; `drop_empty` leaves out classes without images instead of refusing them;
+    `min_classes` is the fewest classes to accept.
 
     Raises:
         ConfigError: a fraction is negative, or they sum to 1 or more.
@@ -58,8 +53,7 @@ def load_folder(
             test or val that train lacks, or `class_names` names a class that does not exist.
 
     Example:
-        >>> dataset = load_folder(Path("pets"), seed=1)
-        >>> dataset.class_names
+        >>> load_folder(Path("pets"), seed=1).class_names
         ('cat', 'dog')
     """
     check_fractions(val_fraction, test_fraction)
@@ -151,12 +145,9 @@ def class_folder_names(root: Path) -> set[str]:
 
 def _class_folders(folder: Path) -> dict[str, Path]:
     folders: dict[str, Path] = {}
-    for child in list_folder(folder):
-        if child.is_dir():
-            name = nfc(child.name)
-            if name in folders:
-                raise DataError(f"{child}: another class folder has the same name in another Unicode form; rename one")
-            folders[name] = child
+    for child in filter(Path.is_dir, list_folder(folder)):
+        if folders.setdefault(nfc(child.name), child) is not child:
+            raise DataError(f"{child}: another class folder has the same name in another Unicode form; rename one")
     return folders
 
 
@@ -187,15 +178,9 @@ def walk_files(
 ) -> Iterator[Path]:
     """Iterate over the files of a folder in order of their names, without hidden files and system files.
 
-    With `recursive`, subfolders are included, each in its place in the order; links back to a parent folder are not
-    followed. Only the names of the open folders are kept in memory.
-
-    Args:
-        on_unreadable: called with the error of a folder that cannot be listed, which is then skipped.
-        within: parent folders, to which links must not lead back either.
-
-    Raises:
-        DataError: a folder cannot be listed, and there is no `on_unreadable`.
+    With `recursive`, subfolders are included, each in its place in the order; links back to a parent folder, or to one
+    of `within`, are not followed. Only the names of the open folders are kept in memory. `on_unreadable` is called with
+    the DataError of a folder that cannot be listed, which is then skipped; without it, the error is raised.
     """
 
     def identity(path: Path) -> tuple[int, int]:
@@ -223,11 +208,7 @@ def walk_files(
 
 
 def list_names(folder: Path) -> list[str]:
-    """Return the sorted names of the files and folders of a folder, without hidden files and system files.
-
-    Raises:
-        DataError: it is missing or cannot be listed.
-    """
+    """Return the sorted names in a folder, without hidden and system files; DataError if it cannot be listed."""
     try:
         return sorted(name for name in os.listdir(folder) if not is_ignored(name))
     except FileNotFoundError as error:
@@ -329,9 +310,6 @@ def detect_domains(root: Path) -> tuple[list[str], list[str]] | None:
     """The folders of `root` and the folder names that they share, if it looks like a folder of domains.
 
     It does if it has at least two folders, not named as splits, that hold no image and share at least two folder names.
-
-    Raises:
-        DataError: a folder cannot be listed.
     """
     folders = [child for child in list_folder(root) if child.is_dir()]
     if all(folder.name.casefold() in SPLIT_FOLDERS for folder in folders):
@@ -362,11 +340,7 @@ def load_domain(
     """Read one domain of `root/DOMAIN/CLASS/image` as `load_folder` does, over the classes of all domains.
 
     So labels agree between domains, and a class that a domain lacks can still be predicted there. The data set is
-    named ROOT/DOMAIN.
-
-    Raises:
-        ConfigError: a fraction is negative, or they sum to 1 or more.
-        DataError: there is no such domain, or `load_folder` refuses it.
+    named ROOT/DOMAIN. Raises as `load_folder`, and DataError if there is no such domain.
     """
     domains = {child.name: child for child in list_folder(root) if child.is_dir()}
     if domain not in domains:

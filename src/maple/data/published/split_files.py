@@ -49,7 +49,11 @@ def read_split(path: Path) -> Contents:
     for split in SPLIT_NAMES:
         items = []
         for index, row in enumerate(content[split]):
-            item = _item(row, f"{path}: {split}[{index}]")
+            match row:
+                case [str(file), int(label), str(name)] if file and name and label >= 0 and not isinstance(label, bool):
+                    item = Item(file, label, name)
+                case _:
+                    raise DataError(f"{path}: {split}[{index}] is {row!r}; a row must be {_ROW_FORM}")
             earlier = names.setdefault(item.label, item.class_name)
             if earlier != item.class_name:
                 raise DataError(
@@ -63,13 +67,6 @@ def read_split(path: Path) -> Contents:
     if absent := sorted(set(range(max(names) + 1)) - set(names)):
         raise DataError(f"{path}: labels {absent[:10]} have no items; labels must be 0 to C-1 without gaps")
     return Contents(**splits, class_names=tuple(names[label] for label in sorted(names)))
-
-
-def _item(row: Any, where: str) -> Item:
-    match row:
-        case [str(path), int(label), str(name)] if path and name and label >= 0 and not isinstance(label, bool):
-            return Item(path, label, name)
-    raise DataError(f"{where} is {row!r}; a row must be {_ROW_FORM}")
 
 
 def read_aircraft(names_file: Path) -> Contents:
@@ -105,11 +102,7 @@ def read_aircraft(names_file: Path) -> Contents:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Iterate over the lines of a published text file that are not blank, stripped, with their numbers from 1.
-
-    Raises:
-        DataError: the file is missing, unreadable or not UTF-8.
-    """
+    """Iterate over (number from 1, stripped text) of the lines that are not blank; DataError if not readable text."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
@@ -164,8 +157,6 @@ def drawn_file(labels: Path) -> Path:
 
 def draw_split(images: Path, draw: Draw, seed: int) -> Contents:
     """Draw half of the images of each class folder for training, a fifth for validation, the rest for testing.
-
-    Classes are numbered in the order of their folders' names.
 
     Raises:
         DataError: the folder is missing or unreadable, has no class folders, or a class has too few images.
