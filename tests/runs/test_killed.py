@@ -82,8 +82,8 @@ def test_killed_at_every_write(optimizer: str, make_images: Callable[..., Path],
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    # Three files at the start, two after each of two epochs, two at the end; each flushed, then its folder.
-    assert int(done.stdout) == 2 * (3 + 2 * 2 + 2)
+    # Five files at the start, two after each of two epochs, two at the end; each flushed, then its folder.
+    assert int(done.stdout) == 2 * (5 + 2 * 2 + 2)
 
 
 def command(images: Path, output: Path) -> list[str]:

@@ -14,7 +14,8 @@ from maple.errors import CheckpointError, ConfigError, DataError
 from maple.runs import content_name, evaluate_run, finished_prompts, read_history, read_settings, train_run
 from maple.train import EpochReport, StepReport
 
-FILES = ["config.json", "environment.json", "items.json", "metrics.jsonl", "prompts.safetensors"]
+FILES = ["config.json", "environment.json", "images.json", "items.json", "metrics.jsonl", "prompts.safetensors"]
+FILES += ["trained_images.json"]
 
 
 class Interrupting:
