@@ -23,10 +23,7 @@ _SECTIONS = ("method", "backbone", "data", "train", "evaluate")
 
 
 def collect(folder: Path, methods: Mapping[str, MethodDescription]) -> Collection:
-    """Read every run below `folder`, or `folder` itself.
-
-    Args:
-        methods: how the methods are presented, from `maple.methods.describe_methods()`.
+    """Read every run below `folder`, or `folder` itself; `methods` are those of `maple.methods.describe_methods()`.
 
     Raises:
         DataError: no such folder, no run in it, or no evaluation in any run; unless there are records of costs.
@@ -92,8 +89,11 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> RunRecord | N
         problems.append(Problem(f"{name}/data.json", "damaged: lines must be a list"))
         remarks = []
     epochs = []
+    kinds = {"loss": int | float, "logs": dict, "losses": list}
     for number, line in _read_lines(folder / "metrics.jsonl", name, problems).items():
-        if _is_epoch(line):
+        if all(isinstance(line.get(key), kind) for key, kind in kinds.items()) and all(
+            value is None or isinstance(value, int | float) for value in (*line["logs"].values(), *line["losses"])
+        ):
             epochs.append(line)
         else:
             problems.append(Problem(f"{name}/metrics.jsonl line {number}", "not the report of an epoch"))
@@ -115,13 +115,6 @@ def _read_evaluations(
         description = methods.get(method, MethodDescription(method))
         evaluations.append(EvaluationRecord(run, row, description, on_own_data=_is_own(row, run.folder)))
     return evaluations
-
-
-def _is_epoch(line: dict[str, Any]) -> bool:
-    kinds = {"loss": int | float, "logs": dict, "losses": list}
-    if not all(isinstance(line.get(key), kind) for key, kind in kinds.items()):
-        return False
-    return all(value is None or isinstance(value, int | float) for value in (*line["logs"].values(), *line["losses"]))
 
 
 def _read_lines(path: Path, run: str, problems: list[Problem]) -> dict[int, dict[str, Any]]:

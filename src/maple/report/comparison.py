@@ -1,6 +1,8 @@
 """Paired comparisons: methods over the same seeds and data sets, class by class, and image by image."""
 
 import warnings
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +17,10 @@ FEWEST_PAIRS = 5
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Method minus baseline over n pairs (seed, data set), in fractions.
+    """Method minus baseline over n pairs (seed, data set): {measure: mean difference}, in fractions.
 
-    Attributes:
-        differences: {measure: mean difference}.
-        wins, ties: in how many pairs the deciding (last) measure is higher, or equal.
-        p: two-sided, Wilcoxon's signed-rank test on the deciding measure; 1 where nothing differs.
+    In `wins` and `ties` pairs the deciding (last) measure is higher, or equal; `p` is that of Wilcoxon's two-sided
+    signed-rank test on it, 1 where nothing differs.
     """
 
     method: str
@@ -106,21 +106,26 @@ def class_baselines(group: Group, method: Variant) -> list[Variant]:
 
 def class_changes(group: Group, method: Variant, baseline: Variant, dataset: str) -> tuple[list[ClassChange], int]:
     """Every class that has images, greatest gain first, and the number of seeds that both have."""
-    differences: dict[tuple[str, int, str], list[float]] = {}
-    seeds = set()
+    pairs, seeds = [], set()
     for part in group.parts:
         for seed, evaluation in group.evaluations(method, dataset, part).items():
             other = _partner(group, evaluation, seed, baseline, dataset, part)
-            if other is None or other.row.class_names != evaluation.row.class_names:
-                continue
-            seeds.add(seed)
-            # Two classes may share a name, so the index is part of the key.
-            rows = zip(evaluation.row.class_names, evaluation.row.per_class, other.row.per_class, strict=False)
-            for index, (name, after, before) in enumerate(rows):
-                if after is not None and before is not None:
-                    differences.setdefault((part, index, name), []).append(after - before)
+            if other is not None and other.row.class_names == evaluation.row.class_names:
+                pairs.append((evaluation, other))
+                seeds.add(seed)
+    return _mean_changes(pairs), len(seeds)
+
+
+def _mean_changes(pairs: Iterable[tuple[EvaluationRecord, EvaluationRecord]]) -> list[ClassChange]:
+    differences: dict[tuple[str, int, str], list[float]] = defaultdict(list)
+    for method, baseline in pairs:
+        # Two classes may share a name, so the index is part of the key.
+        rows = zip(method.row.class_names, method.row.per_class, baseline.row.per_class, strict=False)
+        for index, (name, after, before) in enumerate(rows):
+            if after is not None and before is not None:
+                differences[method.row.classes, index, name].append(after - before)
     changes = [ClassChange(name, part, float(np.mean(values))) for (part, _, name), values in differences.items()]
-    return sorted(changes, key=lambda change: -change.difference), len(seeds)
+    return sorted(changes, key=lambda change: -change.difference)
 
 
 @dataclass(frozen=True)
@@ -150,12 +155,10 @@ class MeasuredAccuracy:
 
 @dataclass(frozen=True)
 class PairedAccuracy:
-    """A method and zero-shot CLIP on the same images.
+    """A method and zero-shot CLIP on the same images; `changes` has the greatest gain first.
 
-    Attributes:
-        fixed, regressed: images that only the method, and only zero-shot CLIP, classifies correctly.
-        p: of the exact sign test on these (McNemar's).
-        changes: every class that has images, greatest gain first.
+    `fixed` and `regressed` images are classified correctly by the method only, and by zero-shot CLIP only; `p` is that
+    of the exact sign test on these (McNemar's).
     """
 
     method: MeasuredAccuracy
@@ -186,7 +189,7 @@ def paired_accuracy(method: EvaluationRecord, zero_shot: EvaluationRecord) -> Pa
     """Compare two evaluations image by image; None where they have other images, or no predictions were kept.
 
     Raises:
-        ValueError: a file of predictions is damaged.
+        ValueError: a file of predictions is damaged, or a row holds no accuracies per class.
     """
     after, before = read_predictions(method), read_predictions(zero_shot)
     names = method.row.class_names
@@ -194,11 +197,8 @@ def paired_accuracy(method: EvaluationRecord, zero_shot: EvaluationRecord) -> Pa
         return None
     right_after, right_before = (predictions.top[:, 0] == predictions.labels for predictions in (after, before))
     fixed, regressed = int(np.sum(right_after & ~right_before)), int(np.sum(right_before & ~right_after))
-    changes = [
-        ClassChange(name, "all", new - old)
-        for name, new, old in zip(names, method.row.per_class, zero_shot.row.per_class, strict=True)
-        if new is not None and old is not None
-    ]
-    changes.sort(key=lambda change: -change.difference)
+    if not (method.row.per_class and zero_shot.row.per_class):
+        raise ValueError("a row holds no accuracies per class")
+    changes = tuple(_mean_changes([(method, zero_shot)]))
     accuracies = MeasuredAccuracy.of(method), MeasuredAccuracy.of(zero_shot)
-    return PairedAccuracy(*accuracies, fixed, regressed, sign_test(fixed, regressed), tuple(changes))
+    return PairedAccuracy(*accuracies, fixed, regressed, sign_test(fixed, regressed), changes)

@@ -65,12 +65,7 @@ File = TypeVar("File", bound=Stored)
 
 @dataclass(frozen=True)
 class ExplainedRun:
-    """The explanations of one run.
-
-    Attributes:
-        maps: (data URI, alternative text) of the heat maps that are shown, of `count`.
-        words: the token sets that are shown.
-    """
+    """The explanations of one run that are shown; `maps` are (data URI, alternative text), of `count`."""
 
     run: str
     method: str

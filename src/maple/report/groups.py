@@ -25,12 +25,7 @@ _FEW_SETTINGS = 3
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with its settings, one row of a table.
-
-    Attributes:
-        label: the method's title, and the settings that distinguish it from its other variants.
-        settings: those settings, as JSON.
-    """
+    """A method with the settings (JSON) that distinguish it from its other variants, one row of a table."""
 
     name: str
     label: str
@@ -63,13 +58,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Key:
-    """What the evaluations of one table share.
+    """What the evaluations of one table share; `shots` None is all training images.
 
-    Attributes:
-        shots: None for all training images.
-        source: the training data set of a transfer; "" otherwise.
-        trained_on: the classes seen in training: all, base or novel.
-        classes: the evaluated classes; "" for base-to-novel, which has two parts.
+    `source` is the training data set of a transfer, otherwise "". `trained_on` and `classes`, the evaluated ones, are
+    all, base or novel; `classes` is "" for base-to-novel, which has two parts.
     """
 
     kind: Kind
@@ -114,8 +106,7 @@ Cells = dict[tuple[Variant, str, str], dict[int, EvaluationRecord]]
 class Group:
     """The evaluations of one table by variant, data set, classes and seed; each average is computed once.
 
-    Attributes:
-        source_cells: of a transfer, the evaluations on the training data set itself.
+    `source_cells` are, of a transfer, the evaluations on the training data set itself.
     """
 
     key: Key
@@ -165,10 +156,8 @@ class Group:
         for variant in self.variants:
             for dataset in self.datasets:
                 for measure, part in zip(self.measures, self.parts, strict=False):
-                    evaluations = self.evaluations(variant, dataset, part)
-                    values[variant, measure, dataset] = {
-                        seed: evaluation.row.top1 for seed, evaluation in evaluations.items()
-                    }
+                    cell = self.evaluations(variant, dataset, part)
+                    values[variant, measure, dataset] = {seed: evaluation.row.top1 for seed, evaluation in cell.items()}
                 if HARMONIC_MEAN in self.measures:
                     base, novel = (values[variant, part, dataset] for part in self.parts)
                     both = {seed: harmonic_mean(base[seed], novel[seed]) for seed in base if seed in novel}
@@ -311,13 +300,8 @@ def _fits(zero_shot: Key, key: Key, evaluation: EvaluationRecord) -> bool:
         return False
     if key.kind == "base-to-novel":
         return zero_shot.kind == key.kind
-    if evaluation.row.classes != key.classes:
-        return False
-    return (
-        evaluation.on_own_data
-        if key.kind == "accuracy"
-        else (zero_shot.kind, zero_shot.source) == (key.kind, key.source)
-    )
+    same_data = evaluation.on_own_data if key.kind == "accuracy" else zero_shot.source == key.source
+    return evaluation.row.classes == key.classes and same_data
 
 
 def _source_label(evaluation: EvaluationRecord) -> str:

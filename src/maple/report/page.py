@@ -61,11 +61,16 @@ def make_page(
     from markupsafe import Markup
 
     problems = list(collection.problems)
-    chapters = _chapters(groups, curves)
+    chapters, waiting = list[Chapter](), dict(enumerate(curves))
+    for number, group in enumerate(groups):
+        # Curves over shots come before the first of their groups.
+        for index, shot_curves in list(waiting.items()):
+            if group.key in {member.key for member in shot_curves.groups.values()}:
+                chapters.append(_shots_chapter(waiting.pop(index), f"s{index}"))
+        chapters.append(_group_chapter(group, f"g{number}"))
     if costs := cost_tables(collection.costs, collection.methods):
         chapters.append(Chapter("What the methods cost", costs, []))
-    closer_looks = _closer_looks(groups, problems)
-    explained = explained_runs(collection, problems)
+    closer_looks, explained = _closer_looks(groups, problems), explained_runs(collection, problems)
     runs, environments = _commands(collection)
 
     @cache
@@ -101,18 +106,6 @@ def make_page(
         problems=problems,
         remarks=[(run.name, run.remarks) for run in collection.runs if run.remarks],
     )
-
-
-def _chapters(groups: list[Group], curves: list[ShotCurves]) -> list[Chapter]:
-    """A chapter for each group; curves over shots come before the first of their groups."""
-    chapters, waiting = [], dict(enumerate(curves))
-    for number, group in enumerate(groups):
-        for index, shot_curves in list(waiting.items()):
-            if group.key in {member.key for member in shot_curves.groups.values()}:
-                chapters.append(_shots_chapter(shot_curves, f"s{index}"))
-                del waiting[index]
-        chapters.append(_group_chapter(group, f"g{number}"))
-    return chapters
 
 
 def _shots_chapter(curves: ShotCurves, name: str) -> Chapter:
@@ -154,10 +147,8 @@ def _group_chapter(group: Group, name: str) -> Chapter:
 def _closer_looks(groups: list[Group], problems: list[Problem]) -> list[CloserLook]:
     """The first data sets of the first group that has a learned method."""
     for group in groups:
-        method = headline_method(group) or next(
-            (variant for variant in group.variants if not variant.is_zero_shot), None
-        )
-        if method:
+        learned = (variant for variant in group.variants if not variant.is_zero_shot)
+        if method := headline_method(group) or next(learned, None):
             looks = [
                 _closer_look(group, method, dataset, f"d{number}", problems)
                 for number, dataset in enumerate(group.datasets[:_MOST_DETAILS])

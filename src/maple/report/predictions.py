@@ -30,13 +30,9 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class StoredPredictions:
-    """The arrays of one predictions file.
+    """The arrays of one predictions file: paths and labels of n images, and their k most probable classes [n, k].
 
-    Attributes:
-        paths, labels: of n images.
-        top, probabilities: [n, k], the k most probable classes.
-        opened: the data set as it was requested, and its root.
-        feature_items, features: the indices [m] of images whose features [m, D] were kept.
+    `opened` is the data set as it was requested, and its root; features [m, D] were kept of the `feature_items` [m].
     """
 
     paths: tuple[str, ...]
@@ -242,14 +238,9 @@ def most_confused(pairs: list[PairedPredictions]) -> list[Confusion]:
 
 @dataclass(frozen=True)
 class Embedding:
-    """Image features of m images in the plane, before and after.
+    """Features of m images in the plane [m, 2], before and after, by t-SNE, or PCA for a few images; labels [m].
 
-    Attributes:
-        method: t-SNE, or PCA for a few images.
-        labels: [m], indices of class_names.
-        before, after: [m, 2].
-        silhouettes: how well all D dimensions separate the classes, before and after; None where that is undefined.
-        unchanged: the features before and after are the same.
+    `silhouettes`: how well all D dimensions separate the classes, before and after; None where that is undefined.
     """
 
     method: str
@@ -265,10 +256,8 @@ def embed(pairs: list[PairedPredictions]) -> Embedding | None:
     """Lay out the images of a dozen classes; None where features were kept of fewer than three of them."""
     from sklearn.metrics import silhouette_score
 
-    befores: list[Array] = []
-    afters: list[Array] = []
-    labels: list[int] = []
-    names: list[str] = []
+    befores, afters = list[Array](), list[Array]()
+    labels, names = list[int](), list[str]()
     places = _EMBEDDED_CLASSES // len(pairs)
     for pair in pairs:
         before, after = pair.before, pair.after

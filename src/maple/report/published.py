@@ -42,10 +42,8 @@ class PublishedResult:
 class PublishedCost:
     """What a paper or its authors state about the cost of a method on ViT-B/16, and where it was read.
 
-    Attributes:
-        gflops: a multiply-add is one.
-        seconds, megabytes: training on one data set of the base-to-novel average, and its memory.
-        milliseconds: training, per image.
+    A multiply-add is one operation; `seconds` and `megabytes` are of training on one data set of the base-to-novel
+    average, `milliseconds` of training on one image.
     """
 
     method: str
@@ -90,27 +88,19 @@ def _read_csv(name: str) -> list[dict[str, Any]]:
 
 def published_result(group: Group, variant: Variant, dataset: str | None) -> PublishedResult | None:
     """The published result that a cell of a table can be compared with; `dataset` None is the average over all."""
-    evaluations = [
-        evaluation
-        for (other, name, _), cell in group.cells.items()
-        if other == variant and dataset in (None, name)
-        for evaluation in cell.values()
-    ]
+    cells = (cell for (other, name, _), cell in group.cells.items() if other == variant and dataset in (None, name))
+    evaluations = [evaluation for cell in cells for evaluation in cell.values()]
     key = group.key
+    backbones = [evaluation.row.backbone for evaluation in evaluations]
     if (
         not evaluations
         or key.part != "test"
         or any(evaluation.names or evaluation.location for evaluation in evaluations)
+        or (key.shots not in (_SHOTS, ANY_SHOTS) and not variant.is_zero_shot)
+        or any((clip.name.lower(), (clip.pretrained or "").lower()) not in _BACKBONES for clip in backbones)
+        or key.trained_on not in ("all" if key.kind == "transfer" else "base", "")
+        or (key.kind == "transfer" and key.classes != "all")
     ):
-        return None
-    if key.shots not in (_SHOTS, ANY_SHOTS) and not variant.is_zero_shot:
-        return None
-    backbones = {evaluation.row.backbone for evaluation in evaluations}
-    if not all((backbone.name.lower(), (backbone.pretrained or "").lower()) in _BACKBONES for backbone in backbones):
-        return None
-    if key.trained_on not in ("all" if key.kind == "transfer" else "base", ""):
-        return None
-    if key.kind == "transfer" and key.classes != "all":
         return None
     name = _AVERAGES.get((key.kind, frozenset(group.datasets))) if dataset is None else dataset
     # In an average, ImageNet has other epochs than the rest.

@@ -100,10 +100,7 @@ class SpeedRow(Stored):
 class CostRow(Stored):
     """The cost of a method on one backbone, machine and number of classes, as `maple efficiency` measured it.
 
-    Attributes:
-        recipe: the first part of the preset's name, such as `maple-shallow`.
-        method: the method's settings, with its name.
-        flops_plain, flops, flops_cached: floating-point operations; a multiply-add is two.
+    `recipe` is the first part of the preset's name, such as `maple-shallow`; a multiply-add is two `flops`.
     """
 
     recipe: str = Field(min_length=1)
@@ -141,12 +138,9 @@ class CostRow(Stored):
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run folder without its evaluations.
+    """A run folder without its evaluations; `name` is its path relative to the folder of the report.
 
-    Attributes:
-        name: the path relative to the folder of the report.
-        history: the epochs of metrics.jsonl.
-        remarks: what `maple fit` noticed about the images.
+    `history` are the epochs of metrics.jsonl, `remarks` what `maple fit` noticed about the images.
     """
 
     folder: Path
@@ -160,12 +154,10 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """One row with its run.
+    """One row with its run; `on_own_data` where the evaluated data set is the one that the run was trained on.
 
-    Attributes:
-        on_own_data: the evaluated data set is the one that the run was trained on.
-        names: "" where the classes have their usual names, otherwise how they differ.
-        location: "" unless two data sets share a name; then the folder of this one.
+    `names` is "" where the classes have their usual names, otherwise how they differ; `location` is "" unless two data
+    sets share a name, then the folder of this one.
     """
 
     run: RunRecord = field(repr=False)
@@ -205,14 +197,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Collection:
-    """Everything that was read below a folder.
-
-    Attributes:
-        problems: damaged files and duplicate evaluations, left out.
-        without_evaluation: runs that have none, and why.
-        costs: the records of `maple efficiency`.
-        methods: how the methods are presented.
-    """
+    """Everything that was read below a folder; `problems` are damaged files and duplicate evaluations, left out."""
 
     folder: Path
     runs: tuple[RunRecord, ...]

@@ -77,11 +77,8 @@ def _is_number(value: str) -> bool:
 class ShotCurves:
     """Groups that differ in their shots alone, with the same methods and data sets.
 
-    Attributes:
-        key: theirs, without shots.
-        groups: {shots: group}, fewest first; each names all data sets, so there is no average over fewer.
-        variants, datasets: of all groups, in the order of tables.
-        measures: those of the groups.
+    `groups` is {shots: group}, fewest first; each names all data sets, so there is no average over fewer. `variants`
+    and `datasets` are those of all groups, in the order of tables.
     """
 
     key: Key

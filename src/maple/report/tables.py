@@ -7,17 +7,7 @@ from typing import TypeVar
 
 from maple.descriptions import MethodDescription
 from maple.report.comparison import FEWEST_PAIRS, PairedTest, paired_tests
-from maple.report.groups import (
-    ANY_SHOTS,
-    BASE,
-    HARMONIC_MEAN,
-    MEAN_OF_HARMONIC_MEANS,
-    MEASURES,
-    NOVEL,
-    Group,
-    Spread,
-    Variant,
-)
+from maple.report.groups import ANY_SHOTS, BASE, HARMONIC_MEAN, MEAN_OF_HARMONIC_MEANS, MEASURES, Group, Spread, Variant
 from maple.report.published import PublishedResult, published_costs, published_result
 from maple.report.records import CostRow
 from maple.report.series import Ablation, ShotCurves, find_ablations
@@ -116,16 +106,12 @@ def _base_to_novel_table(group: Group) -> Table:
             "papers print it; “average of HMs” averages the data sets' own harmonic means."
         )
         notes += _incomplete_note(group)
-    for variant in group.variants:
-        evaluated = {
-            part for part in group.parts if any(group.values(variant, part, dataset) for dataset in group.datasets)
-        }
-        if evaluated == {BASE}:
-            notes.append(
-                f"{NOTHING} under Novel: not evaluated there; methods that learn weights for each class (probes, "
-                "caches) cannot predict classes they were not trained on."
-            )
-            break
+    evaluated = {variant: {part for other, _, part in group.cells if other == variant} for variant in group.variants}
+    if {BASE} in evaluated.values():
+        notes.append(
+            f"{NOTHING} under Novel: not evaluated there; methods that learn weights for each class (probes, caches) "
+            "cannot predict classes they were not trained on."
+        )
     sections, cited = [], []
     for dataset in (*([None] if several else []), *group.datasets):
         title, measures = dataset, list(MEASURES)
@@ -257,15 +243,11 @@ def _seeds(spreads: Iterable[Spread | None]) -> Cell:
 
 
 def _incomplete_note(group: Group) -> list[str]:
-    measures = (BASE, NOVEL) if group.key.kind == "base-to-novel" else group.measures
+    measures = group.measures[: len(group.parts)]  # without the harmonic mean
     notes = []
     for variant in group.variants:
-        missing = [
-            dataset
-            for dataset in group.datasets
-            if not all(group.values(variant, measure, dataset) for measure in measures)
-        ]
-        if missing:
+        complete = {name: all(group.values(variant, part, name) for part in measures) for name in group.datasets}
+        if missing := [dataset for dataset in group.datasets if not complete[dataset]]:
             notes.append(f"{variant.label} lacks {', '.join(missing)}")
     return [f"No average where a data set is missing: {'; '.join(notes)}."] if notes else []
 

@@ -103,11 +103,8 @@ def write_report(
     Args:
         formats: of html, markdown, latex, csv; with csv, the costs of methods get a file of their own.
         output: a folder for report.html, report.md, ...; or, for one format, a file. Default: `folder`.
-        methods: how the methods are presented, from `maple.methods.describe_methods()`.
+        methods: from `maple.methods.describe_methods()`.
         load_thumbnail: gives the images of the page; without it their names are shown.
-
-    Returns:
-        The report, and the files written.
 
     Raises:
         DataError: there is nothing to report.
@@ -163,10 +160,8 @@ def _markdown(report: Report) -> str:
             lines.append("")
         lines += [f"{escaped(note)}\n" for note in table.notes]
         parts.append("\n".join(lines).rstrip())
-    lists = {
-        "Runs without an evaluation": report.collection.without_evaluation,
-        "Left out": report.collection.problems,
-    }
+    collection = report.collection
+    lists = {"Runs without an evaluation": collection.without_evaluation, "Left out": collection.problems}
     for title, problems in lists.items():
         lines = [f"- {escaped(problem.place)}: {escaped(problem.reason)}" for problem in problems]
         parts += ["\n".join([f"## {title}", "", *lines])] if lines else []
