@@ -46,8 +46,7 @@ logger = logging.getLogger(__name__)
 
 TOP = 5
 MOST_FEATURES = 2000
-PARTS = ("test", "val", "train", "all")
-"""In this order the items of `all` are evaluated, and hashed in their row."""
+PARTS = ("test", "val", "train", "all")  # in this order the items of `all` are evaluated, and hashed in their row
 
 
 def evaluate_run(
@@ -64,7 +63,7 @@ def evaluate_run(
     method: Method | None = None,
     on_images: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[Scores, dict[str, Any]]:
-    """Evaluate a finished run, append the result to its rows.jsonl, and write its predictions of every image.
+    """Evaluate a finished run, append the result (returned with the scores) to rows.jsonl, and write its predictions.
 
     Args:
         classes: `all`, `base` or `novel` part of the data set's classes; it applies to images and names.
@@ -78,9 +77,6 @@ def evaluate_run(
         class_names: other words for some classes, {published name: words}.
         method: the run's method, if it is loaded already.
         on_images: called with (images done, images in all).
-
-    Returns:
-        The scores and the row.
 
     Raises:
         MapleError: the run is not finished, the data set is unreadable, or a name is unknown.
@@ -167,12 +163,7 @@ def evaluation_request(
     names: Sequence[str] | None = None,
     only: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """The arguments of an evaluation as its row keeps them (`asked`), by which a repeated sweep recognises it.
-
-    Example:
-        >>> any(row["asked"] == evaluation_request("eurosat", "novel") for row in read_rows(folder))
-        True
-    """
+    """The arguments of an evaluation as its row keeps them (`asked`), by which a repeated sweep recognises it."""
     return {"dataset": dataset, "classes": classes, "part": part, "names": names, "only": only}
 
 

@@ -78,10 +78,9 @@ def finished_prompts(folder: Path) -> Path:
 
 
 def refuse_other_run(settings: RunSettings, folder: Path) -> None:
-    """Refuse a folder that is not new and holds anything but a run with these settings, or one without results.
+    """Raise ConfigError unless a run with these settings can be in the folder.
 
-    Raises:
-        ConfigError: it does, it cannot be a folder, or it is new but within the folder of the data set's images.
+    It must be new and outside of the data set's images, or hold a run with these settings or one without results.
     """
     with files.output_errors(f"{str(folder)!r:.80}", "cannot be a folder"):
         is_file = folder.exists() and not folder.is_dir()
@@ -113,11 +112,8 @@ def refuse_other_run(settings: RunSettings, folder: Path) -> None:
 def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
     """The differences between the settings of a folder and those wanted now, as "seed: 1 there, 2 now"."""
     stored, wanted = flatten(stored), flatten(wanted)
-    return "; ".join(
-        f"{key}: {stored.get(key)!r} there, {wanted.get(key)!r} now"
-        for key in sorted(stored.keys() | wanted.keys())
-        if stored.get(key) != wanted.get(key)
-    )
+    changed = [key for key in sorted(stored.keys() | wanted.keys()) if stored.get(key) != wanted.get(key)]
+    return "; ".join(f"{key}: {stored.get(key)!r} there, {wanted.get(key)!r} now" for key in changed)
 
 
 def flatten(settings: dict[str, Any]) -> dict[str, Any]:

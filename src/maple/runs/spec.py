@@ -47,13 +47,14 @@ def content_name(settings: RunSettings) -> str:
         'photos_coop_all_16shots_seed1_7bc24d13a7'
     """
     settings = complete(settings)
-    text = json.dumps(relevant(settings), sort_keys=True)
+    digest = sha256(json.dumps(relevant(settings), sort_keys=True).encode()).hexdigest()[:10]
     data = settings.data
     published = template_of(data.dataset) is not None
     dataset = (data.dataset if published else Path(data.dataset).name).replace("/", "-").replace(":", "-")
     shots = "all" if data.shots is None else data.shots
-    parts = [dataset or "data", settings.method["name"], data.classes, f"{shots}shots", f"seed{settings.seed}"]
-    return "_".join([*parts, sha256(text.encode()).hexdigest()[:10]])
+    return "_".join(
+        [dataset or "data", settings.method["name"], data.classes, f"{shots}shots", f"seed{settings.seed}", digest]
+    )
 
 
 def open_dataset(settings: RunSettings, folder: Path | None = None, **options: Any) -> Dataset:
@@ -88,13 +89,12 @@ def changed_images(settings: RunSettings, folder: Path) -> str:
 
 
 def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], list[Item], tuple[str, ...]]:
-    """The training and validation items of a run and the class names that their labels index.
-
-    They are drawn over all classes, then cut to the part of the classes that is trained on.
+    """The training and validation items of a run, and the class names that their labels index.
 
     Raises:
         DataError: the data set, or the chosen part of its classes, has no training items.
     """
+    # Drawn over all classes, then cut to the part of the classes that is trained on.
     dataset.require_training()
     train, val = sample_few_shot(dataset.train, dataset.val, settings.data.shots, settings.seed)
     part = select_dataset(replace(dataset, train=tuple(train), val=tuple(val)), settings.data.classes)
@@ -127,19 +127,14 @@ def eval_transform(backbone: Backbone) -> EvalTransform:
 def relevant(settings: RunSettings) -> dict[str, Any]:
     """The settings that decide the result, as plain values."""
     relevant: dict[str, Any] = settings.model_dump(mode="json", exclude=_IRRELEVANT)  # type: ignore[arg-type]
-    if relevant["train"]["views"] is None:
-        del relevant["train"]["views"]  # so that runs made before there was such a setting keep their names
-    if relevant["data"]["listing"] is None:
-        del relevant["data"]["listing"]  # likewise
+    for section, key in (("train", "views"), ("data", "listing")):
+        if relevant[section][key] is None:
+            del relevant[section][key]  # so that runs made before there was such a setting keep their names
     return relevant
 
 
 def joint_training_key(settings: RunSettings) -> str:
-    """A text that is equal for runs that can be trained together: they differ in seed, lr and weight decay alone.
-
-    Raises:
-        ConfigError: a setting of the method is wrong.
-    """
+    """A text that is equal for runs that can be trained together: they differ in seed, lr and weight decay alone."""
     values = relevant(complete(settings))
     del values["seed"], values["train"]["lr"], values["train"]["weight_decay"]
     return json.dumps(values, sort_keys=True)

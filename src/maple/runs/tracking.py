@@ -20,17 +20,11 @@ PROJECT = "maple"
 """The name of the project of Weights & Biases and of the experiment of MLflow."""
 _MEASURES = ("top1", "top5", "macro_f1", "calibration_error")
 _MLFLOW_ID = "mlflow.json"
-
-
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 
 def require_tracker(name: str) -> None:
-    """Refuse a tracker that cannot be used.
-
-    Raises:
-        ConfigError: unknown, or its package is not installed.
-    """
+    """Raise ConfigError for a tracker that is unknown, or whose package is not installed."""
     if name not in TRACKERS:
         raise ConfigError(one_of("tracker", name, TRACKERS))
     if find_spec(name) is None:
@@ -46,15 +40,9 @@ class Tracked(TrainProgress):
     """
 
     def __init__(self, name: str, folder: Path, settings: RunSettings, progress: TrainProgress | None = None) -> None:
-        """The tracker is opened when there is something to log.
-
-        Raises:
-            ConfigError: the tracker is unknown or not installed.
-        """
+        """Raises ConfigError as `require_tracker`. The tracker is opened when there is something to log."""
         require_tracker(name)
-        self._name = name
-        self._folder = folder
-        self._settings = settings
+        self._name, self._folder, self._settings = name, folder, settings
         self._progress = progress or TrainProgress()
         self._tracker: Any = None
         self._step = 0
@@ -68,19 +56,16 @@ class Tracked(TrainProgress):
             self._tracker = None
 
     def start(self, epochs: int, steps: int, finished_epochs: int) -> None:
-        """Open the tracker, at the first step of this process."""
         self._step = finished_epochs * steps
         self._open()
         self._progress.start(epochs, steps, finished_epochs)
 
     def step(self, report: StepReport) -> None:
-        """Loss, its terms and the rate of a step."""
         self._step = report.step
         self._log("step", {"loss": report.loss, "lr": report.lr, **report.logs})
         self._progress.step(report)
 
     def epoch(self, report: EpochReport) -> None:
-        """Means over an epoch."""
         self._log("epoch", {"epoch": report.epoch + 1, "loss": report.loss, **report.logs})
         self._progress.epoch(report)
 
@@ -126,9 +111,10 @@ class Tracked(TrainProgress):
             # Its own method for settings would write another run for each time that this one is resumed.
             tracker.log({"settings": f"```\n{json.dumps(settings, indent=1)}\n```"}, step=self._step)
         else:
-            plain = (str, float, int, bool, type(None))
             items = flatten(settings).items()
-            tracker.store_init_configuration({k: v if isinstance(v, plain) else json.dumps(v) for k, v in items})
+            tracker.store_init_configuration(
+                {key: json.dumps(value) if isinstance(value, list | dict) else value for key, value in items}
+            )
         if name == "mlflow":
             files.write_json(id_path, {"run_id": tracker.tracker.info.run_id})
         self._tracker = tracker

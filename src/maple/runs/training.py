@@ -43,7 +43,6 @@ class TrainProgress:
         >>> class Printing(TrainProgress):
         ...     def epoch(self, report):
         ...         print(report.loss)
-        >>> train_run(settings, Path("run"), progress=Printing())
     """
 
     def start(self, epochs: int, steps: int, finished_epochs: int) -> None:
@@ -60,10 +59,8 @@ class TrainProgress:
 class TrainResult:
     """The result of `train_run`: the folder, the epochs, and whether the run had been finished before.
 
-    Example::
-
-        result = train_run(settings, Path("runs/first"))
-        print(result.history[-1].loss)
+    Example:
+        >>> train_run(settings, Path("runs/first")).history[-1].loss
     """
 
     folder: Path
@@ -123,8 +120,6 @@ def train_together(
 
     Args:
         runs: settings that differ in the seed, the learning rate and the weight decay alone, and their folders.
-        progress: of each run.
-        backbone: the backbone of the settings, if it is loaded already.
 
     Raises:
         ConfigError: the settings differ in more, two runs share a folder, or several processes train one run.
@@ -215,9 +210,7 @@ class _TrainingRun:
 
     def __init__(self, settings: RunSettings, folder: Path, processes: Processes, backbone: Backbone | None) -> None:
         """Open the data set and build the method; `settings` are complete."""
-        self.settings = settings
-        self.folder = folder
-        self._processes = processes
+        self.settings, self.folder, self._processes = settings, folder, processes
         self.dataset = open_dataset(settings, folder)
         self.items, self._val, class_names = sample(settings, self.dataset)
         # After the data set, whose errors need no download.
@@ -230,12 +223,7 @@ class _TrainingRun:
         }
 
     def begin(self, store: ImageStore) -> None:
-        """Make a trainer, restore the state that the folder has, and make the folder a run.
-
-        Raises:
-            CheckpointError: the state to be resumed is damaged, or another run's.
-            MapleError: the images or features that the method is fitted to cannot be used.
-        """
+        """Make a trainer, restore the state that the folder has, and make the folder a run."""
         self.data = TrainingData(self.settings, self.items, store, self._val)
         self.data.fit_features(self.method)
         self.trainer = Trainer(self.method, self.settings.train, self._processes)
@@ -295,11 +283,7 @@ class _TrainingRun:
 
 
 def _finished_result(settings: RunSettings, folder: Path) -> TrainResult | None:
-    """The result of a run that has finished in `folder`; None if there is something to do.
-
-    Raises:
-        ConfigError: the folder belongs to a run with other settings.
-    """
+    """The result of a run that has finished in `folder`; None if there is something to do."""
     refuse_other_run(settings, folder)
     if not (folder / "prompts.safetensors").exists():
         return None
@@ -315,11 +299,7 @@ def _finished_result(settings: RunSettings, folder: Path) -> TrainResult | None:
 
 
 def fresh_method(settings: RunSettings, backbone: Backbone, class_names: Sequence[str]) -> Method:
-    """The method of a run before its first step: prompts drawn from the run's seed.
-
-    Raises:
-        ConfigError, ClassNamesError, UnsupportedTowerError: as `build_method`.
-    """
+    """The method of a run before its first step: prompts drawn from the run's seed. Raises as `build_method`."""
     generator = torch.Generator().manual_seed(derive_seed(settings.seed, "prompts"))
     return build_method(settings.method, backbone, class_names, generator=generator)
 
@@ -332,9 +312,7 @@ def write_imported(
     *,
     info: Mapping[str, Any],
 ) -> Method:
-    """Put `parameters` on the run's backbone and write a finished run for `maple evaluate`.
-
-    Nothing is written unless every parameter fits the method and the backbone.
+    """Put `parameters` on the run's backbone and write a finished run, if every parameter fits, for `maple evaluate`.
 
     Raises:
         ConfigError: the folder exists already, or the settings do not fit the backbone.

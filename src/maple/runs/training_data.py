@@ -34,10 +34,7 @@ class TrainingData:
     def __init__(
         self, settings: RunSettings, items: Sequence[Item], store: ImageStore, val: Sequence[Item] = ()
     ) -> None:
-        self._settings = settings
-        self._items = items
-        self._store = store
-        self._val = val
+        self._settings, self._items, self._store, self._val = settings, items, store, val
         self._labels = torch.tensor([item.label for item in items], dtype=torch.int64)
         self._views: Tensor | None = None
         self._cached_features: Features | None = None
@@ -66,8 +63,7 @@ class TrainingData:
     def batches(self, trainer: Trainer) -> Iterator[tuple[Batch, int]]:
         """The batches of the trainer's next epoch: this process's share of each, augmented.
 
-        Raises:
-            ImageError: an image cannot be used (while iterating).
+        Raises ImageError while iterating.
         """
         train, method, processes = self._settings.train, trainer.method, trainer.processes
         order: dict[str, Any] = {

@@ -58,22 +58,18 @@ def run_sweep(
     """Execute what is left of a plan; return the outcome of every run, in the order of the plan.
 
     Args:
-        root: the folder of the run folders.
         jobs: number of processes on this machine. They are distributed over the GPUs, or share the CPU cores.
         together: the largest number of runs that are trained in one pass; such runs differ only in the seed, the
             learning rate and the weight decay.
         device: where to compute; by default the GPUs in turn, or the CPU.
         executor: used instead of `jobs` processes on `device`.
-        work: executes a group of runs.
-        retry_failed: repeat runs that failed in an earlier sweep.
 
     Raises:
         ConfigError: `jobs` or `together` is below 1, `root` cannot be written to, or the executor cannot work.
 
-    Example::
-
-        runs = plan_sweep(SweepSettings(**read_sweep("demo")))
-        outcomes = run_sweep(runs, Path("runs/demo"), jobs=2)
+    Example:
+        >>> runs = plan_sweep(SweepSettings(**read_sweep("demo")))
+        >>> outcomes = run_sweep(runs, Path("runs/demo"), jobs=2)
     """
     for name, value in (("jobs", jobs), ("together", together)):
         if value < 1:
@@ -111,19 +107,15 @@ def _groups(runs: Sequence[PlannedRun], together: int) -> list[Group]:
     compatible: dict[str, list[PlannedRun]] = {}
     for run in runs:
         compatible.setdefault(joint_training_key(run.settings), []).append(run)
-    return [
-        tuple(members[start : start + together])
-        for members in compatible.values()
-        for start in range(0, len(members), together)
-    ]
+    starts = ((members, start) for members in compatible.values() for start in range(0, len(members), together))
+    return [tuple(members[start : start + together]) for members, start in starts]
 
 
 def in_turn(groups: Sequence[Group], root: Path, work: Work, report: Report, *, device: str | None = None) -> Completed:
     """Execute one group after the other, in this process.
 
-    Example::
-
-        run_sweep(runs, Path("runs"), executor=partial(in_turn, device="cpu"))
+    Example:
+        >>> run_sweep(runs, Path("runs"), executor=partial(in_turn, device="cpu"))
     """
     for group in groups:
         yield from zip(group, work(group, root, device, report), strict=True)
@@ -136,9 +128,8 @@ def in_processes(
 
     A run whose process dies is started again, twice; a group whose process dies continues run by run.
 
-    Example::
-
-        run_sweep(runs, Path("runs"), executor=partial(in_processes, jobs=4))
+    Example:
+        >>> run_sweep(runs, Path("runs"), executor=partial(in_processes, jobs=4))
     """
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()

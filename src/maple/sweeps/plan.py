@@ -39,9 +39,6 @@ PROTOCOLS: dict[ProtocolName, tuple[str, ...]] = {
 }
 """The protocols, and whose preset of a method each takes: the first one that exists."""
 
-_FEW_SHOTS = (1, 2, 4, 8, 16)
-"""Training images per class of the few-shot protocol."""
-
 _DECIDED_BY_SWEEP = {
     "data.dataset": "--datasets (datasets)",
     "data.shots": "--shots (shots)",
@@ -49,9 +46,7 @@ _DECIDED_BY_SWEEP = {
     "seed": "--seeds (seeds)",
 }
 """Settings that a sweep decides by itself, and what to give instead."""
-
 _SHIPPED = resources.files("maple") / "presets" / "sweeps"
-
 Point = list[tuple[str, Any]]
 """One combination of the varied settings: (section.key, value) pairs."""
 
@@ -84,7 +79,7 @@ class SweepSettings(Settings):
     @classmethod
     def _default_shots(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("protocol") == "few-shot" and "shots" not in values:
-            return {**values, "shots": list(_FEW_SHOTS)}
+            return {**values, "shots": [1, 2, 4, 8, 16]}
         return values
 
 
@@ -98,12 +93,7 @@ class PlannedEvaluation:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One training and its evaluations.
-
-    Attributes:
-        name: the name of the run folder, derived from the settings.
-        label: a name for people, such as "maple emoji-food seed 1".
-        recipe: the preset that the settings come from.
+    """One training and its evaluations; `name` is that of the run folder, `recipe` the preset of the settings.
 
     Example:
         >>> run = plan_sweep(SweepSettings(**read_sweep("demo")))[0]
@@ -161,7 +151,11 @@ def plan_sweep(sweep: SweepSettings, on_dropped: Callable[[str], None] = lambda 
         >>> len(plan_sweep(SweepSettings(protocol="few-shot", methods=["maple"], datasets=["eurosat"], seeds=[1])))
         5
     """
-    _refuse_decided_settings(sweep.settings)
+    data = sweep.settings.get("data")
+    given = sweep.settings.keys() | ({f"data.{key}" for key in data} if isinstance(data, Mapping) else set())
+    for key, instead in _DECIDED_BY_SWEEP.items():
+        if key in given:  # it would be overruled silently
+            raise ConfigError(f"{key} cannot be set for all runs of a sweep; give {instead} instead")
     for name in (*sweep.datasets, *([] if sweep.source is None else [sweep.source])):
         require_possible(name)
     runs: dict[str, PlannedRun] = {}
@@ -197,16 +191,6 @@ def plan_sweep(sweep: SweepSettings, on_dropped: Callable[[str], None] = lambda 
     return list(runs.values())
 
 
-def _refuse_decided_settings(settings: Mapping[str, Any]) -> None:
-    """Raise ConfigError for settings that the sweep itself decides: they would be overruled silently."""
-    data = settings.get("data")
-    given = {f"data.{key}" for key in data} if isinstance(data, Mapping) else set()
-    given |= settings.keys()
-    for key, instead in _DECIDED_BY_SWEEP.items():
-        if key in given:
-            raise ConfigError(f"{key} cannot be set for all runs of a sweep; give {instead} instead")
-
-
 def _points(sweep: SweepSettings) -> list[Point]:
     """Return every combination of the values of the grid with every variant."""
     grid = [list(zip(sweep.grid, values, strict=True)) for values in product(*sweep.grid.values())]
@@ -220,8 +204,7 @@ def _too_deep(settings: RunSettings, config: MethodSettings, key: str, depth: An
     """Say why a value of the grid is left out, if it is a prompt depth beyond the blocks of the backbone."""
     name = key.removeprefix("method.")
     towers = config.depth_limits.get(name)
-    depths = tower_depths(settings.backbone.name) if towers is not None and isinstance(depth, int) else None
-    if towers is None or depths is None:
+    if towers is None or not isinstance(depth, int) or (depths := tower_depths(settings.backbone.name)) is None:
         return None
     blocks = min(depths[("text", "image").index(tower)] for tower in towers)
     if depth <= blocks:
@@ -241,9 +224,8 @@ def _training_sets(sweep: SweepSettings) -> list[tuple[str, tuple[PlannedEvaluat
     """Return (training data set, evaluations of its runs) pairs."""
     if sweep.protocol in ("base-to-novel", "few-shot"):
         if sweep.source is not None:
-            raise ConfigError(
-                f"source = {sweep.source!r}: {sweep.protocol} trains on each of its data sets; leave it out"
-            )
+            problem = f"{sweep.protocol} trains on each of its data sets; leave it out"
+            raise ConfigError(f"source = {sweep.source!r}: {problem}")
         parts = ("base", "novel") if sweep.protocol == "base-to-novel" else ("all",)
         return [(dataset, tuple(PlannedEvaluation(None, part) for part in parts)) for dataset in sweep.datasets]
     if sweep.source is None:
@@ -256,11 +238,7 @@ def _training_sets(sweep: SweepSettings) -> list[tuple[str, tuple[PlannedEvaluat
 
 
 def recipe_of(method: str, protocol: ProtocolName) -> str:
-    """Return the preset that a method uses in a protocol; the path of a TOML file is returned as it is.
-
-    Raises:
-        ConfigError: there is no such method.
-    """
+    """Return the preset that a method uses in a protocol, ConfigError if unknown; the path of a TOML file as it is."""
     if method.endswith(".toml"):
         return method
     presets = preset_names()

@@ -43,11 +43,7 @@ class Storage:
     """
 
     def __init__(self, url: str) -> None:
-        """Open the storage.
-
-        Raises:
-            ConfigError: the protocol is unknown, its package is missing, or the location cannot be reached.
-        """
+        """Raises ConfigError: the protocol is unknown, its package is missing, or the location cannot be reached."""
         import fsspec
 
         self.url = url.rstrip("/")
@@ -67,22 +63,15 @@ class Storage:
 
     def put(self, folder: Path) -> None:
         """Store a finished run."""
-        paths = [
-            path
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name not in _NOT_STORED and not path.name.endswith(".tmp")
-        ]
-        for path in sorted(paths, key=lambda path: path.name == _LAST):
+        for path in sorted(folder.rglob("*"), key=lambda path: (path.name == _LAST, path)):
+            if not path.is_file() or path.name in _NOT_STORED or path.name.endswith(".tmp"):
+                continue
             target = f"{self._base}/{folder.name}/{path.relative_to(folder).as_posix()}"
             self._filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
             self._filesystem.put_file(str(path), target)
 
     def get(self, name: str, root: Path) -> None:
-        """Download a stored run into `root`, its prompts last.
-
-        Raises:
-            ConfigError: the storage lists a file outside of the run.
-        """
+        """Download a stored run into `root`, its prompts last; ConfigError for a file outside of the run."""
         start = f"{self._base}/{name}/"
         relative_paths = [str(path).partition(start)[2] for path in self._filesystem.find(start)]
         for path in sorted(relative_paths, key=lambda path: path == _LAST):
@@ -99,21 +88,15 @@ class Storage:
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What a worker needs in addition to its group of runs.
-
-    Attributes:
-        start_folder: the folder that relative paths start from.
-        marker: a file in `root`; a machine that cannot see it does not share the folder.
-        command: the command line of the sweep, for the record of the environment.
-    """
+    """What a worker needs in addition to its group of runs."""
 
     root: Path
-    start_folder: Path
-    marker: Path
+    start_folder: Path  # where relative paths start
+    marker: Path  # a file in `root`; a machine that cannot see it does not share the folder
     storage: str | None
     device: str | None
     threads: int
-    command: tuple[str, ...]
+    command: tuple[str, ...]  # for the record of the environment
     work: Work
 
 
@@ -144,16 +127,19 @@ def on_ray(
         ConfigError: Ray is not installed, the cluster cannot be reached, no machine has room for a run, or a machine
             does not see `root`.
 
-    Example::
-
-        run_sweep(runs, Path("/shared/runs"), executor=partial(on_ray, address="auto", gpus_per_run=0.5))
+    Example:
+        >>> run_sweep(runs, Path("/shared/runs"), executor=partial(on_ray, address="auto", gpus_per_run=0.5))
     """
     if find_spec("ray") is None:
         raise ConfigError("--executor ray needs Ray, on every machine: pip install 'maple-clip[ray]'")
     store = None if storage is None else Storage(storage)
     import ray
 
-    marker = _marker(root)
+    with files.output_errors(root, "cannot be written to"):
+        # A file by which other machines recognise the folder of the sweep.
+        marker = min(root.glob(f"{_MARKER}*"), default=root / f"{_MARKER}{uuid.uuid4().hex}").resolve()
+        if not marker.exists():
+            files.write_text(marker, "Ray workers that see this file see the folder of the sweep.\n")
     with _connection(address):
         gpus = _reserved_gpus(gpus_per_run, cpus_per_run)
         device, threads = device or (None if gpus else "cpu"), max(1, int(cpus_per_run))
@@ -294,16 +280,6 @@ def _connection(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _marker(root: Path) -> Path:
-    """Return a file by which other machines recognise the folder of the sweep, written if there is none yet."""
-    with files.output_errors(root, "cannot be written to"):
-        if existing := sorted(root.glob(f"{_MARKER}*")):
-            return existing[0].resolve()
-        marker = root.resolve() / f"{_MARKER}{uuid.uuid4().hex}"
-        files.write_text(marker, "Ray workers that see this file see the folder of the sweep.\n")
-    return marker
 
 
 def _reserved_gpus(gpus: float | None, cpus: float) -> float:

@@ -5,7 +5,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from maple.files import FAILURE
 from maple.runs import Tracked, TrainProgress, evaluate_run, finished_prompts, read_rows, train_run, train_together
 from maple.runs.evaluation import evaluation_request
 from maple.runs.spec import cached_backbone
-from maple.sweeps.plan import PlannedEvaluation, PlannedRun
+from maple.sweeps.plan import PlannedRun
 from maple.train import StepReport
 
 logger = logging.getLogger(__name__)
@@ -32,13 +32,9 @@ Report = Callable[[str, str, int, int], None]
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """The outcome of a run.
+    """The outcome of a run: `busy` where another process is training it; its rows are in the order of the plan.
 
-    Attributes:
-        status: `finished`, `failed` (recorded in its folder), or `busy`: another process is training it.
-        rows: of its evaluations, in the order of the plan.
-        seconds: the time taken now, a share of it where several runs were trained together; 0 for a run that was
-            finished before.
+    `seconds` is the time taken now, a share of it where several runs were trained together; 0 if finished before.
 
     Example:
         >>> RunOutcome("eurosat_maple", "failed", error="out of memory").rows
@@ -55,13 +51,10 @@ class RunOutcome:
 class SweepProgress:
     """Follows a sweep. Override what you need; the methods do nothing by default.
 
-    Example::
-
-        class Print(SweepProgress):
-            def ended(self, run, outcome):
-                print(run.label, outcome.status)
-
-        run_sweep(runs, Path("runs"), progress=Print())
+    Example:
+        >>> class Print(SweepProgress):
+        ...     def ended(self, run, outcome):
+        ...         print(run.label, outcome.status)
     """
 
     def advance(self, name: str, activity: str, done: int, total: int) -> None:
@@ -99,11 +92,9 @@ def status_of(run: PlannedRun, root: Path) -> Status:
     """Return the status of a run, from its folder below `root`. A run whose rows are damaged is not finished."""
     folder = root / run.name
     if (folder / "prompts.safetensors").exists():
-        try:
+        with suppress(CheckpointError):  # raised again when the run is resumed, where it does not affect the other runs
             if None not in _planned_rows(run, folder):
                 return "finished"
-        except CheckpointError:
-            pass  # raised again when the run is resumed, where it does not affect the other runs
     if (folder / FAILURE).exists():
         return "failed"
     return "interrupted" if (folder / "config.json").exists() else "new"
@@ -115,13 +106,7 @@ def run_group(
     """Train and evaluate runs, or what is left of them; several runs are trained together (`train_together`).
 
     A failure is recorded in the folder of its run, not raised, and the other runs continue. If the runs cannot be
-    trained together, for lack of memory for instance, each continues alone.
-
-    Args:
-        tracker: an experiment tracker to log to: one of `maple.runs.TRACKERS`.
-
-    Raises:
-        ConfigError: the tracker is unknown or not installed.
+    trained together, for lack of memory for instance, each continues alone. `tracker`: as for `maple.runs.Tracked`.
     """
     with ExitStack() as trackers:
         jobs = [_Job(run, root / run.name, partial(report, run.name)) for run in runs]
@@ -210,12 +195,9 @@ def failed_outcome(run: PlannedRun, root: Path) -> RunOutcome:
 def _planned_rows(run: PlannedRun, folder: Path) -> list[dict[str, Any] | None]:
     """Return the stored row of each planned evaluation; None where there is none yet."""
     rows = read_rows(folder)
-
-    def row_of(evaluation: PlannedEvaluation) -> dict[str, Any] | None:
-        request = evaluation_request(evaluation.dataset or run.settings.data.dataset, evaluation.classes)
-        return next((row for row in rows if row.get("asked") == request), None)
-
-    return [row_of(evaluation) for evaluation in run.evaluations]
+    trained_on = run.settings.data.dataset
+    requests = [evaluation_request(planned.dataset or trained_on, planned.classes) for planned in run.evaluations]
+    return [next((row for row in rows if row.get("asked") == request), None) for request in requests]
 
 
 def _backbone_of(run: PlannedRun, device: str | None) -> Backbone:
