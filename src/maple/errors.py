@@ -1,5 +1,6 @@
 """The package's errors: each message names the value, what is allowed, and what to do."""
 
+import re
 from collections.abc import Iterable
 
 
@@ -106,3 +107,22 @@ def shortened_list(items: Iterable[object], most: int = 3, *, separator: str = "
     half = (longest - 3) // 2
     shown = (text if len(text) <= longest else f"{text[:half]}...{text[-half:]}" for text in texts[:most])
     return separator.join(shown) + (f" and {len(texts) - most:,} more" if len(texts) > most else "")
+
+
+DVC_POINTER = "a DVC pointer; fetch the file itself with `dvc pull`"
+
+
+def pointer_problem(start: bytes) -> str | None:
+    """What a file is, and how to fetch its content, if its first bytes say that it only names content kept elsewhere.
+
+    The message completes "is ..."; None for all other files.
+    """
+    if start.startswith((b"version https://git-lfs", b"version https://hawser", b"version http://git-media")):
+        return "a git-lfs pointer; fetch the file itself with `git lfs pull`"
+    if re.match(rb"[./\\]*(\.git[/\\])?annex[/\\]objects[/\\]", start):
+        return "a git-annex pointer; fetch the file itself with `git annex get`"
+    if re.search(rb"^outs:\s*$", start, re.MULTILINE) and re.search(
+        rb"^[\s-]*(md5|etag|hash|path): ", start, re.MULTILINE
+    ):
+        return DVC_POINTER
+    return None

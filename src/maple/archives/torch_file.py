@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from maple.archives.unpickle import Placeholder, RestrictedUnpickler, StorageRef, TensorRef
-from maple.errors import CheckpointError, UnsafeCheckpointError
+from maple.errors import CheckpointError, UnsafeCheckpointError, pointer_problem
 
-LFS_POINTER = "it is a git-lfs pointer; fetch the file itself with `git lfs pull`"
 _ZIP_START = b"PK\x03\x04"
-_LFS_START = b"version https://git-lfs"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _MAX_DEPTH = 60
@@ -118,11 +116,6 @@ def is_torchscript(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def is_lfs_pointer(start: bytes) -> bool:
-    """Whether a file that starts with these bytes only names its content, which git-lfs has not fetched."""
-    return start.startswith(_LFS_START)
-
-
 @contextmanager
 def _errors_named(path: Path) -> Iterator[None]:
     """Raise whatever goes wrong as a CheckpointError that begins with `path`."""
@@ -140,7 +133,7 @@ def _errors_named(path: Path) -> Iterator[None]:
 def _read(path: Path, *, torchscript: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The dictionary in the file, and the sorted names of what was left out of it."""
     with path.open("rb") as file:
-        start = file.read(24)
+        start = file.read(512)
         if start.startswith(_ZIP_START):
             with zipfile.ZipFile(file) as archive:
                 zipped = _ZipStorages(archive, path.stat().st_size)
@@ -151,8 +144,8 @@ def _read(path: Path, *, torchscript: bool) -> tuple[dict[str, Any], tuple[str, 
                 return _Builder(zipped).build(_checked_root(unpickler.load())), tuple(sorted(unpickler.ignored))
         if not start:
             raise CheckpointError(f"the file is empty; {_HINT}")
-        if is_lfs_pointer(start):
-            raise CheckpointError(LFS_POINTER)
+        if problem := pointer_problem(start):
+            raise CheckpointError(f"it is {problem}")
         if start[:1] != b"\x80":
             raise CheckpointError(
                 f"is not a torch checkpoint (it begins with {start[:16]!r}): was an error page saved? {_HINT}"

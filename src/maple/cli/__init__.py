@@ -3,6 +3,7 @@
 import errno
 import io
 import sys
+import warnings
 from typing import Any
 
 import typer
@@ -92,6 +93,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # File names may contain characters that the terminal cannot encode: print their codes instead of failing.
             stream.reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata, which are not used
     try:
         app()
     except MapleError as error:

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from maple.archives import Placeholder, read_checkpoint, read_torchscript
-from maple.archives.torch_file import LFS_POINTER, is_lfs_pointer, is_torchscript
-from maple.errors import BackboneError, CheckpointError, first_line
+from maple.archives.torch_file import is_torchscript
+from maple.errors import BackboneError, CheckpointError, first_line, pointer_problem
 from maple.files import read_json
 
 StateDict = dict[str, Tensor]
@@ -85,8 +85,8 @@ def _read_safetensors(path: Path) -> StateDict:
                     copied += state[name].nbytes
     except (SafetensorError, OSError, RuntimeError, ValueError, LookupError, AttributeError, TypeError) as error:
         with suppress(OSError), path.open("rb") as opened:
-            if is_lfs_pointer(opened.read(24)):
-                raise CheckpointError(LFS_POINTER) from error
+            if problem := pointer_problem(opened.read(512)):
+                raise CheckpointError(f"it is {problem}") from error
         raise CheckpointError(first_line(error)) from error
     return state
 

@@ -16,6 +16,7 @@ from urllib.request import Request
 from PIL import Image
 
 from maple.data.folders.class_folders import walk_files
+from maple.data.images.formats import unread_format
 from maple.data.images.reading import has_image_name, is_image_file, read_image
 from maple.errors import ConfigError, DataError, ImageError
 from maple.files import web_opener
@@ -126,8 +127,8 @@ def _folder_images(source: str, recursive: bool) -> Iterator[ImageSource]:
     for file in walk_files(folder, recursive=recursive, on_unreadable=unreadable.append):
         while unreadable:
             yield failing(str(folder), unreadable.pop(0))
-        # A broken link or a pipe with the name of an image is reported when it is read.
-        if is_image_file(file) or (has_image_name(file.name) and not file.is_file()):
+        # A broken link or a pipe with the name of an image, and other formats, are reported when they are read.
+        if is_image_file(file) or unread_format(file) or (has_image_name(file.name) and not file.is_file()):
             empty = False
             yield ImageSource(str(file), partial(read_image, file))
     for error in unreadable:

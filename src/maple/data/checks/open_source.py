@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ from maple.data.folders.class_folders import (
     split_domain,
 )
 from maple.data.folders.manifests import SUFFIXES, is_manifest
+from maple.data.images.formats import unread_advice, unread_format
 from maple.data.images.reading import has_image_name, is_image_file
 from maple.data.records import Dataset
 from maple.errors import DataError, shortened_list
@@ -128,6 +130,7 @@ def _check_folder(root: Path) -> None:
 def unexpected_files(root: Path) -> list[Finding]:
     """Report what a folder of classes holds in addition to their images: system files, stray images, other files."""
     system, outside, others = [], [], []
+    unread: dict[str, list[str]] = defaultdict(list)
     class_parents = {root}
     children = [child for child in list_folder(root) if child.is_dir()]
     splits = [child for child in children if child.name.casefold() in SPLIT_FOLDERS]
@@ -142,11 +145,17 @@ def unexpected_files(root: Path) -> list[Finding]:
             path = str((folder / name).relative_to(root))
             if folder in class_parents and has_image_name(name):
                 outside.append(path)
+            elif unread_kind := unread_format(folder / name):
+                unread[unread_kind].append(path)
             elif not is_image_file(folder / name):
                 others.append(path)
     kinds: tuple[tuple[str, Literal["note", "warning"], list[str], str], ...] = (
         ("system files", "note", system, "hidden or of the system"),
         ("stray images", "warning", outside, "outside the class folders"),
+        *(
+            ("unread images", "warning", paths, f"of a format that cannot be read here ({kind}: {unread_advice(kind)})")
+            for kind, paths in unread.items()
+        ),
         ("other files", "note", others, "not images"),
     )
     findings = []

@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from maple.data.images.formats import unread_advice, unread_format
 from maple.data.images.reading import has_image_name, is_image_file
 from maple.data.records import SPLIT_NAMES, Dataset, Item
-from maple.errors import ConfigError, DataError, one_of
+from maple.errors import ConfigError, DataError, one_of, shortened_list
 from maple.names import has_lone_surrogate, words_of
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ def load_folder(
         raise DataError(f"{root}: there is no such folder; give a folder that holds one folder of images per class")
     split_folders = _split_folders(root)
     images = {
-        split: _list_classes(root, folder, classes) for split, folder in (split_folders or {"train": root}).items()
+        split: _list_classes(root, folder, classes, logger.info if drop_empty else logger.warning)
+        for split, folder in (split_folders or {"train": root}).items()
     }
     if drop_empty and classes is None:
         filled = {name for paths in images.values() for name in paths if paths[name]}
@@ -151,18 +153,29 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     return folders
 
 
-def _list_classes(root: Path, folder: Path, classes: Sequence[str] | None) -> _Paths:
-    """The image paths, relative to `root`, of each of `classes`, or of each class folder in `folder`."""
+def _list_classes(root: Path, folder: Path, classes: Sequence[str] | None, log: Callable[..., None]) -> _Paths:
+    """The image paths, relative to `root`, of each of `classes`, or of each class folder in `folder`.
+
+    Images of formats that cannot be read are named to `log`.
+    """
     folders = _class_folders(folder)
     skipped = Counter({"outside a class folder": len(list_folder(folder)) - len(folders)})
     images: _Paths = {name: [] for name in classes or sorted(folders)}
+    unread: dict[str, list[str]] = defaultdict(list)
     for name in sorted(folders):
         for file in walk_files(folders[name], within=(root, folder)):
             if is_image_file(file):
                 images[name].append(file.relative_to(root).as_posix())
+            elif kind := unread_format(file):
+                unread[kind].append(file.relative_to(root).as_posix())
             else:
                 skipped["not an image"] += 1
         images[name].sort(key=lambda path: (nfc(path), path))
+    for kind, paths in unread.items():
+        log(
+            "%s: %d %s files cannot be read and are left out (%s); %s",
+            *(folder, len(paths), kind, shortened_list(paths), unread_advice(kind)),
+        )
     for reason, count in skipped.items():
         if count:
             logger.info("%s: skipped %d files (%s)", folder, count, reason)
