@@ -24,11 +24,7 @@ WARNING = (
 
 @dataclass(frozen=True)
 class NearWord:
-    """A token of the vocabulary near a learned one.
-
-    Attributes:
-        value: the Euclidean distance (from 0 up) or the cosine (-1 to 1) to the learned token.
-    """
+    """A token of the vocabulary near a learned one; `value` is the Euclidean distance or the cosine between them."""
 
     word: str
     value: float
@@ -39,8 +35,7 @@ class TokenWords:
     """The words nearest to one learned token.
 
     Attributes:
-        by_distance: the nearest first, with their Euclidean distances.
-        by_cosine: the most similar first, with their cosines.
+        by_distance, by_cosine: the nearest first, with their Euclidean distances or cosines.
         norm: the token's length; compared with `word_norm` of the whole, it shows whether the token is among the words.
     """
 

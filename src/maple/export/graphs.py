@@ -26,11 +26,7 @@ def innermost(method: Method) -> Method:
 
 
 def head_of(method: Method) -> Head:
-    """How logits are computed from unit image features: see `Manifest.head`.
-
-    Raises:
-        ExportError: in a way that cannot be separated from the classes.
-    """
+    """See `Manifest.head`; an ExportError is raised where logits cannot be separated from the classes."""
     inner = innermost(method)
     is_cosine = type(inner).logits is Method.logits
     if method.classes_depend_on_image:
@@ -88,10 +84,7 @@ class ImageSide(nn.Module):
 
 
 class TextSide(nn.Module):
-    """From sentences to unit features [C, D], with the learned tokens as constants in the slots.
-
-    With empty slots it is the frozen text tower.
-    """
+    """The text tower with the learned tokens as constants in the slots; with empty slots it is the frozen one."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -104,12 +97,10 @@ class TextSide(nn.Module):
         self.tables = nn.ParameterList([F.pad(prompt, (0, 0, 1, 0)) for prompt in prompts])
 
     def forward(self, ids: Tensor, slots: Tensor, shift: Tensor | None = None) -> Tensor:
-        """Unit features [C, D].
+        """Unit features [C, D] of sentences.
 
-        Args:
-            ids: [C, T] int64, T as long as the longest sentence.
-            slots: [C, T] int64: the learned token, from 1, at each position; 0 none.
-            shift: [Ht], added to the learned tokens of the first layer.
+        `ids` and `slots` are [C, T] int64, T the longest sentence; a slot is the learned token, from 1, at its place,
+        or 0. `shift` [Ht] is added to the learned tokens of the first layer.
         """
         tower = self.tower
         states = tower.embed(ids)

@@ -44,11 +44,7 @@ def largest_difference(
 
 
 def require_parity(difference: float, export: str) -> None:
-    """Refuse an export whose logits differ.
-
-    Raises:
-        ExportError: by more than `MAX_DIFFERENCE`.
-    """
+    """Raise an ExportError if the logits of an export differ by more than `MAX_DIFFERENCE`."""
     if not difference <= MAX_DIFFERENCE:
         raise ExportError(
             f"{export} differs from PyTorch by up to {difference:.2g} in logits, more than the allowed "

@@ -99,9 +99,8 @@ def fit_settings(
 def fit_folder(settings: RunSettings) -> Path:
     """Return the default folder of a fit; equal settings have the same folder.
 
-    Example::
-
-        fit(settings, fit_folder(settings))
+    Example:
+        >>> result = fit(settings, fit_folder(settings))
     """
     name = content_name(settings).encode()[-_LONGEST_NAME:].decode(errors="ignore")
     return Path("runs") / f"fit_{name}"
@@ -120,9 +119,8 @@ def inspect_source(
     Raises:
         DataError: there are no such images, or not enough to train on.
 
-    Example::
-
-        print("\\n".join(inspect_source("flowers").lines()))
+    Example:
+        >>> print("\\n".join(inspect_source("flowers").lines()))
     """
     folder = None if root is None else Path(root).expanduser()
     dataset, remarks = open_source(source, folder, class_names=class_names, seed=seed)
@@ -141,18 +139,13 @@ def fit(
 
     A finished fit is not repeated; an interrupted one is resumed with the images of its first inspection.
 
-    Args:
-        settings: as returned by `fit_settings`.
-        load_thumbnail: returns the PNG bytes of the images on the page.
-
     Raises:
         ConfigError: the folder belongs to something else.
         MapleError: an error in the settings, the images or the backbone.
 
-    Example::
-
-        result = fit(fit_settings("flowers"), Path("runs/flowers"))
-        print(result.comparison)
+    Example:
+        >>> result = fit(fit_settings("flowers"), Path("runs/flowers"))
+        >>> print(result.comparison)
     """
     settings, progress = complete(settings), progress or FitProgress()
     previous = load_previous(settings, folder)

@@ -88,9 +88,7 @@ class LearnedTensors:
 
 
 def sort_keys(state_dict: Mapping[str, object]) -> LearnedTensors:
-    """Sort the entries of a state dict into learned tensors and dropped keys.
-
-    `module.` in front of keys, which DataParallel adds, is accepted.
+    """Sort a state dict into learned tensors and dropped keys; `module.`, which DataParallel adds, is accepted.
 
     Raises:
         CheckpointError: a key is unknown, occurs twice, or is not a string; a learned tensor cannot be used.

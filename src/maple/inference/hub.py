@@ -20,8 +20,7 @@ _SHOWN = 60
 def model_card(stored: PromptsFile, repository: str | None = None) -> str:
     """Return a model card in Markdown, with the hub's front matter, for the content of a prompts file.
 
-    Args:
-        repository: its name on the hub, for the lines that load it; without one they name this folder.
+    Its lines that load the prompts name `repository`, or the folder of the file.
     """
     name, pretrained = stored.backbone["name"], stored.backbone["pretrained"]
     base = name.removeprefix("hf-hub:") if name.startswith("hf-hub:") else None
@@ -105,10 +104,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def fetch_prompts(repository: str, **options: Any) -> Path:
-    """Fetch the prompts file of a hub repository; return its path in the hub's cache.
-
-    Args:
-        options: `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` of `hf_hub_download`.
+    """Fetch the prompts file of a hub repository, with `options` of `hf_hub_download`; return its path in the cache.
 
     Raises:
         CheckpointError: no such repository or revision, one without prompts, or a hub that cannot be reached.
@@ -141,9 +137,7 @@ def push_folder(
 ) -> str:
     """Upload a folder with prompts to the hub, as one commit with a card under its full name; return its address.
 
-    Args:
-        branch: created if there is none of this name; None: "main".
-        options: of `HfApi.upload_folder`.
+    A `branch` of a new name is created; None: "main". `options` are those of `HfApi.upload_folder`.
 
     Raises:
         CheckpointError: the hub refuses, or cannot be reached.

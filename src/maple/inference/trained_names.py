@@ -21,10 +21,7 @@ _SHOWN = 3
 class TrainedNames:
     """The class names of the training, and the distance of others to them.
 
-    Args:
-        trained: the names.
-        features: returns the frozen CLIP's unit features [n, D] of "a photo of a {}." for each name; None: nothing is
-            measured.
+    `features` returns the frozen CLIP's unit features [n, D] of "a photo of a {}." for each name; None: not measured.
     """
 
     def __init__(self, trained: Sequence[str], features: Callable[[Sequence[str]], Floats] | None) -> None:
