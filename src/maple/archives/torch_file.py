@@ -52,11 +52,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     lists, tuples and dictionaries are rebuilt. Every other object (an optimizer, a scheduler, a NumPy scalar, a set)
     becomes a `Placeholder`; the module that it names is neither imported nor looked up.
 
-    Args:
-        path: a zip archive of `torch.save`, or its format before torch 1.6.
-
-    Returns:
-        The dictionary that was saved.
+    The file is a zip archive of `torch.save`, or of its format before torch 1.6.
 
     Raises:
         CheckpointError: the file cannot be read, is damaged, is not a torch checkpoint, or has a tensor that does not
@@ -80,10 +76,9 @@ def read_with_ignored(path: str | os.PathLike[str]) -> tuple[dict[str, Any], tup
 
 
 def read_torchscript(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the parameters and buffers of a TorchScript archive; its code is neither run nor compiled.
+    """Read the parameters and buffers of a TorchScript archive on the CPU; its code is neither run nor compiled.
 
-    Returns:
-        What `torch.jit.load(path).state_dict()` gives: tensors by dotted name, on the CPU.
+    The names are those of `torch.jit.load(path).state_dict()`.
 
     Raises:
         CheckpointError: the file cannot be read, is damaged, or is not a TorchScript archive.
@@ -147,9 +142,8 @@ def _read(path: Path, *, torchscript: bool) -> tuple[dict[str, Any], tuple[str, 
         if problem := pointer_problem(start):
             raise CheckpointError(f"it is {problem}")
         if start[:1] != b"\x80":
-            raise CheckpointError(
-                f"is not a torch checkpoint (it begins with {start[:16]!r}): was an error page saved? {_HINT}"
-            )
+            problem = f"is not a torch checkpoint (it begins with {start[:16]!r})"
+            raise CheckpointError(f"{problem}: was an error page saved? {_HINT}")
         # Mapped, not read from the file: a length that a hostile pickle claims is then never allocated.
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
             _check_legacy_header(stream)
@@ -186,11 +180,10 @@ class _Builder:
         if id(value) not in self._done:
             self._open.add(id(value))
             if isinstance(value, dict):
-                built: Any = {key: self.build(item, depth + 1) for key, item in value.items()}
+                self._done[id(value)] = {key: self.build(item, depth + 1) for key, item in value.items()}
             else:
-                built = type(value)(self.build(item, depth + 1) for item in value)
+                self._done[id(value)] = type(value)(self.build(item, depth + 1) for item in value)
             self._open.remove(id(value))
-            self._done[id(value)] = built
         return self._done[id(value)]
 
     def _tensor(self, ref: TensorRef) -> Tensor:
@@ -202,9 +195,8 @@ class _Builder:
         raw, width = self._bytes[storage.key], storage.dtype.itemsize
         end = (storage.start + storage.numel) * width
         if end > len(raw):
-            raise CheckpointError(
-                f"storage {storage.key:.50} has {len(raw)} bytes, but {end} are needed; copy the file again"
-            )
+            found = f"storage {storage.key:.50} has {len(raw)} bytes"
+            raise CheckpointError(f"{found}, but {end} are needed; copy the file again")
         part = raw[storage.start * width : end]
         flat = part.ne(0) if storage.dtype is torch.bool else part.view(storage.dtype)
         stride = tuple(step if length > 1 else 1 for length, step in zip(ref.size, ref.stride, strict=True))
@@ -220,9 +212,8 @@ class _ZipStorages:
         for record in archive.infolist():
             name = record.filename
             if name.startswith("/") or "\\" in name or "\0" in name or ".." in PurePosixPath(name).parts:
-                raise CheckpointError(
-                    f"the archive has a record named {name!r:.100}, which no torch checkpoint has; {_HINT}"
-                )
+                problem = f"the archive has a record named {name!r:.100}"
+                raise CheckpointError(f"{problem}, which no torch checkpoint has; {_HINT}")
             if PurePosixPath(name).parts[1:2] == ("code",):
                 continue  # of a TorchScript archive; never read
             # Torch stores tensors as they are; a zip bomb needs compression, or records that overlap.

@@ -20,21 +20,15 @@ from maple.errors import CheckpointError
 
 MAX_OPCODES = 5_000_000  # a whole ViT-B/16 with its optimizer and scheduler needs about 25,000
 MAX_ORIGIN = 120
+# fmt: off
+_STORED_TYPES = {
+    "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16, "Double": torch.float64,
+    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+    "Bool": torch.bool,
+}
+# fmt: on
 STORAGE_TYPES = {
-    f"{module}.{name}Storage": dtype
-    for module in ("torch", "torch.cuda")
-    for name, dtype in {
-        "Float": torch.float32,
-        "Half": torch.float16,
-        "BFloat16": torch.bfloat16,
-        "Double": torch.float64,
-        "Long": torch.int64,
-        "Int": torch.int32,
-        "Short": torch.int16,
-        "Char": torch.int8,
-        "Byte": torch.uint8,
-        "Bool": torch.bool,
-    }.items()
+    f"{module}.{name}Storage": dtype for module in ("torch", "torch.cuda") for name, dtype in _STORED_TYPES.items()
 }
 # fmt: off
 _LITERALS = frozenset([
@@ -49,10 +43,7 @@ _SCALARS = (str, bytes, int, float, bool, type(None))
 
 
 class Placeholder:
-    """An inert stand-in for an object that only foreign code could build.
-
-    Attributes:
-        origin: the dotted name of the class or function that the file refers to.
+    """An inert stand-in for an object that only foreign code could build; `origin` names its class or function.
 
     Example:
         >>> read_checkpoint("model.pth.tar-5")["scheduler"]["successor"]
@@ -247,10 +238,9 @@ class RestrictedUnpickler:
                 (StorageRef() as storage, offset, size, stride, *_),
             ):
                 return _tensor_view(storage, offset, size, stride)
-            case (
-                "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state",
-                (TensorRef() as data, *_),
-            ):
+            case "torch._utils._rebuild_parameter", (TensorRef() as data, *_):
+                return data
+            case "torch._utils._rebuild_parameter_with_state", (TensorRef() as data, *_):
                 return data
             case "collections.OrderedDict", ():
                 return {}

@@ -21,7 +21,6 @@ class ExplainedSide:
     """The prediction of one method for an image, and its heat map.
 
     Attributes:
-        best: its likeliest classes, best first.
         probability: its probability of the explained class, 0 to 1.
         values: G rows of G patches, top left first: the share of the relevance of each, summing to 1; all zero where
             nothing is evidence for the class.
@@ -41,10 +40,8 @@ class Explanation:
     """The heat maps of one image.
 
     Attributes:
-        source: the name of the image.
         target: the class that both maps are about.
         image: the input of the image tower, RGB, R x R pixels.
-        zero_shot, trained: of the frozen CLIP, and of the trained method.
 
     Example:
         >>> explanation.target, explanation.zero_shot.probability, explanation.trained.probability
@@ -107,13 +104,12 @@ class Explainer:
             trained, frozen = self._predictor.probabilities(encoded, self._classes)
             target = int(trained[0].argmax()) if self._target is None else self._target
             shown = ((torch.from_numpy(pixels) * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+            probabilities = (trained if frozen is None else frozen)[0]
             yield Explanation(
                 source=source.name,
                 target=self._classes.names[target],
                 image=Image.fromarray(shown.permute(1, 2, 0).contiguous().numpy()),
-                zero_shot=self._side(
-                    self._classes.zero_shot, pixels, (trained if frozen is None else frozen)[0], target
-                ),
+                zero_shot=self._side(self._classes.zero_shot, pixels, probabilities, target),
                 trained=self._side(self._classes.trained, pixels, trained[0], target),
             )
 

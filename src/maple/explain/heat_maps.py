@@ -91,11 +91,9 @@ def draw(explanation: Explanation) -> Image.Image:
                 write(left, below + 2 * _LINE, "lighter: more evidence for it", color=_SOFT)
                 continue
             # The map over the image in grey. Its colours differ in lightness too, for print in black and white.
-            values = np.array(side.values)
+            values, grey = np.array(side.values), explanation.image.convert("L")
             extent = (0.0, 1.0, 1.0, 0.0)
-            axes.imshow(
-                explanation.image.convert("L"), cmap="gray", vmin=0, vmax=255, interpolation="bicubic", extent=extent
-            )
+            axes.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="bicubic", extent=extent)
             peak = values.max() or 1.0
             axes.imshow(values, cmap="inferno", vmin=0, vmax=peak, alpha=0.55, interpolation="bilinear", extent=extent)
             for row, item in enumerate(side.best):
@@ -187,10 +185,8 @@ def write_maps(
             name = f"{len(maps) + 1:03}_{stem or 'image'}.png"
             with files.output_errors(folder):
                 draw(result).save(work / name)
-            entry = {"source": result.source, "class": result.target, "png": name}
-            maps.append(
-                {**entry, "zero_shot": _side_to_json(result.zero_shot), "trained": _side_to_json(result.trained)}
-            )
+            sides = {"zero_shot": _side_to_json(result.zero_shot), "trained": _side_to_json(result.trained)}
+            maps.append({"source": result.source, "class": result.target, "png": name, **sides})
             yield maps[-1], folder / name
         if not maps:
             return

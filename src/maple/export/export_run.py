@@ -18,7 +18,6 @@ class ExportResult:
     """A written export.
 
     Attributes:
-        folder: its folder.
         difference: the largest difference of logits from those of PyTorch, measured after writing.
         images: the number of the run's images in that measurement, in addition to random ones.
         new_names: why new class names cannot be used there; None where they can.
@@ -54,9 +53,7 @@ def export_run(
     Args:
         run: a finished run's folder, a prompts file, or `hf-hub:OWNER/NAME`.
         output: a folder that does not exist yet, or is empty.
-        format: one of `FORMATS`.
-        zero_shot: onnx only: include the frozen CLIP.
-        int8: onnx only: 8-bit weights.
+        zero_shot, int8: onnx only: include the frozen CLIP; 8-bit weights.
         data_root: the folder of the run's data set, for images to check on.
 
     Raises:

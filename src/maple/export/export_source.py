@@ -29,9 +29,7 @@ class ExportSource:
 
     Attributes:
         method: in float32 on the CPU, with the class names of its training.
-        frozen: zero-shot CLIP with the template of the run's data set.
-        template: that template.
-        about: a description for people and programs.
+        frozen, template: zero-shot CLIP with the template of the run's data set.
         random_images, run_images: preprocessed images [n, 3, R, R] to check an export on: noise, and test images of the
             run (n may be 0).
     """
@@ -61,7 +59,7 @@ def open_export_source(run: str | Path, data_root: str | None = None) -> ExportS
     preprocessing = method.backbone.preprocessing
     shape = (3, preprocessing.size, preprocessing.size)
     noise = torch.randn(_RANDOM_IMAGES, *shape, generator=torch.Generator().manual_seed(0)).numpy()
-    images: list[Floats] = []
+    images = np.empty((0, *shape), np.float32)
     # The run's data set may be on another machine; the check then uses as many images as can be read.
     with suppress(MapleError):
         settings = read_settings(path.parent)
@@ -70,11 +68,9 @@ def open_export_source(run: str | Path, data_root: str | None = None) -> ExportS
         dataset = open_dataset(settings)
         store, preprocess = dataset.store(0), EvalView.from_preprocessing(preprocessing)
         for item in dataset.test[:: max(1, len(dataset.test) // _RUN_IMAGES)][:_RUN_IMAGES]:
-            images.append(preprocess(store.get(item.path)))
+            images = np.concatenate([images, preprocess(store.get(item.path))[None]])
     about = describe(method, info)
     if isinstance(about["dataset"], str):
         # An export may be given away: it does not say in which folder the data set was.
         about |= {"dataset": short_name(about["dataset"]), "own_images": template_of(about["dataset"]) is None}
-    return ExportSource(
-        method, frozen, template, about, noise, np.stack(images) if images else np.empty((0, *shape), np.float32)
-    )
+    return ExportSource(method, frozen, template, about, noise, images)

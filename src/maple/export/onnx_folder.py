@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,7 @@ _REQUIRED = ("onnx", "onnxscript", "onnxruntime")
 
 
 def write_onnx(source: ExportSource, folder: Path, *, zero_shot: bool, int8: bool) -> Manifest:
-    """Write a method into an empty folder and compare it with PyTorch.
-
-    Args:
-        zero_shot: include the frozen CLIP.
-        int8: with 8-bit weights of the matrix products.
+    """Write a method, with the frozen CLIP or 8-bit weights if requested, into an empty folder; compare with PyTorch.
 
     Raises:
         ConfigError: the packages of `maple-clip[export]` are not installed.
@@ -102,11 +99,8 @@ def write_onnx(source: ExportSource, folder: Path, *, zero_shot: bool, int8: boo
     if not int8:
         for kind, difference in differences.items():
             require_parity(difference, f"the ONNX file ({kind})")
-    checked = {
-        "random_images": len(source.random_images),
-        "images_of_the_run": len(source.run_images),
-        "differences": differences,
-    }
+    counts = {"random_images": len(source.random_images), "images_of_the_run": len(source.run_images)}
+    checked = {**counts, "differences": differences}
     manifest = manifest.model_copy(update={"maximal_difference": max(differences.values()), "checked": checked})
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=True)
     (folder / export_files.MANIFEST).write_text(text + "\n", encoding="utf-8")
@@ -123,18 +117,16 @@ def _differences(source: ExportSource, folder: Path, manifest: Manifest) -> dict
     for kind, class_names in names.items():
         classes = exported.encode_class_names(class_names)
 
-        def trained(images: Floats, classes: EncodedClasses = classes) -> Floats:
-            return exported.logits(exported.encode_images(images), classes)[0]
-
-        def zero_shot(images: Floats, classes: EncodedClasses = classes) -> Floats:
-            logits = exported.logits(exported.encode_images(images), classes)[1]
-            if logits is None:
+        def logits(images: Floats, index: int, classes: EncodedClasses = classes) -> Floats:
+            values = exported.logits(exported.encode_images(images), classes)[index]
+            if values is None:
                 raise ExportError("the export has lost the frozen CLIP")
-            return logits
+            return values
 
-        differences[kind] = largest_difference(source, trained, source.method, class_names)
+        differences[kind] = largest_difference(source, partial(logits, index=0), source.method, class_names)
         if manifest.zero_shot is not None:
-            differences[f"zero-shot, {kind}"] = largest_difference(source, zero_shot, source.frozen, class_names)
+            frozen = partial(logits, index=1)
+            differences[f"zero-shot, {kind}"] = largest_difference(source, frozen, source.frozen, class_names)
     return differences
 
 
@@ -161,14 +153,9 @@ def _write_graph(module: nn.Module, path: Path, inputs: dict[str, Tensor], outpu
 
     try:
         with _without_remarks(), torch.no_grad():
+            names: Any = {"input_names": list(inputs), "output_names": outputs}
             program = torch.onnx.export(
-                module,
-                tuple(inputs.values()),
-                input_names=list(inputs),
-                output_names=outputs,
-                dynamic_shapes=shapes,
-                dynamo=True,
-                verbose=False,
+                module, tuple(inputs.values()), **names, dynamic_shapes=shapes, dynamo=True, verbose=False
             )
             if program is None:
                 raise ExportError(f"torch.onnx wrote no {path.name}")

@@ -184,25 +184,19 @@ def _require_plain_clip(method: Method, kind: str) -> None:
     """Refuse methods and backbones that a plain CLIP with a zero-shot head cannot represent."""
     instead = "use --format onnx, or torchscript"
     if method.vision_prompts():
-        raise ExportError(
-            f"{method.title} has learned tokens in the image tower, which are not weights of a plain CLIP, so "
-            f"{kind} cannot hold it; {instead}"
-        )
+        problem = "has learned tokens in the image tower, which are not weights of a plain CLIP"
+        raise ExportError(f"{method.title} {problem}, so {kind} cannot hold it; {instead}")
     if method.classes_depend_on_image:
-        raise ExportError(
-            f"{method.title}: its classes depend on the image, so {kind} cannot hold it; use --format onnx"
-        )
+        problem = "its classes depend on the image"
+        raise ExportError(f"{method.title}: {problem}, so {kind} cannot hold it; use --format onnx")
     if not keeps_image_features(method) or head_of(method) != "cosine":
-        raise ExportError(
-            f"{method.title} computes more than the cosines of a plain CLIP, so {kind} cannot hold it; {instead}"
-        )
+        problem = "computes more than the cosines of a plain CLIP"
+        raise ExportError(f"{method.title} {problem}, so {kind} cannot hold it; {instead}")
     backbone = method.backbone
     obstacle = backbone.text.obstacle or backbone.image.obstacle
     if obstacle is not None or not backbone.uses_clip_tokenizer:
-        raise ExportError(
-            f"{kind}: this backbone is not a CLIP with two plain transformers and CLIP's tokenizer"
-            f"{'' if obstacle is None else f' ({obstacle})'}; {instead}"
-        )
+        problem = "this backbone is not a CLIP with two plain transformers and CLIP's tokenizer"
+        raise ExportError(f"{kind}: {problem}{'' if obstacle is None else f' ({obstacle})'}; {instead}")
 
 
 def _open_clip_config(source: ExportSource, kind: str) -> dict[str, Any]:
@@ -216,9 +210,8 @@ def _open_clip_config(source: ExportSource, kind: str) -> dict[str, Any]:
         hidden = [block.mlp.c_fc.weight.shape[0] for block in blocks]
         quick = {isinstance(block.mlp.gelu, QuickGELU) for block in blocks}
     except AttributeError as error:
-        raise ExportError(
-            f"{kind}: this backbone is not built like CLIP ({error}); use --format onnx, or torchscript"
-        ) from error
+        problem = f"this backbone is not built like CLIP ({error})"
+        raise ExportError(f"{kind}: {problem}; use --format onnx, or torchscript") from error
     image_width, text_width = backbone.image.width, backbone.text.width
     return {
         "embed_dim": backbone.embed_dim,

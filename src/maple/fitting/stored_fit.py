@@ -30,17 +30,15 @@ class FitResult:
     """The result of `fit`.
 
     Attributes:
-        folder: the run folder.
         findings: the summary of the images, and what was unusual about them.
         accuracy: on the held-out images; None if no images could be held out.
         comparison: with zero-shot CLIP; None without held-out images, or if that is the method itself.
         page: the report page; None without held-out images.
         was_finished: an earlier call had finished, so nothing was computed.
 
-    Example::
-
-        result = read_fit(Path("runs/flowers"))
-        print(result.accuracy.fraction, result.page)
+    Example:
+        >>> result = read_fit(Path("runs/flowers"))
+        >>> print(result.accuracy.fraction, result.page)
     """
 
     folder: Path
@@ -52,17 +50,13 @@ class FitResult:
 
 
 def read_fit(folder: Path, load_thumbnail: ThumbnailLoader | None = None) -> FitResult:
-    """Read the result of a finished fit from its folder; write its page if it is missing.
-
-    Args:
-        load_thumbnail: returns the PNG bytes of the images on the page.
+    """Read the result of a finished fit from its folder; write its page, with these thumbnails, if it is missing.
 
     Raises:
         CheckpointError: the folder does not hold a fit, or the fit has not finished.
 
-    Example::
-
-        print(read_fit(Path("runs/flowers")).comparison)
+    Example:
+        >>> print(read_fit(Path("runs/flowers")).comparison)
     """
     finished_prompts(folder)
     return build_result(folder, read_inspection(folder)["lines"], load_thumbnail, was_finished=True)
@@ -105,11 +99,8 @@ def read_inspection(folder: Path) -> dict[str, Any]:
     again = f"remove {folder} to start again"
     missing = f"{folder} does not contain {INSPECTION}: it was not made by `maple fit`"
     content: dict[str, Any] = files.read_json(path, missing=missing, advice=again)
-    if (
-        content.get("format") != FORMAT
-        or not isinstance(content.get("request"), dict)
-        or not isinstance(content.get("lines"), list)
-    ):
+    complete = isinstance(content.get("request"), dict) and isinstance(content.get("lines"), list)
+    if content.get("format") != FORMAT or not complete:
         raise CheckpointError(f"{path} is damaged, or of another version; {again}")
     return content
 
@@ -126,9 +117,8 @@ def load_previous(settings: RunSettings, folder: Path) -> dict[str, Any] | None:
     request = json.loads(json.dumps(relevant(settings)))
     if previous["request"] != request:
         changes = differences(previous["request"], request)
-        raise output_error(
-            f"{folder} belongs to a `maple fit` with other settings ({changes})", ", or remove the folder"
-        )
+        problem = f"{folder} belongs to a `maple fit` with other settings ({changes})"
+        raise output_error(problem, ", or remove the folder")
     return previous
 
 

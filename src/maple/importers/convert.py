@@ -29,13 +29,12 @@ class ImportedPrompts:
     Attributes:
         method: one of `IMPORTABLE`.
         config: the settings of that method, by field name.
-        parameters: contract name -> float32, contiguous, owning its memory. `text_prompt.k` [P, Ht] (CoOp's
-            may be [C, P, Ht]), `vision_prompt.k` [P, Hv], `coupling.k.weight` [Hv, Ht], `coupling.k.bias` [Hv],
-            `meta_net.0.weight` [hidden, D], `meta_net.1.weight` [Ht, hidden] and their biases; k from 0.
-        info: `text_width` Ht, `vision_width` Hv (each None where the file does not say), `dropped_keys` (a
-            count), `dtypes` as stored, `class_count` (None where unknown), for CoCoOp `embedding_width` D;
-            from a file also `epoch` and `val_result` where they are plain numbers, and `ignored_objects`, the
-            sorted names of the classes and functions that were left out.
+        parameters: float32, contiguous, owning their memory: `text_prompt.k` [P, Ht] (CoOp's may be [C, P, Ht]),
+            `vision_prompt.k` [P, Hv], `coupling.k.weight` [Hv, Ht], `coupling.k.bias` [Hv], `meta_net.0.weight`
+            [hidden, D], `meta_net.1.weight` [Ht, hidden] and their biases; k from 0.
+        info: `text_width` Ht, `vision_width` Hv, `class_count` (each None where unknown), `dropped_keys` (a count),
+            `dtypes` as stored, for CoCoOp `embedding_width` D; from a file also `epoch` and `val_result` where they are
+            plain numbers, and `ignored_objects`, the sorted names of the classes and functions that were left out.
 
     Example:
         >>> method = build_method({"name": imported.method, **imported.config}, backbone, class_names)
@@ -52,10 +51,7 @@ def import_checkpoint(
 ) -> ImportedPrompts:
     """Read a published `model.pth.tar-N` and convert it; nothing in the file is executed.
 
-    Args:
-        path: the checkpoint, or a bare state dict saved with `torch.save`.
-        init_text: the sentence the prompt was initialised from, see `convert`.
-        method: the expected method; None recognises it by the keys.
+    The file may also be a bare state dict saved with `torch.save`. `init_text` and `method` are those of `convert`.
 
     Raises:
         ConfigError: `method` or `init_text` is unknown.
@@ -111,8 +107,7 @@ def convert(
             as words in `coop` (shared context) and `cocoop`. Otherwise the prompt was random, and it is "".
         method: the expected method; None recognises it by the keys.
 
-    Returns:
-        The prompts. CoOp's `class_token_position` is not recorded in the file; "end", its default, is given.
+    CoOp's `class_token_position` is not recorded in the file; "end", its default, is given.
 
     Raises:
         ConfigError: `method` or `init_text` is unknown.
@@ -187,9 +182,8 @@ def _parameters(learned: LearnedTensors, name: str) -> dict[str, Tensor]:
         if context.ndim not in (2, 3):
             raise CheckpointError(f"ctx has shape {list(context.shape)}; allowed are [P, Ht] and [C, P, Ht]")
         if context.ndim == 3 and classes not in (None, len(context)):
-            raise CheckpointError(
-                f"ctx has {len(context)} classes, but the stored token vectors {classes}; they must agree"
-            )
+            found = f"ctx has {len(context)} classes, but the stored token vectors {classes}"
+            raise CheckpointError(f"{found}; they must agree")
         return {"text_prompt.0": context}
     parameters = {} if name == "vpt" else _stack(text, "text_prompt")
     if name in ("vpt", "independent_vl", "promptsrc"):
@@ -251,10 +245,9 @@ def _settings(name: str, parameters: Mapping[str, Tensor], words: str) -> dict[s
             hidden, width = parameters["meta_net.0.weight"].shape
             reduction = width // hidden
             if reduction < 1 or width // reduction != hidden:
-                raise CheckpointError(
-                    f"meta_net.linear1 has {hidden} outputs for {width} inputs; the hidden width must be {width}"
-                    " divided by a whole number and rounded down"
-                )
+                found = f"meta_net.linear1 has {hidden} outputs for {width} inputs"
+                need = f"the hidden width must be {width} divided by a whole number and rounded down"
+                raise CheckpointError(f"{found}; {need}")
             return {"prompt_length": length, "init_text": all_words, "meta_net_reduction": reduction}
     raise AssertionError(name)  # it is one of IMPORTABLE
 

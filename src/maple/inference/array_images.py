@@ -54,14 +54,11 @@ def to_images(images: Any) -> list[ImageSource]:
             raise InputError(f"the tensor of images has shape {list(images.shape)}; give {_FORMS}")
     elif isinstance(images, np.ndarray):
         if images.dtype.kind not in "OU":
-            shape = list(images.shape)
+            problem, shape = f"the array of images has shape {list(images.shape)}", images.shape
             if images.ndim not in (3, 4):
-                raise InputError(f"the array of images has shape {shape}; give {_FORMS}")
+                raise InputError(f"{problem}; give {_FORMS}")
             if images.ndim == 3 and shape[2] in (1, 3, 4):
-                raise InputError(
-                    f"the array of images has shape {shape}, which is one image [H, W, {shape[2]}]; give a list of it, "
-                    f"or {_FORMS}"
-                )
+                raise InputError(f"{problem}, which is one image [H, W, {shape[2]}]; give a list of it, or {_FORMS}")
     elif isinstance(images, str | bytes | Path | Image.Image) or not isinstance(images, Sequence):
         # A column of pandas, say, converts itself to an array.
         if not hasattr(images, "__array__") or isinstance(images, Image.Image):
@@ -97,9 +94,8 @@ def number_labels(labels: Any, count: int) -> "tuple[Array, np.ndarray[Any, np.d
     except TypeError as error:
         raise InputError(f"the labels are of kinds that cannot be sorted ({error}); give labels of one kind") from error
     if len(classes) < 2:
-        raise InputError(
-            f"all images have the label {classes.tolist()[0]!r}; a classifier needs images of at least two classes"
-        )
+        label = classes.tolist()[0]
+        raise InputError(f"all images have the label {label!r}; a classifier needs images of at least two classes")
     return classes, indices
 
 
@@ -124,10 +120,8 @@ def class_names_of_labels(classes: Array, class_names: Mapping[Any, str] | Seque
             raise LabelNamesError(f"class_names has no name for the labels {absent[:10]}; name every one")
         return tuple(class_names[label] for label in labels)
     if isinstance(class_names, str) or not hasattr(class_names, "__getitem__") or not hasattr(class_names, "__len__"):
-        raise LabelNamesError(
-            f"class_names is {type(class_names).__name__}; give {{label: name}}, or a list of names in the order of "
-            "the sorted labels"
-        )
+        form = "{label: name}, or a list of names in the order of the sorted labels"
+        raise LabelNamesError(f"class_names is {type(class_names).__name__}; give {form}")
     if len(class_names) != len(labels):
         raise LabelNamesError(f"{len(class_names)} class_names are given for {len(labels)} labels: {labels[:10]}")
     return tuple(class_names)
@@ -136,10 +130,8 @@ def class_names_of_labels(classes: Array, class_names: Mapping[Any, str] | Seque
 def _check_kinds(labels: Sequence[Any], kinds: tuple[type, ...]) -> None:
     for number, label in enumerate(labels):
         if not isinstance(label, kinds):
-            raise InputError(
-                f"label {number} is {label!r:.80}, {type(label).__name__}; give labels of one kind: strings, integers "
-                "or booleans"
-            )
+            found = f"label {number} is {label!r:.80}, {type(label).__name__}"
+            raise InputError(f"{found}; give labels of one kind: strings, integers or booleans")
 
 
 def _read(image: Any, name: str) -> Image.Image:
@@ -182,8 +174,6 @@ def _to_bytes(values: Array, name: str) -> "np.ndarray[Any, np.dtype[np.uint8]]"
         raise ImageError(f"{name}: holds {values.dtype}; give uint8, 0 to 255, or floats, 0 to 1")
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):  # true for NaN too
-        raise ImageError(
-            f"{name}: holds floats from {low:g} to {high:g}; they must be within 0 and 1, before any normalisation"
-        )
-    pixels: np.ndarray[Any, np.dtype[np.uint8]] = np.rint(values * 255).astype(np.uint8)
-    return pixels
+        found = f"holds floats from {low:g} to {high:g}"
+        raise ImageError(f"{name}: {found}; they must be within 0 and 1, before any normalisation")
+    return np.rint(values * 255).astype(np.uint8)

@@ -52,23 +52,20 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     the preset says, or the default of `maple train`.
 
     Args:
-        method, preset: as in `maple train`; the preset is METHOD_base-to-novel by default.
+        method, preset, epochs, lr, batch_size: as in `maple train`; the preset is METHOD_base-to-novel by default.
         backbone, pretrained, precision: which CLIP, as in `load_clip`.
         shots: images per class to train on, drawn with `seed`; all of them without it.
-        epochs, lr, batch_size: of the training.
         seed: of the sample, the initial prompts and the order; 0 is valid.
         settings: any other settings by section, as in {"train": {"optimizer": "adamw"}, "method": {"prompt_depth": 3}}.
-        class_names: words for the labels: {label: words}, or a list in the order of the sorted labels. Required where
-            labels are not strings; CLIP reads them.
-        validation_fraction: the part of each class that `fit` holds out of its images, chosen with `seed`, for methods
-            that choose a setting on validation images (Tip-Adapter's alpha and beta, the linear probe's
-            regularisation), unless that setting is given; at most four images of a class where `shots` is set. It is
-            not trained on. Other methods train on everything.
+        class_names: {label: words that CLIP reads}, or a list in the order of the sorted labels; required where labels
+            are not strings.
+        validation_fraction: the part of each class that `fit` holds out, chosen with `seed` and not trained on, for
+            methods that choose a setting on validation images (Tip-Adapter's alpha and beta, the linear probe's
+            regularisation), unless that setting is given; at most four images of a class where `shots` is set.
         device: cpu, cuda, cuda:1, mps; by default a GPU if there is one.
 
     Attributes (after `fit` or `from_pretrained`):
-        classes_: labels, sorted (after `set_class_names`: the names, in their order), [C].
-        class_names_: the words that CLIP reads for them.
+        classes_, class_names_: labels [C], sorted (after `set_class_names`: its names), and CLIP's words for them.
         method_: the `torch.nn.Module` with the prompts; its `backbone` is the frozen CLIP.
         history_: the reports of the epochs.
 
@@ -131,10 +128,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if method_settings(settings.method)[1].needs_validation:
             items, val = hold_out(items, self.validation_fraction, settings.seed)
             if not val:
-                raise InputError(
-                    f"{settings.method['name']} chooses a setting on validation images, but no class has more than one "
-                    'image; give more, or give the setting: settings={"method": {...}}'
-                )
+                need = f"{settings.method['name']} chooses a setting on validation images"
+                advice = 'give more, or give the setting: settings={"method": {...}}'
+                raise InputError(f"{need}, but no class has more than one image; {advice}")
         items, val = sample_few_shot(items, val, settings.data.shots, settings.seed)
         device = this_process(self.device).device
         clip = settings.backbone
@@ -146,10 +142,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             trainer.run_epoch(data.batches(trainer))
         data.select_hyperparameters(method)
         loss = trainer.history[-1].loss if trainer.history else None
-        info: dict[str, Any] = {
-            "seed": settings.seed,
-            "train": {"epochs": trainer.epoch, "images": len(items), "loss": loss},
-        }
+        summary = {"epochs": trainer.epoch, "images": len(items), "loss": loss}
+        info: dict[str, Any] = {"seed": settings.seed, "train": summary}
         if chosen := method.selected_hyperparameters():
             info["chosen"] = chosen
         self._set_method(method.eval(), classes, info)
@@ -230,22 +224,16 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         source = str(pretrained_model_name_or_path)
         path = Path(source).expanduser()
         if not path.exists() and is_hub_id(source.removeprefix(PREFIX)):
-            path = fetch_prompts(
-                source.removeprefix(PREFIX),
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-            )
+            options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+            options |= {"force_download": force_download, "local_files_only": local_files_only}
+            path = fetch_prompts(source.removeprefix(PREFIX), **options)
         else:
             path = prompts_file(path)
         stored = read_prompts(path)
         if not isinstance(backbone, Backbone):
-            name, pretrained = (
-                (stored.backbone["name"], stored.backbone["pretrained"]) if backbone is None else (backbone, pretrained)
-            )
-            backbone = cached_backbone(name, pretrained, stored.backbone["precision"], this_process(device).device)
+            clip = stored.backbone if backbone is None else {"name": backbone, "pretrained": pretrained}
+            precision, used_device = stored.backbone["precision"], this_process(device).device
+            backbone = cached_backbone(clip["name"], clip["pretrained"], precision, used_device)
         method = load_prompts(path, backbone)
         # A file of `maple train` has no section of a classifier: its labels are the class names.
         trained = {"labels": list(stored.class_names), "names": list(stored.class_names)}
@@ -280,8 +268,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Args:
             repo_id: the name on the hub, for the card.
-            push_to_hub: also upload it there, with `push_to_hub_kwargs` as in `push_to_hub`; the address of the commit
-                is returned instead.
+            push_to_hub: also upload it there, as `push_to_hub` does, and return the address of the commit instead.
             model_card_kwargs: may hold `repo_id`, for the card alone.
 
         Raises:
@@ -315,18 +302,16 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> str:
         """Upload what `save_pretrained` writes to the Hugging Face hub, as one commit; return its address.
 
-        Args:
-            branch: created if there is none of this name; "main" by default.
-            options: `create_pr`, `allow_patterns`, `ignore_patterns`, `delete_patterns`, as in `HfApi.upload_folder`.
+        A `branch` of a new name is created; "main" by default. Options: `create_pr`, `allow_patterns`,
+        `ignore_patterns`, `delete_patterns`, as in `HfApi.upload_folder`.
 
         Raises:
             CheckpointError: the hub refuses, or cannot be reached.
         """
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return push_folder(
-                Path(folder), repo_id, message=commit_message, branch=branch, token=token, private=private, **options
-            )
+            options |= {"branch": branch, "token": token, "private": private}
+            return push_folder(Path(folder), repo_id, message=commit_message, **options)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "method_")
@@ -338,12 +323,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
     def _run_settings(self) -> RunSettings:
-        """The settings of a run with these parameters."""
         settings = {} if self.settings is None else self.settings
         if not isinstance(settings, Mapping):
-            raise ConfigError(
-                f'settings is {settings!r:.80}; give sections, as in {{"train": {{"optimizer": "adamw"}}}}'
-            )
+            example = '{"train": {"optimizer": "adamw"}}'
+            raise ConfigError(f"settings is {settings!r:.80}; give sections, as in {example}")
         if "seed" in settings:
             raise ConfigError(f"settings holds the seed {settings['seed']!r}; give it as seed={settings['seed']!r}")
         for section, values in settings.items():

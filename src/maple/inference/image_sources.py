@@ -29,9 +29,8 @@ TIMEOUT = 30.0
 
 _STDIN_NAME = "<stdin>"
 _CHUNK = 64 * 1024
-_GENERIC_TYPES = (
-    *("application/octet-stream", "binary/octet-stream", "application/force-download", "application/download"),
-)
+_GENERIC_TYPES = tuple(f"{kind}/octet-stream" for kind in ("application", "binary"))
+_GENERIC_TYPES += ("application/force-download", "application/download")
 
 
 @dataclass(frozen=True)
@@ -115,27 +114,24 @@ def cache_downloads(images: Iterator[ImageSource]) -> Iterator[ImageSource]:
 
 
 def _folder_images(source: str, recursive: bool) -> Iterator[ImageSource]:
-    def failing(name: str, error: DataError) -> ImageSource:
-        def fail() -> NoReturn:
-            raise error
-
-        return ImageSource(name, fail)
+    def fail(error: DataError) -> NoReturn:
+        raise error
 
     folder = Path(source).expanduser()
     unreadable: list[DataError] = []
     empty = True
     for file in walk_files(folder, recursive=recursive, on_unreadable=unreadable.append):
         while unreadable:
-            yield failing(str(folder), unreadable.pop(0))
+            yield ImageSource(str(folder), partial(fail, unreadable.pop(0)))
         # A broken link or a pipe with the name of an image, and other formats, are reported when they are read.
         if is_image_file(file) or unread_format(file) or (has_image_name(file.name) and not file.is_file()):
             empty = False
             yield ImageSource(str(file), partial(read_image, file))
     for error in unreadable:
-        yield failing(str(folder), error)
+        yield ImageSource(str(folder), partial(fail, error))
     if empty and not unreadable:
         hint = "" if recursive else "; --recursive also looks into the folders below it"
-        yield failing(source, DataError(f"{source}: holds no images{hint}"))
+        yield ImageSource(source, partial(fail, DataError(f"{source}: holds no images{hint}")))
 
 
 def _decode(name: str, load: Callable[[], bytes]) -> Image.Image:
@@ -169,15 +165,11 @@ def is_address(source: str) -> bool:
 def download_image(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT) -> bytes:
     """Download an encoded image from an http or https address, following redirections to such addresses.
 
-    Proxies are taken from the environment.
-
-    Args:
-        timeout: seconds for the body as a whole, and for each silence of the server before it.
+    Proxies are taken from the environment. `timeout`: seconds for the whole body, and for each silence before it.
 
     Raises:
         ImageError: another scheme, a server that cannot be reached, refuses, announces a type other than an image,
-            sends more than `max_bytes` or less than it announced, or takes too long. The message begins with the
-            address.
+            sends more than `max_bytes` or less than it announced, or is too slow. The message begins with the address.
     """
     start = time.monotonic()
     too_slow = f"{url}: took longer than {timeout:g} seconds; try again, or download it first"
@@ -210,11 +202,7 @@ def download_image(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIM
 
 
 def _ascii_url(url: str) -> str:
-    """Write an address in ASCII, as HTTP requires it; escape sequences in it are kept.
-
-    Raises:
-        ImageError: not http or https, no host, or with a password.
-    """
+    """Write an address in ASCII, as HTTP requires it, keeping escape sequences; refuse other schemes and passwords."""
     parts = urlsplit(url)
     secret, at, host = parts.netloc.rpartition("@")
     if at:

@@ -54,8 +54,7 @@ class Manifest(_Section):
         head: how logits are computed from unit image features. `cosine`: logit_scale x features x classes; `logits`:
             the graph outputs those of the trained names; `shifted`: `cosine`, with classes that `text.onnx` computes
             for each image under the graph's `shift`.
-        sentences: how new names are written; None where the method cannot predict new names.
-        new_names: the reason, then.
+        sentences, new_names: how new names are written; or None, and the reason why they cannot be predicted.
         zero_shot: the sentences of the frozen CLIP; None where it is not included.
         files: sizes in bytes.
         maximal_difference: of logits from those of PyTorch, as measured after the export.
@@ -102,9 +101,8 @@ def read_manifest(folder: Path) -> Manifest:
     )
     version = content.get("format")
     if isinstance(version, int) and version > FORMAT:
-        raise CheckpointError(
-            f"{path} has format {version}; this version of maple reads format {FORMAT}: upgrade maple"
-        )
+        known = f"this version of maple reads format {FORMAT}"
+        raise CheckpointError(f"{path} has format {version}; {known}: upgrade maple")
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:

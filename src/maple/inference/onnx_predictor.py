@@ -26,13 +26,7 @@ _PLACEHOLDER = "X"
 
 
 class OnnxPredictor(Predictor):
-    """A method that `maple export --format onnx` wrote; use `load`.
-
-    Attributes:
-        manifest: its description.
-    """
-
-    manifest: Manifest
+    """A method that `maple export --format onnx` wrote; use `load`."""
 
     def __init__(self, folder: Path, manifest: Manifest, *, zero_shot: bool, device: str | None) -> None:
         self.manifest = manifest
@@ -62,11 +56,7 @@ class OnnxPredictor(Predictor):
 
     @classmethod
     def load(cls, path: str | Path, *, zero_shot: bool = False, device: str | None = None) -> Self:
-        """Load the folder of an export.
-
-        Args:
-            zero_shot: classify with the frozen CLIP too, which must have been exported.
-            device: cpu (default) or cuda.
+        """Load the folder of an export, on cpu (default) or cuda.
 
         Raises:
             CheckpointError: not an export, a damaged one, or one of a newer format.
@@ -91,33 +81,21 @@ class OnnxPredictor(Predictor):
     def probabilities(
         self, encoded: Sequence[Mapping[str, Floats]], classes: EncodedClasses
     ) -> tuple[Floats, Floats | None]:
-        """Return probabilities [n, C] of n encoded images, and those of the frozen CLIP; float32."""
         if not encoded:
             empty = np.empty((0, len(classes.names)), np.float32)
             return empty, None if classes.zero_shot is None else empty
         trained, frozen = self.logits(encoded, classes)
-        return (
-            softmax(trained).astype(np.float32),
-            None if frozen is None else softmax(frozen).astype(np.float32),
-        )
+        return softmax(trained).astype(np.float32), None if frozen is None else softmax(frozen).astype(np.float32)
 
     def logits(self, encoded: Sequence[Mapping[str, Floats]], classes: EncodedClasses) -> tuple[Floats, Floats | None]:
-        """Return logits [n, C] of n encoded images, n > 0, and those of the frozen CLIP.
-
-        Raises:
-            BackboneError: one is not finite.
-        """
+        """Return logits [n, C] of n > 0 encoded images, and those of the frozen CLIP; a BackboneError if not finite."""
         scale = np.float32(self.manifest.logit_scale)
         if self.manifest.head == "logits":
             trained = np.stack([image["logits"] for image in encoded])[:, classes.trained]
         elif self.manifest.head == "shifted":
             # Every image shifts the learned tokens, so that the classes are encoded once for each.
-            trained = np.stack(
-                [
-                    scale * image["features"] @ self._encode_text(*classes.trained, shift=image["shift"]).T
-                    for image in encoded
-                ]
-            )
+            pairs = ((image, self._encode_text(*classes.trained, shift=image["shift"])) for image in encoded)
+            trained = np.stack([scale * image["features"] @ shifted.T for image, shifted in pairs])
         else:
             trained = scale * np.stack([image["features"] for image in encoded]) @ classes.trained.T
         if classes.zero_shot is None:
@@ -138,9 +116,8 @@ class OnnxPredictor(Predictor):
             trained = rows
         elif head == "shifted":
             if not isinstance(sentences, Slots):
-                raise CheckpointError(
-                    f"{self._folder}: classes that depend on the image need sentences with learned tokens"
-                )
+                need = "classes that depend on the image need sentences with learned tokens"
+                raise CheckpointError(f"{self._folder}: {need}")
             trained = self._padded(self._slotted(names, sentences))
         else:
             trained = self._class_features(names, rows, self._class_table, sentences)
@@ -185,10 +162,7 @@ class OnnxPredictor(Predictor):
         return features
 
     def _slotted(self, names: Sequence[str], sentences: Slots) -> list[tuple[list[int], list[int]]]:
-        """Ids of each sentence, and the learned token (from 1; 0 none) at each of its positions.
-
-        As `maple.prompts.write_sentences` does.
-        """
+        """Ids of each sentence and, as `maple.prompts.write_sentences`, the learned token (from 1; 0 none) at each."""
         length = sentences.length
         words = sentences.words or " ".join([_PLACEHOLDER] * length)
         rows = []
@@ -238,15 +212,13 @@ def _session(path: Path, device: str | None) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ConfigError(
-            "an exported method runs on onnxruntime, which is not installed: pip install 'maple-clip[onnx]'"
-        ) from error
+        problem = "an exported method runs on onnxruntime, which is not installed"
+        raise ConfigError(f"{problem}: pip install 'maple-clip[onnx]'") from error
     kind = (device or "cpu").partition(":")[0]
     available = [name for name, provider in _PROVIDERS.items() if provider in onnxruntime.get_available_providers()]
     if kind not in available:
-        raise ConfigError(
-            f"device {device!r}: this onnxruntime computes an exported method on {', '.join(available)} only"
-        )
+        able = ", ".join(available)
+        raise ConfigError(f"device {device!r}: this onnxruntime computes an exported method on {able} only")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # With a number of threads it does not try to bind them to processors that this process may not use.
@@ -263,11 +235,10 @@ def _table(folder: Path, name: str, manifest: Manifest) -> Floats:
         table: Floats = np.load(folder / name, allow_pickle=False).astype(np.float32)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / name} is unreadable or damaged ({error}); export the run again") from error
-    if table.ndim != 2 or len(table) != len(manifest.class_names):
-        raise CheckpointError(
-            f"{folder / name} has shape {list(table.shape)}, but there are {len(manifest.class_names)} classes; export "
-            "the run again"
-        )
+    count = len(manifest.class_names)
+    if table.ndim != 2 or len(table) != count:
+        problem = f"has shape {list(table.shape)}, but there are {count} classes"
+        raise CheckpointError(f"{folder / name} {problem}; export the run again")
     return table
 
 

@@ -43,7 +43,6 @@ class Prediction:
     """The likeliest classes of one image, best first.
 
     Attributes:
-        source: the name of the image.
         best: by the trained method.
         zero_shot: by the frozen CLIP; None where it was not requested.
         zero_shot_of_best: the frozen CLIP's probabilities of the classes in `best`, in their order.
@@ -69,12 +68,8 @@ class Prediction:
         best = tuple(ClassProbability(names[index], float(trained[index])) for index in order)
         if zero_shot is None:
             return cls(source, best)
-        return cls(
-            source,
-            best,
-            cls.from_probabilities(source, names, zero_shot, None, top).best,
-            tuple(zero_shot[order].tolist()),
-        )
+        frozen = cls.from_probabilities(source, names, zero_shot, None, top).best
+        return cls(source, best, frozen, tuple(zero_shot[order].tolist()))
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,6 @@ class EncodedClasses:
     """A validated list of class names with its text features.
 
     Attributes:
-        names: C class names, as given.
         note: a line about names that were not trained (see `TrainedNames.note`), or None.
         trained, zero_shot: what the predictor that made it needs of it, for the method and for the frozen CLIP.
     """
@@ -118,12 +112,9 @@ class Predictor(ABC):
     Several threads may use it at once, except for `set_class_names`.
 
     Args:
-        trained_names: the class names it was trained on.
         preprocess: from an RGB image to the normalised values [3, R, R] that the image tower reads.
-        has_zero_shot: whether the frozen CLIP classifies too.
         about: a description for people and programs: method, backbone, data set, image size (`image_size`, pixels).
-        name_features: the frozen CLIP's unit features [n, D] of "a photo of a {}." for each name; None where there are
-            none.
+        name_features: the frozen CLIP's unit features [n, D] of "a photo of a {}." for each name, if there are any.
 
     Example:
         >>> predictor = load_predictor("runs/pets", zero_shot=True)
@@ -206,10 +197,7 @@ class Predictor(ABC):
         return self.classes.names
 
     def set_class_names(self, names: Sequence[str]) -> str | None:
-        """Set the class names that `stream` uses from its next call on.
-
-        Returns:
-            A line about names that were not trained, if there are any.
+        """Set the class names that `stream` uses from its next call on; return a line about those not trained, if any.
 
         Raises:
             ClassNamesError: as `encode_class_names`; the current names are kept.
@@ -222,10 +210,7 @@ class Predictor(ABC):
     ) -> Iterator[Prediction | UnreadableImage]:
         """Classify images in their order, `batch_size` at a time; one that cannot be read is reported in its place.
 
-        `workers` threads read at most two batches ahead; no image is kept.
-
-        Args:
-            top: the maximal number of classes in each prediction.
+        A prediction has at most `top` classes. `workers` threads read at most two batches ahead; no image is kept.
 
         Raises:
             ConfigError: a number is below 1 (at the call; workers: below 0).
@@ -263,11 +248,8 @@ class Predictor(ABC):
 def load_predictor(source: str | Path, *, zero_shot: bool = False, device: str | None = None) -> Predictor:
     """Load a finished run's folder, a prompts file, `hf-hub:OWNER/NAME`, or the folder of an export to ONNX.
 
-    PyTorch is imported for the first three only.
-
-    Args:
-        zero_shot: classify with the frozen CLIP too.
-        device: cpu, cuda ...; by default a GPU if there is one.
+    PyTorch is imported for the first three only. `zero_shot` classifies with the frozen CLIP too; the default `device`
+    is a GPU if there is one.
 
     Raises:
         MapleError: the path is none of these, is damaged, or the device does not exist.

@@ -18,11 +18,7 @@ _PIECES = rf"{_START}|{_END}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p
 
 
 class ClipTokenizer:
-    """From sentences to ids, as CLIP reads them.
-
-    Args:
-        merges: the published file of merges, `bpe_simple_vocab_16e6.txt.gz`.
-        context_length: the maximal number of tokens, start and end included.
+    """From sentences to at most `context_length` ids, with the published `merges` (`bpe_simple_vocab_16e6.txt.gz`).
 
     Raises:
         CheckpointError: the file is missing, damaged, or not that of CLIP.
@@ -34,9 +30,8 @@ class ClipTokenizer:
             import ftfy
             import regex
         except ImportError as error:
-            raise ConfigError(
-                f"CLIP's tokenizer needs the package {error.name}: pip install 'maple-clip[onnx]'"
-            ) from error
+            advice = "pip install 'maple-clip[onnx]'"
+            raise ConfigError(f"CLIP's tokenizer needs the package {error.name}: {advice}") from error
         self.context_length = context_length
         self._fix = ftfy.fix_text
         # tokenizers' own regular expressions know another version of Unicode: they split 17,000 characters otherwise.
@@ -73,10 +68,7 @@ class ClipTokenizer:
 
 
 def read_vocabulary(merges: Path, ends: tuple[str, str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Read CLIP's vocabulary, {token: id}, and its merges, the first applied first.
-
-    Args:
-        ends: how the tokens of start and end are spelled.
+    """Read CLIP's vocabulary, {token: id}, with `ends` for start and end, and its merges, the first applied first.
 
     Raises:
         CheckpointError: the file is missing, damaged, or not that of CLIP.
@@ -84,9 +76,8 @@ def read_vocabulary(merges: Path, ends: tuple[str, str]) -> tuple[dict[str, int]
     try:
         lines = gzip.decompress(merges.read_bytes()).decode("utf-8").split("\n")[1 : _MERGES + 1]
     except (OSError, EOFError, ValueError) as error:
-        raise CheckpointError(
-            f"{merges} is not a readable file of CLIP's merges: {error}; export the run again"
-        ) from error
+        problem = f"is not a readable file of CLIP's merges: {error}"
+        raise CheckpointError(f"{merges} {problem}; export the run again") from error
     pairs = [(words[0], words[1]) for words in map(str.split, lines) if len(words) == 2]
     if len(pairs) != _MERGES:
         raise CheckpointError(f"{merges} does not hold CLIP's {_MERGES} merges; export the run again")

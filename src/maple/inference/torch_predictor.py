@@ -27,7 +27,6 @@ class TorchPredictor(Predictor):
 
     Args:
         method: the trained method; its class names stay those of the training.
-        zero_shot: classify with the frozen CLIP too.
         template: the sentence of the frozen CLIP, with one {} for the class name.
         info: the training information of a prompts file, for `about`.
 
@@ -64,10 +63,8 @@ class TorchPredictor(Predictor):
             about={**describe(method, info or {}), "computed_by": f"PyTorch on {backbone.device}"},
             name_features=name_features,
         )
-        self._frozen: Method | None = None
-        if zero_shot:
-            settings = {"name": ZERO_SHOT, "templates": [template]}
-            self._frozen = build_method(settings, backbone, method.class_names)
+        settings = {"name": ZERO_SHOT, "templates": [template]}
+        self._frozen = build_method(settings, backbone, method.class_names) if zero_shot else None
 
     @classmethod
     def load(cls, run: str | Path, *, zero_shot: bool = False, device: str | None = None) -> Self:
@@ -99,14 +96,11 @@ class TorchPredictor(Predictor):
 
     @torch.no_grad()
     def probabilities(self, encoded: Sequence[_Encoded], classes: EncodedClasses) -> tuple[Floats, Floats | None]:
-        """Return probabilities [n, C] of n encoded images, and those of the frozen CLIP; float32."""
-
         def softmax(method: Method, features: list[Tensor]) -> Floats:
             if not features:
                 return torch.empty(0, len(classes.names)).numpy()
-            logits = method.logits_of(torch.stack(features)).float()
-            probabilities: Floats = finite(logits, method.backbone).softmax(dim=-1).cpu().numpy()
-            return probabilities
+            logits = finite(method.logits_of(torch.stack(features)).float(), method.backbone)
+            return logits.softmax(dim=-1).cpu().numpy()
 
         trained = softmax(classes.trained, [features for features, _ in encoded])
         if classes.zero_shot is None:
@@ -122,11 +116,7 @@ class TorchPredictor(Predictor):
 
 
 def describe(method: Method, info: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe a method for people and programs: its name, backbone, data set and image size.
-
-    Args:
-        info: the training information of its prompts file.
-    """
+    """Describe a method for people and programs, with `info`, the training information of its prompts file."""
     backbone = method.backbone
     return {
         "method": next((name for name, kind in METHODS.items() if kind is type(method)), type(method).__name__),
@@ -164,11 +154,7 @@ def zero_shot_template(info: Mapping[str, Any]) -> str:
 
 
 def finite(values: Tensor, backbone: Backbone) -> Tensor:
-    """Return the values after checking that all are finite.
-
-    Raises:
-        BackboneError: one is infinite or NaN.
-    """
+    """Return the values; a BackboneError is raised if one is infinite or NaN."""
     if not bool(values.isfinite().all()):
         raise BackboneError(
             f"a result is not finite, in {backbone.precision} on {backbone.device}; load the backbone in fp32"
