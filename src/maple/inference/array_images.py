@@ -176,4 +176,5 @@ def _to_bytes(values: Array, name: str) -> "np.ndarray[Any, np.dtype[np.uint8]]"
     if not (low >= 0 and high <= 1):  # true for NaN too
         found = f"holds floats from {low:g} to {high:g}"
         raise ImageError(f"{name}: {found}; they must be within 0 and 1, before any normalisation")
-    return np.rint(values * 255).astype(np.uint8)
+    pixels: np.ndarray[Any, np.dtype[np.uint8]] = np.rint(values * 255).astype(np.uint8)
+    return pixels
