@@ -195,8 +195,8 @@ class _Builder:
         raw, width = self._bytes[storage.key], storage.dtype.itemsize
         end = (storage.start + storage.numel) * width
         if end > len(raw):
-            found = f"storage {storage.key:.50} has {len(raw)} bytes"
-            raise CheckpointError(f"{found}, but {end} are needed; copy the file again")
+            problem = f"storage {storage.key:.50} has {len(raw)} bytes"
+            raise CheckpointError(f"{problem}, but {end} are needed; copy the file again")
         part = raw[storage.start * width : end]
         flat = part.ne(0) if storage.dtype is torch.bool else part.view(storage.dtype)
         stride = tuple(step if length > 1 else 1 for length, step in zip(ref.size, ref.stride, strict=True))

@@ -182,8 +182,8 @@ def _parameters(learned: LearnedTensors, name: str) -> dict[str, Tensor]:
         if context.ndim not in (2, 3):
             raise CheckpointError(f"ctx has shape {list(context.shape)}; allowed are [P, Ht] and [C, P, Ht]")
         if context.ndim == 3 and classes not in (None, len(context)):
-            found = f"ctx has {len(context)} classes, but the stored token vectors {classes}"
-            raise CheckpointError(f"{found}; they must agree")
+            problem = f"ctx has {len(context)} classes, but the stored token vectors {classes}"
+            raise CheckpointError(f"{problem}; they must agree")
         return {"text_prompt.0": context}
     parameters = {} if name == "vpt" else _stack(text, "text_prompt")
     if name in ("vpt", "independent_vl", "promptsrc"):
@@ -245,9 +245,9 @@ def _settings(name: str, parameters: Mapping[str, Tensor], words: str) -> dict[s
             hidden, width = parameters["meta_net.0.weight"].shape
             reduction = width // hidden
             if reduction < 1 or width // reduction != hidden:
-                found = f"meta_net.linear1 has {hidden} outputs for {width} inputs"
+                problem = f"meta_net.linear1 has {hidden} outputs for {width} inputs"
                 need = f"the hidden width must be {width} divided by a whole number and rounded down"
-                raise CheckpointError(f"{found}; {need}")
+                raise CheckpointError(f"{problem}; {need}")
             return {"prompt_length": length, "init_text": all_words, "meta_net_reduction": reduction}
     raise AssertionError(name)  # it is one of IMPORTABLE
 

@@ -130,8 +130,8 @@ def class_names_of_labels(classes: Array, class_names: Mapping[Any, str] | Seque
 def _check_kinds(labels: Sequence[Any], kinds: tuple[type, ...]) -> None:
     for number, label in enumerate(labels):
         if not isinstance(label, kinds):
-            found = f"label {number} is {label!r:.80}, {type(label).__name__}"
-            raise InputError(f"{found}; give labels of one kind: strings, integers or booleans")
+            problem = f"label {number} is {label!r:.80}, {type(label).__name__}"
+            raise InputError(f"{problem}; give labels of one kind: strings, integers or booleans")
 
 
 def _read(image: Any, name: str) -> Image.Image:
@@ -174,7 +174,7 @@ def _to_bytes(values: Array, name: str) -> "np.ndarray[Any, np.dtype[np.uint8]]"
         raise ImageError(f"{name}: holds {values.dtype}; give uint8, 0 to 255, or floats, 0 to 1")
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):  # true for NaN too
-        found = f"holds floats from {low:g} to {high:g}"
-        raise ImageError(f"{name}: {found}; they must be within 0 and 1, before any normalisation")
+        problem = f"holds floats from {low:g} to {high:g}"
+        raise ImageError(f"{name}: {problem}; they must be within 0 and 1, before any normalisation")
     pixels: np.ndarray[Any, np.dtype[np.uint8]] = np.rint(values * 255).astype(np.uint8)
     return pixels
