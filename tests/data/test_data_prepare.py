@@ -301,6 +301,17 @@ def test_a_hostile_archive_changes_nothing(site: Site, publish: Publish, tmp_pat
     assert not list(root.rglob("*.zip")), "it is not found again"
 
 
+def test_a_file_is_not_taken_for_the_folder_of_images(site: Site, publish: Publish, tmp_path: Path) -> None:
+    publish("ucf101")
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("UCF-101-midframes", b"x")
+    site.files["/UCF-101-midframes.zip"] = data.getvalue()
+    with pytest.raises(DownloadError, match=r"UCF-101-midframes.zip: holds no UCF-101-midframes"):
+        prepare("ucf101", tmp_path / "root", locate=locate(site))
+    assert not (tmp_path / "root/ucf101/UCF-101-midframes").exists()
+
+
 def test_another_archive_than_the_published_one(site: Site, publish: Publish, tmp_path: Path) -> None:
     publish("ucf101")
     data = io.BytesIO()

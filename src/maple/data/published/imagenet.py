@@ -5,6 +5,7 @@ memory, little compared with a training run, and a cached list can be outdated.
 """
 
 import logging
+import pickle
 import re
 import shutil
 import tarfile
@@ -20,6 +21,7 @@ from maple.errors import DataError, DownloadError
 logger = logging.getLogger(__name__)
 
 _SYNSET = re.compile(r"n\d{8}")
+_UNREADABLE = (tarfile.TarError, pickle.UnpicklingError)
 _FORM = "each line must be a synset, a space and its class name, as in 'n01440764 tench'"
 
 
@@ -181,7 +183,7 @@ def sort_archives(images: Path, say: Callable[[str], None] = lambda _text: None)
             unfinished.rename(images / part)
         except ImportError as error:
             raise DownloadError(f"{archive} cannot be sorted into folders ({error}): pip install scipy") from error
-        except (RuntimeError, OSError, tarfile.TarError) as error:
+        except (RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, *_UNREADABLE) as error:
             raise DownloadError(f"{archive} cannot be sorted into folders: {error}") from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)

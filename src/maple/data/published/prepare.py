@@ -257,12 +257,12 @@ def _unpacked(archive: Path, target: Path, progress: PrepareProgress, inside: st
 
 
 def _find(folder: Path, name: str, archive: Path) -> Path:
-    """The topmost file or folder of that name."""
+    """The topmost file of that name, or folder if the name has no suffix."""
     level = [folder]
     while level:
         children = sorted(child for parent in level for child in parent.iterdir() if child.name != "__MACOSX")
         for child in children:
-            if child.name == name:
+            if child.name == name and child.is_dir() != bool(child.suffix):
                 return child
         level = [child for child in children if child.is_dir()]
     shown = ", ".join(sorted(child.name for child in folder.iterdir())[:8]) or "nothing"
