@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from maple.cli import app, main
+from maple.data.checks.verify import Statistics, published_statistics
 from maple.errors import DownloadError, MapleError
 
 
@@ -78,7 +79,7 @@ def test_list_contains_all_data_sets_and_their_state(ucf101: Path) -> None:
     assert rows["imagenet"][:6] == ["imagenet", "published", "1,000", "1,281,167", "0", "50,000"]
     assert rows["imagenet_a"][1:3] == ["evaluation", "200"]
     assert rows["emoji-food"][1] == "bundled"
-    assert rows["ucf101"][6:8] == ["a photo of a person doing {}.", "yes"]
+    assert rows["ucf101"][6:8] == ["a photo of a person doing {}.", "differs"], "as prepare and verify say"
     assert rows["dtd"][7] == "lacks dtd/split_zhou_DescribableTextures.json"
     assert rows["eurosat"][7] == "no"
     assert "neither --data-root nor MAPLE_DATA" in data("list").stdout
@@ -116,9 +117,22 @@ def test_prepare_from_a_mirror_and_compare(ucf101: Path, mirror: str, tmp_path: 
     for path in (ucf101 / "ucf101").rglob("*.*"):
         assert (new / path.relative_to(ucf101)).read_bytes() == path.read_bytes()
     assert not list((new / "downloads").glob("*/*"))
-    assert (
-        "was present already" in data("prepare", "ucf101", "--data-root", new, "--mirror", "http://127.0.0.1:9").stdout
-    )
+    (new / "ucf101/UCF-101-midframes/Archery/v_1.jpg").unlink()
+    again = data("prepare", "ucf101", "--data-root", new, "--mirror", "http://127.0.0.1:9")
+    assert again.exit_code == 1
+    assert again.stdout.startswith("ucf101: differs from the published data set (train 2, val 0, test 1, classes 2); ")
+    assert "move ucf101/ away and run `maple data prepare ucf101`" in again.stdout
+    assert "images: 1 of 3 are missing in " in again.stderr
+    assert "(the first is Archery/v_1.jpg)" in again.stderr
+
+
+def test_a_complete_data_set_is_present(ucf101: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {"train": 2, "val": 0, "test": 1, "test_base": 1, "test_new": 0, "classes": 2}
+    monkeypatch.setitem(published_statistics(), "ucf101", Statistics(dict(counts), None, "a test"))
+    result = data("prepare", "ucf101", "--data-root", ucf101)
+    assert result.exit_code == 0
+    assert "was present already" in result.stdout
+    assert data("verify", "ucf101", "--data-root", ucf101).exit_code == 0
 
 
 def test_prepare_explains_what_to_do_by_hand(mirror: str, tmp_path: Path) -> None:

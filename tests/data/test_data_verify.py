@@ -7,11 +7,22 @@ import layouts
 import pytest
 
 from maple.data import CATALOGUE, Dataset, load_dataset, load_folder
+from maple.data.catalogue import require_images
 from maple.data.checks import verify as module
-from maple.data.checks.verify import Statistics, count, names_hash, published_statistics, verify_counts, verify_images
+from maple.data.checks.verify import (
+    Statistics,
+    count,
+    differences,
+    missing_images,
+    names_hash,
+    published_statistics,
+    verify_counts,
+    verify_images,
+)
 from maple.data.emoji import load_emoji
 from maple.data.folders.class_folders import rename_classes
 from maple.data.published.split_files import read_split
+from maple.errors import DataError
 
 
 @pytest.fixture
@@ -122,3 +133,42 @@ def test_a_real_data_set(data_root: Path) -> None:
     assert verify_counts(dataset) == []
     part = Dataset("eurosat", dataset.root, dataset.train[::100], (), dataset.test[::100], dataset.class_names)
     assert list(verify_images(part)) == []
+
+
+def test_missing_images_are_counted_without_opening_any(dtd: Dataset) -> None:
+    assert missing_images(dtd) == []
+    dtd.file(dtd.train[1]).unlink()
+    dtd.file(dtd.test[0]).write_bytes(b"")
+    assert missing_images(dtd) == [dtd.train[1]]
+    assert missing_images(dtd, dtd.test) == []
+    (missing,) = [problem for problem in differences(dtd) if problem.startswith("images: ")]
+    assert missing == f"images: 1 of 12 are missing in {dtd.root} (the first is {dtd.train[1].path})"
+    assert differences(load_emoji("emoji-activities")) == []
+
+
+@pytest.mark.parametrize("name", layouts.ALL)
+def test_an_incomplete_data_set_is_said_once(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Every published one, where it is read."""
+    layouts.make(name, tmp_path)
+    dataset = load_dataset(name, tmp_path)
+    load_dataset(name, tmp_path)
+    (line,) = [record.getMessage() for record in caplog.records if "not the published data set" in record.getMessage()]
+    assert f"{name} is not the published data set, so results are not comparable with papers: " in line
+    assert f"classes: {dataset.num_classes} found, " in line
+    assert f"run `maple data prepare {name}`" in line
+
+
+def test_a_complete_data_set_is_not_mentioned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(published_statistics(), "dtd", published(("banded", "blotchy"), **SMALL))
+    dataset = load_dataset("dtd", layouts.make("dtd", tmp_path))
+    assert caplog.records == []
+    dataset.file(dataset.test[1]).unlink()
+    load_dataset("dtd", tmp_path)
+    assert "images: 1 of 12 are missing in " in caplog.text
+    require_images(dataset, dataset.train)
+    with pytest.raises(
+        DataError, match=r"dtd: images: 1 of 4 are missing in .*; `maple data verify dtd"
+    ):
+        require_images(dataset, dataset.test)

@@ -7,7 +7,7 @@ import typer
 from typer import Argument, Option
 
 from maple.cli import options
-from maple.errors import ConfigError
+from maple.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from maple.data import Dataset
@@ -57,7 +57,7 @@ def list_command(data_root: options.DataRoot = None) -> None:
             if data_root:
                 recipe = recipes()[name]
                 missing = recipe.missing(Path(data_root).expanduser())
-                state = f"lacks {', '.join(missing)}" if missing else "yes"
+                state = f"lacks {', '.join(missing)}" if missing else _state(name, data_root)
                 if len(missing) == len(recipe.needs):
                     state = "no"
         else:
@@ -67,6 +67,8 @@ def list_command(data_root: options.DataRoot = None) -> None:
     console.print(table)
     if not data_root:
         typer.echo("found ?: unknown, since neither --data-root nor MAPLE_DATA is given")
+    else:
+        typer.echo("found differs, unreadable: not as published; `maple data verify NAME --quick` says why")
     if not with_template:
         typer.echo("the terminal is too narrow for the templates; `maple data show NAME` prints one")
     typer.echo(
@@ -121,7 +123,8 @@ def prepare_command(
     For a file that cannot be fetched, it prints where to get it and where to put it.
     """
     from maple.cli.progress import FileBars
-    from maple.data.checks.verify import verify_counts
+    from maple.data.catalogue import completion_advice
+    from maple.data.checks.verify import differences
     from maple.data.published.prepare import prepare, published_address
 
     root = _required_root(data_root)
@@ -131,12 +134,15 @@ def prepare_command(
 
     with FileBars() as bars:
         added = prepare(name, root, locate=mirrored if mirror else published_address, progress=bars, keep=keep)
-    dataset = _open(name, str(root))
-    problems = verify_counts(dataset)
+    dataset = _open(name, str(root), warn=False)
+    problems = differences(dataset)
     for problem in problems:
         typer.echo(f"maple: {name}: {problem}", err=True)
-    typer.echo(f"{name}: {'ready' if added else 'was present already'} ({_counts(dataset)})")
-    typer.echo(f"next: maple data verify {name}")
+    if problems and not added:
+        typer.echo(f"{name}: differs from the published data set ({_counts(dataset)}); {completion_advice(name)}")
+    else:
+        typer.echo(f"{name}: {'ready' if added else 'was present already'} ({_counts(dataset)})")
+        typer.echo(f"next: maple data verify {name}")
     if problems:
         raise typer.Exit(1)
 
@@ -170,7 +176,7 @@ def verify_command(
     from maple.cli.progress import FileBars
     from maple.data.checks.verify import published_statistics, verify_counts, verify_images
 
-    dataset = _open(name, data_root)
+    dataset = _open(name, data_root, warn=False)
     problems = 0
     for problem in verify_counts(dataset):
         typer.echo(problem)
@@ -192,10 +198,22 @@ def verify_command(
         raise typer.Exit(1)
 
 
-def _open(name: str, data_root: str | None) -> "Dataset":
-    from maple.data import load_dataset
+def _open(name: str, data_root: str | None, *, warn: bool = True) -> "Dataset":
+    from maple.data import CATALOGUE, load_dataset
+    from maple.data.catalogue import load_published
 
-    return load_dataset(name, None if data_root is None else Path(data_root))
+    root = None if data_root is None else Path(data_root)
+    return load_dataset(name, root) if warn or name not in CATALOGUE else load_published(name, root)
+
+
+def _state(name: str, data_root: str) -> str:
+    """Whether a data set whose files are there is the published one."""
+    from maple.data.checks.verify import differences
+
+    try:
+        return "differs" if differences(_open(name, data_root, warn=False)) else "yes"
+    except DataError:
+        return "unreadable"
 
 
 def _required_root(data_root: str | None) -> Path:

@@ -5,17 +5,17 @@ A new data set with a CoOp-format split file is one line in `CATALOGUE`.
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maple.data.checks.verify import describe_missing, differences
 from maple.data.emoji import PREFIX, TEMPLATE, archive, group_and_style, load_emoji
 from maple.data.folders.class_folders import detect_domains, load_domain, load_folder, rename_classes, split_domain
 from maple.data.folders.manifests import is_manifest, load_manifest
 from maple.data.published.imagenet import read_imagenet, read_numbered, read_synsets
 from maple.data.published.split_files import (
-    DRAWN,
     DRAWS,
     Contents,
     drawn_file,
@@ -23,7 +23,7 @@ from maple.data.published.split_files import (
     read_split,
     write_drawn_split,
 )
-from maple.data.records import Dataset
+from maple.data.records import DRAWN, Dataset, Item
 from maple.errors import DataError, one_of
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,9 @@ def load_dataset(
         {'train': 5024, 'val': 628, 'test': 1570, 'classes': 157}
     """
     if name_or_path in CATALOGUE:
-        return _load_published(name_or_path, CATALOGUE[name_or_path], root, class_names)
+        published = load_published(name_or_path, root)
+        _warn_if_different(name_or_path, published)
+        return rename_classes(published, class_names)
     if name_or_path.startswith(PREFIX):
         return load_emoji(name_or_path, class_names)
     fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
@@ -217,7 +219,9 @@ def draw_published_split(name: str, root: Path, seed: int) -> Path:
     return write_drawn_split(folder / spec.labels, folder / spec.images, DRAWS[name], seed)
 
 
-def _load_published(name: str, spec: DatasetSpec, root: Path | None, class_names: Mapping[str, str] | None) -> Dataset:
+def load_published(name: str, root: Path | None) -> Dataset:
+    """Read a data set of `CATALOGUE` as `load_dataset` does, without comparing it with what was published."""
+    spec = CATALOGUE[name]
     if root is None:
         raise DataError(
             f"data set {name!r} is read from a data root: give the folder that holds {spec.folder}/ as --data-root or "
@@ -250,4 +254,38 @@ def _load_published(name: str, spec: DatasetSpec, root: Path | None, class_names
     # One file is checked, so that a wrong layout is reported before hours of training.
     if not first.is_file():
         raise DataError(f"{first}: the first image of {spec.title} is missing; unpack its images in {images}")
-    return rename_classes(dataset, class_names)
+    return dataset
+
+
+_warned: set[tuple[str, ...]] = set()
+
+
+def _warn_if_different(name: str, dataset: Dataset) -> None:
+    """Log once what a published data set lacks."""
+    if (found := differences(dataset)) and (name, str(dataset.root), *found) not in _warned:
+        _warned.add((name, str(dataset.root), *found))
+        logger.warning(
+            "%s is not the published data set, so results are not comparable with papers: %s; %s",
+            *(name, "; ".join(found), completion_advice(name)),
+        )
+
+
+def require_images(dataset: Dataset, items: Sequence[Item]) -> None:
+    """Refuse items of a published split whose images are not on this disk.
+
+    Raises:
+        DataError: some are missing; their number and the first are named.
+    """
+    name = dataset.name.removesuffix(DRAWN)
+    # Those of ImageNet and its variants have just been listed.
+    listed = name in CATALOGUE and CATALOGUE[name].labels != _NAMES
+    if listed and (missing := describe_missing(dataset, items)):
+        raise DataError(f"{name}: {missing}; {completion_advice(name)}")
+
+
+def completion_advice(name: str) -> str:
+    """How to complete a published data set."""
+    return (
+        f"`maple data verify {name} --quick` lists what differs; to fetch it again, move {CATALOGUE[name].folder}/ "
+        f"away and run `maple data prepare {name}`"
+    )

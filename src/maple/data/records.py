@@ -19,6 +19,8 @@ from maple.names import words_of
 
 SPLIT_NAMES = ("train", "val", "test")
 """The splits of a data set, as attributes of `Dataset` and as keys of saved splits."""
+DRAWN = " (drawn split)"
+"""Ends the name of a published data set that is read with a split drawn in place of the published one."""
 
 
 @dataclass(frozen=True, slots=True)

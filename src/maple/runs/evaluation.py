@@ -27,7 +27,7 @@ from maple import files
 from maple.checkpoint import describe_backbone, load_prompts, read_prompts
 from maple.config import RunSettings
 from maple.data import Dataset, Item, eval_batches, select_dataset
-from maple.data.catalogue import canonical_name, template_of
+from maple.data.catalogue import canonical_name, require_images, template_of
 from maple.data.folders.class_folders import split_domain
 from maple.data.images.prefetch import reading_threads
 from maple.data.records import SPLIT_NAMES, items_hash
@@ -106,6 +106,7 @@ def evaluate_run(
     if on_own_images and not own and classes == "all" and names is None:
         opened = _among_trained_names(opened, read_prompts(prompts).class_names)
     items, class_list = _select(opened, classes, part, only)
+    require_images(opened, items)
     if own or on_own_images:
         items = _without_trained(items, opened, TrainedImages(folder), own, requested)
     if names is not None and len(names) != len(class_list):

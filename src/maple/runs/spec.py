@@ -12,7 +12,7 @@ import torch
 from maple.clip import Backbone, load_clip
 from maple.config import RunSettings
 from maple.data import Dataset, EvalTransform, Item, load_dataset, sample_few_shot, select_dataset
-from maple.data.catalogue import canonical_name, known_names, template_of
+from maple.data.catalogue import canonical_name, known_names, require_images, template_of
 from maple.data.saved_split import SAVED_SPLIT, changes_since, read_saved_split
 from maple.errors import DataError
 from maple.methods import METHODS, method_settings
@@ -99,6 +99,7 @@ def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], list[It
     train, val = sample_few_shot(dataset.train, dataset.val, settings.data.shots, settings.seed)
     part = select_dataset(replace(dataset, train=tuple(train), val=tuple(val)), settings.data.classes)
     part.require_training()
+    require_images(dataset, [*part.train, *part.val])
     return list(part.train), list(part.val), part.class_names
 
 

@@ -3,7 +3,8 @@
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -11,7 +12,7 @@ from itertools import chain
 
 from maple.data.images.prefetch import map_with_progress
 from maple.data.images.reading import read_image
-from maple.data.records import Dataset, Item
+from maple.data.records import DRAWN, SPLIT_NAMES, Dataset, Item
 from maple.data.sampling import base_novel_classes
 from maple.errors import ImageError
 
@@ -74,6 +75,51 @@ def verify_counts(dataset: Dataset, published: Statistics | None = None) -> list
             + ", ".join(map(repr, dataset.class_names[:5]))
         )
     return problems
+
+
+def missing_images(dataset: Dataset, items: Iterable[Item] | None = None) -> list[Item]:
+    """Return the items (by default all) without a file, from one listing of each of their folders; none is opened."""
+    if dataset.read is not None:
+        return []
+    names: dict[str, set[str]] = {}
+    missing = []
+    for item in chain(dataset.train, dataset.val, dataset.test) if items is None else items:
+        folder, _, name = item.path.rpartition("/")
+        if folder not in names:
+            try:
+                names[folder] = set(os.listdir(dataset.root / folder))
+            except OSError:
+                names[folder] = set()
+        # A file system may know the file by another spelling than that of its listing.
+        if name not in names[folder] and not dataset.file(item).exists():
+            missing.append(item)
+    return missing
+
+
+def describe_missing(dataset: Dataset, items: Sequence[Item] | None = None) -> str:
+    """Say how many images are missing and name the first; "" if all are there."""
+    items = [*dataset.train, *dataset.val, *dataset.test] if items is None else items
+    if not (missing := missing_images(dataset, items)):
+        return ""
+    return f"images: {len(missing)} of {len(items)} are missing in {dataset.root} (the first is {missing[0].path})"
+
+
+def differences(dataset: Dataset) -> list[str]:
+    """Say how a published data set on this disk differs from what was published; empty for a complete one.
+
+    Images are counted, not opened. It is empty for a data set of which no numbers are published.
+    """
+    published = published_statistics().get(dataset.name.removesuffix(DRAWN))
+    if published is None:
+        return []
+    problems = verify_counts(dataset)
+    if dataset.name.endswith(DRAWN):  # its splits may have other sizes
+        images = [sum(counts[part] or 0 for part in SPLIT_NAMES) for counts in (dataset.counts(), published.counts)]
+        if images[0] < images[1] or dataset.num_classes != published.counts["classes"]:
+            classes = f"{dataset.num_classes} and {published.counts['classes']} classes"
+            problems = [f"{images[0]} images found, {images[1]} published ({classes})"]
+    missing = describe_missing(dataset)
+    return [*problems, *([missing] if missing else [])]
 
 
 def verify_images(

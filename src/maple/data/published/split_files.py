@@ -114,8 +114,6 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, stripped
 
 
-DRAWN = " (drawn split)"
-"""Appended to the name of a data set that is read with a drawn split."""
 _TRAIN_FRACTION, _VAL_FRACTION = 0.5, 0.2
 _FEWEST = 3
 

@@ -38,7 +38,7 @@ _DICTIONARY = 128 << 20
 
 _DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, gzip.BadGzipFile, struct.error, EOFError),
-    # What tarfile and zipfile raise at fields that are no numbers or text, or too many headers in sequence.
+    # What tarfile and zipfile raise at fields that are not numbers or text, or too many headers in sequence.
     *(ValueError, OverflowError, LookupError, TypeError, RecursionError),
 )
 
