@@ -168,7 +168,5 @@ def test_a_complete_data_set_is_not_mentioned(
     load_dataset("dtd", tmp_path)
     assert "images: 1 of 12 are missing in " in caplog.text
     require_images(dataset, dataset.train)
-    with pytest.raises(
-        DataError, match=r"dtd: images: 1 of 4 are missing in .*; `maple data verify dtd"
-    ):
+    with pytest.raises(DataError, match=r"dtd: images: 1 of 4 are missing in .*; `maple data verify dtd"):
         require_images(dataset, dataset.test)

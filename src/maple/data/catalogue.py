@@ -262,11 +262,11 @@ _warned: set[tuple[str, ...]] = set()
 
 def _warn_if_different(name: str, dataset: Dataset) -> None:
     """Log once what a published data set lacks."""
-    if (found := differences(dataset)) and (name, str(dataset.root), *found) not in _warned:
-        _warned.add((name, str(dataset.root), *found))
+    if (problems := differences(dataset)) and (name, str(dataset.root), *problems) not in _warned:
+        _warned.add((name, str(dataset.root), *problems))
         logger.warning(
             "%s is not the published data set, so results are not comparable with papers: %s; %s",
-            *(name, "; ".join(found), completion_advice(name)),
+            *(name, "; ".join(problems), completion_advice(name)),
         )
 
 
