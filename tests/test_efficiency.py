@@ -206,3 +206,8 @@ def test_a_timed_step_is_a_whole_step(backbone: Backbone, monkeypatch: pytest.Mo
         step()
     assert len(calls) == 4
     torch.testing.assert_close(list(method.parameters()), before, rtol=0, atol=1e-9)
+
+
+def test_token_embeddings_are_counted_by_themselves(backbone: Backbone) -> None:
+    cost = measure_cost(settings(name="zero_shot"), backbone, classes=2, batches=[1], seconds=1e-3)
+    assert cost.embedding_parameters == 49408 * backbone.text.width

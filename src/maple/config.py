@@ -212,7 +212,7 @@ def read_named_toml(name: str, kind: str, folder: Traversable, also: Iterable[st
     names = toml_names(folder)
     file: Traversable = folder / f"{name}.toml" if name in names else Path(name).expanduser()
     if not file.is_file():
-        raise ConfigError(f"{one_of(kind, name, [*also, *names])}, or the path of a TOML file")
+        raise ConfigError(one_of(kind, name, [*also, *names], ", or the path of a TOML file"))
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

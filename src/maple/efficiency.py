@@ -86,6 +86,11 @@ def measure_cost(
         precision=backbone.precision,
         image_size=backbone.preprocessing.size,
         backbone_parameters=sum(parameter.numel() for parameter in backbone.model.parameters()),
+        embedding_parameters=sum(
+            parameter.numel()
+            for name, parameter in backbone.model.named_parameters()
+            if name.endswith("token_embedding.weight")
+        ),
         classes=classes,
         device=str(backbone.device),
         machine=machine(backbone.device),

@@ -1,7 +1,10 @@
 """The package's errors: each message names the value, what is allowed, and what to do."""
 
+import difflib
 import re
 from collections.abc import Iterable
+
+_FEW_NAMES = 6
 
 
 class MapleError(Exception):
@@ -72,9 +75,13 @@ class TrainingDivergedError(MapleError):
     """The loss or a gradient stopped being finite."""
 
 
-def one_of(kind: str, value: object, allowed: Iterable[object]) -> str:
-    """The message that `value` is not a known one of this kind, with the list of known ones."""
-    return f"unknown {kind} {value!r}; choose one of: {', '.join(str(item) for item in allowed)}"
+def one_of(kind: str, value: object, allowed: Iterable[object], also: str = "") -> str:
+    """The message that `value` is not a known one of this kind, with the known ones and the nearest of many."""
+    names = [str(item) for item in allowed]
+    folded = {name.casefold(): name for name in names}
+    near = difflib.get_close_matches(str(value).casefold(), folded, n=2) if len(names) > _FEW_NAMES else []
+    hint = f" (did you mean {' or '.join(folded[name] for name in near)}?)" if near else ""
+    return f"unknown {kind} {value!r}; choose one of: {', '.join(names)}{also}{hint}"
 
 
 def output_error(problem: str, also: str = "") -> ConfigError:

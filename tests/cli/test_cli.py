@@ -198,14 +198,14 @@ def test_folder_names_that_are_not_unicode(tmp_path: Path) -> None:
 
 
 def test_another_folder_is_evaluated_whole(trained: Path, folder: Path, tmp_path: Path) -> None:
-    """The run has seen none of it, so all of it is used; a folder with a split of its own keeps its test part."""
+    """But for the 12 images that the run was trained on; a folder with a split of its own keeps its test part."""
     shutil.copytree(folder, tmp_path / "other")
     (row,) = rows_of(run("evaluate", trained, "--dataset", tmp_path / "other", "--json", "--device", "cpu"))
-    assert (row["part"], row["images"]) == ("all", 24)
+    assert (row["part"], row["images"]) == ("all", 12)
     shutil.copytree(folder, tmp_path / "divided" / "train")
     shutil.copytree(folder, tmp_path / "divided" / "test")
     (row,) = rows_of(run("evaluate", trained, "--dataset", tmp_path / "divided", "--json", "--device", "cpu"))
-    assert (row["part"], row["images"]) == ("test", 24)
+    assert (row["part"], row["images"]) == ("test", 12)
     (row,) = rows_of(run("evaluate", trained, "--dataset", folder, "--json", "--device", "cpu"))
     assert (row["part"], row["images"]) == ("test", 6)
 
@@ -225,7 +225,7 @@ def test_the_same_folder_under_another_path_keeps_its_class_names(
 def test_a_folder_named_like_a_published_data_set_is_a_folder(trained: Path, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "eurosat")
     (row,) = rows_of(run("evaluate", trained, "--dataset", tmp_path / "eurosat", "--json", "--device", "cpu"))
-    assert (row["part"], row["images"]) == ("all", 24)
+    assert (row["part"], row["images"]) == ("all", 12)
 
 
 def test_main_prints_one_line(tmp_path: Path) -> None:
@@ -267,6 +267,14 @@ def test_print_config(folder: Path) -> None:
 def test_zero_shot_uses_the_data_sets_template() -> None:
     settings = json.loads(run("train", "--dataset", "eurosat", "--method", "zero_shot", "--print-config"))
     assert settings["method"]["templates"] == ["a centered satellite photo of {}."]
+
+
+def test_inspect_names_the_runs_of_a_sweep(trained: Path, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        shutil.copytree(trained, tmp_path / "runs" / name)
+    done = CliRunner().invoke(app, ["inspect", str(tmp_path / "runs")])
+    assert isinstance(done.exception, CheckpointError)
+    assert str(done.exception).endswith("is not a run folder, but holds 2 runs: first, second")
 
 
 def test_inspect(trained: Path) -> None:

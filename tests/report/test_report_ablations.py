@@ -74,3 +74,19 @@ def test_the_page_draws_it(make_run: MakeRun, runs: Path) -> None:
     assert 'aria-label="MaPLe at 2 values of coupling_direction"' in page
     assert "Ablation of prompt\\_depth: MaPLe" in Report(runs, METHODS).text("markdown")
     assert r"Ablation of prompt\_depth: MaPLe" in Report(runs, METHODS).text("latex")
+
+
+def test_lengths_that_start_at_words_and_at_random_are_told_apart(make_run: MakeRun, runs: Path) -> None:
+    for length in (1, 2, 4, 8):
+        settings = {"prompt_length": length, "init_text": "a photo of a"}
+        make_run("maple", base=0.1 * length, novel=0.5, folder=f"length{length}", settings=settings)
+    (table,) = ablation_tables(runs)
+    assert "Prompts of up to four tokens start at the words of init_text" in table.notes[-1]
+
+
+def test_lengths_that_all_start_alike_need_no_note(make_run: MakeRun, runs: Path) -> None:
+    for length in (1, 2, 4):
+        settings = {"prompt_length": length, "init_text": "a photo of a"}
+        make_run("maple", base=0.1 * length, novel=0.5, folder=f"length{length}", settings=settings)
+    (table,) = ablation_tables(runs)
+    assert not any("init_text" in note for note in table.notes)

@@ -152,3 +152,11 @@ def test_costs_alone_and_nothing_at_all(tmp_path: Path) -> None:
     )
     assert "What the methods cost" in Report(tmp_path, METHODS).text("html")
     assert len(read_costs(tmp_path / "complexity", [])) == 1, "the folder itself"
+
+
+def test_shares_with_and_without_token_embeddings(tmp_path: Path) -> None:
+    counts = {"parameters": 3_555_072, "backbone_parameters": 149_620_737, "embedding_parameters": 49408 * 512}
+    write(tmp_path, record("maple", method={"name": "maple"}, **counts))
+    section = Report(tmp_path, METHODS).tables[0].sections[0]
+    assert section.columns[2:4] == ("% of CLIP", "% without token embeddings")
+    assert [cell.text for cell in section.rows[0][1][:3]] == ["3,555,072", "2.38", "2.86"]

@@ -244,3 +244,50 @@ def test_mistyped_options_are_refused(options: list[str], message: str) -> None:
     asked = ["sweep", "base-to-novel", "--methods", "maple", "--datasets", "eurosat", "--plan"]
     with pytest.raises(ConfigError, match=message):
         CliRunner().invoke(app, [*asked, *options], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "depths"),
+    [
+        ("ablation-depth", "prompt_depth", [1, 2, 3, 4]),
+        ("ablation-depth-language", "prompt_depth", [1, 2, 3, 4]),
+        ("ablation-depth-vision", "vision_prompt_depth", [1, 2, 3, 4, 6]),
+    ],
+)
+def test_ablations_of_depth_are_scaled_to_a_small_clip(name: str, key: str, depths: list[int]) -> None:
+    """Four text blocks and six image blocks."""
+    messages: list[str] = []
+    settings = {"backbone": {"name": "maple-small"}}
+    sweep = SweepSettings(**read_sweep(name), datasets=["eurosat"], seeds=[1], settings=settings)
+    runs = plan_sweep(sweep, messages.append)
+    assert sorted(run.settings.method[key] for run in runs) == depths
+    assert f"{key}=12 of 12 blocks is {depths[-1]} of the {depths[-1]} of maple-small" in messages
+
+
+def test_recipes_with_equal_settings_are_one_run_and_said() -> None:
+    messages: list[str] = []
+    settings = {"backbone": {"name": "maple-small"}}
+    sweep = SweepSettings(
+        protocol="base-to-novel", methods=["coop", "coop-dagger"], datasets=["eurosat"], seeds=[1], settings=settings
+    )
+    assert len(plan_sweep(sweep, messages.append)) == 1
+    (message,) = messages
+    assert message.startswith("coop_base-to-novel and coop-dagger_base-to-novel have equal settings on maple-small")
+
+
+def test_lists_of_data_sets() -> None:
+    transfer = SweepSettings(protocol="cross-dataset", methods=["maple"])
+    assert (transfer.source, len(transfer.datasets)) == ("imagenet", 10)
+    shifted = SweepSettings(protocol="domain-generalization", methods=["maple"], source="caltech101")
+    assert shifted.source == "caltech101"
+    assert shifted.datasets == ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"]
+    papers = SweepSettings(protocol="base-to-novel", methods=["maple"], datasets=["paper11", "pets"])
+    assert len(papers.datasets) == 12
+    assert {*transfer.datasets, "imagenet", "pets"} == set(papers.datasets)
+
+
+def test_the_nearest_of_many_is_suggested() -> None:
+    with pytest.raises(ConfigError, match=r"METHOD.toml\) \(did you mean maple"):
+        planned(methods=["mapel"])
+    with pytest.raises(DataError, match=r"did you mean eurosat\?"):
+        planned(datasets=["eurosta"])

@@ -42,8 +42,14 @@ def inspect_command(
     import json
 
     from maple.checkpoint import read_prompts
+    from maple.data.checks.findings import number_of
+    from maple.errors import CheckpointError, shortened_list
     from maple.runs import read_history, read_rows, read_settings
 
+    runs = [] if (run / "config.json").exists() else sorted(path.parent.name for path in run.glob("*/config.json"))
+    if runs:
+        listed = shortened_list(runs, 20, longest=150)
+        raise CheckpointError(f"{run} is not a run folder, but holds {number_of(len(runs), 'run')}: {listed}")
     content: dict[str, Any] = {}
     prompts = run if run.is_file() else run / "prompts.safetensors"
     if not run.is_file():

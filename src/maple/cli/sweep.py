@@ -25,7 +25,10 @@ def sweep_command(
         ),
     ],
     methods: options.Methods = None,
-    datasets: Annotated[str | None, Option(help='Data sets or folders, or targets: "eurosat,dtd".')] = None,
+    datasets: Annotated[
+        str | None,
+        Option(help='Data sets, folders, or targets: "eurosat,dtd"; or paper11, cross10, imagenet-variants.'),
+    ] = None,
     source: Annotated[str | None, Option(help="Transfer protocols: the data set to train on.")] = None,
     seeds: Annotated[str | None, Option(help="As in 1,2,3 or 1-3. Default: 1-3.")] = None,
     shots: Annotated[str | None, Option(help="As in 16; all; 1,2,4. Default: 16; few-shot 1,2,4,8,16.")] = None,
@@ -61,6 +64,7 @@ def sweep_command(
     from maple.config import merge_layers, options_layer, override_layer
     from maple.runs.tracking import require_tracker
     from maple.sweeps import SweepSettings, plan_sweep, read_sweep, run_sweep
+    from maple.sweeps.plan import PAPERS_TARGETS
     from maple.sweeps.runner import run_group
 
     if tracker is not None:
@@ -79,7 +83,7 @@ def sweep_command(
     )
     settings["settings"] = merge_layers(settings.get("settings", {}), layer, override_layer(overrides or []))
     for key, example in (("methods", "zero_shot,maple"), ("datasets", "eurosat,dtd")):
-        if key not in settings:
+        if key not in settings and not (key == "datasets" and settings["protocol"] in PAPERS_TARGETS):
             raise ConfigError(f"{sweep_name} names no {key}; give --{key}, as in --{key} {example}")
     runs = plan_sweep(SweepSettings(**settings), lambda text: typer.echo(text, err=True))
     ray_options = {

@@ -181,7 +181,7 @@ def _from_architecture(name: str, pretrained: str | None) -> _Parts:
     tag = open_clip.get_pretrained_cfg(architecture, pretrained)
     if not tag and not Path(pretrained).expanduser().is_file():
         raise BackboneError(
-            f"{one_of(f'pretrained of {name}', pretrained, [*tags, 'random', 'random:SEED'])}, or the path of a file"
+            one_of(f"pretrained of {name}", pretrained, [*tags, "random", "random:SEED"], ", or the path of a file")
         )
     path = _download_weights(name, pretrained, tag) if tag else Path(pretrained).expanduser()
     state = formats.read_tensors(path)

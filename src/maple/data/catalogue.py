@@ -99,6 +99,13 @@ CATALOGUE: dict[str, DatasetSpec] = {
     "imagenet_r": DatasetSpec("ImageNetR", "imagenet-rendition", "imagenet-r", _NAMES, _PHOTO, read_synsets, True),
 }
 
+DATASET_GROUPS: dict[str, list[str]] = {
+    "paper11": [name for name, spec in CATALOGUE.items() if not spec.evaluation_only],
+    "cross10": [name for name, spec in CATALOGUE.items() if not spec.evaluation_only and name != "imagenet"],
+    "imagenet-variants": [name for name, spec in CATALOGUE.items() if spec.evaluation_only],
+}
+"""The papers' lists: base-to-novel and few-shot; the targets of cross-dataset; those of domain generalization."""
+
 
 def load_dataset(
     name_or_path: str,
@@ -167,9 +174,11 @@ def require_possible(name_or_path: str) -> None:
 
 def _unknown(name: str) -> DataError:
     return DataError(
-        f"{one_of('data set', name, known_names())}; or give the path of an existing folder that holds one folder of "
-        "images per class, FOLDER:DOMAIN for a folder of domains that hold these, or a .csv or .jsonl file with the "
-        "columns path and label"
+        one_of(
+            *("data set", name, known_names()),
+            "; or give the path of an existing folder that holds one folder of images per class, FOLDER:DOMAIN for a "
+            "folder of domains that hold these, or a .csv or .jsonl file with the columns path and label",
+        )
     )
 
 

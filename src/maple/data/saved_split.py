@@ -134,10 +134,11 @@ def changes_since(path: Path, dataset: Dataset) -> str:
     used = {image for image, split in saved.items() if split != "left out"}
     known = {item.label for item in items if item.path in saved}
     replaced = [image for image, size in _sizes(dataset).items() if image in used and sizes.get(image, size) != size]
-    changes = (
-        (len({item.label for item in items} - known), "class", "classes", "more"),
-        (len(images - saved.keys()), "image", "images", "more"),
-        (len(used - images), "image", "images", "gone"),
-        (len(replaced), "image", "images", "with other content"),
-    )
-    return ", ".join(f"{number_of(count, one, several)} {what}" for count, one, several, what in changes if count)
+    new_classes = {item.label for item in items} - known
+    changes = [
+        number_of(len(new_classes), "class", "classes") + " more" if new_classes else "",
+        number_of(len(images - saved.keys()), "image") + " more" if images - saved.keys() else "",
+        number_of(len(used - images), "image") + " gone" if used - images else "",
+        number_of(len(replaced), "image") + " with other content" if replaced else "",
+    ]
+    return ", ".join(filter(None, changes))

@@ -1,13 +1,14 @@
 """Published numbers next to ours: only where data set, backbone, shots and settings are those of the paper."""
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from maple.report.groups import ANY_SHOTS, Group, Variant
-from maple.report.records import CostRow
+from maple.report.records import BackboneRecord, CostRow, EvaluationRecord
 
 ELEVEN = frozenset(
     {"imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397"}
@@ -86,20 +87,61 @@ def _read_csv(name: str) -> list[dict[str, Any]]:
     return lines
 
 
+def _is_papers_backbone(clip: BackboneRecord) -> bool:
+    return (clip.name.lower(), (clip.pretrained or "").lower()) in _BACKBONES
+
+
+@cache
+def _published_counts() -> dict[str, dict[str, int]]:
+    """Classes and test images of the published data sets: of all classes, and of the base and the novel half."""
+    text = resources.files("maple").joinpath("assets", "datasets", "statistics.csv").read_text(encoding="utf-8")
+    columns = ("classes", "test", "test_base", "test_new")
+    lines = csv.DictReader(text.splitlines())
+    return {line["dataset"]: {name: int(line[name]) for name in columns if line[name]} for line in lines}
+
+
+def differing_counts(evaluations: Sequence[EvaluationRecord]) -> list[str]:
+    """Say where a data set of a published name has other numbers of classes or images, on the papers' backbone."""
+    notes: dict[str, None] = {}
+    for evaluation in evaluations:
+        if not _is_papers_backbone(evaluation.row.backbone) or evaluation.row.part != "test":
+            continue
+        row, counts = evaluation.row, _published_counts().get(evaluation.row.dataset, {})
+        # The base half is the larger one, if the number of classes is odd.
+        halves = {"all": counts.get("classes"), "novel": counts.get("classes", 0) // 2}
+        halves["base"] = counts.get("classes", 0) - (halves["novel"] or 0)
+        images = counts.get({"all": "test", "base": "test_base", "novel": "test_new"}[row.classes])
+        here, published = [], []
+        if counts and len(row.class_names) != halves[row.classes]:
+            here, published = [f"{len(row.class_names):,} classes"], [f"{halves[row.classes]:,}"]
+        if images not in (None, row.images):
+            here, published = [*here, f"{row.images:,} test images"], [*published, f"{images:,}"]
+        which = "" if row.classes == "all" else f", {row.classes} classes"
+        if here:
+            notes[f"{row.dataset}{which}: {' and '.join(here)} here, {' and '.join(published)} published"] = None
+        total = _published_counts().get(row.source.dataset, {}).get("classes")
+        trained = evaluation.run.trained_classes
+        if total and trained is not None and not evaluation.description.is_zero_shot:
+            expected = {"all": total, "base": total - total // 2, "novel": total // 2}.get(row.source.classes)
+            if trained != expected:
+                notes[f"{row.source.dataset}: trained on {trained:,} classes here, {expected:,} published"] = None
+    return list(notes)
+
+
 def published_result(group: Group, variant: Variant, dataset: str | None) -> PublishedResult | None:
     """The published result that a cell of a table can be compared with; `dataset` None is the average over all."""
     cells = (cell for (other, name, _), cell in group.cells.items() if other == variant and dataset in (None, name))
     evaluations = [evaluation for cell in cells for evaluation in cell.values()]
     key = group.key
-    backbones = [evaluation.row.backbone for evaluation in evaluations]
     if (
         not evaluations
         or key.part != "test"
         or any(evaluation.names or evaluation.location for evaluation in evaluations)
         or (key.shots not in (_SHOTS, ANY_SHOTS) and not variant.is_zero_shot)
-        or any((clip.name.lower(), (clip.pretrained or "").lower()) not in _BACKBONES for clip in backbones)
+        or not all(_is_papers_backbone(evaluation.row.backbone) for evaluation in evaluations)
         or key.trained_on not in ("all" if key.kind == "transfer" else "base", "")
         or (key.kind == "transfer" and key.classes != "all")
+        or differing_counts(evaluations)
     ):
         return None
     name = _AVERAGES.get((key.kind, frozenset(group.datasets))) if dataset is None else dataset

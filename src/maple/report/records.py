@@ -101,6 +101,7 @@ class CostRow(Stored):
     """The cost of a method on one backbone, machine and number of classes, as `maple efficiency` measured it.
 
     `recipe` is the first part of the preset's name, such as `maple-shallow`; a multiply-add is two `flops`.
+    `embedding_parameters` are those of the token embeddings, 0 where an earlier version did not count them.
     """
 
     recipe: str = Field(min_length=1)
@@ -109,6 +110,7 @@ class CostRow(Stored):
     precision: str
     image_size: int
     backbone_parameters: int = Field(ge=1)
+    embedding_parameters: Count = 0
     classes: int = Field(ge=1)
     device: str
     machine: str
@@ -150,6 +152,15 @@ class RunRecord:
     history: tuple[dict[str, Any], ...] = field(hash=False)
     finished: bool
     remarks: tuple[str, ...] = ()
+
+    @cached_property
+    def trained_classes(self) -> int | None:
+        """The number of classes that the run has training images of; None where items.json does not say it."""
+        try:
+            content: dict[str, Any] = read_json(self.folder / "items.json")
+            return len({item["label"] for item in content["items"]})
+        except (CheckpointError, KeyError, TypeError):
+            return None
 
 
 @dataclass(frozen=True)

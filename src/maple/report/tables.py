@@ -8,11 +8,12 @@ from typing import TypeVar
 from maple.descriptions import MethodDescription
 from maple.report.comparison import FEWEST_PAIRS, PairedTest, paired_tests
 from maple.report.groups import ANY_SHOTS, BASE, HARMONIC_MEAN, MEAN_OF_HARMONIC_MEANS, MEASURES, Group, Spread, Variant
-from maple.report.published import PublishedResult, published_costs, published_result
+from maple.report.published import PublishedResult, differing_counts, published_costs, published_result
 from maple.report.records import CostRow
 from maple.report.series import Ablation, ShotCurves, find_ablations
 
 NOTHING = "–"
+_LONGEST_WORD_PROMPT = 4  # tokens of a prompt that starts at words
 MEASURE_TITLES = {"base": "Base", "novel": "Novel", "harmonic mean": "Harmonic mean", "top1": "Accuracy"}
 
 RowKey = TypeVar("RowKey")
@@ -135,7 +136,7 @@ def _base_to_novel_table(group: Group) -> Table:
             cells += [_published_cell(published[variant], measure, spread) for measure, spread in theirs]
             rows.append((variant.label, (*cells, _seeds(row))))
         sections.append(Section(str(title), ("Method", *columns, "Seeds"), tuple(rows)))
-    return Table(group.key.caption, tuple(sections), (*notes, *_published_notes(cited)))
+    return Table(group.key.caption, tuple(sections), (*notes, *_published_notes(cited, group)))
 
 
 def _accuracy_table(group: Group) -> Table:
@@ -164,7 +165,7 @@ def _accuracy_table(group: Group) -> Table:
         notes += [f"The average is over {which}.", *_incomplete_note(group)]
     source = [f"{group.key.source} (source)"] if with_source else []
     columns = ("Method", *source, *(dataset or "Average" for dataset in datasets), "Seeds")
-    return Table(group.key.caption, (Section("", columns, tuple(rows)),), (*notes, *_published_notes(cited)))
+    return Table(group.key.caption, (Section("", columns, tuple(rows)),), (*notes, *_published_notes(cited, group)))
 
 
 def _ablation_table(group: Group, ablation: Ablation) -> Table:
@@ -179,8 +180,19 @@ def _ablation_table(group: Group, ablation: Ablation) -> Table:
     several = len(group.datasets) > 1
     over = f"averages over {len(group.datasets)} data sets." if several else f"on {group.datasets[0]}."
     hm = " The harmonic mean is that of the averages." if several and HARMONIC_MEAN in group.measures else ""
-    notes = (f"Top-1 accuracy in per cent, {over}{hm} All other settings are equal. {_spread_note(group)}",)
-    return Table(f"Ablation of {ablation.setting}: {ablation.method}, {group.key.conditions}", tuple(sections), notes)
+    notes = [f"Top-1 accuracy in per cent, {over}{hm} All other settings are equal. {_spread_note(group)}"]
+    shown = {variant for series in ablation.series for _, variant in series.points}
+    records = [record for (variant, _, _), cell in group.cells.items() if variant in shown for record in cell.values()]
+    if ablation.setting.endswith("prompt_length") and any(record.row.method.get("init_text") for record in records):
+        lengths = [float(value) for value in ablation.values]
+        if min(lengths) <= _LONGEST_WORD_PROMPT < max(lengths):
+            notes.append(
+                "Prompts of up to four tokens start at the words of init_text, longer ones at random, as published: "
+                "between these, length and start change together."
+            )
+    return Table(
+        f"Ablation of {ablation.setting}: {ablation.method}, {group.key.conditions}", tuple(sections), tuple(notes)
+    )
 
 
 def _paired_tests_table(group: Group, tests: list[PairedTest]) -> Table:
@@ -259,11 +271,15 @@ def _published_cell(result: PublishedResult | None, measure: str, ours: Spread |
     return Cell(f"{value:.2f}" if ours is None else f"{value:.2f} ({_signed(100 * ours.mean - value)})")
 
 
-def _published_notes(cited: Sequence[PublishedResult]) -> list[str]:
-    if not cited:
-        return []
-    sources = "; ".join(sorted({result.read_in for result in cited}))
-    return [f"Published numbers with our difference in parentheses; 16 shots, ViT-B/16 of OpenAI. Read in: {sources}."]
+def _published_notes(cited: Sequence[PublishedResult], group: Group) -> list[str]:
+    notes = []
+    if cited:
+        read_in = "; ".join(sorted({result.read_in for result in cited}))
+        note = "Published numbers with our difference in parentheses; 16 shots, ViT-B/16 of OpenAI. Read in: "
+        notes.append(f"{note}{read_in}.")
+    if differing := differing_counts([record for cell in group.cells.values() for record in cell.values()]):
+        notes.append(f"Not the papers' data, and therefore without published numbers: {'; '.join(differing)}.")
+    return notes
 
 
 _PUBLISHED_COSTS = {
@@ -306,20 +322,26 @@ def cost_tables(costs: Sequence[CostRow], methods: Mapping[str, MethodDescriptio
 
 
 def _complexity_table(conditions: str, rows_of: list[tuple[str, CostRow]]) -> Table:
-    columns = ("Method", "Parameters", "% of CLIP", "GFLOPs, whole", "GFLOPs, as run", "GFLOPs, classes cached")
+    columns = ["Method", "Parameters", "% of CLIP", "GFLOPs, whole", "GFLOPs, as run", "GFLOPs, classes cached"]
+    is_counted = all(row.embedding_parameters for _, row in rows_of)
+    if is_counted:
+        columns.insert(3, "% without token embeddings")
     rows = []
     for label, row in rows_of:
         flops = (row.flops_plain, row.flops, row.flops_cached)
         texts = [f"{row.parameters:,}", f"{100 * row.parameters / row.backbone_parameters:.3g}"]
+        if is_counted:
+            texts.append(f"{100 * row.parameters / (row.backbone_parameters - row.embedding_parameters):.3g}")
         texts += [_number(None if count is None else count / 2e9) for count in flops]
         rows.append((label, tuple(Cell(text) for text in texts)))
     notes = (
         "GFLOPs: one image against the prompts of all classes, a multiply-add counted as one, as papers do. “Whole”: "
         "every sentence at full length and every row of every block, as papers count. “As run”: as this package "
         "computes it. “Classes cached”: the classes are encoded beforehand.",
-        "% of CLIP: learned parameters against all parameters of the frozen backbone.",
+        "% of CLIP: learned parameters against all parameters of the frozen backbone"
+        + ("; then without its token embeddings, as papers count." if is_counted else "."),
     )
-    return Table(f"Complexity: {conditions}", (Section("", columns, tuple(rows)),), notes)
+    return Table(f"Complexity: {conditions}", (Section("", tuple(columns), tuple(rows)),), notes)
 
 
 def _throughput_table(conditions: str, rows_of: list[tuple[str, CostRow]]) -> Table:

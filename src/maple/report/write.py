@@ -234,7 +234,7 @@ def evaluations_csv(collection: Collection) -> str:
 
 def costs_csv(costs: tuple[CostRow, ...]) -> str:
     """One line for each method and batch size, in images per second; operations are floating-point ones."""
-    counted = ("precision", "image_size", "classes", "parameters", "backbone_parameters")
+    counted = ("precision", "image_size", "classes", "parameters", "backbone_parameters", "embedding_parameters")
     lines = []
     for row in costs:
         settings = _flat({key: value for key, value in row.method.items() if key != "name"})

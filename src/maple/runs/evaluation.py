@@ -92,23 +92,23 @@ def evaluate_run(
     prompts = finished_prompts(folder)
     if method is None:
         method = load_prompts(prompts, device=this_process(device).device)
-    own = dataset is None or canonical_name(dataset) == canonical_name(settings.data.dataset)
+    is_own = dataset is None or canonical_name(dataset) == canonical_name(settings.data.dataset)
     changed = {"dataset": dataset, "root": root, "class_names": class_names}
-    if not own and class_names is None:
+    if not is_own and class_names is None:
         changed["class_names"] = {}  # the words for the training classes do not apply to these
     data = settings.data.changed(**{key: value for key, value in changed.items() if value is not None})
-    if not own:
+    if not is_own:
         data = data.changed(listing=None)
-    opened = _open_images(settings.changed(data=data), folder, own)
+    opened = _open_images(settings.changed(data=data), folder, is_own)
     asked = evaluation_request(data.dataset, classes, part, names, only)
-    requested, part = part, part or ("all" if not own and opened.drawn_split else "test")
+    requested, part = part, part or ("all" if not is_own and opened.drawn_split else "test")
     on_own_images = template_of(data.dataset) is None
-    if on_own_images and not own and classes == "all" and names is None:
+    if on_own_images and not is_own and classes == "all" and names is None:
         opened = _among_trained_names(opened, read_prompts(prompts).class_names)
     items, class_list = _select(opened, classes, part, only)
     require_images(opened, items)
-    if own or on_own_images:
-        items = _without_trained(items, opened, TrainedImages(folder), own, requested)
+    if is_own or on_own_images:
+        items = _without_trained(items, opened, TrainedImages(folder), is_own, requested)
     if names is not None and len(names) != len(class_list):
         raise ClassNamesError(f"{len(names)} names were given for {len(class_list)} classes: {', '.join(class_list)}")
     if names is not None and all(name.isdecimal() for name in class_list):
@@ -168,11 +168,11 @@ def evaluation_request(
     return {"dataset": dataset, "classes": classes, "part": part, "names": names, "only": only}
 
 
-def _open_images(settings: RunSettings, folder: Path, own: bool) -> Dataset:
+def _open_images(settings: RunSettings, folder: Path, is_own: bool) -> Dataset:
     """The data set to evaluate; the run's own with the division it was trained with, without images that are gone."""
     source, saved = settings.data.dataset, folder / SAVED_SPLIT
     on_own_images = template_of(source) is None
-    if not own or not on_own_images:
+    if not is_own or not on_own_images:
         return open_dataset(settings, folder, min_classes=1 if on_own_images else 2)
     if settings.data.listing is None and not (split_domain(source) or Path(source).expanduser().exists()):
         raise DataError(
@@ -233,12 +233,12 @@ def _among_trained_names(dataset: Dataset, trained: Sequence[str]) -> Dataset:
 
 
 def _without_trained(
-    items: list[Item], dataset: Dataset, trained: TrainedImages, own: bool, requested: str | None
+    items: list[Item], dataset: Dataset, trained: TrainedImages, is_own: bool, requested: str | None
 ) -> list[Item]:
     """The items that the run was not trained on; all of them, with a warning, if their part was requested."""
-    if own and requested in ("train", "val"):
+    if is_own and requested in ("train", "val"):
         return items
-    unseen = [item for item in items if not trained.contains(dataset, item, own=own)]
+    unseen = [item for item in items if not trained.contains(dataset, item, is_own=is_own)]
     count = len(items) - len(unseen)
     if not count:
         return items

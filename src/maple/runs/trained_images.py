@@ -87,15 +87,15 @@ class TrainedImages:
             except OSError:
                 self._without_content.add(name)
 
-    def contains(self, dataset: Dataset, item: Item, *, own: bool = False) -> bool:
+    def contains(self, dataset: Dataset, item: Item, *, is_own: bool = False) -> bool:
         """Return whether the run was trained on the image of `item`.
 
         A benchmark's images are compared by their paths alone: its published split is kept as it is, copies included.
 
         Args:
-            own: `dataset` is the run's own, so that a path stands for the same image, as the run's division has it.
+            is_own: `dataset` is the run's own, so that a path stands for the same image, as the run's division has it.
         """
-        if own and (item.path in self._paths or item.path in self._kept):
+        if is_own and (item.path in self._paths or item.path in self._kept):
             return item.path in self._paths
         if item.path in self._without_content:
             return True

@@ -25,7 +25,7 @@ from maple.config import (
     toml_names,
 )
 from maple.data import known_names
-from maple.data.catalogue import require_possible
+from maple.data.catalogue import DATASET_GROUPS, require_possible
 from maple.errors import ConfigError, DataError, one_of
 from maple.methods import MethodSettings, method_settings
 from maple.runs import complete, content_name
@@ -47,6 +47,7 @@ _DECIDED_BY_SWEEP = {
 }
 """Settings that a sweep decides by itself, and what to give instead."""
 _SHIPPED = resources.files("maple") / "presets" / "sweeps"
+PAPERS_TARGETS = {"cross-dataset": "cross10", "domain-generalization": "imagenet-variants"}
 Point = list[tuple[str, Any]]
 """One combination of the varied settings: (section.key, value) pairs."""
 
@@ -57,8 +58,11 @@ class SweepSettings(Settings):
     `methods` are the first parts of preset names (`maple`, `maple-shallow`, `coop`, ...) or paths of TOML files.
     `datasets` are trained on one by one (base-to-novel, few-shot), or are the targets of `source` (cross-dataset,
     domain-generalization). `grid` maps settings (`train.lr`; `prompt_depth` means `method.prompt_depth`) to the values
-    to try, in every combination. `variants` are sets of settings that belong together, each tried at every point of
-    the grid. `shots` defaults to 16, and to 1, 2, 4, 8, 16 in the few-shot protocol.
+    to try, in every combination; prompt depths in it are for a CLIP of `depths_of` blocks, if given, and are scaled
+    for a CLIP with fewer. `variants` are sets of settings that belong together, each tried at every point of
+    the grid. `shots` defaults to 16, and to 1, 2, 4, 8, 16 in the few-shot protocol. `paper11`, `cross10` and
+    `imagenet-variants` are the papers' lists of data sets; the targets of transfer protocols default to theirs, from
+    ImageNet.
 
     Example:
         >>> SweepSettings(protocol="base-to-novel", methods=["coop", "maple"], datasets=["eurosat"]).seeds
@@ -72,14 +76,23 @@ class SweepSettings(Settings):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[1, 2, 3], min_length=1)
     shots: list[Positive | None] = Field(default=[16], min_length=1)
     grid: dict[str, list[Any]] = Field(default={})
+    depths_of: Positive | None = None
     variants: list[dict[str, Any]] = Field(default=[])
     settings: dict[str, Any] = Field(default={})
 
     @model_validator(mode="before")
     @classmethod
-    def _default_shots(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("protocol") == "few-shot" and "shots" not in values:
-            return {**values, "shots": [1, 2, 4, 8, 16]}
+    def _papers_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        protocol, datasets = values.get("protocol"), values.get("datasets")
+        if protocol == "few-shot":
+            values = {"shots": [1, 2, 4, 8, 16], **values}
+        if datasets is None and protocol in PAPERS_TARGETS:
+            datasets = [PAPERS_TARGETS[protocol]]
+            values = {"source": "imagenet", **values}
+        if isinstance(datasets, list):
+            values = {**values, "datasets": [name for each in datasets for name in _group(each)]}
         return values
 
 
@@ -106,6 +119,11 @@ class PlannedRun:
     recipe: str
     settings: RunSettings
     evaluations: tuple[PlannedEvaluation, ...]
+
+
+def _group(name: Any) -> list[Any]:
+    """The data sets of a group, or the name as it is."""
+    return DATASET_GROUPS.get(name, [name]) if isinstance(name, str) else [name]
 
 
 def sweep_names() -> list[str]:
@@ -136,12 +154,12 @@ def read_sweep(name: str) -> dict[str, Any]:
 def plan_sweep(sweep: SweepSettings, on_dropped: Callable[[str], None] = lambda _: None) -> list[PlannedRun]:
     """Return the runs of a sweep, ordered so that whole comparisons finish early: by seed, then by method.
 
-    A method that does not support new classes is not evaluated on them. Points of the grid with equal settings are one
-    run. A prompt depth beyond the blocks of the backbone is left out, where the configuration of the backbone states
-    their number.
+    A method that does not support new classes is not evaluated on them. Points of the grid and recipes with equal
+    settings are one run. A prompt depth beyond the blocks of the backbone is left out, where the configuration of the
+    backbone states their number.
 
     Args:
-        on_dropped: called with a sentence for each depth, method and backbone that is left out.
+        on_dropped: called with a sentence for each depth that is left out or scaled, and each recipe like another.
 
     Raises:
         ConfigError: an unknown method or setting, a protocol without what it needs, or no run is left.
@@ -165,9 +183,12 @@ def plan_sweep(sweep: SweepSettings, on_dropped: Callable[[str], None] = lambda 
             recipe = recipe_of(method, sweep.protocol)
             classes = "base" if sweep.protocol == "base-to-novel" else "all"
             decided: dict[str, Any] = {"data": {"dataset": dataset, "shots": shots, "classes": classes}, "seed": seed}
-            layers = [read_preset(recipe), sweep.settings, decided, *(setting_layer(*pair) for pair in point)]
+            layers = [read_preset(recipe), sweep.settings, decided]
             try:
-                settings = complete(resolve(layers))
+                if sweep.depths_of:
+                    point, reasons = _scaled(point, sweep.depths_of, resolve(layers))
+                    dropped |= dict.fromkeys(reasons)
+                settings = complete(resolve([*layers, *(setting_layer(*pair) for pair in point)]))
                 _, config = method_settings(settings.method)
             except ConfigError as error:
                 if len(sweep.methods) == 1:
@@ -183,7 +204,11 @@ def plan_sweep(sweep: SweepSettings, on_dropped: Callable[[str], None] = lambda 
             words += [f"{key.rpartition('.')[2]}={value}" for key, value in point]
             label = " ".join([*words, f"seed {seed}"])
             possible = tuple(e for e in evaluations if config.supports_new_classes or not _on_new_classes(sweep, e))
-            runs.setdefault(name := content_name(settings), PlannedRun(name, label, recipe, settings, possible))
+            run = PlannedRun(content_name(settings), label, recipe, settings, possible)
+            first = runs.setdefault(run.name, run)
+            if first.recipe != recipe:
+                pair = f"{first.recipe} and {recipe} have equal settings on {settings.backbone.name}"
+                dropped[f"{pair}: they are one run, in the row of {first.recipe}"] = None
     if not runs:
         raise ConfigError(f"nothing is left of the sweep: {'; '.join(dropped)}; choose smaller values")
     for reason in dropped:
@@ -200,15 +225,37 @@ def _points(sweep: SweepSettings) -> list[Point]:
     ]
 
 
+def _blocks(settings: RunSettings, config: MethodSettings, key: str) -> int | None:
+    """The blocks that the prompt depth `key` may reach on the backbone; None if it is another setting, or unknown."""
+    towers = config.depth_limits.get(key.removeprefix("method."))
+    depths = None if towers is None else tower_depths(settings.backbone.name)
+    return None if towers is None or depths is None else min(depths[("text", "image").index(name)] for name in towers)
+
+
+def _scaled(point: Point, depths_of: int, settings: RunSettings) -> tuple[Point, list[str]]:
+    """The point with its prompt depths scaled to a backbone with fewer than `depths_of` blocks; what was scaled."""
+    _, config = method_settings({"name": settings.method["name"]})
+    scaled, reasons = [], []
+    for key, value in point:
+        blocks = _blocks(settings, config, key)
+        if blocks is not None and blocks < depths_of and isinstance(value, int):
+            depth = max(1, round(value * blocks / depths_of))
+            name = key.removeprefix("method.")
+            reasons.append(
+                f"{name}={value} of {depths_of} blocks is {depth} of the {blocks} of {settings.backbone.name}"
+            )
+            value = depth
+        scaled.append((key, value))
+    return scaled, reasons
+
+
 def _too_deep(settings: RunSettings, config: MethodSettings, key: str, depth: Any) -> str | None:
     """Say why a value of the grid is left out, if it is a prompt depth beyond the blocks of the backbone."""
+    blocks = _blocks(settings, config, key)
+    if blocks is None or not isinstance(depth, int) or depth <= blocks:
+        return None
     name = key.removeprefix("method.")
-    towers = config.depth_limits.get(name)
-    if towers is None or not isinstance(depth, int) or (depths := tower_depths(settings.backbone.name)) is None:
-        return None
-    blocks = min(depths[("text", "image").index(tower)] for tower in towers)
-    if depth <= blocks:
-        return None
+    towers = config.depth_limits[name]
     return (
         f"{name}={depth} of {settings.method['name']} is left out: {settings.backbone.name} has {blocks} blocks "
         f"({' and '.join(towers)} tower)"
@@ -247,4 +294,4 @@ def recipe_of(method: str, protocol: ProtocolName) -> str:
             return f"{method}_{suffix}"
     ending = "_base-to-novel"
     methods = [name.removesuffix(ending) for name in presets if name.endswith(ending)]
-    raise ConfigError(f"{one_of('method', method, methods)}, or the path of your own preset (METHOD.toml)")
+    raise ConfigError(one_of("method", method, methods, ", or the path of your own preset (METHOD.toml)"))

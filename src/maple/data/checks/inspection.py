@@ -240,7 +240,9 @@ def _remaining_dataset(dataset: Dataset, images: list[_Image], keep_classes: boo
             f"{dataset.root}: of {number_of(dataset.num_classes, 'class', 'classes')} only {len(trained)} "
             f"({held}) can be trained on, but a classifier needs two"
             + (f"; {divided}, as the data set says" if divided and not dataset.drawn_split else "")
-            + "".join(f"; {found.text}" for found in findings if found.kind in ("unreadable", "conflicts", "copies"))
+            + "".join(
+                f"; {finding.text}" for finding in findings if finding.kind in ("unreadable", "conflicts", "copies")
+            )
         )
     labels = list(range(dataset.num_classes)) if keep_classes else sorted(trained)
     if lacking := tuple(name for label, name in enumerate(dataset.class_names) if label not in trained):
