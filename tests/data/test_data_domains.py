@@ -74,6 +74,13 @@ def test_domains_taken_for_classes_are_warned_of(root: Path, caplog: pytest.LogC
     assert not caplog.records
 
 
+def test_splits_without_a_train_folder_are_no_domains(root: Path) -> None:
+    (root / "photo").rename(root / "val")
+    (root / "sketch").rename(root / "test")
+    with pytest.raises(DataError, match=r"holds test, val, but no train folder .*give one of them, such as .*/test"):
+        load_dataset(str(root), None)
+
+
 def test_one_name_for_each_data_set(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root.parent)
     (root / "x.csv").write_text("path,label\n")

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import re
 import shutil
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from data_helpers import save_image
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maple.data import Dataset, Item, load_dataset, load_folder
+from maple.data.checks.findings import Finding
 from maple.data.folders.class_folders import draw_split, rename_classes
 from maple.errors import ConfigError, DataError
 
@@ -107,6 +110,124 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     make_classes(tmp_path / "val", {"a": 1})
     with pytest.raises(DataError, match="val and validation both look like the val split"):
         load_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Training", "Testing"),
+        ("TRAIN", "TEST"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("train_set", "test_set"),
+        ("trainset", "testset"),
+        ("train", "Testing"),
+        ("Training", "validation"),
+        ("train2017", "val2017"),
+        ("Train_Alphabet", "Test_Alphabet"),
+        ("brain train images", "brain eval images"),
+        ("train/train", "dev/dev"),
+    ],
+)
+def test_splits_are_recognised_by_their_words(tmp_path: Path, train: str, test: str) -> None:
+    make_classes(tmp_path / train, {"sea": 3, "street": 3})
+    make_classes(tmp_path / test, {"sea": 2, "street": 2})
+    make_classes(tmp_path, {"seg_pred": 2})
+    dataset = load_folder(tmp_path)
+    assert dataset.class_names == ("sea", "street")
+    assert (len(dataset.train), len(dataset.test), dataset.drawn_split) == (6, 4, False)
+    assert all(dataset.file(item).is_file() for item in dataset.train)
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    for folder in ("Training", "train_set", "Testing"):
+        make_classes(tmp_path / folder, {"sea": 2, "street": 2})
+    with pytest.raises(DataError, match="Training and train_set both look like the train split; keep one"):
+        load_folder(tmp_path)
+    (tmp_path / "Training").rename(tmp_path / "train")
+    assert len(load_folder(tmp_path).train) == 4
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("training", "testing"),
+        ("train 1", "train 2", "test 1"),
+        ("toy train", "test tube"),
+        ("Training/2021", "Testing/2022"),
+        ("Training/on_site", "Training/online", "Testing"),
+    ],
+)
+def test_classes_may_have_the_names_of_splits(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    make_classes(tmp_path, dict.fromkeys(classes, 2))
+    assert set(load_folder(tmp_path).class_names) == {name.partition("/")[0] for name in classes}
+
+
+def test_images_in_split_folders_need_class_folders(tmp_path: Path) -> None:
+    make_classes(tmp_path / "pets", {"train": 2, "test": 2})
+    expected = "pets/train/CLASS/image.jpg; if train is a class, give a table of path and label"
+    with pytest.raises(DataError, match=expected):
+        load_folder(tmp_path / "pets")
+
+
+@pytest.mark.parametrize(
+    ("folders", "level", "text"),
+    [
+        (("animals/cat", "animals/dog", "vehicles/bus", "vehicles/car"), "warning", "animals: cat, dog; vehicles: bus"),
+        (("Training/mild", "Training/severe", "Testing"), "warning", "(Training: mild, severe)"),
+        (("cat/2021-01", "cat/2021-02", "dog/2021-03", "dog/2021-04"), "note", "(cat: 2021-01, 2021-02; dog: "),
+        (("cat/canon", "cat/nikon", "dog/canon", "dog/sony"), "note", "images are of the class 'cat', 'dog'"),
+        (("bird", "cat", "dog/adult", "dog/puppy"), "note", "1 class folder holds only folders (dog: adult, puppy)"),
+        (("cat/cat", "dog/dog"), "", ""),
+        (("cat", "cat/small", "dog", "dog/large"), "", ""),
+    ],
+)
+def test_folders_in_class_folders_are_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, folders: tuple[str, ...], level: str, text: str
+) -> None:
+    make_classes(tmp_path, dict.fromkeys(folders, 2))
+    findings: list[Finding] = []
+    assert len(load_folder(tmp_path, on_finding=findings.append, test_fraction=0).train) == 2 * len(folders)
+    assert [finding.level for finding in findings] == [level] * bool(level)
+    assert all(text in finding.text for finding in findings)
+    with caplog.at_level(logging.WARNING):
+        load_folder(tmp_path)
+    assert ("if the folders inside are the classes, give a table" in caplog.text) == (level == "warning")
+
+
+def test_links_that_lead_nowhere_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_classes(tmp_path / "pets", {"cat": 3, "dog": 3})
+    (tmp_path / "pets/owl").mkdir()
+    for name in ("cat", "dog", "owl"):
+        (tmp_path / f"pets/{name}/gone.jpg").symlink_to("/mnt/share/gone.jpg")
+    (tmp_path / "pets/eel").symlink_to("../nowhere")
+    text = "4 links lead nowhere (1 in pets, 1 in cat, 1 in dog and 1 more; eel -> ../nowhere): is the drive or share"
+    with pytest.raises(DataError, match=rf"no usable images in class 'owl'.*; {re.escape(text)}"):
+        load_folder(tmp_path / "pets")
+    dataset = load_folder(tmp_path / "pets", drop_empty=True)
+    assert dataset.class_names == ("cat", "dog")
+    assert text in caplog.text
+    shutil.rmtree(tmp_path / "pets/cat")
+    with pytest.raises(DataError, match=r"images of only one class, 'dog', .*; 3 links lead nowhere"):
+        load_folder(tmp_path / "pets", drop_empty=True)
+    (tmp_path / "link").symlink_to("/mnt/share")
+    with pytest.raises(DataError, match="is a link to /mnt/share, which is not there; is the drive"):
+        load_dataset(str(tmp_path / "link"), None)
+
+
+def test_folders_that_cannot_be_searched_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a folder that may be listed, but not searched, and on a share whose server does not respond."""
+    make_classes(tmp_path, {"cat": 2, "dog": 2, "owl": 2})
+    stat = os.stat
+
+    def denied(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if "owl/" in os.fspath(path):
+            raise PermissionError(13, "Permission denied", path)
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", denied)
+    findings: list[Finding] = []
+    assert load_folder(tmp_path, drop_empty=True, on_finding=findings.append).class_names == ("cat", "dog")
+    assert findings[0].text == "2 files cannot be reached (2 in owl; owl/0.png): check the permissions of these folders"
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:

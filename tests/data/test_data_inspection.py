@@ -1,6 +1,7 @@
 """Inspection of a user's own images: findings, and what is left out."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maple.data import Dataset, Inspection, inspect_dataset, load_folder, open_source
+from maple.data import Dataset, Inspection, inspect_dataset, load_dataset, load_folder, open_source
 from maple.data.checks.findings import suspicious_names
 from maple.data.checks.near_duplicates import are_near_duplicates, image_hash, near_duplicate_groups
 from maple.data.checks.open_source import check_source
@@ -202,6 +203,7 @@ def test_a_domain_keeps_the_classes_that_it_lacks(draw: Draw, tmp_path: Path) ->
         ("trained", r"holds one folder, 'train', .* give .*trained/train"),
         ("art", r"looks like a folder of domains \(photo, sketch\) .*name one of them: .*art:photo"),
         ("swapped", r"its classes are divided inside .*turn the folders around: test/cat, train/cat"),
+        ("links", r"holds no folders; .*; 1 link leads nowhere \(1 in links; cat -> /mnt/cat\)"),
         ("pets.zip", "is an archive; unpack it first"),
         ("flat/a.png", "is an image; give the folder"),
         ("notes.txt", r"is a file; give a folder .* ends in \.csv"),
@@ -214,6 +216,8 @@ def test_common_mistakes_are_explained(
     (tmp_path / "empty").mkdir()
     (tmp_path / "pets.zip").write_bytes(b"PK")
     (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/cat").symlink_to("/mnt/cat")
     draw("flat/a.png")
     draw("one/cat/a.png")
     for name in ("cat", "dog"):
@@ -231,6 +235,17 @@ def test_train_and_test_are_not_domains(draw: Draw, tmp_path: Path, caplog: pyte
             draw(f"pets/{part}/{name}/a.png")
     open_source(str(tmp_path / "pets"))
     assert not caplog.records
+
+
+def test_links_and_folders_inside_are_found(draw: Draw, tmp_path: Path) -> None:
+    for name in ("animals/cat", "animals/dog", "vehicles/bus", "vehicles/car"):
+        draw(f"tree/{name}/a.png")
+        draw(f"tree/{name}/b.png")
+    (tmp_path / "tree/animals/cat/c.png").symlink_to("/mnt/c.png")
+    by_kind = kinds(looked_at(tmp_path / "tree"))
+    assert set(by_kind) == {"broken links", "nested folders"}
+    assert by_kind["broken links"].items == ("animals/cat/c.png",)
+    assert {finding.level for finding in by_kind.values()} == {"warning"}
 
 
 def test_suspicious_names() -> None:
@@ -311,7 +326,7 @@ def test_a_listing_is_read_as_it_was_written(draw: Draw, tmp_path: Path) -> None
             read_saved_split(path)
     path.write_text(text)
     (tmp_path / "pets").rename(tmp_path / "moved")
-    with pytest.raises(DataError, match='is gone; put it back, or write where it is now as "root"'):
+    with pytest.raises(DataError, match="is gone; put it back, or name where it is now"):
         read_saved_split(path, written)
     path.write_text(text.replace(str(tmp_path / "pets") + '",\n "drawn', str(tmp_path / "moved") + '",\n "drawn'))
     assert read_saved_split(path, written).root == tmp_path / "moved"
@@ -321,3 +336,40 @@ def test_a_class_name_of_another_encoding_is_reported() -> None:
     [found] = suspicious_names(["cat", "b\udcff d"])
     assert (found.kind, found.level) == ("undecodable names", "warning")
     assert "rename the folder" in found.text
+
+
+def test_files_that_cannot_be_read_here_are_counted_by_class(
+    draw: Draw, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maple.data.images.formats.is_read", lambda kind: kind in ("PNG", "JPEG"))
+    for name in ("cat", "dog"):
+        for number in range(4):
+            draw(f"pets/{name}/{number}.png")
+    root = tmp_path / "pets"
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    (root / "owl").mkdir()
+    for path in ("dog/1.HEIC", "dog/2.heic", "dog/IMG_3", "owl/4.HEIC"):
+        (root / path).write_bytes(heic + bytes(100))
+    (root / "dog/clip.mov").write_bytes(b"\0\0\0\x14ftypqt  \0\0\0\0qt  ")
+    (root / "dog/clip").write_bytes(b"\x1aE\xdf\xa3" + bytes(50))
+    (root / "dog/notes.pdf").write_bytes(b"%PDF-1.7")
+    (root / "dog/logo").write_bytes(b"<?xml version='1.0'?><svg width='4'></svg>")
+    (root / "dog/labels.txt").write_text("none of these")
+    text = "4 HEIC files cannot be read here (3 in dog, 1 in owl; dog/1.HEIC): convert to JPEG, or install a decoder"
+    found = looked_at(root)
+    unread = [finding for finding in found.findings if finding.kind == "unread images"]
+    assert all(finding.level == "warning" for finding in unread)
+    assert unread[0].text.startswith(text)
+    assert {finding.text.partition(" cannot")[0] for finding in unread} == {
+        "4 HEIC files",
+        "2 video files",
+        "1 PDF file",
+        "1 SVG file",
+    }
+    assert kinds(found)["other files"].items == ("dog/labels.txt",)
+    with pytest.raises(DataError, match=f"no usable images in class 'owl'.*; {re.escape(text)}"):
+        load_dataset(str(root), None)
+    shutil.rmtree(root / "owl")
+    caplog.clear()
+    assert len(load_dataset(str(root), None, test_fraction=0).train) == 8
+    assert "3 HEIC files cannot be read here (3 in dog; dog/1.HEIC)" in caplog.text

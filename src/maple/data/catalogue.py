@@ -10,9 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maple.data.checks.findings import Finding
 from maple.data.checks.verify import describe_missing, differences
 from maple.data.emoji import PREFIX, TEMPLATE, archive, group_and_style, load_emoji
-from maple.data.folders.class_folders import detect_domains, load_domain, load_folder, rename_classes, split_domain
+from maple.data.folders.class_folders import (
+    detect_domains,
+    load_domain,
+    load_folder,
+    rename_classes,
+    split_domain,
+    split_of,
+)
 from maple.data.folders.manifests import is_manifest, load_manifest
 from maple.data.published.imagenet import read_imagenet, read_numbered, read_synsets
 from maple.data.published.split_files import (
@@ -117,6 +125,7 @@ def load_dataset(
     test_fraction: float = 0.25,
     drop_empty: bool = False,
     min_classes: int = 2,
+    on_finding: Callable[[Finding], None] | None = None,
 ) -> Dataset:
     """Read a published data set by its name under `root`, or a user's own images by their path.
 
@@ -125,7 +134,8 @@ def load_dataset(
     domains and one of them, as in `pacs:photo` (`load_domain`), or of a CSV or JSON-lines file (`load_manifest`);
     `seed` and the fractions apply to these only. `class_names` maps published names, folder names or labels to the
     names to use; `drop_empty` leaves out class folders without images instead of refusing them;
-    `min_classes=1` accepts images of one class, for an evaluation among other names.
+    `min_classes=1` accepts images of one class, for an evaluation among other names; each finding about
+    images of a folder that are not read is passed to `on_finding`, by default to the log.
 
     Raises:
         ConfigError: a fraction is out of range.
@@ -148,17 +158,24 @@ def load_dataset(
     if is_manifest(path):
         return load_manifest(path, **options, min_classes=min_classes)
     if domain := split_domain(name_or_path):
-        return load_domain(*domain, **options)
+        return load_domain(*domain, **options, on_finding=on_finding)
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path}: is a link to {path.readlink()}, which is not there; is the drive or share mounted?")
     if not path.is_dir():
         raise _unknown(name_or_path)
     if detected := detect_domains(path):
         domains, shared = map(", ".join, detected)
+        if all(found and found[0] != "train" for found in map(split_of, detected[0])):
+            raise DataError(
+                f"{path}: holds {domains}, but no train folder next to them; rename one to train, or give one of them, "
+                f"such as {path / detected[0][0]}"
+            )
         logger.warning(
             "%s: all its folders hold the same folders (%s). If these are the classes, and %s domains, give the data "
             "set as %s:%s",
             *(path, shared, domains, path, detected[0][0]),
         )
-    return load_folder(path, **options, drop_empty=drop_empty, min_classes=min_classes)
+    return load_folder(path, **options, drop_empty=drop_empty, min_classes=min_classes, on_finding=on_finding)
 
 
 def require_possible(name_or_path: str) -> None:

@@ -124,7 +124,8 @@ def _folder_images(source: str, recursive: bool) -> Iterator[ImageSource]:
         while unreadable:
             yield ImageSource(str(folder), partial(fail, unreadable.pop(0)))
         # A broken link or a pipe with the name of an image, and other formats, are reported when they are read.
-        if is_image_file(file) or unread_format(file) or (has_image_name(file.name) and not file.is_file()):
+        is_broken = not (os.path.isfile(file) if has_image_name(file.name) else file.suffix or os.path.exists(file))
+        if is_image_file(file) or unread_format(file) or is_broken:
             empty = False
             yield ImageSource(str(file), partial(read_image, file))
     for error in unreadable:

@@ -2,7 +2,6 @@
 
 import os
 import zipfile
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -10,7 +9,6 @@ from typing import Literal
 from maple.data.catalogue import known_names, load_dataset
 from maple.data.checks.findings import Finding, number_of
 from maple.data.folders.class_folders import (
-    SPLIT_FOLDERS,
     class_folder_names,
     detect_domains,
     is_ignored,
@@ -18,9 +16,11 @@ from maple.data.folders.class_folders import (
     nfc,
     rename_classes,
     split_domain,
+    split_folders,
+    split_of,
 )
 from maple.data.folders.manifests import SUFFIXES, is_manifest
-from maple.data.images.formats import unread_advice, unread_format
+from maple.data.folders.unused import unread_images, unread_kind
 from maple.data.images.reading import has_image_name, is_image_file
 from maple.data.records import Dataset
 from maple.errors import DataError, shortened_list
@@ -43,11 +43,11 @@ def open_source(
         ['1 class folder (fish) holds no image and is left out']
     """
     check_source(source)
-    dataset = load_dataset(source, root, seed=seed, drop_empty=True)
     findings: list[Finding] = []
+    dataset = load_dataset(source, root, seed=seed, drop_empty=True, on_finding=findings.append)
     domain, path = split_domain(source), Path(source).expanduser()
     if domain:
-        findings = unexpected_files(domain[0] / domain[1])
+        findings += unexpected_files(domain[0] / domain[1])
     elif source not in known_names() and path.is_dir():
         if empty := sorted(class_folder_names(path) - {nfc(name) for name in dataset.class_names}):
             verb = "holds no image and is" if len(empty) == 1 else "hold no image and are"
@@ -86,7 +86,7 @@ def check_source(source: str) -> None:
             f"{source}: is a file; give a folder ({_FORM}), or a table of path and label that ends in "
             f"{', '.join(SUFFIXES)}"
         )
-    elif not exists and not split_domain(source):
+    elif not exists and not split_domain(source) and not path.is_symlink():
         raise DataError(
             f"{source}: there is no such folder or file; give a folder ({_FORM}), FOLDER:DOMAIN for a folder of "
             "domains that hold these, or a .csv or .jsonl file with the columns path and label"
@@ -95,16 +95,17 @@ def check_source(source: str) -> None:
 
 def _check_folder(root: Path) -> None:
     children = list_folder(root)
-    folders = [child for child in children if child.is_dir()]
+    folders = [child for child in children if os.path.isdir(child)]
+    unread = "".join(f"; {finding.text}" for finding in unread_images(root, children))
     if not folders:
         images = [child.name for child in children if is_image_file(child)]
         held = f"{number_of(len(images), 'image')} ({shortened_list(images)}) but no class folders"
         raise DataError(
             f"{root}: holds {held if images else 'no folders'}; put the images of each class into their own folder: "
-            f"{_FORM}"
+            f"{_FORM}{unread}"
         )
     if len(folders) == 1:
-        inner = [child.name for child in list_folder(folders[0]) if child.is_dir()]
+        inner = [child.name for child in list_folder(folders[0]) if os.path.isdir(child)]
         if len(inner) > 1:
             raise DataError(
                 f"{root}: holds one folder, {folders[0].name!r}, and that holds {number_of(len(inner), 'folder')} "
@@ -112,10 +113,11 @@ def _check_folder(root: Path) -> None:
             )
         raise DataError(
             f"{root}: holds only one class, {folders[0].name!r}, but a classifier needs at least two; expected {_FORM}"
+            f"{unread}"
         )
     if detected := detect_domains(root):
         domains, shared = detected
-        if all(name.casefold() in SPLIT_FOLDERS for name in shared):
+        if all(map(split_of, shared)):
             raise DataError(
                 f"{root}: its classes are divided inside ({domains[0]}/{shared[0]}, {domains[0]}/{shared[1]}); turn "
                 f"the folders around: {shared[0]}/{domains[0]}, {shared[1]}/{domains[0]}"
@@ -130,13 +132,11 @@ def _check_folder(root: Path) -> None:
 def unexpected_files(root: Path) -> list[Finding]:
     """Report what a folder of classes holds in addition to their images: system files, stray images, other files."""
     system, outside, others = [], [], []
-    unread: dict[str, list[str]] = defaultdict(list)
     class_parents = {root}
-    children = [child for child in list_folder(root) if child.is_dir()]
-    splits = [child for child in children if child.name.casefold() in SPLIT_FOLDERS]
-    if len(splits) > 1:
-        class_parents |= set(splits)
-        outside += [f"{child.name}/" for child in children if child not in splits]
+    if splits := split_folders(root).values():
+        class_parents |= {folder for split in splits for folder in (split, *split.parents)}
+        others_here = (child for child in list_folder(root) if os.path.isdir(child) and child not in class_parents)
+        outside += [f"{child.name}/" for child in others_here]
     for place, folders, names in os.walk(root):
         folder = Path(place)
         system += [str((folder / name).relative_to(root)) for name in (*folders, *names) if is_ignored(name)]
@@ -145,17 +145,11 @@ def unexpected_files(root: Path) -> list[Finding]:
             path = str((folder / name).relative_to(root))
             if folder in class_parents and has_image_name(name):
                 outside.append(path)
-            elif unread_kind := unread_format(folder / name):
-                unread[unread_kind].append(path)
-            elif not is_image_file(folder / name):
+            elif not is_image_file(folder / name) and not unread_kind(folder / name):
                 others.append(path)
     kinds: tuple[tuple[str, Literal["note", "warning"], list[str], str], ...] = (
         ("system files", "note", system, "hidden or of the system"),
         ("stray images", "warning", outside, "outside the class folders"),
-        *(
-            ("unread images", "warning", paths, f"of a format that cannot be read here ({kind}: {unread_advice(kind)})")
-            for kind, paths in unread.items()
-        ),
         ("other files", "note", others, "not images"),
     )
     findings = []

@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,17 +11,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from maple.data.images.formats import unread_advice, unread_format
+from maple.data.checks.findings import Finding
+from maple.data.folders.unused import nested_classes, unread_images
 from maple.data.images.reading import has_image_name, is_image_file
 from maple.data.records import SPLIT_NAMES, Dataset, Item
-from maple.errors import ConfigError, DataError, one_of, shortened_list
+from maple.errors import ConfigError, DataError, one_of
 from maple.names import has_lone_surrogate, words_of
 
 logger = logging.getLogger(__name__)
 
 _SYSTEM_NAMES = {"__macosx", "thumbs.db", "desktop.ini"}
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""The split of each folder name that stands for one, in lower case."""
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""The split of each word that stands for one, in lower case: as a folder name, in one, or in a column of a table."""
+_PLAIN_NAMES = {"train", "val", "valid", "validation", "test"}
+"""Folders of these names are the splits. Others that name one may also be classes: they must hold the same folders."""
+_COLLECTION = "(?:data)?(?:set|data|images?|imgs?|pics|photos|split|part|folder)"
+_SPLIT_WORD = re.compile(f"({'|'.join(SPLIT_FOLDERS)})(?:{_COLLECTION})?")
+
+_LEVELS = {"warning": logging.WARNING, "note": logging.INFO}
 
 _Paths = dict[str, list[str]]
 """The image paths of each class."""
@@ -37,6 +49,7 @@ def load_folder(
     test_fraction: float = 0.25,
     drop_empty: bool = False,
     min_classes: int = 2,
+    on_finding: Callable[[Finding], None] | None = None,
 ) -> Dataset:
     """Read `root/CLASS/**/image` or `root/{train,val,test}/CLASS/**/image` as a data set, named as its folder.
 
@@ -46,7 +59,8 @@ def load_folder(
     Otherwise each class is split by `seed`: the test and validation fractions rounded, at least one image for training,
     then one for test. With the sorted folder names `classes`, the folder may lack some of them. `class_names` maps
     folder names to the names to use; `drop_empty` leaves out classes without images instead of refusing them;
-    `min_classes` is the fewest classes to accept.
+    `min_classes` is the fewest classes to accept; each finding about images that are not read is passed to
+    `on_finding`, by default to the log.
 
     Raises:
         ConfigError: a fraction is negative, or they sum to 1 or more.
@@ -60,22 +74,34 @@ def load_folder(
     check_fractions(val_fraction, test_fraction)
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; give a folder that holds one folder of images per class")
-    split_folders = _split_folders(root)
+    divided = split_folders(root)
+    unused: list[Path] = []
     images = {
-        split: _list_classes(root, folder, classes, logger.info if drop_empty else logger.warning)
-        for split, folder in (split_folders or {"train": root}).items()
+        split: _list_classes(root, folder, classes, unused) for split, folder in (divided or {"train": root}).items()
     }
+    findings = unread_images(root, unused)
+    listed = bool(images["train"])
     if drop_empty and classes is None:
         filled = {name for paths in images.values() for name in paths if paths[name]}
         images = {split: {name: paths[name] for name in paths if name in filled} for split, paths in images.items()}
-    if split_folders and "test" not in images:
+    if divided and "test" not in images:
         images["test"] = images.pop("val")
-        logger.info("%s has no test folder: its %s folder is the test split", root, split_folders["val"].name)
-    _check_splits(split_folders.get("train", root), images, min_classes, may_lack=classes is not None)
-    if not split_folders:
+        logger.info("%s has no test folder: its %s folder is the test split", root, divided["val"].name)
+    try:
+        _check_splits(
+            root, divided.get("train", root), images, min_classes, listed=listed, may_lack=classes is not None
+        )
+    except DataError as error:
+        raise DataError("; ".join([str(error), *(finding.text for finding in findings)])) from None
+    for finding in (*findings, *nested_classes(_inner_folders(root, divided.get("train", root), images["train"]))):
+        if on_finding is None:
+            logger.log(_LEVELS[finding.level], "%s: %s", root, finding.text)
+        else:
+            on_finding(finding)
+    if not divided:
         images = draw_split(images["train"], seed, val_fraction, test_fraction)
     names = list(classes or images["train"])
-    dataset = assemble(name or root.resolve().name, root, names, images, drawn_split=not split_folders)
+    dataset = assemble(name or root.resolve().name, root, names, images, drawn_split=not divided)
     return rename_classes(dataset, class_names)
 
 
@@ -125,61 +151,110 @@ def rename_classes(dataset: Dataset, class_names: Mapping[str, str] | None) -> D
     return replace(dataset, class_names=names, **splits)
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
-    """The train, val and test folders of `root`; none unless train and another one are there."""
-    splits: dict[str, Path] = {}
+def split_of(name: str) -> tuple[str, str] | None:
+    """Return the split that a folder name stands for, and its other words: ("train", "seg") for "seg_train".
+
+    Words such as "set" and "images", numbers, and how the words are separated do not matter. None if there is no word
+    of a split, or more than one.
+    """
+    words = re.findall(r"[^\W\d_]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", nfc(name)).casefold())
+    splits = [match[1] for word in words if (match := _SPLIT_WORD.fullmatch(word))]
+    others = [word for word in words if not _SPLIT_WORD.fullmatch(word) and not re.fullmatch(_COLLECTION, word)]
+    return (SPLIT_FOLDERS[splits[0]], " ".join(others)) if len(splits) == 1 else None
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """Return the train, val and test folders of `root`; none unless train and another one are there.
+
+    Folders with other names than these, such as Training or seg_train, must agree in the rest of the name and hold some
+    of the same class folders. A split folder that holds only one of its own name, as archives unpack, is that one.
+    """
+    groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for folder in list_folder(root):
-        split = SPLIT_FOLDERS.get(folder.name.casefold())
-        if split is None or not folder.is_dir():
+        if (found := split_of(folder.name)) and os.path.isdir(folder):
+            groups[found[1]][found[0]].append(folder)
+    for _, group in sorted(groups.items()):
+        if "train" not in group or len(group) < 2:
             continue
-        if split in splits:
-            raise DataError(
-                f"{root}: {splits[split].name} and {folder.name} both look like the {split} split; keep one"
-            )
-        splits[split] = folder
-    return splits if "train" in splits and len(splits) > 1 else {}
+        plain = {
+            split: [folder for folder in group[split] if folder.name.casefold() in _PLAIN_NAMES] for split in group
+        }
+        train = (plain["train"] or group["train"])[0]
+        classes = set(map(words_of, _class_folders(_without_repetition(train))))
+        splits: dict[str, Path] = {}
+        for split in group:
+            folders = plain[split] or group[split]
+            if not (plain["train"] and plain[split]):
+                inner = ((folder, map(words_of, _class_folders(_without_repetition(folder)))) for folder in folders)
+                folders = [folder for folder, names in inner if len(classes) > 1 and not classes.isdisjoint(names)]
+            if len(folders) > 1:
+                both = " and ".join(folder.name for folder in folders[:2])
+                raise DataError(f"{root}: {both} both look like the {split} split; keep one")
+            if folders:
+                splits[split] = _without_repetition(folders[0])
+        if "train" in splits and len(splits) > 1:
+            return splits
+    return {}
+
+
+def _without_repetition(folder: Path) -> Path:
+    """The folder itself, or the last of those that are alone in one of the same name, as in seg_train/seg_train."""
+    children = list_folder(folder)
+    while (
+        len(children) == 1
+        and split_of(children[0].name) == split_of(folder.name)
+        and os.path.isdir(children[0])
+        and not children[0].samefile(folder)
+    ):
+        folder = children[0]
+        children = list_folder(folder)
+    return folder
 
 
 def class_folder_names(root: Path) -> set[str]:
     """The names, in Unicode NFC, of the class folders of `root`, in all its splits if it has any."""
-    return {name for folder in _split_folders(root).values() or [root] for name in _class_folders(folder)}
+    return {name for folder in split_folders(root).values() or [root] for name in _class_folders(folder)}
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
     folders: dict[str, Path] = {}
-    for child in filter(Path.is_dir, list_folder(folder)):
-        if folders.setdefault(nfc(child.name), child) is not child:
-            raise DataError(f"{child}: another class folder has the same name in another Unicode form; rename one")
+    for child in list_folder(folder):
+        if os.path.isdir(child):
+            name = nfc(child.name)
+            if name in folders:
+                raise DataError(f"{child}: another class folder has the same name in another Unicode form; rename one")
+            folders[name] = child
     return folders
 
 
-def _list_classes(root: Path, folder: Path, classes: Sequence[str] | None, log: Callable[..., None]) -> _Paths:
+def _list_classes(root: Path, folder: Path, classes: Sequence[str] | None, unused: list[Path]) -> _Paths:
     """The image paths, relative to `root`, of each of `classes`, or of each class folder in `folder`.
 
-    Images of formats that cannot be read are named to `log`.
+    Other files are added to `unused`.
     """
     folders = _class_folders(folder)
-    skipped = Counter({"outside a class folder": len(list_folder(folder)) - len(folders)})
+    outside = [child for child in list_folder(folder) if not os.path.isdir(child)]
+    skipped = Counter({"outside a class folder": len(outside)})
+    unused += [child for child in outside if not is_image_file(child)]
     images: _Paths = {name: [] for name in classes or sorted(folders)}
-    unread: dict[str, list[str]] = defaultdict(list)
     for name in sorted(folders):
         for file in walk_files(folders[name], within=(root, folder)):
             if is_image_file(file):
                 images[name].append(file.relative_to(root).as_posix())
-            elif kind := unread_format(file):
-                unread[kind].append(file.relative_to(root).as_posix())
             else:
                 skipped["not an image"] += 1
+                unused.append(file)
         images[name].sort(key=lambda path: (nfc(path), path))
-    for kind, paths in unread.items():
-        log(
-            "%s: %d %s files cannot be read and are left out (%s); %s",
-            *(folder, len(paths), kind, shortened_list(paths), unread_advice(kind)),
-        )
     for reason, count in skipped.items():
         if count:
             logger.info("%s: skipped %d files (%s)", folder, count, reason)
     return images
+
+
+def _inner_folders(root: Path, train: Path, images: _Paths) -> dict[str, list[str]]:
+    """For each class, the folder inside the class folder that each of its images is in; "" for none."""
+    depth = len(train.relative_to(root).parts) + 1
+    return {name: ["".join(path.split("/")[depth:-1][:1]) for path in paths] for name, paths in images.items() if paths}
 
 
 def walk_files(
@@ -212,7 +287,7 @@ def walk_files(
             logger.warning("%s: links back to a parent folder; not followed", folder)
             return
         for child in children:
-            if not child.is_dir():
+            if not os.path.isdir(child):
                 yield child
             elif recursive:
                 yield from walk(child, (*parents, identity(folder)))
@@ -240,16 +315,22 @@ def is_ignored(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
 
 
-def _check_splits(train: Path, images: Mapping[str, _Paths], min_classes: int, *, may_lack: bool) -> None:
+def _check_splits(
+    root: Path, train: Path, images: Mapping[str, _Paths], min_classes: int, *, listed: bool, may_lack: bool
+) -> None:
     """Raise DataError unless train has enough classes with images, and every other split images of these classes."""
     classes = images["train"]
     if len(classes) < min_classes:
-        held = f"only one class, {next(iter(classes))!r}," if classes else "no class folders"
-        shown = train.resolve().name
-        raise DataError(
-            f"{train}: holds {held} but a classifier needs at least two; expected {shown}/CLASS/image.jpg "
-            f"(or {shown}/train/CLASS/image.jpg and a test or val folder next to train)"
-        )
+        held = "no image in a class folder" if listed else "no class folders"
+        held = f"images of only one class, {next(iter(classes))!r}," if classes else held
+        shown = f"{root.resolve().name}/"
+        form = f"{shown}CLASS/image.jpg (or {shown}train/CLASS/image.jpg and a test or val folder next to train)"
+        if train != root:
+            form = (
+                f"{shown}{train.relative_to(root)}/CLASS/image.jpg; if {train.name} is a class, give a table of path "
+            )
+            form += "and label (.csv)"
+        raise DataError(f"{train}: holds {held} but a classifier needs at least two; expected {form}")
     empty = [name for name, paths in classes.items() if not paths]
     if empty and (not may_lack or len(empty) == len(classes)):
         raise DataError(
@@ -263,10 +344,10 @@ def _check_splits(train: Path, images: Mapping[str, _Paths], min_classes: int, *
                 f"or remove them from {split}"
             )
         if not held_out:
-            raise DataError(f"{train.parent}: the {split} split holds no images; fill its class folders or remove it")
+            raise DataError(f"{root}: the {split} split holds no images; fill its class folders or remove it")
         absent = sorted(set(classes) - held_out)
         if absent and not may_lack:
-            logger.warning("%s: the %s split has no images of %s", train.parent, split, ", ".join(map(repr, absent)))
+            logger.warning("%s: the %s split has no images of %s", root, split, ", ".join(map(repr, absent)))
 
 
 def draw_split(images: _Paths, seed: int, val_fraction: float, test_fraction: float) -> dict[str, _Paths]:
@@ -322,16 +403,17 @@ def split_domain(text: str) -> tuple[Path, str] | None:
 def detect_domains(root: Path) -> tuple[list[str], list[str]] | None:
     """The folders of `root` and the folder names that they share, if it looks like a folder of domains.
 
-    It does if it has at least two folders, not named as splits, that hold no image and share at least two folder names.
+    It does if it is not divided into splits, and has at least two folders that hold no image and share at least two
+    folder names.
     """
-    folders = [child for child in list_folder(root) if child.is_dir()]
-    if all(folder.name.casefold() in SPLIT_FOLDERS for folder in folders):
+    folders = [child for child in list_folder(root) if os.path.isdir(child)]
+    if split_folders(root):
         return None
     shared: set[str] | None = None
     for folder in folders:
         inner = set()
         for child in list_folder(folder):
-            if child.is_dir():
+            if os.path.isdir(child):
                 inner.add(child.name)
             elif has_image_name(child.name):
                 return None
@@ -349,13 +431,14 @@ def load_domain(
     seed: int = 0,
     val_fraction: float = 0.0,
     test_fraction: float = 0.25,
+    on_finding: Callable[[Finding], None] | None = None,
 ) -> Dataset:
     """Read one domain of `root/DOMAIN/CLASS/image` as `load_folder` does, over the classes of all domains.
 
     So labels agree between domains, and a class that a domain lacks can still be predicted there. The data set is
     named ROOT/DOMAIN. Raises as `load_folder`, and DataError if there is no such domain.
     """
-    domains = {child.name: child for child in list_folder(root) if child.is_dir()}
+    domains = {child.name: child for child in list_folder(root) if os.path.isdir(child)}
     if domain not in domains:
         raise DataError(f"{root}: {one_of('domain', domain, domains or ['(the folder holds no folders)'])}")
     classes = {name: class_folder_names(folder) for name, folder in domains.items()}
@@ -371,4 +454,5 @@ def load_domain(
         seed=seed,
         val_fraction=val_fraction,
         test_fraction=test_fraction,
+        on_finding=on_finding,
     )

@@ -1,5 +1,6 @@
 """The formats of image files: recognised by their first bytes, and by the extensions of their names."""
 
+import os
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +37,12 @@ _UNREAD_FORMATS = {
     ".exr": "OpenEXR",
 }
 """The other formats that are recognised, to name them, by extension; camera RAW files that are TIFFs have a preview."""
+_MEDIA = {
+    **dict.fromkeys((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".3gp"), "video"),
+    ".pdf": "PDF",
+    ".svg": "SVG",
+    ".svgz": "SVG",
+}
 _MARKS: dict[str, tuple[bytes, ...]] = {
     "JPEG": (b"\xff\xd8\xff",),
     "PNG": (b"\x89PNG\r\n\x1a\n",),
@@ -81,7 +88,8 @@ def is_image_file(path: Path) -> bool:
 
     The image is not decoded: a damaged one is reported when it is read.
     """
-    return path.is_file() and (has_image_name(path.name) or is_read(format_of(_head_of(path))))
+    # Other than Path.is_file, it does not raise where a folder is not accessible or a share does not respond.
+    return os.path.isfile(path) and (has_image_name(path.name) or is_read(format_of(_head_of(path))))
 
 
 def has_image_name(name: str) -> bool:
@@ -100,12 +108,22 @@ def unread_format(path: Path) -> str:
 
     The pointer `1.jpg.dvc` of a missing image counts as one.
     """
-    if not path.is_file() or is_image_file(path):
+    if not os.path.isfile(path) or is_image_file(path):
         return ""
     if path.suffix == ".dvc":
         return "DVC pointer" if has_image_name(path.stem) and not path.with_suffix("").exists() else ""
     extension = extension_of(path.name)
     return _FORMATS.get(extension) or _UNREAD_FORMATS.get(extension) or format_of(_head_of(path))
+
+
+def media_format(path: Path) -> str:
+    """Return "video", "SVG" or "PDF" for a file of these, which may hold images but is none; "" for all other files."""
+    head = _head_of(path)
+    if head.startswith(b"%PDF") or b"<svg" in head:
+        return "PDF" if head.startswith(b"%PDF") else "SVG"
+    is_video = head.startswith((b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3")) or head[8:12] == b"AVI "
+    is_video = is_video or (head[4:8] == b"ftyp" and not format_of(head))
+    return "video" if is_video else _MEDIA.get(extension_of(path.name), "")
 
 
 def _head_of(path: Path) -> bytes:
@@ -122,7 +140,7 @@ def unread_advice(kind: str) -> str:
         return "fetch the files themselves with `dvc pull`"
     if kind == "HEIC":
         return "convert to JPEG, or install a decoder (pip install pillow-heif)"
-    return "convert to JPEG or PNG"
+    return "save single frames as JPEG" if kind == "video" else "convert to JPEG or PNG"
 
 
 def why_unread(head: bytes, kind: str, name: str) -> str:
