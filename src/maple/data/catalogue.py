@@ -165,7 +165,7 @@ def load_dataset(
         raise _unknown(name_or_path)
     if detected := detect_domains(path):
         domains, shared = map(", ".join, detected)
-        if all(found and found[0] != "train" for found in map(split_of, detected[0])):
+        if all(split and split[0] != "train" for split in map(split_of, detected[0])):
             raise DataError(
                 f"{path}: holds {domains}, but no train folder next to them; rename one to train, or give one of them, "
                 f"such as {path / detected[0][0]}"

@@ -171,8 +171,8 @@ def split_folders(root: Path) -> dict[str, Path]:
     """
     groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for folder in list_folder(root):
-        if (found := split_of(folder.name)) and os.path.isdir(folder):
-            groups[found[1]][found[0]].append(folder)
+        if (parts := split_of(folder.name)) and os.path.isdir(folder):
+            groups[parts[1]][parts[0]].append(folder)
     for _, group in sorted(groups.items()):
         if "train" not in group or len(group) < 2:
             continue
