@@ -73,8 +73,8 @@ def read_saved_split(path: Path, expected: str | None = None, *, look: bool = Tr
         return replace(dataset, read=load_dataset(source, None).read)
     if not dataset.root.is_dir():
         raise DataError(
-            f"{dataset.root}: the folder with the images of this run is gone; put it back, or name where it is now "
-            f'(`maple evaluate RUN --dataset FOLDER`, or "root" in {path})'
+            f"{dataset.root}: the folder with the images of this run is gone; put it back, or write where it is now "
+            f'as "root" into {path}; or name it: maple evaluate RUN --dataset FOLDER'
         )
     return dataset
 
