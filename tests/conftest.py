@@ -111,3 +111,12 @@ def as_in_a_terminal() -> list[str]:
     """
     code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     return [sys.executable, "-c", code]
+
+
+@pytest.fixture(autouse=True)
+def own_record(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A record of given backbones for one test, also of the processes that it starts."""
+    state = tmp_path_factory.mktemp("state")
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    monkeypatch.setattr("maple.clip.backbone_names._given", set())
+    return state / "maple" / "backbones.json"

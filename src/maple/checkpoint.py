@@ -16,12 +16,14 @@ from torch import Tensor
 
 from maple import files
 from maple.clip import Backbone, load_clip
+from maple.clip.backbone_names import require_trusted
 from maple.errors import CheckpointError, ConfigError
 from maple.methods import METHODS, Method, build_method
 
 FORMAT = 1
 _KEY = "maple"
 _BACKBONE = ("name", "pretrained", "precision", "fingerprint")
+_LONGEST_NAME = 4096
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def read_prompts(path: str | Path) -> PromptsFile:
         backbone = dict(content["backbone"])
         return PromptsFile(
             dict(content["method"]),
-            {key: backbone[key] for key in _BACKBONE},
+            {key: _name(backbone[key], key) for key in _BACKBONE},
             tuple(content["class_names"]),
             dict(content["info"]),
             tensors,
@@ -151,20 +153,31 @@ def read_prompts(path: str | Path) -> PromptsFile:
         raise CheckpointError(f"{path} lacks a part of its metadata: {error}") from error
 
 
+def _name(value: object, key: str) -> str | None:
+    if not isinstance(value, str | None if key == "pretrained" else str) or len(value or "") > _LONGEST_NAME:
+        raise ValueError(f"the {key} of its backbone is {value!r:.80}, not a name")
+    return value
+
+
 def load_prompts(
     path: str | Path,
-    backbone: Backbone | None = None,
+    backbone: Backbone | str | None = None,
     *,
+    pretrained: str | None = None,
+    trust_backbone: bool = False,
     precision: str | None = None,
     device: str | torch.device = "cpu",
 ) -> Method:
     """Rebuild a trained method, ready to predict.
 
     Args:
-        backbone: the CLIP to put the prompts on; without it, the one the file names is loaded.
-        precision, device: for that loading; by default the precision of training, on the CPU.
+        backbone, pretrained: the CLIP to put the prompts on, loaded or as in `load_clip`; by default the one that the
+            file names, if it is packaged, published by open_clip, or was given by this user before.
+        trust_backbone: load whatever CLIP the file names.
+        precision, device: for loading it; by default the precision of training, on the CPU.
 
     Raises:
+        UntrustedBackboneError: the file names an unknown CLIP.
         CheckpointError: unreadable file, another backbone than it was learned on, or parameters that are missing,
             unknown or of another shape.
 
@@ -172,12 +185,16 @@ def load_prompts(
         >>> method = load_prompts("prompts.safetensors", device="cuda")
     """
     stored = read_prompts(path)
-    name, pretrained, learned_precision, fingerprint = (stored.backbone[key] for key in _BACKBONE)
-    if backbone is None:
-        backbone = load_clip(name, pretrained, precision=precision or learned_precision, device=device)
+    name, weights, learned_precision, fingerprint = (stored.backbone[key] for key in _BACKBONE)
+    if not isinstance(backbone, Backbone):
+        if backbone is None and pretrained is None:
+            if not trust_backbone:
+                require_trusted(name, weights, str(path))
+            pretrained = weights
+        backbone = load_clip(backbone or name, pretrained, precision=precision or learned_precision, device=device)
     if backbone.fingerprint != fingerprint:
         raise CheckpointError(
-            f"{path} was learned on {name} / {pretrained} (fingerprint {fingerprint}), "
+            f"{path} was learned on {name} / {weights} (fingerprint {fingerprint}), "
             f"but this backbone is {backbone.name} / {backbone.pretrained} (fingerprint {backbone.fingerprint}); "
             "prompts do not work with other weights: load that backbone, or train again on this one"
         )

@@ -31,6 +31,10 @@ class BackboneError(MapleError):
     """A CLIP cannot be found, read or recognised."""
 
 
+class UntrustedBackboneError(BackboneError):
+    """A file names a CLIP that is neither published nor was ever given by the user; it was not loaded."""
+
+
 class BackboneDownloadError(BackboneError):
     """The weights of a CLIP cannot be downloaded."""
 

@@ -18,7 +18,7 @@ import torch
 
 from maple.errors import CheckpointError
 
-MAX_OPCODES = 5_000_000  # a whole ViT-B/16 with its optimizer and scheduler needs about 25,000
+MAX_OPCODES = 500_000  # a whole ViT-B/16 with its optimizer and scheduler needs about 25,000
 MAX_ORIGIN = 120
 # fmt: off
 _STORED_TYPES = {

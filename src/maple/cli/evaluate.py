@@ -25,6 +25,9 @@ def evaluate_command(
     only: Annotated[str | None, Option(help='Keep only these classes: "River,Forest".')] = None,
     class_names: options.ClassNamesFile = None,
     device: options.Device = None,
+    backbone: options.TrainedBackbone = None,
+    pretrained: options.Pretrained = None,
+    trust_backbone: options.TrustBackbone = False,
     per_class: Annotated[bool, Option("--per-class", help="Print the accuracy of every class.")] = False,
     confusion: Annotated[bool, Option("--confusion", help="Print the confusion matrix.")] = False,
     as_json: options.AsJson = False,
@@ -41,7 +44,11 @@ def evaluate_command(
     from maple.runs import evaluate_run, finished_prompts
 
     parts = [DataSettings(classes=name).classes for name in options.comma_list(classes) or []]  # type: ignore[arg-type]
-    method = load_prompts(finished_prompts(run), device=this_process(device).device)
+    method = load_prompts(
+        finished_prompts(run),
+        device=this_process(device).device,
+        **options.clip_arguments(backbone, pretrained, trust_backbone),
+    )
     results: dict[str, tuple[Scores, dict[str, Any]]] = {}
     unsupported: dict[str, UnlearnedClassesError] = {}
     with Progress(console=Console(stderr=True), transient=True) as bar:

@@ -63,11 +63,15 @@ def export_command(
     zero_shot: Annotated[bool, Option("--zero-shot", help="onnx: include zero-shot CLIP.")] = False,
     int8: Annotated[bool, Option("--int8", help="onnx: 8-bit weights; smaller, but not exact.")] = False,
     data_root: options.DataRoot = None,
+    backbone: options.TrainedBackbone = None,
+    pretrained: options.Pretrained = None,
+    trust_backbone: options.TrustBackbone = False,
 ) -> None:
     """Export a trained method for other programs, and check that it computes the same."""
     from maple.export import export_run
 
-    written = export_run(run, output, format, zero_shot=zero_shot, int8=int8, data_root=data_root)
+    clip = options.clip_arguments(backbone, pretrained, trust_backbone)
+    written = export_run(run, output, format, zero_shot=zero_shot, int8=int8, data_root=data_root, **clip)
     images = "random images" if not written.images else f"random images and {written.images} of the run's"
     typer.echo(f"{written.folder}: {written.bytes / 1e6:,.1f} MB")
     typer.echo(f"largest difference of logits from PyTorch: {written.difference:.2g} ({images})")

@@ -27,6 +27,9 @@ def explain_command(
     as_json: options.AsJson = False,
     recursive: options.Recursive = False,
     device: options.Device = None,
+    backbone: options.TrainedBackbone = None,
+    pretrained: options.Pretrained = None,
+    trust_backbone: options.TrustBackbone = False,
 ) -> None:
     """Draw which parts of an image support a class, before and after training; or list the words near learned tokens.
 
@@ -45,7 +48,8 @@ def explain_command(
     folder = output or (run_folder / FOLDER if run_folder.is_dir() else None)
     if images is not None and folder is None:
         raise ConfigError(f"{run} is not a run folder where maps can be kept; name a folder with --output FOLDER")
-    predictor = TorchPredictor.load(run, zero_shot=True, device=device)
+    clip = options.clip_arguments(backbone, pretrained, trust_backbone)
+    predictor = TorchPredictor.load(run, zero_shot=True, device=device, **clip)
     if classes is not None:
         options.echo_note(predictor.set_class_names(names_in(classes)))
     if words:

@@ -22,6 +22,13 @@ Backbone = Annotated[
     ),
 ]
 Pretrained = Annotated[str | None, Option(help="For an architecture: an open_clip tag, a file, or random[:SEED].")]
+TrainedBackbone = Annotated[
+    str | None,
+    Option("--backbone", help="The CLIP of the run, where it is not stored where the run says; it must be the same."),
+]
+TrustBackbone = Annotated[
+    bool, Option("--trust-backbone", help="Load whatever CLIP the run names, and remember it, if the run is not yours.")
+]
 MeasuredBackbone = Annotated[str, Option("--backbone", help="The CLIP to measure; by default with random weights.")]
 Precision = Annotated[str | None, Option(help="fp32, bf16 or fp16; prompts are always fp32.")]
 MethodName = Annotated[str | None, Option("--method", help="The method; `maple methods` lists them.")]
@@ -109,6 +116,11 @@ def run_folder(output: Path | None, default: Path) -> Path:
     if output is not None and str(output) == ".":
         raise ConfigError("--output names the current folder; give a folder of its own, as in --output runs/first")
     return output or default
+
+
+def clip_arguments(backbone: str | None, pretrained: str | None, trust_backbone: bool) -> dict[str, Any]:
+    """The options of a trained run's CLIP, as `load_prompts` takes them."""
+    return {"backbone": backbone, "pretrained": pretrained, "trust_backbone": trust_backbone}
 
 
 def needs_no_weights(backbone: str, pretrained: str | None) -> str | None:

@@ -34,6 +34,9 @@ def predict_command(
     recursive: options.Recursive = False,
     batch_size: Annotated[int, Option(help="How many images are computed at once.", min=1)] = 32,
     device: options.Device = None,
+    backbone: options.TrainedBackbone = None,
+    pretrained: options.Pretrained = None,
+    trust_backbone: options.TrustBackbone = False,
 ) -> None:
     """Classify images. Any class names may be given, including ones that were not trained.
 
@@ -50,7 +53,8 @@ def predict_command(
         raise ConfigError("--ask reads class names from standard input, so an image cannot be read from it, too")
     # Before a backbone is loaded, so that malformed sources are refused at once.
     images = find_images(sources or [], recursive=recursive, stdin=getattr(sys.stdin, "buffer", None))
-    predictor = load_predictor(run, zero_shot=zero_shot, device=device)
+    clip = options.clip_arguments(backbone, pretrained, trust_backbone)
+    predictor = load_predictor(run, zero_shot=zero_shot, device=device, **clip)
     if classes is not None:
         options.echo_note(predictor.set_class_names(names_in(classes)))
     show = _show_json if as_json else _csv_printer(zero_shot) if as_csv else _show_text

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from maple.cli.options import AnyModel, DataRoot, Device
+from maple.cli.options import AnyModel, DataRoot, Device, Pretrained, TrainedBackbone, TrustBackbone, clip_arguments
 from maple.errors import ConfigError
 
 MIN_TOKEN = 16
@@ -47,6 +47,9 @@ def serve_command(
     timeout: Annotated[float, Option(help="Seconds after which a request fails.")] = 30,
     data_root: DataRoot = None,
     device: Device = None,
+    backbone: TrainedBackbone = None,
+    pretrained: Pretrained = None,
+    trust_backbone: TrustBackbone = False,
 ) -> None:
     """Serve a web page and an HTTP API that classify images, until Ctrl-C.
 
@@ -76,6 +79,7 @@ def serve_command(
         upload_timeout=max(timeout, 30.0),
     )
     check_token(token)
+    clip = clip_arguments(backbone, pretrained, trust_backbone)
     # Before the model is loaded, so that an address that cannot be used is reported at once.
     with listen.bind(host, port) as listening:
         bound_to = listening.getsockname()[0]
@@ -83,7 +87,7 @@ def serve_command(
         hosts = allowed_hosts(bound_to, host, allow_host or [])
         if zero_shot is None:
             zero_shot = not is_export(run) or read_manifest(export_folder(run)).zero_shot is not None
-        predictor = load_predictor(run, zero_shot=zero_shot, device=device)
+        predictor = load_predictor(run, zero_shot=zero_shot, device=device, **clip)
         predictor.encode_class_names()
         trained_on = trained_dataset(Path(run).expanduser(), predictor.about, data_root)
         app = create_app(

@@ -14,12 +14,12 @@ def methods_command(backbone: options.MeasuredBackbone = "ViT-B-16", pretrained:
     """List the methods with their presets, and the number of parameters that each preset learns on a backbone."""
     from rich.console import Console
 
-    from maple.clip import load_clip
+    from maple.clip.load import load_backbone
     from maple.config import preset_names, read_preset, resolve
     from maple.errors import MapleError
     from maple.methods import METHODS, build_method
 
-    clip = load_clip(backbone, options.needs_no_weights(backbone, pretrained))
+    clip = load_backbone(backbone, options.needs_no_weights(backbone, pretrained), precision="fp32", device="cpu")
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"learned parameters of each preset on {backbone}:\n")
     presets = {name: resolve([read_preset(name), {"backbone": {"name": backbone}}]).method for name in preset_names()}

@@ -66,11 +66,12 @@ def train_command(
     layers = [read_preset(preset), *([] if method is None else [{"method": {"name": method}}]), layer]
     if shots is not None:
         layers.append(setting_layer("data.shots", options.parse_shots(shots)))
-    settings = complete(resolve(layers, overrides or []))
+    given = resolve(layers, overrides or [])
+    settings = complete(given)
     if print_config:
         typer.echo(settings.model_dump_json(indent=1))
         return
-    folder = options.run_folder(output, Path("runs") / content_name(settings))
+    folder = options.run_folder(output, Path("runs") / content_name(given))
 
     from maple.cli.progress import TrainBar
 

@@ -1,6 +1,7 @@
 """A loaded, frozen CLIP: two towers that prompts can enter, its tokenizer and its preprocessing."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -164,13 +165,23 @@ def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def preprocessing_of(config: Mapping[str, Any]) -> Preprocessing:
-    """Preprocessing from open_clip's preprocess settings; BackboneError if the images are not square."""
+    """Preprocessing from open_clip's preprocess settings; BackboneError if the images are not square.
+
+    A folder's values are checked: they may be of any kind.
+    """
     size = config["size"]
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(set(sides)) != 1:
         raise BackboneError(f"this CLIP reads images of {sides} pixels; only square images are supported")
-    mean, std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
-    return Preprocessing(int(sides[0]), mean, std, str(config.get("interpolation") or "bicubic"))  # type: ignore[arg-type]
+    try:
+        mean, std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
+    except (TypeError, ValueError) as error:
+        raise BackboneError(f"the means or deviations of this CLIP's images are not numbers ({error})") from error
+    if not len(mean) == len(std) == 3 or not all(map(math.isfinite, (*mean, *std))) or not min(std) > 0:
+        raise BackboneError(
+            f"this CLIP's images have means {mean!r:.80} and deviations {std!r:.80}; three of each are read"
+        )
+    return Preprocessing(int(sides[0]), mean, std, str(config.get("interpolation") or "bicubic"))
 
 
 def _convert(model: Any, dtype: torch.dtype) -> None:

@@ -3,19 +3,24 @@
 Source: openai/CLIP@a1d0717 clip/model.py:399-436 (sizes are read from the shapes of the weights).
 """
 
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
+from open_clip.coca_model import MultimodalCfg
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from maple.archives import Placeholder, read_checkpoint, read_torchscript
 from maple.archives.torch_file import is_torchscript
-from maple.errors import BackboneError, CheckpointError, first_line, pointer_problem
+from maple.errors import BackboneError, CheckpointError, first_line, pointer_problem, shortened_list
 from maple.files import read_json
 
 StateDict = dict[str, Tensor]
@@ -30,6 +35,10 @@ OPEN_CLIP_WEIGHTS = (
 )
 _HEAD_WIDTH = 64  # of every CLIP that OpenAI published; its files do not store it
 CLIP_VOCABULARY = 49408
+MOST_PIXELS, MOST_TOKENS = 4096, 4096  # sides of images and lengths of sentences; published ones reach 1,024 and 256
+_PIXELS = ("image_size", "patch_size")
+_SPARE_NUMBERS = 2**25
+_TOKENIZER_ARGUMENTS = ("clean", "strip_sep_token", "language", "reduction_mask", "use_fast", "padding_side", "legacy")
 _MAPPED_BYTES = 32 * 1024**2  # how much of a file is copied before it is mapped anew
 
 
@@ -192,17 +201,97 @@ def shards(index: Path) -> list[str]:
     names = content.get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise BackboneError(f"{index} does not name any weight files: it needs a weight_map from tensors to files")
-    return sorted(set(names.values()))
+    names = sorted(set(names.values()))
+    if outside := [name for name in names if not name or name.startswith(".") or set("/\\:\0") & set(name)]:
+        raise BackboneError(f"{index} names {shortened_list(map(repr, outside))}; weight files are next to it")
+    return names
 
 
-def check_open_clip_config(path: Path) -> None:
-    """Raise BackboneError unless `path` describes both towers: open_clip itself does not check."""
+def read_open_clip_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The `model_cfg` and `preprocess_cfg` of an open_clip_config.json that builds plain modules and nothing else.
+
+    open_clip itself passes on whatever the file says: arguments with which transformers runs the Python of the folder
+    (`trust_remote_code`), and names that timm and transformers take for folders and repositories.
+
+    Raises:
+        BackboneError: not the description of both towers, or one that names something other than what open_clip's own
+            configurations name.
+    """
     content: dict[str, Any] = read_json(path, error=BackboneError)
-    model = content.get("model_cfg")
+    model, preprocess = content.get("model_cfg"), content.get("preprocess_cfg") or {}
     required = ("embed_dim", "vision_cfg", "text_cfg")
-    missing = [key for key in required if not isinstance(model, dict) or key not in model]
-    if missing:
-        raise BackboneError(f"{path} does not describe an open_clip model: model_cfg lacks {', '.join(missing)}")
+    if not isinstance(model, dict) or (missing := [key for key in required if key not in model]):
+        lacking = ", ".join(required if not isinstance(model, dict) else missing)
+        raise BackboneError(f"{path} does not describe an open_clip model: model_cfg lacks {lacking}")
+    vision, text = model["vision_cfg"], model["text_cfg"]
+    if not all(isinstance(part, dict) for part in (vision, text, preprocess)):
+        raise BackboneError(
+            f"{path} does not describe an open_clip model: vision_cfg, text_cfg, preprocess_cfg: objects"
+        )
+    if timm_name := vision.get("timm_model_name"):
+        import timm
+
+        if not isinstance(timm_name, str) or set(":/\\") & set(timm_name) or not timm.is_model(timm_name):
+            raise BackboneError(f"{path}: timm_model_name is {timm_name!r:.100}; it must be a model of timm's own")
+    towers = {str(tower.get("hf_model_name")) for tower in published_text_configs()}
+    if text.get("hf_model_name") and str(text["hf_model_name"]) not in towers:
+        raise BackboneError(
+            f"{path}: hf_model_name is {text['hf_model_name']!r:.100}; allowed is what open_clip's own models use: "
+            f"{', '.join(sorted(towers - {'None'}))}"
+        )
+    options = text.get("tokenizer_kwargs") or {}
+    if not isinstance(options, dict) or not isinstance(text.get("hf_tokenizer_name"), str | None):
+        raise BackboneError(f"{path}: hf_tokenizer_name must be a string, and tokenizer_kwargs a JSON object")
+    for name, value in options.items():
+        if name not in _TOKENIZER_ARGUMENTS or not isinstance(value, str | bool | None):
+            raise BackboneError(
+                f"{path}: tokenizer_kwargs has {name!r:.50} = {value!r:.50}; allowed are strings and booleans for "
+                f"{', '.join(_TOKENIZER_ARGUMENTS)}. Python code in a folder is never run"
+            )
+    return model, preprocess
+
+
+@cache
+def published_text_configs() -> list[dict[str, Any]]:
+    """The text_cfg of each model of open_clip."""
+    configs = (open_clip.get_model_config(name) for name in open_clip.list_models())
+    return [config["text_cfg"] for config in configs if config]
+
+
+def check_size(config: Mapping[str, Any], state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse a description that is out of proportion to its weights, before any of it is built.
+
+    A few bytes can ask for terabytes, or for modules without end. What a model needs is estimated from above, roughly.
+
+    Raises:
+        BackboneError: it is larger than the weights by far, or an image or a sentence is too large.
+    """
+    stored = sum(tensor.numel() for tensor in state.values())
+    needed = 0.0
+    kinds: dict[str, Any] = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg, "multimodal_cfg": MultimodalCfg}
+    for part in kinds.keys() & config.keys():
+        tower = vars(kinds[part](**config[part]))
+        layers = tower["layers"] if isinstance(tower["layers"], list | tuple) else [tower["layers"]]
+        side, patch = (max(size) if isinstance(size, list | tuple) else size or 0 for size in map(tower.get, _PIXELS))
+        words, length = tower.get("vocab_size", 0), tower.get("context_length", 0)
+        if not 0 <= side <= MOST_PIXELS or not 0 <= length <= MOST_TOKENS:
+            raise BackboneError(
+                f"{source} describes a CLIP of images of {side} pixels and sentences of {length} tokens; at most "
+                f"{MOST_PIXELS} and {MOST_TOKENS} are supported"
+            )
+        if sum(layers) > len(state):
+            needed = math.inf
+        width = tower["width"]
+        if tower.get("timm_model_name") or tower.get("hf_model_name"):
+            width = 4096  # of its projection; the rest is as large as the library has it
+        else:
+            rows = words + length + (side // (patch or 32)) ** 2 + 3 * patch**2 + tower.get("attn_pooler_queries", 0)
+            needed += width * (rows + sum(layers) * width * (4 + 2 * tower["mlp_ratio"]))
+        needed += width * config["embed_dim"]
+    if not needed <= 4 * stored + _SPARE_NUMBERS:
+        raise BackboneError(
+            f"{source} does not fit its description, a CLIP of about {needed:.2g} numbers: it has {stored:,}"
+        )
 
 
 def open_clip_weights(folder: Path) -> Path:

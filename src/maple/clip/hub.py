@@ -4,7 +4,6 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -21,7 +20,6 @@ from huggingface_hub.file_download import repo_folder_name
 from maple.clip import formats
 from maple.clip.transformers_format import PREPROCESSORS
 from maple.errors import BackboneDownloadError, BackboneError, first_line
-from maple.files import read_json
 
 _WEIGHTS = {
     "open_clip_config.json": formats.OPEN_CLIP_WEIGHTS,
@@ -58,9 +56,11 @@ def download(repository: str) -> Path:
                 if config == "config.json":
                     extras = (*extras, *PREPROCESSORS)
                 else:
-                    described: dict[str, Any] = read_json(path, error=BackboneError)
-                    if described.get("model_cfg", {}).get("text_cfg", {}).get("hf_tokenizer_name"):
+                    text = formats.read_open_clip_config(path)[0]["text_cfg"]
+                    if text.get("hf_tokenizer_name"):
                         extras = (*extras, *_TOKENIZER_FILES)
+                    if text.get("hf_model_name"):  # one of open_clip's own; its configuration only
+                        _fetch(text["hf_model_name"], "config.json")
                 for file in extras:
                     _fetch(repository, file)
                 return path.parent
@@ -88,14 +88,23 @@ def offline_if_unreachable() -> Iterator[None]:
         OSError: it cannot be resolved, and a file is not in the cache.
     """
     # The client itself would retry for a minute, and log each attempt.
-    host, before = _unresolvable_host(), constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or host is not None
+    host = _unresolvable_host()
     try:
-        yield
+        with offline(host is not None):
+            yield
     except OSError as error:
         if host is None:
             raise
         raise OSError(f"{host} cannot be resolved (no network?), and its files were not downloaded before.") from error
+
+
+@contextmanager
+def offline(active: bool = True) -> Iterator[None]:
+    """Let the hub's client, and libraries that use it, read its cache only."""
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or active
+    try:
+        yield
     finally:
         constants.HF_HUB_OFFLINE = before
 

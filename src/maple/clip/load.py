@@ -2,46 +2,45 @@
 
 import difflib
 import logging
-import pickle
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 import torch
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.pretrained import download_pretrained
+from open_clip.tokenizer import HFTokenizer
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor
 
 from maple.clip import formats
 from maple.clip.backbone import DTYPES, Backbone, preprocessing_of
-from maple.clip.hub import download, is_network_error, offline_if_unreachable
+from maple.clip.backbone_names import (
+    ARCHITECTURES,
+    HUB,
+    PACKAGED,
+    is_architecture,
+    is_hub_id,
+    random_seed,
+    remember,
+    with_absolute_paths,
+)
+from maple.clip.hub import download, is_network_error, offline, offline_if_unreachable
 from maple.clip.transformers_format import read_transformers_folder
 from maple.clip.weights import load_weights, uninitialised
 from maple.errors import BackboneDownloadError, BackboneError, first_line, one_of
 from maple.files import read_json
 
-# Small architectures for tests and first trials without weights: 64 x 64 pixels, CLIP's vocabulary.
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "maple-tiny": {
-        "embed_dim": 128,
-        "quick_gelu": True,
-        "vision_cfg": {"image_size": 64, "layers": 4, "width": 192, "patch_size": 16, "head_width": 64},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 4},
-    }
-}
-
-# Models that are shipped with the package: name -> folder in open_clip's format under assets/.
-PACKAGED = {"maple-small": "small_clip"}
-
 _DEFAULT_DEPTH = 12  # of open_clip and transformers, if a configuration does not set it
-
-_WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 
 
 def load_clip(
@@ -60,6 +59,9 @@ def load_clip(
         precision: `fp32`, `bf16` or `fp16`, of the large weights and the states; the rest stays float32.
         device: where it runs.
 
+    A folder, file or repository never makes another program import, run or download anything: see
+    `maple.clip.formats.read_open_clip_config`. What is given here may from now on also be named by prompts files.
+
     Raises:
         BackboneError: the name, tag, precision or device is unknown, the file is unreadable or is not a CLIP, or the
             hub cannot be reached.
@@ -69,7 +71,16 @@ def load_clip(
         >>> load_clip("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", precision="bf16", device="cuda")
         >>> load_clip("maple-tiny", "random:1")
     """
-    if precision not in DTYPES:
+    backbone = load_backbone(name, pretrained, precision=precision, device=device)
+    remember(backbone.name, backbone.pretrained)
+    return backbone
+
+
+def load_backbone(name: str, pretrained: str | None, *, precision: str, device: str | torch.device) -> Backbone:
+    """`load_clip`, for what was not given by the user: it is not remembered as trusted."""
+    if not isinstance(name, str) or not isinstance(pretrained, str | None) or len(f"{name}{pretrained}") > 8192:
+        raise BackboneError(f"the CLIP {name!r:.80} / {pretrained!r:.80} must be named by strings; see `load_clip`")
+    if precision not in list(DTYPES):
         raise BackboneError(one_of("precision", precision, DTYPES))
     try:
         device = torch.device(device)
@@ -77,8 +88,9 @@ def load_clip(
         raise BackboneError(f"unknown device {device!r}; write cpu, cuda, cuda:N or mps") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BackboneError(f"device {str(device)!r}: torch sees no CUDA device on this machine; use device='cpu'")
-    local = Path(name).expanduser()
-    if not _is_architecture(name) and (local.exists() or name.startswith("hf-hub:") or _is_hub_id(name)):
+    name, pretrained = with_absolute_paths(name, pretrained)
+    local = Path(name)
+    if not is_architecture(name) and (os.path.exists(name) or name.startswith(HUB) or is_hub_id(name)):
         if pretrained is not None:
             raise BackboneError(
                 f"{name!r} has its own weights; pretrained={pretrained!r} can only be given with an architecture name"
@@ -86,7 +98,7 @@ def load_clip(
         if local.is_file():
             model, preprocess, tokenizer = _from_file(local)
         else:
-            folder = local if local.is_dir() else download(name.removeprefix("hf-hub:"))
+            folder = local if local.is_dir() else download(name.removeprefix(HUB))
             model, preprocess, tokenizer = _from_folder(folder)
     elif name in PACKAGED:
         model, preprocess, tokenizer = _from_package(name, pretrained)
@@ -133,9 +145,11 @@ def _from_file(path: Path) -> _Parts:
 
 def _from_folder(folder: Path) -> _Parts:
     if (folder / "open_clip_config.json").is_file():
-        formats.check_open_clip_config(folder / "open_clip_config.json")
+        config, preprocess = formats.read_open_clip_config(folder / "open_clip_config.json")
         weights = formats.open_clip_weights(folder)
-        return _open_clip(f"local-dir:{folder}", formats.read_tensors(weights), str(weights), resize=True)
+        model = _build(config, formats.read_tensors(weights), str(weights), resize=True)
+        preprocess = merge_preprocess_dict(_preprocess(model), {**preprocess, "size": model.visual.image_size})
+        return model, preprocess, _tokenizer(config["text_cfg"], folder)
     if (folder / "config.json").is_file():
         config, state, preprocess = read_transformers_folder(folder)
         tokenizer = _clip_tokenizer(config["text_cfg"]["context_length"])
@@ -175,9 +189,9 @@ def _from_architecture(name: str, pretrained: str | None) -> _Parts:
                 f"{name} needs pretrained=...: one of {', '.join(tags) or '(no tags)'}, a file, or 'random'"
             )
         pretrained = "openai"
-    if (seed := _random_seed(pretrained)) is not None:
+    if (seed := random_seed(pretrained)) is not None:
         with _seeded(seed):
-            return _open_clip(architecture)
+            return _published(architecture)
     tag = open_clip.get_pretrained_cfg(architecture, pretrained)
     if not tag and not Path(pretrained).expanduser().is_file():
         raise BackboneError(
@@ -185,14 +199,16 @@ def _from_architecture(name: str, pretrained: str | None) -> _Parts:
         )
     path = _download_weights(name, pretrained, tag) if tag else Path(pretrained).expanduser()
     state = formats.read_tensors(path)
-    quick_gelu = bool(tag.get("quick_gelu", False)) if tag else (formats.is_openai(state) or None)
-    model, preprocess, tokenizer = _open_clip(architecture, state, str(path), resize=bool(tag), quick_gelu=quick_gelu)
+    # The activation that the weights were trained with, where that is known; otherwise that of the configuration.
+    trained = {"quick_gelu": bool(tag.get("quick_gelu", False))} if tag else {}
+    trained |= {"quick_gelu": True} if not tag and formats.is_openai(state) else {}
+    model, preprocess, tokenizer = _published(architecture, state, str(path), resize=bool(tag), **trained)
     published = {key: tag[key] for key in ("mean", "std", "interpolation") if key in tag}
     return model, {**preprocess, **published}, tokenizer
 
 
 def _from_own_architecture(name: str, pretrained: str | None) -> _Parts:
-    seed = _random_seed("random" if pretrained is None else pretrained)
+    seed = random_seed("random" if pretrained is None else pretrained)
     if seed is None:
         raise BackboneError(one_of(f"pretrained of {name}", pretrained, ["random", "random:SEED"]))
     config = ARCHITECTURES[name]
@@ -216,76 +232,91 @@ def _download_weights(name: str, tag: str, published: Mapping[str, Any]) -> Path
         ) from error
 
 
-def _open_clip(
-    name: str,
+def _published(
+    architecture: str,
     state: Mapping[str, Tensor] | None = None,
     source: str = "",
     *,
     resize: bool = False,
-    quick_gelu: bool | None = None,
+    **trained: Any,
 ) -> _Parts:
-    """Build a model by open_clip, with the weights of `state` (None: open_clip's random initialisation).
+    """An architecture of open_clip with the weights of `state` (None: open_clip's random initialisation)."""
+    config = {**(open_clip.get_model_config(architecture) or {}), **trained}
+    model = _build(config, state, source or architecture, resize=resize, is_published=True)
+    return model, _preprocess(model), _tokenizer(config["text_cfg"], None)
+
+
+def _preprocess(model: Any) -> dict[str, Any]:
+    """open_clip's default preprocess settings for a model."""
+    return {**asdict(PreprocessCfg()), "size": model.visual.image_size}
+
+
+def _tokenizer(text: Mapping[str, Any], folder: Path | None) -> Callable[[Sequence[str]], Tensor]:
+    """The tokenizer that a text_cfg describes: CLIP's own, or one of transformers in `folder` (None: from the hub)."""
+    name, options = text.get("hf_tokenizer_name"), dict(text.get("tokenizer_kwargs") or {})
+    length = text.get("context_length", 77)
+    if not name and not options:
+        return _clip_tokenizer(length)
+    try:
+        with _quiet(), offline(folder is not None):
+            if not name:
+                return cast(
+                    Callable[[Sequence[str]], Tensor], open_clip.SimpleTokenizer(context_length=length, **options)
+                )
+            # An absolute folder, which cannot be mistaken for a repository; code in it is refused without a question.
+            options |= {"tokenizer_mode": text.get("tokenizer_mode"), "trust_remote_code": False}
+            source = str(name if folder is None else folder.absolute())
+            return cast(Callable[[Sequence[str]], Tensor], HFTokenizer(source, context_length=length, **options))
+    except _FOREIGN_ERRORS as error:
+        raise BackboneError(
+            f"the tokenizer of {folder or name} cannot be loaded: {first_line(error)} (its files must be next to the "
+            "weights; Python code in a folder or repository is never run)"
+        ) from error
+
+
+def _build(
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor] | None,
+    source: str,
+    *,
+    resize: bool = False,
+    is_published: bool = False,
+) -> Any:
+    """An open_clip model of `config` with exactly the weights of `state`; None leaves open_clip's random ones.
 
     Args:
         resize: interpolate positional embeddings of another length, as open_clip does for the models it published.
-        quick_gelu: the activation that the weights were trained with; None for that of the configuration.
+        is_published: the configuration is open_clip's own, however large.
+
+    Raises:
+        BackboneError: a weight is missing, unknown, or of another shape; or the sizes do not fit together.
     """
-    options = {} if quick_gelu is None else {"quick_gelu": quick_gelu}
+    config = _copy(config)
     try:
-        with _quiet():
-            with _untouched_rng(), uninitialised(state is not None):
-                model = open_clip.create_model(name, load_weights=False, pretrained_text=False, **options)
-            tokenizer = _tokenizer(name)
-            preprocess: Mapping[str, Any] = open_clip.get_model_preprocess_cfg(model)
-            if state is not None:
-                load_weights(model, state, source, resize=resize)
+        if state is not None and not is_published:
+            formats.check_size(config, state, source)
+        custom = config.pop("custom_text", False)
+        with _quiet(), _untouched_rng(), uninitialised(state is not None):
+            kind = open_clip.CLIP
+            if config["vision_cfg"].get("timm_model_name"):
+                config["vision_cfg"]["timm_model_pretrained"] = False
+            if hf_name := config["text_cfg"].get("hf_model_name"):
+                # Its configuration only, in the hub's cache: by its name it could be a folder of the working directory.
+                path = hf_hub_download(hf_name, "config.json")
+                config["text_cfg"] |= {"hf_model_name": str(Path(path).parent), "hf_model_pretrained": False}
+            if custom or hf_name:
+                kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
+            model = kind(**config)
     except _FOREIGN_ERRORS as error:
-        raise BackboneError(f"{name.removeprefix('local-dir:')} cannot be built: {first_line(error)}") from error
-    return model, preprocess, tokenizer
-
-
-def _tokenizer(name: str) -> Callable[[Sequence[str]], Tensor]:
-    text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
-    plain = not any(key in text for key in ("hf_tokenizer_name", "tokenizer_kwargs")) and "siglip" not in name.lower()
-    if plain:
-        return _clip_tokenizer(text.get("context_length", 77))
-    tokenizer: Callable[[Sequence[str]], Tensor] = open_clip.get_tokenizer(name)
-    return tokenizer
-
-
-def _build(config: dict[str, Any], state: Mapping[str, Tensor], source: str) -> Any:
-    """An open_clip CLIP of `config` with exactly the weights of `state`."""
-    try:
-        with _untouched_rng(), uninitialised():
-            model = open_clip.CLIP(**_copy(config))
-    except _FOREIGN_ERRORS as error:
-        raise BackboneError(f"{source} does not describe a CLIP: {first_line(error)}") from error
-    load_weights(model, state, source)
+        raise BackboneError(f"{source} does not describe a CLIP, it cannot be built: {first_line(error)}") from error
+    if state is not None:
+        load_weights(model, state, source, resize=resize)
     return model
 
 
 def _openai_preprocess(config: Mapping[str, Any]) -> dict[str, Any]:
     size = config["vision_cfg"]["image_size"]
     return {"size": size, "mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD, "interpolation": "bicubic"}
-
-
-def _is_architecture(name: str) -> bool:
-    return name.replace("/", "-") in (*PACKAGED, *ARCHITECTURES, *open_clip.list_models())
-
-
-def _is_hub_id(name: str) -> bool:
-    parts = name.split("/")
-    return len(parts) == 2 and all(parts) and not name.startswith((".", "~")) and not name.endswith(_WEIGHT_SUFFIXES)
-
-
-def _random_seed(pretrained: str) -> int | None:
-    """The seed of `random` (0) or `random:SEED`; None for anything else."""
-    kind, _, seed = pretrained.partition(":")
-    if kind != "random":
-        return None
-    if not (seed or "0").isdecimal():
-        raise BackboneError(f"pretrained={pretrained!r}: the seed must be a whole number, as in random:1")
-    return int(seed or "0")
 
 
 def _copy(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,7 +326,7 @@ def _copy(config: Mapping[str, Any]) -> dict[str, Any]:
 # Raised by open_clip, timm, transformers and torch for a configuration that they cannot build.
 _FOREIGN_ERRORS = (
     *(RuntimeError, ValueError, OSError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
-    *(ImportError, pickle.UnpicklingError),
+    *(ImportError, MemoryError, RecursionError),
 )
 
 

@@ -95,5 +95,13 @@ def _mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> 
         for key in expected
         if key in given and given[key].shape != expected[key].shape
     ]
-    problems = (("missing: ", missing), ("unknown: ", unknown), ("of another shape: ", shapes))
+    numbers = [
+        f"{key} ({str(given[key].dtype).removeprefix('torch.')})"
+        for key in expected
+        if key in given and expected[key].is_floating_point() and not given[key].is_floating_point()
+    ]
+    problems = (
+        *(("missing: ", missing), ("unknown: ", unknown)),
+        *(("of another shape: ", shapes), ("not of floating-point numbers: ", numbers)),
+    )
     return [label + shortened_list(names, _NAMED, longest=100) for label, names in problems if names]

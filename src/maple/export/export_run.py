@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from maple import files
 from maple.errors import ConfigError, one_of, output_error
@@ -47,6 +48,7 @@ def export_run(
     zero_shot: bool = False,
     int8: bool = False,
     data_root: str | None = None,
+    **clip: Any,
 ) -> ExportResult:
     """Write a trained method into a new folder in another format, and check that its logits are the same.
 
@@ -55,6 +57,7 @@ def export_run(
         output: a folder that does not exist yet, or is empty.
         zero_shot, int8: onnx only: include the frozen CLIP; 8-bit weights.
         data_root: the folder of the run's data set, for images to check on.
+        clip: `backbone`, `pretrained` and `trust_backbone`, as in `maple.load_prompts`.
 
     Raises:
         ConfigError: an unknown format, an option that it does not have, a folder that is taken, or a missing package.
@@ -75,7 +78,7 @@ def export_run(
         taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
     if taken or not target.name:
         raise output_error(f"{target} exists already", ": the name of a folder to be made")
-    source = open_export_source(run, data_root)
+    source = open_export_source(run, data_root, **clip)
     # Written next to its place, under another name, and renamed when the check has passed.
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -42,8 +42,8 @@ class ExportSource:
     run_images: Floats
 
 
-def open_export_source(run: str | Path, data_root: str | None = None) -> ExportSource:
-    """Load what `maple predict` would, in float32 on the CPU.
+def open_export_source(run: str | Path, data_root: str | None = None, **clip: Any) -> ExportSource:
+    """Load what `maple predict` would, in float32 on the CPU; `clip` as in `maple.inference.load_predictor`.
 
     Raises:
         ConfigError: `run` is an export.
@@ -53,7 +53,7 @@ def open_export_source(run: str | Path, data_root: str | None = None) -> ExportS
         raise ConfigError(f"{run} is an export already; give the run that it was made of")
     path = prompts_file(run)
     info = read_prompts(path).info
-    method = load_prompts(path, precision="fp32", device="cpu")
+    method = load_prompts(path, precision="fp32", device="cpu", **clip)
     template = zero_shot_template(info)
     frozen = build_method({"name": ZERO_SHOT, "templates": [template]}, method.backbone, method.class_names)
     preprocessing = method.backbone.preprocessing

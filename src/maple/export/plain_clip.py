@@ -19,8 +19,8 @@ from torch import Tensor
 
 from maple import __version__
 from maple.checkpoint import save_safetensors
-from maple.clip import load_clip
 from maple.clip.backbone import Preprocessing
+from maple.clip.load import load_backbone
 from maple.clip.transformers_format import transformers_name
 from maple.errors import ExportError, MapleError
 from maple.export.export_source import ExportSource
@@ -157,7 +157,7 @@ def write_plain_clip(source: ExportSource, folder: Path, kind: str) -> float:
     save_safetensors({"class_embeddings": embeddings, "logit_scale": scale}, folder / HEAD)
     # Load the folder as a user would, and compare.
     try:
-        loaded = load_clip(str(folder))
+        loaded = load_backbone(str(folder), None, precision="fp32", device="cpu")
     except MapleError as error:
         raise ExportError(f"{kind}: the written folder cannot be loaded ({error})") from error
     if loaded.fingerprint != backbone.fingerprint:

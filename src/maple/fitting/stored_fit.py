@@ -18,7 +18,7 @@ from maple.report import ThumbnailLoader, collect, write_report
 from maple.report.comparison import MeasuredAccuracy, PairedAccuracy, held_out, paired_accuracy
 from maple.runs import finished_prompts, read_rows
 from maple.runs.folder import differences
-from maple.runs.spec import relevant
+from maple.runs.spec import absolute_backbone, relevant
 
 INSPECTION = "data.json"
 PAGE = "report.html"
@@ -114,6 +114,8 @@ def load_previous(settings: RunSettings, folder: Path) -> dict[str, Any] | None:
     if not (folder / INSPECTION).exists() or not (folder / SAVED_SPLIT).exists():
         return None
     previous = read_inspection(folder)
+    if isinstance(backbone := previous["request"].get("backbone"), dict):
+        previous["request"]["backbone"] = absolute_backbone(backbone)
     request = json.loads(json.dumps(relevant(settings)))
     if previous["request"] != request:
         changes = differences(previous["request"], request)

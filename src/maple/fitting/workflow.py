@@ -93,7 +93,8 @@ def fit_settings(
     if template_of(source) is None and source.strip() and "\0" not in source and not os.path.exists(path):
         source = os.path.realpath(path)
     data = {"data": {"dataset": source}}
-    return complete(resolve([read_preset(recipe_of(method, "few-shot")), dict(layer or {}), data], overrides))
+    settings = resolve([read_preset(recipe_of(method, "few-shot")), dict(layer or {}), data], overrides)
+    return complete(settings).changed(backbone=settings.backbone)  # as it is written, for the name of the folder
 
 
 def fit_folder(settings: RunSettings) -> Path:

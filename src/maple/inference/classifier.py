@@ -16,6 +16,7 @@ from torch import Tensor
 
 from maple.checkpoint import load_prompts, read_prompts, save_prompts
 from maple.clip import Backbone
+from maple.clip.backbone_names import require_trusted
 from maple.config import SECTIONS, BackboneSettings, RunSettings, options_layer, read_preset, resolve
 from maple.data import EvalTransform, ImageStore, Item, hold_out, sample_few_shot
 from maple.data.images.prefetch import map_in_order
@@ -203,6 +204,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         backbone: str | Backbone | None = None,
         pretrained: str | None = None,
+        trust_backbone: bool = False,
         device: str | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -214,6 +216,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Args:
             backbone, pretrained: the CLIP, where it is not stored where the file says; it must be the same.
+            trust_backbone: load whatever CLIP the file names, which may be from elsewhere.
             revision, token, cache_dir, force_download, local_files_only: for a hub repository, as in
                 `huggingface_hub.hf_hub_download`.
 
@@ -231,9 +234,14 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             path = prompts_file(path)
         stored = read_prompts(path)
         if not isinstance(backbone, Backbone):
-            clip = stored.backbone if backbone is None else {"name": backbone, "pretrained": pretrained}
-            precision, used_device = stored.backbone["precision"], this_process(device).device
-            backbone = cached_backbone(clip["name"], clip["pretrained"], precision, used_device)
+            name, weights = (stored.backbone["name"], stored.backbone["pretrained"])
+            if backbone is None and pretrained is None:
+                if not trust_backbone:
+                    require_trusted(name, weights, str(path))
+                pretrained = weights
+            backbone = cached_backbone(
+                backbone or name, pretrained, stored.backbone["precision"], this_process(device).device
+            )
         method = load_prompts(path, backbone)
         # A file of `maple train` has no section of a classifier: its labels are the class names.
         trained = {"labels": list(stored.class_names), "names": list(stored.class_names)}

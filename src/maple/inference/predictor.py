@@ -245,13 +245,15 @@ class Predictor(ABC):
         return predict()
 
 
-def load_predictor(source: str | Path, *, zero_shot: bool = False, device: str | None = None) -> Predictor:
+def load_predictor(source: str | Path, *, zero_shot: bool = False, device: str | None = None, **clip: Any) -> Predictor:
     """Load a finished run's folder, a prompts file, `hf-hub:OWNER/NAME`, or the folder of an export to ONNX.
 
     PyTorch is imported for the first three only. `zero_shot` classifies with the frozen CLIP too; the default `device`
-    is a GPU if there is one.
+    is a GPU if there is one. `clip`: `backbone`, `pretrained` and `trust_backbone`, as in `maple.load_prompts`; not for
+    an export.
 
     Raises:
+        UntrustedBackboneError: the run is from elsewhere and names an unknown CLIP.
         MapleError: the path is none of these, is damaged, or the device does not exist.
 
     Example:
@@ -265,7 +267,9 @@ def load_predictor(source: str | Path, *, zero_shot: bool = False, device: str |
     if is_export(source):
         from maple.inference.onnx_predictor import OnnxPredictor
 
+        if any(clip.values()):
+            raise ConfigError(f"{source} is an export, which contains its CLIP; leave out {', '.join(clip)}")
         return OnnxPredictor.load(source, zero_shot=zero_shot, device=device)
     from maple.inference.torch_predictor import TorchPredictor
 
-    return TorchPredictor.load(source, zero_shot=zero_shot, device=device)
+    return TorchPredictor.load(source, zero_shot=zero_shot, device=device, **clip)

@@ -67,17 +67,20 @@ class TorchPredictor(Predictor):
         self._frozen = build_method(settings, backbone, method.class_names) if zero_shot else None
 
     @classmethod
-    def load(cls, run: str | Path, *, zero_shot: bool = False, device: str | None = None) -> Self:
+    def load(cls, run: str | Path, *, zero_shot: bool = False, device: str | None = None, **clip: Any) -> Self:
         """Load a finished run's folder, a prompts file, or `hf-hub:OWNER/NAME`.
 
         The frozen CLIP uses the template of the run's data set, or "a photo of a {}.".
+
+        Args:
+            clip: `backbone`, `pretrained` and `trust_backbone`, as in `maple.load_prompts`.
 
         Raises:
             MapleError: not a finished run, an unreadable file, no such device, or a backbone that cannot be loaded.
         """
         path = prompts_file(run)
         info = read_prompts(path).info
-        method = load_prompts(path, device=this_process(device).device)
+        method = load_prompts(path, device=this_process(device).device, **clip)
         return cls(method, zero_shot=zero_shot, template=zero_shot_template(info), info=info)
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """From the settings of a run: the complete settings, its name, its data set, its training items, its backbone."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from maple.clip import Backbone, load_clip
+from maple.clip.backbone_names import with_absolute_paths
 from maple.config import RunSettings
 from maple.data import Dataset, EvalTransform, Item, load_dataset, sample_few_shot, select_dataset
 from maple.data.catalogue import canonical_name, known_names, require_images, template_of
@@ -36,7 +38,17 @@ def complete(settings: RunSettings) -> RunSettings:
     name, validated = method_settings(description)
     # The same run, however the path is written and from which folder.
     data = settings.data.changed(dataset=settings.data.dataset and canonical_name(settings.data.dataset))
-    return settings.changed(method={"name": name, **validated.model_dump(mode="json")}, data=data)
+    backbone = absolute_backbone(settings.backbone.model_dump())
+    return settings.changed(method={"name": name, **validated.model_dump(mode="json")}, data=data, backbone=backbone)
+
+
+def absolute_backbone(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings or a description of a backbone, its paths made absolute if they exist as seen from this folder."""
+    name, pretrained = backbone.get("name"), backbone.get("pretrained")
+    if not isinstance(name, str) or not isinstance(pretrained, str | None):
+        return dict(backbone)
+    name, pretrained = with_absolute_paths(name, pretrained)
+    return {**backbone, "name": name, "pretrained": pretrained}
 
 
 def content_name(settings: RunSettings) -> str:
@@ -46,8 +58,10 @@ def content_name(settings: RunSettings) -> str:
         >>> content_name(resolve([read_preset("coop_few-shot"), {"data": {"dataset": "photos"}}]))
         'photos_coop_all_16shots_seed1_7bc24d13a7'
     """
-    settings = complete(settings)
-    digest = sha256(json.dumps(relevant(settings), sort_keys=True).encode()).hexdigest()[:10]
+    given, settings = settings, complete(settings)
+    # The backbone as it is written, so that runs made when it was stored so keep their names.
+    values = {**relevant(settings), "backbone": given.backbone.model_dump(mode="json")}
+    digest = sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
     data = settings.data
     published = template_of(data.dataset) is not None
     dataset = (data.dataset if published else Path(data.dataset).name).replace("/", "-").replace(":", "-")
@@ -128,6 +142,7 @@ def eval_transform(backbone: Backbone) -> EvalTransform:
 def relevant(settings: RunSettings) -> dict[str, Any]:
     """The settings that decide the result, as plain values."""
     relevant: dict[str, Any] = settings.model_dump(mode="json", exclude=_IRRELEVANT)  # type: ignore[arg-type]
+    relevant["backbone"] = absolute_backbone(relevant["backbone"])  # earlier versions stored it as it was written
     for section, key in (("train", "views"), ("data", "listing")):
         if relevant[section][key] is None:
             del relevant[section][key]  # so that runs made before there was such a setting keep their names

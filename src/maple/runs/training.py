@@ -25,7 +25,16 @@ from maple.distributed import Processes, this_process
 from maple.errors import CheckpointError, ConfigError, MapleError, output_error
 from maple.methods import Method, build_method, method_settings
 from maple.runs.folder import lock_folder, read_history, refuse_other_run, write_beginning, write_epoch, write_history
-from maple.runs.spec import changed_images, complete, joint_training_key, open_backbone, open_dataset, relevant, sample
+from maple.runs.spec import (
+    absolute_backbone,
+    changed_images,
+    complete,
+    joint_training_key,
+    open_backbone,
+    open_dataset,
+    relevant,
+    sample,
+)
 from maple.runs.trained_images import write_trained_images
 from maple.runs.training_data import TrainingData
 from maple.train import EpochReport, StepReport, Trainer, run_epochs
@@ -265,9 +274,12 @@ class _TrainingRun:
         try:
             tensors, content = read_tensors(path)
             stored, values = dict(content["identity"]), dict(content["trainer"])
+            settings = dict(stored["settings"])
+            stored["settings"] = {**settings, "backbone": absolute_backbone(settings["backbone"])}
+            stored["backbone"] = absolute_backbone(stored["backbone"])
         except CheckpointError as error:
             raise CheckpointError(f"the run cannot be resumed: {error}; {advice}") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             problem = f"the run cannot be resumed: {path} lacks a part of its metadata ({error})"
             raise CheckpointError(f"{problem}; {advice}") from error
         current = json.loads(json.dumps(self.identity))  # as it would be read again: tuples are lists

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from maple import files
+from maple.clip.backbone_names import remember
 from maple.errors import ConfigError
 from maple.runs.spec import joint_training_key
 from maple.sweeps.plan import PlannedRun
@@ -94,6 +95,8 @@ def run_sweep(
         with files.output_errors(root, "cannot be written to"):
             root.mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=root).close()
+        for run in remaining:  # here, too: the processes may be on other machines
+            remember(run.settings.backbone.name, run.settings.backbone.pretrained)
         for run, outcome in executor(_groups(remaining, together), root, work, progress.advance):
             outcomes[run.name] = outcome
             progress.ended(run, outcome)
