@@ -21,6 +21,8 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _MAX_DEPTH = 60
 _MAX_ATTRIBUTES = 100_000  # of the modules of a TorchScript archive; a large CLIP has a few thousand
+_MOST_RECORDS = 50_000  # of an archive; the largest CLIP with its optimizer has a tenth of it
+_LARGEST_PART = 64 * 1024**2
 _ENCRYPTED = 0x1
 _BLOCK = 1024**2
 _HINT = "give a file written by torch.save"
@@ -38,6 +40,18 @@ _MALFORMED = (
     AttributeError,
     DeprecationWarning,  # a bad escape in a name, where warnings are errors
 )
+
+
+class _ZipFile(io.BufferedReader):
+    """The bytes of a zip archive. zipfile reads its table of contents at once, and makes an object of each entry."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if (size or 0) > _LARGEST_PART:
+            raise zipfile.BadZipFile(f"its table of contents or its pickle has {size} bytes")
+        data = super().read(size)
+        if data.count(b"PK\1\2") > _MOST_RECORDS:
+            raise zipfile.BadZipFile(f"it has more than {_MOST_RECORDS:,} records")
+        return data
 
 
 class _Storages(Protocol):
@@ -105,7 +119,7 @@ def read_torchscript(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def is_torchscript(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a TorchScript archive, the form in which OpenAI publishes its models."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _ZipFile(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
             return any(PurePosixPath(name).parts[1:] == ("constants.pkl",) for name in archive.namelist())
     except (OSError, zipfile.BadZipFile):
         return False
@@ -127,7 +141,7 @@ def _errors_named(path: Path) -> Iterator[None]:
 
 def _read(path: Path, *, torchscript: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The dictionary in the file, and the sorted names of what was left out of it."""
-    with path.open("rb") as file:
+    with _ZipFile(io.FileIO(path)) as file:
         start = file.read(512)
         if start.startswith(_ZIP_START):
             with zipfile.ZipFile(file) as archive:
