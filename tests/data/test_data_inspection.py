@@ -326,7 +326,7 @@ def test_a_listing_is_read_as_it_was_written(draw: Draw, tmp_path: Path) -> None
             read_saved_split(path)
     path.write_text(text)
     (tmp_path / "pets").rename(tmp_path / "moved")
-    with pytest.raises(DataError, match="is gone; put it back, or write where it is now as "root"'"):
+    with pytest.raises(DataError, match='is gone; put it back, or write where it is now as "root"'):
         read_saved_split(path, written)
     path.write_text(text.replace(str(tmp_path / "pets") + '",\n "drawn', str(tmp_path / "moved") + '",\n "drawn'))
     assert read_saved_split(path, written).root == tmp_path / "moved"
