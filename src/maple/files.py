@@ -3,7 +3,8 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -135,6 +136,36 @@ def read_json_lines(
         else:
             on_damage(number, problem)
     return objects
+
+
+def on_disk(path: Path, listings: dict[Path, dict[str, list[str]]] | None = None) -> Path:
+    """Return `path`, or, if nothing has this very name, the path of what has it in another Unicode form.
+
+    Names in NFC and NFD look the same: a Mac writes the second, editors the first. Nothing at all: `path` itself.
+
+    Args:
+        listings: keeps the names in each folder for the next call, by their normal form.
+    """
+    if str(path).isascii() or os.path.lexists(path):
+        return path
+    listings = {} if listings is None else listings
+
+    def spelled(folder: Path, parts: Sequence[str]) -> Path | None:
+        if not parts:
+            return folder
+        if folder not in listings:
+            listings[folder] = {}
+            with suppress(OSError):
+                for name in sorted(os.listdir(folder)):
+                    listings[folder].setdefault(unicodedata.normalize("NFC", name), []).append(name)
+        others = listings[folder].get(unicodedata.normalize("NFC", parts[0]), [])
+        for name in dict.fromkeys([parts[0], *others]):
+            if os.path.lexists(folder / name) and (complete := spelled(folder / name, parts[1:])):
+                return complete
+        return None
+
+    root = Path(path.anchor)
+    return spelled(root, path.parts[1:] if path.anchor else path.parts) or path
 
 
 def move(source: Path, target: Path) -> None:

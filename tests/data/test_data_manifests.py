@@ -1,13 +1,18 @@
 """Tables of images: CSV, TSV and JSON lines."""
 
 import json
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from data_helpers import save_image
 
 from maple.data import load_dataset, load_folder
+from maple.data.folders.manifests import load_manifest
+from maple.data.images.reading import read_image
 from maple.errors import ConfigError, DataError
+from maple.inference.image_sources import find_images
 
 FILES = ["cat/1.png", "cat/2.png", "dogs, big/1.png", "x.png", "Ünï/é.png"]
 
@@ -180,3 +185,82 @@ def test_fractions_and_other_files(folder: Path) -> None:
         load_dataset(write(folder, DIVIDED, "images.txt"), None)
     with pytest.raises(DataError, match="unknown data set"):
         load_dataset(str(folder / "absent.csv"), None)
+
+
+def write_rows(path: Path, rows: dict[str, str]) -> Path:
+    path.write_text("path,label\n" + "".join(f'"{name}",{label}\n' for name, label in rows.items()), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("written", ["{top}/link/", "{top}/real/", "{top}/link/../real/", "../real/", "cat/../", ".\\"])
+@pytest.mark.parametrize("reached", ["real", "link", "chain"])
+def test_paths_lead_into_the_folder_however_it_is_reached(tmp_path: Path, written: str, reached: str) -> None:
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "chain").symlink_to("link")
+    rows = {}
+    for number in range(4):
+        name = ("cat", "dog")[number % 2]
+        save_image(tmp_path / f"real/{name}/{number}.png")
+        rows[written.format(top=tmp_path) + f"{name}/{number}.png"] = name
+    write_rows(tmp_path / "real/images.csv", rows)
+    dataset = load_manifest(tmp_path / reached / "images.csv", test_fraction=0)
+    assert {item.path for item in dataset.train} == {"cat/0.png", "dog/1.png", "cat/2.png", "dog/3.png"}
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        ("../other/x.png", "leaves the folder"),
+        ("{top}/other/x.png", "leaves the folder"),
+        ("C:\\photos\\x.png", "leaves the folder"),
+        ("file://{top}/real/cat/0.png", "is an address"),
+        ("https://example.org/x.png", "is an address"),
+        ("cat/..", "leaves the folder"),
+    ],
+)
+def test_paths_that_lead_elsewhere_are_refused(tmp_path: Path, written: str, reason: str) -> None:
+    save_image(tmp_path / "real/cat/0.png")
+    save_image(tmp_path / "other/x.png")
+    table = write_rows(tmp_path / "real/images.csv", {"cat/0.png": "cat", written.format(top=tmp_path): "dog"})
+    with pytest.raises(DataError, match=rf"line 3: path .* {reason}.*relative to it"):
+        load_manifest(table)
+
+
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+def test_paths_are_found_in_either_unicode_form(tmp_path: Path, stored: Any, written: Any) -> None:
+    def name(form: Any, number: int) -> str:
+        return unicodedata.normalize(form, f"chien été/à côté/é{number}.png")
+
+    for number in range(4):
+        save_image(tmp_path / name(stored, number))
+    for prefix in ("", f"{tmp_path}/"):
+        rows = {prefix + name(written, number): ("chat", "chien")[number % 2] for number in range(4)}
+        dataset = load_manifest(write_rows(tmp_path / "images.csv", rows), test_fraction=0)
+        assert {item.path for item in dataset.train} == {name(stored, number) for number in range(4)}
+    assert read_image(tmp_path / name(written, 0)).size == (12, 10)
+    folder = tmp_path / Path(name(written, 0)).parent
+    assert len([image.read() for image in find_images([str(folder)])]) == 4
+
+
+def test_the_very_name_comes_first_where_both_forms_exist(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "été") for form in ("NFC", "NFD"))
+    for folder, numbers in ((composed, (0, 1)), (decomposed, (0, 1, 2))):
+        for number in numbers:
+            save_image(tmp_path / folder / f"{number}.png")
+    if len(list(tmp_path.iterdir())) == 1:
+        pytest.skip("this file system has one form only")
+    rows = {f"{composed}/{number}.png": ("a", "b")[number % 2] for number in range(3)}
+    dataset = load_manifest(write_rows(tmp_path / "images.csv", rows), test_fraction=0)
+    assert {item.path for item in dataset.train} == {f"{composed}/0.png", f"{composed}/1.png", f"{decomposed}/2.png"}
+
+
+@pytest.mark.parametrize("label", ["nan", "NaN", "None", "<NA>", ""])
+def test_missing_labels_are_refused_with_their_line(tmp_path: Path, label: str) -> None:
+    rows = {}
+    for name in ("cat", "dog", "nan"):
+        save_image(tmp_path / f"{name}/0.png")
+        rows[f"{name}/0.png"] = name
+    assert load_manifest(write_rows(tmp_path / "images.csv", rows)).class_names == ("cat", "dog", "nan")
+    with pytest.raises(DataError, match=f"line 3 has the label '{label}'.* name of the class of dog/0.png"):
+        load_manifest(write_rows(tmp_path / "images.csv", {**rows, "dog/0.png": label}))

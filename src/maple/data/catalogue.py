@@ -33,6 +33,7 @@ from maple.data.published.split_files import (
 )
 from maple.data.records import DRAWN, Dataset, Item
 from maple.errors import DataError, one_of
+from maple.files import on_disk
 
 logger = logging.getLogger(__name__)
 
@@ -154,12 +155,12 @@ def load_dataset(
         return load_emoji(name_or_path, class_names)
     fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
     options: dict[str, Any] = {"class_names": class_names, "seed": seed, **fractions}
-    path = Path(name_or_path).expanduser()
+    path = on_disk(Path(name_or_path).expanduser())
     if is_manifest(path):
         return load_manifest(path, **options, min_classes=min_classes)
     if domain := split_domain(name_or_path):
         return load_domain(*domain, **options, on_finding=on_finding)
-    if path.is_symlink() and not path.exists():
+    if os.path.islink(path) and not os.path.exists(path):
         raise DataError(f"{path}: is a link to {path.readlink()}, which is not there; is the drive or share mounted?")
     if not path.is_dir():
         raise _unknown(name_or_path)
@@ -184,7 +185,12 @@ def require_possible(name_or_path: str) -> None:
         group_and_style(name_or_path)
         return
     is_path = "/" in name_or_path or os.sep in name_or_path
-    if name_or_path in CATALOGUE or is_path or Path(name_or_path).expanduser().exists() or split_domain(name_or_path):
+    if (
+        name_or_path in CATALOGUE
+        or is_path
+        or on_disk(Path(name_or_path).expanduser()).exists()
+        or split_domain(name_or_path)
+    ):
         return
     raise _unknown(name_or_path)
 
@@ -215,7 +221,7 @@ def canonical_name(name_or_path: str) -> str:
     """Return the same text for the same data set: names of the catalogue unchanged, paths as absolute paths."""
     if template_of(name_or_path) is not None:
         return name_or_path
-    path = Path(name_or_path).expanduser()
+    path = on_disk(Path(name_or_path).expanduser())
     if path.exists():
         return str(path.resolve())
     domain = split_domain(name_or_path)

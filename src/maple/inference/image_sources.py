@@ -19,7 +19,7 @@ from maple.data.folders.class_folders import walk_files
 from maple.data.images.formats import unread_format
 from maple.data.images.reading import has_image_name, is_image_file, read_image
 from maple.errors import ConfigError, DataError, ImageError
-from maple.files import web_opener
+from maple.files import on_disk, web_opener
 
 STDIN = "-"
 MAX_BYTES = 64 * 1024**2
@@ -82,7 +82,7 @@ def find_images(
                 if glob.has_magic(source) and not Path(source).expanduser().exists():
                     paths = sorted(glob.glob(os.path.expanduser(source))) or paths
                 for path in paths:
-                    if Path(path).expanduser().is_dir():
+                    if on_disk(Path(path).expanduser()).is_dir():
                         yield from _folder_images(path, recursive)
                     else:
                         yield ImageSource(path, partial(read_image, Path(path).expanduser()))
@@ -117,7 +117,7 @@ def _folder_images(source: str, recursive: bool) -> Iterator[ImageSource]:
     def fail(error: DataError) -> NoReturn:
         raise error
 
-    folder = Path(source).expanduser()
+    folder = on_disk(Path(source).expanduser())
     unreadable: list[DataError] = []
     empty = True
     for file in walk_files(folder, recursive=recursive, on_unreadable=unreadable.append):

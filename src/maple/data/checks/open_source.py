@@ -24,6 +24,7 @@ from maple.data.folders.unused import unread_images, unread_kind
 from maple.data.images.reading import has_image_name, is_image_file
 from maple.data.records import Dataset
 from maple.errors import DataError, shortened_list
+from maple.files import on_disk
 
 _FORM = "FOLDER/CLASS/image.jpg, one folder of images for each class"
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".rar", ".7z", ".gz")
@@ -45,7 +46,7 @@ def open_source(
     check_source(source)
     findings: list[Finding] = []
     dataset = load_dataset(source, root, seed=seed, drop_empty=True, on_finding=findings.append)
-    domain, path = split_domain(source), Path(source).expanduser()
+    domain, path = split_domain(source), on_disk(Path(source).expanduser())
     if domain:
         findings += unexpected_files(domain[0] / domain[1])
     elif source not in known_names() and path.is_dir():
@@ -66,7 +67,7 @@ def check_source(source: str) -> None:
     """
     if source in known_names() or source.partition("/")[0] in known_names():
         return
-    path = Path(source).expanduser()
+    path = on_disk(Path(source).expanduser())
     if not source.strip():
         raise DataError(f"no data set is given; give the path of a folder: {_FORM}")
     try:
@@ -86,7 +87,7 @@ def check_source(source: str) -> None:
             f"{source}: is a file; give a folder ({_FORM}), or a table of path and label that ends in "
             f"{', '.join(SUFFIXES)}"
         )
-    elif not exists and not split_domain(source) and not path.is_symlink():
+    elif not exists and not split_domain(source) and not os.path.islink(path):
         raise DataError(
             f"{source}: there is no such folder or file; give a folder ({_FORM}), FOLDER:DOMAIN for a folder of "
             "domains that hold these, or a .csv or .jsonl file with the columns path and label"

@@ -16,6 +16,7 @@ from maple.data.folders.unused import nested_classes, unread_images
 from maple.data.images.reading import has_image_name, is_image_file
 from maple.data.records import SPLIT_NAMES, Dataset, Item
 from maple.errors import ConfigError, DataError, one_of
+from maple.files import on_disk
 from maple.names import has_lone_surrogate, words_of
 
 logger = logging.getLogger(__name__)
@@ -394,7 +395,7 @@ def nfc(name: str) -> str:
 def split_domain(text: str) -> tuple[Path, str] | None:
     """Parse `root:DOMAIN`; None if there is no colon or no folder before it."""
     root, colon, domain = text.rpartition(":")
-    folder = Path(root).expanduser()
+    folder = on_disk(Path(root).expanduser())
     if not colon or Path(text).expanduser().exists() or not folder.is_dir():
         return None
     return folder, domain

@@ -3,20 +3,24 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from maple.data.folders.class_folders import SPLIT_FOLDERS, assemble, check_fractions, draw_split, nfc, rename_classes
 from maple.data.records import SPLIT_NAMES, Dataset
 from maple.errors import DataError, one_of, shortened_list
+from maple.files import on_disk
 from maple.names import has_lone_surrogate
 
 SUFFIXES = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": ""}
 """The file names of manifests, and the delimiter of each unless its header shows another."""
 
 _COLUMNS = ("path", "label", "split")
+_MISSING = {"nan", "NaN", "NAN", "NaT", "None", "<NA>", "#N/A"}
+"""Labels that pandas, Python and Excel write for a missing value."""
 _SPLIT_FORM = "it must be train, val or test, in every row or in none"
 
 
@@ -54,7 +58,8 @@ def load_manifest(
     """
     check_fractions(val_fraction, test_fraction)
     read = _read_table if SUFFIXES[path.suffix.lower()] else _read_json_lines
-    rows = [_checked_row(path, line, values) for line, values in read(path)]
+    folder = _Folder(path.parent)
+    rows = [_checked_row(path, folder, line, values) for line, values in read(path)]
     _check_rows(path, rows)
     if not rows:
         raise DataError(f"{path}: holds no rows below its header; give at least one image for each of two classes")
@@ -80,7 +85,7 @@ class _Row:
     split: str
 
 
-def _checked_row(manifest: Path, line: int, values: Mapping[str, Any]) -> _Row:
+def _checked_row(manifest: Path, folder: "_Folder", line: int, values: Mapping[str, Any]) -> _Row:
     where = f"{manifest}: line {line}"
     path, label, split = (values.get(column) for column in _COLUMNS)
     if isinstance(label, int) and not isinstance(label, bool):
@@ -96,19 +101,58 @@ def _checked_row(manifest: Path, line: int, values: Mapping[str, Any]) -> _Row:
     split = (split or "").strip()
     if split and split.casefold() not in SPLIT_FOLDERS:
         raise DataError(f"{where}: {one_of('split', split, SPLIT_NAMES)}")
-    path = path.strip()
-    if "\\" in path and not (manifest.parent / path).exists():
-        path = path.replace("\\", "/")
-    relative = PurePosixPath(path)
-    folder = PurePosixPath(manifest.parent.resolve().as_posix())
-    if relative.is_relative_to(folder):
-        relative = relative.relative_to(folder)
-    if relative.is_absolute() or ".." in relative.parts or not relative.name:
+    relative = folder.relative(path.strip())
+    if relative is None:
+        reason = "is an address" if "://" in path else "leaves the folder of the manifest"
         raise DataError(
-            f"{where}: path {path!r} leaves the folder of the manifest; put the manifest into a folder that holds all "
-            f"its images, and write paths relative to it"
+            f"{where}: path {path.strip()!r} {reason}; put the manifest into a folder that holds all its images, and "
+            f"write paths relative to it"
         )
-    return _Row(line, relative.as_posix(), nfc(label.strip()), SPLIT_FOLDERS.get(split.casefold(), ""))
+    label = nfc(label.strip())
+    if label in _MISSING and label not in relative.parts[:-1]:
+        raise DataError(
+            f"{where} has the label {label!r}, as software writes a missing value; give the name of the class of "
+            f"{path}. If a class has this name, put its images into a folder {label!r}"
+        )
+    return _Row(line, relative.as_posix(), label, SPLIT_FOLDERS.get(split.casefold(), ""))
+
+
+class _Folder:
+    """The folder of a manifest; what was looked up in it is kept, since a manifest may have a million rows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._listings: dict[Path, dict[str, list[str]]] = {}
+        self._is_same: dict[Path, bool] = {}
+
+    def relative(self, written: str) -> PurePosixPath | None:
+        """The path of an image as it is on the disk, relative to the folder; None if it is no path inside."""
+        path = Path(written)
+        if not os.path.lexists(self._path / path):
+            if "://" in written or (PureWindowsPath(written).drive and os.name != "nt"):
+                return None
+            path = Path(os.path.expanduser(written.replace("\\", "/")))
+        whole = on_disk(self._path / path, self._listings)
+        if not path.is_absolute() and ".." not in path.parts:
+            relative = whole.relative_to(self._path)
+        else:
+            # Links and ".." lead to a folder by many paths, so folders are compared, not their names.
+            relative = next((whole.relative_to(parent) for parent in whole.parents if self._is(parent)), whole)
+            if relative.is_absolute() or ".." in relative.parts:
+                try:
+                    parent = whole.parent.resolve().relative_to(self._path.resolve())
+                except (ValueError, OSError, RuntimeError):
+                    return None
+                relative = parent / whole.name
+        return PurePosixPath(relative.as_posix()) if relative.name not in ("", "..") else None
+
+    def _is(self, folder: Path) -> bool:
+        if folder not in self._is_same:
+            try:
+                self._is_same[folder] = os.path.samefile(folder, self._path)
+            except (OSError, ValueError):
+                self._is_same[folder] = False
+        return self._is_same[folder]
 
 
 def _check_rows(manifest: Path, rows: list[_Row]) -> None:
@@ -138,7 +182,7 @@ def _check_rows(manifest: Path, rows: list[_Row]) -> None:
                 continue
         except OSError:  # a name that the file system refuses
             pass
-        absent.append(f"line {row.line}: {path}")
+        absent.append(f"line {row.line}: {path}" + (f", a link to {os.readlink(path)}" if os.path.islink(path) else ""))
     if absent:
         raise DataError(
             f"{manifest}: {len(absent)} of {len(rows)} images are missing "

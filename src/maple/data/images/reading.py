@@ -21,6 +21,7 @@ from maple.data.images.formats import CAMERA_RAW, HEAD_BYTES, format_of, has_raw
 from maple.data.images.formats import has_image_name as has_image_name
 from maple.data.images.formats import is_image_file as is_image_file
 from maple.errors import DVC_POINTER, ConfigError, ImageError
+from maple.files import on_disk
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +186,7 @@ class ImageStore:
 
 
 def _open_file(path: Path) -> IO[bytes]:
+    path = on_disk(path)
     try:
         status = path.stat()
     except FileNotFoundError as error:
