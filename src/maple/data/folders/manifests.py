@@ -103,9 +103,10 @@ def _checked_row(manifest: Path, folder: "_Folder", line: int, values: Mapping[s
         raise DataError(f"{where}: {one_of('split', split, SPLIT_NAMES)}")
     relative = folder.relative(path.strip())
     if relative is None:
+        shown = path.strip().replace("\\", "/")
         reason = "is an address" if "://" in path else "leaves the folder of the manifest"
         raise DataError(
-            f"{where}: path {path.strip()!r} {reason}; put the manifest into a folder that holds all its images, and "
+            f"{where}: path {shown!r} {reason}; put the manifest into a folder that holds all its images, and "
             f"write paths relative to it"
         )
     label = nfc(label.strip())
