@@ -1,5 +1,6 @@
 """A server in a process of its own, and clients that break the rules."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -7,6 +8,8 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -114,8 +117,29 @@ def test_invalid_lengths(server: Process, head: bytes) -> None:
 def test_invalid_http_is_reported_in_json(server: Process) -> None:
     for garbage in (b"hello\r\n\r\n", b"\x16\x03\x01\x02\x00" * 10 + b"\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"):
         assert status_and_code(server.raw(garbage)) == (400, "malformed")
-    many = b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-A: " + b"a" * 2_000_000 + b"\r\n\r\n"
-    assert status_and_code(server.raw(many)) == (400, "malformed")
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize(
+    ("start", "headers", "answer"),
+    [
+        (b"GET /", b"X-A: " + b"a" * 2_000_000 + b"\r\n", (431, "head_too_large")),
+        (b"GET /", b"X-A: " + b"a" * 40_000 + b"\r\n", (431, "head_too_large")),
+        (b"GET /", b"X: y\r\n" * 10_000, (431, "head_too_large")),
+        (b"GET /", b"X: y\r\n" * 101, (431, "head_too_large")),
+        (b"GET /" + b"a" * 9000, b"", (414, "url_too_long")),
+        (b"GET /?" + b"a" * 2_000_000, b"", (414, "url_too_long")),
+        (b"GET http://localhost/" + b"a" * 100_000, b"", (414, "url_too_long")),
+        (b"GET /healthz?" + b"a" * 8000, b"X: y\r\n" * 90 + b"X: " + b"a" * 20_000 + b"\r\n", (200, None)),
+    ],
+)
+def test_heads_and_addresses_are_bounded(
+    server: Process, start: bytes, headers: bytes, answer: tuple[int, str | None], pieces: int
+) -> None:
+    head = start + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + headers + b"\r\n"
+    size = -(-len(head) // pieces)
+    sent = server.raw(*(head[at : at + size] for at in range(0, len(head), size)), pause=0.02)
+    assert status_and_code(sent) == answer
 
 
 def test_slow_heads_time_out(server: Process) -> None:
@@ -197,6 +221,89 @@ def test_open_requests_finish_after_a_signal(number: int) -> None:
         assert (server.running.returncode, errors) == (0, "")
         with pytest.raises(ConnectionRefusedError):
             server.connect()
+
+
+@pytest.mark.parametrize("rest", [b"POST /v1/pre", HEAD + b"Content-Length: 1000\r\n\r\n{", b""])
+def test_requests_that_never_complete_do_not_hold_up_the_end(rest: bytes) -> None:
+    with process() as server:
+        predict(server, png())  # it runs
+        connections = [server.connect() for _ in range(5)]
+        for connection in connections:
+            connection.sendall(rest)
+        time.sleep(0.3)
+        began = time.monotonic()
+        assert server.stop() == (0, "")
+        assert time.monotonic() - began < 5
+        for connection in connections:
+            connection.close()
+
+
+def unread(server: Process, requests: int = 400) -> socket.socket:
+    """A client that asks for more than the kernel holds, and reads nothing."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", server.port))
+    connection.settimeout(0.5)
+    with suppress(TimeoutError, OSError):
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * requests)
+    return connection
+
+
+def test_clients_that_never_read_are_disconnected_and_do_not_hold_up_the_end() -> None:
+    with process(read_timeout=1.0) as server:
+        connection = unread(server)
+        time.sleep(3)
+        connection.settimeout(20)
+        assert everything(connection).count(b"HTTP/1.1 200") < 400  # and it ends
+        connection.close()
+    with process() as server:
+        predict(server, png())
+        connection = unread(server)
+        began = time.monotonic()
+        assert server.stop() == (0, "")
+        assert time.monotonic() - began < 6
+        connection.close()
+
+
+def test_connections_are_bounded_and_silent_ones_make_room() -> None:
+    with process(connections=4, seconds=1.5, batch=1) as server:
+        silent = [server.connect() for _ in range(20)]
+        stalled = [server.connect() for _ in range(20)]
+        for connection in stalled:
+            connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n{")
+        assert predict(server, png())["class_count"] == 6
+        open_files = len(list(Path(f"/proc/{server.running.pid}/fd").iterdir()))
+        assert open_files < 40
+        kind, body = form(png())
+        request = HEAD.replace(b"application/json", kind) + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        working = [server.connect() for _ in range(4)]
+        for connection in working:
+            connection.sendall(request)
+        time.sleep(0.5)
+        assert status_and_code(server.raw(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")) == (503, "busy")
+        for connection in working:
+            assert b" 200 OK" in connection.recv(65536)
+        for connection in (*silent, *stalled, *working):
+            connection.close()
+
+
+def test_answers_are_not_delayed() -> None:
+    """An answer that follows another on one connection does not wait for the client's delayed acknowledgement."""
+
+    async def accepted_socket() -> int:
+        accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with listen.bind("127.0.0.1", 0) as listening:
+            async with await asyncio.start_server(connected, sock=listening):
+                _, writer = await asyncio.open_connection(*listening.getsockname())
+                writer.close()
+                return await accepted
+
+    assert asyncio.run(accepted_socket())
 
 
 def test_addresses_that_cannot_be_used_are_named(server: Process) -> None:

@@ -40,6 +40,7 @@ _CLOSE_SECONDS = 10.0
 _EXAMPLES_SECONDS = 10.0
 _PNG = {"type": "string", "format": "binary"}
 _NUMBER = {"name": "number", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 0}}
+_ANY_ERRORS = ("malformed", "cross_origin", "url_too_long", "wrong_host", "head_too_large", "internal")
 _PREDICT_ERRORS = (
     *("malformed", "upload_timeout", "too_large", "unsupported_media_type", "invalid_request", "class_names"),
     *("unreadable_image", "internal", "model_failed", "busy", "not_ready", "timeout"),
@@ -173,7 +174,7 @@ def create_app(
         redirect_slashes=False,
         lifespan=service.lifespan,
         generate_unique_id_function=lambda route: route.name,
-        responses=error_responses("malformed", "cross_origin", "wrong_host", "internal"),
+        responses=error_responses(*_ANY_ERRORS),
     )
     app.state.service = service
     app.include_router(_health)

@@ -27,6 +27,11 @@ class Limits:
     timeout: float = 30.0  # seconds from the complete request to the response
     upload_timeout: float = 30.0  # seconds within which a body must arrive
     head_timeout: float = 15.0  # seconds within which the head of a request must arrive on an open connection
+    read_timeout: float = 60.0  # seconds within which a client must read what is sent to it
+    head_bytes: int = 32 * 1024  # of the head of a request
+    headers: int = 100  # in the head of a request
+    url_bytes: int = 8 * 1024  # of an address, query included
+    connections: int = 512  # open at once; beyond it, the one whose client has been silent longest is closed
     decoders: int = 2  # threads that decode images
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import chain
 from urllib.parse import urlsplit
 
 from fastapi.security import HTTPBearer
@@ -104,11 +105,16 @@ class GuardMiddleware:
             self._uploads.release(exchange.held)
 
     async def _check(self, scope: Scope) -> None:
-        """Check host, origin and token, before anything of the body is read.
+        """Check size, host, origin and token, before anything of the body is read.
 
         A dependency of a FastAPI route could check the token only after the body has been read.
         """
         headers = Headers(scope=scope)
+        if len(scope["raw_path"]) + len(scope["query_string"]) > self._limits.url_bytes:
+            raise url_too_long(self._limits)
+        lines = scope["headers"]
+        if len(lines) > self._limits.headers or sum(map(len, chain(*lines))) > self._limits.head_bytes:
+            raise head_too_large(self._limits)
         host = headers.get("host", "")
         if self._hosts is not None and _host_name(host) not in self._hosts:
             raise ApiError(
@@ -213,6 +219,17 @@ class Exchange:
         self._received += len(message.get("body", b""))
         self._complete = not message.get("more_body", False)
         return message
+
+
+def url_too_long(limits: Limits) -> ApiError:
+    return ApiError(
+        "url_too_long", f"the address exceeds {limits.url_bytes:,} bytes; send names and images in the body"
+    )
+
+
+def head_too_large(limits: Limits) -> ApiError:
+    allowed = f"{limits.headers} headers of {limits.head_bytes:,} bytes together"
+    return ApiError("head_too_large", f"the head of the request exceeds {allowed}; send fewer or shorter headers")
 
 
 def _host_name(host: str) -> str:
