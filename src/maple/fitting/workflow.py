@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from maple import files
 from maple.checkpoint import load_prompts
 from maple.clip import Backbone
 from maple.config import RunSettings, read_preset, resolve
@@ -32,7 +31,7 @@ from maple.fitting.stored_fit import FitResult, build_result, is_evaluated, is_f
 from maple.methods import ZERO_SHOT, Method, method_settings
 from maple.report import ThumbnailLoader
 from maple.runs import TrainProgress, complete, content_name, evaluate_run, finished_prompts, train_run
-from maple.runs.folder import refuse_other_run
+from maple.runs.folder import lock_folder, refuse_other_run
 from maple.runs.spec import changed_images, open_backbone
 from maple.runs.training import fresh_method
 from maple.sweeps.plan import recipe_of
@@ -200,22 +199,24 @@ def _inspect(
     opened, remarks = open_source(data.dataset, root, class_names=data.class_names, seed=settings.seed)
     backbone = _backbone(settings, device)
     fresh_method(settings, backbone, opened.class_names)
-    with files.output_errors(folder, "cannot be made"):
-        folder.mkdir(parents=True, exist_ok=True)
-    inspection = inspect_dataset(
-        opened, remarks=remarks, keep_classes=bool(split_domain(data.dataset)), on_images=progress.inspecting
-    )
-    dataset = inspection.dataset
-    if not dataset.val and method_settings(settings.method)[1].needs_validation:
-        train, val = hold_out(dataset.train, VALIDATION_FRACTION, settings.seed)
-        inspection = replace(inspection, dataset=replace(dataset, train=tuple(train), val=tuple(val)))
-    findings = inspection.lines()
-    listed, used = (
-        {item.path for split in SPLIT_NAMES for item in getattr(each, split)} for each in (opened, inspection.dataset)
-    )
-    write_saved_split(folder / SAVED_SPLIT, inspection.dataset, data.dataset, listed - used)
-    write_inspection(folder, settings, inspection.as_json(), findings)
-    return backbone, findings
+    with lock_folder(folder):
+        if (previous := load_previous(settings, folder)) is not None:  # by the process that held the lock until now
+            return backbone, previous["lines"]
+        inspection = inspect_dataset(
+            opened, remarks=remarks, keep_classes=bool(split_domain(data.dataset)), on_images=progress.inspecting
+        )
+        dataset = inspection.dataset
+        if not dataset.val and method_settings(settings.method)[1].needs_validation:
+            train, val = hold_out(dataset.train, VALIDATION_FRACTION, settings.seed)
+            inspection = replace(inspection, dataset=replace(dataset, train=tuple(train), val=tuple(val)))
+        findings = inspection.lines()
+        listed, used = (
+            {item.path for split in SPLIT_NAMES for item in getattr(each, split)}
+            for each in (opened, inspection.dataset)
+        )
+        write_saved_split(folder / SAVED_SPLIT, inspection.dataset, data.dataset, listed - used)
+        write_inspection(folder, settings, inspection.as_json(), findings)
+        return backbone, findings
 
 
 def _backbone(settings: RunSettings, device: str | None) -> Backbone:

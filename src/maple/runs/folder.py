@@ -9,9 +9,12 @@ rows.jsonl            one line per evaluation
 predictions/          the predictions of each evaluation: runs/evaluation.py
 tensorboard/          with --tracker: tracking.py
 .lock                 held by the process that trains
+.rows.lock            held by a process while it adds a row
 """
 
+import errno
 import json
+import logging
 import platform
 import sys
 from collections.abc import Iterator
@@ -33,6 +36,11 @@ from maple.data.records import items_hash
 from maple.errors import BusyError, CheckpointError, ConfigError, output_error
 from maple.runs.spec import relevant
 from maple.train import EpochReport, Trainer
+
+logger = logging.getLogger(__name__)
+
+# Of flock on NFS without a lock daemon and on some FUSE file systems. FileLock itself takes care of ENOSYS.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 
 _LEARNED = ("metrics.jsonl", "resume.safetensors", "prompts.safetensors")
 _WRITTEN = ("config.json", "items.json", "environment.json", "rows.jsonl", *_LEARNED)
@@ -176,11 +184,29 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """
     with files.output_errors(folder, "cannot be made"):
         folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / ".lock", blocking=False):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, *, blocking: bool) -> Iterator[None]:
+    lock = FileLock(path, blocking=blocking)
     try:
-        with FileLock(folder / ".lock", blocking=False):
-            yield
+        lock.acquire()
     except Timeout as error:
-        raise BusyError(f"another process is training in {folder}; wait for it, or choose another --output") from error
+        problem = f"another process is training in {path.parent}; wait for it, or choose another --output"
+        raise BusyError(problem) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        logger.warning(
+            "the file system of %s has no locks (%s): do not let two processes write to this folder at the same time",
+            *(path.parent, error.strerror),
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -203,10 +229,10 @@ def evaluation_key(row: dict[str, Any]) -> list[Any]:
 
 def append_row(folder: Path, row: dict[str, Any]) -> None:
     """Add a row, or replace the row of the same evaluation."""
-    path = folder / "rows.jsonl"
     row = json.loads(json.dumps(row))
-    rows = [other for other in read_rows(folder) if evaluation_key(other) != evaluation_key(row)] + [row]
-    files.write_text(path, "".join(json.dumps(entry) + "\n" for entry in rows))
+    with _locked(folder / ".rows.lock", blocking=True):
+        rows = [other for other in read_rows(folder) if evaluation_key(other) != evaluation_key(row)] + [row]
+        files.write_text(folder / "rows.jsonl", "".join(json.dumps(entry) + "\n" for entry in rows))
 
 
 def environment() -> dict[str, Any]:

@@ -336,6 +336,9 @@ def write_imported(
     backbone = open_backbone(settings, "cpu")
     method = build_method(settings.method, backbone, class_names)
     put_parameters(method, parameters, source=f"the imported checkpoint on {backbone.name}")
-    save_prompts(folder / "prompts.safetensors", method, info)
-    files.write_json(folder / "config.json", settings.model_dump(mode="json"))
+    with lock_folder(folder):
+        if (folder / "config.json").exists():  # written by another process since
+            raise output_error(f"{folder} is already a run")
+        save_prompts(folder / "prompts.safetensors", method, info)
+        files.write_json(folder / "config.json", settings.model_dump(mode="json"))
     return method

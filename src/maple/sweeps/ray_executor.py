@@ -31,7 +31,7 @@ _DEFAULT_GPUS = 0.25
 _MARKER = ".sweep-"
 _REPORT_INTERVAL = 0.5
 """Seconds between two progress reports of a run."""
-_NOT_STORED = ("resume.safetensors", ".lock", FAILURE)
+_NOT_STORED = ("resume.safetensors", ".lock", ".rows.lock", FAILURE)
 _LAST = "prompts.safetensors"
 """Its presence marks a run as finished, so it is written after everything else."""
 
