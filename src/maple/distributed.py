@@ -1,9 +1,12 @@
 """Devices and their memory, and the process group of a training run, through accelerate."""
 
 import atexit
+import logging
 import os
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maple.errors import ConfigError
+from maple.errors import ConfigError, first_line
 
+logger = logging.getLogger(__name__)
+
+_JOIN_TIMEOUT = timedelta(minutes=30)
+_SILENCE = 5.0
+"""Seconds of waiting for other processes until they are named."""
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -51,15 +59,68 @@ def this_process(device: str | None = None) -> Processes:
     device is the first GPU, or the GPU of this process, or the CPU.
 
     Raises:
+        ConfigError: there is no such device, the environment variables of a launcher are incomplete, or the other
+            processes do not come.
+    """
+    rank, count = launched()
+    if count == 1:
+        return Processes(0, 1, choose_device(device))
+    from accelerate import PartialState
+
+    if not torch.distributed.is_initialized():
+        atexit.register(_leave)
+    # The defaults of accelerate for CPUs. On GPUs, without a local rank, every process would train alone.
+    address, port = os.environ["MASTER_ADDR"], os.environ.setdefault("MASTER_PORT", "29500")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    others = f"{count - 1} other process{'es' if count > 2 else ''} at {address}:{port}"
+    why = f"WORLD_SIZE is {count} and RANK is {rank}"
+    alone = "to work in one process, unset WORLD_SIZE"
+    waiting = threading.Timer(_SILENCE, logger.warning, [f"waiting for {others} ({why}; {alone})"])
+    waiting.daemon = True
+    waiting.start()
+    try:
+        state: Any = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=_JOIN_TIMEOUT)
+    except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
+        raise ConfigError(f"the {others} cannot be joined: {first_line(error)} ({why}); {alone}") from error
+    finally:
+        waiting.cancel()
+    return Processes(state.process_index, state.num_processes, state.device)
+
+
+def launched() -> tuple[int, int]:
+    """The rank of this process and the number of processes that a launcher started, from its environment variables.
+
+    Raises:
+        ConfigError: WORLD_SIZE or RANK is not a number in range, or other variables of the launcher are missing.
+    """
+    size = os.environ.get("WORLD_SIZE", "").strip() or "1"
+    fix = (
+        "to work in one process, unset WORLD_SIZE; to work in several, start them with torchrun or `accelerate launch`"
+    )
+    try:
+        count = int(size)
+    except ValueError as error:
+        raise ConfigError(f"WORLD_SIZE is {size!r}, which is not a number of processes; {fix}") from error
+    if count <= 1:
+        return 0, 1
+    if missing := [name for name in ("RANK", "MASTER_ADDR") if not os.environ.get(name)]:
+        raise ConfigError(f"WORLD_SIZE is {count}, but a launcher also sets {' and '.join(missing)}; {fix}")
+    rank = os.environ["RANK"].strip()
+    if not (rank.isdecimal() and int(rank) < count):
+        raise ConfigError(f"RANK is {rank!r}; with WORLD_SIZE {count} it is a number from 0 to {count - 1}; {fix}")
+    for name, most in (("MASTER_PORT", 65535), ("LOCAL_RANK", count - 1)):
+        value = os.environ.get(name, "0").strip()
+        if not (value.isdecimal() and int(value) <= most):
+            raise ConfigError(f"{name} is {value!r}; it is a number up to {most}; {fix}")
+    return int(rank), count
+
+
+def choose_device(device: str | None = None) -> torch.device:
+    """The device of this name, or else the first GPU, or the CPU; of this process alone, whatever a launcher has set.
+
+    Raises:
         ConfigError: there is no such device.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        if not torch.distributed.is_initialized():
-            atexit.register(_leave)
-        state: Any = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
-        return Processes(state.process_index, state.num_processes, state.device)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -69,7 +130,7 @@ def this_process(device: str | None = None) -> Processes:
         available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         available += ["mps"] if torch.backends.mps.is_available() else []
         raise ConfigError(f"there is no device {device!r}; choose one of: {', '.join(available)}") from error
-    return Processes(0, 1, chosen)
+    return chosen
 
 
 def _leave() -> None:

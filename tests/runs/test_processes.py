@@ -3,15 +3,21 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from maple.checkpoint import read_prompts
-from maple.distributed import Processes, this_process
+from maple.distributed import Processes, choose_device, this_process
+from maple.errors import ConfigError
 from maple.runs import read_history
+from maple.sweeps import SweepSettings, on_ray, plan_sweep, run_sweep
+from maple.sweeps.executors import in_processes
+from maple.sweeps.runner import run_group
 
 # `--multi_gpu` is how accelerate is told to start several processes; without GPUs they talk through the CPU.
 ACCELERATE = [
@@ -76,6 +82,76 @@ def test_a_failure_of_the_processes_is_the_launchers(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "unknown data set" in done.stderr
     assert not (tmp_path / "o").exists()
+
+
+def launch(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+COMPLETE = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29777"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is 'abc', which is not a number of processes; .* unset WORLD_SIZE"),
+        ({"WORLD_SIZE": "2.0"}, "WORLD_SIZE is '2.0', which is not a number of processes"),
+        (
+            {"RANK": "", "MASTER_ADDR": ""},
+            "WORLD_SIZE is 2, but a launcher also sets RANK and MASTER_ADDR; ",
+        ),
+        ({"MASTER_ADDR": ""}, "a launcher also sets MASTER_ADDR; to work in one process, unset WORLD_SIZE"),
+        ({"RANK": "2"}, "RANK is '2'; with WORLD_SIZE 2 it is a number from 0 to 1"),
+        ({"RANK": "-1"}, "RANK is '-1'"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK is 'x'; it is a number up to 1"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT is '99999'; it is a number up to 65535"),
+    ],
+)
+def test_incomplete_variables_of_a_launcher(
+    changed: dict[str, str],
+    message: str,
+    make_images: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launch(monkeypatch, **{**COMPLETE, **changed})
+    with pytest.raises(ConfigError, match=message):
+        this_process("cpu")
+    assert choose_device("cpu") == torch.device("cpu"), "what needs no other process works alone"
+    images = str(make_images(classes=("cat", "dog")))
+    settings = SweepSettings(protocol="base-to-novel", methods=["zero_shot"], datasets=[images], seeds=[1])
+    with pytest.raises(ConfigError, match=message):
+        run_sweep(plan_sweep(settings), tmp_path / "runs", device="cpu")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_processes_that_do_not_come(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    launch(monkeypatch, **COMPLETE)
+    monkeypatch.setattr("maple.distributed._SILENCE", 0.1)
+
+    def in_vain(**_: object) -> None:
+        time.sleep(0.5)
+        raise torch.distributed.DistStoreError("Timed out after 2 seconds waiting for clients. 1/2 clients joined.")
+
+    monkeypatch.setattr("accelerate.PartialState", in_vain)
+    problem = "the 1 other process at 127.0.0.1:29777 cannot be joined: Timed out after 2 seconds .* unset WORLD_SIZE"
+    with pytest.raises(ConfigError, match=problem):
+        this_process("cpu")
+    assert "waiting for 1 other process at 127.0.0.1:29777 (WORLD_SIZE is 2 and RANK is 0" in caplog.text
+    for executor in (partial(in_processes, jobs=2), on_ray):
+        with pytest.raises(ConfigError, match="WORLD_SIZE is 2, and this sweep starts its processes itself"):
+            list(executor([], tmp_path, run_group, lambda *_: None))
+
+
+@pytest.mark.parametrize("size", ["", "0", "1", " 1 "])
+def test_one_process(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch(monkeypatch, **{**COMPLETE, "WORLD_SIZE": size})
+    assert this_process("cpu") == Processes(0, 1, torch.device("cpu"))
 
 
 def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def efficiency_command(
     """Count and time methods: learned parameters, operations, images per second in training and inference."""
     from maple.clip.load import load_backbone
     from maple.config import preset_names, read_preset, resolve
-    from maple.distributed import this_process
+    from maple.distributed import choose_device
     from maple.efficiency import measure_cost, write_cost
     from maple.methods import describe_methods
     from maple.report import cost_tables
@@ -86,7 +86,7 @@ def efficiency_command(
     layer = {"backbone": {"name": backbone}}
     recipes = {name: resolve([read_preset(recipe_of(name, "base-to-novel")), layer]) for name in names}
     weights = options.needs_no_weights(backbone, pretrained)
-    clip = load_backbone(backbone, weights, precision=precision or "fp32", device=this_process(device).device)
+    clip = load_backbone(backbone, weights, precision=precision or "fp32", device=choose_device(device))
     rows: list[CostRow] = []
     for name, settings in recipes.items():
 

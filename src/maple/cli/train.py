@@ -75,7 +75,7 @@ def train_command(
 
     from maple.cli.progress import TrainBar
 
-    is_main = os.environ.get("RANK", "0") == "0"
+    is_main = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
     with ExitStack() as stack:
         bar = stack.enter_context(TrainBar(settings, folder, quiet=not is_main))
         tracked = None

@@ -12,6 +12,7 @@ report.html   the page
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,8 @@ def _inspect(
     opened, remarks = open_source(data.dataset, root, class_names=data.class_names, seed=settings.seed)
     backbone = _backbone(settings, device)
     fresh_method(settings, backbone, opened.class_names)
-    with lock_folder(folder):
+    # Of the processes of a launcher, the first holds the lock; all of them write the same.
+    with lock_folder(folder) if this_process(device).is_main else nullcontext():
         if (previous := load_previous(settings, folder)) is not None:  # by the process that held the lock until now
             return backbone, previous["lines"]
         inspection = inspect_dataset(

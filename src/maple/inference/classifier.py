@@ -21,7 +21,7 @@ from maple.config import SECTIONS, BackboneSettings, RunSettings, options_layer,
 from maple.data import EvalTransform, ImageStore, Item, hold_out, sample_few_shot
 from maple.data.images.prefetch import map_in_order
 from maple.descriptions import DEFAULT_METHOD
-from maple.distributed import Processes, this_process
+from maple.distributed import Processes, choose_device
 from maple.errors import CheckpointError, ConfigError, MapleError
 from maple.inference.array_images import InputError, class_names_of_labels, number_labels, to_images
 from maple.inference.hub import PREFIX, PROMPTS, fetch_prompts, is_hub_id, push_folder, write_card
@@ -133,7 +133,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 advice = 'give more, or give the setting: settings={"method": {...}}'
                 raise InputError(f"{need}, but no class has more than one image; {advice}")
         items, val = sample_few_shot(items, val, settings.data.shots, settings.seed)
-        device = this_process(self.device).device
+        device = choose_device(self.device)
         clip = settings.backbone
         method = fresh_method(settings, cached_backbone(clip.name, clip.pretrained, clip.precision, device), names)
         data = TrainingData(settings, items, ImageStore(Path(), read=lambda number: images[int(number)].read()), val)
@@ -240,7 +240,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     require_trusted(name, weights, str(path))
                 pretrained = weights
             backbone = cached_backbone(
-                backbone or name, pretrained, stored.backbone["precision"], this_process(device).device
+                backbone or name, pretrained, stored.backbone["precision"], choose_device(device)
             )
         method = load_prompts(path, backbone)
         # A file of `maple train` has no section of a classifier: its labels are the class names.

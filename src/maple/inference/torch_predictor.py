@@ -11,7 +11,7 @@ from maple.checkpoint import load_prompts, read_prompts
 from maple.clip import Backbone
 from maple.data import EvalView, template_of
 from maple.data.emoji import TEMPLATE
-from maple.distributed import this_process
+from maple.distributed import choose_device
 from maple.errors import BackboneError, CheckpointError
 from maple.inference.hub import PREFIX, fetch_prompts, is_hub_id
 from maple.inference.predictor import EncodedClasses, Floats, Predictor
@@ -80,7 +80,7 @@ class TorchPredictor(Predictor):
         """
         path = prompts_file(run)
         info = read_prompts(path).info
-        method = load_prompts(path, device=this_process(device).device, **clip)
+        method = load_prompts(path, device=choose_device(device), **clip)
         return cls(method, zero_shot=zero_shot, template=zero_shot_template(info), info=info)
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ import torch
 
 from maple import files
 from maple.clip.backbone_names import remember
+from maple.distributed import launched, this_process
 from maple.errors import ConfigError
 from maple.runs.spec import joint_training_key
 from maple.sweeps.plan import PlannedRun
@@ -92,6 +93,7 @@ def run_sweep(
         progress.ended(run, outcomes[run.name])
     if remaining:
         # Checked once: otherwise every run would fail, one after the other.
+        launched()
         with files.output_errors(root, "cannot be written to"):
             root.mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=root).close()
@@ -120,6 +122,8 @@ def in_turn(groups: Sequence[Group], root: Path, work: Work, report: Report, *, 
     Example:
         >>> run_sweep(runs, Path("runs"), executor=partial(in_turn, device="cpu"))
     """
+    if launched()[1] > 1:
+        this_process(device)  # an error here is not one of each run
     for group in groups:
         yield from zip(group, work(group, root, device, report), strict=True)
 
@@ -134,6 +138,7 @@ def in_processes(
     Example:
         >>> run_sweep(runs, Path("runs"), executor=partial(in_processes, jobs=4))
     """
+    refuse_launcher()
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
 
@@ -166,6 +171,15 @@ def in_processes(
     finally:
         messages.put(None)
         listener.join(timeout=5)
+
+
+def refuse_launcher() -> None:
+    """Raise ConfigError in a process of a launcher: each of them would start the processes of the sweep."""
+    if (count := launched()[1]) > 1:
+        raise ConfigError(
+            f"WORLD_SIZE is {count}, and this sweep starts its processes itself (--jobs, --executor ray): unset "
+            "WORLD_SIZE, and start it without torchrun or `accelerate launch`"
+        )
 
 
 def _run_pool(
@@ -202,6 +216,7 @@ _worker: dict[str, Any] = {}
 
 
 def _start_worker(numbers: Any, messages: Any, device: str | None, threads: int, work: Work) -> None:
+    os.environ.pop("WORLD_SIZE", None)  # a worker trains alone
     number = numbers.get()
     if device is None and torch.cuda.is_available():
         device = f"cuda:{number % torch.cuda.device_count()}"

@@ -23,7 +23,7 @@ import torch
 from maple import files
 from maple.errors import ConfigError, first_line
 from maple.files import FAILURE
-from maple.sweeps.executors import ATTEMPTS, Completed, Group, Work
+from maple.sweeps.executors import ATTEMPTS, Completed, Group, Work, refuse_launcher
 from maple.sweeps.plan import PlannedRun
 from maple.sweeps.runner import Report, RunOutcome, finished_outcome, record_failure, status_of
 
@@ -130,6 +130,7 @@ def on_ray(
     Example:
         >>> run_sweep(runs, Path("/shared/runs"), executor=partial(on_ray, address="auto", gpus_per_run=0.5))
     """
+    refuse_launcher()
     if find_spec("ray") is None:
         raise ConfigError("--executor ray needs Ray, on every machine: pip install 'maple-clip[ray]'")
     store = None if storage is None else Storage(storage)
@@ -234,6 +235,7 @@ def _run_on_worker(group: Group, config: WorkerConfig, board: Any) -> list[RunOu
     with suppress(OSError):  # a machine without this folder can still work with absolute paths
         os.chdir(config.start_folder)
     sys.argv[:] = config.command
+    os.environ.pop("WORLD_SIZE", None)  # of the machine; a worker trains alone
     torch.set_num_threads(config.threads)
     store = None if config.storage is None else Storage(config.storage)
     if store is None and not config.marker.is_file():
