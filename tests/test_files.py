@@ -1,11 +1,15 @@
 """Reading JSON: what is missing, damaged or of another kind is reported with the path and the advice."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from maple.errors import CheckpointError, DataError, shortened_list
-from maple.files import read_json, read_json_lines
+from maple.files import read_json, read_json_lines, replacing, temporary_path, write_text
 
 
 def test_json_is_read_as_the_kind_that_is_expected(tmp_path: Path) -> None:
@@ -51,3 +55,42 @@ def test_lists_are_shortened_for_messages() -> None:
     assert shortened_list(["a", "b"]) == "a, b"
     assert shortened_list(range(1234), 2, separator="; ") == "0; 1 and 1,232 more"
     assert shortened_list(["x" * 100], longest=11) == "xxxx...xxxx"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from maple.checkpoint import write_tensors
+from maple.files import replacing, temporary_path
+import torch
+
+folder = Path(sys.argv[1])
+with temporary_path(folder, folder=True) as path:
+    (path / "model.onnx").touch()
+    with replacing(folder / "rows.jsonl") as path:
+        path.write_text("half")
+        os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+        write_tensors(folder / "prompts.safetensors", {"a": torch.zeros(1)}, {})
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_temporary_files_of_killed_processes_are_removed_by_the_next_writer(tmp_path: Path) -> None:
+    own = {".tmpAbCdEf", ".maple-notes.tmp", ".rows.jsonl.abcdefgh.tmp", "a.tmp", ".maple-ABCDEFGH.tmp"}
+    for name in own:
+        (tmp_path / name).touch()
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, timeout=100)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == len(own) + 3
+    with temporary_path(tmp_path) as file, temporary_path(tmp_path, folder=True) as folder:
+        write_text(tmp_path / "other.txt", "")
+        assert {path.name for path in tmp_path.iterdir()} == {*own, "other.txt", file.name, folder.name}, "in use"
+    write_text(tmp_path / "other.txt", "")
+    assert {path.name for path in tmp_path.iterdir()} == {*own, "other.txt"}
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UnicodeEncodeError), replacing(tmp_path / ("a" * 255)) as path:
+        path.write_text("half, and then \ud800", encoding="utf-8")
+    assert list(tmp_path.iterdir()) == []
+    write_text(tmp_path / ("a" * 255), "the longest name there can be")

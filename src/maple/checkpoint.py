@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from maple import files
@@ -84,7 +84,7 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], content: Mapping
     """Write tensors with JSON metadata, atomically."""
     header = {_KEY: json.dumps({"format": FORMAT, **content}, sort_keys=True, allow_nan=False)}
     with files.replacing(path) as temporary:
-        save_safetensors(tensors, temporary, header)
+        temporary.write_bytes(save(tensors, metadata=header))  # `save_file` has a temporary file of its own
 
 
 def save_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import shutil
+import sys
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +17,10 @@ from maple.errors import CheckpointError, MapleError, output_error, shortened
 if TYPE_CHECKING:
     from urllib.request import OpenerDirector
 
+if sys.platform != "win32":
+    import fcntl
+
+_TEMPORARY = re.compile(r"\.maple-[a-z0-9_]{8}\.tmp")
 _Content = TypeVar("_Content")
 
 FAILURE = "failure.json"
@@ -37,22 +44,70 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = target
     try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        move(temporary, target)
+        with temporary_path(target.parent) as temporary:
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            move(temporary, target)
     except OSError as error:
-        if error.errno is not None and error.filename in (None, name):
+        if error.errno is not None and error.filename in (None, str(temporary)):
             error.filename = str(target)
         raise
+
+
+@contextmanager
+def temporary_path(parent: Path, *, folder: bool = False) -> Iterator[Path]:
+    """Yield a new file, or folder, with a temporary name in `parent`; what has that name in the end is removed.
+
+    A process that is killed leaves it. The next one that comes here removes it: its lock (flock) went with the process.
+    """
+    _remove_stale(parent)
+    while True:
+        if folder:
+            name = tempfile.mkdtemp(dir=parent, prefix=".maple-", suffix=".tmp")
+            handle = -1 if sys.platform == "win32" else os.open(name, os.O_RDONLY)
+        else:
+            handle, name = tempfile.mkstemp(dir=parent, prefix=".maple-", suffix=".tmp")
+        if sys.platform == "win32":
+            if not folder:
+                os.close(handle)  # no open file can be renamed there
+            break
+        with suppress(OSError):  # a file system without locks: nothing is removed there
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.lexists(name):
+            break
+        os.close(handle)  # another process has removed it before the lock was there
+    try:
+        yield Path(name)
     finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+        _remove(name)
+        if sys.platform != "win32":
+            os.close(handle)
+
+
+def _remove_stale(parent: Path) -> None:
+    """Remove the temporary files and folders of processes that have ended."""
+    if sys.platform == "win32" or not os.access(parent, os.R_OK):
+        return
+    for name in filter(_TEMPORARY.fullmatch, os.listdir(parent)):
+        with suppress(OSError):  # of another user, or in use
+            path = os.path.join(parent, name)
+            handle = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(path)
+            finally:
+                os.close(handle)
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        Path(path).unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

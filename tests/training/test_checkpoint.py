@@ -167,7 +167,7 @@ def test_nothing_is_set_unless_all_fits(method: Method) -> None:
     assert all(torch.equal(before[name], value) for name, value in method.prompt_parameters().items())
 
 
-@pytest.mark.parametrize("moment", ["save_file", "os.fsync", "Path.replace"])
+@pytest.mark.parametrize("moment", ["save", "os.fsync", "Path.replace"])
 def test_a_failure_while_writing_leaves_the_old_file(
     moment: str, path: Path, method: Method, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -178,7 +178,7 @@ def test_a_failure_while_writing_leaves_the_old_file(
 
     with torch.no_grad():
         next(iter(method.prompt_parameters().values())).add_(1)
-    target = {"save_file": "maple.checkpoint.save_file", "os.fsync": "os.fsync", "Path.replace": "pathlib.Path.replace"}
+    target = {"save": "maple.checkpoint.save", "os.fsync": "os.fsync", "Path.replace": "pathlib.Path.replace"}
     monkeypatch.setattr(target[moment], fail)
     with pytest.raises(OSError, match="the disk is full"):
         save_prompts(path, method)

@@ -1,8 +1,7 @@
 """Export a run: one entry for every format, which leaves a checked folder or nothing."""
 
 import os
-import shutil
-import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,14 +78,14 @@ def export_run(
     if taken or not target.name:
         raise output_error(f"{target} exists already", ": the name of a folder to be made")
     source = open_export_source(run, data_root, **clip)
-    # Written next to its place, under another name, and renamed when the check has passed.
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    except OSError as error:
-        raise output_error(f"{target} cannot be made ({error.strerror})", ", where files may be written") from error
     refusal: str | None
-    try:
+    with ExitStack() as stack:
+        # Written next to its place, under another name, and renamed when the check has passed.
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = stack.enter_context(files.temporary_path(target.parent, folder=True))
+        except OSError as error:
+            raise output_error(f"{target} cannot be made ({error.strerror})", ", where files may be written") from error
         if format == "onnx":
             from maple.export.onnx_folder import write_onnx
 
@@ -107,6 +106,4 @@ def export_run(
             path.chmod(0o666 & ~umask)
         temporary.chmod(0o777 & ~umask)
         temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return ExportResult(target, difference, len(source.run_images), refusal)
