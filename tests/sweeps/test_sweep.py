@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 from sweep_tools import SMALL, RecordedProgress, rows_below, small_sweep
 from typer.testing import CliRunner
@@ -115,6 +116,46 @@ def test_a_run_of_another_process_is_busy(make_images: Callable[..., Path], tmp_
     assert outcome.status == "busy"
     assert not (tmp_path / runs[0].name / "failure.json").exists()
     assert run_sweep(runs, tmp_path, device="cpu", progress=RecordedProgress())[0].status == "finished"
+
+
+SLEEPING = """
+import os, sys, time
+from functools import partial
+from pathlib import Path
+from maple.sweeps import SweepSettings, plan_sweep, run_sweep
+
+def sleep(group, root, device, report):
+    (root / f"worker{os.getpid()}").touch()
+    time.sleep(200)
+
+if __name__ == "__main__":
+    settings = SweepSettings(protocol="few-shot", methods=["zero_shot"], datasets=["emoji-animals"], shots=[1, 2])
+    run_sweep(plan_sweep(settings), Path(sys.argv[1]), jobs=2, device="cpu", work=sleep)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_the_sweep(number: signal.Signals, as_in_a_terminal: list[str], tmp_path: Path) -> None:
+    script, limit = tmp_path / "sleeping.py", time.monotonic() + 150
+    script.write_text(SLEEPING)
+    command = [*as_in_a_terminal, sys.executable, str(script), str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as sweep:
+        while len(workers := list(tmp_path.glob("worker*"))) < 2 and time.monotonic() < limit:
+            time.sleep(0.05)
+        assert len(workers) == 2
+        sweep.send_signal(number)  # to the parent alone
+        assert sweep.wait(timeout=30) != 0
+    numbers, limit = {path.name.removeprefix("worker") for path in workers}, time.monotonic() + 20
+    while (left := numbers & working()) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert not left
+
+
+def working() -> set[str]:
+    """The ids of all processes that have not ended."""
+    return {str(each.pid) for each in psutil.process_iter(["status"]) if each.info["status"] != psutil.STATUS_ZOMBIE}
 
 
 COMMAND = [

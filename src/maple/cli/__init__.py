@@ -31,6 +31,7 @@ _OPTIONAL = {
 _RESUME = {
     "train": "; repeat the command to resume after the last finished epoch",
     "fit": "; repeat the command to resume where it stopped",
+    "sweep": "; repeat the command to resume it; finished runs are kept",
 }
 # Errors of the user's disk or permissions, wherever they occur.
 _DISK_ERRORS = {

@@ -189,7 +189,9 @@ def _run_pool(
     numbers = context.Queue()
     for number in range(jobs):
         numbers.put(number)
-    pool = ProcessPoolExecutor(jobs, context, _start_worker, (numbers, *worker_arguments))
+    # Nothing is ever sent: the workers end when the other side is closed, by this process or by its end.
+    alive, ours = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(jobs, context, _start_worker, (numbers, alive, *worker_arguments))
     upcoming = iter(list(groups))
     running: dict[Future[list[RunOutcome]], Group] = {}
     group: Group | None = None
@@ -207,21 +209,32 @@ def _run_pool(
     except BrokenProcessPool:
         for started in [*([group] if group else []), *running.values()]:
             yield started, None
+    except BaseException:  # Ctrl-C for this process alone, say: the runs that are under way are not waited for
+        ours.close()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        ours.close()
+        alive.close()
 
 
 _worker: dict[str, Any] = {}
 """The arguments of a worker process."""
 
 
-def _start_worker(numbers: Any, messages: Any, device: str | None, threads: int, work: Work) -> None:
+def _start_worker(numbers: Any, alive: Any, messages: Any, device: str | None, threads: int, work: Work) -> None:
+    threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
     os.environ.pop("WORLD_SIZE", None)  # a worker trains alone
     number = numbers.get()
     if device is None and torch.cuda.is_available():
         device = f"cuda:{number % torch.cuda.device_count()}"
     torch.set_num_threads(threads)
     _worker.update(device=device, messages=messages, work=work)
+
+
+def _end_with_parent(alive: Any) -> None:
+    alive.poll(None)
+    os._exit(1)  # at once; a run is resumed after its last whole epoch
 
 
 def _run_in_worker(group: Group, root: Path) -> list[RunOutcome]:
