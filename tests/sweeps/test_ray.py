@@ -11,7 +11,7 @@ import pytest
 from sweep_tools import RecordedProgress, rows_below, small_sweep
 
 from maple.errors import ConfigError
-from maple.sweeps import PlannedRun, RunOutcome, on_ray, run_sweep
+from maple.sweeps import PlannedRun, RunOutcome, on_ray, ray_executor, run_sweep
 from maple.sweeps.runner import run_group
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'maple-clip[ray]'")
@@ -117,6 +117,59 @@ def test_failures_are_recorded_and_dying_workers_are_given_up(make_images: Calla
     assert outcome.status == "failed"
     assert "its Ray worker died 3 times" in str(outcome.error)
     assert (tmp_path / other[0].name / "failure.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "machines", "status"),
+    [
+        (ray.exceptions.LocalRayletDiedError(), {"a"}, "interrupted"),
+        (ray.exceptions.NodeDiedError("gone"), {"a"}, "interrupted"),
+        (ray.exceptions.ObjectStoreFullError("full"), {"a"}, "interrupted"),
+        (ray.exceptions.RaySystemError("the GCS is gone"), {"a"}, "interrupted"),
+        (ray.exceptions.WorkerCrashedError(), {"a"}, "interrupted"),
+        (ray.exceptions.WorkerCrashedError(), set(), "interrupted"),
+        (ray.exceptions.WorkerCrashedError(), {"a", "b"}, "failed"),
+        (ray.exceptions.OutOfMemoryError("out of memory"), {"a", "b"}, "failed"),
+    ],
+)
+def test_what_the_cluster_lost_is_not_a_failure_of_its_run(
+    error: Exception,
+    machines: set[str],
+    status: str,
+    make_images: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A task ends in `error` when of the machines a and b only `machines` are left."""
+
+    def get(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray_executor, "_machines", lambda: machines)
+    run = small_sweep(make_images(), methods=["zero_shot"])[0]
+    (outcome,) = ray_executor._outcomes(None, (run,), tmp_path, None, {"a", "b"})
+    assert outcome.status == status
+    assert (tmp_path / run.name / "failure.json").exists() == (status == "failed")
+    assert ("the Ray cluster lost a machine or one of its services" in str(outcome.error)) == (status != "failed")
+
+
+def test_the_scratch_folder_is_this_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    store = ray_executor.Storage(f"file://{tmp_path}/bucket")
+    folder = store.scratch()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    assert store.scratch() == folder
+    assert folder.stat().st_mode & 0o777 == 0o700
+    with monkeypatch.context() as other:
+        other.setattr(os, "getuid", lambda: -1)
+        with pytest.raises(ConfigError, match="belongs to another user: remove it, or set TMPDIR"):
+            store.scratch()
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        store.scratch()
 
 
 @pytest.mark.usefixtures("_cluster")

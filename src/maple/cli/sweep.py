@@ -174,6 +174,8 @@ def _print_outcomes(runs: "list[PlannedRun]", outcomes: "list[RunOutcome]", outp
     if "busy" in statuses:
         message = "some runs are being trained by another process; repeat the command when it has finished"
         typer.echo(message, err=True)
+    if "interrupted" in statuses:
+        typer.echo("repeat the command to continue interrupted runs", err=True)
     if "failed" in statuses:
         typer.echo("repeat failed runs with --retry-failed", err=True)
     if unfinished:

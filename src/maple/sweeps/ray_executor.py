@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 import torch
@@ -82,8 +83,24 @@ class Storage:
                 self._filesystem.get_file(source, str(temporary))
 
     def scratch(self) -> Path:
-        """The local folder for runs of this storage; it is kept, so that an interrupted run can be resumed."""
-        return Path(tempfile.gettempdir()) / f"maple-sweep-{sha256(self.url.encode()).hexdigest()[:12]}"
+        """The local folder for runs of this storage; it is kept, so that an interrupted run can be resumed.
+
+        Its name is known to other users of the machine, so it must be this user's and closed to them.
+
+        Raises:
+            ConfigError: another user has made it, or can write to it.
+        """
+        folder = Path(tempfile.gettempdir()) / f"maple-sweep-{sha256(self.url.encode()).hexdigest()[:12]}"
+        with files.output_errors(folder, "cannot be made"):
+            with suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+            found = folder.lstat()
+        if hasattr(os, "getuid") and (not S_ISDIR(found.st_mode) or found.st_uid != os.getuid()):
+            raise ConfigError(
+                f"{folder}, where runs of this storage are trained, belongs to another user: remove it, or set TMPDIR"
+            )
+        folder.chmod(0o700)  # made by an earlier version, which others could read
+        return folder
 
 
 @dataclass(frozen=True)
@@ -147,6 +164,7 @@ def on_ray(
         config = WorkerConfig(root.resolve(), Path.cwd(), marker, storage, device, threads, tuple(sys.argv), work)
         board = _start_progress_board()
         options = {"num_cpus": cpus_per_run, "num_gpus": gpus, "max_retries": ATTEMPTS - 1}
+        machines = _machines()
         running: dict[Any, Group] = {}
         for group in groups:
             stored = tuple(run for run in group if store is not None and _restore(store, run, root))
@@ -162,10 +180,14 @@ def on_ray(
                         report(name, *progress)
                 for reference in done:
                     group = running.pop(reference)
-                    yield from zip(group, _outcomes(reference, group, root, store), strict=True)
+                    yield from zip(group, _outcomes(reference, group, root, store, machines), strict=True)
+        except ray.exceptions.RayError as error:  # of `wait`: there is no cluster any more
+            for group in [running.pop(reference) for reference in list(running)]:
+                yield from zip(group, _interrupted(group, root, error), strict=True)
         finally:
             for reference in running:
-                ray.cancel(reference, force=True)
+                with suppress(ray.exceptions.RayError):
+                    ray.cancel(reference, force=True)
 
 
 def _restore(store: Storage, run: PlannedRun, root: Path) -> bool:
@@ -176,8 +198,31 @@ def _restore(store: Storage, run: PlannedRun, root: Path) -> bool:
     return status_of(run, root) == "finished"
 
 
-def _outcomes(reference: Any, group: Group, root: Path, store: Storage | None) -> list[RunOutcome]:
-    """Return the outcomes of a group whose task has ended, its folders downloaded if there is a store."""
+def _machines() -> set[str]:
+    """Return the ids of the machines of the cluster that are alive; none if it does not answer."""
+    import ray
+
+    with suppress(Exception):  # whatever it is, the cluster is gone
+        return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return set()
+
+
+def _interrupted(group: Group, root: Path, error: Exception) -> list[RunOutcome]:
+    """Return the outcomes of a group that the cluster lost; its runs are resumed when the sweep is repeated."""
+    reason = f"the Ray cluster lost a machine or one of its services ({type(error).__name__}: {first_line(error)})"
+    return [
+        finished_outcome(run, root)
+        if status_of(run, root) == "finished"
+        else RunOutcome(run.name, "interrupted", error=reason)
+        for run in group
+    ]
+
+
+def _outcomes(reference: Any, group: Group, root: Path, store: Storage | None, machines: set[str]) -> list[RunOutcome]:
+    """Return the outcomes of a group whose task has ended, its folders downloaded if there is a store.
+
+    A worker that dies again and again is an error of its run only if all `machines` are still there.
+    """
     import ray
 
     try:
@@ -188,6 +233,9 @@ def _outcomes(reference: Any, group: Group, root: Path, store: Storage | None) -
             "versions of Python, Ray and maple-clip as this one"
         ) from error
     except ray.exceptions.RayError as error:
+        its_own = isinstance(error, ray.exceptions.WorkerCrashedError | ray.exceptions.OutOfMemoryError)
+        if not its_own or machines - _machines():
+            return _interrupted(group, root, error)
         reason = f"its Ray worker died {ATTEMPTS} times (killed, or out of memory?): {first_line(error)}"
         return [
             finished_outcome(run, root) if status_of(run, root) == "finished" else record_failure(run, root, reason)

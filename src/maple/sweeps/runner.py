@@ -34,6 +34,7 @@ Report = Callable[[str, str, int, int], None]
 class RunOutcome:
     """The outcome of a run: `busy` where another process is training it; its rows are in the order of the plan.
 
+    `interrupted` is a run that the cluster lost: it is not recorded as failed, and a repeated sweep continues it.
     `seconds` is the time taken now, a share of it where several runs were trained together; 0 if finished before.
 
     Example:
@@ -42,7 +43,7 @@ class RunOutcome:
     """
 
     name: str
-    status: Literal["finished", "failed", "busy"]
+    status: Literal["finished", "failed", "busy", "interrupted"]
     rows: tuple[dict[str, Any], ...] = ()
     error: str | None = None
     seconds: float = 0.0
