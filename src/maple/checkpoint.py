@@ -17,10 +17,13 @@ from torch import Tensor
 from maple import files
 from maple.clip import Backbone, load_clip
 from maple.clip.backbone_names import require_trusted
-from maple.errors import CheckpointError, ConfigError
+from maple.errors import CheckpointError, ClassNamesError, ConfigError, shortened
 from maple.methods import METHODS, Method, build_method
+from maple.names import clean_class_names
 
 FORMAT = 1
+_TYPES = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
+_FEW_TOKENS = 10_000
 _KEY = "maple"
 _BACKBONE = ("name", "pretrained", "precision", "fingerprint")
 _LONGEST_NAME = 4096
@@ -108,7 +111,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(str(path), framework="pt") as opened:
             header = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-        content = json.loads(header[_KEY])
+        content = files.parse_json(header[_KEY])
     except FileNotFoundError as error:
         # The library also raises this for a file without read permission.
         if os.path.exists(path):  # Path.exists raises for a folder without permission
@@ -124,7 +127,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         version = content.get("format") if isinstance(content, dict) else content
         raise CheckpointError(
-            f"{path} has format {version!r}; this version of maple reads format {FORMAT}: upgrade maple"
+            f"{path} has format {shortened(repr(version))}; this version of maple reads format {FORMAT}: upgrade maple"
         )
     return tensors, content
 
@@ -142,15 +145,17 @@ def read_prompts(path: str | Path) -> PromptsFile:
     tensors, content = read_tensors(path)
     try:
         backbone = dict(content["backbone"])
-        return PromptsFile(
-            dict(content["method"]),
-            {key: _name(backbone[key], key) for key in _BACKBONE},
-            tuple(content["class_names"]),
-            dict(content["info"]),
-            tensors,
-        )
+        backbone = {key: _name(backbone[key], key) for key in _BACKBONE}
+        method, names, info = dict(content["method"]), content["class_names"], dict(content["info"])
+        if not isinstance(method["name"], str):
+            raise ValueError(f"its method is {shortened(repr(method['name']))}, not a name")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} lacks a part of its metadata: {error}") from error
+    try:
+        clean_class_names(names)
+    except ClassNamesError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    return PromptsFile(method, backbone, tuple(names), info, tensors)
 
 
 def _name(value: object, key: str) -> str | None:
@@ -198,12 +203,30 @@ def load_prompts(
             f"but this backbone is {backbone.name} / {backbone.pretrained} (fingerprint {backbone.fingerprint}); "
             "prompts do not work with other weights: load that backbone, or train again on this one"
         )
+    _refuse_larger_prompts(stored, path)
     try:
         method = build_method(stored.method, backbone, stored.class_names)
     except ConfigError as error:
         raise CheckpointError(f"{path} describes a method that this version cannot build: {error}") from error
     put_parameters(method, stored.tensors, source=str(path))
     return method.eval()
+
+
+def _refuse_larger_prompts(stored: PromptsFile, path: str | Path) -> None:
+    """Raise CheckpointError if the settings ask for far more tokens than the file holds, before memory is taken."""
+    present = sum(tensor.numel() for tensor in stored.tensors.values())
+    descriptions: list[dict[str, Any]] = [stored.method]
+    for description in descriptions:
+        for key, value in description.items():
+            if isinstance(value, dict):
+                descriptions.append(value)
+            elif key.endswith("prompt_length") and isinstance(value, int):
+                tokens = value * (len(stored.class_names) if description.get("class_specific") else 1)
+                if tokens > max(present, _FEW_TOKENS):
+                    raise CheckpointError(
+                        f"{path} is damaged: {key}={value} needs {tokens:,} tokens, but its tensors hold {present:,} "
+                        "numbers"
+                    )
 
 
 @torch.no_grad()
@@ -221,8 +244,11 @@ def put_parameters(method: Method, tensors: Mapping[str, Tensor], *, source: str
         expected, given = tuple(parameters[name].shape), tuple(tensors[name].shape)
         if expected != given:
             problems.append(f"{name} has shape {list(given)} instead of {list(expected)}")
-        elif not bool(torch.isfinite(tensors[name]).all()):
+        elif len(types := {parameters[name].dtype, tensors[name].dtype}) > 1 and not types <= _TYPES:
+            problems.append(f"{name} has the type {tensors[name].dtype} instead of {parameters[name].dtype}")
+        elif not bool(torch.isfinite(tensors[name].to(parameters[name].dtype)).all()):
             problems.append(f"{name} holds values that are not finite")
+    problems = problems or method.problems_of(tensors)
     if problems:
         raise CheckpointError(f"{source} does not fit {describe(method)}: {'; '.join(sorted(problems))}")
     for name, parameter in parameters.items():

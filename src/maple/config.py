@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from maple.descriptions import DEFAULT_METHOD
-from maple.errors import ConfigError, one_of
+from maple.errors import ConfigError, one_of, shortened
+from maple.files import check_values
 
 BUNDLED_BACKBONE = "maple-small"
 """The packaged small CLIP; `load_clip` knows it by this name."""
@@ -22,7 +23,7 @@ BUNDLED_DATASET = f"{BUNDLED_PREFIX}animals"
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Threads = Annotated[int, Field(ge=0)] | None
+Threads = Annotated[int, Field(ge=0, le=1024)] | None
 ImagePlace = Literal["auto", "host", "device"]
 
 
@@ -52,7 +53,7 @@ class Settings(BaseModel):
                 place = self.section + ".".join(str(part) for part in problem["loc"])
                 message = problem["msg"].removeprefix("Value error, ")
                 unknown = problem["type"] == "extra_forbidden"
-                details = f"{place} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+                details = f"{place} = {shortened(repr(problem['input']))}: {message[0].lower()}{message[1:]}"
                 lines.append(one_of("setting", place, type(self).model_fields) if unknown else details)
             raise ConfigError("; ".join(lines)) from None
 
@@ -148,7 +149,14 @@ class RunSettings(Settings):
     data: DataSettings = DataSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
-    seed: Annotated[int, Field(ge=0)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 1
+
+    @field_validator("method")
+    @classmethod
+    def _named(cls, method: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(method.get("name"), str):
+            raise ValueError('must hold the "name" of a method, a string')
+        return method
 
 
 SECTIONS = tuple(RunSettings.model_fields)
@@ -214,11 +222,20 @@ def read_named_toml(name: str, kind: str, folder: Traversable, also: Iterable[st
     if not file.is_file():
         raise ConfigError(one_of(kind, name, [*also, *names], ", or the path of a TOML file"))
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return _parse_toml(file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name} cannot be read as UTF-8 text: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise ConfigError(f"{name} is not valid TOML: {error}") from error
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    """The content of a TOML text; ValueError if it is not TOML, nested too deeply, or holds too large an integer."""
+    try:
+        content: dict[str, Any] = check_values(tomllib.loads(text))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return content
 
 
 def resolve(layers: Sequence[Mapping[str, Any]], overrides: Sequence[str] = ()) -> RunSettings:
@@ -336,6 +353,6 @@ def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
 def parse_value(text: str) -> Any:
     """A TOML value; anything that is not one is taken as a string, so that names need no quotes."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return _parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text

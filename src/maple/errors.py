@@ -83,9 +83,9 @@ def one_of(kind: str, value: object, allowed: Iterable[object], also: str = "") 
     """The message that `value` is not a known one of this kind, with the known ones and the nearest of many."""
     names = [str(item) for item in allowed]
     folded = {name.casefold(): name for name in names}
-    near = difflib.get_close_matches(str(value).casefold(), folded, n=2) if len(names) > _FEW_NAMES else []
+    near = difflib.get_close_matches(str(value)[:100].casefold(), folded, n=2) if len(names) > _FEW_NAMES else []
     hint = f" (did you mean {' or '.join(folded[name] for name in near)}?)" if near else ""
-    return f"unknown {kind} {value!r}; choose one of: {', '.join(names)}{also}{hint}"
+    return f"unknown {kind} {shortened(repr(value))}; choose one of: {', '.join(names)}{also}{hint}"
 
 
 def output_error(problem: str, also: str = "") -> ConfigError:

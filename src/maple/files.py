@@ -1,6 +1,7 @@
 """Files: written atomically (a reader sees the old content or the new, never a part), JSON read with clear errors."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from maple.errors import CheckpointError, MapleError, output_error, shortened
+from maple.errors import CheckpointError, MapleError, output_error, shortened, shortened_list
 
 if TYPE_CHECKING:
     from urllib.request import OpenerDirector
@@ -121,6 +122,57 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+_DEEPEST = 100
+_LARGEST = 2**64
+
+
+def parse_json(text: str | bytes, *, foreign: bool = False) -> Any:
+    """Parse JSON (bytes: UTF-8, a byte order mark is ignored).
+
+    Args:
+        foreign: another program's: a repeated key, whose last value counts, and numbers of any size are accepted.
+
+    Raises:
+        ValueError: not JSON, nested too deeply, a repeated key, or a number that is not finite or beyond 64 bits.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+            raise ValueError(f"it names {shortened_list(map(repr, repeated))} more than once; keep one of each")
+        return content
+
+    def finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise ValueError(f"it holds {shortened(number, 20)}, which is not a finite number")
+        return value
+
+    text = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
+    try:
+        if foreign:
+            return check_values(json.loads(text), largest=math.inf)
+        return check_values(json.loads(text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite))
+    except RecursionError as error:
+        raise ValueError(f"it is nested more than {_DEEPEST} levels deep") from error
+
+
+def check_values(content: Any, *, largest: float = _LARGEST) -> Any:
+    """Return what was parsed; ValueError if it is nested too deeply to be worked with, or holds a larger integer."""
+    level = [content]
+    for _ in range(_DEEPEST):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict | list):
+                inner += value.values() if isinstance(value, dict) else value
+            elif isinstance(value, int) and not -largest < value < largest:
+                raise ValueError("it holds an integer that does not fit into 64 bits")
+        if not inner:
+            return content
+        level = inner
+    raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
+
+
 def read_json(
     path: str | os.PathLike[str],
     kind: type[_Content] = dict,  # type: ignore[assignment]
@@ -128,6 +180,7 @@ def read_json(
     error: type[MapleError] = CheckpointError,
     missing: str | None = None,
     advice: str = "",
+    foreign: bool = False,
 ) -> _Content:
     """Read a JSON file.
 
@@ -136,16 +189,17 @@ def read_json(
         error: the class of the error to raise.
         missing: the message if there is no such file.
         advice: what to do about a damaged file; ends the message.
+        foreign: as for `parse_json`.
 
     Raises:
         MapleError: of class `error`: the file is missing, unreadable, not JSON, or holds another kind of value.
     """
     advice = f"; {advice}" if advice else ""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = parse_json(Path(path).read_bytes(), foreign=foreign)
     except FileNotFoundError as reason:
         raise error(missing or f"{path} does not exist{advice}") from reason
-    except (OSError, ValueError, RecursionError) as reason:
+    except (OSError, ValueError) as reason:
         raise error(f"{path} is unreadable or damaged ({reason}){advice}") from reason
     if not isinstance(content, kind):
         name = "a JSON object" if kind is dict else "a JSON array" if kind is list else kind.__name__
@@ -172,7 +226,7 @@ def read_json_lines(
     objects: dict[int, dict[str, Any]] = {}
     advice = f"; {advice}" if advice else ""
     try:
-        text = Path(path).read_text(encoding="utf-8") if os.path.exists(path) else ""
+        text = Path(path).read_text(encoding="utf-8-sig") if os.path.exists(path) else ""
     except (OSError, ValueError) as reason:
         raise error(f"{path} is unreadable or damaged ({reason}){advice}") from reason
     # Not splitlines, which also splits at characters that JSON leaves unescaped in a string.
@@ -180,9 +234,9 @@ def read_json_lines(
         if not line.strip():
             continue
         try:
-            content = json.loads(line)
+            content = parse_json(line)
             problem = None if isinstance(content, dict) else "not a JSON object"
-        except (ValueError, RecursionError) as reason:
+        except ValueError as reason:
             problem = f"not JSON: {reason}"
         if problem is None:
             objects[number] = content

@@ -2,9 +2,12 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from maple.errors import ClassNamesError, shortened
+
+MOST_CLASSES = 100_000
+"""The most classes of one classifier."""
 
 
 def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -19,9 +22,13 @@ def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
         raise ClassNamesError(f"class names are {type(names).__name__}; give a list of strings")
     if not len(names):
         raise ClassNamesError("the list of class names is empty; at least one is needed")
+    if len(names) > MOST_CLASSES:
+        raise ClassNamesError(f"there are {len(names):,} class names; give at most {MOST_CLASSES:,}")
     for index, name in enumerate(names):
         if not isinstance(name, str) or not words_of(name):
-            raise ClassNamesError(f"class name {index} is {name!r}; every name must be a string with a word in it")
+            raise ClassNamesError(
+                f"class name {index} is {shortened(repr(name))}; every name must be a string with a word in it"
+            )
     return tuple(name.replace("_", " ") for name in names)
 
 
@@ -75,6 +82,15 @@ def words_of(name: str) -> str:
     return " ".join(name.replace("_", " ").lower().split())
 
 
+def refuse_long(sentences: Iterable[str]) -> None:
+    """Raise ClassNamesError for a text that no CLIP can read, and that tokenizers would need hours for."""
+    for sentence in sentences:
+        if len(sentence) > _LONGEST:
+            raise ClassNamesError(
+                f"{shortened(sentence)!r} has {len(sentence):,} characters; give at most {_LONGEST:,}"
+            )
+
+
 def has_lone_surrogate(text: str) -> bool:
     """Whether the text contains a lone surrogate, which may stand for an undecodable byte: not valid Unicode."""
     return _LONE_SURROGATE.search(text) is not None
@@ -85,4 +101,5 @@ def replace_lone_surrogates(text: str) -> str:
     return _LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+_LONGEST = 20_000
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")

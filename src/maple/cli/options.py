@@ -1,7 +1,5 @@
 """Options and arguments that several commands share, and the parsing of their values."""
 
-import json
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +8,7 @@ import typer
 from typer import Argument, Option
 
 from maple.errors import ConfigError, visible
+from maple.files import read_json
 
 Device = Annotated[str | None, Option(help="Where to compute: cpu, cuda, cuda:1, mps. Default: a GPU if there is one.")]
 DataRoot = Annotated[str | None, Option(envvar="MAPLE_DATA", help="The folder with the folders of the data sets.")]
@@ -97,16 +96,8 @@ def read_names_file(path: Path | None) -> dict[str, str] | None:
     if path is None:
         return None
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if repeated := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
-            raise ConfigError(f"{path} names {', '.join(map(repr, repeated))} more than once; keep one line of each")
-        return dict(pairs)
-
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+    content: dict[str, Any] = read_json(path, error=ConfigError)
+    if not all(isinstance(value, str) for value in content.values()):
         raise ConfigError(f'{path} must hold a JSON object of strings, as in {{"n02123045": "tabby cat"}}')
     return content
 

@@ -41,9 +41,12 @@ def inspect_command(
     """Show the settings of a run, its epochs, its learned parameters and its evaluations. Loads no backbone."""
     import json
 
+    from pydantic import ValidationError
+
     from maple.checkpoint import read_prompts
     from maple.data.checks.findings import number_of
     from maple.errors import CheckpointError, shortened_list
+    from maple.report.records import Row, reason_of
     from maple.runs import read_history, read_rows, read_settings
 
     runs = [] if (run / "config.json").exists() else sorted(path.parent.name for path in run.glob("*/config.json"))
@@ -57,6 +60,11 @@ def inspect_command(
         content["finished"] = prompts.exists()
         content["epochs"] = [{"epoch": h.epoch + 1, "lr": h.lr, "loss": h.loss, **h.logs} for h in read_history(run)]
         if rows := read_rows(run):
+            try:
+                for row in rows:
+                    Row.model_validate(row)
+            except ValidationError as error:
+                raise CheckpointError(f"{run / 'rows.jsonl'} is damaged: {reason_of(error)}; move it away") from error
             content["rows"] = rows
     if prompts.exists() or run.is_file():
         stored = read_prompts(prompts)
@@ -90,7 +98,7 @@ def _print_run(content: dict[str, Any]) -> None:
         for section, values in content["settings"].items():
             console.print(f"  {section} {line(values)}", soft_wrap=True)
         rows = (
-            (row["epoch"], f"{row['lr']:.3g}", f"{row['loss']:.4f}", f"{row.get('accuracy', float('nan')):.1%}")
+            (row["epoch"], f"{row['lr']:.3g}", f"{row['loss']:.4f}", f"{row.get('accuracy') or float('nan'):.1%}")
             for row in content["epochs"]
         )
         options.print_table(("epoch", "rate", "loss", "accuracy"), rows)

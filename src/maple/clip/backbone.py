@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from maple.clip.towers import ImageTower, TextTower
 from maple.errors import BackboneError, ClassNamesError, shortened
+from maple.names import refuse_long
 
 _CLIP_VOCABULARY = 49408
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -98,6 +99,7 @@ class Backbone:
         Raises:
             ClassNamesError: a sentence has more tokens than the context length; none is ever truncated.
         """
+        refuse_long(sentences)
         ids = self._tokenizer(list(sentences)).to(torch.int64)
         tokenizer: Any = self._tokenizer
         can_be_longer = isinstance(tokenizer, SimpleTokenizer | HFTokenizer | SigLipTokenizer)

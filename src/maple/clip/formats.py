@@ -197,7 +197,7 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 
 def shards(index: Path) -> list[str]:
     """The names of the weight files in a transformers index."""
-    content: dict[str, Any] = read_json(index, error=BackboneError)
+    content: dict[str, Any] = read_json(index, error=BackboneError, foreign=True)
     names = content.get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise BackboneError(f"{index} does not name any weight files: it needs a weight_map from tensors to files")
@@ -217,7 +217,7 @@ def read_open_clip_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         BackboneError: not the description of both towers, or one that names something other than what open_clip's own
             configurations name.
     """
-    content: dict[str, Any] = read_json(path, error=BackboneError)
+    content: dict[str, Any] = read_json(path, error=BackboneError, foreign=True)
     model, preprocess = content.get("model_cfg"), content.get("preprocess_cfg") or {}
     required = ("embed_dim", "vision_cfg", "text_cfg")
     if not isinstance(model, dict) or (missing := [key for key in required if key not in model]):

@@ -404,11 +404,11 @@ def _config(name: str) -> Mapping[str, Any] | None:
 def _folder_config(folder: Path) -> Mapping[str, Any] | None:
     config: dict[str, Any]
     if (folder / "open_clip_config.json").is_file():
-        config = read_json(folder / "open_clip_config.json", error=BackboneError)
+        config = read_json(folder / "open_clip_config.json", error=BackboneError, foreign=True)
         model = config.get("model_cfg")
         return model if isinstance(model, Mapping) else None
     if (folder / "config.json").is_file():
-        config = read_json(folder / "config.json", error=BackboneError)
+        config = read_json(folder / "config.json", error=BackboneError, foreign=True)
         towers = {"text_cfg": config.get("text_config"), "vision_cfg": config.get("vision_config")}
         return {
             tower: {"layers": values.get("num_hidden_layers", _DEFAULT_DEPTH)}

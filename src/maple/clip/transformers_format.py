@@ -26,7 +26,7 @@ def read_transformers_folder(folder: Path) -> tuple[dict[str, Any], StateDict, d
     Raises:
         BackboneError: it is not a CLIP, its activation or vocabulary is not CLIP's, or weights are missing.
     """
-    config: dict[str, Any] = read_json(folder / "config.json", error=BackboneError)
+    config: dict[str, Any] = read_json(folder / "config.json", error=BackboneError, foreign=True)
     if config.get("model_type") != "clip":
         raise BackboneError(
             f"{folder / 'config.json'} describes a {config.get('model_type')!r} model; a backbone in transformers' "
@@ -48,7 +48,7 @@ def read_transformers_folder(folder: Path) -> tuple[dict[str, Any], StateDict, d
         raise BackboneError(f"{folder / 'config.json'} does not describe a CLIP: {error}") from error
     check_vocabulary(text.get("vocab_size", CLIP_VOCABULARY), str(folder))
     preprocessors = [folder / name for name in PREPROCESSORS if (folder / name).is_file()]
-    stored: dict[str, Any] = read_json(preprocessors[0], error=BackboneError) if preprocessors else {}
+    stored: dict[str, Any] = read_json(preprocessors[0], error=BackboneError, foreign=True) if preprocessors else {}
     stored = stored.get("image_processor") or stored
     preprocess = {
         "size": vision.get("image_size", 224),

@@ -13,7 +13,7 @@ from maple.data.catalogue import load_dataset
 from maple.data.checks.findings import number_of
 from maple.data.folders.class_folders import nfc
 from maple.data.records import SPLIT_NAMES, Dataset, Item, items_hash
-from maple.errors import DataError
+from maple.errors import DataError, shortened
 
 SAVED_SPLIT = "images.json"
 """The file name in a run folder."""
@@ -55,11 +55,19 @@ def read_saved_split(path: Path, expected: str | None = None, *, look: bool = Tr
     content: dict[str, Any] = files.read_json(path, error=DataError, advice=_ADVICE)
     try:
         if content["format"] != _FORMAT:
-            raise DataError(f"{path} has format {content['format']!r}; this version of maple reads {_FORMAT}: upgrade")
+            raise DataError(
+                f"{path} has format {shortened(repr(content['format']))}; this version reads {_FORMAT}: upgrade maple"
+            )
         names = tuple(content["class_names"])
         splits: dict[str, Any] = {
             split: tuple(Item(path, label, names[label]) for path, label in content[split]) for split in SPLIT_NAMES
         }
+        if not all(
+            isinstance(item.path, str) and isinstance(item.label, int) for items in splits.values() for item in items
+        ):
+            raise TypeError("an image is not a path and a label")
+        if not all(isinstance(text, str) for text in (*names, content["name"], content["root"] or "")):
+            raise TypeError("a name or the folder is not a text")
         root, drawn = content["root"], bool(content["drawn_split"])
         dataset = Dataset(content["name"], Path(root or "."), class_names=names, drawn_split=drawn, **splits)
         source = str(content["source"])
@@ -128,7 +136,9 @@ def changes_since(path: Path, dataset: Dataset) -> str:
     Files are compared by path and size, classes by name: "1 class more, 15 images more, 2 images with other content".
     """
     saved = saved_paths(path)
-    sizes: dict[str, int] = files.read_json(path, error=DataError, advice=_ADVICE).get("sizes") or {}
+    sizes: Any = files.read_json(path, error=DataError, advice=_ADVICE).get("sizes") or {}
+    if not isinstance(sizes, dict):
+        raise DataError(f"{path} is damaged: its sizes are not a table; {_ADVICE}")
     items = [*dataset.train, *dataset.val, *dataset.test]
     images = {item.path for item in items}
     used = {image for image, split in saved.items() if split != "left out"}

@@ -99,7 +99,9 @@ def read_inspection(folder: Path) -> dict[str, Any]:
     again = f"remove {folder} to start again"
     missing = f"{folder} does not contain {INSPECTION}: it was not made by `maple fit`"
     content: dict[str, Any] = files.read_json(path, missing=missing, advice=again)
-    complete = isinstance(content.get("request"), dict) and isinstance(content.get("lines"), list)
+    lines = content.get("lines")
+    complete = isinstance(content.get("request"), dict) and isinstance(lines, list)
+    complete = complete and all(isinstance(line, str) for line in lines or ())
     if content.get("format") != FORMAT or not complete:
         raise CheckpointError(f"{path} is damaged, or of another version; {again}")
     return content

@@ -27,7 +27,7 @@ from maple.inference.array_images import InputError, class_names_of_labels, numb
 from maple.inference.hub import PREFIX, PROMPTS, fetch_prompts, is_hub_id, push_folder, write_card
 from maple.inference.torch_predictor import finite, prompts_file
 from maple.methods import Method, method_settings
-from maple.names import distinct
+from maple.names import clean_class_names, distinct
 from maple.runs import TrainingData, complete
 from maple.runs.spec import cached_backbone
 from maple.runs.training import fresh_method
@@ -246,14 +246,19 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         # A file of `maple train` has no section of a classifier: its labels are the class names.
         trained = {"labels": list(stored.class_names), "names": list(stored.class_names)}
         current = stored.info.get("classifier", trained)
-        labels, names = current["labels"], current["names"]
+        try:
+            labels, names = ([name for name in current[key]] for key in ("labels", "names"))  # noqa: C416 - or TypeError
+            clean_class_names(names)
+            pairs = dict(zip(labels, names, strict=True))
+        except (ClassNamesError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is damaged: its labels and names do not fit together ({error})") from error
         classifier = cls(
             stored.method["name"],
             backbone=backbone.name,
             pretrained=backbone.pretrained,
             precision=backbone.precision,
             settings={"method": {key: value for key, value in stored.method.items() if key != "name"}},
-            class_names=None if labels == names else dict(zip(labels, names, strict=True)),
+            class_names=None if labels == names else pairs,
             device=device,
         )
         classifier._set_method(method, np.asarray(labels), stored.info)

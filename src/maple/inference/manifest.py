@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from maple import files
-from maple.errors import CheckpointError
+from maple.errors import CheckpointError, shortened
 
 MANIFEST = "maple-export.json"
 FORMAT: Literal[1] = 1
@@ -102,7 +102,7 @@ def read_manifest(folder: Path) -> Manifest:
     version = content.get("format")
     if isinstance(version, int) and version > FORMAT:
         known = f"this version of maple reads format {FORMAT}"
-        raise CheckpointError(f"{path} has format {version}; {known}: upgrade maple")
+        raise CheckpointError(f"{path} has format {shortened(str(version))}; {known}: upgrade maple")
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:

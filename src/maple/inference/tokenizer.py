@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenizers.models import BPE
 
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, shortened
+from maple.names import refuse_long
 
 _MERGES = 49152 - 256 - 2
 _START, _END = "<start_of_text>", "<end_of_text>"
@@ -58,6 +59,7 @@ class ClipTokenizer:
         Raises:
             ClassNamesError: there are more than the context holds; a sentence is never truncated.
         """
+        refuse_long([text])
         ids = [self._special[_START], *self.words(text), self._special[_END]]
         if len(ids) > self.context_length:
             raise ClassNamesError(

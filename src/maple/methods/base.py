@@ -152,6 +152,11 @@ class Method(nn.Module):
     def resize_for(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Resize tensors whose shape depends on the training set, before a checkpoint is loaded."""
 
+    def problems_of(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """What is wrong with the values of a checkpoint's tensors, whose names, shapes and types are right."""
+        del tensors  # their values are those of the subclass
+        return []
+
     def parameter_count(self) -> int:
         """The number of learned scalars."""
         return sum(parameter.numel() for parameter in self.prompt_parameters().values())

@@ -24,7 +24,7 @@ class IndependentVLSettings(MethodSettings):
     depth_limits: ClassVar[DepthLimits] = {"text_prompt_depth": ("text",), "vision_prompt_depth": ("image",)}
 
     text_prompt_length: int = Field(2, ge=0)
-    vision_prompt_length: int = Field(2, ge=0)
+    vision_prompt_length: int = Field(2, ge=0, le=10_000)
     text_prompt_depth: int = Field(12, ge=0)
     vision_prompt_depth: int = Field(12, ge=0)
     init_text: str = "a photo of a"
@@ -45,7 +45,7 @@ class VPTSettings(MethodSettings):
 
     depth_limits: ClassVar[DepthLimits] = {"vision_prompt_depth": ("image",)}
 
-    vision_prompt_length: int = Field(8, ge=1)
+    vision_prompt_length: int = Field(8, ge=1, le=10_000)
     vision_prompt_depth: int = Field(12, ge=1)
     template: str = "a photo of a {}."
 
@@ -63,10 +63,10 @@ class _IndependentPrompts(Method):
         backbone, init_text = self.backbone, words_if_short(init_text, length)
         backbone.text.require_promptable(self.title)
         check_depth(depth, backbone.text.depth, setting="text prompt depth", tower="text")
+        self.classes = PromptedClasses(backbone, prompt_length=length, init_text=init_text)
         first = first_tokens(backbone, init_text, length, generator)
         deep = [random_tokens(length, backbone.text.width, generator=generator) for _ in range(depth - 1)]
         self.text_prompt = prompt_list([first, *deep], backbone)
-        self.classes = PromptedClasses(backbone, prompt_length=length, init_text=init_text)
 
     def add_vision_prompts(self, length: int, depth: int, generator: Generator) -> None:
         """Learn P vision tokens in each of the first J layers, starting at random."""

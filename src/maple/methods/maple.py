@@ -60,6 +60,7 @@ class MaPLe(Method):
         check_depth(depth, backbone.text.depth, setting="prompt_depth", tower="text")
         check_depth(depth, backbone.image.depth, setting="prompt_depth", tower="image")
         words = words_if_short(settings.init_text, length)
+        self.classes = PromptedClasses(backbone, prompt_length=length, init_text=words)
         forward = settings.coupling_direction == "text_to_vision"
         widths = (backbone.text.width, backbone.image.width)
         inputs, outputs = widths if forward else widths[::-1]
@@ -77,7 +78,6 @@ class MaPLe(Method):
             self.vision_prompt = prompt_list(tokens, backbone)
         self.coupling = Coupling(inputs, outputs, depth, settings.coupling_sharing, generator).to(backbone.device)
         self._forward = forward
-        self.classes = PromptedClasses(backbone, prompt_length=length, init_text=words)
         self.set_class_names(class_names)
 
     def text_prompts(self) -> list[Tensor]:

@@ -21,7 +21,7 @@ from maple.methods.per_class import PerClassMethod, PerClassSettings
 from maple.prompts import TemplateClasses, l2_normalize
 
 _Scale = Annotated[float, Field(gt=0.1)]
-_Steps = Annotated[int, Field(ge=1)]
+_Steps = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class TipAdapterSettings(PerClassSettings):
@@ -94,6 +94,12 @@ class TipAdapter(PerClassMethod):
         keys, labels = shapes.get("keys"), shapes.get("labels")
         if keys != tuple(self.keys.shape) and labels is not None and keys == (*labels, self.backbone.embed_dim):
             self._set_cache(self.keys.new_zeros(keys), self.labels.new_zeros(labels))
+
+    def problems_of(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Labels that are not rows of the classes."""
+        labels = tensors["labels"]
+        wrong = labels[(labels < 0) | (labels >= self._count)].tolist()
+        return [f"labels holds {wrong[0]}, but the classes are 0 to {self._count - 1}"] if wrong else []
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Scaled cosines plus the cache's logits [B, C] for unit features [B, D] and [C, D]."""

@@ -18,6 +18,9 @@ _CHUNK = 256
 class PromptedClasses:
     """Text features of sentences with slots for prompt tokens; `memory_limit` is that of `encode_text`.
 
+    Raises:
+        ConfigError: there are more prompt tokens than a sentence can have.
+
     Example:
         >>> classes = PromptedClasses(clip, prompt_length=4, init_text="a photo of a")
         >>> classes.set_class_names(["cat", "dog"])
@@ -26,6 +29,9 @@ class PromptedClasses:
     """
 
     def __init__(self, backbone: Backbone, *, prompt_length: int, init_text: str, position: Position = "end") -> None:
+        most = backbone.text.context_length
+        if prompt_length > most:  # before the tokens take memory
+            raise ConfigError(f"prompt_length={prompt_length}, but this CLIP reads at most {most} tokens; choose fewer")
         self._backbone = backbone
         self.prompt_length = prompt_length
         self.init_text = init_text

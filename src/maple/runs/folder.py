@@ -33,7 +33,7 @@ from maple.config import RunSettings
 from maple.data import Item
 from maple.data.folders.class_folders import is_ignored, split_domain
 from maple.data.records import items_hash
-from maple.errors import BusyError, CheckpointError, ConfigError, output_error
+from maple.errors import BusyError, CheckpointError, ConfigError, output_error, shortened
 from maple.runs.spec import relevant
 from maple.train import EpochReport, Trainer
 
@@ -64,7 +64,11 @@ def read_settings(folder: Path) -> RunSettings:
     elif any((folder / name).is_file() for name in ("model.json", "zero_shot_head.json")):
         hint = "; it is an export for other programs: name the run that was exported"
     missing = f"{folder} is not a run folder: it has no config.json{hint}"
-    return RunSettings(**files.read_json(folder / "config.json", missing=missing))
+    content: dict[str, Any] = files.read_json(folder / "config.json", missing=missing)
+    try:
+        return RunSettings(**content)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'config.json'} does not hold the settings of a run ({error})") from error
 
 
 def finished_prompts(folder: Path) -> Path:
@@ -110,7 +114,7 @@ def refuse_other_run(settings: RunSettings, folder: Path) -> None:
     try:
         stored = relevant(read_settings(folder))
     except ConfigError as error:
-        raise output_error(f"{folder / 'config.json'} does not hold the settings of a run ({error})") from error
+        raise output_error(str(error)) from error
     wanted = relevant(settings)
     if stored != wanted and any((folder / name).exists() for name in _LEARNED):
         problem = f"{folder} belongs to a run with other settings ({differences(stored, wanted)})"
@@ -121,7 +125,8 @@ def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
     """The differences between the settings of a folder and those wanted now, as "seed: 1 there, 2 now"."""
     stored, wanted = flatten(stored), flatten(wanted)
     changed = [key for key in sorted(stored.keys() | wanted.keys()) if stored.get(key) != wanted.get(key)]
-    return "; ".join(f"{key}: {stored.get(key)!r} there, {wanted.get(key)!r} now" for key in changed)
+    values = ((key, *(shortened(repr(settings.get(key))) for settings in (stored, wanted))) for key in changed)
+    return "; ".join(f"{key}: {there} there, {now} now" for key, there, now in values)
 
 
 def flatten(settings: dict[str, Any]) -> dict[str, Any]:

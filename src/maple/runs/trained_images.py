@@ -11,7 +11,7 @@ from maple.data import Dataset, Item
 from maple.data.catalogue import template_of
 from maple.data.folders.class_folders import split_domain
 from maple.data.saved_split import SAVED_SPLIT, saved_paths
-from maple.errors import CheckpointError, DataError
+from maple.errors import CheckpointError, DataError, shortened
 from maple.methods import ZERO_SHOT
 from maple.runs.folder import read_settings
 
@@ -72,7 +72,7 @@ class TrainedImages:
                 self._paths = {str(item["path"]) for item in content["items"]}
                 self._read_original_files(settings)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path} or items.json next to it is damaged ({error!r})") from error
+            raise CheckpointError(f"{path} or items.json next to it is damaged ({shortened(repr(error))})") from error
 
     def _read_original_files(self, settings: RunSettings) -> None:
         source = settings.data.dataset

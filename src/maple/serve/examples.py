@@ -1,7 +1,6 @@
 """Example images to try: of the model's own data set if it can be read, else of the packaged emoji."""
 
 import io
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
@@ -12,6 +11,7 @@ from maple.data import Dataset, load_dataset
 from maple.data.catalogue import short_name
 from maple.data.emoji import load_emoji
 from maple.errors import MapleError
+from maple.files import read_json
 from maple.names import words_of
 from maple.serve.responses import ExampleImage, ExampleList
 
@@ -29,9 +29,9 @@ def trained_dataset(run: Path, about: Mapping[str, Any], data_root: str | None) 
         return None
     root = names = None
     try:
-        data = json.loads((run / "config.json").read_text(encoding="utf-8"))["data"]
+        data: Any = read_json(run / "config.json")["data"]
         root, names = data.get("root"), data.get("class_names")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (MapleError, OSError, KeyError, AttributeError):
         pass  # a prompts file or an export has no such file; then `data_root` is tried
     root = root if isinstance(root, str) else data_root
     return {

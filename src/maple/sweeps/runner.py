@@ -1,6 +1,5 @@
 """Execute planned runs. All state is read from the run folders, so a sweep can be killed at any time and repeated."""
 
-import json
 import logging
 import time
 import traceback
@@ -16,7 +15,7 @@ from maple.checkpoint import load_prompts
 from maple.clip import Backbone
 from maple.distributed import this_process
 from maple.errors import BusyError, CheckpointError, MapleError, first_line
-from maple.files import FAILURE
+from maple.files import FAILURE, read_json
 from maple.runs import Tracked, TrainProgress, evaluate_run, finished_prompts, read_rows, train_run, train_together
 from maple.runs.evaluation import evaluation_request
 from maple.runs.spec import cached_backbone
@@ -187,8 +186,8 @@ def finished_outcome(run: PlannedRun, root: Path, seconds: float = 0.0) -> RunOu
 def failed_outcome(run: PlannedRun, root: Path) -> RunOutcome:
     """Return the outcome of a run that failed in an earlier sweep."""
     try:
-        error = str(json.loads((root / run.name / FAILURE).read_text(encoding="utf-8"))["error"])
-    except (OSError, ValueError, LookupError, TypeError):
+        error = str(read_json(root / run.name / FAILURE)["error"])
+    except (MapleError, LookupError):
         error = f"{root / run.name / FAILURE} is unreadable"
     return RunOutcome(run.name, "failed", error=error)
 

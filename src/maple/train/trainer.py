@@ -62,8 +62,16 @@ class EpochReport:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `as_json`."""
-        return cls(**{**values, "losses": tuple(values["losses"])})
+        """The inverse of `as_json`; KeyError or TypeError if these are not such values."""
+        report = cls(**{**values, "losses": tuple(values["losses"])})
+        if not isinstance(report.epoch, int) or not isinstance(report.logs, dict):
+            raise TypeError("its epoch is not a number, or its logs are not a table")
+        optional = (*report.logs.values(), *report.losses)
+        if not all(isinstance(number, int | float) for number in (report.lr, report.loss)) or not all(
+            isinstance(number, int | float | None) for number in optional
+        ):
+            raise TypeError("a value is not a number")
+        return report
 
 
 def learning_rate(settings: TrainSettings, epoch: int) -> float:
@@ -307,17 +315,23 @@ class Trainer:
 
         for name, parameter in self.parameters.items():
             saved = tensors.get(f"prompts/{name}")
-            if saved is None or saved.shape != parameter.shape:
+            state = below(f"optimizer/{name}/")
+            shapes = {value.shape for value in state.values() if value.numel() != 1}
+            if saved is None or {saved.shape, *shapes} != {parameter.shape}:
                 raise CheckpointError(f"the resume state does not fit: prompt {name} is missing or has another shape")
+            if odd := [str(value.dtype) for value in (saved, *state.values()) if not value.is_floating_point()]:
+                raise CheckpointError(f"the resume state does not fit: prompt {name} has the type {odd[0]}")
             parameter.copy_(saved)
             if self._optimizer is not None:
                 # Adam counts its steps on the CPU; its other tensors are where their parameter is.
                 self._optimizer.state[parameter] = {
                     key: value.to("cpu" if key == "step" else parameter.device, copy=True)
-                    for key, value in below(f"optimizer/{name}/").items()
+                    for key, value in state.items()
                 }
         self.method.load_training_state(below("method/"))
         self.epoch, self._step = values["epoch"], values["step"]
+        if not all(isinstance(count, int) and count >= 0 for count in (self.epoch, self._step)):
+            raise CheckpointError(f"the resume state does not fit: epoch {self.epoch!r}, step {self._step!r}")
         self.history = [EpochReport.from_json(report) for report in values["history"]]
         if values["scaler"]:
             self.scaler.load_state_dict(values["scaler"])

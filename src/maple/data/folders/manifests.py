@@ -245,8 +245,8 @@ def _read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if not content.strip():
             continue
         try:
-            values = json.loads(content)
-        except (ValueError, RecursionError) as error:
+            values = parse_json(content)
+        except ValueError as error:
             raise DataError(f"{path}: line {line} is not JSON ({error}); every line must be one object") from error
         if not isinstance(values, dict) or not {"path", "label"} <= {key.casefold() for key in values}:
             raise DataError(f'{path}: line {line} must be an object such as {{"path": "cat/1.jpg", "label": "cat"}}')

@@ -16,7 +16,7 @@ from maple import files
 from maple.data.folders.class_folders import list_names
 from maple.data.images.reading import is_image_file
 from maple.data.records import SPLIT_NAMES, Item
-from maple.errors import DataError
+from maple.errors import DataError, shortened
 
 _ROW_FORM = '["path/of/image.jpg", label number, "class name"]'
 _AGAIN = "fetch the published file again"
@@ -53,7 +53,7 @@ def read_split(path: Path) -> Contents:
                 case [str(file), int(label), str(name)] if file and name and label >= 0 and not isinstance(label, bool):
                     item = Item(file, label, name)
                 case _:
-                    raise DataError(f"{path}: {split}[{index}] is {row!r}; a row must be {_ROW_FORM}")
+                    raise DataError(f"{path}: {split}[{index}] is {shortened(repr(row))}; a row must be {_ROW_FORM}")
             earlier = names.setdefault(item.label, item.class_name)
             if earlier != item.class_name:
                 raise DataError(
@@ -64,7 +64,8 @@ def read_split(path: Path) -> Contents:
         splits[split] = tuple(items)
     if not names:
         raise DataError(f"{path}: holds no images in any of its splits; {_AGAIN}")
-    if absent := sorted(set(range(max(names) + 1)) - set(names)):
+    # Not up to the largest label, which may be huge: of C labels, one of 0 to C-1 is missing if another is larger.
+    if absent := [label for label in range(len(names)) if label not in names]:
         raise DataError(f"{path}: labels {absent[:10]} have no items; labels must be 0 to C-1 without gaps")
     return Contents(**splits, class_names=tuple(names[label] for label in sorted(names)))
 
