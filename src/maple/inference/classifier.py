@@ -22,7 +22,7 @@ from maple.data import EvalTransform, ImageStore, Item, hold_out, sample_few_sho
 from maple.data.images.prefetch import map_in_order
 from maple.descriptions import DEFAULT_METHOD
 from maple.distributed import Processes, choose_device
-from maple.errors import CheckpointError, ConfigError, MapleError
+from maple.errors import CheckpointError, ClassNamesError, ConfigError, MapleError
 from maple.inference.array_images import InputError, class_names_of_labels, number_labels, to_images
 from maple.inference.hub import PREFIX, PROMPTS, fetch_prompts, is_hub_id, push_folder, write_card
 from maple.inference.torch_predictor import finite, prompts_file

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from maple.data.folders.class_folders import SPLIT_FOLDERS, assemble, check_fractions, draw_split, nfc, rename_classes
 from maple.data.records import SPLIT_NAMES, Dataset
 from maple.errors import DataError, one_of, shortened_list
-from maple.files import on_disk
+from maple.files import on_disk, parse_json
 from maple.names import has_lone_surrogate
 
 SUFFIXES = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": ""}
