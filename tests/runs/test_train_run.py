@@ -122,6 +122,17 @@ def test_where_images_are_cut_and_resized_changes_nothing(settings: RunSettings,
     assert content_name(settings) == content_name(batched)
 
 
+def test_another_number_of_threads_is_reported(
+    settings: RunSettings, interrupted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = interrupted / "environment.json"
+    environment = json.loads(path.read_text())
+    path.write_text(json.dumps({**environment, "threads": 64}))
+    train_run(settings, interrupted, device="cpu")
+    assert "trained with 64 threads until now, and is resumed with 1" in caplog.text
+    assert "OMP_NUM_THREADS=64" in caplog.text
+
+
 def test_a_report_lost_in_a_crash_is_written_again(settings: RunSettings, tmp_path: Path) -> None:
     train_run(settings, tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):

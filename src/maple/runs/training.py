@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,8 @@ def train_run(
 ) -> TrainResult:
     """Train into `folder`, resume there, or return the result of a run that has finished.
 
-    The result depends on the settings and the images alone: not on interruptions, on the number of processes at the
-    same global batch (but for rounding), nor on `workers`.
+    The result depends on the settings and the images alone: not on interruptions, nor on `workers`; but for rounding,
+    not on the number of processes at the same global batch, nor of threads (`torch.get_num_threads`).
 
     Args:
         on_ready: called with the method and its training items before the first step.
@@ -287,6 +287,15 @@ class _TrainingRun:
             details = "; ".join(f"{_IDENTITY[key]}: {stored.get(key)} there, {current[key]} now" for key in differing)
             raise CheckpointError(
                 f"{path} was written by a run with other {details}. Restore what it was trained on, or {advice}"
+            )
+        threads, before = torch.get_num_threads(), None
+        with suppress(CheckpointError):  # the run can be resumed without it
+            before = files.read_json(self.folder / "environment.json").get("threads")
+        if self._processes.device.type == "cpu" and isinstance(before, int) and before != threads:
+            logger.warning(
+                "%s was trained with %s threads until now, and is resumed with %d: the result is the same but for "
+                "rounding; for the same bytes, resume it with OMP_NUM_THREADS=%s",
+                *(self.folder, before, threads, before),
             )
         try:
             self.trainer.restore(tensors, values)
