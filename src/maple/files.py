@@ -5,8 +5,10 @@ import math
 import os
 import re
 import shutil
+import socket
 import sys
 import tempfile
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -293,13 +295,46 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def web_opener() -> "OpenerDirector":
-    """A URL opener for http and https only, also after a redirect: file and ftp URLs are refused."""
+def web_opener(sockets: "list[socket.socket] | None" = None, end: float = math.inf) -> "OpenerDirector":
+    """A URL opener for http and https only, also after a redirect: file and ftp URLs are refused.
+
+    Args:
+        sockets: receives the socket of every response, before its first byte is read. The time limit of `open` is one
+            for each silence, so a server that sends byte by byte is only ended by shutting down the socket.
+        end: the time of `time.monotonic` after which no further response is begun.
+    """
+    from http import client
     from urllib import request
+
+    class Response(client.HTTPResponse):
+        def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+            if sockets is not None:
+                sockets.append(sock)
+            if time.monotonic() > end:  # afterwards: whoever shuts the sockets down at `end` may have missed this one
+                raise TimeoutError
+            super().__init__(sock, *arguments, **options)
+
+        def read(self, amt: int | None = None) -> bytes:
+            # urllib reads the body of a redirect, however long, only to discard it.
+            return super().read(1 << 16 if amt is None else amt)
+
+    class Http(client.HTTPConnection):
+        response_class = Response
+
+    class Https(client.HTTPSConnection):
+        response_class = Response
+
+    class HttpHandler(request.HTTPHandler):
+        def http_open(self, req: request.Request) -> client.HTTPResponse:
+            return self.do_open(Http, req)
+
+    class HttpsHandler(request.HTTPSHandler):
+        def https_open(self, req: request.Request) -> client.HTTPResponse:
+            return self.do_open(Https, req)
 
     opener = request.OpenerDirector()
     for handler in (
-        *(request.ProxyHandler, request.UnknownHandler, request.HTTPHandler, request.HTTPSHandler),
+        *(request.ProxyHandler, request.UnknownHandler, HttpHandler, HttpsHandler),
         *(request.HTTPDefaultErrorHandler, request.HTTPRedirectHandler, request.HTTPErrorProcessor),
     ):
         opener.add_handler(handler())

@@ -1,6 +1,7 @@
 """Downloads of images: what is accepted, and what is refused with which message."""
 
 import re
+import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
@@ -108,6 +109,77 @@ def test_silence_and_dripping_end_in_time(serve: Serve) -> None:
     with pytest.raises(ImageError, match=r"took longer than 0\.4 seconds"):
         download_image(url, timeout=0.4)
     assert time.monotonic() - began < 3
+
+
+_OK = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "drop"),
+    [
+        (b"", b"H"),
+        (b"HTTP/1.1 200 OK\r\n", b"X-A: b\r\n"),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"a"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (_OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
+        (_OK + b"Transfer-Encoding: chunked\r\n\r\n5;", b"a"),
+        (_OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X-A: b\r\n"),
+        (_OK + b"Content-Length: 1000\r\n\r\n", b"a"),
+        (_OK + b"\r\n", b"a"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 1000\r\n\r\n", b"a"),
+        (b"HTTP/1.1 404 Not ", b"F"),
+    ],
+)
+def test_what_arrives_drop_by_drop_ends_in_time(serve: Serve, start: bytes, drop: bytes) -> None:
+    left = threading.Event()
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        try:
+            handler.wfile.write(start)
+            for _ in range(200):
+                handler.wfile.write(drop)
+                time.sleep(0.05)
+        except OSError:
+            left.set()
+
+    url = serve(drip)
+    began = time.monotonic()
+    with pytest.raises(ImageError, match=rf"^{re.escape(url)}: took longer than 0\.5 seconds"):
+        download_image(url, timeout=0.5)
+    assert time.monotonic() - began < 2
+    assert left.wait(3)  # the connection is closed, and nothing keeps reading
+
+
+def test_the_time_limit_is_one_for_all_redirections(serve: Serve) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.3)
+        handler.send_response(302)
+        handler.send_header("Location", handler.path + "a")
+        handler.end_headers()
+
+    began = time.monotonic()
+    with pytest.raises(ImageError, match=r"took longer than 0\.5 seconds"):
+        download_image(serve(answer), timeout=0.5)
+    assert time.monotonic() - began < 2
+
+
+def test_the_body_of_a_redirection_is_not_read(serve: Serve) -> None:
+    sent = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        if handler.path == "/a":
+            return send(handler, png())
+        handler.send_response(302)
+        handler.send_header("Location", "/a")
+        handler.end_headers()
+        try:
+            for _ in range(2000):
+                sent.append(handler.wfile.write(bytes(100_000)))
+        except OSError:
+            pass
+
+    assert download_image(serve(answer)) == png()
+    assert sum(sent) < 50_000_000
 
 
 @pytest.mark.parametrize(

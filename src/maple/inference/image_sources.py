@@ -2,8 +2,12 @@
 
 import glob
 import os
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException, HTTPResponse
@@ -166,26 +170,50 @@ def is_address(source: str) -> bool:
 def download_image(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT) -> bytes:
     """Download an encoded image from an http or https address, following redirections to such addresses.
 
-    Proxies are taken from the environment. `timeout`: seconds for the whole body, and for each silence before it.
+    Proxies are taken from the environment. `timeout`: seconds for everything together.
 
     Raises:
         ImageError: another scheme, a server that cannot be reached, refuses, announces a type other than an image,
             sends more than `max_bytes` or less than it announced, or is too slow. The message begins with the address.
     """
-    start = time.monotonic()
-    too_slow = f"{url}: took longer than {timeout:g} seconds; try again, or download it first"
+    end = time.monotonic() + timeout
+    sockets: list[socket.socket] = []
+    result: Future[bytes] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(_download(url, max_bytes, timeout, sockets, end))
+        except BaseException as error:  # noqa: BLE001 - raised by `result`
+            result.set_exception(error)
+
+    # In a thread, because nothing else bounds the look-up of a name and the attempts at its addresses.
+    threading.Thread(target=run, name="maple-download", daemon=True).start()
+    try:
+        return result.result(timeout)
+    except TimeoutError as error:
+        raise ImageError(_too_slow(url, timeout)) from error
+    finally:
+        # Wakes the thread, which then ends, wherever the server keeps it waiting. Closing a socket would not.
+        for connection in sockets:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def _too_slow(url: str, timeout: float) -> str:
+    return f"{url}: took longer than {timeout:g} seconds; try again, or download it first"
+
+
+def _download(url: str, max_bytes: int, timeout: float, sockets: list[socket.socket], end: float) -> bytes:
+    too_slow = _too_slow(url, timeout)
     try:
         request = Request(_ascii_url(url), headers={"User-Agent": "maple-clip", "Accept": "image/*"})
-        with web_opener().open(request, timeout=timeout) as response:
+        with web_opener(sockets, end).open(request, timeout=timeout) as response:
             announced = _check_headers(url, response, max_bytes)
             content = bytearray()
-            # read1 returns what has arrived: a server that sends byte by byte must not hold us beyond the deadline.
             while chunk := response.read1(_CHUNK):
                 content += chunk
                 if len(content) > max_bytes:
                     raise ImageError(f"{url}: sends more than the allowed {max_bytes:,} bytes; scale the image down")
-                if time.monotonic() > start + timeout:
-                    raise ImageError(too_slow)
     except HTTPError as error:
         with error:
             raise ImageError(f"{url}: the server answers {error.code} {error.reason}; check the address") from error
