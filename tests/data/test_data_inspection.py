@@ -259,7 +259,9 @@ def test_suspicious_names() -> None:
     assert found["marked names"] == ("salt, pepper",)
     assert found["doubled names"] == (("red_car", "Red Car"),)
     assert "mixed spelling" in found
-    assert suspicious_names(["tabby cat", "red panda", "猫", "B-52 bomber".lower()]) == []
+    assert suspicious_names(["tabby cat", "red panda", "café", "B-52 bomber".lower()]) == []
+    [script] = suspicious_names(["tabby cat", "猫", "кошка"])
+    assert (script.kind, script.level, script.items) == ("names in other scripts", "warning", ("猫", "кошка"))
 
 
 def test_names_are_judged_after_they_were_given(draw: Draw, tmp_path: Path) -> None:

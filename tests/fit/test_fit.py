@@ -164,6 +164,18 @@ def test_check_writes_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("method", ["maple", "linear_probe", "promptsrc"])
+def test_check_refuses_names_that_fit_refuses(folder: Path, tmp_path: Path, method: str) -> None:
+    words = tmp_path / "names.json"
+    for name, is_refused in (("長" * 40, True), ("word " * 40, False)):
+        words.write_text(json.dumps({"red_owl": name}))
+        options = ["--class-names", str(words), "--method", method, "--backbone", "maple-small"]
+        done = CliRunner().invoke(app, ["fit", str(folder), "--check", *options])
+        assert "1 class name, " in done.stdout, "what was found is shown first"
+        message = "tokens, but this CLIP reads at most 77; shorten the class name"
+        assert (message in str(done.exception)) == is_refused
+
+
 class _Interrupts(FitProgress):
     """Raises KeyboardInterrupt at the given call of one of the methods."""
 

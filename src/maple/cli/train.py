@@ -125,7 +125,17 @@ def fit_command(
     from maple.cli.report import thumbnail_loader
     from maple.config import merge_layers, options_layer, setting_layer
     from maple.fitting import fit, fit_folder, fit_settings, inspect_source
+    from maple.fitting.workflow import require_readable_names
 
+    layer = merge_layers(
+        options_layer(
+            backbone={"name": backbone, "pretrained": pretrained, "precision": precision},
+            data={"root": data_root, "class_names": names},
+            seed=seed,
+        ),
+        setting_layer("data.shots", options.parse_shots(shots or "all")),
+    )
+    settings = fit_settings(source, method or DEFAULT_METHOD, layer=layer, overrides=overrides or [])
     if check:
         with FileBars() as bars:
             inspection = inspect_source(
@@ -136,16 +146,8 @@ def fit_command(
                 on_images=lambda done, total: bars.advance("images inspected", done, total),
             )
         typer.echo(json.dumps(inspection.as_json(), indent=1) if as_json else options.visible_lines(inspection.lines()))
+        require_readable_names(settings, inspection.dataset.class_names)
         return
-    layer = merge_layers(
-        options_layer(
-            backbone={"name": backbone, "pretrained": pretrained, "precision": precision},
-            data={"root": data_root, "class_names": names},
-            seed=seed,
-        ),
-        setting_layer("data.shots", options.parse_shots(shots or "all")),
-    )
-    settings = fit_settings(source, method or DEFAULT_METHOD, layer=layer, overrides=overrides or [])
     folder = options.run_folder(output, fit_folder(settings))
     with FitBars(settings, folder) as progress:
         result = fit(settings, folder, device=device, progress=progress, load_thumbnail=thumbnail_loader(data_root))

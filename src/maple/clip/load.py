@@ -387,6 +387,21 @@ def tower_depths(name: str) -> tuple[int, int] | None:
     return (depths[0], depths[1]) if all(isinstance(depth, int) for depth in depths) else None
 
 
+def sentence_limit(name: str) -> tuple[Callable[[str], int], int] | None:
+    """How to count the tokens of a sentence, and the most that a CLIP reads, from its configuration alone.
+
+    None if the model has to be loaded to know, or has another tokenizer than CLIP's.
+    """
+    text = (_config(name) or {}).get("text_cfg")
+    if not isinstance(text, Mapping) or "siglip" in name.lower():
+        return None
+    if any(text.get(key) for key in ("hf_tokenizer_name", "hf_model_name", "tokenizer_kwargs")):
+        return None
+    limit = text.get("context_length", 77)
+    tokenizer: Any = _clip_tokenizer(limit)
+    return lambda sentence: len(tokenizer.encode(sentence)) + 2, limit
+
+
 def _config(name: str) -> Mapping[str, Any] | None:
     """The open_clip configuration of a model that is known or in a folder here."""
     architecture = name.replace("/", "-")

@@ -11,7 +11,7 @@ report.html   the page
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 from maple.checkpoint import load_prompts
 from maple.clip import Backbone
+from maple.clip.load import sentence_limit
 from maple.config import RunSettings, read_preset, resolve
 from maple.data import Inspection, Item, hold_out, inspect_dataset, open_source, template_of
 from maple.data.checks.open_source import check_source
@@ -27,9 +28,10 @@ from maple.data.records import SPLIT_NAMES
 from maple.data.saved_split import SAVED_SPLIT, read_saved_split, saved_split_hash, write_saved_split
 from maple.descriptions import DEFAULT_METHOD
 from maple.distributed import this_process
-from maple.errors import BackboneDownloadError, output_error
+from maple.errors import BackboneDownloadError, ClassNamesError, output_error, shortened
 from maple.fitting.stored_fit import FitResult, build_result, is_evaluated, is_finished, load_previous, write_inspection
 from maple.methods import ZERO_SHOT, Method, method_settings
+from maple.names import clean_class_names
 from maple.report import ThumbnailLoader
 from maple.runs import TrainProgress, complete, content_name, evaluate_run, finished_prompts, train_run
 from maple.runs.folder import lock_folder, refuse_other_run
@@ -126,6 +128,39 @@ def inspect_source(
     folder = None if root is None else Path(root).expanduser()
     dataset, remarks = open_source(source, folder, class_names=class_names, seed=seed)
     return inspect_dataset(dataset, remarks=remarks, keep_classes=bool(split_domain(source)), on_images=on_images)
+
+
+def require_readable_names(settings: RunSettings, class_names: Sequence[str]) -> None:
+    """Refuse the class names that the CLIP of a fit could not read, without loading it where its size is known.
+
+    Raises:
+        ClassNamesError: a sentence is longer than this CLIP reads.
+    """
+    limit = sentence_limit(settings.backbone.name)
+    if limit is None:
+        return
+    count, most = limit
+
+    def templates(description: Mapping[str, Any]) -> Iterator[str]:
+        for value in description.values():
+            if isinstance(value, Mapping):
+                yield from templates(value)
+            texts = [value] if isinstance(value, str) else value if isinstance(value, Sequence) else []
+            yield from (text for text in texts if isinstance(text, str) and text.count("{}") == 1)
+        length = description.get("prompt_length") or description.get("text_prompt_length")
+        if isinstance(length, int):
+            # Which of them the sentence begins with depends on the method; no name is refused that it can read.
+            words = (description.get("init_text"), " ".join(["X"] * length))
+            yield min(filter(None, words), key=count) + " {}."
+
+    name = max(clean_class_names(class_names), key=count)
+    for template in (template_of(settings.data.dataset or "") or "a photo of a {}.", *templates(settings.method)):
+        sentence = template.replace("{}", name)
+        if count(sentence) > most:
+            raise ClassNamesError(
+                f"{shortened(sentence)!r} needs {count(sentence)} tokens, but this CLIP reads at most {most}; shorten "
+                "the class name (--class-names names.json gives other words), the template, or the prompt"
+            )
 
 
 def fit(

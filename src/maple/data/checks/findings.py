@@ -24,6 +24,10 @@ _MARKS = frozenset(',;()[]{}<>|\\"#@%&=+*?!~^$`\n\t')
 _LONG = 60
 
 
+def _is_foreign(letter: str) -> bool:
+    return letter.isalpha() and not unicodedata.name(letter, "LATIN").startswith("LATIN")
+
+
 @dataclass(frozen=True)
 class Finding:
     """One remark about a data set: its fixed `kind`, such as `unreadable`, and one line for people, with examples.
@@ -61,6 +65,12 @@ _CHECKS: tuple[tuple[str, Callable[[str], object], str], ...] = (
         f"a WordNet number, which CLIP does not know: {MAPPED}",
     ),
     ("code names", lambda name: _CODE.fullmatch(name.strip()), f"a code, not a word: {MAPPED}"),
+    (
+        "names in other scripts",
+        lambda name: sum(map(_is_foreign, name)) > len(name) / 2,
+        "in a script that OpenAI's CLIP hardly knows, unless your CLIP is multilingual: give English words with "
+        "--class-names",
+    ),
     ("joined names", _JOINED.search, f"several words written as one, which CLIP reads as one: {MAPPED}"),
     ("long names", lambda name: len(name) > _LONG, f"too long for CLIP to understand well, or at all: {MAPPED}"),
     (
