@@ -12,6 +12,7 @@ import pytest
 from data_helpers import save_image
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from maple.data import Dataset, Item, load_dataset, load_folder
 from maple.data.checks.findings import Finding
@@ -351,3 +352,17 @@ def test_real_folders(data_root: Path) -> None:
     assert pets.num_classes == 37
     assert len(pets.train) + len(pets.test) == 370
     assert load_dataset(str(data_root / "pacs/sketch"), None).num_classes == 7
+
+
+def test_unusual_names_of_splits_are_said(tmp_path: Path) -> None:
+    for split in ("seg_train/seg_train", "seg_test/seg_test"):
+        for name in ("sea", "street"):
+            folder = tmp_path / "intel" / split / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (8, 8), (len(split), len(name), 0)).save(folder / "1.png")
+    findings: list[Finding] = []
+    assert load_folder(tmp_path / "intel", on_finding=findings.append).class_names == ("sea", "street")
+    (finding,) = findings
+    assert finding.text == (
+        "divided by folders: seg_test/seg_test as test, seg_train/seg_train as train; the classes are sea, street"
+    )

@@ -15,7 +15,7 @@ from maple.data.checks.findings import Finding
 from maple.data.folders.unused import nested_classes, unread_images
 from maple.data.images.reading import has_image_name, is_image_file
 from maple.data.records import SPLIT_NAMES, Dataset, Item
-from maple.errors import ConfigError, DataError, one_of
+from maple.errors import ConfigError, DataError, one_of, shortened_list
 from maple.files import on_disk
 from maple.names import has_lone_surrogate, words_of
 
@@ -81,6 +81,10 @@ def load_folder(
         split: _list_classes(root, folder, classes, unused) for split, folder in (divided or {"train": root}).items()
     }
     findings = unread_images(root, unused)
+    if any(folder.parent != root or folder.name.casefold() not in _PLAIN_NAMES for folder in divided.values()):
+        taken = ", ".join(f"{folder.relative_to(root)} as {split}" for split, folder in divided.items())
+        text = f"divided by folders: {taken}; the classes are {shortened_list(images['train'], 5)}"
+        findings.append(Finding("split folders", "note", text, tuple(str(folder) for folder in divided.values())))
     listed = bool(images["train"])
     if drop_empty and classes is None:
         filled = {name for paths in images.values() for name in paths if paths[name]}
