@@ -195,6 +195,20 @@ def test_all_uploads_together_are_bounded(server: Process) -> None:
         connection.close()
 
 
+def test_stalled_uploads_make_room_for_others() -> None:
+    with process(upload_bytes=300_000, uploads_bytes=400_000) as server:
+        stalled = server.connect()
+        stalled.sendall(HEAD + b"Content-Length: 299999\r\n\r\n" + b"x" * 250_000)
+        time.sleep(1.5)
+        stalled.sendall(b"x")  # a byte now and then is stalled too
+        time.sleep(0.2)
+        body = b'{"images": ["' + b"A" * 299_000 + b'"]}'
+        answer = server.raw(HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        assert status_and_code(answer) == (422, "unreadable_image")
+        assert status_and_code(everything(stalled)) == (503, "busy")
+        stalled.close()
+
+
 def test_clients_that_leave(server: Process) -> None:
     kind, body = form(png(size=(800, 800)))
     head = HEAD.replace(b"application/json", kind) + b"Content-Length: %d\r\n\r\n" % len(body)

@@ -38,6 +38,8 @@ _SECURITY_HEADERS = {
 }
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s:@/\[\]]+)(:[0-9]*)?")
 _DRAIN_SECONDS = 5.0
+_STALLED_SECONDS, _STALLED_BYTES = 1.0, 32 * 1024
+"""A body of which fewer bytes arrive in this time makes room for others when all uploads are at their limit."""
 
 
 class Capacity:
@@ -82,12 +84,13 @@ class GuardMiddleware:
         self._token = None if token is None else _digest(token)
         self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
         self._uploads = Capacity(limits.uploads_bytes, "uploads hold {used:,} of {total:,} bytes")
+        self._arriving: set[Exchange] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send, self._limits, self._uploads)
+        exchange = Exchange(scope, receive, send, self._limits, self._uploads, self._arriving)
         # HEAD is answered as GET; uvicorn leaves out the body.
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         inner = {**scope, "method": method, "state": {**scope.get("state", {}), "exchange": exchange}}
@@ -102,6 +105,7 @@ class GuardMiddleware:
                 response = ApiError("internal", "the server failed; see its log").response()
                 await response(scope, receive, exchange.send)
         finally:
+            self._arriving.discard(exchange)
             self._uploads.release(exchange.held)
 
     async def _check(self, scope: Scope) -> None:
@@ -150,9 +154,22 @@ class Exchange:
         held: bytes taken from `uploads`, given back when the request ends unless `take_over` is called.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits, uploads: Capacity) -> None:
-        self._receive, self._send, self._limits, self._uploads = receive, send, limits, uploads
-        self._deadline = asyncio.get_running_loop().time() + limits.upload_timeout
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        limits: Limits,
+        uploads: Capacity,
+        arriving: "set[Exchange]",
+    ) -> None:
+        self._receive, self._send, self._limits = receive, send, limits
+        self._uploads, self._arriving = uploads, arriving
+        self._advanced = asyncio.get_running_loop().time()  # when the body last proved not to be stalled
+        self._advanced_bytes = 0
+        self._deadline = self._advanced + limits.upload_timeout
+        self._timeout = asyncio.timeout_at(self._deadline)
+        self._given_up = False
         self.response_started = False
         self.held = 0
         headers = Headers(scope=scope)
@@ -170,19 +187,44 @@ class Exchange:
         too_large = ApiError("too_large", f"the request exceeds {limit:,} bytes; send fewer or smaller images")
         if self._declared > limit:
             raise too_large
+        self._arriving.add(self)
         try:
-            async with asyncio.timeout_at(self._deadline):
+            async with asyncio.timeout_at(self._deadline) as self._timeout:
                 message = await self._next_part()
         except TimeoutError:
-            seconds = self._limits.upload_timeout
-            raise ApiError("upload_timeout", f"the request did not arrive within {seconds:g} seconds") from None
+            if not self._given_up:
+                seconds = self._limits.upload_timeout
+                raise ApiError("upload_timeout", f"the request did not arrive within {seconds:g} seconds") from None
+        if self._complete:
+            self._arriving.discard(self)
+        if self._given_up:
+            raise ApiError("busy", "the server is busy, and the request stopped arriving; retry in a moment")
         if message["type"] == "http.disconnect":
             raise ApiError("malformed", "the client disconnected before the request was complete")
         if self._received > limit:
             raise too_large
-        self._uploads.take(count := len(message.get("body", b"")))
+        count = len(message.get("body", b""))
+        now = asyncio.get_running_loop().time()
+        if self._received - self._advanced_bytes >= _STALLED_BYTES:
+            self._advanced, self._advanced_bytes = now, self._received
+        if self._uploads.used + count > self._uploads.total:
+            self._make_room(count, now)
+        self._uploads.take(count)
         self.held += count
         return message
+
+    def _make_room(self, count: int, now: float) -> None:
+        """Give up bodies that have stalled, the largest first, until `count` bytes more can be held."""
+        stalled = [other for other in self._arriving - {self} if now - other._advanced > _STALLED_SECONDS]
+        for other in sorted(stalled, key=lambda other: other.held, reverse=True):
+            if self._uploads.used + count <= self._uploads.total:
+                break
+            other._given_up = True
+            self._uploads.release(other.held)
+            other.held = 0
+            if not other._timeout.expired():
+                with suppress(RuntimeError):  # between two parts; the next then finds that it is given up
+                    other._timeout.reschedule(now)
 
     def take_over(self) -> Callable[[], None]:
         """Keep what is held until the returned function is called, for work that may outlive the request."""
@@ -207,7 +249,7 @@ class Exchange:
         Only a bounded amount, and not if the client waits for "100 Continue", or announces more than that.
         """
         limit = 2 * self._limits.upload_bytes
-        if self._expects_continue or self._declared > limit:
+        if self._given_up or self._expects_continue or self._declared > limit:
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS):
