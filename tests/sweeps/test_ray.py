@@ -126,6 +126,7 @@ def test_failures_are_recorded_and_dying_workers_are_given_up(make_images: Calla
         (ray.exceptions.NodeDiedError("gone"), {"a"}, "interrupted"),
         (ray.exceptions.ObjectStoreFullError("full"), {"a"}, "interrupted"),
         (ray.exceptions.RaySystemError("the GCS is gone"), {"a"}, "interrupted"),
+        (ray.exceptions.RayTaskError("run", "AssertionError", AssertionError()), {"a"}, "interrupted"),
         (ray.exceptions.WorkerCrashedError(), {"a"}, "interrupted"),
         (ray.exceptions.WorkerCrashedError(), set(), "interrupted"),
         (ray.exceptions.WorkerCrashedError(), {"a", "b"}, "failed"),
@@ -147,6 +148,7 @@ def test_what_the_cluster_lost_is_not_a_failure_of_its_run(
 
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(ray_executor, "_machines", lambda: machines)
+    monkeypatch.setattr(ray_executor, "_NOTICE", 0)
     run = small_sweep(make_images(), methods=["zero_shot"])[0]
     (outcome,) = ray_executor._outcomes(None, (run,), tmp_path, None, {"a", "b"})
     assert outcome.status == status

@@ -288,10 +288,10 @@ class _TrainingRun:
             raise CheckpointError(
                 f"{path} was written by a run with other {details}. Restore what it was trained on, or {advice}"
             )
-        threads, before = torch.get_num_threads(), None
+        threads, before = torch.get_num_threads(), 0
         with suppress(CheckpointError):  # the run can be resumed without it
             before = files.read_json(self.folder / "environment.json").get("threads")
-        if self._processes.device.type == "cpu" and isinstance(before, int) and before != threads:
+        if self._processes.device.type == "cpu" and isinstance(before, int) and before not in (0, threads):
             logger.warning(
                 "%s was trained with %s threads until now, and is resumed with %d: the result is the same but for "
                 "rounding; for the same bytes, resume it with OMP_NUM_THREADS=%s",

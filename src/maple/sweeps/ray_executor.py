@@ -32,6 +32,8 @@ _DEFAULT_GPUS = 0.25
 _MARKER = ".sweep-"
 _REPORT_INTERVAL = 0.5
 """Seconds between two progress reports of a run."""
+_NOTICE = 20.0
+"""Seconds until a cluster notices that one of its machines is gone."""
 _NOT_STORED = ("resume.safetensors", ".lock", ".rows.lock", FAILURE)
 _LAST = "prompts.safetensors"
 """Its presence marks a run as finished, so it is written after everything else."""
@@ -207,6 +209,14 @@ def _machines() -> set[str]:
     return set()
 
 
+def _lost(machines: set[str]) -> bool:
+    """Whether one of these machines is gone."""
+    limit = time.monotonic() + _NOTICE
+    while not (lost := machines - _machines()) and time.monotonic() < limit:
+        time.sleep(0.5)
+    return bool(lost)
+
+
 def _interrupted(group: Group, root: Path, error: Exception) -> list[RunOutcome]:
     """Return the outcomes of a group that the cluster lost; its runs are resumed when the sweep is repeated."""
     reason = f"the Ray cluster lost a machine or one of its services ({type(error).__name__}: {first_line(error)})"
@@ -228,13 +238,15 @@ def _outcomes(reference: Any, group: Group, root: Path, store: Storage | None, m
     try:
         outcomes = ray.get(reference)
     except ray.exceptions.RayTaskError as error:  # not an error of a run: those are recorded in its folder
+        if _lost(machines):
+            return _interrupted(group, root, error)
         raise ConfigError(
             f"a Ray worker cannot execute runs ({str(error).strip().splitlines()[-1]}); every machine needs the same "
             "versions of Python, Ray and maple-clip as this one"
         ) from error
     except ray.exceptions.RayError as error:
         its_own = isinstance(error, ray.exceptions.WorkerCrashedError | ray.exceptions.OutOfMemoryError)
-        if not its_own or machines - _machines():
+        if not its_own or _lost(machines):
             return _interrupted(group, root, error)
         reason = f"its Ray worker died {ATTEMPTS} times (killed, or out of memory?): {first_line(error)}"
         return [
@@ -294,7 +306,8 @@ def _run_on_worker(group: Group, config: WorkerConfig, board: Any) -> list[RunOu
         nonlocal last_report
         if time.monotonic() - last_report > _REPORT_INTERVAL:
             last_report = time.monotonic()
-            board.post.remote(name, activity, done, total)
+            with suppress(Exception):  # of a cluster that is going down; it is not an error of the run
+                board.post.remote(name, activity, done, total)
 
     root = config.root if store is None else store.scratch()
     outcomes = config.work(group, root, config.device, report)
