@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from maple.data import Dataset, Inspection, inspect_dataset, load_dataset, load_folder, open_source
 from maple.data.checks.findings import suspicious_names
-from maple.data.checks.near_duplicates import are_near_duplicates, image_hash, near_duplicate_groups
+from maple.data.checks.near_duplicates import ImageHash, are_near_duplicates, image_hash, near_duplicate_groups
 from maple.data.checks.open_source import check_source
 from maple.data.saved_split import read_saved_split, saved_split_hash, write_saved_split
 from maple.errors import DataError
@@ -135,6 +136,141 @@ def test_a_given_division_loses_what_leaks(draw: Draw, tmp_path: Path) -> None:
     assert "2 images were in several of your splits" in kinds(found)["copies"].text
     assert "1 of them would have tested what was trained on, and is left out" in kinds(found)["near copies"].text
     assert found.lines()[0].endswith("(as divided by you)")
+
+
+def _of_a_fixed_camera(root: Path, *, test: int, others: int = 0) -> None:
+    """Frames of one scene, in two classes, divided; and `others` images of each class that are no such frames."""
+    generator = np.random.default_rng(0)
+    scene = generator.integers(0, 255, (12, 12, 3)).astype(np.uint8)
+    scene = np.asarray(Image.fromarray(scene).resize((96, 96), Image.Resampling.BICUBIC)).astype(int)
+    for name in ("good", "bad"):
+        for number in range(8):
+            part = root / ("test" if number < test else "train") / name
+            part.mkdir(parents=True, exist_ok=True)
+            frame = (scene + generator.integers(-8, 8, scene.shape)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(frame).save(part / f"{number}.png")
+        for number in range(others):
+            for split in ("train", "test"):
+                other = Image.fromarray(generator.integers(0, 255, (6, 6, 3)).astype(np.uint8))
+                other.resize((96, 96), Image.Resampling.BICUBIC).save(root / split / name / f"other{number}.png")
+
+
+def test_images_of_a_fixed_camera_are_tested(tmp_path: Path) -> None:
+    _of_a_fixed_camera(tmp_path / "parts", test=2)
+    found = looked_at(tmp_path / "parts")
+    assert found.dataset.counts() == {"train": 12, "val": 0, "test": 4, "classes": 2}
+    finding = kinds(found)["near copies"]
+    assert finding.level == "warning"
+    assert "all 4 test images look like training images" in finding.text
+    assert "The division is kept" in finding.text
+    assert "untested classes" not in kinds(found)
+    (tmp_path / "drawn").mkdir()
+    for name in ("good", "bad"):
+        shutil.copytree(tmp_path / "parts/train" / name, tmp_path / "drawn" / name)
+    drawn = looked_at(tmp_path / "drawn")
+    assert drawn.dataset.counts() == {"train": 8, "val": 0, "test": 4, "classes": 2}
+    assert drawn.dataset == load_folder(tmp_path / "drawn", seed=1)
+    assert "all 4 test images look like training images" in kinds(drawn)["near copies"].text
+
+
+def test_near_copies_are_kept_on_request(tmp_path: Path) -> None:
+    _of_a_fixed_camera(tmp_path / "parts", test=1, others=9)
+    found = looked_at(tmp_path / "parts")
+    assert len(found.dataset.test) == 18
+    assert (
+        "2 of them would have tested what was trained on, and are left out of the test"
+        in kinds(found)["near copies"].text
+    )
+    assert "--keep-near-copies" in kinds(found)["near copies"].text
+    kept = looked_at(tmp_path / "parts", keep_near_copies=True)
+    assert len(kept.dataset.test) == 20
+    assert "2 of 20 test images look like training images, and are kept" in kinds(kept)["near copies"].text
+
+
+def test_small_drawings_are_not_copies_of_each_other() -> None:
+    digits = [
+        Image.fromarray((digit * 255 / 16).astype(np.uint8)).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
+        for digit in load_digits().images[:600]
+    ]
+    assert len(near_duplicate_groups([image_hash(digit) for digit in digits])) <= 1, "was 57 groups"
+    copies = [
+        image_hash(digit.resize(size)) for digit, size in zip(digits[:20], [(28, 28), (48, 48)] * 10, strict=True)
+    ]
+    groups = near_duplicate_groups([image_hash(digit) for digit in digits] + copies)
+    assert set(groups) >= {(index, 600 + index) for index in range(20)}
+
+
+def test_large_groups_are_found_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group of n frames takes about n comparisons, and has the members that all pairs would give."""
+    generator = np.random.default_rng(0)
+    scene = generator.integers(0, 255, (16, 16, 3))
+    hashes = [
+        ImageHash(
+            bytes(8), (scene + generator.integers(-6, 6, scene.shape)).clip(0, 255).astype(np.uint8).tobytes(), False
+        )
+        for _ in range(3000)
+    ]
+    compared = []
+    norm = np.linalg.norm
+    monkeypatch.setattr(
+        np.linalg, "norm", lambda values, **options: compared.append(len(values)) or norm(values, **options)
+    )
+    assert near_duplicate_groups(hashes) == [tuple(range(3000))]
+    assert sum(compared) < 20_000
+
+
+@pytest.mark.parametrize("extension", ["png", "tif"])
+@pytest.mark.parametrize(("bits", "most"), [(10, 4), (12, 16), (14, 64)])
+def test_values_of_a_sensor_in_sixteen_bits_are_reported_by_class(
+    tmp_path: Path, extension: str, bits: int, most: int
+) -> None:
+    generator = np.random.default_rng(0)
+    for name, factor in (("dim", 1), ("bright", 2 ** (16 - bits))):
+        (tmp_path / "parts" / name).mkdir(parents=True)
+        for number in range(4):
+            values = generator.integers(0, 2**bits, (64, 64)).astype(np.uint16)
+            values[0, 0] = 2**bits - 1
+            Image.fromarray(values * np.uint16(factor)).save(tmp_path / f"parts/{name}/{number}.{extension}")
+    finding = kinds(looked_at(tmp_path / "parts"))["dark images"]
+    assert set(finding.items) == {f"dim/{number}.{extension}" for number in range(4)}
+    assert finding.text.startswith(
+        f"4 images with 16 bits for each colour are seen nearly black, 0 to {most} of 255: {bits}-bit"
+    )
+    assert f"Multiply them by {2 ** (16 - bits)}" in finding.text
+
+
+def test_masks_and_previews_are_reported(draw: Draw, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for number in range(4):
+            image = Image.open(draw(f"pets/{name}/{number}.png"))
+            image.save(tmp_path / f"pets/{name}/{number}.nef", format="TIFF")
+            (tmp_path / f"pets/{name}/{number}.png").unlink()
+    (tmp_path / "pets/mask").mkdir()
+    for number in range(3):
+        Image.fromarray(np.arange(number, number + 9, dtype=np.uint8).reshape(3, 3)).save(
+            tmp_path / f"pets/mask/{number}.png"
+        )
+    found = kinds(looked_at(tmp_path / "pets"))
+    assert "3 images are seen nearly black, 0 to 10 of 255: are these labels or masks" in found["dark images"].text
+    assert found["previews"].text.startswith("8 camera RAW files are read as a preview of at most 48 x 40 pixels")
+
+
+def test_images_of_other_formats_are_reported(draw: Draw, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("cat", "dog"):
+        for number in range(4):
+            draw(f"pets/{name}/{number}.png")
+    root = tmp_path / "pets"
+    Image.open(root / "cat/0.png").save(root / "cat/icon.ico")
+    (root / "dog/IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (root / "dog/5.jpg.dvc").write_text("outs:\n- md5: 00\n  path: 5.jpg\n")
+    found = looked_at(root)
+    texts = [finding.text for finding in found.findings if finding.kind == "unread images"]
+    assert any("ICO: convert to JPEG or PNG), not used: cat/icon.ico" in text for text in texts)
+    assert any("HEIC: convert to JPEG, or install a decoder" in text for text in texts)
+    assert any("DVC pointer: fetch the files themselves with `dvc pull`" in text for text in texts)
+    assert found.images == 8
+    assert load_folder(root).counts()["train"] == 6
+    assert "ICO files cannot be read and are left out (cat/icon.ico); convert to JPEG or PNG" in caplog.text
 
 
 def test_single_images_train_and_are_not_tested(draw: Draw, tmp_path: Path) -> None:

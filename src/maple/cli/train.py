@@ -102,6 +102,9 @@ def fit_command(
         ),
     ],
     check: Annotated[bool, Option("--check", help="Only inspect the images; write and train nothing.")] = False,
+    keep_near_copies: Annotated[
+        bool, Option("--keep-near-copies", help="Keep test images that look like training images.")
+    ] = False,
     class_names: options.ClassNamesFile = None,
     method: options.MethodName = DEFAULT_METHOD,
     shots: options.Shots = "16",
@@ -143,6 +146,7 @@ def fit_command(
                 data_root,
                 class_names=names,
                 seed=1 if seed is None else seed,
+                keep_near_copies=keep_near_copies,
                 on_images=lambda done, total: bars.advance("images inspected", done, total),
             )
         typer.echo(json.dumps(inspection.as_json(), indent=1) if as_json else options.visible_lines(inspection.lines()))
@@ -150,7 +154,14 @@ def fit_command(
         return
     folder = options.run_folder(output, fit_folder(settings))
     with FitBars(settings, folder) as progress:
-        result = fit(settings, folder, device=device, progress=progress, load_thumbnail=thumbnail_loader(data_root))
+        result = fit(
+            settings,
+            folder,
+            keep_near_copies=keep_near_copies,
+            device=device,
+            progress=progress,
+            load_thumbnail=thumbnail_loader(data_root),
+        )
     if as_json:
         typer.echo(json.dumps(_as_json(result), indent=1))
         return
@@ -166,7 +177,7 @@ def _print_result(result: "FitResult") -> None:
         typer.echo(options.visible_lines(result.findings))
     typer.echo()
     if result.accuracy is None:
-        typer.echo("trained, but not tested: there are no images to hold out; add images to see whether it helps")
+        typer.echo("trained, but not tested: no test images are left, see above; add images unlike those for training")
     elif result.comparison is None:
         _print_accuracies(result.accuracy)
     else:

@@ -83,10 +83,17 @@ def build_result(
     return FitResult(folder, tuple(findings), accuracy, comparison, folder / PAGE, was_finished)
 
 
-def write_inspection(folder: Path, settings: RunSettings, inspection: dict[str, Any], lines: Sequence[str]) -> None:
+def write_inspection(
+    folder: Path, settings: RunSettings, keep_near_copies: bool, inspection: dict[str, Any], lines: Sequence[str]
+) -> None:
     """Keep the inspection of the images, with the settings that it was made for."""
-    request = {"format": FORMAT, "request": relevant(settings)}
+    request = {"format": FORMAT, "request": _request(settings, keep_near_copies)}
     files.write_json(folder / INSPECTION, {**request, **inspection, "lines": lines})
+
+
+def _request(settings: RunSettings, keep_near_copies: bool) -> dict[str, Any]:
+    # Only where it is set, so that fits made before there was such an option are found.
+    return relevant(settings) | ({"keep_near_copies": True} if keep_near_copies else {})
 
 
 def read_inspection(folder: Path) -> dict[str, Any]:
@@ -107,7 +114,7 @@ def read_inspection(folder: Path) -> dict[str, Any]:
     return content
 
 
-def load_previous(settings: RunSettings, folder: Path) -> dict[str, Any] | None:
+def load_previous(settings: RunSettings, folder: Path, keep_near_copies: bool) -> dict[str, Any] | None:
     """Return the inspection of an earlier call with these settings; None if this is the first call.
 
     Raises:
@@ -118,7 +125,7 @@ def load_previous(settings: RunSettings, folder: Path) -> dict[str, Any] | None:
     previous = read_inspection(folder)
     if isinstance(backbone := previous["request"].get("backbone"), dict):
         previous["request"]["backbone"] = absolute_backbone(backbone)
-    request = json.loads(json.dumps(relevant(settings)))
+    request = json.loads(json.dumps(_request(settings, keep_near_copies)))
     if previous["request"] != request:
         changes = differences(previous["request"], request)
         problem = f"{folder} belongs to a `maple fit` with other settings ({changes})"

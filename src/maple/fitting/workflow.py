@@ -115,6 +115,7 @@ def inspect_source(
     *,
     class_names: Mapping[str, str] | None = None,
     seed: int = 1,
+    keep_near_copies: bool = False,
     on_images: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Inspection:
     """Inspect all images of a source; write nothing.
@@ -127,7 +128,13 @@ def inspect_source(
     """
     folder = None if root is None else Path(root).expanduser()
     dataset, remarks = open_source(source, folder, class_names=class_names, seed=seed)
-    return inspect_dataset(dataset, remarks=remarks, keep_classes=bool(split_domain(source)), on_images=on_images)
+    return inspect_dataset(
+        dataset,
+        remarks=remarks,
+        keep_classes=bool(split_domain(source)),
+        keep_near_copies=keep_near_copies,
+        on_images=on_images,
+    )
 
 
 def require_readable_names(settings: RunSettings, class_names: Sequence[str]) -> None:
@@ -167,6 +174,7 @@ def fit(
     settings: RunSettings,
     folder: Path,
     *,
+    keep_near_copies: bool = False,
     device: str | None = None,
     progress: FitProgress | None = None,
     load_thumbnail: ThumbnailLoader | None = None,
@@ -174,6 +182,7 @@ def fit(
     """Inspect the images, train on some, and compare with zero-shot CLIP on others; or resume an interrupted fit.
 
     A finished fit is not repeated; an interrupted one is resumed with the images of its first inspection.
+    `keep_near_copies` is that of `maple.data.inspect_dataset`.
 
     Raises:
         ConfigError: the folder belongs to something else.
@@ -184,7 +193,7 @@ def fit(
         >>> print(result.comparison)
     """
     settings, progress = complete(settings), progress or FitProgress()
-    previous = load_previous(settings, folder)
+    previous = load_previous(settings, folder, keep_near_copies)
     if previous is not None and is_finished(settings, folder):
         if changes := changed_images(settings, folder):
             logger.warning(
@@ -200,7 +209,7 @@ def fit(
         if any((folder / name).exists() for name in ("prompts.safetensors", "resume.safetensors")):
             raise output_error(f"{folder} holds a run that `maple fit` did not make")
         check_source(settings.data.dataset)
-        backbone, findings = _inspect(settings, folder, device, progress)
+        backbone, findings = _inspect(settings, folder, device, progress, keep_near_copies)
     split = read_saved_split(folder / SAVED_SPLIT, look=False)
     settings = settings.changed(data=settings.data.changed(listing=saved_split_hash(split)))
     progress.inspected(findings)
@@ -224,7 +233,7 @@ def fit(
 
 
 def _inspect(
-    settings: RunSettings, folder: Path, device: str | None, progress: FitProgress
+    settings: RunSettings, folder: Path, device: str | None, progress: FitProgress, keep_near_copies: bool
 ) -> tuple[Backbone, list[str]]:
     """Inspect the images and keep the findings; the backbone is loaded first, so that errors do not cost an inspection.
 
@@ -237,10 +246,15 @@ def _inspect(
     fresh_method(settings, backbone, opened.class_names)
     # Of the processes of a launcher, the first holds the lock; all of them write the same.
     with lock_folder(folder) if this_process(device).is_main else nullcontext():
-        if (previous := load_previous(settings, folder)) is not None:  # by the process that held the lock until now
+        # By the process that held the lock until now.
+        if (previous := load_previous(settings, folder, keep_near_copies)) is not None:
             return backbone, previous["lines"]
         inspection = inspect_dataset(
-            opened, remarks=remarks, keep_classes=bool(split_domain(data.dataset)), on_images=progress.inspecting
+            opened,
+            remarks=remarks,
+            keep_classes=bool(split_domain(data.dataset)),
+            keep_near_copies=keep_near_copies,
+            on_images=progress.inspecting,
         )
         dataset = inspection.dataset
         if not dataset.val and method_settings(settings.method)[1].needs_validation:
@@ -252,7 +266,7 @@ def _inspect(
             for each in (opened, inspection.dataset)
         )
         write_saved_split(folder / SAVED_SPLIT, inspection.dataset, data.dataset, listed - used)
-        write_inspection(folder, settings, inspection.as_json(), findings)
+        write_inspection(folder, settings, keep_near_copies, inspection.as_json(), findings)
         return backbone, findings
 
 

@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from maple.data.checks.findings import Finding, number_of, suspicious_names
 from maple.data.checks.near_duplicates import ImageHash, image_hash, near_duplicate_groups
+from maple.data.images.formats import CAMERA_RAW, SIXTEEN_BITS
 from maple.data.images.prefetch import map_with_progress
 from maple.data.images.reading import read_image
 from maple.data.records import SPLIT_NAMES, Dataset, Item
@@ -17,6 +20,8 @@ from maple.errors import DataError, ImageError, shortened_list
 _TRAIN, _TEST = SPLIT_NAMES.index("train"), SPLIT_NAMES.index("test")
 _FEW = 4
 """A class with fewer images is reported."""
+_SHADES = {10: 4, 12: 16, 14: 64}
+"""The brightest of 255 shades of values with so many bits in a file of 16."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,9 @@ class _Image:
     split: int
     digest: bytes
     hash: ImageHash
+    size: tuple[int, int]
+    brightest: int
+    info: frozenset[object]
 
 
 def inspect_dataset(
@@ -85,6 +93,7 @@ def inspect_dataset(
     *,
     remarks: Sequence[Finding] = (),
     keep_classes: bool = False,
+    keep_near_copies: bool = False,
     workers: int | None = None,
     on_images: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Inspection:
@@ -93,8 +102,9 @@ def inspect_dataset(
     Unreadable images are left out. Of images with the same content one is kept, for training if one of them is there;
     none if their labels differ. Near duplicates (resized, converted, recompressed: see `near_duplicates`) do not end up
     in both training and test: in a drawn split they all go to training, in the user's own split those of the test or
-    validation split are left out. Classes that lose all their training images are left out, or, with `keep_classes`,
-    kept as possible predictions.
+    validation split are left out. The split stays as it is with `keep_near_copies`, and where most images are alike and
+    most of the test would be lost, as with a fixed camera. Classes that lose all their training images are left out,
+    or, with `keep_classes`, kept as possible predictions.
 
     Args:
         remarks: earlier findings; they come first.
@@ -115,15 +125,11 @@ def inspect_dataset(
         more = f"; and {len(unreadable) - 1:,} more" if len(unreadable) > 1 else ""
         text = f"{number_of(len(unreadable), 'file')} cannot be read and {_are(len(unreadable))} left out: "
         findings.append(Finding("unreadable", "warning", text + unreadable[0][1] + more, tuple(unreadable)))
+    findings += _misread(images)
     images = _drop_copies(images, findings, drawn=dataset.drawn_split)
     if dataset.drawn_split:
         images = _refill(images, _TRAIN)
-    groups = near_duplicate_groups([image.hash for image in images])
-    duplicates = {index for group in groups for index in group}
-    # Of a drawn split no image is dropped here, so the indices stay valid for the refill.
-    kept = _separate_near_duplicates(images, groups, findings, drawn=dataset.drawn_split)
-    if dataset.drawn_split:
-        kept = _refill(kept, _TEST, excluded=duplicates)
+    kept = _separate_near_duplicates(images, findings, drawn=dataset.drawn_split, keep=keep_near_copies)
     remaining = _remaining_dataset(dataset, kept, keep_classes, findings)
     return Inspection(remaining, total, (*findings, *_small_classes(remaining)))
 
@@ -145,7 +151,8 @@ def _read_all(
                 image = read_image(path)
                 with path.open("rb") as file:
                     digest = hashlib.file_digest(file, "sha256").digest()
-            return _Image(item, split, digest, image_hash(image))
+            brightest = int(np.asarray(image.getextrema()).max())
+            return _Image(item, split, digest, image_hash(image), image.size, brightest, frozenset(image.info))
         except ImageError as error:
             return item.path, str(error)
         except OSError as error:
@@ -154,6 +161,49 @@ def _read_all(
     results = list(map_with_progress(read, listed, workers, on_images))
     images = [result for result in results if isinstance(result, _Image)]
     return images, [result for result in results if not isinstance(result, _Image)]
+
+
+def _misread(images: Sequence[_Image]) -> list[Finding]:
+    """Report images that are read, but not as they were meant: as previews, or nearly black."""
+    findings = []
+    if previews := [image for image in images if CAMERA_RAW in image.info]:
+        width, height = max(image.size for image in previews)
+        text = (
+            f"{number_of(len(previews), 'camera RAW file')} {_are(len(previews))} read as a preview of at most "
+            f"{width} x {height} pixels: convert to JPEG ({_shown(previews)})"
+        )
+        findings.append(Finding("previews", "warning", text, tuple(image.item.path for image in previews)))
+    # By class: most of those with 16 bits use at most 14 of them, or all of the others next to nothing of their 8.
+    deep: dict[int, list[_Image]] = defaultdict(list)
+    plain: dict[int, list[_Image]] = defaultdict(list)
+    for image in images:
+        (deep if SIXTEEN_BITS in image.info else plain)[image.item.label].append(image)
+    dark: list[_Image] = []
+    for members in deep.values():
+        found = [image for image in members if image.brightest <= _SHADES[14]]
+        dark += found if 2 * len(found) > len(members) else []
+    if dark:
+        most = max(image.brightest for image in dark)
+        bits = next(bits for bits, shades in _SHADES.items() if most <= shades)
+        text = (
+            f"{number_of(len(dark), 'image')} with 16 bits for each colour {_are(len(dark))} seen nearly black, 0 to "
+            f"{most} of 255: {bits}-bit values in 16-bit files? Multiply them by {2 ** (16 - bits)}, or save 8-bit "
+            f"images ({_shown(dark)})"
+        )
+        findings.append(Finding("dark images", "warning", text, tuple(image.item.path for image in dark)))
+    black = [each for each in plain.values() if len(each) > 1 and max(image.brightest for image in each) <= _SHADES[12]]
+    if dim := [image for each in black for image in each if image.brightest > 0]:
+        text = (
+            f"{number_of(len(dim), 'image')} {_are(len(dim))} seen nearly black, 0 to "
+            f"{max(image.brightest for image in dim)} of 255: are these labels or masks, or is the brightness to be "
+            f"scaled? ({_shown(dim)})"
+        )
+        findings.append(Finding("dark images", "warning", text, tuple(image.item.path for image in dim)))
+    return findings
+
+
+def _shown(images: Sequence[_Image]) -> str:
+    return shortened_list(image.item.path for image in images)
 
 
 def _drop_copies(images: list[_Image], findings: list[Finding], *, drawn: bool) -> list[_Image]:
@@ -186,27 +236,47 @@ def _drop_copies(images: list[_Image], findings: list[Finding], *, drawn: bool) 
 
 
 def _separate_near_duplicates(
-    images: list[_Image], groups: Sequence[Sequence[int]], findings: list[Finding], *, drawn: bool
+    images: list[_Image], findings: list[Finding], *, drawn: bool, keep: bool
 ) -> list[_Image]:
-    """Let no near duplicates be in different splits."""
+    """Let no near duplicates be in different splits, unless `keep`, or unless most images are such."""
+    groups = near_duplicate_groups([image.hash for image in images])
     if not groups:
-        return images
+        return _refill(images, _TEST) if drawn else images
     members = [[images[index] for index in group] for group in groups]
     moved: dict[int, int] = {}
     for group in members:
         first = min(image.split for image in group)
         moved.update({id(image): first for image in group if image.split > first})
+    if drawn:
+        separated = [replace(image, split=moved.get(id(image), image.split)) for image in images]
+        separated = _refill(separated, _TEST, excluded={index for group in groups for index in group})
+    else:
+        separated = [image for image in images if id(image) not in moved]
     text = f"{number_of(sum(map(len, members)), 'image')} in {number_of(len(members), 'group')} look nearly the same "
     text += f"({_example(members, ' ~ ')})"
-    if moved:
+    tested, left = (sum(image.split == _TEST for image in each) for each in (images, separated))
+    leaking = sum(image.split == _TEST and id(image) in moved for image in images)
+    # Of a fixed camera or a video: most images are alike, and without them next to nothing would be measured.
+    hardly_testable = 2 * left < tested and 2 * sum(map(len, members)) > len(images)
+    mixed = sum(len({image.item.label for image in group}) > 1 for group in members)
+    labels = f"; {number_of(mixed, 'group')} {'has' if mixed == 1 else 'have'} several classes: check the labels"
+    if leaking and (keep or hardly_testable):
+        which = f"all {tested:,}" if leaking == tested else f"{leaking:,} of {tested:,}"
+        text += f"; {which} test images look like training images"
+        if not keep:
+            text += ", as those of a fixed camera or a video do. The division is kept, so the accuracy is one on such "
+            text += "images, and says nothing about new scenes: to measure that, divide them by scene or by day"
+        else:
+            text += ", and are kept, so the accuracy is too high for images that are new"
+        separated, labels = images, ""
+    elif keep:
+        separated = images
+    elif moved:
         text += f"; {len(moved):,} of them would have tested what was trained on, and {_are(len(moved))} "
-        text += "used for training instead" if drawn else "left out of the test"
-    if mixed := sum(len({image.item.label for image in group}) > 1 for group in members):
-        text += f"; {number_of(mixed, 'group')} {'has' if mixed == 1 else 'have'} several classes: check the labels"
+        text += "used for training instead" if drawn else "left out of the test (--keep-near-copies keeps them)"
+    text += labels if mixed else ""
     findings.append(Finding("near copies", "warning" if moved or mixed else "note", text, _paths(members)))
-    if drawn:
-        return [replace(image, split=moved.get(id(image), image.split)) for image in images]
-    return [image for image in images if id(image) not in moved]
+    return separated
 
 
 def _refill(images: list[_Image], split: int, excluded: Set[int] = frozenset()) -> list[_Image]:

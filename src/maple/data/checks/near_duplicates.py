@@ -1,7 +1,6 @@
 """Near-duplicate images: a difference hash, and small copies to verify the candidates."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +8,7 @@ from PIL import Image
 
 _SIDE = 8
 _MAX_BITS = 7
-"""Of the 64 bits of the hash: so at least one of its eight bytes is equal, which `_near_duplicate_pairs` relies on."""
+"""Of the 64 bits of the hash: so at least one of its eight bytes is equal, which `near_duplicate_groups` relies on."""
 _MIN_CORRELATION = 0.96
 """Of the small copies, each about its own mean."""
 _MAX_SHIFT = 16.0
@@ -17,7 +16,13 @@ _MAX_SHIFT = 16.0
 _MIN_CONTRAST = 3.0
 """Of 255: the standard deviation below which an image is too plain to be recognised by its shape."""
 _SMALL = 16
-_BIT_COUNTS = np.array([value.bit_count() for value in range(256)], dtype=np.uint8)
+_BLOCK = 4096
+"""The number of images whose small copies are compared at once."""
+_FEW_PIXELS = 64
+"""Images with a shorter side than this, such as drawn digits, hold so little that different ones correlate."""
+_MAX_DIFFERENCE = 48.0
+"""Of 255: the largest difference in brightness of small copies, each about its mean, if both images have few pixels."""
+_BIT_COUNTS = np.array([value.bit_count() for value in range(2**16)], dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +30,13 @@ class ImageHash:
     """A perceptual hash of an image; a `plain` one has too little contrast to be compared.
 
     `bits` is the difference hash, 64 bits as eight bytes: each pixel of a grey 9 x 8 copy against its right neighbour;
-    `small` is a 16 x 16 copy in colour, [768] bytes.
+    `small` is a 16 x 16 copy in colour, [768] bytes; `few_pixels` is that of an image hardly larger.
     """
 
     bits: bytes
     small: bytes
     plain: bool
+    few_pixels: bool = False
 
 
 def image_hash(image: Image.Image) -> ImageHash:
@@ -41,7 +47,7 @@ def image_hash(image: Image.Image) -> ImageHash:
     grey = np.asarray(image.convert("L").resize((_SIDE + 1, _SIDE), Image.Resampling.BOX), dtype=np.int16)
     bits = np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes()
     small = np.asarray(image.resize((_SMALL, _SMALL), Image.Resampling.BOX))
-    return ImageHash(bits, small.tobytes(), bool(grey.std() < _MIN_CONTRAST))
+    return ImageHash(bits, small.tobytes(), bool(grey.std() < _MIN_CONTRAST), min(image.size) < _FEW_PIXELS)
 
 
 def are_near_duplicates(first: ImageHash, second: ImageHash) -> bool:
@@ -51,46 +57,47 @@ def are_near_duplicates(first: ImageHash, second: ImageHash) -> bool:
 
 def near_duplicate_groups(hashes: Sequence[ImageHash]) -> list[tuple[int, ...]]:
     """Group near duplicates, as sorted indices (transitive: connected components of near-duplicate pairs)."""
-    parent = list(range(len(hashes)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    for first, second in _near_duplicate_pairs(hashes):
-        low, high = sorted((root(first), root(second)))
-        parent[high] = low
-    groups: dict[int, list[int]] = defaultdict(list)
-    for index in range(len(hashes)):
-        groups[root(index)].append(index)
-    return [tuple(group) for group in groups.values() if len(group) > 1]
-
-
-def _near_duplicate_pairs(hashes: Sequence[ImageHash]) -> Iterator[tuple[int, int]]:
-    """Yield every pair of near duplicates."""
     indices = np.array([index for index, image in enumerate(hashes) if not image.plain], dtype=np.int64)
     if len(indices) < 2:
-        return
+        return []
     bits = np.array([list(hashes[index].bits) for index in indices], dtype=np.uint8)
+    words = bits.view(np.uint16)
     small = np.stack([np.frombuffer(hashes[index].small, np.uint8).reshape(-1, 3) for index in indices])
     means = small.mean(axis=1, dtype=np.float32)
+    few_pixels = np.array([hashes[index].few_pixels for index in indices])
     # Hashes that differ in at most 7 bits share a byte, so only those that do are compared: not all n^2 pairs.
-    for byte in range(_SIDE):
-        for value in np.unique(bits[:, byte]):
-            bucket = np.flatnonzero(bits[:, byte] == value)
-            for place, first in enumerate(bucket[:-1]):
-                rest = bucket[place + 1 :]
-                # A pair that shares an earlier byte has been compared before.
-                rest = rest[(bits[rest, :byte] != bits[first, :byte]).all(axis=1)]
-                rest = rest[_BIT_COUNTS[bits[rest] ^ bits[first]].sum(axis=1) <= _MAX_BITS]
-                rest = rest[np.abs(means[rest] - means[first]).max(axis=1, initial=0.0) <= _MAX_SHIFT]
-                if not len(rest):
-                    continue
-                copy = (small[first] - means[first]).reshape(-1)
-                others = (small[rest] - means[rest][:, None]).reshape(len(rest), -1)
+    buckets = [{value: np.flatnonzero(column == value) for value in np.unique(column)} for column in bits.T]
+    is_free = np.ones(len(indices), dtype=bool)
+
+    def take_near(first: int) -> list[int]:
+        """The free near duplicates of an image, which are then no longer free."""
+        found: list[int] = []
+        for byte, by_value in enumerate(buckets):
+            rest = by_value[bits[first, byte]]
+            rest = by_value[bits[first, byte]] = rest[is_free[rest]]
+            rest = rest[_BIT_COUNTS[words[rest] ^ words[first]].sum(axis=1) <= _MAX_BITS]
+            rest = rest[np.abs(means[rest] - means[first]).max(axis=1, initial=0.0) <= _MAX_SHIFT]
+            copy = (small[first] - means[first]).reshape(-1)
+            for start in range(0, len(rest), _BLOCK):
+                block = rest[start : start + _BLOCK]
+                others = (small[block] - means[block][:, None]).reshape(len(block), -1)
                 lengths = np.linalg.norm(others, axis=1) * np.linalg.norm(copy)
-                correlations = others @ copy / np.maximum(lengths, 1e-6)
-                for second in rest[correlations >= _MIN_CORRELATION]:
-                    yield int(indices[first]), int(indices[second])
+                near = others @ copy / np.maximum(lengths, 1e-6) >= _MIN_CORRELATION
+                if few_pixels[first]:
+                    differences = np.abs((others - copy).reshape(len(block), -1, 3).mean(axis=2)).max(axis=1)
+                    near &= (differences <= _MAX_DIFFERENCE) | ~few_pixels[block]
+                found += block[near].tolist()
+                is_free[block[near]] = False
+        return found
+
+    # An image that has joined a group is not compared again, so that a group of n copies takes about n comparisons.
+    groups = []
+    for start in range(len(indices)):
+        if is_free[start]:
+            is_free[start] = False
+            group = [start]
+            for member in group:
+                group += take_near(member)
+            if len(group) > 1:
+                groups.append(tuple(sorted(int(indices[member]) for member in group)))
+    return groups

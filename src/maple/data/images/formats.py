@@ -11,6 +11,8 @@ from maple.errors import pointer_problem
 
 CAMERA_RAW = "camera RAW"
 """The format of a camera's own files, and the key of `info` in an image that is only the preview of one."""
+SIXTEEN_BITS = "16 bits"
+"""The key of `info` in an image whose file has 16 bits for each colour."""
 
 # The formats that are read, with Pillow's names, and their extensions. Only the decoder of the format by whose
 # signature a file begins is started: others of Pillow's run programs (EPS), open formats within formats without a check

@@ -8,7 +8,7 @@ import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -17,7 +17,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, JpegImagePlugin
 
-from maple.data.images.formats import CAMERA_RAW, HEAD_BYTES, format_of, has_raw_name, is_read, why_unread
+from maple.data.images.formats import (
+    CAMERA_RAW,
+    HEAD_BYTES,
+    SIXTEEN_BITS,
+    extension_of,
+    format_of,
+    has_raw_name,
+    is_read,
+    why_unread,
+)
 from maple.data.images.formats import has_image_name as has_image_name
 from maple.data.images.formats import is_image_file as is_image_file
 from maple.errors import DVC_POINTER, ConfigError, ImageError
@@ -256,13 +265,25 @@ def _decode(stream: IO[bytes], head: bytes, kind: str, name: str, max_pixels: in
         )
     if kind == "JPEG" and width * height > _LARGE:
         image.draft(image.mode, (width // 2, height // 2))
+    # The mode of the file's pixels, such as "RGB;16B", is the arguments of most decoders, or the first of them.
+    arguments = str(image.tile[0][3]) if image.tile else ""
     is_slow_pnm = bool(image.tile) and image.tile[0][0] == "ppm"
     rgb = to_rgb(_read_pnm(stream, image, name) if is_slow_pnm else image, name)
     # NEF, ARW and others begin with a reduced image, and keep the image itself in a sub-folder.
     tags = getattr(image, "tag_v2", {})
     if kind == "TIFF" and (is_raw or _DNG_VERSION in tags or (tags.get(_SUBFILE_TYPE) == 1 and _SUB_IFDS in tags)):
         rgb.info[CAMERA_RAW] = True
+        _warn_of_previews(extension_of(name) if has_raw_name(name) else "TIFF")
+    if image.mode == "I" or image.mode.startswith("I;16") or ";16" in arguments:
+        rgb.info[SIXTEEN_BITS] = True
     return rgb
+
+
+@cache
+def _warn_of_previews(kind: str) -> None:
+    logger.warning(
+        "%s files of a camera are read as their small preview; convert them to JPEG for the whole image", kind
+    )
 
 
 def _reason(error: Exception) -> str:
