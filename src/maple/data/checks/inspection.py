@@ -21,7 +21,7 @@ _TRAIN, _TEST = SPLIT_NAMES.index("train"), SPLIT_NAMES.index("test")
 _FEW = 4
 """A class with fewer images is reported."""
 _SHADES = {10: 4, 12: 16, 14: 64}
-"""The brightest of 255 shades of values with so many bits in a file of 16."""
+"""The brightest of 255 shades that values of this number of bits take in a file of 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,8 @@ def _misread(images: Sequence[_Image]) -> list[Finding]:
         (deep if SIXTEEN_BITS in image.info else plain)[image.item.label].append(image)
     dark: list[_Image] = []
     for members in deep.values():
-        found = [image for image in members if image.brightest <= _SHADES[14]]
-        dark += found if 2 * len(found) > len(members) else []
+        dim = [image for image in members if image.brightest <= _SHADES[14]]
+        dark += dim if 2 * len(dim) > len(members) else []
     if dark:
         most = max(image.brightest for image in dark)
         bits = next(bits for bits, shades in _SHADES.items() if most <= shades)

@@ -71,7 +71,7 @@ def near_duplicate_groups(hashes: Sequence[ImageHash]) -> list[tuple[int, ...]]:
 
     def take_near(first: int) -> list[int]:
         """The free near duplicates of an image, which are then no longer free."""
-        found: list[int] = []
+        taken: list[int] = []
         for byte, by_value in enumerate(buckets):
             rest = by_value[bits[first, byte]]
             rest = by_value[bits[first, byte]] = rest[is_free[rest]]
@@ -86,9 +86,9 @@ def near_duplicate_groups(hashes: Sequence[ImageHash]) -> list[tuple[int, ...]]:
                 if few_pixels[first]:
                     differences = np.abs((others - copy).reshape(len(block), -1, 3).mean(axis=2)).max(axis=1)
                     near &= (differences <= _MAX_DIFFERENCE) | ~few_pixels[block]
-                found += block[near].tolist()
+                taken += block[near].tolist()
                 is_free[block[near]] = False
-        return found
+        return taken
 
     # An image that has joined a group is not compared again, so that a group of n copies takes about n comparisons.
     groups = []
