@@ -255,7 +255,7 @@ def test_masks_and_previews_are_reported(draw: Draw, tmp_path: Path) -> None:
     assert found["previews"].text.startswith("8 camera RAW files are read as a preview of at most 48 x 40 pixels")
 
 
-def test_images_of_other_formats_are_reported(draw: Draw, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_of_other_formats_are_reported(draw: Draw, tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         for number in range(4):
             draw(f"pets/{name}/{number}.png")
@@ -264,13 +264,16 @@ def test_images_of_other_formats_are_reported(draw: Draw, tmp_path: Path, caplog
     (root / "dog/IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     (root / "dog/5.jpg.dvc").write_text("outs:\n- md5: 00\n  path: 5.jpg\n")
     found = looked_at(root)
-    texts = [finding.text for finding in found.findings if finding.kind == "unread images"]
-    assert any("ICO: convert to JPEG or PNG), not used: cat/icon.ico" in text for text in texts)
-    assert any("HEIC: convert to JPEG, or install a decoder" in text for text in texts)
-    assert any("DVC pointer: fetch the files themselves with `dvc pull`" in text for text in texts)
+    texts = " ".join(finding.text for finding in found.findings if finding.kind == "unread images")
+    for text in (
+        "1 ICO file cannot be read here",
+        "1 HEIC file cannot be read here",
+        "1 DVC pointer file",
+        "`dvc pull`",
+    ):
+        assert text in texts
     assert found.images == 8
     assert load_folder(root).counts()["train"] == 6
-    assert "ICO files cannot be read and are left out (cat/icon.ico); convert to JPEG or PNG" in caplog.text
 
 
 def test_single_images_train_and_are_not_tested(draw: Draw, tmp_path: Path) -> None:
