@@ -188,8 +188,8 @@ def plan_sweep(sweep: SweepSettings, on_dropped: Callable[[str], None] = lambda 
                 if sweep.depths_of:
                     point, reasons = _scaled(point, sweep.depths_of, resolve(layers))
                     dropped |= dict.fromkeys(reasons)
-                given = resolve([*layers, *(setting_layer(*pair) for pair in point)])
-                settings = complete(given)
+                as_given = resolve([*layers, *(setting_layer(*pair) for pair in point)])
+                settings = complete(as_given)
                 _, config = method_settings(settings.method)
             except ConfigError as error:
                 if len(sweep.methods) == 1:
@@ -205,7 +205,7 @@ def plan_sweep(sweep: SweepSettings, on_dropped: Callable[[str], None] = lambda 
             words += [f"{key.rpartition('.')[2]}={value}" for key, value in point]
             label = " ".join([*words, f"seed {seed}"])
             possible = tuple(e for e in evaluations if config.supports_new_classes or not _on_new_classes(sweep, e))
-            run = PlannedRun(content_name(given), label, recipe, settings, possible)
+            run = PlannedRun(content_name(as_given), label, recipe, settings, possible)
             first = runs.setdefault(run.name, run)
             if first.recipe != recipe:
                 pair = f"{first.recipe} and {recipe} have equal settings on {settings.backbone.name}"
