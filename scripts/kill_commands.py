@@ -2,7 +2,7 @@
 
 Each command runs once undisturbed. Then it is started again and again in another folder and killed, with all of its
 processes, until it has been killed `--kills` times, or has finished before; it then runs to its end. The prompts and
-the rows must be the same bytes, and no temporary file may be left. The default takes about an hour on two cores.
+the rows must be the same bytes, and no temporary file may be left. The default takes half an hour or so on two cores.
 
     python scripts/kill_commands.py --kills 20
 """
@@ -18,17 +18,16 @@ import tempfile
 import time
 from pathlib import Path
 
+from PIL import Image
+
 SMALL = [
-    *("--backbone", "maple-tiny", "--pretrained", "random", "--device", "cpu", "--method", "maple"),
-    *("--set", "method.prompt_depth=2", "--set", "train.epochs=40"),
+    *("--backbone", "maple-tiny", "--pretrained", "random", "--device", "cpu"),
+    *("--set", "method.prompt_depth=1", "--set", "train.epochs=60", "--set", "train.batch_size=4"),
 ]
-SWEEP = [
-    *("sweep", "few-shot", "--methods", "maple", "--shots", "1,2", "--seeds", "1,2", *SMALL[:6]),
-    *("--datasets", "emoji-animals", *SMALL[8:]),
-]
+SWEEP = ["sweep", "few-shot", "--methods", "maple", "--shots", "2,4", "--seeds", "1", "--datasets", "IMAGES", *SMALL]
 COMMANDS = {
-    "train": ["train", "--dataset", "emoji-animals", "--shots", "2", *SMALL],
-    "fit": ["fit", "emoji-animals", "--shots", "2", *SMALL],
+    "train": ["train", "--method", "maple", "--dataset", "IMAGES", "--shots", "4", *SMALL],
+    "fit": ["fit", "IMAGES", "--method", "maple", "--shots", "4", *SMALL],
     "sweep": [*SWEEP, "--jobs", "2"],
     "sweep on Ray": [*SWEEP, "--executor", "ray"],
 }
@@ -36,14 +35,24 @@ COMMANDS = {
 
 def results(folder: Path) -> dict[str, object]:
     """The prompts of all runs as bytes, and their rows in any order."""
-    found: dict[str, object] = {}
+    contents: dict[str, object] = {}
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
         if path.name == "prompts.safetensors":
-            found[name] = path.read_bytes()
+            contents[name] = path.read_bytes()
         elif path.name == "rows.jsonl":
-            found[name] = sorted(json.dumps(json.loads(line), sort_keys=True) for line in path.read_text().splitlines())
-    return found
+            contents[name] = sorted(
+                json.dumps(json.loads(line), sort_keys=True) for line in path.read_text().splitlines()
+            )
+    return contents
+
+
+def write_images(folder: Path) -> None:
+    """Write six images of each of two classes."""
+    for name, colour in (("cat", 40), ("dog", 200)):
+        (folder / name).mkdir(parents=True)
+        for number in range(6):
+            Image.new("RGB", (40, 40), (colour, 20 * number, 90)).save(folder / name / f"{number}.png")
 
 
 def main() -> None:
@@ -59,7 +68,9 @@ def main() -> None:
         if options.only not in (None, name):
             continue
         with tempfile.TemporaryDirectory() as parent:
-            straight, killed = Path(parent) / "straight", Path(parent) / "killed"
+            straight, killed, images = (Path(parent) / part for part in ("straight", "killed", "images"))
+            write_images(images)
+            arguments = [str(images) if argument == "IMAGES" else argument for argument in arguments]
 
             def start(output: Path, arguments: list[str] = arguments) -> subprocess.Popen[bytes]:
                 command = [sys.executable, "-m", "maple", *arguments, "--output", str(output)]

@@ -96,8 +96,8 @@ class Storage:
         with files.output_errors(folder, "cannot be made"):
             with suppress(FileExistsError):
                 folder.mkdir(mode=0o700)
-            found = folder.lstat()
-        if hasattr(os, "getuid") and (not S_ISDIR(found.st_mode) or found.st_uid != os.getuid()):
+            status = folder.lstat()
+        if hasattr(os, "getuid") and (not S_ISDIR(status.st_mode) or status.st_uid != os.getuid()):
             raise ConfigError(
                 f"{folder}, where runs of this storage are trained, belongs to another user: remove it, or set TMPDIR"
             )
