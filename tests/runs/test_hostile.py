@@ -278,3 +278,12 @@ def test_split_files_with_huge_labels(tmp_path: Path) -> None:
         path.write_text(json.dumps({"train": rows, "val": [], "test": []}))
         with pytest.raises(DataError):
             read_split(path)
+
+
+def test_texts_of_others_cannot_control_the_terminal(tmp_path: Path, backbone: Backbone) -> None:
+    names, path = ["cat\x1b[2J\x1b]0;title\x07", "d\x9bog\r"], tmp_path / "prompts.safetensors"
+    save_prompts(path, build_method({"name": "coop"}, backbone, names), {"data\x1b[31m": {"dataset": "a\x1b[5m"}})
+    result = CliRunner().invoke(app, ["inspect", str(path)], catch_exceptions=False)
+    assert r"cat\x1b[2J\x1b]0;title\x07, d\x9bog\r" in result.output
+    assert "\x1b" not in result.output
+    assert "\x9b" not in result.output

@@ -66,12 +66,12 @@ def list_command(data_root: options.DataRoot = None) -> None:
         table.add_row(name, kind, *numbers, *([Text(template_of(name) or "")] if with_template else []), state)
     console.print(table)
     if not data_root:
-        typer.echo("found ?: unknown, since neither --data-root nor MAPLE_DATA is given")
+        options.echo("found ?: unknown, since neither --data-root nor MAPLE_DATA is given")
     else:
-        typer.echo("found differs, unreadable: not as published; `maple data verify NAME --quick` says why")
+        options.echo("found differs, unreadable: not as published; `maple data verify NAME --quick` says why")
     if not with_template:
-        typer.echo("the terminal is too narrow for the templates; `maple data show NAME` prints one")
-    typer.echo(
+        options.echo("the terminal is too narrow for the templates; `maple data show NAME` prints one")
+    options.echo(
         "Your own images: a folder of class-named folders, FOLDER:DOMAIN, or a .csv or .jsonl of path and label."
     )
 
@@ -83,10 +83,10 @@ def show_command(name: Name, data_root: options.DataRoot = None) -> None:
 
     dataset = _open(name, data_root)
     counts = dataset.counts()
-    typer.echo(f"{dataset.name}: {counts['classes']} classes in {dataset.root}")
+    options.echo(f"{dataset.name}: {counts['classes']} classes in {dataset.root}")
     random_split = ", split at random, as the data set has no split" if dataset.drawn_split else ""
-    typer.echo(f"images: train {counts['train']:,}, val {counts['val']:,}, test {counts['test']:,}{random_split}")
-    typer.echo(f"zero-shot template: {template_of(name) or 'none of its own'}")
+    options.echo(f"images: train {counts['train']:,}, val {counts['val']:,}, test {counts['test']:,}{random_split}")
+    options.echo(f"zero-shot template: {template_of(name) or 'none of its own'}")
     rows: list[list[Any]] = [[label, name, 0, 0, 0, ""] for label, name in enumerate(dataset.class_names)]
     for column, items in enumerate((dataset.train, dataset.val, dataset.test), start=2):
         for item in items:
@@ -108,7 +108,7 @@ def draw_command(
     from maple.data import write_images
 
     for path in write_images(_open(name, data_root), output, count=count, part=part, class_name=class_name):
-        typer.echo(path)
+        options.echo(path)
 
 
 @data_app.command("prepare")
@@ -137,12 +137,12 @@ def prepare_command(
     dataset = _open(name, str(root), warn=False)
     problems = differences(dataset)
     for problem in problems:
-        typer.echo(f"maple: {name}: {problem}", err=True)
+        options.echo(f"maple: {name}: {problem}", err=True)
     if problems and not added:
-        typer.echo(f"{name}: differs from the published data set ({_counts(dataset)}); {completion_advice(name)}")
+        options.echo(f"{name}: differs from the published data set ({_counts(dataset)}); {completion_advice(name)}")
     else:
-        typer.echo(f"{name}: {'ready' if added else 'was present already'} ({_counts(dataset)})")
-        typer.echo(f"next: maple data verify {name}")
+        options.echo(f"{name}: {'ready' if added else 'was present already'} ({_counts(dataset)})")
+        options.echo(f"next: maple data verify {name}")
     if problems:
         raise typer.Exit(1)
 
@@ -161,8 +161,8 @@ def split_command(
 
     path = draw_published_split(name, _required_root(data_root), seed)
     dataset = _open(name, data_root)
-    typer.echo(f"written: {path} ({_counts(dataset)})")
-    typer.echo(f"{name} now uses this split, and is called {dataset.name!r} in results")
+    options.echo(f"written: {path} ({_counts(dataset)})")
+    options.echo(f"{name} now uses this split, and is called {dataset.name!r} in results")
 
 
 @data_app.command("verify")
@@ -179,7 +179,7 @@ def verify_command(
     dataset = _open(name, data_root, warn=False)
     problems = 0
     for problem in verify_counts(dataset):
-        typer.echo(problem)
+        options.echo(problem)
         problems += 1
     with FileBars() as bars:
 
@@ -187,13 +187,13 @@ def verify_command(
             bars.advance("images", done, total)
 
         for problem in verify_images(dataset, quick=quick, workers=workers, on_images=on_images):
-            typer.echo(problem)
+            options.echo(problem)
             problems += 1
     total = sum(dataset.counts()[part] for part in ("train", "val", "test"))
     statistics = published_statistics().get(dataset.name)
     source = "no published numbers to compare with" if statistics is None else f"compared with: {statistics.source}"
     check = "checked for existence" if quick else "decoded"
-    typer.echo(f"{dataset.name}: {total:,} images {check}, {problems or 'no'} problems; {source}")
+    options.echo(f"{dataset.name}: {total:,} images {check}, {problems or 'no'} problems; {source}")
     if problems:
         raise typer.Exit(1)
 

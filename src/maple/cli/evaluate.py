@@ -74,7 +74,7 @@ def evaluate_command(
     if not results and unsupported:
         raise next(iter(unsupported.values()))
     for name, reason in unsupported.items():
-        typer.echo(f"{name}: - ({reason})", err=True)
+        options.echo(f"{name}: - ({reason})", err=True)
     if as_json:
         for _, row in results.values():
             typer.echo(json.dumps(row))
@@ -82,7 +82,7 @@ def evaluate_command(
     _print_scores(results)
     if {"base", "novel"} <= results.keys():
         mean = harmonic_mean(results["base"][0].top1, results["novel"][0].top1)
-        typer.echo(f"harmonic mean of base and novel: {mean:.2%}")
+        options.echo(f"harmonic mean of base and novel: {mean:.2%}")
     for scores, row in results.values():
         if per_class:
             cells = (
@@ -93,9 +93,9 @@ def evaluate_command(
         if confusion:
             width = max(len(str(count)) for counts in scores.confusion for count in counts) + 1
             longest = max(map(len, row["class_names"]))
-            typer.echo("rows: true class; columns: predicted class, in the same order")
+            options.echo("rows: true class; columns: predicted class, in the same order")
             for name, counts in zip(row["class_names"], scores.confusion, strict=True):
-                typer.echo(f"{name:<{longest}} " + "".join(f"{count:>{width}}" for count in counts))
+                options.echo(f"{name:<{longest}} " + "".join(f"{count:>{width}}" for count in counts))
 
 
 def _print_scores(results: "dict[str, tuple[Scores, dict[str, Any]]]") -> None:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from typer import Argument, Option
 
 from maple.cli import options
@@ -53,7 +52,7 @@ def import_command(
     folder = output or Path("runs") / f"imported_{file.resolve().parent.name}_{file.name}"
     info = {"imported": {**imported.info, "file": file.name}, "dataset": dataset}
     learned = write_imported(settings, imported.parameters, class_names, folder, info=info)
-    typer.echo(f"{learned.title}, {learned.parameter_count():,} parameters, {len(class_names)} classes: {folder}")
+    options.echo(f"{learned.title}, {learned.parameter_count():,} parameters, {len(class_names)} classes: {folder}")
 
 
 def export_command(
@@ -73,7 +72,7 @@ def export_command(
     clip = options.clip_arguments(backbone, pretrained, trust_backbone)
     written = export_run(run, output, format, zero_shot=zero_shot, int8=int8, data_root=data_root, **clip)
     images = "random images" if not written.images else f"random images and {written.images} of the run's"
-    typer.echo(f"{written.folder}: {written.bytes / 1e6:,.1f} MB")
-    typer.echo(f"largest difference of logits from PyTorch: {written.difference:.2g} ({images})")
+    options.echo(f"{written.folder}: {written.bytes / 1e6:,.1f} MB")
+    options.echo(f"largest difference of logits from PyTorch: {written.difference:.2g} ({images})")
     if written.new_names is not None:
         options.echo_note(f"the export supports only the trained class names: {written.new_names}")

@@ -133,12 +133,17 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title) if title else None, title_justify="left", pad_edge=not soft_wrap)
+    table = Table(title=Text(visible(title)) if title else None, title_justify="left", pad_edge=not soft_wrap)
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(visible(str(cell))) for cell in row))
     Console(soft_wrap=soft_wrap).print(table)
+
+
+def echo(text: object = "", *, err: bool = False) -> None:
+    """Print text for people: class names, paths and messages of others cannot control the terminal."""
+    typer.echo(visible_lines(str(text).split("\n")), err=err)
 
 
 def visible_lines(lines: Iterable[str]) -> str:

@@ -65,15 +65,17 @@ class TrainBar(_Bars, TrainProgress):
 
     def ready(self, method: Method, items: list[Item]) -> None:
         backbone = method.backbone
-        self._console.print(
+        text = (
             f"{method.title}: {method.parameter_count():,} prompt parameters on {backbone.name} "
             f"({backbone.pretrained or 'own weights'}, {backbone.precision}, {backbone.device}); "
             f"{len(items)} images of {len(method.class_names)} classes, seed {self._settings.seed}"
         )
+        self._console.print(visible(text))
         counts = Counter(name.replace("_", " ") for name in method.class_names)
         if repeated := [name for name, count in counts.items() if count > 1]:
-            self._console.print(f"warning: classes with the same name cannot be distinguished: {', '.join(repeated)}")
-        self._console.print(f"run folder: {self._folder}")
+            shown = visible(", ".join(repeated))
+            self._console.print(f"warning: classes with the same name cannot be distinguished: {shown}")
+        self._console.print(visible(f"run folder: {self._folder}"))
 
     def start(self, epochs: int, steps: int, finished_epochs: int) -> None:
         self._epochs = epochs
@@ -125,7 +127,7 @@ class SweepBar(_Bars, SweepProgress):
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(name, total=total)
         short = " ".join(name.split("_")[:-1])
-        self._bars.update(self._tasks[name], description=f"{short}: {activity}", completed=done, total=total)
+        self._bars.update(self._tasks[name], description=visible(f"{short}: {activity}"), completed=done, total=total)
 
     def ended(self, run: PlannedRun, outcome: RunOutcome) -> None:
         if run.name in self._tasks:
@@ -139,7 +141,7 @@ class SweepBar(_Bars, SweepProgress):
         result = outcome.error or ", ".join(accuracies)
         time_taken = f" ({outcome.seconds:.0f} s)" if outcome.seconds else " (kept)"
         status = "" if outcome.status == "finished" else f"{outcome.status}: "
-        self._console.print(f"[{self._ended}/{self._runs}] {run.label}: {status}{result}{time_taken}")
+        self._console.print(visible(f"[{self._ended}/{self._runs}] {run.label}: {status}{result}{time_taken}"))
 
 
 class FileBars(_Bars, PrepareProgress):
@@ -156,7 +158,7 @@ class FileBars(_Bars, PrepareProgress):
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self._console.print(text)
+        self._console.print("\n".join(map(visible, text.split("\n"))))
 
     def advance(self, activity: str, done: int, total: int | None) -> None:
         """Advance the bar of an activity; show it if necessary."""

@@ -5,11 +5,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from typer import Argument, Option
 
 from maple.cli import options
-from maple.errors import ConfigError, MapleError
+from maple.errors import ConfigError, MapleError, visible
 
 if TYPE_CHECKING:
     from maple.data import ImageStore
@@ -41,13 +40,13 @@ def report_command(
     loader = thumbnail_loader(data_root)
     report, written = write_report(folder, kinds, output, methods=describe_methods(), load_thumbnail=loader)
     console = Console()
-    console.print(Text(report.headline, style="bold"))
+    console.print(Text(visible(report.headline), style="bold"))
     for table in report.tables:
         show_table(table)
     for problem in (*report.collection.without_evaluation, *report.collection.problems):
-        typer.echo(f"left out: {problem.place}: {problem.reason}", err=True)
+        options.echo(f"left out: {problem.place}: {problem.reason}", err=True)
     for path in written:
-        typer.echo(f"written: {path}")
+        options.echo(f"written: {path}")
 
 
 def efficiency_command(
@@ -91,7 +90,7 @@ def efficiency_command(
     for name, settings in recipes.items():
 
         def on_step(step: str, name: str = name) -> None:
-            typer.echo(f"{name}: {step}", err=True)
+            options.echo(f"{name}: {step}", err=True)
 
         recipe = Path(name).stem
         try:
@@ -109,7 +108,7 @@ def efficiency_command(
         except MapleError as error:
             if len(recipes) == 1:
                 raise
-            typer.echo(f"{name} is left out: {error}", err=True)
+            options.echo(f"{name} is left out: {error}", err=True)
             continue
         # Written one by one, so that an interruption loses only the current measurement.
         if output is not None:
@@ -117,8 +116,8 @@ def efficiency_command(
     for table in cost_tables(rows, describe_methods()):
         show_table(table)
     if output is not None and rows:
-        typer.echo(f"written: {len(rows)} files in {output / COSTS}")
-        typer.echo(f"next: maple report {output}")
+        options.echo(f"written: {len(rows)} files in {output / COSTS}")
+        options.echo(f"next: maple report {output}")
 
 
 def show_table(table: "Table") -> None:
@@ -130,16 +129,18 @@ def show_table(table: "Table") -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDE)
-    console.print(Text(table.caption, style="bold"))
+    console.print(Text(visible(table.caption), style="bold"))
     for section in table.sections:
-        shown = RichTable(title=Text(section.title) if section.title else None, title_justify="left")
+        shown = RichTable(title=Text(visible(section.title)) if section.title else None, title_justify="left")
         for number, column in enumerate(section.columns):
-            shown.add_column(Text(column), justify="right" if number else "left")
+            shown.add_column(Text(visible(column)), justify="right" if number else "left")
         for label, cells in section.rows:
-            shown.add_row(Text(label), *(Text(cell.plain, style="bold" if cell.best else "") for cell in cells))
+            shown.add_row(
+                Text(visible(label)), *(Text(visible(cell.plain), style="bold" if cell.best else "") for cell in cells)
+            )
         console.print(shown)
     for note in table.notes:
-        console.print(Text(note, style="dim"))
+        console.print(Text(visible(note), style="dim"))
 
 
 def thumbnail_loader(data_root: str | None) -> "ThumbnailLoader":

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from maple.cli import options
 from maple.cli.options import AnyModel, DataRoot, Device, Pretrained, TrainedBackbone, TrustBackbone, clip_arguments
 from maple.errors import ConfigError
 
@@ -99,12 +100,12 @@ def serve_command(
         )
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         listening.listen()  # from here on, clients wait for the server to start instead of being refused
-        typer.echo(f"maple: {model_title(predictor.about)}")
-        typer.echo(f"maple: serving at {address} (Ctrl-C stops)")
+        options.echo(f"maple: {model_title(predictor.about)}")
+        options.echo(f"maple: serving at {address} (Ctrl-C stops)")
         if open_page:
             typer.launch(address)
         listen.run(app, listening, limits)
-    typer.echo("maple: stopped")
+    options.echo("maple: stopped")
 
 
 def is_loopback(address: str) -> bool:

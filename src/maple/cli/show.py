@@ -82,8 +82,6 @@ def inspect_command(
 
 
 def _print_run(content: dict[str, Any]) -> None:
-    from rich.console import Console
-
     from maple.errors import shortened_list
 
     def line(values: Any) -> str:
@@ -91,12 +89,11 @@ def _print_run(content: dict[str, Any]) -> None:
             return str(values)
         return ", ".join(f"{key}={value}" for key, value in values.items() if value not in ({}, None))
 
-    console = Console(highlight=False, markup=False)
     if "settings" in content:
         state = "finished" if content["finished"] else f"interrupted after {len(content['epochs'])} epochs"
-        console.print(f"run {state}")
+        options.echo(f"run {state}")
         for section, values in content["settings"].items():
-            console.print(f"  {section} {line(values)}", soft_wrap=True)
+            options.echo(f"  {section} {line(values)}")
         rows = (
             (row["epoch"], f"{row['lr']:.3g}", f"{row['loss']:.4f}", f"{row.get('accuracy') or float('nan'):.1%}")
             for row in content["epochs"]
@@ -104,17 +101,17 @@ def _print_run(content: dict[str, Any]) -> None:
         options.print_table(("epoch", "rate", "loss", "accuracy"), rows)
     if "prompts" in content:
         prompts = content["prompts"]
-        console.print(f"prompts {line(prompts['method'])}", soft_wrap=True)
-        console.print(f"  backbone {line(prompts['backbone'])}", soft_wrap=True)
+        options.echo(f"prompts {line(prompts['method'])}")
+        options.echo(f"  backbone {line(prompts['backbone'])}")
         count = sum(map(prod, prompts["parameters"].values()))
-        console.print(f"  {count:,} parameters in {len(prompts['parameters'])} tensors")
+        options.echo(f"  {count:,} parameters in {len(prompts['parameters'])} tensors")
         for name, shape in prompts["parameters"].items():
-            console.print(f"    {name} {shape}")
+            options.echo(f"    {name} {shape}")
         names = prompts["class_names"]
-        console.print(f"  {len(names)} classes: {shortened_list(names, 20)}")
-        console.print(f"  {line(prompts['info'])}", soft_wrap=True)
+        options.echo(f"  {len(names)} classes: {shortened_list(names, 20)}")
+        options.echo(f"  {line(prompts['info'])}")
     for row in content.get("rows", []):
-        console.print(
+        options.echo(
             f"evaluated {row['dataset']} {row['part']} ({row['classes']}, {len(row['class_names'])} names): "
             f"top-1 {row['top1']:.2%}, top-5 {row['top5']:.2%}, macro F1 {row['macro_f1']:.2%}"
         )

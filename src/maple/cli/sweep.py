@@ -85,7 +85,7 @@ def sweep_command(
     for key, example in (("methods", "zero_shot,maple"), ("datasets", "eurosat,dtd")):
         if key not in settings and not (key == "datasets" and settings["protocol"] in PAPERS_TARGETS):
             raise ConfigError(f"{sweep_name} names no {key}; give --{key}, as in --{key} {example}")
-    runs = plan_sweep(SweepSettings(**settings), lambda text: typer.echo(text, err=True))
+    runs = plan_sweep(SweepSettings(**settings), lambda text: options.echo(text, err=True))
     ray_options = {
         "ray-address": ray_address,
         "ray-storage": ray_storage,
@@ -156,27 +156,27 @@ def _print_plan(runs: "list[PlannedRun]", output: Path, *, full: bool) -> None:
 
     status = {run.name: status_of(run, output) for run in runs}
     counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(status.values()).items()))
-    typer.echo(f"{len(runs)} runs in {output} ({counts})", err=not full)
-    typer.echo(f"recipes: {', '.join(dict.fromkeys(run.recipe for run in runs))}", err=not full)
+    options.echo(f"{len(runs)} runs in {output} ({counts})", err=not full)
+    options.echo(f"recipes: {', '.join(dict.fromkeys(run.recipe for run in runs))}", err=not full)
     if full:
         for run in runs:
             evaluations = ", ".join(f"{e.dataset or 'its own'} {e.classes}" for e in run.evaluations)
-            typer.echo(f"{status[run.name]:<12} {run.label}  [{evaluations}]  {run.name}")
+            options.echo(f"{status[run.name]:<12} {run.label}  [{evaluations}]  {run.name}")
 
 
 def _print_outcomes(runs: "list[PlannedRun]", outcomes: "list[RunOutcome]", output: Path) -> None:
     unfinished = [(run, outcome) for run, outcome in zip(runs, outcomes, strict=True) if outcome.status != "finished"]
     for run, outcome in unfinished:
-        typer.echo(f"{outcome.status}: {run.label}: {outcome.error}", err=True)
-    typer.echo(f"{len(runs) - len(unfinished)} of {len(runs)} runs have finished")
-    typer.echo(f"next: maple report {output}")
+        options.echo(f"{outcome.status}: {run.label}: {outcome.error}", err=True)
+    options.echo(f"{len(runs) - len(unfinished)} of {len(runs)} runs have finished")
+    options.echo(f"next: maple report {output}")
     statuses = {outcome.status for _, outcome in unfinished}
     if "busy" in statuses:
         message = "some runs are being trained by another process; repeat the command when it has finished"
-        typer.echo(message, err=True)
+        options.echo(message, err=True)
     if "interrupted" in statuses:
-        typer.echo("repeat the command to continue interrupted runs", err=True)
+        options.echo("repeat the command to continue interrupted runs", err=True)
     if "failed" in statuses:
-        typer.echo("repeat failed runs with --retry-failed", err=True)
+        options.echo("repeat failed runs with --retry-failed", err=True)
     if unfinished:
         raise typer.Exit(1)

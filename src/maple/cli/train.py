@@ -85,11 +85,11 @@ def train_command(
     if not is_main:
         return
     if result.was_finished:
-        typer.echo(f"already finished: {folder}")
+        options.echo(f"already finished: {folder}")
     else:
         last = f"last epoch: loss {result.history[-1].loss:.4f}" if result.history else "no epochs"
-        typer.echo(f"finished: {folder} ({last})")
-    typer.echo(f"next: maple evaluate {folder}")
+        options.echo(f"finished: {folder} ({last})")
+    options.echo(f"next: maple evaluate {folder}")
 
 
 def fit_command(
@@ -166,40 +166,40 @@ def fit_command(
         typer.echo(json.dumps(_as_json(result), indent=1))
         return
     _print_result(result)
-    typer.echo(f"next:\n  maple predict {shlex.quote(str(folder))} image.jpg --zero-shot")
+    options.echo(f"next:\n  maple predict {shlex.quote(str(folder))} image.jpg --zero-shot")
     if "serve" in context.find_root().command.commands:  # type: ignore[attr-defined]
-        typer.echo(f"  maple serve {shlex.quote(str(folder))}")
+        options.echo(f"  maple serve {shlex.quote(str(folder))}")
 
 
 def _print_result(result: "FitResult") -> None:
     if result.was_finished:
-        typer.echo(f"already finished: {result.folder}")
+        options.echo(f"already finished: {result.folder}")
         typer.echo(options.visible_lines(result.findings))
-    typer.echo()
+    options.echo()
     if result.accuracy is None:
-        typer.echo("trained, but not tested: no test images are left, see above; add images unlike those for training")
+        options.echo("trained, but not tested: no test images are left, see above; add images unlike those for training")
     elif result.comparison is None:
         _print_accuracies(result.accuracy)
     else:
         _print_comparison(result.comparison)
-    typer.echo()
+    options.echo()
     if result.page is not None:
-        typer.echo(f"page: {result.page}")
+        options.echo(f"page: {result.page}")
 
 
 def _print_accuracies(*accuracies: "MeasuredAccuracy") -> None:
     width = max(len(accuracy.title) for accuracy in accuracies)
-    typer.echo(f"accuracy on {accuracies[0].images:,} held-out images, in per cent (95 % interval)")
+    options.echo(f"accuracy on {accuracies[0].images:,} held-out images, in per cent (95 % interval)")
     for accuracy in accuracies:
         low, high = (100 * bound for bound in accuracy.interval)
-        typer.echo(f"  {accuracy.title:<{width}}  {100 * accuracy.fraction:5.1f}  ({low:.1f} to {high:.1f})")
+        options.echo(f"  {accuracy.title:<{width}}  {100 * accuracy.fraction:5.1f}  ({low:.1f} to {high:.1f})")
 
 
 def _print_comparison(comparison: "PairedAccuracy") -> None:
     _print_accuracies(comparison.zero_shot, comparison.method)
     significance = "p < 0.001" if comparison.p < 0.001 else f"p = {comparison.p:.3f}"
     verdict = "unlikely to be chance" if comparison.p < 0.05 else "may be chance"
-    typer.echo(
+    options.echo(
         f"images: {comparison.fixed:,} correct that zero-shot CLIP gets wrong, {comparison.regressed:,} wrong that "
         f"it gets right (sign test: {significance}, {verdict})"
     )
@@ -213,7 +213,7 @@ def _print_comparison(comparison: "PairedAccuracy") -> None:
         if len(changes) > _MOST_CHANGES:
             shown.append(f"and {len(changes) - _MOST_CHANGES} more")
         details = f" ({', '.join(shown)})" if shown else ""
-        typer.echo(f"{word}: {len(changes)} of {len(comparison.changes)} classes{details}")
+        options.echo(f"{word}: {len(changes)} of {len(comparison.changes)} classes{details}")
 
 
 def _as_json(result: "FitResult") -> dict[str, Any]:
