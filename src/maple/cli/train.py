@@ -177,7 +177,9 @@ def _print_result(result: "FitResult") -> None:
         typer.echo(options.visible_lines(result.findings))
     options.echo()
     if result.accuracy is None:
-        options.echo("trained, but not tested: no test images are left, see above; add images unlike those for training")
+        options.echo(
+            "trained, but not tested: no test images are left, see above; add images unlike those for training"
+        )
     elif result.comparison is None:
         _print_accuracies(result.accuracy)
     else:
