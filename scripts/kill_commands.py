@@ -82,9 +82,11 @@ def main() -> None:
             for _ in range(options.kills):
                 process = start(killed)
                 time.sleep(moments.uniform(0.1, 1) * seconds)
-                kills += process.poll() is None
+                if process.poll() is not None:
+                    break
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+                kills += 1
             ends = (status, start(killed).wait())
             left = [str(path.relative_to(killed)) for path in killed.rglob("*.tmp")]
             same = results(killed) == results(straight) and ends == (0, 0) and not left

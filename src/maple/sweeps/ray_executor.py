@@ -219,7 +219,8 @@ def _lost(machines: set[str]) -> bool:
 
 def _interrupted(group: Group, root: Path, error: Exception) -> list[RunOutcome]:
     """Return the outcomes of a group that the cluster lost; its runs are resumed when the sweep is repeated."""
-    reason = f"the Ray cluster lost a machine or one of its services ({type(error).__name__}: {first_line(error)})"
+    last_line = str(error).strip().splitlines()[-1:] or [type(error).__name__]  # that of the cause, where there is one
+    reason = f"the Ray cluster lost a machine or one of its services ({last_line[0]})"
     return [
         finished_outcome(run, root)
         if status_of(run, root) == "finished"
