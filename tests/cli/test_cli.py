@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import maple
 from maple.checkpoint import load_prompts, read_prompts
 from maple.cli import app, main
 from maple.clip import load_clip
@@ -226,6 +227,15 @@ def test_a_folder_named_like_a_published_data_set_is_a_folder(trained: Path, fol
     shutil.copytree(folder, tmp_path / "eurosat")
     (row,) = rows_of(run("evaluate", trained, "--dataset", tmp_path / "eurosat", "--json", "--device", "cpu"))
     assert (row["part"], row["images"]) == ("all", 12)
+
+
+def test_a_deleted_working_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    command = f"cd {tmp_path}/gone && rmdir ../gone && {sys.executable} -m maple methods"
+    environment = {**os.environ, "PYTHONPATH": str(Path(maple.__file__).parents[1])}
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "maple: the working folder has been deleted; change to another folder"
 
 
 def test_main_prints_one_line(tmp_path: Path) -> None:

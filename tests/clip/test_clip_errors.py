@@ -27,6 +27,8 @@ def refuses(message: str, *arguments: Any, **options: Any) -> None:
     ("arguments", "message"),
     [
         (("ViT-B-61",), r"unknown CLIP 'ViT-B-61'.*the nearest are .*ViT-B-16"),
+        (("vit-b-16",), r"unknown CLIP 'vit-b-16'.*the nearest are ViT-B-16"),
+        (("ViTL14",), r"unknown CLIP 'ViTL14'.*the nearest are ViT-L-14"),
         (("zzzzzz",), r"unknown CLIP 'zzzzzz'.*list_models"),
         (("/nowhere/clip.pt",), r"unknown CLIP '/nowhere/clip.pt': it is neither a file or folder here"),
         (("weights/clip.pt",), r"unknown CLIP 'weights/clip.pt': it is neither a file or folder here"),

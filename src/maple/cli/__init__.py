@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import sys
 import warnings
 from typing import Any
@@ -21,7 +22,7 @@ from maple.cli.serve import serve_command
 from maple.cli.show import inspect_command, methods_command
 from maple.cli.sweep import sweep_command
 from maple.cli.train import fit_command, train_command
-from maple.errors import MapleError
+from maple.errors import ConfigError, MapleError
 
 # Packages that are not needed to run exported methods, and may not be installed.
 _OPTIONAL = {
@@ -96,6 +97,10 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata, which are not used
     try:
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            raise ConfigError("the working folder has been deleted; change to another folder") from None
         app()
     except MapleError as error:
         typer.echo(options.visible_lines(f"maple: {error}".split("\n")), err=True)

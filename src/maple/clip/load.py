@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -176,7 +177,10 @@ def _from_architecture(name: str, pretrained: str | None) -> _Parts:
         return _from_own_architecture(architecture, pretrained)
     if architecture not in open_clip.list_models():
         known = [*open_clip.list_models(), *ARCHITECTURES, *PACKAGED]
-        near = ", ".join(difflib.get_close_matches(architecture, known, n=3, cutoff=0.5))
+        # However the words are written: vit-b-16, ViTB16.
+        plain = {re.sub(r"[^a-z0-9]", "", each.casefold()): each for each in reversed(known)}
+        matches = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", architecture.casefold()), plain, n=3, cutoff=0.5)
+        near = ", ".join(plain[match] for match in matches)
         raise BackboneError(
             f"unknown CLIP {name!r}: it is neither a file or folder here nor an open_clip architecture such as "
             f"ViT-B-16 or ViT-L-14 ({f'the nearest are {near}' if near else '`open_clip.list_models()` lists them'}"

@@ -8,11 +8,13 @@ from torch import Tensor
 
 from maple.errors import UnlearnedClassesError
 from maple.methods.base import Method, MethodSettings
-from maple.names import clean_class_names
+from maple.names import clean_class_names, words_of
 
 
 class TrainedClasses:
     """Maps class names to the rows of what was learned for them; equal names are distinguished by their order.
+
+    A name that differs from one trained class in case and spaces alone is that class.
 
     Args:
         learned: what was learned for each class, for error messages.
@@ -24,6 +26,9 @@ class TrainedClasses:
         self._advice = advice
         self._count = len(names)
         self._row_of = {key: row for row, key in enumerate(_numbered(names))}
+        words = [words_of(name) for name in names]
+        counts = Counter(words)
+        self._row_of_words = {word: row for row, word in enumerate(words) if counts[word] == 1}
 
     def rows(self, names: Sequence[str], device: torch.device) -> Tensor:
         """The row of each class name: [C] int64.
@@ -32,15 +37,18 @@ class TrainedClasses:
             ClassNamesError: the list or a name is empty.
             UnlearnedClassesError: a class was not trained.
         """
-        keys = _numbered(names)
-        unknown = [name for name, number in keys if (name, number) not in self._row_of]
+        rows = [
+            self._row_of.get((name, number), self._row_of_words.get(words_of(name)) if number == 0 else None)
+            for name, number in _numbered(names)
+        ]
+        unknown = [name for name, row in zip(names, rows, strict=True) if row is None]
         if unknown:
             raise UnlearnedClassesError(
                 f"{self._learned} were learned for {self._count} classes, and {unknown[0]!r} is not one of them; use "
                 f"those classes, or {self._advice}"
             )
         with torch.inference_mode(False):  # as in `Method.set_class_names`
-            return torch.tensor([self._row_of[key] for key in keys], device=device)
+            return torch.tensor(rows, device=device)
 
 
 class PerClassMethod(Method):

@@ -126,7 +126,7 @@ class _Folder:
         self._is_same: dict[Path, bool] = {}
 
     def relative(self, written: str) -> PurePosixPath | None:
-        """The path of an image as it is on the disk, relative to the folder; None if it is no path inside."""
+        """The path of an image as it is on the disk, relative to the folder; None for one outside of it."""
         path = Path(written)
         if not os.path.lexists(self._path / path):
             if "://" in written or (PureWindowsPath(written).drive and os.name != "nt"):
