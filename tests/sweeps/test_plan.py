@@ -291,3 +291,20 @@ def test_the_nearest_of_many_is_suggested() -> None:
         planned(methods=["mapel"])
     with pytest.raises(DataError, match=r"did you mean eurosat\?"):
         planned(datasets=["eurosta"])
+
+
+def test_a_plan_says_which_data_sets_are_absent(tmp_path: Path) -> None:
+    (tmp_path / "eurosat" / "2750").mkdir(parents=True)
+    options = [
+        "--methods",
+        "maple",
+        "--datasets",
+        "eurosat,dtd,emoji-food",
+        "--data-root",
+        str(tmp_path),
+        "--seeds",
+        "1",
+    ]
+    done = CliRunner().invoke(app, ["sweep", "base-to-novel", *options, "--plan", "--output", str(tmp_path / "runs")])
+    absent = [line for line in done.stdout.splitlines() if line.startswith("absent")]
+    assert absent == [f"absent: dtd, expected at {tmp_path / 'dtd' / 'images'}"]

@@ -159,6 +159,16 @@ def _print_plan(runs: "list[PlannedRun]", output: Path, *, full: bool) -> None:
     options.echo(f"{len(runs)} runs in {output} ({counts})", err=not full)
     options.echo(f"recipes: {', '.join(dict.fromkeys(run.recipe for run in runs))}", err=not full)
     if full:
+        from maple.data.catalogue import place_of_absent
+
+        wanted = {
+            (name or run.settings.data.dataset, run.settings.data.root)
+            for run in runs
+            for name in (None, *(evaluation.dataset for evaluation in run.evaluations))
+        }
+        for name, root in sorted(wanted, key=str):
+            if place := place_of_absent(name, None if root is None else Path(root)):
+                options.echo(f"absent: {name}, expected at {place}")
         for run in runs:
             evaluations = ", ".join(f"{e.dataset or 'its own'} {e.classes}" for e in run.evaluations)
             options.echo(f"{status[run.name]:<12} {run.label}  [{evaluations}]  {run.name}")

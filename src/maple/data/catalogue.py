@@ -205,6 +205,19 @@ def _unknown(name: str) -> DataError:
     )
 
 
+def place_of_absent(name_or_path: str, root: Path | None) -> str | None:
+    """Return where a data set is expected, if it is not there; None if it is there, or rendered."""
+    if name_or_path in CATALOGUE:
+        spec = CATALOGUE[name_or_path]
+        if root is None:
+            return f"{spec.folder}/ in --data-root or MAPLE_DATA, which are not given"
+        folder = root.expanduser() / spec.folder / spec.images
+        return None if folder.is_dir() else str(folder)
+    if name_or_path.startswith(PREFIX) or split_domain(name_or_path) or Path(name_or_path).expanduser().exists():
+        return None
+    return name_or_path
+
+
 def known_names() -> list[str]:
     """Return the names of all data sets: the published ones, then the bundled emoji groups."""
     return [*CATALOGUE, *(f"{PREFIX}{group}" for group in archive().groups)]
