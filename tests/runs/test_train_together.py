@@ -234,7 +234,7 @@ def test_killed_while_together_they_go_on_together_or_alone(make_images: Callabl
     )
     assert done.returncode == 0, done.stderr
     killed = sorted(tmp_path.glob("killed-*/*"))
-    # Of each run three files at the start, two after each of two epochs, two at the end; each flushed, then its folder.
-    assert len(killed) == 2 * (2 * 2 * (3 + 2 * 2 + 2) // 7 + 1)
+    # Of each run five files at the start, two after each of two epochs, two at the end; each flushed, then its folder.
+    assert len(killed) == 2 * (2 * 2 * (5 + 2 * 2 + 2) // 7 + 1)
     for folder in killed:
         same_folders(folder, tmp_path / "alone" / folder.name)
