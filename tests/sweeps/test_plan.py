@@ -308,3 +308,9 @@ def test_a_plan_says_which_data_sets_are_absent(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["sweep", "base-to-novel", *options, "--plan", "--output", str(tmp_path / "runs")])
     absent = [line for line in done.stdout.splitlines() if line.startswith("absent")]
     assert absent == [f"absent: dtd, expected at {tmp_path / 'dtd' / 'images'}"]
+
+
+def test_a_sweep_file_without_a_protocol_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('methods = ["maple"]\n')
+    with pytest.raises(ConfigError, match="names no datasets"):
+        CliRunner().invoke(app, ["sweep", str(tmp_path / "mine.toml"), "--plan"], catch_exceptions=False)

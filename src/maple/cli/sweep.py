@@ -83,7 +83,7 @@ def sweep_command(
     )
     settings["settings"] = merge_layers(settings.get("settings", {}), layer, override_layer(overrides or []))
     for key, example in (("methods", "zero_shot,maple"), ("datasets", "eurosat,dtd")):
-        if key not in settings and not (key == "datasets" and settings["protocol"] in PAPERS_TARGETS):
+        if key not in settings and not (key == "datasets" and settings.get("protocol") in PAPERS_TARGETS):
             raise ConfigError(f"{sweep_name} names no {key}; give --{key}, as in --{key} {example}")
     runs = plan_sweep(SweepSettings(**settings), lambda text: options.echo(text, err=True))
     ray_options = {
