@@ -91,6 +91,9 @@ def _is_papers_backbone(clip: BackboneRecord) -> bool:
     return (clip.name.lower(), (clip.pretrained or "").lower()) in _BACKBONES
 
 
+_TEST_COUNTS = {"all": "test", "base": "test_base", "novel": "test_new"}
+
+
 @cache
 def _published_counts() -> dict[str, dict[str, int]]:
     """Classes and test images of the published data sets: of all classes, and of the base and the novel half."""
@@ -104,28 +107,34 @@ def differing_counts(evaluations: Sequence[EvaluationRecord]) -> list[str]:
     """Say where a data set of a published name has other numbers of classes or images, on the papers' backbone."""
     notes: dict[str, None] = {}
     for evaluation in evaluations:
-        if not _is_papers_backbone(evaluation.row.backbone) or evaluation.row.part != "test":
+        row = evaluation.row
+        if not _is_papers_backbone(row.backbone) or row.part != "test":
             continue
-        row, counts = evaluation.row, _published_counts().get(evaluation.row.dataset, {})
-        # The base half is the larger one, if the number of classes is odd.
-        halves = {"all": counts.get("classes"), "novel": counts.get("classes", 0) // 2}
-        halves["base"] = counts.get("classes", 0) - (halves["novel"] or 0)
-        images = counts.get({"all": "test", "base": "test_base", "novel": "test_new"}[row.classes])
-        here, published = [], []
-        if counts and len(row.class_names) != halves[row.classes]:
-            here, published = [f"{len(row.class_names):,} classes"], [f"{halves[row.classes]:,}"]
-        if images not in (None, row.images):
-            here, published = [*here, f"{row.images:,} test images"], [*published, f"{images:,}"]
-        which = "" if row.classes == "all" else f", {row.classes} classes"
-        if here:
-            notes[f"{row.dataset}{which}: {' and '.join(here)} here, {' and '.join(published)} published"] = None
-        total = _published_counts().get(row.source.dataset, {}).get("classes")
-        trained = evaluation.run.trained_classes
-        if total and trained is not None and not evaluation.description.is_zero_shot:
-            expected = {"all": total, "base": total - total // 2, "novel": total // 2}.get(row.source.classes)
-            if trained != expected:
-                notes[f"{row.source.dataset}: trained on {trained:,} classes here, {expected:,} published"] = None
+        images = _published_counts().get(row.dataset, {}).get(_TEST_COUNTS[row.classes])
+        found_and_published = [
+            (f"{here:,} {unit}", f"{published:,}")
+            for unit, here, published in (
+                ("classes", len(row.class_names), _published_classes(row.dataset, row.classes)),
+                ("test images", row.images, images),
+            )
+            if published not in (None, here)
+        ]
+        if found_and_published:
+            here, published = map(" and ".join, zip(*found_and_published, strict=True))
+            which = "" if row.classes == "all" else f", {row.classes} classes"
+            notes[f"{row.dataset}{which}: {here} here, {published} published"] = None
+        expected = None
+        if not evaluation.description.is_zero_shot:
+            expected = _published_classes(row.source.dataset, row.source.classes)
+        if expected and (trained := evaluation.run.trained_classes) not in (None, expected):
+            notes[f"{row.source.dataset}: trained on {trained:,} classes here, {expected:,} published"] = None
     return list(notes)
+
+
+def _published_classes(dataset: str, part: str) -> int | None:
+    """The number of classes in a part of a published data set; the base half is the larger one if it is odd."""
+    total = _published_counts().get(dataset, {}).get("classes")
+    return None if total is None else {"all": total, "base": total - total // 2, "novel": total // 2}.get(part)
 
 
 def published_result(group: Group, variant: Variant, dataset: str | None) -> PublishedResult | None:
