@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -105,49 +105,61 @@ def _sizes(dataset: Dataset) -> dict[str, int]:
     return sizes
 
 
-def saved_paths(path: Path) -> dict[str, str]:
-    """Return the split of every image of a saved split by its path; "left out" for images that were not used."""
+@dataclass(frozen=True)
+class SavedImages:
+    """What a saved split says of each image by its path: its split, or "left out", and the size of its file."""
+
+    splits: dict[str, str]
+    sizes: dict[str, int]
+
+
+def read_saved_images(path: Path) -> SavedImages:
+    """Read the images of a saved split, as `keep_division` and `changes_since` need them.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
     content: dict[str, Any] = files.read_json(path, error=DataError, advice=_ADVICE)
     try:
         splits = {str(image): split for split in SPLIT_NAMES for image, _ in content[split]}
-        return {**dict.fromkeys(map(str, content.get("left_out", ())), "left out"), **splits}
+        left_out = dict.fromkeys(map(str, content.get("left_out", ())), "left out")
+        sizes = content.get("sizes") or {}
+        if not isinstance(sizes, dict):
+            raise TypeError("the sizes are not an object")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged: {error!r}; {_ADVICE}") from error
+    return SavedImages({**left_out, **splits}, sizes)
 
 
-def keep_division(path: Path, dataset: Dataset) -> Dataset:
+def keep_division(saved: SavedImages, dataset: Dataset) -> Dataset:
     """Return `dataset`, divided at random now, with the division that was saved: new images join the test split.
 
     An image that was left out stays left out.
     """
-    saved = saved_paths(path)
     splits: dict[str, list[Item]] = {split: [] for split in (*SPLIT_NAMES, "left out")}
     for item in [*dataset.train, *dataset.val, *dataset.test]:
-        splits[saved.get(item.path, "test")].append(item)
+        splits[saved.splits.get(item.path, "test")].append(item)
     for items in splits.values():
         items.sort(key=lambda item: (item.label, nfc(item.path), item.path))  # as they were listed
     train, val, test = (tuple(splits[split]) for split in SPLIT_NAMES)
     return replace(dataset, train=train, val=val, test=test)
 
 
-def changes_since(path: Path, dataset: Dataset) -> str:
+def changes_since(saved: SavedImages, dataset: Dataset) -> str:
     """Describe how the images of `dataset` differ from those that were saved; "" if they do not.
 
     Files are compared by path and size, classes by name: "1 class more, 15 images more, 2 images with other content".
     """
-    saved = saved_paths(path)
-    sizes: Any = files.read_json(path, error=DataError, advice=_ADVICE).get("sizes") or {}
-    if not isinstance(sizes, dict):
-        raise DataError(f"{path} is damaged: its sizes are not a table; {_ADVICE}")
     items = [*dataset.train, *dataset.val, *dataset.test]
     images = {item.path for item in items}
-    used = {image for image, split in saved.items() if split != "left out"}
-    known = {item.label for item in items if item.path in saved}
-    replaced = [image for image, size in _sizes(dataset).items() if image in used and sizes.get(image, size) != size]
-    new_classes = {item.label for item in items} - known
+    used = {image for image, split in saved.splits.items() if split != "left out"}
+    new_images = images - saved.splits.keys()
+    new_classes = {item.label for item in items} - {item.label for item in items if item.path not in new_images}
+    sizes = _sizes(dataset).items()
+    replaced = [image for image, size in sizes if image in used and saved.sizes.get(image, size) != size]
     changes = [
         number_of(len(new_classes), "class", "classes") + " more" if new_classes else "",
-        number_of(len(images - saved.keys()), "image") + " more" if images - saved.keys() else "",
+        number_of(len(new_images), "image") + " more" if new_images else "",
         number_of(len(used - images), "image") + " gone" if used - images else "",
         number_of(len(replaced), "image") + " with other content" if replaced else "",
     ]

@@ -35,7 +35,7 @@ from maple.names import clean_class_names
 from maple.report import ThumbnailLoader
 from maple.runs import TrainProgress, complete, content_name, evaluate_run, finished_prompts, train_run
 from maple.runs.folder import lock_folder, refuse_other_run
-from maple.runs.spec import changed_images, open_backbone
+from maple.runs.spec import open_backbone, warn_if_images_changed
 from maple.runs.training import fresh_method
 from maple.sweeps.plan import recipe_of
 
@@ -195,12 +195,7 @@ def fit(
     settings, progress = complete(settings), progress or FitProgress()
     previous = load_previous(settings, folder, keep_near_copies)
     if previous is not None and is_finished(settings, folder):
-        if changes := changed_images(settings, folder):
-            logger.warning(
-                "%s has finished, but the images have changed since: %s; to fit those of today, choose another "
-                "--output, or remove the folder",
-                *(folder, changes),
-            )
+        warn_if_images_changed(settings, folder)
         return build_result(folder, previous["lines"], load_thumbnail, was_finished=True)
     if previous is not None:
         backbone, findings = _backbone(settings, device), previous["lines"]

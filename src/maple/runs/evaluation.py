@@ -31,7 +31,7 @@ from maple.data.catalogue import canonical_name, require_images, template_of
 from maple.data.folders.class_folders import split_domain
 from maple.data.images.prefetch import reading_threads
 from maple.data.records import SPLIT_NAMES, items_hash
-from maple.data.saved_split import SAVED_SPLIT, keep_division
+from maple.data.saved_split import SavedImages, changes_since, keep_division
 from maple.distributed import this_process
 from maple.errors import ClassNamesError, ConfigError, DataError, one_of, shortened_list
 from maple.evaluation import predict
@@ -99,16 +99,20 @@ def evaluate_run(
     data = settings.data.changed(**{key: value for key, value in changed.items() if value is not None})
     if not is_own:
         data = data.changed(listing=None)
-    opened = _open_images(settings.changed(data=data), folder, is_own)
+    on_own_images = template_of(data.dataset) is None
+    trained = TrainedImages(folder) if is_own or on_own_images else None
+    if is_own and on_own_images:
+        opened = _open_own_images(settings.changed(data=data), folder, trained.saved if trained else None)
+    else:
+        opened = open_dataset(settings.changed(data=data), folder, min_classes=1 if on_own_images else 2)
     asked = evaluation_request(data.dataset, classes, part, names, only)
     requested, part = part, part or ("all" if not is_own and opened.drawn_split else "test")
-    on_own_images = template_of(data.dataset) is None
     if on_own_images and not is_own and classes == "all" and names is None:
         opened = _among_trained_names(opened, read_prompts(prompts).class_names)
     items, class_list = _select(opened, classes, part, only)
     require_images(opened, items)
-    if is_own or on_own_images:
-        items = _without_trained(items, opened, TrainedImages(folder), is_own, requested)
+    if trained is not None:
+        items = _without_trained(items, opened, trained, is_own, requested)
     if names is not None and len(names) != len(class_list):
         raise ClassNamesError(f"{len(names)} names were given for {len(class_list)} classes: {', '.join(class_list)}")
     if names is not None and all(name.isdecimal() for name in class_list):
@@ -168,28 +172,29 @@ def evaluation_request(
     return {"dataset": dataset, "classes": classes, "part": part, "names": names, "only": only}
 
 
-def _open_images(settings: RunSettings, folder: Path, is_own: bool) -> Dataset:
-    """The data set to evaluate; the run's own with the division it was trained with, without images that are gone."""
-    source, saved = settings.data.dataset, folder / SAVED_SPLIT
-    on_own_images = template_of(source) is None
-    if not is_own or not on_own_images:
-        return open_dataset(settings, folder, min_classes=1 if on_own_images else 2)
+def _open_own_images(settings: RunSettings, folder: Path, saved: SavedImages | None) -> Dataset:
+    """The user's images that the run was made with, divided as then; those that are gone are left out, and reported."""
+    source = settings.data.dataset
     if settings.data.listing is None and not (split_domain(source) or Path(source).expanduser().exists()):
         raise DataError(
             f"the images of this run were in {source}, which is gone; put them back, or name where they are now: "
             f"maple evaluate {folder} --dataset FOLDER (those that were trained on are recognised and left out)"
         )
     opened = open_dataset(settings, folder)
-    if settings.data.listing is not None:
+    if saved is None:
+        return opened
+    if settings.data.listing is None:
+        changes = changes_since(saved, opened)
+        opened = keep_division(saved, opened) if opened.drawn_split else opened
+    else:
+        changes = changed_images(settings, saved)
         splits: dict[str, Any] = {
-            split: tuple(i for i in getattr(opened, split) if opened.file(i).exists()) for split in SPLIT_NAMES
+            split: tuple(item for item in getattr(opened, split) if opened.file(item).exists()) for split in SPLIT_NAMES
         }
         if not any(splits.values()):
             raise DataError(f"{opened.root}: none of the images of this run is there any more; put them back")
         opened = replace(opened, **splits)
-    elif opened.drawn_split and saved.exists():
-        opened = keep_division(saved, opened)
-    if changes := changed_images(settings, folder):
+    if changes:
         logger.warning("%s: the images have changed since the training: %s", source, changes)
     return opened
 

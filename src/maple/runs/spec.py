@@ -1,6 +1,7 @@
 """From the settings of a run: the complete settings, its name, its data set, its training items, its backbone."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -15,9 +16,11 @@ from maple.clip.backbone_names import with_absolute_paths
 from maple.config import RunSettings
 from maple.data import Dataset, EvalTransform, Item, load_dataset, sample_few_shot, select_dataset
 from maple.data.catalogue import canonical_name, known_names, require_images, template_of
-from maple.data.saved_split import SAVED_SPLIT, changes_since, read_saved_split
+from maple.data.saved_split import SAVED_SPLIT, SavedImages, changes_since, read_saved_images, read_saved_split
 from maple.errors import DataError
 from maple.methods import METHODS, method_settings
+
+logger = logging.getLogger(__name__)
 
 # Settings that change the speed or the place of a run, but not its result.
 _IRRELEVANT = {"data": {"root"}, "train": {"workers", "images", "text_memory"}, "evaluate": True}
@@ -91,15 +94,26 @@ def open_dataset(settings: RunSettings, folder: Path | None = None, **options: A
     return load_dataset(data.dataset, root, class_names=data.class_names or None, seed=settings.seed, **options)
 
 
-def changed_images(settings: RunSettings, folder: Path) -> str:
-    """How a user's own images differ now from those that the run in `folder` was made with; "" if they do not."""
-    if template_of(settings.data.dataset) is not None or not (folder / SAVED_SPLIT).exists():
-        return ""
+def changed_images(settings: RunSettings, saved: SavedImages) -> str:
+    """How a user's own images differ now from those that a run has saved; "" if they do not."""
     try:
         dataset = open_dataset(settings.changed(data=settings.data.changed(listing=None)), drop_empty=True)
     except DataError as error:
         return str(error)
-    return changes_since(folder / SAVED_SPLIT, dataset)
+    return changes_since(saved, dataset)
+
+
+def warn_if_images_changed(settings: RunSettings, folder: Path) -> None:
+    """Log how a user's own images differ now from those that the finished run in `folder` was made with."""
+    path = folder / SAVED_SPLIT
+    if template_of(settings.data.dataset) is not None or not path.exists():
+        return
+    if changes := changed_images(settings, read_saved_images(path)):
+        logger.warning(
+            "%s has finished, but the images have changed since: %s; to use those of today, choose another --output, "
+            "or remove the folder",
+            *(folder, changes),
+        )
 
 
 def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], list[Item], tuple[str, ...]]:

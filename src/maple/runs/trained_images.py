@@ -10,7 +10,7 @@ from maple.config import RunSettings
 from maple.data import Dataset, Item
 from maple.data.catalogue import template_of
 from maple.data.folders.class_folders import split_domain
-from maple.data.saved_split import SAVED_SPLIT, saved_paths
+from maple.data.saved_split import SAVED_SPLIT, read_saved_images
 from maple.errors import CheckpointError, DataError, shortened
 from maple.methods import ZERO_SHOT
 from maple.runs.folder import read_settings
@@ -41,7 +41,8 @@ class TrainedImages:
     """The images that the run in `folder` was trained on, to leave them out of an evaluation.
 
     Zero-shot CLIP was trained on none. A run of an earlier version kept the paths alone: its images are recognised by
-    their content as long as they are still where they were, and otherwise by their paths in the data set.
+    their content as long as they are still where they were, and otherwise by their paths in the data set. `saved` is
+    the division of the run, if it has one.
 
     Raises:
         CheckpointError: a file of the run is damaged.
@@ -56,19 +57,24 @@ class TrainedImages:
         settings = read_settings(folder)
         self._paths: set[str] = set()
         self._contents: dict[int, set[str]] = {}
-        self._kept = saved_paths(folder / SAVED_SPLIT) if (folder / SAVED_SPLIT).exists() else {}
+        path = folder / SAVED_SPLIT
+        self.saved = read_saved_images(path) if path.exists() else None
         self._without_content: set[str] = set()
         if settings.method.get("name") == ZERO_SHOT:
             return
         path = folder / TRAINED_IMAGES
         try:
             if path.exists():
-                images: dict[str, Any] = files.read_json(path)["images"]
+                content: dict[str, Any] = files.read_json(path)
+                images: dict[str, Any] = content["images"]
+                if content["format"] != _FORMAT:
+                    problem = f"{path} has format {shortened(repr(content['format']))}"
+                    raise CheckpointError(f"{problem}; this version reads {_FORMAT}: upgrade maple")
                 self._paths = {str(name) for name in images}
                 for size, digest in filter(None, images.values()):
                     self._contents.setdefault(int(size), set()).add(str(digest))
             elif (folder / "items.json").exists():
-                content: dict[str, Any] = files.read_json(folder / "items.json")
+                content = files.read_json(folder / "items.json")
                 self._paths = {str(item["path"]) for item in content["items"]}
                 self._read_original_files(settings)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -95,7 +101,7 @@ class TrainedImages:
         Args:
             is_own: `dataset` is the run's own, so that a path stands for the same image, as the run's division has it.
         """
-        if is_own and (item.path in self._paths or item.path in self._kept):
+        if is_own and (item.path in self._paths or (self.saved and item.path in self.saved.splits)):
             return item.path in self._paths
         if item.path in self._without_content:
             return True

@@ -27,13 +27,13 @@ from maple.methods import Method, build_method, method_settings
 from maple.runs.folder import lock_folder, read_history, refuse_other_run, write_beginning, write_epoch, write_history
 from maple.runs.spec import (
     absolute_backbone,
-    changed_images,
     complete,
     joint_training_key,
     open_backbone,
     open_dataset,
     relevant,
     sample,
+    warn_if_images_changed,
 )
 from maple.runs.trained_images import write_trained_images
 from maple.runs.training_data import TrainingData
@@ -310,12 +310,7 @@ def _finished_result(settings: RunSettings, folder: Path) -> TrainResult | None:
         return None
     # A process that was killed between the last two steps of `finish` left this file.
     (folder / "resume.safetensors").unlink(missing_ok=True)
-    if changes := changed_images(settings, folder):
-        logger.warning(
-            "%s has finished, but the images have changed since: %s; to train on those of today, choose another "
-            "--output, or remove the folder",
-            *(folder, changes),
-        )
+    warn_if_images_changed(settings, folder)
     return TrainResult(folder, tuple(read_history(folder)), was_finished=True)
 
 
