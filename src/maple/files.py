@@ -5,7 +5,6 @@ import math
 import os
 import re
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from maple.errors import CheckpointError, MapleError, output_error, shortened, shortened_list
 
 if TYPE_CHECKING:
+    import socket
     from urllib.request import OpenerDirector
 
 if sys.platform != "win32":
@@ -307,7 +307,7 @@ def web_opener(sockets: "list[socket.socket] | None" = None, end: float = math.i
     from urllib import request
 
     class Response(client.HTTPResponse):
-        def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+        def __init__(self, sock: "socket.socket", *arguments: Any, **options: Any) -> None:
             if sockets is not None:
                 sockets.append(sock)
             if time.monotonic() > end:  # afterwards: whoever shuts the sockets down at `end` may have missed this one

@@ -20,8 +20,8 @@ from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from maple.data import ImageStore, read_image
 from maple.data.images import reading
-from maple.data.images.formats import unread_format
-from maple.data.images.reading import is_image_file, to_rgb
+from maple.data.images.formats import is_image_file, unread_format
+from maple.data.images.reading import to_rgb
 from maple.errors import ConfigError, ImageError
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)

@@ -20,8 +20,8 @@ from urllib.request import Request
 from PIL import Image
 
 from maple.data.folders.class_folders import walk_files
-from maple.data.images.formats import unread_format
-from maple.data.images.reading import has_image_name, is_image_file, read_image
+from maple.data.images.formats import has_image_name, is_image_file, unread_format
+from maple.data.images.reading import read_image
 from maple.errors import ConfigError, DataError, ImageError
 from maple.files import on_disk, web_opener
 

@@ -21,7 +21,7 @@ from maple.data.folders.class_folders import (
 )
 from maple.data.folders.manifests import SUFFIXES, is_manifest
 from maple.data.folders.unused import unread_images, unread_kind
-from maple.data.images.reading import has_image_name, is_image_file
+from maple.data.images.formats import has_image_name, is_image_file
 from maple.data.records import Dataset
 from maple.errors import DataError, shortened_list
 from maple.files import on_disk

@@ -13,7 +13,7 @@ from typing import Any
 
 from maple.data.checks.findings import Finding
 from maple.data.folders.unused import nested_classes, unread_images
-from maple.data.images.reading import has_image_name, is_image_file
+from maple.data.images.formats import has_image_name, is_image_file
 from maple.data.records import SPLIT_NAMES, Dataset, Item
 from maple.errors import ConfigError, DataError, one_of, shortened_list
 from maple.files import on_disk

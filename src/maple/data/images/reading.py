@@ -27,8 +27,6 @@ from maple.data.images.formats import (
     is_read,
     why_unread,
 )
-from maple.data.images.formats import has_image_name as has_image_name
-from maple.data.images.formats import is_image_file as is_image_file
 from maple.errors import DVC_POINTER, ConfigError, ImageError
 from maple.files import on_disk
 
