@@ -1,13 +1,15 @@
 """Kill `maple train`, `fit` and `sweep` (in two processes, and on Ray) at random moments, and compare the results.
 
 Each command runs once undisturbed. Then it is started again and again in another folder and killed, with all of its
-processes, until it has been killed `--kills` times, or has finished before; it then runs to its end. The prompts and
-the rows must be the same bytes, and no temporary file may be left. The default takes half an hour or so on two cores.
+processes, until it has been killed `--kills` times; whenever it has finished before, it begins anew in a new folder. At
+the end of each folder the prompts and the rows must be the same bytes, and no temporary file may be left. The default
+takes half an hour or so on two cores.
 
     python scripts/kill_commands.py --kills 20
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -68,7 +70,7 @@ def main() -> None:
         if options.only not in (None, name):
             continue
         with tempfile.TemporaryDirectory() as parent:
-            straight, killed, images = (Path(parent) / part for part in ("straight", "killed", "images"))
+            straight, images = Path(parent) / "straight", Path(parent) / "images"
             write_images(images)
             arguments = [str(images) if argument == "IMAGES" else argument for argument in arguments]
 
@@ -78,22 +80,27 @@ def main() -> None:
                 return subprocess.Popen(command, env=environment, stdout=null, stderr=null, start_new_session=True)
 
             began = time.monotonic()
-            status, seconds, kills = start(straight).wait(), time.monotonic() - began, 0
-            for _ in range(options.kills):
-                process = start(killed)
-                time.sleep(moments.uniform(0.1, 1) * seconds)
-                if process.poll() is not None:
+            status, seconds, kills, faults = start(straight).wait(), time.monotonic() - began, 0, []
+            for number in itertools.count():
+                killed, kills_before, ended = Path(parent) / f"killed{number}", kills, None
+                while kills < options.kills and ended is None:
+                    process = start(killed)
+                    try:
+                        ended = process.wait(moments.uniform(0.1, 1) * seconds)
+                    except subprocess.TimeoutExpired:
+                        os.killpg(process.pid, signal.SIGKILL)
+                        process.wait()
+                        kills += 1
+                statuses = (status, start(killed).wait() if ended is None else ended)
+                left = [str(path.relative_to(killed)) for path in killed.rglob("*.tmp")]
+                if results(killed) != results(straight) or statuses != (0, 0) or left:
+                    faults.append(f"{kills - kills_before} kills: statuses {statuses}, left {left}")
+                if kills == options.kills:
                     break
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                kills += 1
-            ends = (status, start(killed).wait())
-            left = [str(path.relative_to(killed)) for path in killed.rglob("*.tmp")]
-            same = results(killed) == results(straight) and ends == (0, 0) and not left
-            differing += not same
-            runs = sum(path.endswith("prompts.safetensors") for path in results(killed))
-            verdict = "the same bytes" if same else f"DIFFERENT (statuses {ends}, left {left})"
-            print(f"{name}: {kills} kills, {runs} runs: {verdict}", flush=True)
+            runs = sum(path.endswith("prompts.safetensors") for path in results(straight))
+            verdict = f"DIFFERENT ({'; '.join(faults)})" if faults else "the same bytes"
+            print(f"{name}: {kills} kills in {number + 1} folders, {runs} runs: {verdict}", flush=True)
+            differing += bool(faults)
     sys.exit(differing > 0)
 
 
