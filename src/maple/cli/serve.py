@@ -46,6 +46,7 @@ def serve_command(
     max_batch: Annotated[int, Option(help="Number of images that the model processes at once.")] = 32,
     queue: Annotated[int, Option(help="Number of images that may wait; more requests are refused as busy.")] = 128,
     timeout: Annotated[float, Option(help="Seconds after which a request fails.")] = 30,
+    decode_timeout: Annotated[float, Option(help="Seconds that decoding one image may take.")] = 10,
     data_root: DataRoot = None,
     device: Device = None,
     backbone: TrainedBackbone = None,
@@ -77,6 +78,7 @@ def serve_command(
         batch=max_batch,
         queue=queue,
         timeout=timeout,
+        decode_timeout=decode_timeout,
         upload_timeout=max(timeout, 30.0),
     )
     check_token(token)

@@ -14,10 +14,10 @@ from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
 from maple import __version__
-from maple.data.images.reading import read_image
 from maple.errors import ImageError
 from maple.inference.predictor import ClassProbability, Floats, Prediction, Predictor
 from maple.serve.batching import Batcher, ClassProbabilities, Job
+from maple.serve.decoding import Decoder
 from maple.serve.limits import Limits
 from maple.serve.middleware import API_PREFIX, BEARER, Capacity, Exchange, GuardMiddleware
 from maple.serve.request import PredictRequest, RequestParser
@@ -55,7 +55,7 @@ Every error is a JSON object with `error.code`, `error.message` and `error.detai
 
 
 class PredictionService:
-    """What the routes share: the model's thread, the threads that decode images, the bound on images in progress."""
+    """What the routes share: the model's thread, the decoders of images, the bound on images in progress."""
 
     def __init__(self, predictor: Predictor, limits: Limits, find_examples: Callable[[], ExampleList] | None) -> None:
         self.predictor = predictor
@@ -64,7 +64,11 @@ class PredictionService:
         self.model_info = describe_model(predictor, limits)
         self.batcher = Batcher(predictor, limits)
         self.queue = Capacity(limits.queue, "the queue is full ({used} of {total} images)")
-        self._decoders = ThreadPoolExecutor(limits.decoders, thread_name_prefix="maple-decode")
+        self._threads = ThreadPoolExecutor(limits.decoders, thread_name_prefix="maple-decode")
+        self._decoders = [
+            Decoder(predictor.preprocess, limits.pixels, limits.decode_timeout) for _ in range(limits.decoders)
+        ]
+        self._idle = list(self._decoders)  # the last one is taken first, so that few clients start few processes
         self._find_examples = find_examples
         self._examples: asyncio.Task[ExampleList] | None = None
         self._tasks: set[asyncio.Task[ClassProbabilities]] = set()
@@ -78,8 +82,12 @@ class PredictionService:
         try:
             yield
         finally:
-            ended = await asyncio.to_thread(self.batcher.close, _CLOSE_SECONDS)
-            self._decoders.shutdown(wait=ended, cancel_futures=True)
+            await asyncio.to_thread(self.batcher.close, _CLOSE_SECONDS)
+            for decoder in self._decoders:
+                decoder.kill()  # what is still being decoded is of requests that have timed out
+            self._threads.shutdown(cancel_futures=True)
+            for decoder in self._decoders:
+                decoder.close()
 
     async def examples(self) -> ExampleList:
         """The example images; none if they cannot be found, or not in time."""
@@ -123,7 +131,7 @@ class PredictionService:
     async def _run(self, job: Job, images: Sequence[tuple[str, bytes]]) -> ClassProbabilities:
         loop = asyncio.get_running_loop()
         views = await asyncio.gather(
-            *(loop.run_in_executor(self._decoders, self._decode, job, content) for _, content in images)
+            *(loop.run_in_executor(self._threads, self._decode, job, content) for _, content in images)
         )
         details = [
             ErrorDetail(where=f"images[{index}]", message=f"{images[index][0]}: {view}")
@@ -132,18 +140,24 @@ class PredictionService:
         ]
         if details:
             raise ApiError("unreadable_image", details[0].message, details)
-        job.views = [view for view in views if not isinstance(view, str)]
+        job.views = [view for view in views if view is not None and not isinstance(view, str)]
         self.batcher.put(job)
         return await asyncio.wrap_future(job.result)
 
-    def _decode(self, job: Job, content: bytes) -> Floats | str:
-        """The preprocessed image, or the reason why it cannot be read."""
+    def _decode(self, job: Job, content: bytes) -> Floats | str | None:
+        """The preprocessed image, or the reason why it cannot be read; None if the result is no longer needed."""
         if job.abandoned:
-            return "was not read"
+            return None
+        decoder = self._idle.pop()
         try:
-            return self.predictor.preprocess(read_image(content, max_pixels=self.limits.pixels))
+            return decoder.decode(content)
         except ImageError as error:
-            return str(error).removeprefix("<bytes>: ")
+            return str(error)
+        except TimeoutError as error:
+            job.abandoned = True  # the request fails, and its other images must not hold a decoder as long
+            return str(error)
+        finally:
+            self._idle.append(decoder)
 
 
 def create_app(

@@ -32,7 +32,8 @@ class Limits:
     headers: int = 100  # in the head of a request
     url_bytes: int = 8 * 1024  # of an address, query included
     connections: int = 512  # open at once; beyond it, the one whose client has been silent longest is closed
-    decoders: int = 2  # threads that decode images
+    decoders: int = 2  # processes that decode images
+    decode_timeout: float = 10.0  # seconds that decoding an image may take, after which its process is ended
 
     def __post_init__(self) -> None:
         for field in fields(self):
