@@ -74,19 +74,33 @@ def test_values_of_adapters(preset: str, vit_b16: Backbone) -> None:
     assert (method.text_prompts(), method.vision_prompts(), method.accepts_features) == ([], [], True)
 
 
-@pytest.mark.parametrize(
-    ("preset", "data", "expected"),
-    [
-        ("tip-adapter-f_few-shot", {"dataset": "eurosat"}, (2.0, 1.0, (12, 10), 100)),
-        ("tip-adapter-f_few-shot", {"dataset": "food101"}, (1.17, 1.0, (7, 3), 20)),
-        ("tip_adapter_few-shot", {"dataset": "dtd"}, (2.0, 1.0, (13, 13), 0)),
-    ],
-)
-def test_searches_of_tip_adapter(preset: str, data: dict[str, Any], expected: tuple[Any, ...]) -> None:
-    settings = complete(resolve([read_preset(preset), {"data": data}]))
-    method = settings.method
-    found = (method["start_alpha"], method["start_beta"], tuple(method["search_scale"]), settings.train.epochs)
-    assert found == expected
+# gaopengcuhk/Tip-Adapter@d0e2d6f configs/: init_alpha and search_scale, whose first is that of beta.
+TIP_ADAPTER: dict[str, tuple[float, tuple[int, int]]] = {
+    "imagenet": (1.17, (7, 3)),
+    "caltech101": (3, (12, 5)),
+    "oxford_pets": (1.17, (7, 3)),
+    "stanford_cars": (3, (20, 10)),
+    "oxford_flowers": (10, (50, 50)),
+    "food101": (1.17, (10, 10)),
+    "fgvc_aircraft": (5, (30, 30)),
+    "sun397": (1.17, (12, 10)),
+    "dtd": (2, (13, 13)),
+    "eurosat": (2, (12, 10)),
+    "ucf101": (3, (7, 3)),
+}
+
+
+@pytest.mark.parametrize("protocol", ["few-shot", "base-to-novel"])
+@pytest.mark.parametrize("name", ["tip_adapter", "tip-adapter-f"])
+@pytest.mark.parametrize("dataset", [*TIP_ADAPTER, "photos"])
+def test_settings_of_tip_adapter(dataset: str, name: str, protocol: str) -> None:
+    settings = complete(resolve([read_preset(f"{name}_{protocol}"), {"data": {"dataset": dataset}}]))
+    method, train, learns = settings.method, settings.train, name == "tip-adapter-f"
+    assert (method["start_alpha"], tuple(method["search_scale"])) == TIP_ADAPTER.get(dataset, (1.17, (7, 3)))
+    assert (method["learn_keys"], method["start_beta"], method["search_steps"]) == (learns, 1.0, [200, 20])
+    assert train.epochs == (0 if not learns else 100 if dataset == "eurosat" else 20)
+    assert settings.data.validation == "all"
+    assert train.drop_last is not learns
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,9 @@ class BackboneSettings(Settings):
 class DataSettings(Settings):
     """Which images. `classes` is the part of the sorted labels that is trained on (SPEC: base-to-novel).
 
+    `validation` is which validation images a method selects its settings on: "few-shot" draws min(shots, 4) of each
+    class, as the papers of prompt learning do; "all" takes every one, as Tip-Adapter's authors do.
+
     `listing` is the hash of a saved split (a list of images and their splits) in the run folder, which `maple fit`
     writes; it then replaces the data set.
     """
@@ -84,6 +87,7 @@ class DataSettings(Settings):
     shots: Positive | None = 16
     classes: Literal["all", "base", "novel"] = "all"
     class_names: dict[str, str] = {}
+    validation: Literal["few-shot", "all"] = "few-shot"
     listing: str | None = None
 
 

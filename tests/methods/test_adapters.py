@@ -12,7 +12,7 @@ from variants import NAMES
 from maple.checkpoint import load_prompts, save_prompts
 from maple.clip import Backbone
 from maple.errors import CheckpointError, ConfigError
-from maple.methods import Features, Method, build_method
+from maple.methods import Features, Method, build_method, linear_probe
 from maple.methods.linear_probe import solve
 
 
@@ -67,6 +67,15 @@ def test_a_probe_is_solved_on_all_views_at_the_best_strength(backbone: Backbone)
         other.fit_features(features)
         assert other.selected_hyperparameters() == {"inverse_regularisation": c}
         assert accuracy(other, features.val, features.val_labels) <= best
+
+
+def test_a_probe_solves_each_problem_of_its_search_once(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    solved: list[float] = []
+    monkeypatch.setattr(linear_probe, "solve", lambda x, y, classes, c: (solved.append(c), solve(x, y, classes, c))[1])
+    method, features = make(backbone, name="linear_probe"), some_features(backbone)
+    method.fit_features(features)
+    assert len(solved) == len(set(solved)) == 15
+    assert method.selected_hyperparameters()["inverse_regularisation"] in solved
 
 
 def test_a_probe_before_it_is_fitted_is_zero_shot_clip(backbone: Backbone, images: Tensor) -> None:

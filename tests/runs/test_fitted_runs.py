@@ -11,7 +11,9 @@ import torch
 from maple.checkpoint import read_prompts
 from maple.config import RunSettings
 from maple.errors import ConfigError, UnlearnedClassesError
-from maple.runs import TrainProgress, evaluate_run, train_run
+from maple.methods.tip_adapter import TipAdapter
+from maple.runs import TrainProgress, content_name, evaluate_run, train_run
+from maple.runs.spec import relevant
 from maple.sweeps import SweepSettings, plan_sweep, run_sweep
 from maple.train import EpochReport
 
@@ -88,6 +90,20 @@ def test_an_interrupted_run_comes_to_the_same_bytes(kind: str, images: Path, tmp
 def test_without_validation_images_the_error_says_what_to_set(make_images: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"this data set has none: set it, as in --set method\.inverse_reg"):
         train_run(settings_of("linear_probe", make_images()), tmp_path / "run", device="cpu")
+
+
+def test_settings_are_selected_on_all_validation_images_if_asked(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    fit = TipAdapter.fit_features
+    monkeypatch.setattr(TipAdapter, "fit_features", lambda self, f: (seen.append(len(f.val)), fit(self, f))[1])
+    for validation, shots in (("few-shot", 1), ("all", 1), ("all", 2)):
+        settings = settings_of("tip_adapter", images, shots=shots, validation=validation)
+        train_run(settings, images.parent / f"{validation}{shots}", device="cpu")
+    assert seen == [4, 8, 8], "four classes of two validation images"
+    # What did not ask keeps its name of before there was the choice.
+    few, every = (content_name(settings_of("tip_adapter", images, validation=each)) for each in ("few-shot", "all"))
+    assert few != every
+    assert "validation" not in relevant(settings_of("tip_adapter", images))["data"]
 
 
 def test_a_sweep_evaluates_only_on_supported_classes(images: Path, tmp_path: Path) -> None:

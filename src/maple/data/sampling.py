@@ -15,9 +15,9 @@ MAX_VAL_SHOTS = 4
 
 
 def sample_few_shot(
-    train: Sequence[Item], val: Sequence[Item], shots: int | None, seed: int
+    train: Sequence[Item], val: Sequence[Item], shots: int | None, seed: int, *, all_val: bool = False
 ) -> tuple[list[Item], list[Item]]:
-    """Draw `shots` training items and min(shots, 4) validation items of each class.
+    """Draw `shots` training items and min(shots, 4) validation items of each class, or, with `all_val`, all of these.
 
     Classes are in order of their first item; a class with fewer items contributes all of them, unshuffled. One
     generator seeded with `seed` (0 is valid) draws the training items first, then the validation items. Sample over all
@@ -48,7 +48,7 @@ def sample_few_shot(
             drawn.extend(rng.sample(members, count) if len(members) >= count else members)
         return drawn
 
-    return draw(train, shots), draw(val, min(shots, MAX_VAL_SHOTS))
+    return draw(train, shots), list(val) if all_val else draw(val, min(shots, MAX_VAL_SHOTS))
 
 
 def hold_out(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item], list[Item]]:

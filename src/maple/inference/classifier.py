@@ -132,7 +132,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 need = f"{settings.method['name']} chooses a setting on validation images"
                 advice = 'give more, or give the setting: settings={"method": {...}}'
                 raise InputError(f"{need}, but no class has more than one image; {advice}")
-        items, val = sample_few_shot(items, val, settings.data.shots, settings.seed)
+        data_settings = settings.data
+        items, val = sample_few_shot(
+            items, val, data_settings.shots, settings.seed, all_val=data_settings.validation == "all"
+        )
         device = choose_device(self.device)
         clip = settings.backbone
         method = fresh_method(settings, cached_backbone(clip.name, clip.pretrained, clip.precision, device), names)

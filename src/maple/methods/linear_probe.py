@@ -5,6 +5,7 @@ Departs: features are unit-norm, as everywhere here, so that the same C regulari
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +76,11 @@ class LinearProbe(PerClassMethod):
             ConfigError: C is not set, and there are no validation images to select it on.
         """
         x, y = l2_normalize(features.train.flatten(0, 1)), features.train_labels.repeat(len(features.train))
+
+        @cache  # the search comes back to the ends of its intervals, and the last of them is the solution
+        def solution(c: float) -> tuple[Tensor, Tensor]:
+            return solve(x, y, len(self.bias), c)
+
         strength = self.settings.inverse_regularisation
         if strength is None:
             if not len(features.val):
@@ -84,12 +90,12 @@ class LinearProbe(PerClassMethod):
                 )
 
             def correct(c: float) -> int:
-                weight, bias = solve(x, y, len(self.bias), c)
+                weight, bias = solution(c)
                 scores = l2_normalize(features.val).double() @ weight.T + bias
                 return int((scores.argmax(dim=-1) == features.val_labels).sum())
 
             strength = _sweep(correct)
-        weight, bias = solve(x, y, len(self.bias), strength)
+        weight, bias = solution(strength)
         with torch.no_grad():
             self.weight.copy_(weight)
             self.bias.copy_(bias)

@@ -2,7 +2,8 @@
 
 Source: Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022, section 3;
 gaopengcuhk/Tip-Adapter@d0e2d6f main.py, utils.py. Departs: after fine-tuning the last epoch is kept, where the
-reference keeps the one that is best on the test images.
+reference keeps the one that is best on the test images; AdamW's epsilon is 1e-8, where the reference, whose keys are
+float16, needs 1e-4: in float32, 1e-8 comes nearer to what it publishes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +29,8 @@ class TipAdapterSettings(PerClassSettings):
     """`learn_keys`: fine-tune the cached features (Tip-Adapter-F).
 
     `alpha` is the weight of the cache and `beta` the sharpness of its affinities; by default both are searched on the
-    validation images, in `search_steps` steps from 0.1 to below `search_scale` (beta first). Fine-tuning uses `alpha`
-    and `beta` if they are set, else `start_alpha` and `start_beta`.
+    validation images, in `search_steps` steps from 0.1 to below `search_scale`: both list beta first, as the source
+    does. Fine-tuning uses `alpha` and `beta` if they are set, else `start_alpha` and `start_beta`.
     """
 
     learn_keys: bool = False

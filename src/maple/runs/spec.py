@@ -124,8 +124,11 @@ def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], list[It
     """
     # Drawn over all classes, then cut to the part of the classes that is trained on.
     dataset.require_training()
-    train, val = sample_few_shot(dataset.train, dataset.val, settings.data.shots, settings.seed)
-    part = select_dataset(replace(dataset, train=tuple(train), val=tuple(val)), settings.data.classes)
+    data = settings.data
+    train, val = sample_few_shot(
+        dataset.train, dataset.val, data.shots, settings.seed, all_val=data.validation == "all"
+    )
+    part = select_dataset(replace(dataset, train=tuple(train), val=tuple(val)), data.classes)
     part.require_training()
     require_images(dataset, [*part.train, *part.val])
     return list(part.train), list(part.val), part.class_names
@@ -157,8 +160,12 @@ def relevant(settings: RunSettings) -> dict[str, Any]:
     """The settings that decide the result, as plain values."""
     relevant: dict[str, Any] = settings.model_dump(mode="json", exclude=_IRRELEVANT)  # type: ignore[arg-type]
     relevant["backbone"] = absolute_backbone(relevant["backbone"])  # earlier versions stored it as it was written
-    for section, key in (("train", "views"), ("data", "listing")):
-        if relevant[section][key] is None:
+    for section, key, default in (
+        ("train", "views", None),
+        ("data", "listing", None),
+        ("data", "validation", "few-shot"),
+    ):
+        if relevant[section][key] == default:
             del relevant[section][key]  # so that runs made before there was such a setting keep their names
     return relevant
 

@@ -93,7 +93,7 @@ def learning_rate(settings: TrainSettings, epoch: int) -> float:
 
 
 def make_optimizer(parameters: Iterable[Tensor], settings: TrainSettings) -> torch.optim.Optimizer:
-    """SGD with momentum (no Nesterov), Adam or AdamW; weight decay on every prompt parameter."""
+    """SGD with momentum (no Nesterov), Adam or AdamW (epsilon 1e-8); weight decay on every prompt parameter."""
     lr, decay = settings.lr, settings.weight_decay
     if settings.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=lr, weight_decay=decay)
