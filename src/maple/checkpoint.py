@@ -108,7 +108,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: missing, damaged, written by another program, or of a newer format.
     """
     try:
-        with safe_open(str(path), framework="pt") as opened:
+        with safe_open(str(files.regular(path)), framework="pt") as opened:
             header = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
         content = files.parse_json(header[_KEY])

@@ -1,25 +1,32 @@
-"""Files: written atomically (a reader sees the old content or the new, never a part), JSON read with clear errors."""
+"""Files: written atomically (a reader sees the old content or the new, never a part), read with clear errors."""
 
+import errno
+import io
 import json
 import math
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import time
 import unicodedata
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from maple.errors import CheckpointError, MapleError, output_error, shortened, shortened_list
+from maple.errors import CheckpointError, MapleError, first_line, output_error, shortened, shortened_list
 
 if TYPE_CHECKING:
     import socket
     from urllib.request import OpenerDirector
+
+    import numpy as np
 
 if sys.platform != "win32":
     import fcntl
@@ -125,8 +132,101 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def regular(path: str | os.PathLike[str], *, most: float = math.inf) -> Path:
+    """Return the path of a file that is about to be read; OSError if reading it might never end.
+
+    Args:
+        most: bytes that it may have at most, for what is read into memory as a whole.
+
+    Raises:
+        OSError: it cannot be reached, or is a pipe, a device, a socket, or larger.
+    """
+    status = os.stat(path)
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    if kind := kinds.get(stat.S_IFMT(status.st_mode)):
+        raise OSError(errno.EINVAL, f"it is {kind}, not a file", str(path))
+    if status.st_size > most:
+        raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, more than the allowed {most:,}", str(path))
+    return Path(path)
+
+
+class ZipBytes(io.BufferedReader):
+    """The bytes of a zip archive of at most `records` entries, of which none and no table of contents is larger.
+
+    zipfile reads the table of contents at once, and makes an object of each entry.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, records: int, largest: int) -> None:
+        super().__init__(io.FileIO(regular(path)))
+        self._records, self._largest = records, largest
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if (size or 0) > self._largest:
+            raise zipfile.BadZipFile(f"its table of contents has {size} bytes")
+        data = super().read(size)
+        if data.count(b"PK\1\2") > self._records:
+            raise zipfile.BadZipFile(f"it holds more than {self._records:,} files")
+        return data
+
+
+def read_arrays(path: str | os.PathLike[str], kinds: str = "biuf") -> "dict[str, np.ndarray[Any, Any]]":
+    """Read the arrays of an .npz file by name, or the one of an .npy file as "".
+
+    Nothing is allocated before it is known that the file holds as many values as it declares.
+
+    Args:
+        kinds: NumPy's letters for the kinds of values that are allowed.
+
+    Raises:
+        OSError, ValueError: missing, unreadable, damaged, larger than 2 GiB, or with values of another kind.
+    """
+    import numpy as np
+
+    def read(file: IO[bytes], size: int) -> "np.ndarray[Any, Any]":
+        major, minor = np.lib.format.read_magic(file)
+        if (major, minor) not in ((1, 0), (2, 0)):
+            raise ValueError(f"an array has format {major}.{minor}")
+        header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = header(file)
+        if dtype.kind not in kinds:
+            raise ValueError(f"an array holds {dtype!s:.40}")
+        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - file.tell():
+            raise ValueError(f"an array does not have its shape {list(shape)!s:.80}")
+        return np.ndarray(shape, dtype, file.read(), order="F" if fortran_order else "C")
+
+    try:
+        size = regular(path, most=_MOST_ARRAYS).stat().st_size
+        with ZipBytes(path, records=_MOST_RECORDS, largest=_MOST_ARRAYS) as file:
+            start = file.read(4)
+            file.seek(0)
+            if start != b"PK\3\4":
+                return {"": read(file, size)}
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+                if sum(member.file_size for member in members) > _MOST_ARRAYS:
+                    raise ValueError(f"its arrays have more than the allowed {_MOST_ARRAYS:,} bytes")
+                arrays = {}
+                for member in members:
+                    with archive.open(member) as content:
+                        arrays[member.filename.removesuffix(".npy")] = read(content, member.file_size)
+                return arrays
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
+        raise ValueError(first_line(error)) from error
+
+
 _DEEPEST = 100
 _LARGEST = 2**64
+_MOST_JSON = 512 * 1024**2
+_MOST_ARRAYS = 2 * 1024**3
+_MOST_RECORDS = 1000
 
 
 def parse_json(text: str | bytes, *, foreign: bool = False) -> Any:
@@ -199,7 +299,7 @@ def read_json(
     """
     advice = f"; {advice}" if advice else ""
     try:
-        content = parse_json(Path(path).read_bytes(), foreign=foreign)
+        content = parse_json(regular(path, most=_MOST_JSON).read_bytes(), foreign=foreign)
     except FileNotFoundError as reason:
         raise error(missing or f"{path} does not exist{advice}") from reason
     except (OSError, ValueError) as reason:
@@ -229,7 +329,7 @@ def read_json_lines(
     objects: dict[int, dict[str, Any]] = {}
     advice = f"; {advice}" if advice else ""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig") if os.path.exists(path) else ""
+        text = regular(path, most=_MOST_JSON).read_text(encoding="utf-8-sig") if os.path.exists(path) else ""
     except (OSError, ValueError) as reason:
         raise error(f"{path} is unreadable or damaged ({reason}){advice}") from reason
     # Not splitlines, which also splits at characters that JSON leaves unescaped in a string.

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from maple import files
 from maple.archives.unpickle import Placeholder, RestrictedUnpickler, StorageRef, TensorRef
 from maple.errors import CheckpointError, UnsafeCheckpointError, pointer_problem
 
@@ -42,16 +43,8 @@ _MALFORMED = (
 )
 
 
-class _ZipFile(io.BufferedReader):
-    """The bytes of a zip archive. zipfile reads its table of contents at once, and makes an object of each entry."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if (size or 0) > _LARGEST_PART:
-            raise zipfile.BadZipFile(f"its table of contents or its pickle has {size} bytes")
-        data = super().read(size)
-        if data.count(b"PK\1\2") > _MOST_RECORDS:
-            raise zipfile.BadZipFile(f"it has more than {_MOST_RECORDS:,} records")
-        return data
+def _zip_bytes(path: str | os.PathLike[str]) -> files.ZipBytes:
+    return files.ZipBytes(path, records=_MOST_RECORDS, largest=_LARGEST_PART)
 
 
 class _Storages(Protocol):
@@ -119,7 +112,7 @@ def read_torchscript(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def is_torchscript(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a TorchScript archive, the form in which OpenAI publishes its models."""
     try:
-        with _ZipFile(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
+        with _zip_bytes(path) as file, zipfile.ZipFile(file) as archive:
             return any(PurePosixPath(name).parts[1:] == ("constants.pkl",) for name in archive.namelist())
     except (OSError, zipfile.BadZipFile):
         return False
@@ -141,7 +134,7 @@ def _errors_named(path: Path) -> Iterator[None]:
 
 def _read(path: Path, *, torchscript: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The dictionary in the file, and the sorted names of what was left out of it."""
-    with _ZipFile(io.FileIO(path)) as file:
+    with _zip_bytes(path) as file:
         start = file.read(512)
         if start.startswith(_ZIP_START):
             with zipfile.ZipFile(file) as archive:

@@ -21,7 +21,7 @@ from torch import Tensor
 from maple.archives import Placeholder, read_checkpoint, read_torchscript
 from maple.archives.torch_file import is_torchscript
 from maple.errors import BackboneError, CheckpointError, first_line, pointer_problem, shortened_list
-from maple.files import read_json
+from maple.files import read_json, regular
 
 StateDict = dict[str, Tensor]
 
@@ -80,7 +80,7 @@ def read_tensors(path: Path) -> StateDict:
 def _read_safetensors(path: Path) -> StateDict:
     """Every tensor, copied out of the mapped file once."""
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(regular(path), "pt") as file:
             names = list(file.keys())
         state: StateDict = {}
         # The file is mapped anew for every few tensors: until then, pages that were copied count as this process's
@@ -93,7 +93,7 @@ def _read_safetensors(path: Path) -> StateDict:
                     state[name] = file.get_tensor(name).clone(memory_format=torch.contiguous_format)
                     copied += state[name].nbytes
     except (SafetensorError, OSError, RuntimeError, ValueError, LookupError, AttributeError, TypeError) as error:
-        with suppress(OSError), path.open("rb") as opened:
+        with suppress(OSError), regular(path).open("rb") as opened:
             if problem := pointer_problem(opened.read(512)):
                 raise CheckpointError(f"it is {problem}") from error
         raise CheckpointError(first_line(error)) from error

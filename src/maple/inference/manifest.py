@@ -1,12 +1,15 @@
 """The description of an export to ONNX: `maple-export.json`, stored with its graphs."""
 
+import os
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from maple import files
-from maple.errors import CheckpointError, shortened
+from maple.errors import CheckpointError, ClassNamesError, shortened
+from maple.names import clean_class_names
 
 MANIFEST = "maple-export.json"
 FORMAT: Literal[1] = 1
@@ -17,9 +20,18 @@ CLASSES = "classes.npy"
 ZERO_SHOT = "zero_shot.npy"
 MERGES = "bpe_simple_vocab_16e6.txt.gz"
 
+_MOST_FILES = 100
+_MOST_TEMPLATES = 10_000
+_LARGEST_IMAGE = 4096
+_ONE_HOLE = r"^([^{]|\{[^}])*\{\}([^{]|\{[^}])*$"
+_PLAIN_NAME = re.compile(r"\w[\w.-]{0,200}")
+
+
+Positive = Annotated[float, Field(gt=0)]
+
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Slots(_Section):
@@ -35,15 +47,15 @@ class Templates(_Section):
     """Fixed sentences with {} for the class name; the features are their normalised mean."""
 
     kind: Literal["templates"] = "templates"
-    templates: tuple[str, ...] = Field(min_length=1)
+    templates: tuple[Annotated[str, Field(pattern=_ONE_HOLE)], ...] = Field(min_length=1, max_length=_MOST_TEMPLATES)
 
 
 class Preprocess(_Section):
     """The arguments of `EvalView`."""
 
-    size: int = Field(ge=1)
+    size: int = Field(ge=1, le=_LARGEST_IMAGE)
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
     interpolation: str
 
 
@@ -65,7 +77,7 @@ class Manifest(_Section):
     about: dict[str, Any]
     class_names: tuple[str, ...] = Field(min_length=1)
     preprocess: Preprocess
-    logit_scale: float
+    logit_scale: Positive
     head: Literal["cosine", "logits", "shifted"]
     int8: bool
     context_length: Annotated[int, Field(ge=3)] | None
@@ -73,14 +85,40 @@ class Manifest(_Section):
     new_names: str | None
     zero_shot: Templates | None
     versions: dict[str, str]
-    files: dict[str, int]
+    files: dict[str, int] = Field(max_length=_MOST_FILES)
     maximal_difference: float | None
     checked: dict[str, Any]
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        try:
+            clean_class_names(self.class_names)
+        except ClassNamesError as error:
+            raise ValueError(str(error)) from error
+        needed = {
+            IMAGE: True,
+            **dict.fromkeys((TEXT, MERGES), self.sentences is not None),
+            CLASSES: self.head == "cosine",
+            ZERO_SHOT: self.zero_shot is not None,
+        }
+        if absent := [name for name, is_needed in needed.items() if is_needed and name not in self.files]:
+            raise ValueError(f"files does not list {', '.join(absent)}")
+        if outside := [name for name in self.files if not _PLAIN_NAME.fullmatch(name)]:
+            raise ValueError(
+                f"files lists {shortened(repr(outside[0]))}, which is not the name of a file in the folder"
+            )
+        if self.sentences is not None and self.context_length is None:
+            raise ValueError("sentences need a context_length")
+        if isinstance(self.sentences, Slots) and self.sentences.length > (self.context_length or 0) - 2:
+            raise ValueError(f"a prompt of {self.sentences.length} tokens exceeds the context_length")
+        if self.head == "shifted" and not isinstance(self.sentences, Slots):
+            raise ValueError("classes that depend on the image need sentences with learned tokens")
+        return self
+
 
 def is_export(path: str | Path) -> bool:
-    """Whether a path is the folder of an export to ONNX, or its manifest."""
-    return (export_folder(path) / MANIFEST).is_file()
+    """Whether a path is the folder of an export to ONNX, or its manifest, which may be damaged."""
+    return os.path.lexists(export_folder(path) / MANIFEST)
 
 
 def export_folder(path: str | Path) -> Path:
@@ -107,11 +145,12 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "its content"
-        raise CheckpointError(f"{path} is damaged: {place}: {first['msg']}; export the run again") from error
+        place = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
+        problem = first["msg"].removeprefix("Value error, ")
+        raise CheckpointError(f"{path} is damaged: {place}{problem}; export the run again") from error
     for name, expected in manifest.files.items():
         file = folder / name
-        size = file.stat().st_size if file.is_file() else None
+        size = file.stat().st_size if file.is_file() else None  # a pipe or a device is not a file either
         if size != expected:
             problem = "is missing" if size is None else f"has {size:,} bytes instead of {expected:,}"
             raise CheckpointError(f"{file} {problem}; copy the whole folder again, or export the run again")

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from maple import files
 from maple.data.images.eval_transform import EvalView
 from maple.errors import BackboneError, CheckpointError, ClassNamesError, ConfigError, UnlearnedClassesError, first_line
 from maple.inference import manifest as export_files
@@ -23,6 +24,7 @@ _NAME_TEMPLATE = Templates(templates=("a photo of a {}.",))
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _TEXT_BATCH = 256
 _PLACEHOLDER = "X"
+_AGAIN = "export the run again"
 
 
 class OnnxPredictor(Predictor):
@@ -32,17 +34,35 @@ class OnnxPredictor(Predictor):
         self.manifest = manifest
         self._folder = folder
         self._image = _session(folder / export_files.IMAGE, device)
-        self._outputs = [output.name for output in self._image.get_outputs()]
-        self._class_table = _table(folder, export_files.CLASSES, manifest) if manifest.head == "cosine" else None
-        self._zero_shot_table = _table(folder, export_files.ZERO_SHOT, manifest) if zero_shot else None
+        size, count = manifest.preprocess.size, len(manifest.class_names)
+        _check_graph(folder / export_files.IMAGE, self._image.get_inputs(), {"images": [None, 3, size, size]})
+        # The graph has frozen features of its own only where the method changes those of the image tower.
+        shapes: dict[str, list[int | None]] = {"features": [None, None]}
+        shapes |= {"logits": {"logits": [None, count]}, "shifted": {"shift": [None, None]}}.get(manifest.head, {})
+        self._outputs = outputs = _check_graph(folder / export_files.IMAGE, self._image.get_outputs(), shapes)
+        width, frozen_width = outputs["features"][1], outputs.get("frozen", outputs["features"])[-1]
+        self._class_table = self._zero_shot_table = None
+        if manifest.head == "cosine":
+            self._class_table = _table(folder / export_files.CLASSES, [count, width])
+        if zero_shot:
+            self._zero_shot_table = _table(folder / export_files.ZERO_SHOT, [count, frozen_width])
         self._text: Any = None
         self._no_shift: dict[str, Floats] = {}
-        if export_files.TEXT in manifest.files:
-            self._text = _session(folder / export_files.TEXT, device)
+        if manifest.sentences is not None:
+            path = folder / export_files.TEXT
+            self._text = _session(path, device)
+            shapes = {"ids": [None, None], "slots": [None, None]}
+            shapes |= {"shift": [outputs["shift"][1]]} if manifest.head == "shifted" else {}
+            inputs = _check_graph(path, self._text.get_inputs(), shapes)
+            self._text_outputs = _check_graph(path, self._text.get_outputs(), {"features": [None, width]})
             self._tokenizer = ClipTokenizer(folder / export_files.MERGES, manifest.context_length or 0)
             # Where the text graph takes a shift, sentences that belong to no image are encoded with zeros.
-            shapes = {graph_input.name: graph_input.shape for graph_input in self._text.get_inputs()}
-            self._no_shift = {"shift": np.zeros(shapes["shift"], np.float32)} if "shift" in shapes else {}
+            self._no_shift = {"shift": np.zeros(inputs["shift"], np.float32)} if "shift" in inputs else {}
+            if isinstance(manifest.sentences, Slots) and manifest.sentences.words:
+                tokens = len(self._tokenizer.words(manifest.sentences.words))
+                if tokens < manifest.sentences.length:
+                    problem = f"sentences.words has {tokens} tokens, fewer than its length {manifest.sentences.length}"
+                    raise CheckpointError(f"{folder / export_files.MANIFEST} is damaged: {problem}; {_AGAIN}")
         import onnxruntime
 
         computed_by = f"onnxruntime {onnxruntime.__version__} ({', '.join(self._image.get_providers())})"
@@ -75,7 +95,7 @@ class OnnxPredictor(Predictor):
         """Run the image graph on preprocessed images [B, 3, R, R]: B dictionaries of its outputs."""
         if not len(images):
             return []
-        outputs = self._run(self._image, {"images": np.ascontiguousarray(images, dtype=np.float32)})
+        outputs = self._run(self._image, self._outputs, {"images": np.ascontiguousarray(images, dtype=np.float32)})
         return [dict(zip(self._outputs, row, strict=True)) for row in zip(*outputs, strict=True)]
 
     def probabilities(
@@ -114,10 +134,7 @@ class OnnxPredictor(Predictor):
         trained: Any
         if head == "logits":
             trained = rows
-        elif head == "shifted":
-            if not isinstance(sentences, Slots):
-                need = "classes that depend on the image need sentences with learned tokens"
-                raise CheckpointError(f"{self._folder}: {need}")
+        elif head == "shifted" and isinstance(sentences, Slots):
             trained = self._padded(self._slotted(names, sentences))
         else:
             trained = self._class_features(names, rows, self._class_table, sentences)
@@ -195,16 +212,19 @@ class OnnxPredictor(Predictor):
         for start in range(0, len(ids), _TEXT_BATCH):
             part = slice(start, start + _TEXT_BATCH)
             inputs = {"ids": ids[part], "slots": slots[part], **self._no_shift, **shift}
-            features.append(self._run(self._text, inputs)[0])
+            features.append(self._run(self._text, self._text_outputs, inputs)[0])
         return np.concatenate(features)
 
-    def _run(self, session: Any, inputs: Mapping[str, Any]) -> list[Floats]:
-        from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
-
+    def _run(self, session: Any, shapes: Mapping[str, list[int]], inputs: Mapping[str, Any]) -> list[Floats]:
+        rows = len(next(iter(inputs.values())))
         try:
-            outputs: list[Floats] = session.run(None, dict(inputs))
-        except (Fail, RuntimeException) as error:
-            raise BackboneError(f"{self._folder} cannot be computed: {first_line(error)}") from error
+            outputs: list[Floats] = session.run(list(shapes), dict(inputs))
+        except Exception as error:  # its classes have no base of their own
+            raise BackboneError(f"{self._folder} cannot be computed: {first_line(error)[:300]}") from error
+        for (name, shape), values in zip(shapes.items(), outputs, strict=True):
+            if list(values.shape) != [rows, *shape[1:]]:  # onnxruntime only warns
+                problem = f"{name!r} has shape {list(values.shape)} instead of {[rows, *shape[1:]]}"
+                raise BackboneError(f"{self._folder} cannot be computed: {problem}; {_AGAIN}")
         return [_finite(values) for values in outputs]
 
 
@@ -226,20 +246,37 @@ def _session(path: Path, device: str | None) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[_PROVIDERS[kind]])
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be opened ({first_line(error)[:200]}); export the run again") from error
+        raise CheckpointError(f"{path} cannot be opened ({first_line(error)[:200]}); {_AGAIN}") from error
 
 
-def _table(folder: Path, name: str, manifest: Manifest) -> Floats:
-    """The class embeddings [C, D] in a file."""
+def _check_graph(path: Path, values: Sequence[Any], expected: Mapping[str, list[int | None]]) -> dict[str, list[int]]:
+    """The shapes of the inputs or outputs of a graph, by name; CheckpointError unless the expected ones are there.
+
+    A size is None where any will do; a variable dimension of the graph fits only that.
+    """
+    kinds = ("tensor(float)", "tensor(int64)")
+    shapes = {value.name: list(value.shape or []) for value in values if value.type in kinds}
+    for name, wanted in expected.items():
+        found = shapes.get(name)
+        expected_shape = [want or size for want, size in zip(wanted, found or [], strict=False)]
+        if found is None or len(found) != len(wanted) or expected_shape != found:
+            text = "absent" if found is None else f"of shape {found!s:.80}"
+            raise CheckpointError(f"{path} does not fit its manifest: {name!r} is {text}, not {wanted}; {_AGAIN}")
+    return shapes
+
+
+def _table(path: Path, shape: list[int]) -> Floats:
+    """The class embeddings [C, D] in a file, which has the size that was written."""
     try:
-        table: Floats = np.load(folder / name, allow_pickle=False).astype(np.float32)
+        table = files.read_arrays(path, "f").get("")
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / name} is unreadable or damaged ({error}); export the run again") from error
-    count = len(manifest.class_names)
-    if table.ndim != 2 or len(table) != count:
-        problem = f"has shape {list(table.shape)}, but there are {count} classes"
-        raise CheckpointError(f"{folder / name} {problem}; export the run again")
-    return table
+        raise CheckpointError(f"{path} is unreadable or damaged ({error}); {_AGAIN}") from error
+    if table is None or list(table.shape) != shape:
+        problem = "is not an .npy file" if table is None else f"has shape {list(table.shape)} instead of {shape}"
+        raise CheckpointError(f"{path} {problem}; {_AGAIN}")
+    if not np.isfinite(table).all():
+        raise CheckpointError(f"{path} holds values that are not finite; {_AGAIN}")
+    return table.astype(np.float32)
 
 
 def _finite(values: Floats) -> Floats:

@@ -6,14 +6,18 @@ these are, for every string.
 
 import gzip
 import html
+import zlib
 from pathlib import Path
 
 from tokenizers.models import BPE
 
-from maple.errors import CheckpointError, ClassNamesError, ConfigError, shortened
+from maple import files
+from maple.errors import CheckpointError, ClassNamesError, ConfigError, first_line, shortened
 from maple.names import refuse_long
 
 _MERGES = 49152 - 256 - 2
+_MOST_BYTES = 16 * 1024**2  # of the decompressed file; CLIP's has three
+_AGAIN = "export the run again"
 _START, _END = "<start_of_text>", "<end_of_text>"
 _PIECES = rf"{_START}|{_END}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
 
@@ -40,7 +44,12 @@ class ClipTokenizer:
         self._letters = str.maketrans(dict(enumerate(byte_letters())))
         vocabulary, pairs = read_vocabulary(merges, (_START, _END))
         self._special = {word: vocabulary[word] for word in (_START, _END)}
-        self._bpe = BPE(vocabulary, pairs, end_of_word_suffix="</w>")
+        try:
+            self._bpe = BPE(vocabulary, pairs, end_of_word_suffix="</w>")
+        except Exception as error:  # the library has no class of its own
+            raise CheckpointError(
+                f"{merges} does not hold CLIP's merges ({first_line(error)[:100]}); {_AGAIN}"
+            ) from error
 
     def words(self, text: str) -> list[int]:
         """The ids of `text`, without start and end."""
@@ -76,13 +85,15 @@ def read_vocabulary(merges: Path, ends: tuple[str, str]) -> tuple[dict[str, int]
         CheckpointError: the file is missing, damaged, or not that of CLIP.
     """
     try:
-        lines = gzip.decompress(merges.read_bytes()).decode("utf-8").split("\n")[1 : _MERGES + 1]
-    except (OSError, EOFError, ValueError) as error:
+        with gzip.open(files.regular(merges)) as file:
+            text = file.read(_MOST_BYTES)
+        lines = text.decode("utf-8").split("\n")[1 : _MERGES + 1]
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         problem = f"is not a readable file of CLIP's merges: {error}"
-        raise CheckpointError(f"{merges} {problem}; export the run again") from error
+        raise CheckpointError(f"{merges} {problem}; {_AGAIN}") from error
     pairs = [(words[0], words[1]) for words in map(str.split, lines) if len(words) == 2]
-    if len(pairs) != _MERGES:
-        raise CheckpointError(f"{merges} does not hold CLIP's {_MERGES} merges; export the run again")
+    if len(set(pairs)) != _MERGES:
+        raise CheckpointError(f"{merges} does not hold CLIP's {_MERGES} merges; {_AGAIN}")
     letters = sorted(byte_letters())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, pairs), *ends]
     return {token: number for number, token in enumerate(tokens)}, pairs

@@ -7,6 +7,7 @@ from typing import TypeVar
 from pydantic import Field, ValidationError
 
 from maple.descriptions import MethodDescription
+from maple.files import regular
 from maple.report.predictions import evenly
 from maple.report.records import Collection, Problem, RunRecord, Stored, read_stored, reason_of
 
@@ -111,9 +112,7 @@ def _read_png(run: RunRecord, record: HeatMapRecord, problems: list[Problem]) ->
     """The map as a data URI, and its alternative text."""
     path = run.folder / FOLDER / record.png
     try:
-        if path.stat().st_size > _LARGEST_PNG:
-            raise ValueError(f"more than {_LARGEST_PNG:,} bytes")
-        content = path.read_bytes()
+        content = regular(path, most=_LARGEST_PNG).read_bytes()
         if not content.startswith(_PNG):
             raise ValueError("it is not a PNG")
     except (OSError, ValueError) as error:

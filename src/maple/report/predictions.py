@@ -1,6 +1,5 @@
 """Zero-shot CLIP and a method on the same images: example images, confusions and features, from saved predictions."""
 
-import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maple.files import read_arrays
 from maple.report.groups import Group, Variant
 from maple.report.records import EvaluationRecord, Problem
 
@@ -64,9 +64,7 @@ def read_predictions(evaluation: EvaluationRecord) -> StoredPredictions | None:
     if row.predictions is None:
         return None
     try:
-        # Opened here, because numpy would leave a file open that turns out to be damaged.
-        with (evaluation.run.folder / row.predictions).open("rb") as file, np.load(file, allow_pickle=False) as content:
-            arrays = {key: content[key] for key in content.files}
+        arrays = read_arrays(evaluation.run.folder / row.predictions, "iufU")
         opened = [str(word) for word in arrays["opened"]]
         labels, top, probabilities = (arrays[key] for key in ("labels", "top", "probabilities"))
         items, features = arrays.get("feature_items"), arrays.get("features")
@@ -74,15 +72,25 @@ def read_predictions(evaluation: EvaluationRecord) -> StoredPredictions | None:
         predictions = StoredPredictions(
             paths, labels, top, probabilities, (opened[0], opened[1] or None), items, features
         )
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        for key, kinds in (("paths", "U"), ("labels", "iu"), ("top", "iu"), ("probabilities", "f")):
+            if arrays[key].dtype.kind not in kinds or arrays[key].ndim != 1 + (key in ("top", "probabilities")):
+                raise ValueError(f"{key} are {arrays[key].dtype} {list(arrays[key].shape)}")
+        for optional, kinds in ((items, "iu"), (features, "f")):
+            if optional is not None and optional.dtype.kind not in kinds:
+                raise ValueError(f"features or their items are {optional.dtype}")
+    except KeyError as error:
+        raise ValueError(f"unreadable or damaged: it has no array {error}") from error
+    except (OSError, ValueError, IndexError) as error:
         raise ValueError(f"unreadable or damaged: {error}") from error
     if {len(paths), len(labels), len(top), len(probabilities)} != {row.images}:
         raise ValueError(f"it does not hold the {row.images} images of its row")
-    if top.ndim != 2 or top.shape != probabilities.shape or not top.shape[1]:
+    if top.shape != probabilities.shape or not top.shape[1]:
         raise ValueError("its predictions and probabilities have different shapes")
     for indices, limit in ((labels, len(row.class_names)), (top, len(row.class_names)), (items, row.images)):
         if indices is not None and indices.size and (indices.min() < 0 or indices.max() >= limit):
             raise ValueError(f"it holds indices outside 0 to {limit - 1}")
+    if not np.isfinite(probabilities).all() or (features is not None and not np.isfinite(features).all()):
+        raise ValueError("its probabilities or features are not all finite")
     if features is not None and (items is None or features.shape[:1] != items.shape or features.ndim != 2):
         raise ValueError("its features do not fit its images")
     return predictions

@@ -116,5 +116,5 @@ class TrainedImages:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with files.regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

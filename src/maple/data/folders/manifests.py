@@ -11,7 +11,7 @@ from typing import Any
 from maple.data.folders.class_folders import SPLIT_FOLDERS, assemble, check_fractions, draw_split, nfc, rename_classes
 from maple.data.records import SPLIT_NAMES, Dataset
 from maple.errors import DataError, one_of, shortened_list
-from maple.files import on_disk, parse_json
+from maple.files import on_disk, parse_json, regular
 from maple.names import has_lone_surrogate
 
 SUFFIXES = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": ""}
@@ -192,7 +192,7 @@ def _check_rows(manifest: Path, rows: list[_Row]) -> None:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return regular(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); make the file readable") from error
     except UnicodeDecodeError as error:

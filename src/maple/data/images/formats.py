@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image, features
 
 from maple.errors import pointer_problem
+from maple.files import regular
 
 CAMERA_RAW = "camera RAW"
 """The format of a camera's own files, and the key of `info` in an image that is only the preview of one."""
@@ -130,7 +131,7 @@ def media_format(path: Path) -> str:
 
 def _head_of(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             return file.read(HEAD_BYTES)
     except OSError:
         return b""

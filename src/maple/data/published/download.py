@@ -88,7 +88,10 @@ def download(
 def check_file(path: Path, *, checksum: str | None, size: int | None, name: object = None) -> None:
     """Raise DownloadError unless the file has the published checksum and size (None: not published)."""
     name = name or path
-    length = path.stat().st_size
+    try:
+        length = files.regular(path).stat().st_size
+    except OSError as error:
+        raise DownloadError(f"{name}: cannot be read ({error.strerror}); remove it and fetch it again") from error
     if size is not None and length != size:
         raise DownloadError(f"{name}: has {length} bytes, the published file {size}; remove it and fetch it again")
     if checksum is None:
@@ -189,7 +192,7 @@ def _offered_range(url: str, response: Any, have: int, size: int | None) -> tupl
 
 def _copy(response: Any, part: Path, start: int, total: int | None, on_bytes: _OnBytes) -> None:
     try:
-        file = part.open("ab" if start else "wb")
+        file = (files.regular(part) if part.exists() else part).open("ab" if start else "wb")
     except OSError as error:
         raise DownloadError(f"{part}: cannot be written ({error.strerror}); choose another data root") from error
     with file:

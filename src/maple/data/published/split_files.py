@@ -105,7 +105,7 @@ def read_aircraft(names_file: Path) -> Contents:
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Iterate over (number from 1, stripped text) of the lines that are not blank; DataError if not readable text."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = files.regular(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise DataError(f"{path}: the file is missing; put the published {path.name} there") from error
     except (OSError, ValueError) as error:

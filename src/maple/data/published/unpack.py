@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, cast
 
 from maple.errors import DownloadError
+from maple.files import ZipBytes, regular
 
 MAX_FILES = 300_000
 """Files, folders and links. SUN397 has the most, 109,000 images, twice that with the files that macOS adds."""
@@ -82,7 +83,7 @@ def unpack(
     folders: set[PurePosixPath] = set()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with archive.open("rb") as file:
+        with regular(archive).open("rb") as file:
             is_zip = file.read(4) in (b"PK\3\4", b"PK\5\6")
         with closing((_zip_members if is_zip else _tar_members)(archive, folder, limit)) as members:
             for entries, (name, open_member) in enumerate(members, 1):
@@ -118,7 +119,7 @@ def unpack(
 def _zip_members(archive: Path, folder: Path, limit: int) -> Generator[_Member, None, None]:
     """Yield the members of a zip archive; raise at what does not belong in one."""
     del folder
-    with _ZipFile(io.FileIO(archive)) as file, zipfile.ZipFile(file) as opened:
+    with ZipBytes(archive, records=MAX_FILES, largest=_DIRECTORY) as file, zipfile.ZipFile(file) as opened:
         packed = declared = 0
         for info in opened.infolist():
             packed, declared = packed + info.compress_size, declared + info.file_size
@@ -139,18 +140,6 @@ def _zip_members(archive: Path, folder: Path, limit: int) -> Generator[_Member, 
                 raise _refused(archive, f"member {info.filename!r} is a device or pipe")
             else:
                 yield info.filename, None if info.is_dir() else partial(opened.open, info)
-
-
-class _ZipFile(io.BufferedReader):
-    """The bytes of a zip archive. zipfile reads its table of contents at once, and makes an object of each entry."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if (size or 0) > _DIRECTORY:
-            raise zipfile.BadZipFile(f"its table of contents has {size} bytes")
-        data = super().read(size)
-        if data.count(b"PK\1\2") > MAX_FILES:
-            raise zipfile.BadZipFile(f"holds more than {MAX_FILES} files and folders")
-        return data
 
 
 def _tar_members(archive: Path, folder: Path, limit: int) -> Generator[_Member, None, None]:
