@@ -58,6 +58,16 @@ def manifest(**changes: Any) -> Change:
     return change
 
 
+def instead(name: str, make: Change) -> Change:
+    """Put something else in the place of a file."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        make(folder / name)
+
+    return change
+
+
 def unlisted(name: str, make: Change = lambda _path: None) -> Change:
     """Put something else in the place of a file, and leave the file out of the manifest's list."""
 
@@ -129,11 +139,9 @@ def outside(location: str) -> Callable[[], bytes]:
             helper.make_node("MatMul", ["images", "w"], ["y"]),
             helper.make_node("ReduceMean", ["y"], ["features"], axes=[1, 2], keepdims=0),
         ]
-        sides = [
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)]
-            for name, shape in (("images", ["b", 3, 64, 64]), ("features", ["b", 128]))
-        ]
-        made = helper.make_graph(nodes, "graph", *sides, [weights])
+        inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["b", 3, 64, 64])]
+        outputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["b", 128])]
+        made = helper.make_graph(nodes, "graph", inputs, outputs, [weights])
         content: bytes = helper.make_model(
             made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
         ).SerializeToString()
@@ -165,11 +173,11 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "no files": (manifest(files={}), "files does not list image.onnx, text.onnx"),
     "deep JSON": (lambda folder: (folder / MANIFEST).write_text("[" * 10**6), "nested more than 100 levels"),
     "a manifest that is a pipe": (
-        lambda folder: ((folder / MANIFEST).unlink(), os.mkfifo(folder / MANIFEST)),
+        instead(MANIFEST, os.mkfifo),
         "a pipe",
     ),
     "a manifest that is a device": (
-        lambda folder: ((folder / MANIFEST).unlink(), (folder / MANIFEST).symlink_to("/dev/zero")),
+        instead(MANIFEST, lambda path: path.symlink_to("/dev/zero")),
         "it is a device",
     ),
     **{
@@ -177,7 +185,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
         for name in (IMAGE, TEXT, CLASSES, MERGES)
     },
     "a pipe that is listed": (
-        lambda folder: ((folder / IMAGE).unlink(), os.mkfifo(folder / IMAGE)),
+        instead(IMAGE, os.mkfifo),
         "image.onnx is missing",
     ),
     "zero_shot.npy is absent": (unlisted(ZERO_SHOT), "does not list zero_shot.npy"),
@@ -214,10 +222,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "a false width": (put(IMAGE, graph("Flatten", ("b", 128))), "instead of|cannot be"),
     "weights outside": (put(IMAGE, outside("../outside.bin")), "image.onnx cannot be opened"),
     "weights of a device": (put(IMAGE, outside("/dev/zero")), "image.onnx cannot be opened"),
-    "weights in a link": (
-        lambda folder: ((folder / "w").symlink_to("../outside.bin"), put(IMAGE, outside("w"))(folder)),
-        "image.onnx cannot be opened",
-    ),
+    "weights in a link": (put(IMAGE, outside("link")), "image.onnx cannot be opened"),
 }
 
 
@@ -227,6 +232,7 @@ def test_hostile_exports_are_refused(name: str, exported: Path, tmp_path: Path) 
     change, message = HOSTILE[name]
     folder = Path(shutil.copytree(exported, tmp_path / "export"))
     (tmp_path / "outside.bin").write_bytes(bytes(32768))
+    (folder / "link").symlink_to("../outside.bin")
     change(folder)
     with pytest.raises((CheckpointError, BackboneError), match=message):
         predict(folder)
@@ -238,14 +244,18 @@ def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
         load_predictor(tmp_path / "export")
 
 
+def behind_links(folder: Path) -> None:
+    """As in the cache of a hub."""
+    for name in (CLASSES, IMAGE, MERGES):
+        (folder / name).rename(folder.parent / name)
+        (folder / name).symlink_to(folder.parent / name)
+
+
 HARMLESS: dict[str, Change] = {
     "two equal names": manifest(class_names=["a", "a", "b"]),
     "other characters": manifest(class_names=["\x1b[31m red", "b\n", "c\ud800"]),
-    "no sentences": manifest(about={"title": "a"}),
-    "files behind links": lambda folder: [
-        (path.rename(folder.parent / path.name), path.symlink_to(folder.parent / path.name))
-        for path in [folder / CLASSES, folder / IMAGE, folder / MERGES]
-    ],
+    "about other things": manifest(about={"title": "a"}),
+    "files behind links": behind_links,
 }
 
 

@@ -24,6 +24,7 @@ _NAME_TEMPLATE = Templates(templates=("a photo of a {}.",))
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _TEXT_BATCH = 256
 _PLACEHOLDER = "X"
+_LARGEST_SIDE = 1_000_000  # of a tensor that goes into a graph or comes out of it
 _AGAIN = "export the run again"
 
 
@@ -38,8 +39,13 @@ class OnnxPredictor(Predictor):
         _check_graph(folder / export_files.IMAGE, self._image.get_inputs(), {"images": [None, 3, size, size]})
         # The graph has frozen features of its own only where the method changes those of the image tower.
         shapes: dict[str, list[int | None]] = {"features": [None, None]}
-        shapes |= {"logits": {"logits": [None, count]}, "shifted": {"shift": [None, None]}}.get(manifest.head, {})
+        if manifest.head == "logits":
+            shapes["logits"] = [None, count]
+        elif manifest.head == "shifted":
+            shapes["shift"] = [None, None]
         self._outputs = outputs = _check_graph(folder / export_files.IMAGE, self._image.get_outputs(), shapes)
+        if not all(isinstance(side, int) for shape in outputs.values() for side in shape[1:]):
+            raise CheckpointError(f"{folder / export_files.IMAGE} has outputs of variable width; {_AGAIN}")
         width, frozen_width = outputs["features"][1], outputs.get("frozen", outputs["features"])[-1]
         self._class_table = self._zero_shot_table = None
         if manifest.head == "cosine":
@@ -57,7 +63,7 @@ class OnnxPredictor(Predictor):
             self._text_outputs = _check_graph(path, self._text.get_outputs(), {"features": [None, width]})
             self._tokenizer = ClipTokenizer(folder / export_files.MERGES, manifest.context_length or 0)
             # Where the text graph takes a shift, sentences that belong to no image are encoded with zeros.
-            self._no_shift = {"shift": np.zeros(inputs["shift"], np.float32)} if "shift" in inputs else {}
+            self._no_shift = {"shift": np.zeros(inputs["shift"], np.float32)} if manifest.head == "shifted" else {}
             if isinstance(manifest.sentences, Slots) and manifest.sentences.words:
                 tokens = len(self._tokenizer.words(manifest.sentences.words))
                 if tokens < manifest.sentences.length:
@@ -259,7 +265,8 @@ def _check_graph(path: Path, values: Sequence[Any], expected: Mapping[str, list[
     for name, wanted in expected.items():
         found = shapes.get(name)
         expected_shape = [want or size for want, size in zip(wanted, found or [], strict=False)]
-        if found is None or len(found) != len(wanted) or expected_shape != found:
+        absurd = any(isinstance(size, int) and size > _LARGEST_SIDE for size in found or [])
+        if found is None or len(found) != len(wanted) or expected_shape != found or absurd:
             text = "absent" if found is None else f"of shape {found!s:.80}"
             raise CheckpointError(f"{path} does not fit its manifest: {name!r} is {text}, not {wanted}; {_AGAIN}")
     return shapes

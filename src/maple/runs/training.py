@@ -308,8 +308,9 @@ def _finished_result(settings: RunSettings, folder: Path) -> TrainResult | None:
     refuse_other_run(settings, folder)
     if not (folder / "prompts.safetensors").exists():
         return None
-    # A process that was killed between the last two steps of `finish` left this file.
-    (folder / "resume.safetensors").unlink(missing_ok=True)
+    # A process that was killed between the last two steps of `finish` left this file; on a read-only disk it stays.
+    with suppress(OSError):
+        (folder / "resume.safetensors").unlink(missing_ok=True)
     warn_if_images_changed(settings, folder)
     return TrainResult(folder, tuple(read_history(folder)), was_finished=True)
 
