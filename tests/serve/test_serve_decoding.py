@@ -55,7 +55,7 @@ class Stuck(EvalView):
 
 @pytest.fixture
 def decoder() -> Iterator[Decoder]:
-    started = Decoder(Stuck(*VIEW), 4_000_000, 0.5)
+    started = Decoder(Stuck(*VIEW), 4_000_000, 2.0)
     yield started
     started.close()
 
@@ -83,9 +83,9 @@ def test_a_slow_image_ends_in_time(decoder: Decoder, make: Callable[[], bytes]) 
     content = make()
     decoder.decode(png())
     began = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"takes more than 0.5 seconds to decode; save it again, or scale it down"):
+    with pytest.raises(TimeoutError, match=r"takes more than 2 seconds to decode; save it again, or scale it down"):
         decoder.decode(content)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 8
     assert decoder.decode(png()).shape == (3, 16, 16)
 
 

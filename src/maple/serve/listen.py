@@ -21,6 +21,8 @@ from maple.serve.responses import ApiError
 
 _STOP_SECONDS = 2.0
 _LINGER_SECONDS = 1.0
+_READ_BYTES = 32 * 1024
+"""What is parsed at once, while other clients wait: 256 KiB of tiny chunks, as asyncio reads, take seconds."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -92,10 +94,12 @@ class BoundedProtocol(H11Protocol):
     limits: Limits
     heard = 0.0  # when the client last sent anything
     refused = False
+    framing = 0  # bytes of chunk sizes, extensions and trailers of the request, beyond those of its body
     unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        transport.max_size = _READ_BYTES
         transport.set_write_buffer_limits(0)  # `pause_writing` and `resume_writing` then report every unread byte
         self.heard = self.loop.time()
         self._limit_head()
@@ -116,12 +120,20 @@ class BoundedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.heard = self.loop.time()
-        if not self.refused:
-            super().data_received(data)
+        if self.refused:
+            return
+        cycle, before = self.cycle, 0 if self.cycle is None else len(self.cycle.body)
+        super().data_received(data)
+        if cycle is not None and cycle is self.cycle and cycle.more_body and not cycle.response_complete:
+            body = len(cycle.body) - before
+            self.framing = max(0, self.framing + len(data) - 2 * body)
+            if self.framing > self.limits.head_bytes and not self.refused:
+                self._refuse(_framing_too_large(self.limits))
 
     def on_response_complete(self) -> None:
         # First, because the next request may have arrived already, and is then started by uvicorn's method.
         self._limit_head()
+        self.framing = 0
         super().on_response_complete()
 
     def _limit_head(self) -> None:
@@ -170,6 +182,8 @@ class BoundedProtocol(H11Protocol):
         # uvicorn calls this while it handles the error of h11, which knows whether the head was too large.
         if getattr(sys.exception(), "error_status_hint", 400) != 431:
             self._refuse(ApiError("malformed", "this is not HTTP"))
+        elif self.cycle is not None and self.cycle.more_body:
+            self._refuse(_framing_too_large(self.limits))
         elif b"\n" in self.conn.trailing_data[0]:
             self._refuse(head_too_large(self.limits))
         else:
@@ -193,3 +207,8 @@ class BoundedProtocol(H11Protocol):
             self.transport.write_eof()
         self.transport.resume_reading()
         self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+
+def _framing_too_large(limits: Limits) -> ApiError:
+    allowed = f"{limits.head_bytes:,} bytes more than the body"
+    return ApiError("malformed", f"the chunk sizes and trailers of the body exceed {allowed}; send larger chunks")

@@ -93,7 +93,9 @@ class GuardMiddleware:
         exchange = Exchange(scope, receive, send, self._limits, self._uploads, self._arriving)
         # HEAD is answered as GET; uvicorn leaves out the body.
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        inner = {**scope, "method": method, "state": {**scope.get("state", {}), "exchange": exchange}}
+        # Ranges are ignored, as a server may: Starlette would answer invalid ones itself, in plain text.
+        lines = [line for line in scope["headers"] if line[0] != b"range"]
+        inner = {**scope, "headers": lines, "method": method, "state": {**scope.get("state", {}), "exchange": exchange}}
         try:
             await self._check(scope)
             await self._app(inner, exchange.receive, exchange.send)
@@ -119,6 +121,13 @@ class GuardMiddleware:
         lines = scope["headers"]
         if len(lines) > self._limits.headers or sum(map(len, chain(*lines))) > self._limits.head_bytes:
             raise head_too_large(self._limits)
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # A proxy that believes the other one of them would take the rest of this body for a request.
+            raise ApiError(
+                "malformed",
+                "the request has both Content-Length and Transfer-Encoding; send one of them",
+                headers={"Connection": "close"},
+            )
         host = headers.get("host", "")
         if self._hosts is not None and _host_name(host) not in self._hosts:
             raise ApiError(
@@ -239,6 +248,7 @@ class Exchange:
             headers = MutableHeaders(scope=message)
             for name, value in _SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
+            del headers["Accept-Ranges"]  # of StaticFiles
             if not self._complete:
                 headers["Connection"] = "close"
         await self._send(message)
