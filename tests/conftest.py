@@ -1,7 +1,7 @@
 """A CLIP small enough to build for every session, and images for it."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,22 @@ def as_in_a_terminal() -> list[str]:
     """
     code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     return [sys.executable, "-c", code]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of features for fixtures that several tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MAPLE_CACHE", str(tmp_path_factory.mktemp("shared_cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of features for one test, also of the processes that it starts: empty, and not the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("MAPLE_CACHE", str(folder))
+    return folder / "features"
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Files: written atomically (a reader sees the old content or the new, never a part), read with clear errors."""
 
 import errno
+import hashlib
 import io
 import json
 import math
@@ -48,10 +49,11 @@ def output_errors(path: str | os.PathLike[str], problem: str = "cannot be writte
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], *, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; move it over `path` if the body succeeds, else remove it.
 
     After a crash at any moment `path` holds either its previous content or the whole new one. An OSError names `path`.
+    Without `flush`, which waits for the disk, that is not so after a crash of the system, or a loss of power.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +64,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             umask = os.umask(0)
             os.umask(umask)
             temporary.chmod(0o666 & ~umask)
-            move(temporary, target)
+            (move if flush else os.replace)(temporary, target)
     except OSError as error:
         if error.errno is not None and error.filename in (None, str(temporary)):
             error.filename = str(target)
@@ -378,6 +380,12 @@ def on_disk(path: Path, listings: dict[Path, dict[str, list[str]]] | None = None
 
     root = Path(path.anchor)
     return spelled(root, path.parts[1:] if path.anchor else path.parts) or path
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file's content; OSError if it cannot be read."""
+    with regular(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def move(source: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from maple import __version__
 from maple.cli import options
+from maple.cli.cache import cache_app
 from maple.cli.data import data_app
 from maple.cli.evaluate import evaluate_command
 from maple.cli.exchange import export_command, import_command
@@ -72,6 +73,7 @@ app.command("import")(import_command)
 app.command("methods")(methods_command)
 app.command("inspect")(inspect_command)
 app.add_typer(data_app)
+app.add_typer(cache_app)
 app.command("efficiency")(efficiency_command)
 app.command("report")(report_command)
 

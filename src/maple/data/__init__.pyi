@@ -14,8 +14,8 @@ from .folders.class_folders import load_folder as load_folder
 from .folders.manifests import load_manifest as load_manifest
 from .images.eval_transform import EvalTransform as EvalTransform
 from .images.eval_transform import EvalView as EvalView
-from .images.reading import ImageStore as ImageStore
 from .images.reading import read_image as read_image
+from .images.store import ImageStore as ImageStore
 from .images.train_transform import TrainTransform as TrainTransform
 from .records import Dataset as Dataset
 from .records import Item as Item

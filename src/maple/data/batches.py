@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maple.data.images.eval_transform import EvalTransform
 from maple.data.images.prefetch import map_in_order
-from maple.data.images.reading import ImageStore
+from maple.data.images.store import ImageStore
 from maple.data.images.train_transform import TrainTransform
 from maple.data.records import Item
 from maple.errors import ConfigError

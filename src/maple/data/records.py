@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from maple import files
-from maple.data.images.reading import STORE_BYTES, ImageStore
+from maple.data.images.store import STORE_BYTES, ImageStore
 from maple.errors import ConfigError, DataError, one_of
 from maple.names import words_of
 
@@ -45,8 +45,9 @@ class Dataset:
     """The training, validation and test items of a data set, and its C class names.
 
     Splits may be empty, but not all of them: without training items it is for evaluation only. Two classes may share
-    a name, as in published lists. `read` returns the image of a path, for images that are rendered instead of stored;
-    otherwise `root / item.path` is the file. `drawn_split`: the splits were drawn at random, from undivided images.
+    a name, as in published lists. `read` returns the image of a path, for images that are rendered instead of stored,
+    and `identify` a text that is equal for equal ones; otherwise `root / item.path` is the file. `drawn_split`: the
+    splits were drawn at random, from undivided images.
 
     Raises:
         DataError: no class names, no items at all, a label outside 0..C-1, an item whose name differs from that
@@ -67,6 +68,7 @@ class Dataset:
     class_names: tuple[str, ...]
     read: Callable[[str], Image.Image] | None = None
     drawn_split: bool = False
+    identify: Callable[[str], str] | None = None
 
     def __post_init__(self) -> None:
         if not self.class_names:
@@ -113,7 +115,7 @@ class Dataset:
 
     def store(self, max_bytes: int = STORE_BYTES) -> ImageStore:
         """Return a store that keeps up to `max_bytes` of its images decoded."""
-        return ImageStore(self.root, max_bytes, read=self.read)
+        return ImageStore(self.root, max_bytes, read=self.read, identify=self.identify)
 
     def file(self, item: Item) -> Path:
         """Return the image file of `item`."""

@@ -78,7 +78,8 @@ def read_saved_split(path: Path, expected: str | None = None, *, look: bool = Tr
     if not look:
         return dataset
     if root is None:
-        return replace(dataset, read=load_dataset(source, None).read)
+        rendered = load_dataset(source, None)
+        return replace(dataset, read=rendered.read, identify=rendered.identify)
     if not dataset.root.is_dir():
         raise DataError(
             f"{dataset.root}: the folder with the images of this run is gone; put it back, or write where it is now "

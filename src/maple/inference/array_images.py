@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from maple.data.images.reading import read_image, to_rgb
 from maple.errors import ClassNamesError, DataError, ImageError
+from maple.files import on_disk, sha256_of
 from maple.inference.image_sources import ImageSource, is_address
 
 Array = np.ndarray[Any, Any]
@@ -65,7 +67,10 @@ def to_images(images: Any) -> list[ImageSource]:
             raise InputError(f"images are {type(images).__name__}; give {_FORMS} (one image: a list of it)")
         return to_images(np.asarray(images))
     names = (f"image {number}" for number in range(len(images)))
-    return [ImageSource(name, partial(_read, images[number], name)) for number, name in enumerate(names)]
+    return [
+        ImageSource(name, partial(_read, images[number], name), partial(_content_id, images[number], name))
+        for number, name in enumerate(names)
+    ]
 
 
 def number_labels(labels: Any, count: int) -> "tuple[Array, np.ndarray[Any, np.dtype[np.intp]]]":
@@ -160,6 +165,17 @@ def _read(image: Any, name: str) -> Image.Image:
             raise ImageError(f"{name}: an array of shape {list(image.shape)}; it must be [H, W, 3]{hint}")
         return to_rgb(Image.fromarray(_to_bytes(image, name)), name)
     raise ImageError(f"{name}: is {type(image).__name__}, not an image; give {_FORMS}")
+
+
+def _content_id(image: Any, name: str) -> str | None:
+    """The hash of an image file, or of the pixels of an image in memory; None if it cannot be read."""
+    try:
+        if isinstance(image, str | Path):
+            return f"file:{sha256_of(on_disk(Path(image)))}"
+        rgb = _read(image, name)
+    except (OSError, ValueError, DataError):
+        return None
+    return f"pixels:{rgb.width}x{rgb.height}:{sha256(rgb.tobytes()).hexdigest()}"
 
 
 def _to_bytes(values: Array, name: str) -> "np.ndarray[Any, np.dtype[np.uint8]]":

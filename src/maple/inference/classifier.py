@@ -139,7 +139,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         device = choose_device(self.device)
         clip = settings.backbone
         method = fresh_method(settings, cached_backbone(clip.name, clip.pretrained, clip.precision, device), names)
-        data = TrainingData(settings, items, ImageStore(Path(), read=lambda number: images[int(number)].read()), val)
+        store = ImageStore(
+            Path(),
+            read=lambda number: images[int(number)].read(),
+            identify=lambda number: images[int(number)].content_id(),
+        )
+        data = TrainingData(settings, items, store, val)
         data.fit_features(method)
         trainer = Trainer(method, settings.train, Processes(0, 1, device))
         while not trainer.finished:

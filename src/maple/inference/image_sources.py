@@ -41,7 +41,8 @@ _GENERIC_TYPES += ("application/force-download", "application/download")
 class ImageSource:
     """An image that has not been read yet: its name, and a function that reads it (RGB, upright).
 
-    `read` raises a DataError (usually an ImageError) where the image cannot be read.
+    `read` raises a DataError (usually an ImageError) where the image cannot be read. `content_id` returns a text that
+    is equal for images of equal content, or None.
 
     Example:
         >>> source = ImageSource("red", lambda: Image.new("RGB", (64, 64), "red"))
@@ -51,6 +52,7 @@ class ImageSource:
 
     name: str
     read: Callable[[], Image.Image]
+    content_id: Callable[[], str | None] = lambda: None
 
 
 def find_images(

@@ -39,6 +39,7 @@ from maple.methods import Method
 from maple.metrics import Floats, Integers, Scores, score, softmax
 from maple.names import words_of
 from maple.runs.folder import append_row, evaluation_key, finished_prompts, read_settings
+from maple.runs.frozen_features import frozen_batches
 from maple.runs.spec import changed_images, eval_transform, open_dataset
 from maple.runs.trained_images import TrainedImages
 
@@ -121,13 +122,12 @@ def evaluate_run(
         logger.warning("names by number: %s", ", ".join(f"{number} = {name}" for number, name in in_order.items()))
         names = [in_order[number] for number in class_list]
     method.set_class_names(names or class_list)
-    batches = eval_batches(
-        items,
-        opened.store(max_bytes=0),
-        eval_transform(method.backbone),
-        batch_size=settings.evaluate.batch_size,
-        num_workers=reading_threads(settings.evaluate.workers),
-    )
+    store, transform = opened.store(max_bytes=0), eval_transform(method.backbone)
+    size, threads = settings.evaluate.batch_size, reading_threads(settings.evaluate.workers)
+    if method.accepts_features:
+        batches = frozen_batches(method.backbone, items, store, transform, batch_size=size, num_workers=threads)
+    else:
+        batches = eval_batches(items, store, transform, batch_size=size, num_workers=threads)
     done = 0
 
     def count(images: int) -> None:

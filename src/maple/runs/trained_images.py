@@ -1,6 +1,5 @@
 """The images that a run was trained on, recognised by their content wherever they are met again."""
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ def write_trained_images(folder: Path, dataset: Dataset, items: Iterable[Item]) 
     for item in items:
         path = dataset.file(item)
         try:
-            images[item.path] = None if dataset.read is not None else [path.stat().st_size, _digest(path)]
+            images[item.path] = None if dataset.read is not None else [path.stat().st_size, files.sha256_of(path)]
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); replace or remove the file") from error
     files.write_json(folder / TRAINED_IMAGES, {"format": _FORMAT, "images": images})
@@ -89,7 +88,7 @@ class TrainedImages:
         for name in self._paths:
             path = (root.parent if root.is_file() else root) / name
             try:
-                self._contents.setdefault(path.stat().st_size, set()).add(_digest(path))
+                self._contents.setdefault(path.stat().st_size, set()).add(files.sha256_of(path))
             except OSError:
                 self._without_content.add(name)
 
@@ -110,11 +109,6 @@ class TrainedImages:
         path = dataset.file(item)
         try:
             digests = self._contents.get(path.stat().st_size)
-            return digests is not None and _digest(path) in digests
+            return digests is not None and files.sha256_of(path) in digests
         except OSError:  # an unreadable image is reported when it is opened
             return False
-
-
-def _digest(path: Path) -> str:
-    with files.regular(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

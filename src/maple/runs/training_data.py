@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from maple.config import RunSettings
-from maple.data import Batch, EvalTransform, ImageStore, Item, TrainTransform, eval_batches, train_batches
-from maple.data.batches import feature_batches, steps_per_epoch, view_batches
+from maple.data import Batch, EvalTransform, ImageStore, Item, TrainTransform, train_batches
+from maple.data.batches import feature_batches, steps_per_epoch
 from maple.data.images.prefetch import reading_threads
 from maple.methods import Features, Method
-from maple.prompts import encode_image, to_float32
+from maple.runs.frozen_features import frozen_batches
 from maple.runs.spec import eval_transform
 from maple.train import Trainer
 
@@ -21,7 +21,8 @@ class TrainingData:
     """The training and validation items of a run, as batches for `Trainer.run_epoch` and as features for a method.
 
     With `train.views` each image has this number of views only. If the method leaves the image tower unchanged, or
-    needs the features of the frozen one, these are then extracted once, in the first epoch, and reused in every epoch.
+    needs the features of the frozen one, these are then extracted once, in the first epoch, and reused in every epoch,
+    and by later runs on the same images (`maple.runs.frozen_features`).
 
     Args:
         items, val: the sampled training and validation items; `store` opens their images.
@@ -104,10 +105,7 @@ class TrainingData:
             device = method.backbone.device
             val = torch.zeros(0, method.backbone.embed_dim)
             if self._val:
-                size, threads = self._settings.evaluate.batch_size, self._threads(method)
-                transform = eval_transform(method.backbone)
-                batches = eval_batches(self._val, self._store, transform, batch_size=size, num_workers=threads)
-                val = _frozen_features(method, batches)
+                val = self._extracted(method, self._val, eval_transform(method.backbone))
             val_labels = torch.tensor([item.label for item in self._val], dtype=torch.int64)
             tensors = (self._view_features(method), self._labels, val, val_labels)
             self._cached_features = Features(*(tensor.to(device) for tensor in tensors))
@@ -121,26 +119,19 @@ class TrainingData:
         if self._views is None:
             views = self._settings.train.views or 0
             transform = self._transform(method) if views else eval_transform(method.backbone)
-            features = []
-            for view in range(max(views, 1)):
-                batches = view_batches(
-                    *(self._items, self._store, transform),
-                    view=view,
-                    seed=self._settings.seed,
-                    batch_size=self._settings.evaluate.batch_size,
-                    num_workers=self._threads(method),
-                )
-                features.append(_frozen_features(method, batches))
+            features = [self._extracted(method, self._items, transform, view) for view in range(max(views, 1))]
             self._views = torch.stack(features)
         return self._views
+
+    def _extracted(
+        self, method: Method, items: Sequence[Item], transform: TrainTransform | EvalTransform, view: int = 0
+    ) -> Tensor:
+        """Raw features [N, D] of one view of all items, float32, on the CPU."""
+        size, threads = self._settings.evaluate.batch_size, self._threads(method)
+        options = {"view": view, "seed": self._settings.seed, "batch_size": size, "num_workers": threads}
+        batches = frozen_batches(method.backbone, items, self._store, transform, **options)
+        return torch.cat([batch.images.cpu() for batch in batches])
 
     def _threads(self, method: Method) -> int:
         workers = self._settings.train.workers
         return 0 if workers is None and method.backbone.device.type == "cpu" else reading_threads(workers)
-
-
-@torch.no_grad()
-def _frozen_features(method: Method, batches: Iterator[Batch]) -> Tensor:
-    """Raw features [N, D] of the frozen image tower, float32, on the CPU."""
-    tower, device = method.backbone.image, method.backbone.device
-    return torch.cat([to_float32(encode_image(tower, batch.images.to(device), ())).cpu() for batch in batches])

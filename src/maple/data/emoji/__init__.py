@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from maple import __version__
 from maple.config import BUNDLED_PREFIX
 from maple.data.emoji.scenes import EmojiArchive, render_scene, scene_seed
 from maple.data.folders.class_folders import rename_classes
@@ -42,6 +43,11 @@ def draw(path: str) -> Image.Image:
     return render_scene(archive().glyph(style, code), scene_seed(style, code, int(number)), difficulty=DIFFICULTY)
 
 
+def identify(path: str) -> str:
+    """Return a text that is equal for equal images, without rendering: the path and what else decides the pixels."""
+    return f"emoji:{__version__}:{DIFFICULTY}:{path}"
+
+
 def group_and_style(name: str) -> tuple[str, str]:
     """Parse `emoji-GROUP` or `emoji-GROUP/STYLE`; DataError if there is no such group or style."""
     group, _, style = name.removeprefix(PREFIX).partition("/")
@@ -70,5 +76,5 @@ def load_emoji(name: str, class_names: Mapping[str, str] | None = None) -> Datas
     }
     root = Path(f"{PREFIX}{group}/{style}")
     names = tuple(concept.name for concept in concepts)
-    dataset = Dataset(root.as_posix(), root, class_names=names, read=draw, **splits)
+    dataset = Dataset(root.as_posix(), root, class_names=names, read=draw, identify=identify, **splits)
     return rename_classes(dataset, class_names)

@@ -1,14 +1,12 @@
-"""Reading images of every kind as RGB, and keeping decoded images in memory."""
+"""Reading images of every kind as RGB."""
 
 import io
 import logging
 import math
 import re
 import struct
-import threading
-from collections.abc import Callable
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -34,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 178_956_970
 """The size above which Pillow itself refuses an image as a decompression bomb."""
-STORE_BYTES = 2 * 1024**3
-"""The default byte budget of an `ImageStore`."""
 
 _LARGE = 80_000_000
 """Images of more pixels are read at half their width and height."""
@@ -121,75 +117,6 @@ def to_rgb(image: Image.Image, name: str = "<image>") -> Image.Image:
         raise ImageError(
             f"{name}: cannot be decoded, damaged or truncated ({_reason(error)}); replace or remove the file"
         ) from error
-
-
-class ImageStore:
-    """Decoded images of one data set, each decoded once and kept within a byte budget.
-
-    Images beyond the budget are decoded at each call. Threads may share a store; a pickled copy starts empty. Do not
-    change an image in place: every caller gets the same object.
-
-    Example:
-        >>> store = ImageStore(Path("pets"), max_bytes=2**30)
-        >>> store.get("cat/1.jpg").mode
-        'RGB'
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        max_bytes: int = STORE_BYTES,
-        *,
-        max_pixels: int = MAX_PIXELS,
-        read: Callable[[str], Image.Image] | None = None,
-    ) -> None:
-        """Keep up to `max_bytes` of decoded images (0: none) of the files below `root`.
-
-        `read` returns the image of a path, for images that are rendered instead of stored.
-
-        Raises:
-            ConfigError: `max_bytes` is negative.
-        """
-        if max_bytes < 0:
-            raise ConfigError(f"max_bytes is {max_bytes}; it must be 0 (keep nothing) or more")
-        self.root = root
-        self.max_bytes = max_bytes
-        self.max_pixels = max_pixels
-        self._read = read
-        self.decodes = 0
-        self.used_bytes = 0
-        self._images: dict[str, Image.Image] = {}
-        self._busy: dict[str, threading.Lock] = {}
-        self._lock = threading.Lock()
-
-    def get(self, path: str) -> Image.Image:
-        """Return the image `root / path` as `read_image` does, with the same errors."""
-        with self._lock:
-            kept = self._images.get(path)
-            if kept is not None:
-                return kept
-            busy = self._busy.setdefault(path, threading.Lock())
-        # One thread decodes a path; others that request it meanwhile wait for the result.
-        with busy:
-            with self._lock:
-                kept = self._images.get(path)
-            if kept is not None:
-                return kept
-            try:
-                image = self._read(path) if self._read else read_image(self.root / path, max_pixels=self.max_pixels)
-                size = image.width * image.height * 4  # Pillow stores an RGB pixel in four bytes
-                with self._lock:
-                    self.decodes += 1
-                    if path not in self._images and self.used_bytes + size <= self.max_bytes:
-                        self._images[path] = image
-                        self.used_bytes += size
-            finally:
-                with self._lock:
-                    self._busy.pop(path, None)
-        return image
-
-    def __reduce__(self) -> tuple[Callable[[], "ImageStore"], tuple[()]]:
-        return partial(ImageStore, self.root, self.max_bytes, max_pixels=self.max_pixels, read=self._read), ()
 
 
 def _open_file(path: Path) -> IO[bytes]:

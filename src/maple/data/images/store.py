@@ -1,0 +1,118 @@
+"""Keeping decoded images of a data set in memory, and identifying images without decoding them."""
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from maple.data.images.reading import MAX_PIXELS, read_image
+from maple.errors import ConfigError
+from maple.files import on_disk, sha256_of
+
+STORE_BYTES = 2 * 1024**3
+"""The default byte budget of an `ImageStore`."""
+
+
+class ImageStore:
+    """Decoded images of one data set, each decoded once and kept within a byte budget.
+
+    Images beyond the budget are decoded at each call. Threads may share a store; a pickled copy starts empty. Do not
+    change an image in place: every caller gets the same object.
+
+    Example:
+        >>> store = ImageStore(Path("pets"), max_bytes=2**30)
+        >>> store.get("cat/1.jpg").mode
+        'RGB'
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        max_bytes: int = STORE_BYTES,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        read: Callable[[str], Image.Image] | None = None,
+        identify: Callable[[str], str | None] | None = None,
+    ) -> None:
+        """Keep up to `max_bytes` of decoded images (0: none) of the files below `root`.
+
+        `read` returns the image of a path, for images that are rendered instead of stored, and `identify` a text that
+        is equal for equal images, without rendering; see `content_id`.
+
+        Raises:
+            ConfigError: `max_bytes` is negative.
+        """
+        if max_bytes < 0:
+            raise ConfigError(f"max_bytes is {max_bytes}; it must be 0 (keep nothing) or more")
+        self.root = root
+        self.max_bytes = max_bytes
+        self.max_pixels = max_pixels
+        self._read = read
+        self._identify = identify
+        self.decodes = 0
+        self.used_bytes = 0
+        self._images: dict[str, Image.Image] = {}
+        self._states: dict[str, tuple[int, int, int]] = {}
+        self._busy: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def get(self, path: str) -> Image.Image:
+        """Return the image `root / path` as `read_image` does, with the same errors."""
+        with self._lock:
+            kept = self._images.get(path)
+            if kept is not None:
+                return kept
+            busy = self._busy.setdefault(path, threading.Lock())
+        # One thread decodes a path; others that request it meanwhile wait for the result.
+        with busy:
+            with self._lock:
+                kept = self._images.get(path)
+            if kept is not None:
+                return kept
+            if self.max_bytes and not self._read:
+                self._file_if_unchanged(path)  # notes the state of the file that the kept image was decoded from
+            try:
+                image = self._read(path) if self._read else read_image(self.root / path, max_pixels=self.max_pixels)
+                size = image.width * image.height * 4  # Pillow stores an RGB pixel in four bytes
+                with self._lock:
+                    self.decodes += 1
+                    if path not in self._images and self.used_bytes + size <= self.max_bytes:
+                        self._images[path] = image
+                        self.used_bytes += size
+            finally:
+                with self._lock:
+                    self._busy.pop(path, None)
+        return image
+
+    def content_id(self, path: str) -> str | None:
+        """Return a text that identifies the content of an image, not its place, without decoding it.
+
+        None if that is impossible: the file cannot be read, which `get` reports, or it has changed since this store
+        first used it, or a rendered image has no identification.
+        """
+        if self._read is not None:
+            return None if self._identify is None else self._identify(path)
+        file = self._file_if_unchanged(path)
+        try:
+            return None if file is None else f"file:{sha256_of(file)}"
+        except OSError:
+            return None
+
+    def is_unchanged(self, path: str) -> bool:
+        """Return whether the file is, by size and time, as it was when this store first used it."""
+        return self._read is not None or self._file_if_unchanged(path) is not None
+
+    def _file_if_unchanged(self, path: str) -> Path | None:
+        try:
+            file = on_disk(self.root / path)
+            status = file.stat()
+        except (OSError, ValueError):
+            return None
+        state = (status.st_mtime_ns, status.st_size, status.st_ino)
+        return file if self._states.setdefault(path, state) == state else None
+
+    def __reduce__(self) -> tuple[Callable[[], "ImageStore"], tuple[()]]:
+        options = {"max_pixels": self.max_pixels, "read": self._read, "identify": self._identify}
+        return partial(ImageStore, self.root, self.max_bytes, **options), ()  # type: ignore[arg-type]
