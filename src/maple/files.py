@@ -57,7 +57,6 @@ def replacing(path: str | os.PathLike[str], *, flush: bool = True) -> Iterator[P
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target
     try:
         with temporary_path(target.parent) as temporary:
             yield temporary
@@ -66,7 +65,8 @@ def replacing(path: str | os.PathLike[str], *, flush: bool = True) -> Iterator[P
             temporary.chmod(0o666 & ~umask)
             (move if flush else os.replace)(temporary, target)
     except OSError as error:
-        if error.errno is not None and error.filename in (None, str(temporary)):
+        name = None if error.filename is None else Path(os.fsdecode(error.filename)).name
+        if error.errno is not None and (name is None or _TEMPORARY.fullmatch(name)):
             error.filename = str(target)
         raise
 

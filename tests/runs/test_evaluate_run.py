@@ -1,7 +1,9 @@
 """Evaluation of a finished run: parts of the classes, other images, other names, and the rows it leaves."""
 
+import errno
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from maple.config import RunSettings
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, DataError
 from maple.methods import Method
 from maple.metrics import Scores
-from maple.runs import content_name, evaluate_run, finished_prompts, train_run
+from maple.runs import content_name, evaluate_run, finished_prompts, read_settings, train_run
 
 Evaluate = Callable[..., tuple[Scores, dict[str, Any]]]
 
@@ -167,3 +169,27 @@ def test_real_images(settings_for: Callable[..., RunSettings], tmp_path: Path) -
     _, row = evaluate_run(folder, classes="novel", only=["River", "Pasture Land"], part="val")
     assert row["images"] > 0
     assert row["dataset"] == "eurosat"
+
+
+def test_a_run_on_a_disk_that_cannot_be_written(
+    evaluate: Evaluate, run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its result is given and evaluated; a full disk, which can be mended, is an error."""
+    settings = read_settings(run)
+    (run / "resume.safetensors").write_bytes(b"left by a process that was killed")
+    code = errno.EROFS
+
+    def refuse(path: object, *_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(tempfile, "mkstemp", lambda **options: refuse(f"{options['dir']}/.maple-abcdefgh.tmp"))
+    assert train_run(settings, run).was_finished
+    scores, row = evaluate(classes="base")
+    assert scores.images == 6
+    assert "predictions" not in row
+    assert f"{run} cannot be written (Read-only file system): this evaluation is not kept there" in caplog.text
+    assert not (run / "rows.jsonl").exists()
+    code = errno.ENOSPC
+    with pytest.raises(OSError, match=r"No space left on device: .*/predictions/[0-9a-f]{16}\.npz"):
+        evaluate(classes="base")

@@ -12,6 +12,7 @@ class_features   [C, D] the unit text features, float16; absent likewise
 opened           [2] the data set as it was requested, and its root ("" where none was given)
 """
 
+import errno
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -155,9 +156,15 @@ def evaluate_run(
     row["predictions"] = f"predictions/{sha256(json.dumps(evaluation_key(row)).encode()).hexdigest()[:16]}.npz"
     class_features = None if method.classes_depend_on_image else method.class_embeddings()
     arrays = prediction_arrays([item.path for item in items], logits, labels, sample, class_features)
-    # Before the row, which names the file.
-    write_predictions(folder / row["predictions"], arrays, opened=(data.dataset, data.root))
-    append_row(folder, row)
+    try:
+        # Before the row, which names the file.
+        write_predictions(folder / row["predictions"], arrays, opened=(data.dataset, data.root))
+        append_row(folder, row)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):  # a full disk, say, which can be mended
+            raise
+        del row["predictions"]
+        logger.warning("%s cannot be written (%s): this evaluation is not kept there", folder, error.strerror)
     return scores, row
 
 
