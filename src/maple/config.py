@@ -94,6 +94,9 @@ class DataSettings(Settings):
 class TrainSettings(Settings):
     """How prompts are trained. Source: SPEC section 4; Dassl.pytorch@c61a1b5 dassl/optim.
 
+    `steps` is a budget that replaces `epochs`: training takes as many whole epochs as it needs for this number of
+    steps, and at least one after the warm-up. Of two layers, one that sets `epochs` alone takes the budget away.
+
     `views` is the number of augmented views of each image, used in turn by the epochs; None for a new one in every
     epoch, 0 for no augmentation. Where the image tower is unchanged, the features of these views are extracted once and
     replace the images.
@@ -112,6 +115,7 @@ class TrainSettings(Settings):
     momentum: Fraction = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     epochs: Annotated[int, Field(ge=0)] = 5
+    steps: Positive | None = None
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
     warmup_lr: Annotated[float, Field(ge=0)] = 1e-5
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -131,6 +135,17 @@ class TrainSettings(Settings):
         if scale[0] > scale[1]:
             raise ValueError("the smaller fraction comes first, as in [0.08, 1.0]")
         return scale
+
+    def with_epochs_for(self, steps_per_epoch: int) -> Self:
+        """These settings, with the epochs that the budget of steps takes, if there is one.
+
+        Example:
+            >>> TrainSettings(steps=100).with_epochs_for(7).epochs
+            15
+        """
+        if self.steps is None:
+            return self
+        return self.changed(epochs=max(self.warmup_epochs + 1, -(-self.steps // max(steps_per_epoch, 1))), steps=None)
 
 
 class EvaluateSettings(Settings):
@@ -340,6 +355,9 @@ def merge_layers(*layers: Mapping[str, Any]) -> dict[str, Any]:
         tables = isinstance(method, Mapping) and isinstance(current, dict)
         if tables and "name" in method and method["name"] != current.get("name"):
             del merged["method"]  # its settings are those of another method
+        train, below = layer.get("train"), merged.get("train")
+        if isinstance(train, Mapping) and isinstance(below, dict) and "epochs" in train:
+            below.pop("steps", None)  # epochs that a layer sets count, also above a preset with a budget of steps
         _merge(merged, layer)
     return merged
 

@@ -26,7 +26,18 @@ from maple.runs import evaluate_run, read_rows
 
 TINY = {"backbone": {"name": "maple-tiny", "pretrained": "random:1"}, "data": {"shots": 3}}
 QUICK = ["method.prompt_depth=2", "train.epochs=2", "train.batch_size=4"]
-OPTIONS = ["--backbone", "maple-tiny", "--pretrained", "random:1", "--shots", "3", "--device", "cpu"]
+OPTIONS = [
+    "--method",
+    "maple",
+    "--backbone",
+    "maple-tiny",
+    "--pretrained",
+    "random:1",
+    "--shots",
+    "3",
+    "--device",
+    "cpu",
+]
 OPTIONS += [word for setting in QUICK for word in ("--set", setting)]
 
 

@@ -54,7 +54,7 @@ class TrainBar(_Bars, TrainProgress):
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  acc {task.fields[accuracy]:.1%}  {task.fields[speed]:.1f} img/s"),
+            TextColumn("{task.fields[result]}"),
             quiet=quiet,
         )
         self._settings = settings
@@ -86,9 +86,7 @@ class TrainBar(_Bars, TrainProgress):
             total=epochs * steps,
             completed=finished_epochs * steps,
             epoch=f"{finished_epochs + 1}/{epochs}",
-            loss=float("nan"),
-            accuracy=0.0,
-            speed=0.0,
+            result="",
         )
         self._epoch_began, self._images = time.monotonic(), 0
 
@@ -98,9 +96,8 @@ class TrainBar(_Bars, TrainProgress):
             self._tasks["train"],
             advance=1,
             epoch=f"{report.epoch + 1}/{self._epochs}",
-            loss=report.loss,
-            accuracy=report.logs.get("accuracy", 0.0),
-            speed=self._images_per_second(),
+            result=f"loss {report.loss:.4f}  acc {report.logs.get('accuracy', 0.0):.1%}  "
+            f"{self._images_per_second():.1f} img/s",
         )
 
     def epoch(self, report: EpochReport) -> None:
@@ -172,6 +169,8 @@ class FitBars(FitProgress):
 
     def __init__(self, settings: RunSettings, folder: Path) -> None:
         self._inspection, self._training, self._evaluation = FileBars(), TrainBar(settings, folder), FileBars()
+        self._selection: FileBars | None = None
+        self._trial, self._steps = "", 0
         self._shown: FileBars | TrainBar | None = None
 
     def __enter__(self) -> Self:
@@ -196,18 +195,34 @@ class FitBars(FitProgress):
         for line in findings:
             self._inspection.say(visible(line))
 
+    def trying(self, title: str, done: int, total: int) -> None:
+        self._selection = self._selection or FileBars()
+        self._show(self._selection)
+        if title != self._trial:
+            self._trial = title
+            self._selection.say(visible(f"trying {title} ({done} of {total} trials done)"))
+        self._selection.advance("trials", done, total)
+
     def ready(self, method: Method, items: list[Item]) -> None:
+        self._selection = None
         self._show(self._training)
         self._training.ready(method, items)
 
     def start(self, epochs: int, steps: int, finished_epochs: int) -> None:
-        self._training.start(epochs, steps, finished_epochs)
+        if self._selection is None:
+            self._training.start(epochs, steps, finished_epochs)
+        else:
+            self._steps = epochs * steps
 
     def step(self, report: StepReport) -> None:
-        self._training.step(report)
+        if self._selection is None:
+            self._training.step(report)
+        else:
+            self._selection.advance(self._trial, report.step, self._steps)
 
     def epoch(self, report: EpochReport) -> None:
-        self._training.epoch(report)
+        if self._selection is None:
+            self._training.epoch(report)
 
     def evaluating(self, method: str, done: int, total: int) -> None:
         self._show(self._evaluation)

@@ -14,7 +14,7 @@ from maple.descriptions import DEFAULT_METHOD
 from maple.errors import ConfigError, visible
 
 if TYPE_CHECKING:
-    from maple.fitting import FitResult
+    from maple.fitting import FitResult, Selection
     from maple.report.comparison import MeasuredAccuracy, PairedAccuracy
 
 _MOST_CHANGES = 5
@@ -106,7 +106,22 @@ def fit_command(
         bool, Option("--keep-near-copies", help="Keep test images that look like training images.")
     ] = False,
     class_names: options.ClassNamesFile = None,
-    method: options.MethodName = DEFAULT_METHOD,
+    method: Annotated[
+        str,
+        Option(help="`auto` tries several methods and keeps the best; or one of `maple methods`."),
+    ] = "auto",
+    methods: Annotated[
+        str | None, Option(help='The methods that `auto` tries, in place of its own: "zero_shot,coop,maple".')
+    ] = None,
+    goal: Annotated[
+        str | None,
+        Option(help="`trained`: choose the best on the trained class names; `new`: on names not trained, too."),
+    ] = None,
+    minutes: Annotated[
+        float | None, Option(help="The time that `auto` may take, as estimated before. Default: 10.")
+    ] = None,
+    preset: Annotated[str | None, Option(help="A preset, or a TOML file: fit with its method.")] = None,
+    epochs: Annotated[int | None, Option(help="Passes over the training images, in place of the preset's.")] = None,
     shots: options.Shots = "16",
     seed: options.Seed = 1,
     backbone: options.Backbone = None,
@@ -116,9 +131,13 @@ def fit_command(
     output: options.RunOutput = None,
     data_root: options.DataRoot = None,
     device: options.Device = None,
+    tracker: options.Tracker = None,
+    print_config: Annotated[bool, Option("--print-config", help="Print the settings, and stop.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Adapt CLIP to your own images: inspect them, train on a few, compare with zero-shot CLIP on others.
+
+    Several methods are tried by cross-validation on the training images, and the best one is trained.
 
     Repeat the same command to resume an interrupted fit, or to see the result again.
     """
@@ -127,18 +146,53 @@ def fit_command(
     from maple.cli.progress import FileBars, FitBars
     from maple.cli.report import thumbnail_loader
     from maple.config import merge_layers, options_layer, setting_layer
-    from maple.fitting import fit, fit_folder, fit_settings, inspect_source
+    from maple.fitting import (
+        AUTO,
+        CANDIDATES,
+        SelectionSettings,
+        fit,
+        fit_candidates,
+        fit_folder,
+        fit_settings,
+        inspect_source,
+    )
     from maple.fitting.workflow import require_readable_names
+    from maple.runs import complete
+    from maple.runs.tracking import require_tracker
 
     layer = merge_layers(
         options_layer(
             backbone={"name": backbone, "pretrained": pretrained, "precision": precision},
             data={"root": data_root, "class_names": names},
+            train={"epochs": epochs},
             seed=seed,
         ),
         setting_layer("data.shots", options.parse_shots(shots or "all")),
     )
-    settings = fit_settings(source, method or DEFAULT_METHOD, layer=layer, overrides=overrides or [])
+    if tracker is not None:
+        require_tracker(tracker)
+    selection = None
+    if method == AUTO and any(override.startswith("method.") for override in overrides or ()):
+        method = DEFAULT_METHOD
+        options.echo(f"settings of a method are given: fitting {method} alone (--method names another)", err=True)
+    if preset is None and method == AUTO:
+        recipes = options.comma_list(methods) or CANDIDATES
+        candidates = fit_candidates(source, recipes, layer=layer, overrides=overrides or [])
+        given: dict[str, Any] = {"goal": goal, "minutes": minutes}
+        selection = SelectionSettings(**{key: value for key, value in given.items() if value is not None})
+        settings = next(iter(candidates.values()))
+    else:
+        only_auto = {"--methods": methods, "--goal": goal, "--minutes": minutes}
+        if unused := [name for name, value in only_auto.items() if value is not None]:
+            raise ConfigError(f"{', '.join(unused)}: only for --method auto, which chooses among several methods")
+        if preset is not None and method != AUTO:
+            raise ConfigError(f"--preset {preset} has a method; leave out --method {method}")
+        settings = fit_settings(source, method, preset=preset, layer=layer, overrides=overrides or [])
+        candidates = {"": settings}
+    if print_config:
+        shown = {recipe: complete(candidate).model_dump(mode="json") for recipe, candidate in candidates.items()}
+        typer.echo(json.dumps(shown if selection else shown[""], indent=1))
+        return
     if check:
         with FileBars() as bars:
             inspection = inspect_source(
@@ -152,13 +206,16 @@ def fit_command(
         typer.echo(json.dumps(inspection.as_json(), indent=1) if as_json else options.visible_lines(inspection.lines()))
         require_readable_names(settings, inspection.dataset.class_names)
         return
-    folder = options.run_folder(output, fit_folder(settings))
+    fitted = candidates if selection else settings
+    folder = options.run_folder(output, fit_folder(fitted, selection))
     with FitBars(settings, folder) as progress:
         result = fit(
-            settings,
+            fitted,
             folder,
+            selection=selection,
             keep_near_copies=keep_near_copies,
             device=device,
+            tracker=tracker,
             progress=progress,
             load_thumbnail=thumbnail_loader(data_root),
         )
@@ -175,6 +232,9 @@ def _print_result(result: "FitResult") -> None:
     if result.was_finished:
         options.echo(f"already finished: {result.folder}")
         typer.echo(options.visible_lines(result.findings))
+    if result.selection is not None:
+        options.echo()
+        _print_selection(result.selection)
     options.echo()
     if result.accuracy is None:
         options.echo(
@@ -189,6 +249,21 @@ def _print_result(result: "FitResult") -> None:
         options.echo(f"page: {result.page}")
 
 
+def _print_selection(selection: "Selection") -> None:
+    options.echo(f"methods tried. {selection.conditions}")
+    width = max(len(candidate.title) for candidate in selection.tried)
+    for candidate in selection.tried:
+        low, high = (100 * bound for bound in candidate.interval)
+        trained = f"{100 * candidate.accuracy:5.1f}  ({low:.1f} to {high:.1f})"
+        new = f"  new names {100 * candidate.new_accuracy:5.1f}" if candidate.new else ""
+        remark = f"  {candidate.remark}" if candidate.remark else ""
+        options.echo(f"  {candidate.title:<{width}}  {trained}{new}  {candidate.seconds:5.0f} s{remark}")
+    for candidate in selection.candidates:
+        if candidate.skipped:
+            options.echo(f"  not tried: {candidate.title} ({candidate.skipped})")
+    options.echo(selection.reason)
+
+
 def _print_accuracies(*accuracies: "MeasuredAccuracy") -> None:
     width = max(len(accuracy.title) for accuracy in accuracies)
     options.echo(f"accuracy on {accuracies[0].images:,} held-out images, in per cent (95 % interval)")
@@ -199,12 +274,7 @@ def _print_accuracies(*accuracies: "MeasuredAccuracy") -> None:
 
 def _print_comparison(comparison: "PairedAccuracy") -> None:
     _print_accuracies(comparison.zero_shot, comparison.method)
-    significance = "p < 0.001" if comparison.p < 0.001 else f"p = {comparison.p:.3f}"
-    verdict = "unlikely to be chance" if comparison.p < 0.05 else "may be chance"
-    options.echo(
-        f"images: {comparison.fixed:,} correct that zero-shot CLIP gets wrong, {comparison.regressed:,} wrong that "
-        f"it gets right (sign test: {significance}, {verdict})"
-    )
+    options.echo(f"images: {comparison.verdict}")
     better = [change for change in comparison.changes if change.difference > 0]
     worse = [change for change in reversed(comparison.changes) if change.difference < 0]
     for word, changes in (("better", better), ("worse", worse)):
@@ -239,4 +309,5 @@ def _as_json(result: "FitResult") -> dict[str, Any]:
             "changes": [{"class": change.class_name, "difference": change.difference} for change in comparison.changes],
         },
         "page": None if result.page is None else str(result.page),
+        "selection": None if result.selection is None else result.selection.as_json(),
     }

@@ -1,7 +1,8 @@
 """The files of a fit: how far an earlier call came, and the result of a finished one."""
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,17 @@ from maple.data.records import items_hash
 from maple.data.saved_split import SAVED_SPLIT, read_saved_split
 from maple.errors import CheckpointError, DataError, output_error
 from maple.methods import ZERO_SHOT, describe_methods
-from maple.report import ThumbnailLoader, collect, write_report
+from maple.report import Chapter, Opening, Table, ThumbnailLoader, collect, write_report
 from maple.report.comparison import MeasuredAccuracy, PairedAccuracy, held_out, paired_accuracy
+from maple.report.tables import Cell, Section
 from maple.runs import finished_prompts, read_rows
-from maple.runs.folder import differences
+from maple.runs.folder import differences, read_settings
+from maple.runs.selection import Selection, read_selection
+from maple.runs.selection_plan import SelectionSettings
 from maple.runs.spec import absolute_backbone, relevant
 
 INSPECTION = "data.json"
+SELECTION = "selection.json"
 PAGE = "report.html"
 FORMAT = 1
 
@@ -35,6 +40,7 @@ class FitResult:
         comparison: with zero-shot CLIP; None without held-out images, or if that is the method itself.
         page: the report page; None without held-out images.
         was_finished: an earlier call had finished, so nothing was computed.
+        selection: how the method was chosen; None if it was given.
 
     Example:
         >>> result = read_fit(Path("runs/flowers"))
@@ -47,6 +53,7 @@ class FitResult:
     comparison: PairedAccuracy | None = None
     page: Path | None = None
     was_finished: bool = False
+    selection: Selection | None = None
 
 
 def read_fit(folder: Path, load_thumbnail: ThumbnailLoader | None = None) -> FitResult:
@@ -66,34 +73,120 @@ def build_result(
     folder: Path, findings: Sequence[str], load_thumbnail: ThumbnailLoader | None, *, was_finished: bool = False
 ) -> FitResult:
     """Build the result from the files of a trained run; write the page, unless it was finished and has one."""
+    selection = read_selection(folder / SELECTION) if (folder / SELECTION).exists() else None
     try:
         trained, zero_shot = held_out(collect(folder, describe_methods()))
     except DataError:  # no evaluations
         trained = zero_shot = None
     evaluation = trained or zero_shot
     if evaluation is None:
-        return FitResult(folder, tuple(findings), was_finished=was_finished)
-    if not (was_finished and (folder / PAGE).is_file()):
-        write_report(folder, ["html"], methods=describe_methods(), load_thumbnail=load_thumbnail)
+        return FitResult(folder, tuple(findings), was_finished=was_finished, selection=selection)
     try:
         comparison = paired_accuracy(trained, zero_shot) if trained and zero_shot else None
     except ValueError as error:
         raise CheckpointError(f"{folder}: its predictions cannot be compared: {error}") from error
     accuracy = MeasuredAccuracy.of(evaluation)
-    return FitResult(folder, tuple(findings), accuracy, comparison, folder / PAGE, was_finished)
+    if not (was_finished and (folder / PAGE).is_file()):
+        opening = _opening(accuracy, comparison, _shots(folder), selection)
+        write_report(folder, ["html"], methods=describe_methods(), load_thumbnail=load_thumbnail, opening=opening)
+    return FitResult(folder, tuple(findings), accuracy, comparison, folder / PAGE, was_finished, selection)
 
 
-def write_inspection(
-    folder: Path, settings: RunSettings, keep_near_copies: bool, inspection: dict[str, Any], lines: Sequence[str]
-) -> None:
-    """Keep the inspection of the images, with the settings that it was made for."""
-    request = {"format": FORMAT, "request": _request(settings, keep_near_copies)}
-    files.write_json(folder / INSPECTION, {**request, **inspection, "lines": lines})
+def _shots(folder: Path) -> str:
+    """How many images of each class the run was trained on, in words."""
+    try:
+        items: list[dict[str, Any]] = files.read_json(folder / "items.json", advice="")["items"]
+        counts = Counter(item["label"] for item in items).values()
+        fewest, most = min(counts), max(counts)
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return ""  # of a run that learned nothing, or a damaged file, which is not needed otherwise
+    return f"{len(items):,} training images, {fewest if fewest == most else f'{fewest} to {most}'} of each class"
 
 
-def _request(settings: RunSettings, keep_near_copies: bool) -> dict[str, Any]:
+def _opening(
+    accuracy: MeasuredAccuracy, comparison: PairedAccuracy | None, shots: str, selection: Selection | None
+) -> Opening:
+    """The headline and the first chapters of the page: what the terminal shows."""
+
+    def percent(value: float) -> str:
+        return f"{100 * value:.1f}"
+
+    def with_interval(measured: MeasuredAccuracy) -> str:
+        return "{} % ({} to {})".format(*map(percent, (measured.fraction, *measured.interval)))
+
+    measures = [comparison.zero_shot, comparison.method] if comparison else [accuracy]
+    title = accuracy.title
+    result = (
+        f"{title[:1].upper()}{title[1:]} classifies {with_interval(accuracy)} of {accuracy.images:,} held-out images"
+    )
+    headline = [f"{result} correctly."]
+    if comparison is not None:
+        other = f"Zero-shot CLIP classifies {with_interval(comparison.zero_shot)} correctly"
+        if comparison.is_significant:
+            gain = comparison.method.fraction > comparison.zero_shot.fraction
+            headline.append(f"{other}: the {'gain' if gain else 'loss'} is unlikely to be chance.")
+        else:
+            headline.append(f"{other}: the difference may be chance.")
+    rows = tuple(
+        (
+            measured.title,
+            (Cell(percent(measured.fraction)), Cell("{} to {}".format(*map(percent, measured.interval)))),
+        )
+        for measured in measures
+    )
+    notes = [f"In per cent, with 95 % intervals (Wilson), on {accuracy.images:,} images that were not trained on."]
+    if comparison is not None:
+        notes.append(f"{comparison.method.title}: {comparison.verdict}.")
+    if shots:
+        notes.append(f"{shots}.")
+    table = Table("Accuracy on held-out images", (Section("", ("Method", "Accuracy", "Interval"), rows),), tuple(notes))
+    chapters = [Chapter(table.caption, [table], [])]
+    return Opening(tuple(headline), tuple(chapters + ([_leaderboard(selection)] if selection else [])))
+
+
+def _leaderboard(selection: Selection) -> Chapter:
+    """The candidates and the choice, for the page."""
+    is_new = selection.goal == "new"
+    measures = ("Trained", "New", "Harmonic mean") if is_new else ("Accuracy", "95 % interval")
+    rows = []
+    for place, candidate in enumerate(selection.tried):
+        if is_new:
+            measured = [f"{100 * value:.1f}" for value in (candidate.accuracy, candidate.new_accuracy, candidate.score)]
+        else:
+            low, high = (100 * bound for bound in candidate.interval)
+            measured = [f"{100 * candidate.accuracy:.1f}", f"{low:.1f} to {high:.1f}"]
+        best = len(measured) - 1 if is_new else 0
+        cells = [Cell(text, best=place == 0 and column == best) for column, text in enumerate(measured)]
+        rows.append((candidate.title, (*cells, Cell(f"{candidate.seconds:.0f} s"))))
+    remarks = [f"{candidate.title}: {candidate.remark}." for candidate in selection.tried if candidate.remark]
+    skipped = [f"Not tried: {each.title} ({each.skipped})." for each in selection.candidates if each.skipped]
+    how = f"{selection.conditions} Time: as estimated before. The held-out images had no part in the choice."
+    notes = (how, *remarks, *skipped)
+    table = Table("Methods tried", (Section("", ("Method", *measures, "Time"), tuple(rows)),), notes)
+    return Chapter("How the method was chosen", [table], [], selection.reason)
+
+
+def write_inspection(folder: Path, request: dict[str, Any], inspection: dict[str, Any], lines: Sequence[str]) -> None:
+    """Keep the inspection of the images, with the request that it was made for."""
+    files.write_json(folder / INSPECTION, {"format": FORMAT, "request": request, **inspection, "lines": lines})
+
+
+def fit_request(
+    candidates: Mapping[str, RunSettings], selection: SelectionSettings | None, keep_near_copies: bool
+) -> dict[str, Any]:
+    """What identifies a fit: its settings, or those of all candidates; an equal request resumes it."""
+    described = [relevant(settings) for settings in candidates.values()]
+    request = described[0]
+    if selection is not None:
+        differing = ("method", "train")
+        request = {key: value for key, value in request.items() if key not in differing}
+        request["candidates"] = {
+            recipe: {key: settings[key] for key in differing}
+            for recipe, settings in zip(candidates, described, strict=True)
+        }
+        request["selection"] = selection.model_dump(mode="json")
     # Only where it is set, so that fits made before there was such an option are found.
-    return relevant(settings) | ({"keep_near_copies": True} if keep_near_copies else {})
+    return request | ({"keep_near_copies": True} if keep_near_copies else {})
 
 
 def read_inspection(folder: Path) -> dict[str, Any]:
@@ -114,8 +207,8 @@ def read_inspection(folder: Path) -> dict[str, Any]:
     return content
 
 
-def load_previous(settings: RunSettings, folder: Path, keep_near_copies: bool) -> dict[str, Any] | None:
-    """Return the inspection of an earlier call with these settings; None if this is the first call.
+def load_previous(request: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+    """Return the inspection of an earlier call with this request; None if this is the first call.
 
     Raises:
         ConfigError: the earlier call had other settings.
@@ -125,7 +218,7 @@ def load_previous(settings: RunSettings, folder: Path, keep_near_copies: bool) -
     previous = read_inspection(folder)
     if isinstance(backbone := previous["request"].get("backbone"), dict):
         previous["request"]["backbone"] = absolute_backbone(backbone)
-    request = json.loads(json.dumps(_request(settings, keep_near_copies)))
+    request = json.loads(json.dumps(request))
     if previous["request"] != request:
         changes = differences(previous["request"], request)
         problem = f"{folder} belongs to a `maple fit` with other settings ({changes})"
@@ -145,7 +238,7 @@ def is_evaluated(run: Path, test: Sequence[Item]) -> bool:
     )
 
 
-def is_finished(settings: RunSettings, folder: Path) -> bool:
+def is_finished(folder: Path) -> bool:
     """Whether the run is trained, and it and zero-shot CLIP are evaluated on the held-out images, if there are any.
 
     Raises:
@@ -159,5 +252,5 @@ def is_finished(settings: RunSettings, folder: Path) -> bool:
     except CheckpointError as error:
         raise CheckpointError(f"{error}; remove the file and repeat the command to train again") from error
     test = read_saved_split(folder / SAVED_SPLIT, look=False).test
-    runs = [folder] if settings.method["name"] == ZERO_SHOT else [folder, folder / ZERO_SHOT]
+    runs = [folder] if read_settings(folder).method["name"] == ZERO_SHOT else [folder, folder / ZERO_SHOT]
     return not test or all(is_evaluated(run, test) for run in runs)

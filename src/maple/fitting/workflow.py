@@ -7,42 +7,65 @@ data.json     the findings of the inspection, and how they were handled
 images.json   the images that are used, and their split
 zero_shot/    the run of zero-shot CLIP
 report.html   the page
+
+and, where the method is chosen, selection.json: the plan and the scores of the methods tried
 """
 
+import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from maple.checkpoint import load_prompts
 from maple.clip import Backbone
 from maple.clip.load import sentence_limit
-from maple.config import RunSettings, read_preset, resolve
-from maple.data import Inspection, Item, hold_out, inspect_dataset, open_source, template_of
+from maple.config import RunSettings, merge_layers, override_layer, read_preset, resolve
+from maple.data import Dataset, Inspection, Item, inspect_dataset, open_source, template_of
 from maple.data.checks.open_source import check_source
 from maple.data.folders.class_folders import split_domain
 from maple.data.records import SPLIT_NAMES
-from maple.data.saved_split import SAVED_SPLIT, read_saved_split, saved_split_hash, write_saved_split
+from maple.data.saved_split import (
+    SAVED_SPLIT,
+    read_saved_images,
+    read_saved_split,
+    saved_split_hash,
+    write_saved_split,
+)
 from maple.descriptions import DEFAULT_METHOD
 from maple.distributed import this_process
-from maple.errors import BackboneDownloadError, ClassNamesError, output_error, shortened
-from maple.fitting.stored_fit import FitResult, build_result, is_evaluated, is_finished, load_previous, write_inspection
-from maple.methods import ZERO_SHOT, Method, method_settings
+from maple.errors import BackboneDownloadError, ClassNamesError, ConfigError, output_error, shortened
+from maple.fitting.stored_fit import (
+    SELECTION,
+    FitResult,
+    build_result,
+    fit_request,
+    is_evaluated,
+    is_finished,
+    load_previous,
+    write_inspection,
+)
+from maple.methods import ZERO_SHOT, Method
 from maple.names import clean_class_names
 from maple.report import ThumbnailLoader
-from maple.runs import TrainProgress, complete, content_name, evaluate_run, finished_prompts, train_run
-from maple.runs.folder import lock_folder, refuse_other_run
+from maple.runs import Tracked, TrainProgress, complete, content_name, evaluate_run, finished_prompts, train_run
+from maple.runs.folder import lock_folder, read_settings, refuse_other_run
+from maple.runs.selection import CANDIDATES, select
+from maple.runs.selection_plan import SelectionSettings, with_validation
 from maple.runs.spec import open_backbone, warn_if_images_changed
 from maple.runs.training import fresh_method
 from maple.sweeps.plan import recipe_of
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_FRACTION = 0.25
-"""Of the training images of each class, for methods that select a hyperparameter on validation images."""
+AUTO = "auto"
+"""The name that stands for the choice of a method."""
+_TRIALS = ".selection"  # the runs of a selection, in the folder of the fit until the choice is made
 
 _LONGEST_NAME = 150
 
@@ -65,6 +88,9 @@ class FitProgress(TrainProgress):
     def inspected(self, findings: Sequence[str]) -> None:
         """All images have been inspected, with these findings."""
 
+    def trying(self, title: str, done: int, total: int) -> None:
+        """A method is about to be trained and scored; `done` of `total` trials have been finished."""
+
     def ready(self, method: Method, items: list[Item]) -> None:
         """The method is about to be trained on these images."""
 
@@ -73,13 +99,19 @@ class FitProgress(TrainProgress):
 
 
 def fit_settings(
-    source: str, method: str = DEFAULT_METHOD, *, layer: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+    source: str,
+    method: str = DEFAULT_METHOD,
+    *,
+    preset: str | None = None,
+    layer: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
 ) -> RunSettings:
     """Return the settings of a fit: the few-shot preset of the method, with all classes of `source`.
 
     Args:
         source: a folder of class-named folders, FOLDER:DOMAIN, a .csv or .jsonl file, or the name of a data set.
         method: one of `maple methods`, or the first part of a preset name.
+        preset: another preset, or a TOML file, in place of the method's.
         layer: settings by section that override the preset.
         overrides: `section.key=value` settings that override all others.
 
@@ -95,18 +127,49 @@ def fit_settings(
     if template_of(source) is None and source.strip() and "\0" not in source and not os.path.exists(path):
         source = os.path.realpath(path)
     data = {"data": {"dataset": source}}
-    settings = resolve([read_preset(recipe_of(method, "few-shot")), dict(layer or {}), data], overrides)
+    recipe = preset or recipe_of(method, "few-shot")
+    settings = resolve([read_preset(recipe), dict(layer or {}), data], overrides)
     return complete(settings).changed(backbone=settings.backbone)  # as it is written, for the name of the folder
 
 
-def fit_folder(settings: RunSettings) -> Path:
-    """Return the default folder of a fit; equal settings have the same folder.
+def fit_candidates(
+    source: str,
+    recipes: Sequence[str] = CANDIDATES,
+    *,
+    layer: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, RunSettings]:
+    """Return the settings of each recipe, among which `fit` then chooses; arguments as for `fit_settings`.
+
+    Raises:
+        ConfigError: also for settings of a method, which the others do not have, and for no or repeated recipes.
+
+    Example:
+        >>> fit(fit_candidates("flowers", ["zero_shot", "maple"]), Path("runs/flowers"))
+    """
+    if not recipes or len(set(recipes)) < len(recipes):
+        raise ConfigError(f"the methods to compare are {', '.join(recipes) or 'none'}; name each once")
+    given = merge_layers(dict(layer or {}), override_layer(overrides))
+    if "method" in given:
+        raise ConfigError("settings of a method need one method: name it with --method")
+    return {recipe: fit_settings(source, recipe, layer=layer, overrides=overrides) for recipe in recipes}
+
+
+def fit_folder(settings: RunSettings | Mapping[str, RunSettings], selection: SelectionSettings | None = None) -> Path:
+    """Return the default folder of a fit; equal settings, or candidates and selections, have the same folder.
 
     Example:
         >>> result = fit(settings, fit_folder(settings))
     """
-    name = content_name(settings).encode()[-_LONGEST_NAME:].decode(errors="ignore")
-    return Path("runs") / f"fit_{name}"
+    if isinstance(settings, RunSettings):
+        name = content_name(settings)
+    else:
+        request = fit_request(settings, selection or SelectionSettings(), keep_near_copies=False)
+        first = next(iter(settings.values()))
+        digest = sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:10]
+        parts = content_name(first).rsplit(f"_{first.method['name']}_", 1)
+        name = f"{parts[0]}_{AUTO}_{parts[1].rsplit('_', 1)[0]}_{digest}"
+    return Path("runs") / f"fit_{name.encode()[-_LONGEST_NAME:].decode(errors='ignore')}"
 
 
 def inspect_source(
@@ -171,78 +234,107 @@ def require_readable_names(settings: RunSettings, class_names: Sequence[str]) ->
 
 
 def fit(
-    settings: RunSettings,
+    settings: RunSettings | Mapping[str, RunSettings],
     folder: Path,
     *,
+    selection: SelectionSettings | None = None,
     keep_near_copies: bool = False,
     device: str | None = None,
+    tracker: str | None = None,
     progress: FitProgress | None = None,
     load_thumbnail: ThumbnailLoader | None = None,
 ) -> FitResult:
     """Inspect the images, train on some, and compare with zero-shot CLIP on others; or resume an interrupted fit.
 
     A finished fit is not repeated; an interrupted one is resumed with the images of its first inspection.
-    `keep_near_copies` is that of `maple.data.inspect_dataset`.
+
+    Args:
+        settings: of the run; or of several by recipe (`fit_candidates`), of which the best is chosen by
+            cross-validation on the training images.
+        selection: how the best one is chosen.
+        keep_near_copies: as in `maple.data.inspect_dataset`.
+        tracker: also log the training, and the evaluation, to an experiment tracker.
 
     Raises:
         ConfigError: the folder belongs to something else.
         MapleError: an error in the settings, the images or the backbone.
 
     Example:
-        >>> result = fit(fit_settings("flowers"), Path("runs/flowers"))
-        >>> print(result.comparison)
+        >>> result = fit(fit_candidates("flowers"), Path("runs/flowers"))
+        >>> print(result.selection.reason, result.comparison)
     """
-    settings, progress = complete(settings), progress or FitProgress()
-    previous = load_previous(settings, folder, keep_near_copies)
-    if previous is not None and is_finished(settings, folder):
-        warn_if_images_changed(settings, folder)
-        return build_result(folder, previous["lines"], load_thumbnail, was_finished=True)
-    if previous is not None:
-        backbone, findings = _backbone(settings, device), previous["lines"]
+    progress = progress or FitProgress()
+    if isinstance(settings, RunSettings):
+        candidates, selection = {"": complete(settings)}, None
     else:
-        refuse_other_run(settings, folder)
+        candidates = {recipe: complete(candidate) for recipe, candidate in settings.items()}
+        selection = selection or SelectionSettings()
+    first, *_ = candidates.values()
+    request = fit_request(candidates, selection, keep_near_copies)
+    previous = load_previous(request, folder)
+    if previous is not None and is_finished(folder):
+        warn_if_images_changed(first, folder)
+        return build_result(folder, previous["lines"], load_thumbnail, was_finished=True)
+    if selection is not None and this_process(device).count > 1:
+        raise ConfigError("a method is chosen by one process; name one with --method, or start one process")
+    if previous is not None:
+        backbone, findings = _backbone(first, device), previous["lines"]
+    else:
+        for candidate in candidates.values():
+            refuse_other_run(candidate, folder)
         if any((folder / name).exists() for name in ("prompts.safetensors", "resume.safetensors")):
             raise output_error(f"{folder} holds a run that `maple fit` did not make")
-        check_source(settings.data.dataset)
-        backbone, findings = _inspect(settings, folder, device, progress, keep_near_copies)
-    split = read_saved_split(folder / SAVED_SPLIT, look=False)
-    settings = settings.changed(data=settings.data.changed(listing=saved_split_hash(split)))
+        check_source(first.data.dataset)
+        backbone, findings = _inspect(candidates, folder, device, progress, request)
     progress.inspected(findings)
-    train_run(settings, folder, device=device, progress=progress, on_ready=progress.ready, backbone=backbone)
-    runs = {folder: settings}
-    if split.test and settings.method["name"] != ZERO_SHOT:
-        shared = settings.model_dump(include={"backbone", "data", "seed", "evaluate"})
-        zero_shot = complete(resolve([read_preset(f"{ZERO_SHOT}_base-to-novel"), shared]))
-        write_saved_split(folder / ZERO_SHOT / SAVED_SPLIT, split, settings.data.dataset)
-        train_run(zero_shot, folder / ZERO_SHOT, device=device, backbone=backbone)
-        runs[folder / ZERO_SHOT] = zero_shot
-    for run, run_settings in runs.items():
-        if split.test and not is_evaluated(run, split.test):
-            method, name = load_prompts(finished_prompts(run), backbone), run_settings.method["name"]
+    run = first if selection is None else _select(candidates, folder, backbone, selection, device, progress)
+    split = read_saved_split(folder / SAVED_SPLIT, look=False)
+    run = run.changed(data=run.data.changed(listing=saved_split_hash(split)))
+    with ExitStack() as stack:
+        tracked = stack.enter_context(Tracked(tracker, folder, run, progress)) if tracker else None
+        train_run(run, folder, device=device, progress=tracked or progress, on_ready=progress.ready, backbone=backbone)
+        runs = {folder: run}
+        if split.test and run.method["name"] != ZERO_SHOT:
+            shared = run.model_dump(include={"backbone", "data", "seed", "evaluate"})
+            zero_shot = complete(resolve([read_preset(f"{ZERO_SHOT}_base-to-novel"), shared]))
+            write_saved_split(folder / ZERO_SHOT / SAVED_SPLIT, split, run.data.dataset)
+            train_run(zero_shot, folder / ZERO_SHOT, device=device, backbone=backbone)
+            runs[folder / ZERO_SHOT] = zero_shot
+        for place, run_settings in runs.items():
+            if split.test and not is_evaluated(place, split.test):
+                method, name = load_prompts(finished_prompts(place), backbone), run_settings.method["name"]
 
-            def on_images(done: int, total: int, name: str = name) -> None:
-                progress.evaluating(name, done, total)
+                def on_images(done: int, total: int, name: str = name) -> None:
+                    progress.evaluating(name, done, total)
 
-            evaluate_run(run, device=device, method=method, on_images=on_images)
+                _, row = evaluate_run(place, device=device, method=method, on_images=on_images)
+                if tracked and place == folder:
+                    tracked.row(row)
     return build_result(folder, findings, load_thumbnail)
 
 
 def _inspect(
-    settings: RunSettings, folder: Path, device: str | None, progress: FitProgress, keep_near_copies: bool
+    candidates: Mapping[str, RunSettings],
+    folder: Path,
+    device: str | None,
+    progress: FitProgress,
+    request: dict[str, Any],
 ) -> tuple[Backbone, list[str]]:
     """Inspect the images and keep the findings; the backbone is loaded first, so that errors do not cost an inspection.
 
-    A method that selects hyperparameters gets validation images, if the images have none.
+    A method that is given gets validation images here, if it selects hyperparameters and the images have none.
     """
-    data = settings.data
+    settings, *others = candidates.values()
+    data, keep_near_copies = settings.data, "keep_near_copies" in request
     root = None if data.root is None else Path(data.root).expanduser()
     opened, remarks = open_source(data.dataset, root, class_names=data.class_names, seed=settings.seed)
     backbone = _backbone(settings, device)
-    fresh_method(settings, backbone, opened.class_names)
+    if not others:
+        fresh_method(settings, backbone, opened.class_names)
     # Of the processes of a launcher, the first holds the lock; all of them write the same.
     with lock_folder(folder) if this_process(device).is_main else nullcontext():
         # By the process that held the lock until now.
-        if (previous := load_previous(settings, folder, keep_near_copies)) is not None:
+        if (previous := load_previous(request, folder)) is not None:
             return backbone, previous["lines"]
         inspection = inspect_dataset(
             opened,
@@ -251,18 +343,47 @@ def _inspect(
             keep_near_copies=keep_near_copies,
             on_images=progress.inspecting,
         )
-        dataset = inspection.dataset
-        if not dataset.val and method_settings(settings.method)[1].needs_validation:
-            train, val = hold_out(dataset.train, VALIDATION_FRACTION, settings.seed)
-            inspection = replace(inspection, dataset=replace(dataset, train=tuple(train), val=tuple(val)))
+        if not others:
+            inspection = replace(inspection, dataset=with_validation(inspection.dataset, settings))
         findings = inspection.lines()
         listed, used = (
             {item.path for split in SPLIT_NAMES for item in getattr(each, split)}
             for each in (opened, inspection.dataset)
         )
         write_saved_split(folder / SAVED_SPLIT, inspection.dataset, data.dataset, listed - used)
-        write_inspection(folder, settings, keep_near_copies, inspection.as_json(), findings)
+        write_inspection(folder, request, inspection.as_json(), findings)
         return backbone, findings
+
+
+def _select(
+    candidates: Mapping[str, RunSettings],
+    folder: Path,
+    backbone: Backbone,
+    selection: SelectionSettings,
+    device: str | None,
+    progress: FitProgress,
+) -> RunSettings:
+    """The settings of the best candidate; its validation images, if it needs some, then belong to the saved split."""
+    data = next(iter(candidates.values())).data
+    if (folder / "config.json").exists():
+        return read_settings(folder).changed(data=data)  # chosen by an earlier call
+
+    def train(name: str, settings: RunSettings, part: Dataset) -> Method:
+        place = folder / _TRIALS / name
+        if not (place / SAVED_SPLIT).exists():
+            write_saved_split(place / SAVED_SPLIT, part, data.dataset)
+        listed = settings.changed(data=settings.data.changed(listing=saved_split_hash(part)))
+        train_run(listed, place, device=device, backbone=backbone, progress=progress)
+        return load_prompts(finished_prompts(place), backbone)
+
+    with lock_folder(folder):
+        dataset, path = read_saved_split(folder / SAVED_SPLIT), folder / SELECTION
+        settings, _ = select(candidates, dataset, backbone, train, selection, path=path, on_trial=progress.trying)
+        saved = read_saved_images(folder / SAVED_SPLIT)
+        left_out = [image for image, split in saved.splits.items() if split == "left out"]
+        write_saved_split(folder / SAVED_SPLIT, with_validation(dataset, settings), data.dataset, left_out)
+        shutil.rmtree(folder / _TRIALS, ignore_errors=True)
+        return settings
 
 
 def _backbone(settings: RunSettings, device: str | None) -> Backbone:

@@ -146,7 +146,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         data = TrainingData(settings, items, store, val)
         data.fit_features(method)
-        trainer = Trainer(method, settings.train, Processes(0, 1, device))
+        trainer = Trainer(method, data.train, Processes(0, 1, device))
         while not trainer.finished:
             trainer.run_epoch(data.batches(trainer))
         data.select_hyperparameters(method)

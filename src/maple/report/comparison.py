@@ -168,6 +168,21 @@ class PairedAccuracy:
     p: float
     changes: tuple[ClassChange, ...]
 
+    @property
+    def is_significant(self) -> bool:
+        """Whether so great a difference is unlikely to be chance, p < 0.05."""
+        return self.p < 0.05
+
+    @property
+    def verdict(self) -> str:
+        """The images on which the two differ, and the result of the test, in words."""
+        significance = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
+        chance = "unlikely to be chance" if self.is_significant else "may be chance"
+        return (
+            f"{self.fixed:,} correct that zero-shot CLIP gets wrong, {self.regressed:,} wrong that it gets right "
+            f"(sign test: {significance}, {chance})"
+        )
+
 
 def held_out(collection: Collection) -> tuple[EvaluationRecord | None, EvaluationRecord | None]:
     """A method's and zero-shot CLIP's evaluation on the test images of the run's own data set and class names."""

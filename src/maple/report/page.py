@@ -32,11 +32,20 @@ class CaptionedFigure(NamedTuple):
 
 @dataclass(frozen=True)
 class Chapter:
-    """One group: its tables and figures."""
+    """A title, a sentence or two, tables and figures: of a group of evaluations, or of what a caller has to add."""
 
     title: str
     tables: list[Table]
     figures: list[CaptionedFigure]
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a page begins: the sentences of its headline, the result first, and its first chapters."""
+
+    headline: tuple[str, ...]
+    chapters: tuple[Chapter, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,14 +63,18 @@ class CloserLook:
 
 
 def make_page(
-    collection: Collection, groups: list[Group], curves: list[ShotCurves], load_thumbnail: ThumbnailLoader | None = None
+    collection: Collection,
+    groups: list[Group],
+    curves: list[ShotCurves],
+    load_thumbnail: ThumbnailLoader | None = None,
+    opening: Opening | None = None,
 ) -> str:
     """The page's HTML."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     problems = list(collection.problems)
-    chapters, waiting = list[Chapter](), dict(enumerate(curves))
+    chapters, waiting = list(opening.chapters if opening else ()), dict(enumerate(curves))
     for number, group in enumerate(groups):
         # Curves over shots come before the first of their groups.
         for index, shot_curves in list(waiting.items()):
@@ -92,9 +105,11 @@ def make_page(
         lstrip_blocks=True,
     )
     environment.filters["svg"] = Markup  # made by matplotlib, which escapes every name in it
+    # Names of classes and files have no spaces, at which a narrow screen could break them.
+    environment.filters["breakable"] = lambda text: Markup("_<wbr>").join(str(text).split("_"))
     environment.filters["percent"] = lambda fraction: f"{100 * fraction:.0f}\N{NO-BREAK SPACE}%"
     return environment.get_template("page.html.j2").render(
-        headline=headline_sentences(groups, collection.costs),
+        headline=opening.headline if opening else headline_sentences(groups, collection.costs),
         counts=" · ".join(f"{number} {word}{'s' if number != 1 else ''}" for word, number in numbers.items()),
         chapters=chapters,
         closer_looks=closer_looks,

@@ -12,7 +12,7 @@ from maple.errors import ConfigError, one_of
 from maple.report.collect import collect
 from maple.report.groups import group_evaluations
 from maple.report.headline import headline_sentences
-from maple.report.page import ThumbnailLoader, make_page
+from maple.report.page import Opening, ThumbnailLoader, make_page
 from maple.report.records import Collection, CostRow, command_of
 from maple.report.series import find_shot_curves
 from maple.report.tables import Cell, Table, cost_tables, group_tables, shots_tables
@@ -72,14 +72,14 @@ class Report:
         """The result in plain words."""
         return " ".join(headline_sentences(self.groups, self.collection.costs))
 
-    def text(self, kind: str, load_thumbnail: ThumbnailLoader | None = None) -> str:
-        """The content of one file.
+    def text(self, kind: str, load_thumbnail: ThumbnailLoader | None = None, opening: Opening | None = None) -> str:
+        """The content of one file; `opening` is that of a page.
 
         Raises:
             ConfigError: an unknown format.
         """
         if kind == "html":
-            return make_page(self.collection, self.groups, self.curves, load_thumbnail)
+            return make_page(self.collection, self.groups, self.curves, load_thumbnail, opening)
         if kind == "markdown":
             return _markdown(self)
         if kind == "latex":
@@ -97,6 +97,7 @@ def write_report(
     *,
     methods: Mapping[str, MethodDescription],
     load_thumbnail: ThumbnailLoader | None = None,
+    opening: Opening | None = None,
 ) -> tuple[Report, list[Path]]:
     """Report on the runs below `folder`; nothing is written unless every format can be made.
 
@@ -105,6 +106,7 @@ def write_report(
         output: a folder for report.html, report.md, ...; or, for one format, a file. Default: `folder`.
         methods: from `maple.methods.describe_methods()`.
         load_thumbnail: gives the images of the page; without it their names are shown.
+        opening: how the page begins, in place of a summary of all evaluations.
 
     Raises:
         DataError: there is nothing to report.
@@ -127,7 +129,8 @@ def write_report(
         raise ConfigError(f"{target} is a file; name a folder, or a file that ends in {', '.join(FORMATS.values())}")
     report = Report(folder, methods)
     texts = {
-        target if is_file else target / f"report{FORMATS[kind]}": report.text(kind, load_thumbnail) for kind in formats
+        target if is_file else target / f"report{FORMATS[kind]}": report.text(kind, load_thumbnail, opening)
+        for kind in formats
     }
     if "csv" in formats and report.collection.costs:
         path = target if is_file else target / "report.csv"

@@ -162,6 +162,7 @@ def relevant(settings: RunSettings) -> dict[str, Any]:
     relevant["backbone"] = absolute_backbone(relevant["backbone"])  # earlier versions stored it as it was written
     for section, key, default in (
         ("train", "views", None),
+        ("train", "steps", None),
         ("data", "listing", None),
         ("data", "validation", "few-shot"),
     ):

@@ -185,7 +185,7 @@ def _train(
                 active[number] = run
         for number, run in active.items():
             on_ready(run.method, run.items)
-            progress[number].start(run.settings.train.epochs, run.data.steps, run.trainer.epoch)
+            progress[number].start(run.data.train.epochs, run.data.steps, run.trainer.epoch)
         while active:
             for number, run in list(active.items()):
                 if run.trainer.finished:
@@ -235,7 +235,7 @@ class _TrainingRun:
         """Make a trainer, restore the state that the folder has, and make the folder a run."""
         self.data = TrainingData(self.settings, self.items, store, self._val)
         self.data.fit_features(self.method)
-        self.trainer = Trainer(self.method, self.settings.train, self._processes)
+        self.trainer = Trainer(self.method, self.data.train, self._processes)
         path = self.folder / "resume.safetensors"
         if path.exists():
             self._resume(path)

@@ -27,8 +27,13 @@ class TrainingData:
     Args:
         items, val: the sampled training and validation items; `store` opens their images.
 
+    Attributes:
+        steps: steps in an epoch.
+        train: the settings of the training, with its number of epochs where the run's settings give a number of steps.
+
     Example:
         >>> data = TrainingData(settings, dataset.train, dataset.store())
+        >>> trainer = Trainer(method, data.train)
         >>> trainer.run_epoch(data.batches(trainer))
     """
 
@@ -36,15 +41,12 @@ class TrainingData:
         self, settings: RunSettings, items: Sequence[Item], store: ImageStore, val: Sequence[Item] = ()
     ) -> None:
         self._settings, self._items, self._store, self._val = settings, items, store, val
+        train = settings.train
+        self.steps = steps_per_epoch(len(items), train.batch_size, train.drop_last)
+        self.train = train.with_epochs_for(self.steps)
         self._labels = torch.tensor([item.label for item in items], dtype=torch.int64)
         self._views: Tensor | None = None
         self._cached_features: Features | None = None
-
-    @property
-    def steps(self) -> int:
-        """Steps in an epoch."""
-        train = self._settings.train
-        return steps_per_epoch(len(self._items), train.batch_size, train.drop_last)
 
     def fit_features(self, method: Method) -> None:
         """Let the method fit what it computes from features; before a trainer is made of it.
@@ -66,7 +68,7 @@ class TrainingData:
 
         Raises ImageError while iterating.
         """
-        train, method, processes = self._settings.train, trainer.method, trainer.processes
+        train, method, processes = self.train, trainer.method, trainer.processes
         order: dict[str, Any] = {
             "batch_size": train.batch_size,
             "seed": self._settings.seed,

@@ -1,0 +1,271 @@
+"""Choose a method by cross-validation on training images; a data set's test images are not looked at.
+
+The training images of each class are divided into `FOLDS` parts. Each candidate is trained without one part and scored
+on it, for as many parts as the time allows, the same for all; the best one is then trained on all images. With the goal
+"new", half of the classes is trained on, and the other half scored too: names that were not trained.
+
+The plan is made once, from measured speeds, and kept with the scores in a file, if one is named: a selection that is
+resumed makes the same choice.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maple import files
+from maple.clip import Backbone
+from maple.config import RunSettings
+from maple.data import Dataset, Item, eval_batches
+from maple.data.images.prefetch import reading_threads
+from maple.errors import CheckpointError, TrainingDivergedError
+from maple.evaluation import predict
+from maple.methods import ZERO_SHOT, Method
+from maple.metrics import accuracy_interval, harmonic_mean, sign_test
+from maple.runs.selection_plan import FOLDS, PLAN_FORMAT, Goal, SelectionSettings, make_fold, make_plan, with_changes
+from maple.runs.spec import eval_transform
+
+CANDIDATES = (
+    *("zero_shot", "tip_adapter", "linear_probe", "taskres", "clip_adapter", "tip-adapter-f"),
+    *("coop", "maple", "independent_vl", "vpt"),
+)
+"""The recipes that `fit` tries by default: zero-shot CLIP, methods on frozen features, prompt learning."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method that was tried, or why it was not.
+
+    Attributes:
+        recipe, title: the first part of its preset's name, and the method's title.
+        right, new: for each scored image whether the prediction is correct: of trained names, and of new names.
+        seconds: what training and scoring were estimated to take, for all parts.
+        skipped: why it was not tried; "" if it was.
+        remark: how its recipe was changed to fit the time; "" if it was not.
+    """
+
+    recipe: str
+    title: str
+    right: tuple[bool, ...]
+    new: tuple[bool, ...]
+    seconds: float
+    skipped: str = ""
+    remark: str = ""
+
+    @property
+    def accuracy(self) -> float:
+        """The accuracy on trained names, a fraction."""
+        return float(np.mean(self.right))
+
+    @property
+    def new_accuracy(self) -> float:
+        """The accuracy on names that were not trained, a fraction; NaN where they were not scored."""
+        return float(np.mean(self.new)) if self.new else float("nan")
+
+    @property
+    def score(self) -> float:
+        """What decides: the accuracy on trained names, or its harmonic mean with that on new names."""
+        return harmonic_mean(self.accuracy, self.new_accuracy) if self.new else self.accuracy
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy on trained names."""
+        return accuracy_interval(sum(self.right), len(self.right))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The candidates of a selection, the best first, then those that were not tried; and the choice.
+
+    Example:
+        >>> selection = read_selection(Path("runs/flowers"))
+        >>> print(selection.reason)
+    """
+
+    goal: Goal
+    minutes: float
+    folds: int
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def tried(self) -> tuple[Candidate, ...]:
+        """Those that were scored."""
+        return tuple(candidate for candidate in self.candidates if not candidate.skipped)
+
+    @property
+    def chosen(self) -> Candidate:
+        """The best one."""
+        return self.candidates[0]
+
+    @property
+    def conditions(self) -> str:
+        """How the candidates were scored."""
+        text = (
+            f"In per cent, on {len(self.chosen.right):,} training images, each predicted by a model that was not "
+            f"trained on it ({self.folds} of {FOLDS} parts)."
+        )
+        if self.goal == "new":
+            text += " Each model was trained on half of the classes; new names are those of the other half."
+        return text
+
+    @property
+    def reason(self) -> str:
+        """The choice and its reason, in a sentence or two."""
+        best, *others = self.tried
+        images = f"{len(best.right):,} training images"
+        measure = (
+            f"{100 * best.score:.1f} % of {images} are predicted correctly by a model that was not trained on them"
+        )
+        if self.goal == "new":
+            measure = (
+                f"the harmonic mean of its accuracies on trained and on new names is {100 * best.score:.1f} %, over "
+                f"{images} that the model was not trained on"
+            )
+        text = f"{best.title[:1].upper()}{best.title[1:]} was chosen: {measure}."
+        if best.recipe == ZERO_SHOT and others:
+            text += " None of the other methods did better, so nothing was learned."
+        if not others:
+            return f"{text} No other method was tried."
+        second = others[0]
+        text += f" Next comes {second.title} with {100 * second.score:.1f} %"
+        pairs = list(zip(best.right + best.new, second.right + second.new, strict=True))
+        p = sign_test(sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs))
+        return (
+            f"{text} (sign test: p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}{', may be chance' if p >= 0.05 else ''})."
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, for programs."""
+
+        def entry(candidate: Candidate) -> dict[str, Any]:
+            values = {"recipe": candidate.recipe, "title": candidate.title, "seconds": candidate.seconds}
+            if candidate.skipped:
+                return {**values, "skipped": candidate.skipped}
+            measured = {"accuracy": candidate.accuracy, "images": len(candidate.right), "interval": candidate.interval}
+            if candidate.new:
+                measured |= {"new_accuracy": candidate.new_accuracy, "harmonic_mean": candidate.score}
+            return {**values, **measured, "remark": candidate.remark}
+
+        entries = [entry(candidate) for candidate in self.candidates]
+        return {"goal": self.goal, "chosen": self.chosen.recipe, "reason": self.reason, "candidates": entries}
+
+
+def read_selection(path: Path) -> Selection:
+    """Read the plan and the scores that `select` keeps.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+
+    Example:
+        >>> [candidate.title for candidate in read_selection(Path("runs/flowers/selection.json")).tried]
+    """
+    return _selection(_read(path), path)
+
+
+def select(
+    candidates: Mapping[str, RunSettings],
+    dataset: Dataset,
+    backbone: Backbone,
+    train: Callable[[str, RunSettings, Dataset], Method],
+    options: SelectionSettings | None = None,
+    *,
+    path: Path | None = None,
+    on_trial: Callable[[str, int, int], None] = lambda _title, _done, _total: None,
+) -> tuple[RunSettings, Selection]:
+    """Try the candidates on the training images of a data set; return the settings of the best one, and all scores.
+
+    Args:
+        candidates: settings by recipe, simple methods first: of equally good ones the first is chosen.
+        dataset: its test images are not used.
+        train: trains a method with these settings on the training images of this data set; the text is a name.
+        path: where the plan and the scores are kept, to resume.
+        on_trial: called before each trial, with the method's title, and how many trials of how many were finished.
+
+    Raises:
+        ConfigError: no candidate can be tried.
+        MapleError: an image cannot be read.
+
+    Example:
+        >>> settings, selection = select(candidates, dataset, backbone, train)
+        >>> print(selection.reason)
+    """
+    options = options or SelectionSettings()
+    is_new = path is None or not path.exists()
+    state = make_plan(candidates, dataset, backbone, options) if path is None or is_new else _read(path)
+
+    def keep() -> None:
+        if path is not None:
+            files.write_json(path, state)
+
+    if is_new:
+        keep()
+    planned = [entry for entry in state["candidates"] if not entry["skipped"]]
+    total, done = len(planned) * state["folds"], sum(len(entry["scores"]) for entry in planned)
+    for entry in planned:
+        settings = with_changes(candidates[entry["recipe"]], entry["changes"])
+        for number in range(len(entry["scores"]), state["folds"]):
+            on_trial(entry["title"], done, total)
+            fold = make_fold(dataset, settings, options.goal, number)
+            try:
+                method = train(f"{entry['recipe']}_{number}", settings, fold.train)
+            except TrainingDivergedError as error:
+                entry["skipped"], entry["scores"] = str(error), []
+                keep()
+                break
+            scores = [_right(method, dataset, fold.trained, fold.train.class_names, settings)]
+            if fold.new:
+                scores.append(_right(method, dataset, fold.new, fold.new_names, settings))
+            entry["scores"].append(scores)
+            keep()
+            done += 1
+    selection = _selection(state, path)
+    chosen = next(entry for entry in planned if entry["recipe"] == selection.chosen.recipe)
+    return with_changes(candidates[chosen["recipe"]], chosen["changes"]), selection
+
+
+def _right(method: Method, dataset: Dataset, items: list[Item], names: Sequence[str], settings: RunSettings) -> str:
+    """Whether each image is predicted correctly, as a text of 0 and 1."""
+    method.set_class_names(names)
+    batches = eval_batches(
+        items,
+        dataset.store(max_bytes=0),
+        eval_transform(method.backbone),
+        batch_size=settings.evaluate.batch_size,
+        num_workers=reading_threads(settings.evaluate.workers),
+    )
+    logits, labels = predict(method, batches)
+    return "".join("1" if right else "0" for right in logits.argmax(axis=1) == labels)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = files.read_json(path, advice=f"remove {path.parent} to start again")
+    if content.get("format") != PLAN_FORMAT:
+        raise CheckpointError(f"{path} is damaged, or of another version; remove {path.parent} to start again")
+    return content
+
+
+def _selection(state: Mapping[str, Any], path: Path | None) -> Selection:
+    def flags(scores: list[list[str]], part: int) -> Iterator[bool]:
+        yield from (mark == "1" for fold in scores if len(fold) > part for mark in fold[part])
+
+    try:
+        candidates = [
+            Candidate(
+                recipe=str(entry["recipe"]),
+                title=str(entry["title"]),
+                right=tuple(flags(entry["scores"], 0)),
+                new=tuple(flags(entry["scores"], 1)),
+                seconds=float(entry["seconds"]),
+                skipped=str(entry["skipped"]),
+                remark=str(entry["remark"]),
+            )
+            for entry in state["candidates"]
+        ]
+        tried = sorted((each for each in candidates if not each.skipped), key=lambda each: -each.score)
+        skipped = (each for each in candidates if each.skipped)
+        return Selection(state["goal"], float(state["minutes"]), int(state["folds"]), (*tried, *skipped))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problem = f"{path} is damaged ({error!r})"
+        raise CheckpointError(f"{problem}; remove {path and path.parent} to start again") from error

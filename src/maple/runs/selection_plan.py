@@ -1,0 +1,228 @@
+"""The plan of a selection: on which parts of the training images which methods are tried, and what that takes.
+
+Times are estimated from those of single images and steps, measured on this machine.
+"""
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from maple.clip import Backbone
+from maple.config import RunSettings, Settings
+from maple.data import Dataset, Item, eval_batches, hold_out, sample_few_shot, select_dataset
+from maple.data.batches import derive_seed, steps_per_epoch
+from maple.errors import ConfigError, MapleError
+from maple.methods import METHODS, method_settings
+from maple.prompts import encode_image
+from maple.runs.spec import eval_transform
+from maple.runs.training import fresh_method
+from maple.train import Trainer
+
+FOLDS = 4
+"""Into how many parts the training images of each class are divided."""
+VALIDATION_FRACTION = 0.25
+"""Of the training images of each class, for methods that select a hyperparameter on validation images."""
+
+PLAN_FORMAT = 1
+
+_MOST_SCORED = 1000  # images of a part: an accuracy's standard error is then below 1.6 points
+_FEWEST_STEPS = 1 / 3  # a shorter training is not tried
+_EXTRACTION_SHARE = 0.1  # of the time, for the features of several views of each image
+
+Goal = Literal["trained", "new"]
+
+
+class SelectionSettings(Settings):
+    """`goal` is to be best on the trained class names, or on these and on names that were not trained.
+
+    `minutes` is the time that trying the candidates, and training the chosen one, may take as estimated before.
+    """
+
+    section = "selection."
+    goal: Goal = "trained"
+    minutes: Annotated[float, Field(gt=0)] = 10.0
+
+
+class Fold(NamedTuple):
+    """What a candidate is trained on, and what it is scored on: images of the trained names, and of others."""
+
+    train: Dataset
+    trained: list[Item]
+    new: list[Item]
+    new_names: tuple[str, ...]
+
+
+def with_validation(dataset: Dataset, settings: RunSettings) -> Dataset:
+    """The data set with validation images, if the method selects a hyperparameter on some and there are none.
+
+    Raises:
+        ConfigError: there are no images to hold out.
+    """
+    if dataset.val or not method_settings(settings.method)[1].needs_validation:
+        return dataset
+    train, val = hold_out(dataset.train, VALIDATION_FRACTION, settings.seed)
+    return replace(dataset, train=tuple(train), val=tuple(val))
+
+
+def with_changes(settings: RunSettings, changes: Mapping[str, Any]) -> RunSettings:
+    return settings.changed(train=settings.train.changed(**changes)) if changes else settings
+
+
+def _folds(items: Sequence[Item], seed: int) -> dict[str, int]:
+    """The part of each image by its path; a class's images are dealt in turn, and an only image is in none."""
+    parts: dict[str, int] = {}
+    labels: dict[int, list[Item]] = {}
+    for item in items:
+        labels.setdefault(item.label, []).append(item)
+    for label, members in labels.items():
+        if len(members) == 1:
+            continue
+        # A generator per class: other classes do not change how this one is divided.
+        order = random.Random(f"{derive_seed(seed, 'folds')}/{label}").sample(members, len(members))
+        parts |= {item.path: (label + position) % FOLDS for position, item in enumerate(order)}
+    return parts
+
+
+def make_fold(dataset: Dataset, settings: RunSettings, goal: Goal, number: int) -> Fold:
+    parts = _folds(dataset.train, settings.seed)
+    train = tuple(item for item in dataset.train if parts.get(item.path) != number)
+    scored = [item for item in dataset.train if parts.get(item.path) == number]
+    if len(scored) > _MOST_SCORED:
+        scored = [scored[index] for index in np.linspace(0, len(scored) - 1, _MOST_SCORED).round().astype(int)]
+    remaining = replace(dataset, train=train, test=tuple(scored))
+    if goal == "trained":
+        return Fold(with_validation(replace(remaining, test=()), settings), scored, [], ())
+    trained, new = ("base", "novel") if number % 2 == 0 else ("novel", "base")
+    half, other = select_dataset(remaining, trained), select_dataset(remaining, new)  # type: ignore[arg-type]
+    data = with_validation(replace(half, test=()), settings)
+    return Fold(data, list(half.test), list(other.test), other.class_names)
+
+
+def make_plan(
+    candidates: Mapping[str, RunSettings], dataset: Dataset, backbone: Backbone, options: SelectionSettings
+) -> dict[str, Any]:
+    """Which candidates are tried, with which changes to their recipes, on how many parts."""
+    budget, clock = 60 * options.minutes, _Clock(dataset, backbone)
+    if options.goal == "new" and dataset.num_classes < 4:
+        raise ConfigError(
+            f"--goal new holds out half of the classes, and there are {dataset.num_classes}; it needs at least 4"
+        )
+    entries: list[dict[str, Any]] = []
+    for recipe, settings in candidates.items():
+        title = METHODS[settings.method["name"]].title
+        entry: dict[str, Any] = {"recipe": recipe, "title": title, "skipped": "", "remark": "", "changes": {}}
+        entries.append({**entry, "seconds": 0.0, "scores": []})
+        entry = entries[-1]
+        try:
+            if options.goal == "new" and not method_settings(settings.method)[1].supports_new_classes:
+                raise ConfigError("cannot predict class names that were not trained")
+            fold = make_fold(dataset, settings, options.goal, 0)
+            if settings.train.views and clock.extraction(settings, fold) * FOLDS > _EXTRACTION_SHARE * budget:
+                entry["changes"]["views"], entry["remark"] = 0, "one view of each image"
+            entry["seconds"], entry["steps"] = clock.seconds(with_changes(settings, entry["changes"]), fold)
+        except MapleError as error:
+            entry["skipped"] = str(error)
+    usable = [entry for entry in entries if not entry["skipped"]]
+    if not usable:
+        reasons = "; ".join(f"{entry['recipe']}: {entry['skipped']}" for entry in entries)
+        raise ConfigError(f"none of the methods can be tried: {reasons}")
+    # Fewer parts for all before fewer methods; the last training is that of the chosen one.
+    longest = max(entry["seconds"] for entry in usable)
+    choices = (FOLDS, FOLDS // 2) if options.goal == "new" else (FOLDS, FOLDS // 2, 1)
+    total = sum(entry["seconds"] for entry in usable)
+    folds = next((number for number in choices if number * total + longest <= budget), choices[-1])
+    remaining = budget
+    for entry in sorted(usable, key=lambda entry: float(entry["seconds"])):
+        # The first is tried in any case.
+        cost = (folds + 1) * entry["seconds"]
+        share = remaining / cost if cost else 1.0
+        if share < 1 and entry["seconds"] > 1 and entry is not usable[0]:
+            if entry["steps"] < 2 or share < _FEWEST_STEPS:
+                minutes = options.minutes + (cost - remaining) / 60
+                entry["skipped"] = f"takes about {cost / 60:.0f} more minutes: --minutes {minutes:.0f}"
+                continue
+            entry["changes"]["steps"] = max(int(share * entry["steps"]), 1)
+            remark = f"trained for {entry['changes']['steps']} of {entry['steps']} steps: --minutes {options.minutes:g}"
+            entry["remark"] = f"{entry['remark']}, {remark}" if entry["remark"] else remark
+            entry["seconds"] *= share
+        remaining -= folds * entry["seconds"]
+    for entry in entries:
+        entry["seconds"] *= folds
+        entry.pop("steps", None)
+    return {
+        "format": PLAN_FORMAT,
+        "goal": options.goal,
+        "minutes": options.minutes,
+        "folds": folds,
+        "candidates": entries,
+    }
+
+
+class _Clock:
+    """Estimates what a trial takes from measured times of this backbone on this machine."""
+
+    def __init__(self, dataset: Dataset, backbone: Backbone) -> None:
+        self._backbone, self._extracted = backbone, set[int]()
+        transform = eval_transform(backbone)
+        items, store = list(dataset.train[:16]), dataset.store(max_bytes=0)
+
+        def read() -> torch.Tensor:
+            return next(iter(eval_batches(items, store, transform, batch_size=len(items), num_workers=0))).images
+
+        self._read_seconds = _fastest(read) / len(items)
+        images = read().to(backbone.device)
+        with torch.inference_mode():
+            encoding = _fastest(lambda: encode_image(backbone.image, images, ()).float().cpu())
+        self._image_seconds = self._read_seconds + encoding / len(items)
+
+    def extraction(self, settings: RunSettings, fold: Fold) -> float:
+        """Seconds for the features of all views of the training images of a fold, and of its validation images."""
+        train, val = sample_few_shot(fold.train.train, fold.train.val, settings.data.shots, settings.seed)
+        return (len(train) * max(settings.train.views or 0, 1) + len(val)) * self._image_seconds
+
+    def seconds(self, settings: RunSettings, fold: Fold) -> tuple[float, int]:
+        """Seconds and steps of one trial. Raises what building the method raises."""
+        items, _ = sample_few_shot(fold.train.train, fold.train.val, settings.data.shots, settings.seed)
+        method = fresh_method(settings, self._backbone, fold.train.class_names)
+        if method_settings(settings.method)[1].needs_validation and not fold.train.val:
+            raise ConfigError("selects a setting on validation images, and no class has more than one image")
+        train = settings.train
+        steps = steps_per_epoch(len(items), train.batch_size, train.drop_last)
+        steps *= train.with_epochs_for(steps).epochs
+        scored = len(fold.trained) + len(fold.new)
+        seconds, features_suffice = 0.0, method.accepts_features and (train.views is not None or not steps)
+        if method.accepts_features:
+            # Features are extracted once, by the first method that needs them.
+            if train.views is not None or method.uses_features:
+                views = train.views or 0
+                seconds += 0.0 if views in self._extracted else self.extraction(settings, fold)
+                self._extracted.add(views)
+            seconds += 0.0 if -1 in self._extracted else scored * self._image_seconds
+            self._extracted.add(-1)
+        else:
+            seconds += scored * self._image_seconds
+        if method.parameter_count() and steps:
+            count = min(train.batch_size, len(items))
+            size = self._backbone.preprocessing.size
+            shape = (count, self._backbone.embed_dim) if features_suffice else (count, 3, size, size)
+            batch = torch.rand(shape), torch.arange(count) % len(method.class_names)
+            trainer = Trainer(method, train)
+            seconds += steps * _fastest(lambda: trainer.step(*batch))
+            seconds += 0.0 if features_suffice else steps * count * self._read_seconds
+        return seconds, steps
+
+
+def _fastest(compute: Callable[[], object]) -> float:
+    """Seconds of the faster of two calls: the first one allocates memory."""
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        compute()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

@@ -1,0 +1,325 @@
+"""`maple fit --method auto`: the choice of a method by cross-validation on the training images."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from maple.cli import app
+from maple.clip import Backbone
+from maple.config import RunSettings
+from maple.data import Dataset, load_dataset
+from maple.errors import ConfigError, TrainingDivergedError
+from maple.fitting import (
+    CANDIDATES,
+    Candidate,
+    FitProgress,
+    Selection,
+    SelectionSettings,
+    fit,
+    fit_candidates,
+    fit_folder,
+    read_fit,
+    workflow,
+)
+from maple.methods import Method
+from maple.runs import read_rows, selection, selection_plan
+from maple.runs.folder import read_settings
+from maple.runs.spec import cached_backbone
+from maple.runs.training import fresh_method
+
+TINY = {"backbone": {"name": "maple-tiny", "pretrained": "random:1"}, "data": {"shots": 4}}
+QUICK = ["train.epochs=2", "train.batch_size=4", "train.warmup_epochs=0"]
+RECIPES = ["zero_shot", "tip_adapter", "clip_adapter", "coop"]
+TITLES = ["zero-shot CLIP", "Tip-Adapter", "CLIP-Adapter", "CoOp"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes that their colour tells apart; eight images each."""
+    root = tmp_path_factory.mktemp("images") / "colours"
+    generator = np.random.default_rng(0)
+    colours = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220), "grey": (120, 120, 120)}
+    for name, colour in colours.items():
+        (root / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = np.clip(np.array(colour) + generator.normal(0, 25, (6, 6, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).resize((40, 40), Image.Resampling.BICUBIC).save(root / name / f"{number}.png")
+    return root
+
+
+def candidates(images: Path, recipes: list[str] = RECIPES, **layer: Any) -> dict[str, RunSettings]:
+    return fit_candidates(str(images), recipes, layer={**TINY, **layer}, overrides=QUICK)
+
+
+def tiny() -> Backbone:
+    return cached_backbone("maple-tiny", "random:1", "fp32", torch.device("cpu"))
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    scores = {
+        entry["recipe"]: entry["scores"] for entry in json.loads((folder / "selection.json").read_text())["candidates"]
+    }
+    rows = [json.dumps(row, sort_keys=True) for row in read_rows(folder)]
+    return {"prompts": (folder / "prompts.safetensors").read_bytes(), "rows": rows, "scores": scores}
+
+
+@pytest.fixture(scope="module")
+def fitted(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "auto"
+    fit(candidates(images), folder, device="cpu")
+    return folder
+
+
+def test_the_best_by_cross_validation_is_trained(fitted: Path) -> None:
+    found = read_fit(fitted).selection
+    assert found is not None
+    assert {candidate.recipe for candidate in found.tried} == set(RECIPES)
+    scores = [candidate.score for candidate in found.tried]
+    assert scores == sorted(scores, reverse=True)
+    assert {len(candidate.right) for candidate in found.tried} == {24}, "every training image is scored once"
+    settings = read_settings(fitted)
+    assert settings.method["name"] == found.chosen.recipe
+    assert found.reason.startswith(f"{found.chosen.title[:1].upper()}{found.chosen.title[1:]} was chosen: ")
+    assert f"{100 * found.chosen.score:.1f} % of 24 training images" in found.reason
+    assert not (fitted / ".selection").exists()
+    result = read_fit(fitted)
+    assert result.selection == found
+    assert result.accuracy is not None
+    page = (fitted / "report.html").read_text()
+    assert "How the method was chosen" in page
+    assert "Accuracy on held-out images" in page
+
+
+def test_a_repeated_fit_shows_its_result(fitted: Path, images: Path) -> None:
+    before = contents(fitted)
+    result = fit(candidates(images), fitted, device="cpu")
+    assert result.was_finished
+    assert contents(fitted) == before
+    with pytest.raises(ConfigError, match=r"other settings \(selection\.minutes: 10\.0 there, 20\.0 now\)|selection"):
+        fit(candidates(images), fitted, selection=SelectionSettings(minutes=20), device="cpu")
+
+
+@pytest.mark.parametrize("trial", [1, 6, 15])
+def test_an_interrupted_choice_is_resumed(trial: int, fitted: Path, images: Path, tmp_path: Path) -> None:
+    class Interrupting(FitProgress):
+        def trying(self, title: str, done: int, total: int) -> None:
+            assert (title in TITLES, total) == (True, 16)
+            if done == trial:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(candidates(images), tmp_path / "run", device="cpu", progress=Interrupting())
+    assert not (tmp_path / "run" / "prompts.safetensors").exists()
+    fit(candidates(images), tmp_path / "run", device="cpu")
+    assert contents(tmp_path / "run") == contents(fitted)
+
+
+def dataset_without_test_images(images: Path) -> Dataset:
+    dataset = load_dataset(str(images), None)
+    return replace(dataset, test=tuple(replace(item, path=f"gone/{item.path}") for item in dataset.test))
+
+
+def test_no_test_image_is_used(images: Path) -> None:
+    tried = candidates(images)
+
+    def train(_name: str, settings: RunSettings, part: Dataset) -> Method:
+        seen.update(item.path for item in (*part.train, *part.val))
+        assert not part.test
+        return fresh_method(settings, backbone, part.class_names)
+
+    backbone = tiny()
+    dataset = dataset_without_test_images(images)
+    assert dataset.test
+    assert not any(dataset.file(item).exists() for item in dataset.test)
+    seen = set[str]()
+    chosen = [selection.select(tried, used, backbone, train) for used in (dataset, replace(dataset, test=()))]
+    assert chosen[0][0] == chosen[1][0]
+    assert [each.right for each in chosen[0][1].tried] == [each.right for each in chosen[1][1].tried]
+    assert seen == {item.path for item in dataset.train}
+
+
+def test_folds_divide_each_class(images: Path) -> None:
+    dataset = load_dataset(str(images), None)
+    settings = candidates(images)["coop"]
+    folds = [selection_plan.make_fold(dataset, settings, "trained", number) for number in range(selection_plan.FOLDS)]
+    scored = Counter(item.path for fold in folds for item in fold.trained)
+    assert scored == Counter(item.path for item in dataset.train)
+    for fold in folds:
+        assert not {item.path for item in fold.trained} & {item.path for item in fold.train.train}
+        assert {item.label for item in fold.train.train} == set(range(4))
+        assert not fold.train.test
+    only = [item for item in dataset.train if item.label] + [next(item for item in dataset.train if not item.label)]
+    alone = replace(dataset, train=tuple(only))
+    for number in range(selection_plan.FOLDS):
+        fold = selection_plan.make_fold(alone, settings, "trained", number)
+        assert 0 in {item.label for item in fold.train.train}, "the only image of a class is always trained on"
+
+
+def test_a_method_that_selects_a_setting_gets_validation_images_apart(images: Path) -> None:
+    dataset = load_dataset(str(images), None)
+    fold = selection_plan.make_fold(dataset, candidates(images)["tip_adapter"], "trained", 0)
+    parts = [fold.train.train, fold.train.val, fold.trained, dataset.test]
+    paths = [{item.path for item in part} for part in parts]
+    assert all(paths)
+    assert sum(map(len, paths)) == len(set.union(*paths))
+
+
+def test_new_names(images: Path, tmp_path: Path) -> None:
+    options = SelectionSettings(goal="new")
+    result = fit(candidates(images, ["zero_shot", "tip_adapter", "coop"]), tmp_path, selection=options, device="cpu")
+    found = result.selection
+    assert found is not None
+    assert {candidate.recipe for candidate in found.tried} == {"zero_shot", "coop"}
+    (skipped,) = (candidate for candidate in found.candidates if candidate.skipped)
+    assert (skipped.recipe, skipped.skipped) == ("tip_adapter", "cannot predict class names that were not trained")
+    for candidate in found.tried:
+        assert len(candidate.right) == len(candidate.new) == 12
+        trained, new = candidate.accuracy, candidate.new_accuracy
+        assert candidate.score == pytest.approx(2 * trained * new / (trained + new) if trained + new else 0)
+    fold = selection_plan.make_fold(load_dataset(str(images), None), candidates(images)["coop"], "new", 1)
+    assert (fold.train.class_names, fold.new_names) == (("green", "grey", "red")[1:], ("blue", "green"))
+    few = replace(load_dataset(str(images), None), class_names=("a", "b"))
+    with pytest.raises(ConfigError, match="needs at least 4"):
+        selection_plan.make_plan(
+            candidates(images), few, cached_backbone("maple-tiny", "random:1", "fp32", "cpu"), options
+        )  # type: ignore[arg-type]
+
+
+def plan(images: Path, seconds: dict[str, tuple[float, int]], minutes: float, monkeypatch: Any) -> dict[str, Any]:
+    class Clock:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def extraction(self, *_: object) -> float:
+            return 0.0
+
+        def seconds(self, settings: RunSettings, _fold: object) -> tuple[float, int]:
+            return seconds[settings.method["name"]]
+
+    monkeypatch.setattr(selection_plan, "_Clock", Clock)
+    backbone = tiny()
+    options = SelectionSettings(minutes=minutes)
+    state = selection_plan.make_plan(
+        candidates(images, list(seconds)), load_dataset(str(images), None), backbone, options
+    )
+    return {"folds": state["folds"], **{entry["recipe"]: entry for entry in state["candidates"]}}
+
+
+def test_fewer_parts_then_fewer_steps_then_fewer_methods(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = {"zero_shot": (1.0, 0), "coop": (20.0, 100), "maple": (50.0, 200)}
+    assert plan(images, costs, 10, monkeypatch)["folds"] == 4
+    assert plan(images, costs, 5, monkeypatch)["folds"] == 2
+    assert plan(images, costs, 2.5, monkeypatch)["folds"] == 1
+    short = plan(images, costs, 1.9, monkeypatch)
+    assert (short["folds"], short["coop"]["changes"], short["maple"]["skipped"]) == (1, {}, "")
+    assert 66 < short["maple"]["changes"]["steps"] < 200
+    assert short["maple"]["remark"].endswith("of 200 steps: --minutes 1.9")
+    shorter = plan(images, costs, 1, monkeypatch)
+    assert shorter["maple"]["skipped"] == "takes about 2 more minutes: --minutes 2"
+    assert plan(images, costs, 0.001, monkeypatch)["zero_shot"]["skipped"] == "", "the fastest one is always tried"
+
+
+def test_zero_shot_that_wins_is_kept(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "_right", lambda method, *_: "1" if type(method).__name__ == "ZeroShot" else "0")
+    settings = candidates(images, ["zero_shot", "coop"])
+    result = fit(settings, tmp_path / "run", device="cpu")
+    assert result.selection is not None
+    assert result.selection.chosen.recipe == "zero_shot"
+    assert "None of the other methods did better, so nothing was learned." in result.selection.reason
+    assert read_settings(tmp_path / "run").method["name"] == "zero_shot"
+    assert not (tmp_path / "run" / "zero_shot").exists()
+    assert (result.comparison, result.accuracy is not None) == (None, True)
+    assert fit(settings, tmp_path / "run", device="cpu").was_finished
+
+
+def test_a_candidate_that_diverges_is_left_out(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = workflow.train_run
+
+    def diverging(settings: RunSettings, *arguments: Any, **options: Any) -> Any:
+        if settings.method["name"] == "coop":
+            raise TrainingDivergedError("training diverged: the loss is nan")
+        return train(settings, *arguments, **options)
+
+    monkeypatch.setattr(workflow, "train_run", diverging)
+    result = fit(candidates(images, ["zero_shot", "coop"]), tmp_path / "run", device="cpu")
+    assert result.selection is not None
+    assert [candidate.recipe for candidate in result.selection.tried] == ["zero_shot"]
+    assert result.selection.candidates[1].skipped == "training diverged: the loss is nan"
+
+
+def test_equal_scores_take_the_simpler_one() -> None:
+    both = [Candidate(name, name, (True, False), (), 1.0) for name in ("zero_shot", "coop")]
+    entries = [{**vars(each), "scores": [["10"]]} for each in both]
+    state = {"goal": "trained", "minutes": 10, "folds": 1, "candidates": entries}
+    assert selection._selection(state, Path("x")).chosen.recipe == "zero_shot"
+    reason = Selection("trained", 10, 4, tuple(reversed(both))).reason
+    assert reason.endswith("Next comes zero_shot with 50.0 % (sign test: p = 1.000, may be chance).")
+
+
+def test_candidates_and_folders(images: Path) -> None:
+    assert CANDIDATES[0] == "zero_shot"
+    settings = candidates(images)
+    assert fit_folder(settings).name.startswith("fit_colours_auto_all_4shots_seed1_")
+    others = [fit_folder(settings, SelectionSettings(goal="new")), fit_folder(candidates(images, ["coop"]))]
+    assert len({fit_folder(settings), *others}) == 3
+    with pytest.raises(ConfigError, match="settings of a method need one method"):
+        fit_candidates(str(images), overrides=["method.prompt_length=2"])
+    with pytest.raises(ConfigError, match="name each once"):
+        fit_candidates(str(images), ["coop", "coop"])
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+OPTIONS = ["--backbone", "maple-tiny", "--pretrained", "random:1", "--shots", "4", "--device", "cpu"]
+OPTIONS += [word for setting in QUICK for word in ("--set", setting)]
+
+
+def test_the_command(images: Path, tmp_path: Path) -> None:
+    done = run("fit", images, *OPTIONS, "--methods", "zero_shot,taskres", "--output", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    assert "methods tried. In per cent, on 24 training images" in done.output
+    assert "was chosen: " in done.output
+    answer = json.loads(
+        run("fit", images, *OPTIONS, "--methods", "zero_shot,taskres", "--output", tmp_path / "run", "--json").stdout
+    )
+    assert {entry["recipe"] for entry in answer["selection"]["candidates"]} == {"zero_shot", "taskres"}
+    assert answer["selection"]["chosen"] in ("zero_shot", "taskres")
+    printed = json.loads(run("fit", images, *OPTIONS, "--print-config").stdout)
+    assert list(printed) == list(CANDIDATES)
+    one = json.loads(run("fit", images, *OPTIONS, "--preset", "coop_few-shot", "--epochs", 3, "--print-config").stdout)
+    assert (one["method"]["name"], one["train"]["epochs"]) == ("coop", 2), "--set counts more than --epochs"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "coop", "--goal", "new"], "--goal: only for --method auto"),
+        (["--method", "coop", "--preset", "coop_few-shot"], "leave out --method coop"),
+        (["--goal", "best"], "goal"),
+        (["--minutes", "0"], "minutes"),
+        (["--methods", "zero_shot,coup"], "coop"),
+        (["--tracker", "notebook"], "tensorboard"),
+    ],
+)
+def test_options_that_cannot_be_used(arguments: list[str], message: str, images: Path, tmp_path: Path) -> None:
+    outcome = CliRunner().invoke(app, ["fit", str(images), *arguments, "--output", str(tmp_path / "run")])
+    assert isinstance(outcome.exception, ConfigError)
+    assert message in str(outcome.exception)
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_of_a_method_mean_one_method(images: Path) -> None:
+    options = [*OPTIONS, "--set", "method.prompt_depth=1", "--print-config"]
+    outcome = run("fit", images, *options)
+    assert "fitting maple alone" in outcome.stderr
+    assert json.loads(outcome.stdout)["method"]["prompt_depth"] == 1
