@@ -183,3 +183,26 @@ def test_a_preset_is_a_name_or_a_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"own.toml cannot be read as UTF-8"):
         read_preset(str(own))
     assert read_preset(preset_names()[0])
+
+
+def test_a_budget_of_steps_gives_the_epochs() -> None:
+    budget = TrainSettings(steps=100)
+    assert [budget.with_epochs_for(steps).epochs for steps in (1, 7, 100, 5000)] == [100, 15, 2, 2]
+    assert budget.with_epochs_for(7).steps is None
+    assert TrainSettings(steps=100, warmup_epochs=0).with_epochs_for(5000).epochs == 1
+    assert TrainSettings(epochs=3).with_epochs_for(7).epochs == 3
+
+
+def test_epochs_of_a_later_layer_replace_a_budget_of_steps() -> None:
+    preset = {"train": {"steps": 800, "epochs": 5}}
+    assert resolve([preset]).train.steps == 800
+    assert resolve([preset, {"train": {"lr": 0.1}}]).train.steps == 800
+    assert resolve([preset, {"train": {"epochs": 3}}]).train.steps is None
+    assert resolve([preset], ["train.epochs=3"]).train.steps is None
+    assert resolve([preset], ["train.epochs=3", "train.steps=7"]).train.steps == 7
+    own = resolve([read_preset("maple_few-shot"), {"backbone": {"name": "maple-small"}}])
+    assert (own.train.steps, own.train.optimizer) == (240, "adamw")
+    assert (
+        resolve([read_preset("maple_few-shot"), {"backbone": {"name": "maple-small"}}], ["train.epochs=4"]).train.steps
+        is None
+    )

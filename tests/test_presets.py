@@ -59,6 +59,19 @@ def small_clip() -> Backbone:
 every = pytest.mark.parametrize("preset", preset_names())
 
 
+def test_every_method_has_a_few_shot_recipe() -> None:
+    names = {name.rsplit("_", 1)[0] for name in preset_names()}
+    assert {name for name in names if f"{name}_few-shot" not in preset_names()} == {"zero_shot"}
+
+
+@pytest.mark.parametrize("name", ["maple", "independent_vl", "vpt", "deep_language", "cocoop", "coop-dagger"])
+def test_few_shot_recipes_that_nobody_published_have_a_budget_of_steps(name: str) -> None:
+    few_shot, base = (resolve([read_preset(f"{name}_{kind}")]) for kind in ("few-shot", "base-to-novel"))
+    assert few_shot.method == base.method
+    assert few_shot.train.steps in (800, 1600, 240)
+    assert few_shot.train.changed(steps=None, epochs=base.train.epochs) == base.train
+
+
 def test_these_are_shipped() -> None:
     assert {*RECIPES, *ADAPTERS, "zero_shot_base-to-novel"} <= set(preset_names())
     assert {read_preset(name)["method"]["name"] for name in preset_names()} == METHODS.keys()

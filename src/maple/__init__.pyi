@@ -7,6 +7,7 @@ from .errors import MapleError as MapleError
 from .evaluation import evaluate as evaluate
 from .fitting import FitResult as FitResult
 from .fitting import fit as fit
+from .fitting import fit_candidates as fit_candidates
 from .fitting import fit_settings as fit_settings
 from .inference.classifier import PromptClassifier as PromptClassifier
 from .methods import METHODS as METHODS

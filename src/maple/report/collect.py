@@ -154,8 +154,13 @@ def _why_not_evaluated(run: RunRecord) -> str:
         return f"failed: {_failure(run.folder)}"
     if run.finished:
         return f"finished, but not evaluated: maple evaluate {run.folder}"
-    epochs = (run.settings.get("train") or {}).get("epochs", "?")
-    return f"not finished: {len(run.history)} of {epochs} epochs; repeat its command to continue"
+    train, epochs = run.settings.get("train") or {}, len(run.history)
+    made = (
+        f"{epochs} epochs of {train['steps']} steps"
+        if train.get("steps")
+        else f"{epochs} of {train.get('epochs', '?')} epochs"
+    )
+    return f"not finished: {made}; repeat its command to continue"
 
 
 def _failure(folder: Path) -> str:
