@@ -3,6 +3,7 @@
 Times are estimated from those of single images and steps, measured on this machine.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -111,7 +112,7 @@ def make_plan(
     budget, clock = 60 * options.minutes, _Clock(dataset, backbone)
     if options.goal == "new" and dataset.num_classes < 4:
         raise ConfigError(
-            f"--goal new holds out half of the classes, and there are {dataset.num_classes}; it needs at least 4"
+            f"the goal `new` holds out half of the classes, and there are {dataset.num_classes}; it needs at least 4"
         )
     entries: list[dict[str, Any]] = []
     for recipe, settings in candidates.items():
@@ -144,11 +145,11 @@ def make_plan(
         share = remaining / cost if cost else 1.0
         if share < 1 and entry["seconds"] > 1 and entry is not usable[0]:
             if entry["steps"] < 2 or share < _FEWEST_STEPS:
-                minutes = options.minutes + (cost - remaining) / 60
-                entry["skipped"] = f"takes about {cost / 60:.0f} more minutes: --minutes {minutes:.0f}"
+                minutes = math.ceil(options.minutes + (cost - remaining) / 60)
+                entry["skipped"] = f"not enough time: it needs about {minutes} minutes in all"
                 continue
             entry["changes"]["steps"] = max(int(share * entry["steps"]), 1)
-            remark = f"trained for {entry['changes']['steps']} of {entry['steps']} steps: --minutes {options.minutes:g}"
+            remark = f"trained for {entry['changes']['steps']} of {entry['steps']} steps, for want of time"
             entry["remark"] = f"{entry['remark']}, {remark}" if entry["remark"] else remark
             entry["seconds"] *= share
         remaining -= folds * entry["seconds"]
