@@ -27,10 +27,9 @@ from torch import Tensor
 from maple import files
 from maple.checkpoint import describe_backbone, load_prompts, read_prompts
 from maple.config import RunSettings
-from maple.data import Dataset, Item, eval_batches, select_dataset
+from maple.data import Dataset, Item, select_dataset
 from maple.data.catalogue import canonical_name, require_images, template_of
 from maple.data.folders.class_folders import split_domain
-from maple.data.images.prefetch import reading_threads
 from maple.data.records import SPLIT_NAMES, items_hash
 from maple.data.saved_split import SavedImages, changes_since, keep_division
 from maple.distributed import this_process
@@ -40,8 +39,8 @@ from maple.methods import Method
 from maple.metrics import Floats, Integers, Scores, score, softmax
 from maple.names import words_of
 from maple.runs.folder import append_row, evaluation_key, finished_prompts, read_settings
-from maple.runs.frozen_features import frozen_batches
-from maple.runs.spec import changed_images, eval_transform, open_dataset
+from maple.runs.frozen_features import prediction_batches
+from maple.runs.spec import changed_images, open_dataset
 from maple.runs.trained_images import TrainedImages
 
 logger = logging.getLogger(__name__)
@@ -123,12 +122,7 @@ def evaluate_run(
         logger.warning("names by number: %s", ", ".join(f"{number} = {name}" for number, name in in_order.items()))
         names = [in_order[number] for number in class_list]
     method.set_class_names(names or class_list)
-    store, transform = opened.store(max_bytes=0), eval_transform(method.backbone)
-    size, threads = settings.evaluate.batch_size, reading_threads(settings.evaluate.workers)
-    if method.accepts_features:
-        batches = frozen_batches(method.backbone, items, store, transform, batch_size=size, num_workers=threads)
-    else:
-        batches = eval_batches(items, store, transform, batch_size=size, num_workers=threads)
+    batches = prediction_batches(method, items, opened.store(max_bytes=0), settings)
     done = 0
 
     def count(images: int) -> None:

@@ -16,12 +16,15 @@ from torch import Tensor, nn
 
 from maple.checkpoint import versions
 from maple.clip import Backbone
+from maple.config import RunSettings
 from maple.data import Batch, EvalTransform, ImageStore, Item, TrainTransform, eval_batches
 from maple.data.batches import view_batches
-from maple.data.images.prefetch import map_in_order
+from maple.data.images.prefetch import map_in_order, reading_threads
+from maple.methods import Method
 from maple.prompts import encode_image, to_float32
 from maple.runs.feature_cache import FeatureCache
 from maple.runs.folder import processor
+from maple.runs.spec import eval_transform
 
 _FORMAT = 1
 _HASHED_AHEAD = 64
@@ -84,6 +87,24 @@ def frozen_batches(
         view_name = seen["view"] if "number" not in seen else f"training, seed {seed}, view {view + 1}"
         about = {"images": len(items), "root": str(store.root), "view": view_name, **clip}
         cache.write(key, torch.cat(computed).cpu(), about)
+
+
+def prediction_batches(
+    method: Method, items: Sequence[Item], store: ImageStore, settings: RunSettings
+) -> Iterator[Batch]:
+    """Iterate over what a method needs to predict: images, or their frozen features where it accepts these.
+
+    Raises:
+        ImageError: an image cannot be used.
+
+    Example:
+        >>> logits, labels = predict(method, prediction_batches(method, dataset.test, dataset.store(), settings))
+    """
+    transform, size = eval_transform(method.backbone), settings.evaluate.batch_size
+    numbers = {"batch_size": size, "num_workers": reading_threads(settings.evaluate.workers)}
+    if method.accepts_features:
+        return frozen_batches(method.backbone, items, store, transform, **numbers)
+    return eval_batches(items, store, transform, **numbers)
 
 
 def _key(

@@ -18,16 +18,15 @@ import numpy as np
 from maple import files
 from maple.clip import Backbone
 from maple.config import RunSettings
-from maple.data import Dataset, Item, eval_batches
-from maple.data.images.prefetch import reading_threads
+from maple.data import Dataset, Item
 from maple.errors import CheckpointError, TrainingDivergedError
 from maple.evaluation import predict
 from maple.methods import ZERO_SHOT, Method
 from maple.metrics import accuracy_interval, harmonic_mean, sign_test
+from maple.runs.frozen_features import prediction_batches
 from maple.runs.selection_plan import FOLDS, PLAN_FORMAT, Goal, SelectionSettings, make_fold, make_plan, with_changes
-from maple.runs.spec import eval_transform
 
-CANDIDATES = (
+CANDIDATES: tuple[str, ...] = (
     *("zero_shot", "tip_adapter", "linear_probe", "taskres", "clip_adapter", "tip-adapter-f"),
     *("coop", "maple", "independent_vl", "vpt"),
 )
@@ -228,13 +227,7 @@ def select(
 def _right(method: Method, dataset: Dataset, items: list[Item], names: Sequence[str], settings: RunSettings) -> str:
     """Whether each image is predicted correctly, as a text of 0 and 1."""
     method.set_class_names(names)
-    batches = eval_batches(
-        items,
-        dataset.store(max_bytes=0),
-        eval_transform(method.backbone),
-        batch_size=settings.evaluate.batch_size,
-        num_workers=reading_threads(settings.evaluate.workers),
-    )
+    batches = prediction_batches(method, items, dataset.store(max_bytes=0), settings)
     logits, labels = predict(method, batches)
     return "".join("1" if right else "0" for right in logits.argmax(axis=1) == labels)
 
