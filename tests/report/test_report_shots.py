@@ -49,6 +49,20 @@ def test_mean_over_data_sets_and_each(make_run: MakeRun, runs: Path) -> None:
     assert "over 2 seeds" in mean.notes[0]
 
 
+def test_zero_shot_of_several_seeds_has_no_spread_where_its_images_are_the_same(make_run: MakeRun, runs: Path) -> None:
+    few_shot(make_run, "coop", 16, [0.5, 0.5, 0.5])
+    few_shot(make_run, "zero_shot", 16, [0.5, 0.5, 0.5])
+    (table,) = Report(runs, METHODS).tables[:1]
+    assert texts(table) == {"zero-shot CLIP": ["50.00", "3"], "CoOp": ["50.00 ± 0.00", "3"]}
+    for seed, top1 in enumerate([0.3, 0.4], start=1):  # each seed has held out other images
+        source = {"shots": 16, "classes": "all"}
+        for method in ("coop", "zero_shot"):
+            one = row(method, "own", seed, "all", top1, ["a", "b"], source=source, items=str(seed))
+            make_run(method, "own", seed, rows=[one])
+    (table,) = Report(runs, METHODS).tables[:1]
+    assert texts(table)["zero-shot CLIP"][:2] == ["35.00 ± 7.07", "50.00"]
+
+
 def test_settings_that_differ_at_one_number_of_shots_name_the_method_at_all(make_run: MakeRun, runs: Path) -> None:
     for shots in (1, 2):
         few_shot(make_run, "maple", shots, [0.5], prompt_depth=9)

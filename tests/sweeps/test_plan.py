@@ -1,6 +1,7 @@
 """The runs and evaluations that a sweep expands to."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,14 @@ def planned(protocol: str = "base-to-novel", **values: object) -> list[PlannedRu
 
 def test_base_to_novel_trains_on_base_and_evaluates_on_both() -> None:
     runs = planned(methods=["zero_shot", "maple"], datasets=["eurosat", "dtd"], seeds=[0, 1])
-    assert len({run.name for run in runs}) == 8
+    assert len({run.name for run in runs}) == 6, "zero-shot CLIP once on each data set"
     assert {run.settings.data.classes for run in runs} == {"base"}
     assert {run.evaluations for run in runs} == {(PlannedEvaluation(None, "base"), PlannedEvaluation(None, "novel"))}
-    assert [run.settings.seed for run in runs[:4]] == [0, 0, 1, 1]
+    assert [(run.label, run.settings.seed) for run in runs[:3]] == [
+        ("zero_shot eurosat", 0),
+        ("maple eurosat seed 0", 0),
+        ("maple eurosat seed 1", 1),
+    ]
     assert {run.recipe for run in runs} == {"zero_shot_base-to-novel", "maple_base-to-novel"}
     assert runs[0].settings.method == {"name": "zero_shot", "templates": ["a centered satellite photo of {}."]}
 
@@ -42,6 +47,37 @@ def test_transfer_trains_on_the_source_and_evaluates_every_target() -> None:
     assert domains.recipe == "maple_cross-dataset"
     (without_one,) = planned("cross-dataset", source="dtd", seeds=[1], methods=["vpt"])
     assert without_one.recipe == "vpt_base-to-novel"
+
+
+def test_zero_shot_is_run_once_unless_the_seed_draws_its_images(make_images: Callable[..., Path]) -> None:
+    def seeds(dataset: str, **values: object) -> list[int]:
+        runs = planned("few-shot", methods=["coop", "zero_shot"], datasets=[dataset], shots=[1, 4, None], **values)
+        assert len([run for run in runs if run.settings.method["name"] == "coop"]) == 9 * len(values.get("grid", [1]))
+        return [run.settings.seed for run in runs if run.settings.method["name"] == "zero_shot"]
+
+    divided = make_images()
+    assert seeds("eurosat") == seeds("emoji-food/lineart") == seeds(str(divided)) == [1]
+    undivided = divided / "train"
+    assert seeds(str(undivided)) == [1, 2, 3], "each seed holds out other images"
+    assert seeds(str(divided / "nothing")) == [1, 2, 3]
+    # How the others are trained does not matter; its own settings do.
+    methods = {"methods": ["zero_shot"], "grid": {"train.lr": [0.1, 0.2]}}
+    assert [run.settings.seed for run in planned(**methods)] == [1]
+    sentences = {"methods": ["zero_shot"], "grid": {"templates": [["a {}."], ["the {}."]]}}
+    assert [run.label for run in planned(**sentences)] == [
+        "zero_shot eurosat templates=['a {}.']",
+        "zero_shot eurosat templates=['the {}.']",
+    ]
+    # Images of other folders are all evaluated; those of the source as its user has divided them.
+    targets = {"methods": ["zero_shot"], "datasets": [str(undivided)]}
+    assert [run.settings.seed for run in planned("cross-dataset", **targets, source=str(divided))] == [1]
+    targets = {"methods": ["zero_shot"], "datasets": ["eurosat"]}
+    assert [run.settings.seed for run in planned("cross-dataset", **targets, source=str(undivided))] == [1, 2, 3]
+
+
+def test_the_one_run_of_zero_shot_is_that_of_earlier_sweeps() -> None:
+    alone = planned(methods=["zero_shot"], seeds=[1])
+    assert [run.name for run in planned(methods=["zero_shot"], seeds=[1, 2])] == [run.name for run in alone]
 
 
 def test_few_shot_varies_the_shots() -> None:
@@ -185,7 +221,7 @@ SHIPPED = {
 def test_shipped_sweeps_expand() -> None:
     assert sweep_names() == sorted([*SHIPPED, "demo"])
     runs = plan_sweep(SweepSettings(**read_sweep("demo")))
-    assert len(runs) == 15
+    assert len(runs) == 13, "zero-shot CLIP once"
     assert {run.settings.backbone.name for run in runs} == {"maple-small"}
     with pytest.raises(ConfigError, match=r"unknown sweep 'dem'; choose one of: base-to-novel, .*demo, .*or the path"):
         read_sweep("dem")
@@ -195,7 +231,9 @@ def test_shipped_sweeps_expand() -> None:
 def test_ablations_expand_to_runs_that_can_be_built(name: str, points: int, vit_b16: Backbone) -> None:
     messages: list[str] = []
     runs = plan_sweep(SweepSettings(**read_sweep(name), datasets=["eurosat"]), messages.append)
-    assert (len(runs), messages) == (3 * points, [])
+    once = sum(run.settings.method["name"] == "zero_shot" for run in runs)
+    assert (len(runs), messages) == (3 * points - 2 * once, [])
+    assert once <= 1
     for run in runs[:points]:
         assert run.settings.seed == 1
         build_method(run.settings.method, vit_b16, ["cat", "dog"])

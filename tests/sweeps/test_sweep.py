@@ -59,7 +59,7 @@ def test_a_lost_evaluation_is_repeated_without_training(make_images: Callable[..
 
 
 def test_damaged_rows_affect_their_own_run_only(make_images: Callable[..., Path], tmp_path: Path) -> None:
-    runs = small_sweep(make_images(), methods=["zero_shot"], seeds=[1, 2])
+    runs = small_sweep(make_images() / "train", methods=["zero_shot"], seeds=[1, 2])  # undivided: a run for each seed
     first = run_sweep(runs, tmp_path, device="cpu", progress=RecordedProgress())
     rows = tmp_path / runs[0].name / "rows.jsonl"
     whole = rows.read_text()
@@ -129,7 +129,7 @@ def sleep(group, root, device, report):
     time.sleep(200)
 
 if __name__ == "__main__":
-    settings = SweepSettings(protocol="few-shot", methods=["zero_shot"], datasets=["emoji-animals"], shots=[1, 2])
+    settings = SweepSettings(protocol="few-shot", methods=["coop"], datasets=["emoji-animals"], shots=[1, 2])
     run_sweep(plan_sweep(settings), Path(sys.argv[1]), jobs=2, device="cpu", work=sleep)
 """
 

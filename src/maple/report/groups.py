@@ -4,7 +4,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import PurePath
@@ -191,7 +191,18 @@ class Group:
                     overall = Spread.of(harmonic_mean(bases[seed], novels[seed]) for seed in bases if seed in novels)
                     mean, n = harmonic_mean(base.mean, novel.mean), min(base.n, novel.n)
                     spreads[variant, HARMONIC_MEAN, None] = Spread(mean, overall.deviation if overall else None, n)
+        # Zero-shot CLIP on the same images is one result, also where an earlier sweep has it once for each seed.
+        for variant in filter(lambda variant: variant.is_zero_shot, self.variants):
+            fixed = {dataset: self._has_one_test(variant, dataset) for dataset in self.datasets}
+            for (other, measure, over), spread in list(spreads.items()):
+                if other == variant and spread and (fixed[over] if over else all(fixed.values())):
+                    spreads[variant, measure, over] = replace(spread, deviation=None)
         return spreads
+
+    def _has_one_test(self, variant: Variant, dataset: str) -> bool:
+        """Whether all seeds of a variant were evaluated on the same images."""
+        cells = (self.evaluations(variant, dataset, part).values() for part in self.parts)
+        return all(len({evaluation.row.items for evaluation in cell}) <= 1 for cell in cells)
 
 
 def group_evaluations(collection: Collection) -> list[Group]:

@@ -3,8 +3,9 @@
 Source: SPEC section 5; MaPLe (CVPR 2023) section 4.1.
 """
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import product
 from pathlib import Path
@@ -25,10 +26,11 @@ from maple.config import (
     toml_names,
 )
 from maple.data import known_names
-from maple.data.catalogue import DATASET_GROUPS, require_possible
-from maple.errors import ConfigError, DataError, one_of
-from maple.methods import MethodSettings, method_settings
+from maple.data.catalogue import DATASET_GROUPS, require_possible, template_of
+from maple.errors import ConfigError, DataError, MapleError, one_of
+from maple.methods import MethodSettings, describe_methods, method_settings
 from maple.runs import complete, content_name
+from maple.runs.spec import open_dataset
 
 ProtocolName = Literal["base-to-novel", "few-shot", "cross-dataset", "domain-generalization"]
 PROTOCOLS: dict[ProtocolName, tuple[str, ...]] = {
@@ -111,7 +113,7 @@ class PlannedRun:
     Example:
         >>> run = plan_sweep(SweepSettings(**read_sweep("demo")))[0]
         >>> run.label, [evaluation.classes for evaluation in run.evaluations]
-        ('zero_shot emoji-food/lineart seed 1', ['base', 'novel'])
+        ('zero_shot emoji-food/lineart', ['base', 'novel'])
     """
 
     name: str
@@ -155,8 +157,10 @@ def plan_sweep(sweep: SweepSettings, on_dropped: Callable[[str], None] = lambda 
     """Return the runs of a sweep, ordered so that whole comparisons finish early: by seed, then by method.
 
     A method that does not support new classes is not evaluated on them. Points of the grid and recipes with equal
-    settings are one run. A prompt depth beyond the blocks of the backbone is left out, where the configuration of the
-    backbone states their number.
+    settings are one run. Zero-shot CLIP, which learns nothing, is one run on each data set, that of the first seed and
+    number of shots; it is one for each seed where the seed draws the test images, from a folder that its user has not
+    divided. A prompt depth beyond the blocks of the backbone is left out, where the configuration of the backbone
+    states their number.
 
     Args:
         on_dropped: called with a sentence for each depth that is left out or scaled, and each recipe like another.
@@ -177,8 +181,10 @@ def plan_sweep(sweep: SweepSettings, on_dropped: Callable[[str], None] = lambda 
     for name in (*sweep.datasets, *([] if sweep.source is None else [sweep.source])):
         require_possible(name)
     runs: dict[str, PlannedRun] = {}
+    learning_nothing: dict[str, str] = {}
     dropped: dict[str, None] = {}
     for dataset, evaluations in _training_sets(sweep):
+        drawn: bool | None = None  # whether the seed draws the test images; looked up once, if it matters
         for seed, method, shots, point in product(sweep.seeds, sweep.methods, sweep.shots, _points(sweep)):
             recipe = recipe_of(method, sweep.protocol)
             classes = "base" if sweep.protocol == "base-to-novel" else "all"
@@ -198,14 +204,24 @@ def plan_sweep(sweep: SweepSettings, on_dropped: Callable[[str], None] = lambda 
             if reasons := [text for key, value in point if (text := _too_deep(settings, config, key, value))]:
                 dropped |= dict.fromkeys(reasons)
                 continue
+            learns = not describe_methods()[settings.method["name"]].is_zero_shot
+            if drawn is None and not learns:
+                drawn = len(sweep.seeds) > 1 and _seed_draws_test(settings, evaluations)
+            by_seed = learns or drawn
             words = [Path(recipe).stem if recipe.endswith(".toml") else recipe.rpartition("_")[0]]
             words.append(settings.data.dataset)
-            if len(sweep.shots) > 1:
+            if len(sweep.shots) > 1 and learns:
                 words.append("all shots" if shots is None else f"{shots} shots")
             words += [f"{key.rpartition('.')[2]}={value}" for key, value in point]
-            label = " ".join([*words, f"seed {seed}"])
+            words += [f"seed {seed}"] if by_seed or len(sweep.seeds) == 1 else []
             possible = tuple(e for e in evaluations if config.supports_new_classes or not _on_new_classes(sweep, e))
-            run = PlannedRun(content_name(as_given), label, recipe, settings, possible)
+            run = PlannedRun(content_name(as_given), " ".join(words), recipe, settings, possible)
+            if not learns:
+                # All that its predictions depend on; how the others are trained does not matter.
+                fixed = settings.model_dump(mode="json", include={"method", "backbone", "data", "evaluate"})
+                fixed |= {"data": {**fixed["data"], "shots": None}, "seed": seed if by_seed else None}
+                if (same := learning_nothing.setdefault(json.dumps(fixed, sort_keys=True), run.name)) != run.name:
+                    run = replace(run, name=same)
             first = runs.setdefault(run.name, run)
             if first.recipe != recipe:
                 pair = f"{first.recipe} and {recipe} have equal settings on {settings.backbone.name}"
@@ -266,6 +282,20 @@ def _too_deep(settings: RunSettings, config: MethodSettings, key: str, depth: An
 def _on_new_classes(sweep: SweepSettings, evaluation: PlannedEvaluation) -> bool:
     """Whether an evaluation is on classes that the run was not trained on."""
     return evaluation.classes == "novel" or (sweep.protocol == "cross-dataset" and evaluation.dataset is not None)
+
+
+def _seed_draws_test(settings: RunSettings, evaluations: tuple[PlannedEvaluation, ...]) -> bool:
+    """Whether the seed chooses the test images of an evaluation: those of undivided images that are also trained on.
+
+    Other images that their user has not divided are evaluated whole. A data set that cannot be read counts as drawn:
+    its runs fail one by one, as those of the other methods.
+    """
+    if template_of(settings.data.dataset) is not None or all(planned.dataset for planned in evaluations):
+        return False
+    try:
+        return open_dataset(settings).drawn_split
+    except MapleError:
+        return True
 
 
 def _training_sets(sweep: SweepSettings) -> list[tuple[str, tuple[PlannedEvaluation, ...]]]:
