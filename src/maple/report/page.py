@@ -75,7 +75,8 @@ def make_page(
 
     problems = list(collection.problems)
     chapters, waiting = list(opening.chapters if opening else ()), dict(enumerate(curves))
-    for number, group in enumerate(groups):
+    # Of one run an opening says it all.
+    for number, group in enumerate(() if opening else groups):
         # Curves over shots come before the first of their groups.
         for index, shot_curves in list(waiting.items()):
             if group.key in {member.key for member in shot_curves.groups.values()}:
