@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from benchmarks import baseline, common, floors, together
+from benchmarks import baseline, common, floors, real_features, together
 
 SETTINGS = ["--backbone", "maple-tiny", "--rounds", "1", "--images", "100"]
 
@@ -84,3 +86,29 @@ def test_joint_runs_agree_with_runs_in_turn(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(together.Work, "in_turn", lambda self: (spoilt(self), spoilt(self))[0])
     with pytest.raises(SystemExit, match="the two ways differ by"):
         together.main()
+
+
+def test_methods_are_compared_on_given_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Three classes, each around its text feature: what is trained on is never tested."""
+    text, labels = torch.eye(3, 512), torch.arange(3).repeat(33)
+    noise = torch.randn(99, 512, generator=torch.Generator().manual_seed(1)) / 60
+    tensors = {"test": (text[labels] + noise).half(), "test_labels": labels.to(torch.int16), "text": text.half()}
+    save_file(tensors, tmp_path / "fgvc_aircraft.vitb16.test_text.safetensors")
+    part = real_features.read_parts(tmp_path, "fgvc_aircraft", 1)
+    assert [len(images[1]) for images in (part.train, part.val, part.test)] == [48, 12, 39]
+    rows = torch.cat([part.train[0], part.val[0], part.test[0]])
+    assert len({tuple(row.tolist()) for row in rows}) == 99
+    command = ["real_features", "--features", str(tmp_path), "--data", "fgvc_aircraft", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*command, "--seeds", "1,2", "--methods", "zero_shot,tip-adapter-f"])
+    real_features.main()
+    zero_shot, cache = json.loads((tmp_path / "real-features.json").read_text())["results"]
+    assert (zero_shot["method"], len(cache["runs"]), cache["images"]) == ("zero_shot", 2, 39)
+    assert cache["accuracy"] >= zero_shot["accuracy"] > 90
+    monkeypatch.setattr(real_features, "TUNING", [["train.lr=0.01", "train.epochs=2"]])
+    monkeypatch.setattr(sys, "argv", [*command, "--seeds", "1", "--tune"])
+    real_features.main()
+    (row,) = json.loads((tmp_path / "real-features-tune.json").read_text())["results"]
+    assert row["settings"] == "train.lr=0.01 train.epochs=2"
+    monkeypatch.setattr(sys, "argv", [*command, "--methods", "tip"])
+    with pytest.raises(SystemExit, match="unknown: tip; choose from zero_shot"):
+        real_features.main()

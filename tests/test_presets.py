@@ -39,6 +39,7 @@ RECIPES: dict[str, tuple[float, int, int, int, int, int, int, int]] = {
 # rate, epochs, batch, optimiser, weight decay, warm-up epochs, views, smallest crop; parameters for two classes
 ADAPTERS: dict[str, tuple[float, int, int, str, float, int, int, float, int]] = {
     "clip_adapter_base-to-novel": (0.0035, 10, 4, "sgd", 5e-4, 1, 10, 0.08, 131_072),
+    "clip_adapter-own_few-shot": (0.05, 100, 32, "sgd", 5e-4, 1, 10, 0.08, 131_072),
     "clip_adapter_few-shot": (0.002, 200, 32, "sgd", 5e-4, 1, 10, 0.08, 131_072),
     "linear_probe_base-to-novel": (0.002, 0, 4, "sgd", 5e-4, 1, 0, 0.08, 1_026),
     "linear_probe_few-shot": (0.002, 0, 4, "sgd", 5e-4, 1, 0, 0.08, 1_026),
