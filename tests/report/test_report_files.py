@@ -2,6 +2,8 @@
 
 import csv
 import io
+import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +109,38 @@ def test_the_command_tells_what_it_left_out(make_run: MakeRun, runs: Path, tmp_p
     assert result.exit_code == 0
     assert "left out: pets_coop_1: finished, but not evaluated" in result.output
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.csv", "report.md"]
+
+
+HOSTILE_NAMES = [
+    *("<script>alert(1)</script>", "a\"b'c", "p|q", "back\\slash", "50% $x & a_b {c} ^~#", "=cmd()|A1", "+1", "@x"),
+    *("two\nlines\r", "\u202emirrored", "\x1b[31mred\x1b]0;t\x07", "half\ud800"),
+    "</script><img src=x onerror=alert(2)>",
+]
+
+
+def test_hostile_names_are_text_in_every_format(make_run: MakeRun, runs: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(HOSTILE_NAMES):
+        for method, top1 in (("zero_shot", 0.4), ("maple", 0.5)):
+            names = [name, f"other {name}"]
+            kept = {"base": predictions(10, 2, 5)}
+            make_run(method, name, base=top1, novel=top1, names=names, kept=kept, folder=f"{number}_{method}")
+    write_report(runs, ["html", "markdown", "latex", "csv"], tmp_path / "out", methods=METHODS)
+    texts = {path.suffix: path.read_bytes().decode() for path in (tmp_path / "out").iterdir()}
+    for text in texts.values():
+        assert not set(text) & {"\x1b", "\x07", "\u202e"}
+
+    class Page(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            assert tag != "script"
+            assert not [key for key, value in attrs if key.startswith("on") or value == "x"]
+
+    Page().feed(texts[".html"])
+    for block in re.findall(r"(?:^\|.*\n)+", texts[".md"], re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in block.splitlines()}) == 1
+    assert not re.search(r"(?<!\\)<", texts[".md"])
+    for part in (r"\$x \& a\_b \{c\} \textasciicircum{}\textasciitilde{}\#", r"back\textbackslash{}slash", r"50\% "):
+        assert part in texts[".tex"]
+    table = list(csv.DictReader(io.StringIO(texts[".csv"], newline="")))
+    assert len(table) == 4 * len(HOSTILE_NAMES)
+    assert {line["dataset"] for line in table} >= {"'=cmd()|A1", "'+1", "'@x", "two lines", "p|q"}
+    assert not [value for line in table for value in line.values() if value[:1] in set("=+-@")]

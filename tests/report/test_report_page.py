@@ -21,7 +21,7 @@ PNG = b"\x89PNG\r\n\x1a\n-not-really"
 class Tags(HTMLParser):
     """Every tag with its attributes; that tags are closed in order."""
 
-    VOID = frozenset({"meta", "img", "br", "path", "use", "rect"})
+    VOID = frozenset({"meta", "img", "br", "wbr", "path", "use", "rect"})
 
     def __init__(self) -> None:
         super().__init__()

@@ -174,7 +174,7 @@ def test_real_images(settings_for: Callable[..., RunSettings], tmp_path: Path) -
 def test_a_run_on_a_disk_that_cannot_be_written(
     evaluate: Evaluate, run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its result is given and evaluated; a full disk, which can be mended, is an error."""
+    """Its result is given and evaluated; a full disk is an error."""
     settings = read_settings(run)
     (run / "resume.safetensors").write_bytes(b"left by a process that was killed")
     code = errno.EROFS

@@ -13,7 +13,7 @@ from maple.report.explanations import explained_runs
 from maple.report.groups import Group, Variant
 from maple.report.headline import headline_method, headline_sentences
 from maple.report.predictions import FEWEST_EXAMPLES, Confusion, Embedding, Outcome
-from maple.report.records import Collection, Problem, command_of
+from maple.report.records import Collection, Problem, command_of, harmless
 from maple.report.series import ShotCurves, find_ablations
 from maple.report.tables import Table, cost_tables, group_tables, shots_tables
 
@@ -104,10 +104,11 @@ def make_page(
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: harmless(value) if type(value) is str else value,
     )
     environment.filters["svg"] = Markup  # made by matplotlib, which escapes every name in it
     # Names of classes and files have no spaces, at which a narrow screen could break them.
-    environment.filters["breakable"] = lambda text: Markup("_<wbr>").join(str(text).split("_"))
+    environment.filters["breakable"] = lambda text: Markup("_<wbr>").join(harmless(str(text)).split("_"))
     environment.filters["percent"] = lambda fraction: f"{100 * fraction:.0f}\N{NO-BREAK SPACE}%"
     return environment.get_template("page.html.j2").render(
         headline=opening.headline if opening else headline_sentences(groups, collection.costs),

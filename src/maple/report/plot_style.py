@@ -16,6 +16,7 @@ from typing import Any
 from maple.descriptions import PlotStyle
 from maple.errors import visible
 from maple.report.groups import Variant
+from maple.report.records import harmless
 
 INK, SOFT, GRID, PAPER = "#010203", "#040506", "#070809", "#0a0b0c"
 GAIN, LOSS = "#2f8f8b", "#cf4a2c"
@@ -104,7 +105,7 @@ def to_svg(figure: Any, name: str, description: str) -> str:
         text = text.replace(placeholder, variable)
     text = re.sub(r"'DejaVu Sans'(, [^;\"]*)?", "var(--font)", text)
     width, height = (float(number) for number in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)[0])
-    head = f'<svg role="img" aria-label="{escape(description)}" viewBox="0 0 {width:g} {height:g}"'
+    head = f'<svg role="img" aria-label="{escape(harmless(description))}" viewBox="0 0 {width:g} {height:g}"'
     if width < _NARROW * 72:
         # Drawn for a column; its text should be as large as that of the wide ones.
         head += f' style="max-width: {100 * width / (WIDTH * 72):.0f}%; min-width: {width:.0f}px"'

@@ -1,6 +1,7 @@
 """The records that a report is made of: evaluations, runs and costs, as their files hold them."""
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from maple.descriptions import MethodDescription
-from maple.errors import CheckpointError
+from maple.errors import CheckpointError, visible
 from maple.files import read_json
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -235,6 +236,17 @@ def reason_of(error: Exception, path: Path | None = None) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     return f"{key}: {first['msg']}" if key else first["msg"]
+
+
+def harmless(text: str) -> str:
+    """A text of others for a report, with escape sequences for control characters and marks of writing direction.
+
+    Terminals obey the first, and the second reverse what follows them. Joiners, which emoji and scripts need, remain.
+    """
+    return _CONTROLS.sub(lambda match: visible(match[0]), text)
+
+
+_CONTROLS = re.compile("[\0-\b\v\f\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def command_of(environment: dict[str, Any]) -> str:

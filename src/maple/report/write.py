@@ -13,7 +13,7 @@ from maple.report.collect import collect
 from maple.report.groups import group_evaluations
 from maple.report.headline import headline_sentences
 from maple.report.page import Opening, ThumbnailLoader, make_page
-from maple.report.records import Collection, CostRow, command_of
+from maple.report.records import Collection, CostRow, command_of, harmless
 from maple.report.series import find_shot_curves
 from maple.report.tables import Cell, Table, cost_tables, group_tables, shots_tables
 
@@ -145,7 +145,7 @@ def _markdown(report: Report) -> str:
     """The headline, the tables, and what was left out."""
 
     def escaped(text: str) -> str:
-        return " ".join(text.translate(_MARKDOWN).split())
+        return " ".join(harmless(text).translate(_MARKDOWN).split())
 
     def cell_text(cell: Cell) -> str:
         text = f"**{escaped(cell.text)}**" if cell.best else escaped(cell.text)
@@ -173,7 +173,7 @@ def _markdown(report: Report) -> str:
 
 def latex_text(text: str) -> str:
     """Text that LaTeX prints as it is."""
-    return " ".join(text.split()).translate(_LATEX)
+    return " ".join(harmless(text).split()).translate(_LATEX)
 
 
 def _latex_table(table: Table) -> str:
@@ -258,8 +258,16 @@ def _csv(columns: list[str], lines: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({key: _csv_cell(value) for key, value in line.items()} for line in lines)
     return text.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    """A value on one line; an apostrophe keeps spreadsheets from running a text as a formula."""
+    if not isinstance(value, str):
+        return value
+    text = " ".join(harmless(value).splitlines())
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _environment_columns(environment: dict[str, Any]) -> dict[str, str]:

@@ -155,7 +155,7 @@ def evaluate_run(
         write_predictions(folder / row["predictions"], arrays, opened=(data.dataset, data.root))
         append_row(folder, row)
     except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):  # a full disk, say, which can be mended
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):  # a full disk, say: make room and repeat
             raise
         del row["predictions"]
         logger.warning("%s cannot be written (%s): this evaluation is not kept there", folder, error.strerror)
