@@ -1,4 +1,4 @@
-"""Kill `maple train`, `fit` and `sweep` (in two processes, and on Ray) at random moments, and compare the results.
+"""Kill `maple train`, `fit` (one method, and a choice) and `sweep` (in two processes, and on Ray) at random moments, and compare the results.
 
 Each command runs once undisturbed. Then it is started again and again in another folder and killed, with all of its
 processes, until it has been killed `--kills` times; whenever it has finished before, it begins anew in a new folder. At
@@ -22,21 +22,24 @@ from pathlib import Path
 
 from PIL import Image
 
-SMALL = [
-    *("--backbone", "maple-tiny", "--pretrained", "random", "--device", "cpu"),
-    *("--set", "method.prompt_depth=1", "--set", "train.epochs=60", "--set", "train.batch_size=4"),
-]
+TINY = ["--backbone", "maple-tiny", "--pretrained", "random", "--device", "cpu", "--set", "train.batch_size=4"]
+SMALL = [*TINY, "--set", "method.prompt_depth=1", "--set", "train.epochs=60"]
 SWEEP = ["sweep", "few-shot", "--methods", "maple", "--shots", "2,4", "--seeds", "1", "--datasets", "IMAGES", *SMALL]
 COMMANDS = {
     "train": ["train", "--method", "maple", "--dataset", "IMAGES", "--shots", "4", *SMALL],
     "fit": ["fit", "IMAGES", "--method", "maple", "--shots", "4", *SMALL],
+    # With time for all parts of all methods, whatever the machine does meanwhile.
+    "fit auto": [
+        *("fit", "IMAGES", "--methods", "zero_shot,clip_adapter,coop", "--minutes", "600", "--shots", "4", *TINY),
+        *("--set", "train.epochs=30"),
+    ],
     "sweep": [*SWEEP, "--jobs", "2"],
     "sweep on Ray": [*SWEEP, "--executor", "ray"],
 }
 
 
 def results(folder: Path) -> dict[str, object]:
-    """The prompts of all runs as bytes, and their rows in any order."""
+    """The prompts of all runs as bytes, their rows in any order, and the scores of the methods that were tried."""
     contents: dict[str, object] = {}
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
@@ -46,6 +49,10 @@ def results(folder: Path) -> dict[str, object]:
             contents[name] = sorted(
                 json.dumps(json.loads(line), sort_keys=True) for line in path.read_text().splitlines()
             )
+        elif path.name == "selection.json":
+            contents[name] = [
+                (entry["recipe"], entry["scores"]) for entry in json.loads(path.read_text())["candidates"]
+            ]
     return contents
 
 
