@@ -1,9 +1,10 @@
-"""Kill `maple train`, `fit` (one method, and a choice) and `sweep` (in two processes, and on Ray) at random moments, and compare the results.
+"""Kill `maple train`, `fit` and `sweep` at random moments, and compare the results with those of undisturbed runs.
 
-Each command runs once undisturbed. Then it is started again and again in another folder and killed, with all of its
-processes, until it has been killed `--kills` times; whenever it has finished before, it begins anew in a new folder. At
-the end of each folder the prompts and the rows must be the same bytes, and no temporary file may be left. The default
-takes half an hour or so on two cores.
+A fit is one of a given method, or of a choice; a sweep runs in two processes, or on Ray. Each command runs once
+undisturbed. Then it is started again and again in another folder and killed, with all of its processes, until it has
+been killed `--kills` times; whenever it has finished before, it begins anew in a new folder. At the end of each folder
+the prompts and the rows must be the same bytes, and no temporary file may be left. The default takes half an hour or
+more on two cores.
 
     python scripts/kill_commands.py --kills 20
 """
