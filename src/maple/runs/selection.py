@@ -27,7 +27,7 @@ from maple.runs.frozen_features import prediction_batches
 from maple.runs.selection_plan import FOLDS, PLAN_FORMAT, Goal, SelectionSettings, make_fold, make_plan, with_changes
 
 CANDIDATES: tuple[str, ...] = (
-    *("zero_shot", "tip_adapter", "linear_probe", "taskres", "clip_adapter", "tip-adapter-f"),
+    *("zero_shot", "tip_adapter", "linear_probe", "taskres", "clip_adapter-own", "tip-adapter-f"),
     *("coop", "maple", "independent_vl", "vpt"),
 )
 """The recipes that `fit` tries by default: zero-shot CLIP, methods on frozen features, prompt learning."""
