@@ -49,9 +49,9 @@ def main() -> None:
                 if result.accuracy is None:
                     raise SystemExit(f"{source}: no images are held out")
                 chosen = result.selection.chosen.recipe if result.selection else recipe
-                found = {"folder": Path(source).name, "seed": seed, "method": recipe, "chosen": chosen}
+                identity = {"folder": Path(source).name, "seed": seed, "method": recipe, "chosen": chosen}
                 right, images = result.accuracy.right, result.accuracy.images
-                results.append({**found, "right": right, "images": images, "seconds": seconds})
+                results.append({**identity, "right": right, "images": images, "seconds": seconds})
                 accuracy = 100 * result.accuracy.fraction
                 print(f"{source}, seed {seed}: {recipe} ({chosen}) {accuracy:.1f} % in {seconds:.0f} s", flush=True)
     _print_table(results)

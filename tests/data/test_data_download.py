@@ -6,6 +6,7 @@ import random
 import shutil
 import socket
 import threading
+import time
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -241,3 +242,37 @@ def test_a_server_text_is_shown_without_control_characters(tmp_path: Path) -> No
         with pytest.raises(DownloadError, match=r"the server responds 404 \[31mgone$"):
             download(f"http://127.0.0.1:{listening.getsockname()[1]}/a.zip", tmp_path / "a.zip")
         thread.join()
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["HTTP/1.1 200 OK\r\nX-Slow: ", "HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n"],
+    ids=["head", "body of unknown length", "body"],
+)
+def test_a_server_that_drips_is_given_up(head: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip(connection: socket.socket) -> None:
+            with connection:
+                connection.sendall(head.encode())
+                try:
+                    while True:
+                        connection.sendall(b"x")
+                        time.sleep(0.05)
+                except OSError:  # the client has hung up
+                    return
+
+        def serve() -> None:
+            try:
+                while True:
+                    threading.Thread(target=drip, args=listening.accept()[:1], daemon=True).start()
+            except OSError:  # closed
+                return
+
+        threading.Thread(target=serve, daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/x.zip"
+        with pytest.raises(
+            DownloadError, match=r"gave up after 5 attempts \(less than 1000 bytes arrived per second\)"
+        ):
+            download(url, tmp_path / "x.zip", timeout=0.25, wait=lambda _: None)
+    assert not (tmp_path / "x.zip").exists()

@@ -7,8 +7,11 @@ import hashlib
 import http.client
 import logging
 import shutil
+import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -22,7 +25,11 @@ logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 20
 ATTEMPTS = 5
-"""Consecutive failures without a new byte, after which a download is given up."""
+"""Consecutive failures without much new, after which a download is given up."""
+_SLOWEST = 1000
+"""Bytes per second, over twice the time-out, below which a connection is given up."""
+_PROGRESS = 1 << 16
+"""New bytes after which failures are counted from the beginning."""
 _TEMPORARY = {408, 425, 429}
 """Client errors after which another attempt may succeed."""
 _RESERVE = 64 << 20
@@ -111,15 +118,16 @@ def check_file(path: Path, *, checksum: str | None, size: int | None, name: obje
 def _fetch(
     url: str, part: Path, size: int | None, on_bytes: _OnBytes, timeout: float, wait: Callable[[float], None]
 ) -> None:
-    """Complete `part`, with any number of attempts as long as they bring new bytes."""
+    """Complete `part`, with any number of attempts as long as they bring something."""
     failures, longest = 0, _length(part)
     while True:
         try:
             return _attempt(url, part, size, on_bytes, timeout)
         except _RetryError as error:
             length = _length(part)
-            failures = 1 if length > longest else failures + 1
-            longest = max(longest, length)
+            brought = length >= longest + _PROGRESS
+            failures = 1 if brought else failures + 1
+            longest = length if brought else longest
             if failures >= ATTEMPTS:
                 kept = f"; {length} bytes are kept in {part}, to resume later" if length else ""
                 raise DownloadError(f"{url}: gave up after {failures} attempts ({error}){kept}") from error
@@ -134,8 +142,12 @@ def _attempt(url: str, part: Path, size: int | None, on_bytes: _OnBytes, timeout
         headers["Range"] = f"bytes={have}-"
         if validator := _validator(part):
             headers["If-Range"] = validator
+    sockets: list[socket.socket] = []
     try:
-        with web_opener().open(Request(url, headers=headers), timeout=timeout) as response:
+        with (
+            _ending_slow(sockets, part, 2 * timeout),
+            web_opener(sockets).open(Request(url, headers=headers), timeout=timeout) as response,
+        ):
             start, total = _offered_range(url, response, have, size)
             if start == 0:
                 # The version of the file, to resume the same one. A weak entity tag does not identify it.
@@ -163,6 +175,40 @@ def _attempt(url: str, part: Path, size: int | None, on_bytes: _OnBytes, timeout
     except (http.client.HTTPException, OSError) as error:
         reason = str(getattr(error, "reason", "")) or str(error) or type(error).__name__
         raise _RetryError(_one_line(reason)) from error
+
+
+@contextmanager
+def _ending_slow(sockets: list[socket.socket], part: Path, seconds: float) -> Iterator[None]:
+    """Shut connections down on which too little arrives: the time-out of a socket is one for each silence only.
+
+    Raises:
+        _RetryError: one was shut down.
+    """
+    ended, slow = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        length = _length(part)
+        while not ended.wait(seconds):
+            before, length = length, _length(part)
+            if length < before + _SLOWEST * seconds:
+                slow.set()
+                for connection in sockets:
+                    with suppress(OSError):
+                        connection.shutdown(socket.SHUT_RDWR)
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    except (_RetryError, http.client.HTTPException, OSError) as error:
+        if slow.is_set():
+            raise _RetryError(f"less than {_SLOWEST} bytes arrived per second") from error
+        raise
+    finally:
+        ended.set()
+        watching.join()
+    if slow.is_set():  # the end of what it sent looks like the end of a file of unknown length
+        raise _RetryError(f"less than {_SLOWEST} bytes arrived per second")
 
 
 def _one_line(text: object) -> str:
