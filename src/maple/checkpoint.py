@@ -36,7 +36,7 @@ class PromptsFile:
     Attributes:
         method: {"name": ..., **settings}.
         backbone: name, pretrained, precision and fingerprint of the CLIP it was learned on.
-        info: data set, training summary, versions, origin.
+        info: data set, training summary, calibration, versions, origin.
         tensors: the parameters by contract name, float32, and other tensors that a method has computed.
     """
 
@@ -45,6 +45,11 @@ class PromptsFile:
     class_names: tuple[str, ...]
     info: dict[str, Any]
     tensors: dict[str, Tensor]
+
+    @property
+    def temperature(self) -> float:
+        """By which logits are divided for probabilities; 1 in files without a calibration."""
+        return float(self.info.get("calibration", {}).get("temperature") or 1.0)
 
 
 def describe(method: Method) -> dict[str, Any]:
@@ -74,11 +79,14 @@ def save_prompts(path: str | Path, method: Method, info: Mapping[str, Any] | Non
         >>> save_prompts("prompts.safetensors", method, {"dataset": "photos"})
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in method.saved_tensors().items()}
+    info = dict(info or {})
+    if method.temperature != 1 or "calibration" in info:
+        info["calibration"] = {**info.get("calibration", {}), "temperature": method.temperature}
     content = {
         "method": describe(method),
         "backbone": describe_backbone(method.backbone),
         "class_names": list(method.class_names),
-        "info": {**(info or {}), "versions": versions()},
+        "info": {**info, "versions": versions()},
     }
     write_tensors(path, tensors, content)
 
@@ -149,6 +157,13 @@ def read_prompts(path: str | Path) -> PromptsFile:
         method, names, info = dict(content["method"]), content["class_names"], dict(content["info"])
         if not isinstance(method["name"], str):
             raise ValueError(f"its method is {shortened(repr(method['name']))}, not a name")
+        calibration = dict(info.get("calibration", {}))
+        temperature, images, reason = (calibration.get(key) for key in ("temperature", "images", "reason"))
+        if not isinstance(images, int | None) or not isinstance(reason, str | None):
+            raise ValueError(f"its calibration is {shortened(repr(calibration))}")
+        temperature = 1.0 if temperature is None else temperature
+        if type(temperature) not in (int, float) or not 1e-3 <= temperature <= 1e3:
+            raise ValueError(f"its temperature is {shortened(repr(temperature))}, not a number from 0.001 to 1000")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} lacks a part of its metadata: {error}") from error
     try:
@@ -209,6 +224,7 @@ def load_prompts(
     except ConfigError as error:
         raise CheckpointError(f"{path} describes a method that this version cannot build: {error}") from error
     put_parameters(method, stored.tensors, source=str(path))
+    method.temperature = stored.temperature
     return method.eval()
 
 

@@ -101,6 +101,9 @@ class TrainSettings(Settings):
     epoch, 0 for no augmentation. Where the image tower is unchanged, the features of these views are extracted once and
     replace the images.
 
+    `calibrate` fits a temperature for probabilities, at the end of the training, on images that are neither trained on
+    nor tested on: the validation images and, of a user's own images, also those that the sample has left over.
+
     `text_memory` is the memory in GiB that the states of the text tower may take while a gradient is computed; where
     all classes at once would take more, they are computed in pieces, and again for the gradient. None for a quarter of
     the device's memory. The result is the same up to rounding.
@@ -125,6 +128,7 @@ class TrainSettings(Settings):
     crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.08, 1.0)
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     views: Annotated[int, Field(ge=0)] | None = None
+    calibrate: bool = False
     workers: Threads = None
     images: ImagePlace = "auto"
     text_memory: Annotated[float, Field(gt=0)] | None = None

@@ -88,4 +88,4 @@ def evaluate(method: Method, batches: Iterable[Batch], on_batch: Callable[[int],
         >>> evaluate(method, batches).top1
         0.8125
     """
-    return score(*predict(method, batches, on_batch))
+    return score(*predict(method, batches, on_batch), temperature=method.temperature)

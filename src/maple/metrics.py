@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,8 @@ class Scores:
     confusion: tuple[tuple[int, ...], ...]
 
 
-def score(logits: Floats, labels: Integers) -> Scores:
-    """Score logits [n, C] against labels [n].
+def score(logits: Floats, labels: Integers, *, temperature: float = 1.0) -> Scores:
+    """Score logits [n, C] against labels [n]; probabilities are those of the logits divided by the temperature.
 
     Raises:
         ValueError: no rows, logits that are not finite, or labels outside 0 .. C - 1.
@@ -60,7 +60,7 @@ def score(logits: Floats, labels: Integers) -> Scores:
         top1=float(hits.sum() / count),
         top5=top_k_accuracy(logits, labels, 5),
         macro_f1=float(f1[totals > 0].mean()),
-        calibration_error=calibration_error(softmax(logits), labels),
+        calibration_error=calibration_error(softmax(logits / temperature), labels),
         per_class=tuple(float(hit / total) if total else None for hit, total in zip(hits, totals, strict=True)),
         confusion=tuple(tuple(int(cell) for cell in row) for row in confusion),
     )
@@ -94,6 +94,70 @@ def calibration_error(probabilities: Floats, labels: Integers, bins: int = 15) -
         np.bincount(index, weights=correct, minlength=bins) - np.bincount(index, weights=confidence, minlength=bins)
     )
     return float(gaps.sum() / len(labels))
+
+
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
+
+
+def fit_temperature(logits: Floats, labels: Integers) -> float:
+    """The temperature T in 0.05 to 20 for which softmax(logits / T) gives labels [n] the greatest likelihood.
+
+    Logits are [n, C]. It is rounded to six digits. The likelihood of images that are all predicted correctly grows as T
+    falls, so that theirs is the lowest.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
+
+    Example:
+        >>> fit_temperature(np.array([[4.0, 0.0]] * 4), np.array([0, 0, 0, 1]))
+        3.64096
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
+
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    # That of the true class first subtracted: the loss of an image is then the logarithm of a sum of exponentials.
+    shifted -= shifted[np.arange(len(labels)), labels][:, None]
+
+    def loss(log_temperature: float) -> float:
+        return float(logsumexp(shifted * np.exp(-log_temperature), axis=1).mean())
+
+    # Convex in 1 / T, so that there is one minimum.
+    bounds = np.log([LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE])
+    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-7})
+    return float(f"{np.exp(found.x):.6g}")
+
+
+class Coverage(NamedTuple):
+    """Predictions that are given at a threshold: `kept` of `images`, of which `right` are correct."""
+
+    threshold: float
+    images: int
+    kept: int
+    right: int
+
+    @property
+    def fraction(self) -> float:
+        """The fraction of the images that is given a prediction."""
+        return self.kept / self.images
+
+    @property
+    def accuracy(self) -> float | None:
+        """The fraction of the given predictions that is correct; None where none is given."""
+        return self.right / self.kept if self.kept else None
+
+
+def coverage_at(confidence: Floats, correct: NDArray[np.bool_], thresholds: Sequence[float]) -> tuple[Coverage, ...]:
+    """Coverage at each threshold: images whose greatest probability [n] is below it are given no prediction.
+
+    Example:
+        >>> coverage_at(np.array([0.9, 0.4]), np.array([True, False]), [0.5])
+        (Coverage(threshold=0.5, images=2, kept=1, right=1),)
+    """
+    return tuple(
+        Coverage(threshold, len(correct), int(kept.sum()), int((kept & correct).sum()))
+        for threshold in thresholds
+        for kept in [confidence >= threshold]
+    )
 
 
 def harmonic_mean(base: float, novel: float) -> float:

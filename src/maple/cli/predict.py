@@ -29,6 +29,10 @@ def predict_command(
     ask: Annotated[bool, Option("--ask", help="Ask for class names repeatedly; classify each time.")] = False,
     top: Annotated[int, Option(help="How many classes to show per image.", min=1)] = 5,
     zero_shot: Annotated[bool, Option("--zero-shot", help="Show those of zero-shot CLIP, too.")] = False,
+    reject: Annotated[
+        float | None,
+        Option(help='Answer "none of these" where the greatest probability is below this, as in 0.6.'),
+    ] = None,
     as_json: options.AsJson = False,
     as_csv: Annotated[bool, Option("--csv", help="Print CSV: one line per image and class.")] = False,
     recursive: options.Recursive = False,
@@ -46,7 +50,9 @@ def predict_command(
     """
     from maple.inference import UnreadableImage, find_images, load_predictor
     from maple.inference.image_sources import STDIN, cache_downloads
+    from maple.inference.predictor import check_reject
 
+    check_reject(reject)
     if as_json and as_csv:
         raise ConfigError("--json and --csv exclude each other; choose one")
     if ask and STDIN in (sources or ()):
@@ -57,12 +63,13 @@ def predict_command(
     predictor = load_predictor(run, zero_shot=zero_shot, device=device, **clip)
     if classes is not None:
         options.echo_note(predictor.set_class_names(names_in(classes)))
-    show = _show_json if as_json else _csv_printer(zero_shot) if as_csv else _show_text
+    show = _show_json if as_json else _csv_printer(zero_shot, reject is not None) if as_csv else _show_text
+    workers = min(4, os.cpu_count() or 1)
     read = unreadable = 0
 
     def classify(images: "Iterable[ImageSource]") -> None:
         nonlocal read, unreadable
-        for result in predictor.stream(images, top=top, batch_size=batch_size, workers=min(4, os.cpu_count() or 1)):
+        for result in predictor.stream(images, top=top, batch_size=batch_size, workers=workers, reject=reject):
             if isinstance(result, UnreadableImage):
                 unreadable += 1
                 typer.echo(visible(f"maple: {result.reason}"), err=True)
@@ -104,12 +111,14 @@ def _show_json(prediction: "Prediction") -> None:
     from maple.inference.predictor import classes_to_json
 
     row: dict[str, Any] = {"source": prediction.source, "best": classes_to_json(prediction.best)}
+    if prediction.rejected is not None:
+        row["rejected"] = prediction.rejected
     if prediction.zero_shot is not None:
         row["zero_shot"] = classes_to_json(prediction.zero_shot)
     typer.echo(json.dumps(row))
 
 
-def _csv_printer(zero_shot: bool) -> "Callable[[Prediction], None]":
+def _csv_printer(zero_shot: bool, reject: bool) -> "Callable[[Prediction], None]":
     """Print a header; return a function that prints one line per class of a prediction."""
 
     def write(*values: Any) -> None:
@@ -120,9 +129,11 @@ def _csv_printer(zero_shot: bool) -> "Callable[[Prediction], None]":
     def show(prediction: "Prediction") -> None:
         for rank, ranked in enumerate(prediction.best):
             values = [prediction.source, rank + 1, ranked.name, ranked.probability]
-            write(*values, *([] if prediction.zero_shot_of_best is None else [prediction.zero_shot_of_best[rank]]))
+            values += [] if prediction.zero_shot_of_best is None else [prediction.zero_shot_of_best[rank]]
+            write(*values, *([str(prediction.rejected).lower()] if reject else []))
 
-    write("source", "rank", "class", "probability", *(["zero_shot_probability"] if zero_shot else []))
+    further = [*(["zero_shot_probability"] if zero_shot else []), *(["rejected"] if reject else [])]
+    write("source", "rank", "class", "probability", *further)
     return show
 
 
@@ -130,7 +141,7 @@ def _show_text(prediction: "Prediction") -> None:
     """Print percentages and bars, next to those of zero-shot CLIP if requested."""
     names = [visible(ranked.name) for ranked in prediction.best]
     width = max(map(cell_len, names))
-    typer.echo(visible(prediction.source))
+    typer.echo(visible(prediction.source) + (": none of these" if prediction.rejected else ""))
     if prediction.zero_shot is not None:
         typer.echo(f"  {_padded('', width)}  {_padded('trained', 9 + _BAR_WIDTH)}  zero-shot")
     for rank, (name, ranked) in enumerate(zip(names, prediction.best, strict=True)):

@@ -82,6 +82,7 @@ def inspect_command(
 
 
 def _print_run(content: dict[str, Any]) -> None:
+    from maple.data.checks.findings import number_of
     from maple.errors import shortened_list
 
     def line(values: Any) -> str:
@@ -109,7 +110,13 @@ def _print_run(content: dict[str, Any]) -> None:
             options.echo(f"    {name} {shape}")
         names = prompts["class_names"]
         options.echo(f"  {len(names)} classes: {shortened_list(names, 20)}")
-        options.echo(f"  {line(prompts['info'])}")
+        info = dict(prompts["info"])
+        if calibration := info.pop("calibration", None):
+            reason = f" ({calibration['reason']})" if calibration.get("reason") else ""
+            images = number_of(calibration.get("images") or 0, "image")
+            temperature = calibration.get("temperature") or 1.0
+            options.echo(f"  temperature {temperature:g}, calibrated on {images}{reason}")
+        options.echo(f"  {line(info)}")
     for row in content.get("rows", []):
         options.echo(
             f"evaluated {row['dataset']} {row['part']} ({row['classes']}, {len(row['class_names'])} names): "

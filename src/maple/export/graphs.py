@@ -74,7 +74,8 @@ class ImageSide(nn.Module):
         features = self.method.encode_images(raw)
         outputs = [features]
         if self.head == "logits":
-            outputs.append(self.method.logits(features, self.classes))
+            logits, temperature = self.method.logits(features, self.classes), self.method.temperature
+            outputs.append(logits if temperature == 1 else logits / temperature)
         elif self.head == "shifted":
             inner: Any = innermost(self.method)
             outputs.append(inner.token_shift(features))

@@ -83,8 +83,9 @@ def write_onnx(source: ExportSource, folder: Path, *, zero_shot: bool, int8: boo
         about={**source.about, "precision": "int8" if int8 else "fp32"},
         class_names=method.class_names,
         preprocess=Preprocess(**asdict(method.backbone.preprocessing)),
-        logit_scale=method.backbone.logit_scale,
+        logit_scale=method.backbone.logit_scale / method.temperature,
         head=head,
+        temperature=method.temperature,
         int8=int8,
         context_length=None if sentences is None else method.backbone.text.context_length,
         sentences=sentences,
@@ -102,7 +103,9 @@ def write_onnx(source: ExportSource, folder: Path, *, zero_shot: bool, int8: boo
     counts = {"random_images": len(source.random_images), "images_of_the_run": len(source.run_images)}
     checked = {**counts, "differences": differences}
     manifest = manifest.model_copy(update={"maximal_difference": max(differences.values()), "checked": checked})
-    text = json.dumps(manifest.model_dump(mode="json"), indent=1, allow_nan=False, ensure_ascii=True)
+    # Versions of the package before there were temperatures can read what has none.
+    content = manifest.model_dump(mode="json", exclude={"temperature"} if manifest.temperature == 1 else None)
+    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=True)
     (folder / export_files.MANIFEST).write_text(text + "\n", encoding="utf-8")
     return manifest
 

@@ -19,9 +19,9 @@ NEW_NAMES = ("red car", "a_very small  blue car", "Crème brûlée & co.", "x")
 
 @torch.no_grad()
 def reference_logits(method: Method, images: Floats, names: Sequence[str]) -> Floats:
-    """Logits [n, C] of preprocessed images [n, 3, R, R] by PyTorch."""
+    """Logits [n, C] of preprocessed images [n, 3, R, R] by PyTorch, divided by the temperature."""
     features = method.encode_images(torch.from_numpy(images))
-    logits: Floats = method.with_class_names(names).logits_of(features).numpy()
+    logits: Floats = (method.with_class_names(names).logits_of(features) / method.temperature).numpy()
     return logits
 
 

@@ -153,7 +153,7 @@ def write_plain_clip(source: ExportSource, folder: Path, kind: str) -> float:
         save_safetensors(to_transformers(state), folder / "model.safetensors", {"format": "pt"})
         write_tokenizer(Path(open_clip.__file__).parent / MERGES, folder, config["text_cfg"]["context_length"])
     embeddings = method.class_embeddings().contiguous()
-    scale = torch.tensor(backbone.logit_scale)
+    scale = torch.tensor(backbone.logit_scale / method.temperature)
     save_safetensors({"class_embeddings": embeddings, "logit_scale": scale}, folder / HEAD)
     # Load the folder as a user would, and compare.
     try:
@@ -166,7 +166,7 @@ def write_plain_clip(source: ExportSource, folder: Path, kind: str) -> float:
     @torch.no_grad()
     def logits(images: Floats) -> Floats:
         features = l2_normalize(to_float32(loaded.image.plain(torch.from_numpy(images))))
-        return np.asarray((loaded.logit_scale * features @ embeddings.T).numpy())
+        return np.asarray((scale * features @ embeddings.T).numpy())
 
     difference = largest_difference(source, logits, method, method.class_names)
     require_parity(difference, f"the {kind} folder")

@@ -25,6 +25,7 @@ from maple.distributed import Processes, choose_device
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, MapleError
 from maple.inference.array_images import InputError, class_names_of_labels, number_labels, to_images
 from maple.inference.hub import PREFIX, PROMPTS, fetch_prompts, is_hub_id, push_folder, write_card
+from maple.inference.predictor import check_reject
 from maple.inference.torch_predictor import finite, prompts_file
 from maple.methods import Method, method_settings
 from maple.names import clean_class_names, distinct
@@ -159,19 +160,38 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.history_ = tuple(trainer.history)
         return self
 
-    def predict(self, X: Any) -> Labels:  # noqa: N803
-        """Return the likeliest label of each image, [n]."""
-        best = self._logits(X).argmax(dim=1).numpy()
-        labels: Labels = self.classes_[best]
-        return labels
+    def predict(self, X: Any, *, reject: float | None = None, rejected_label: Any = None) -> Labels:  # noqa: N803
+        """Return the likeliest label of each image, [n].
+
+        An image whose greatest probability is below `reject` gets `rejected_label` instead; the array then has the type
+        of the labels if this one has it, and holds Python objects otherwise, as with None.
+
+        Raises:
+            ConfigError: `reject` is not between 0 and 1.
+
+        Example:
+            >>> classifier.predict(["cat.jpg", "car.jpg"], reject=0.6, rejected_label="none of these")
+            array(['cat', 'none of these'], dtype='<U13')
+        """
+        check_reject(reject)
+        logits = self._logits(X)
+        labels: Labels = self.classes_[logits.argmax(dim=1).numpy()]
+        if reject is None:
+            return labels
+        rejected = self._probabilities(logits).amax(dim=1).numpy() < reject
+        filler = np.empty((), object) if rejected_label is None else np.asarray(rejected_label)
+        if filler.dtype.kind != labels.dtype.kind:
+            labels, filler = labels.astype(object), np.asarray(rejected_label, object)
+        replaced: Labels = np.where(rejected, filler, labels)
+        return replaced
 
     def predict_proba(self, X: Any) -> Floats:  # noqa: N803
         """Return probabilities [n, C] of the classes, in the order of `classes_`; float32, each row sums to 1."""
-        return self._logits(X).softmax(dim=1).numpy()
+        return self._probabilities(self._logits(X)).numpy()
 
     def predict_log_proba(self, X: Any) -> Floats:  # noqa: N803
         """Return their logarithms [n, C], finite also where a probability is 0 in float32."""
-        return self._logits(X).log_softmax(dim=1).numpy()
+        return (self._logits(X) / self._fitted().temperature).log_softmax(dim=1).numpy()
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
         """Return the accuracy on images with labels `y` [n], weighted if weights are given.
@@ -381,6 +401,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "PromptClassifier.from_pretrained(...)"
             )
         return self.method_
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return (logits / self._fitted().temperature).softmax(dim=1)
 
     def _logits(self, images: Any) -> Tensor:
         return self._compute("predict_logits", images, len(self._fitted().class_names))

@@ -66,6 +66,8 @@ class Manifest(_Section):
         head: how logits are computed from unit image features. `cosine`: logit_scale x features x classes; `logits`:
             the graph outputs those of the trained names; `shifted`: `cosine`, with classes that `text.onnx` computes
             for each image under the graph's `shift`.
+        temperature: by which these logits are divided already, for probabilities: in the graph, or in the logit_scale,
+            which is that of the frozen CLIP divided by it. Only written where it is not 1.
         sentences, new_names: how new names are written; or None, and the reason why they cannot be predicted.
         zero_shot: the sentences of the frozen CLIP; None where it is not included.
         files: sizes in bytes.
@@ -79,6 +81,7 @@ class Manifest(_Section):
     preprocess: Preprocess
     logit_scale: Positive
     head: Literal["cosine", "logits", "shifted"]
+    temperature: float = Field(1.0, ge=1e-3, le=1e3)
     int8: bool
     context_length: Annotated[int, Field(ge=3)] | None
     sentences: Slots | Templates | None = Field(discriminator="kind")

@@ -114,7 +114,10 @@ class OnnxPredictor(Predictor):
         return softmax(trained).astype(np.float32), None if frozen is None else softmax(frozen).astype(np.float32)
 
     def logits(self, encoded: Sequence[Mapping[str, Floats]], classes: EncodedClasses) -> tuple[Floats, Floats | None]:
-        """Return logits [n, C] of n > 0 encoded images, and those of the frozen CLIP; a BackboneError if not finite."""
+        """Return logits [n, C] of n > 0 encoded images, and those of the frozen CLIP; a BackboneError if not finite.
+
+        The former are divided by the temperature of the method, which is a part of the export's scale or graph.
+        """
         scale = np.float32(self.manifest.logit_scale)
         if self.manifest.head == "logits":
             trained = np.stack([image["logits"] for image in encoded])[:, classes.trained]
@@ -128,7 +131,8 @@ class OnnxPredictor(Predictor):
             return _finite(trained), None
         # The graph has frozen features of its own only where the method changes those of the image tower.
         frozen = np.stack([image.get("frozen", image["features"]) for image in encoded])
-        return _finite(trained), _finite(scale * frozen @ classes.zero_shot.T)
+        frozen_scale = np.float32(self.manifest.logit_scale * self.manifest.temperature)
+        return _finite(trained), _finite(frozen_scale * frozen @ classes.zero_shot.T)
 
     def _encode_class_names(self, names: tuple[str, ...], note: str | None) -> EncodedClasses:
         sentences, head = self.manifest.sentences, self.manifest.head

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from maple.data.images.eval_transform import EvalView
 from maple.data.images.prefetch import map_in_order
-from maple.errors import ConfigError, DataError
+from maple.errors import ConfigError, DataError, shortened
 from maple.inference.image_sources import ImageSource
 from maple.inference.trained_names import TrainedNames
 from maple.names import clean_class_names, distinct
@@ -46,6 +47,8 @@ class Prediction:
         best: by the trained method.
         zero_shot: by the frozen CLIP; None where it was not requested.
         zero_shot_of_best: the frozen CLIP's probabilities of the classes in `best`, in their order.
+        rejected: whether the greatest probability is below the threshold, so that the answer is "none of these"; None
+            where no threshold was given.
 
     Example:
         >>> prediction = next(predictor.stream(find_images(["cat.jpg"]), top=3))
@@ -57,19 +60,30 @@ class Prediction:
     best: tuple[ClassProbability, ...]
     zero_shot: tuple[ClassProbability, ...] | None = None
     zero_shot_of_best: tuple[float, ...] | None = None
+    rejected: bool | None = None
 
     @classmethod
     def from_probabilities(
-        cls, source: str, names: Sequence[str], trained: Floats, zero_shot: Floats | None, top: int
+        cls,
+        source: str,
+        names: Sequence[str],
+        trained: Floats,
+        zero_shot: Floats | None,
+        top: int,
+        reject: float | None = None,
     ) -> Self:
-        """Rank C names by probabilities [C] of the trained method and of the frozen CLIP; keep the first `top`."""
+        """Rank C names by probabilities [C] of the trained method and of the frozen CLIP; keep the first `top`.
+
+        `reject` is the threshold of the greatest probability, 0 to 1, below which the image is rejected.
+        """
         # A stable sort: equal probabilities keep the order of the names.
         order = np.argsort(-trained, kind="stable")[:top]
         best = tuple(ClassProbability(names[index], float(trained[index])) for index in order)
+        rejected = None if reject is None else best[0].probability < reject
         if zero_shot is None:
-            return cls(source, best)
+            return cls(source, best, rejected=rejected)
         frozen = cls.from_probabilities(source, names, zero_shot, None, top).best
-        return cls(source, best, frozen, tuple(zero_shot[order].tolist()))
+        return cls(source, best, frozen, tuple(zero_shot[order].tolist()), rejected)
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,20 @@ class EncodedClasses:
 def classes_to_json(classes: Sequence[ClassProbability]) -> list[dict[str, Any]]:
     """Return class names and probabilities as commands, the server and reports write them in JSON."""
     return [{"class": item.name, "probability": item.probability} for item in classes]
+
+
+def check_reject(reject: float | None) -> float | None:
+    """Return a threshold of the greatest probability, below which an image is rejected, or None.
+
+    Raises:
+        ConfigError: it is not a number between 0 and 1, both excluded.
+    """
+    is_number = isinstance(reject, Real) and not isinstance(reject, bool)
+    if reject is not None and not (is_number and 0 < reject < 1):
+        raise ConfigError(
+            f"reject is {shortened(repr(reject))}; it must be a probability above 0 and below 1, as in 0.6"
+        )
+    return reject
 
 
 class Predictor(ABC):
@@ -206,19 +234,27 @@ class Predictor(ABC):
         return self._current.note
 
     def stream(
-        self, images: Iterable[ImageSource], *, top: int = 5, batch_size: int = 32, workers: int = 2
+        self,
+        images: Iterable[ImageSource],
+        *,
+        top: int = 5,
+        batch_size: int = 32,
+        workers: int = 2,
+        reject: float | None = None,
     ) -> Iterator[Prediction | UnreadableImage]:
         """Classify images in their order, `batch_size` at a time; one that cannot be read is reported in its place.
 
         A prediction has at most `top` classes. `workers` threads read at most two batches ahead; no image is kept.
+        Images whose greatest probability is below `reject` are marked as rejected.
 
         Raises:
-            ConfigError: a number is below 1 (at the call; workers: below 0).
+            ConfigError: a number is below 1 (at the call; workers: below 0; reject: outside of 0 to 1).
             BackboneError: a logit is not finite (while iterating).
         """
         for option, value, least in (("top", top, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
             if value < least:
                 raise ConfigError(f"{option} is {value}; it must be at least {least}")
+        check_reject(reject)
         classes = self.classes
 
         def read(image: ImageSource) -> tuple[str, Floats | UnreadableImage]:
@@ -240,7 +276,7 @@ class Predictor(ABC):
                             continue
                         row = next(rows)
                         frozen = None if zero_shot is None else zero_shot[row]
-                        yield Prediction.from_probabilities(name, classes.names, trained[row], frozen, top)
+                        yield Prediction.from_probabilities(name, classes.names, trained[row], frozen, top, reject)
 
         return predict()
 

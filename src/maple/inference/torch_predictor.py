@@ -103,7 +103,7 @@ class TorchPredictor(Predictor):
             if not features:
                 return torch.empty(0, len(classes.names)).numpy()
             logits = finite(method.logits_of(torch.stack(features)).float(), method.backbone)
-            return logits.softmax(dim=-1).cpu().numpy()
+            return (logits / method.temperature).softmax(dim=-1).cpu().numpy()
 
         trained = softmax(classes.trained, [features for features, _ in encoded])
         if classes.zero_shot is None:
@@ -121,6 +121,7 @@ class TorchPredictor(Predictor):
 def describe(method: Method, info: Mapping[str, Any]) -> dict[str, Any]:
     """Describe a method for people and programs, with `info`, the training information of its prompts file."""
     backbone = method.backbone
+    calibrated = {} if method.temperature == 1 else {"temperature": method.temperature}
     return {
         "method": next((name for name, kind in METHODS.items() if kind is type(method)), type(method).__name__),
         "title": method.title,
@@ -132,6 +133,7 @@ def describe(method: Method, info: Mapping[str, Any]) -> dict[str, Any]:
         "image_size": backbone.preprocessing.size,
         # A key of manifests and of the server's answers: it keeps the name it was published with.
         "speaks_of_new_classes": method.supports_new_classes,
+        **calibrated,
     }
 
 

@@ -78,6 +78,8 @@ class Method(nn.Module):
 
     Attributes:
         title, paper, summary: for `maple methods`.
+        temperature: by which logits are divided for probabilities; 1 unless the run was calibrated. The logits of this
+            class are not divided.
         short_title, plot_style, report_roles: how reports name, draw and use the method; "" is the title itself, and
             a style is picked where the class has none.
         Settings: the settings class.
@@ -123,6 +125,7 @@ class Method(nn.Module):
         self.settings = settings
         self._frozen = (backbone,)
         self.class_names: tuple[str, ...] = ()
+        self.temperature = 1.0
         self._embeddings: tuple[bytes, Tensor] | None = None
 
     @property

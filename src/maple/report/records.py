@@ -64,6 +64,8 @@ class Row(Stored):
     top5: Fraction
     macro_f1: Fraction
     calibration_error: Fraction
+    uncalibrated_error: Fraction | None = None
+    temperature: float = Field(1.0, gt=0)
     per_class: tuple[Fraction | None, ...] = ()
     predictions: str | None = None
     asked: dict[str, Any] = {}

@@ -36,7 +36,7 @@ from maple.distributed import this_process
 from maple.errors import ClassNamesError, ConfigError, DataError, one_of, shortened_list
 from maple.evaluation import predict
 from maple.methods import Method
-from maple.metrics import Floats, Integers, Scores, score, softmax
+from maple.metrics import Floats, Integers, Scores, calibration_error, score, softmax
 from maple.names import words_of
 from maple.runs.folder import append_row, evaluation_key, finished_prompts, read_settings
 from maple.runs.frozen_features import prediction_batches
@@ -132,7 +132,7 @@ def evaluate_run(
 
     sample = FeatureSample(len(items))
     logits, labels = predict(method, batches, count, sample.add)
-    scores = score(logits, labels)
+    scores = score(logits, labels, temperature=method.temperature)
     row = {
         "method": settings.method,
         "backbone": describe_backbone(method.backbone),
@@ -146,10 +146,14 @@ def evaluate_run(
         **asdict(scores),
         "asked": asked,
     }
+    if method.temperature != 1:
+        uncalibrated = calibration_error(softmax(logits), labels)
+        row |= {"temperature": method.temperature, "uncalibrated_error": uncalibrated}
     # An equal evaluation replaces the file.
     row["predictions"] = f"predictions/{sha256(json.dumps(evaluation_key(row)).encode()).hexdigest()[:16]}.npz"
     class_features = None if method.classes_depend_on_image else method.class_embeddings()
-    arrays = prediction_arrays([item.path for item in items], logits, labels, sample, class_features)
+    paths, temperature = [item.path for item in items], method.temperature
+    arrays = prediction_arrays(paths, logits, labels, sample, class_features, temperature=temperature)
     try:
         # Before the row, which names the file.
         write_predictions(folder / row["predictions"], arrays, opened=(data.dataset, data.root))
@@ -309,9 +313,15 @@ class FeatureSample:
 
 
 def prediction_arrays(
-    images: list[str], logits: Floats, labels: Integers, sample: FeatureSample, class_features: Tensor | None
+    images: list[str],
+    logits: Floats,
+    labels: Integers,
+    sample: FeatureSample,
+    class_features: Tensor | None,
+    *,
+    temperature: float = 1.0,
 ) -> dict[str, Any]:
-    """The arrays named above, without `opened`, of logits [n, C] on n images."""
+    """The arrays named above, without `opened`, of logits [n, C] on n images; the temperature divides these."""
     remaining = logits.astype(np.float32, copy=True)
     top = np.empty((len(logits), min(TOP, logits.shape[1])), dtype=np.int64)
     for place in range(top.shape[1]):
@@ -321,7 +331,7 @@ def prediction_arrays(
         "paths": np.array(images, dtype=np.str_),
         "labels": labels.astype(np.int32),
         "top": top.astype(np.int32),
-        "probabilities": np.take_along_axis(softmax(logits), top, axis=1).astype(np.float32),
+        "probabilities": np.take_along_axis(softmax(logits / temperature), top, axis=1).astype(np.float32),
     }
     if sample.features is not None and class_features is not None:
         arrays["feature_items"] = sample.items

@@ -163,6 +163,7 @@ def relevant(settings: RunSettings) -> dict[str, Any]:
     for section, key, default in (
         ("train", "views", None),
         ("train", "steps", None),
+        ("train", "calibrate", False),
         ("data", "listing", None),
         ("data", "validation", "few-shot"),
     ):

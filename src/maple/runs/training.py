@@ -24,6 +24,7 @@ from maple.data.saved_split import SAVED_SPLIT, write_saved_split
 from maple.distributed import Processes, this_process
 from maple.errors import CheckpointError, ConfigError, MapleError, output_error
 from maple.methods import Method, build_method, method_settings
+from maple.runs.calibration import calibrate, calibration_items
 from maple.runs.folder import lock_folder, read_history, refuse_other_run, write_beginning, write_epoch, write_history
 from maple.runs.spec import (
     absolute_backbone,
@@ -266,6 +267,11 @@ class _TrainingRun:
         }
         if selected := trainer.method.selected_hyperparameters():
             info["chosen"] = selected
+        if settings.train.calibrate:
+            # A method that learns nothing has no training images.
+            learns = bool(trainer.method.saved_tensors())
+            items = calibration_items(settings, self.dataset, self.items if learns else (), self._val)
+            info["calibration"] = calibrate(trainer.method, items, self.dataset.store(max_bytes=0), settings)
         save_prompts(self.folder / "prompts.safetensors", trainer.method, info)
         (self.folder / "resume.safetensors").unlink(missing_ok=True)
 

@@ -203,6 +203,7 @@ def create_app(
         methods=["POST"],
         tags=["predict"],
         summary="Classify images",
+        response_model_exclude_unset=True,  # `rejected`, without a threshold
         dependencies=dependencies,
         responses=error_responses(*_PREDICT_ERRORS) | token_responses,
         openapi_extra={"requestBody": service.parser.openapi()},
@@ -279,9 +280,12 @@ async def predict(request: Request, service: Service) -> PredictResponse:
     predictions = []
     for index, (source, _) in enumerate(parsed.images):
         frozen = result.frozen[index] if parsed.zero_shot and result.frozen is not None else None
-        prediction = Prediction.from_probabilities(source, result.names, result.tuned[index], frozen, parsed.top)
+        row, options = result.tuned[index], (parsed.top, parsed.reject)
+        prediction = Prediction.from_probabilities(source, result.names, row, frozen, *options)
         zero_shot = None if prediction.zero_shot is None else _ranking(prediction.zero_shot)
-        predictions.append(ImagePrediction(source=source, best=_ranking(prediction.best), zero_shot=zero_shot))
+        rejected = {} if prediction.rejected is None else {"rejected": prediction.rejected}
+        best = _ranking(prediction.best)
+        predictions.append(ImagePrediction(source=source, best=best, zero_shot=zero_shot, **rejected))
     note = result.note and result.note.replace("--zero-shot", "the zero-shot predictions")
     return PredictResponse(predictions=predictions, class_count=len(result.names), note=note)
 

@@ -39,6 +39,7 @@ class PredictRequest:
     class_names: tuple[str, ...] | None  # None for the trained ones
     top: int
     zero_shot: bool
+    reject: float | None  # the threshold of the greatest probability
 
 
 class RequestParser:
@@ -64,6 +65,10 @@ class RequestParser:
                 BeforeValidator(_whole_number),
             ] = 5
             zero_shot: Annotated[bool, Field(description="Whether to add the predictions of the frozen CLIP.")] = False
+            reject: Annotated[
+                float | None,
+                Field(gt=0, lt=1, description="Mark images as rejected whose greatest probability is below this."),
+            ] = None
 
         class PredictJson(PredictOptions):
             """Images, and how to classify them."""
@@ -125,7 +130,7 @@ class RequestParser:
         except ClassNamesError as error:
             raise ApiError("class_names", str(error)) from None
         class_names = None if body.class_names is None else tuple(body.class_names)
-        return PredictRequest(images, class_names, body.top, body.zero_shot)
+        return PredictRequest(images, class_names, body.top, body.zero_shot, body.reject)
 
     async def _read_form(self, request: Request) -> FormData:
         # Too many images or names are reported by the schema; the parser's limits only bound its work.

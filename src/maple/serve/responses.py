@@ -68,6 +68,10 @@ class ImagePrediction(ApiModel):
 
     source: Annotated[Message, Field(description="The image's file name, or its place in the request: images[0].")]
     best: Annotated[list[RankedClass], Field(description="By the trained method.", min_length=1)]
+    rejected: Annotated[
+        bool | None,
+        Field(description="Whether the answer is none of these classes; only with `reject` in the request."),
+    ] = None
     zero_shot: Annotated[
         list[RankedClass] | None, Field(description="By the frozen CLIP; null unless it was requested.")
     ] = None

@@ -136,6 +136,32 @@ function namesChanged(trained = false) {
 at("names").addEventListener("input", () => namesChanged());
 at("reset").addEventListener("click", resetNames);
 
+// ---- the threshold
+
+function threshold() {
+  const percentage = at("reject").valueAsNumber;
+  return Number.isNaN(percentage) ? null : percentage / 100;
+}
+
+function wrongThreshold() {
+  const { badInput } = at("reject").validity;
+  const value = threshold();
+  return badInput || (value !== null && !(value > 0 && value < 1)) ? "The threshold must be above 0 and below 100 %." : null;
+}
+
+let choosing;
+at("reject").addEventListener("input", () => {
+  clearTimeout(choosing);
+  choosing = setTimeout(() => {
+    const wrong = wrongThreshold();
+    setText(at("problem"), wrong);
+    if (wrong) return;
+    state.round += 1;
+    state.images.forEach((image) => { image.due = true; });
+    work();
+  }, 400);
+});
+
 // ---- images in
 
 function add(files) {
@@ -261,6 +287,7 @@ async function classify(image) {
     if (image.gone || round !== state.round) return;
     if (error.status === 401) { image.due = true; askForToken(); return; }
     image.card.querySelector(".both").hidden = true;
+    image.card.querySelector(".none").hidden = true;
     place.className = "state problem";
     setText(place, sentence(error.message));
     at("status").textContent = `${image.name}: ${error.message}`;
@@ -276,6 +303,7 @@ async function requestPrediction(image) {
     for (const name of names) form.append("class_names", names.length === 1 ? inQuotes(name) : name);
     form.append("top", SHOWN);
     form.append("zero_shot", state.model.zero_shot);
+    if (threshold() !== null && !wrongThreshold()) form.append("reject", threshold());
     try {
       return await ask("v1/predict", { method: "POST", body: form });
     } catch (error) {
@@ -289,11 +317,13 @@ function show(image, prediction) {
   const both = image.card.querySelector(".both");
   both.replaceChildren(bars("tuned", `Tuned: ${state.model.about.title ?? "the trained method"}`, prediction.best));
   if (prediction.zero_shot) both.append(bars("frozen", "Zero-shot CLIP", prediction.zero_shot));
+  setText(image.card.querySelector(".none"), prediction.rejected ? "None of these." : "");
   both.hidden = false;
   both.classList.remove("again");
   const first = ({ class: name, probability }) => `${name}, ${percent(probability)}`;
   const comparison = prediction.zero_shot ? `; zero-shot CLIP: ${first(prediction.zero_shot[0])}` : "";
-  at("status").textContent = `${image.name}: ${first(prediction.best[0])}${comparison}`;
+  const answer = prediction.rejected ? "none of these; first " : "";
+  at("status").textContent = `${image.name}: ${answer}${first(prediction.best[0])}${comparison}`;
 }
 
 function bars(kind, title, ranked) {
