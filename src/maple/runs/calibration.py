@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 
 from maple.config import RunSettings
-from maple.data import Dataset, ImageStore, Item, eval_batches, select_dataset
+from maple.data import Dataset, ImageStore, Item, select_dataset
 from maple.data.catalogue import require_images, template_of
-from maple.data.images.prefetch import reading_threads
 from maple.evaluation import predict
 from maple.methods import Method
 from maple.metrics import fit_temperature
-from maple.runs.spec import eval_transform
+from maple.runs.frozen_features import prediction_batches
 
 FEWEST_IMAGES = 20
 MOST_IMAGES = 1000  # one number is fitted: more would only take longer
@@ -56,14 +55,7 @@ def calibrate(method: Method, items: Sequence[Item], store: ImageStore, settings
     found: dict[str, Any] = {"temperature": 1.0, "images": len(items)}
     if len(items) < FEWEST_IMAGES:
         return {**found, "reason": f"at least {FEWEST_IMAGES} images are needed"}
-    batches = eval_batches(
-        list(items),
-        store,
-        eval_transform(method.backbone),
-        batch_size=settings.evaluate.batch_size,
-        num_workers=reading_threads(settings.evaluate.workers),
-    )
-    logits, labels = predict(method, batches)
+    logits, labels = predict(method, prediction_batches(method, items, store, settings))
     if (logits.argmax(axis=1) == labels).all():
         return {**found, "reason": "all of them are predicted correctly"}
     method.temperature = fit_temperature(logits, labels)
