@@ -123,8 +123,8 @@ def fit_temperature(logits: Floats, labels: Integers) -> float:
 
     # Convex in 1 / T, so that there is one minimum.
     bounds = np.log([LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE])
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-7})
-    return float(f"{np.exp(found.x):.6g}")
+    minimum = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-7})
+    return float(f"{np.exp(minimum.x):.6g}")
 
 
 class Coverage(NamedTuple):

@@ -244,6 +244,13 @@ def _print_result(result: "FitResult") -> None:
         _print_accuracies(result.accuracy)
     else:
         _print_comparison(result.comparison)
+    if result.reliability is not None:
+        options.echo(f"probabilities: {result.reliability.summary}")
+        options.echo("  predict --reject    images answered    of these correct, in per cent")
+        for each in result.reliability.coverage:
+            right = "-" if each.accuracy is None else f"{100 * each.accuracy:.1f}"
+            share = f"{each.kept:,} ({100 * each.fraction:.1f} %)"
+            options.echo(f"  {each.threshold:<16g}    {share:<15}    {right}")
     options.echo()
     if result.page is not None:
         options.echo(f"page: {result.page}")
@@ -310,4 +317,5 @@ def _as_json(result: "FitResult") -> dict[str, Any]:
         },
         "page": None if result.page is None else str(result.page),
         "selection": None if result.selection is None else result.selection.as_json(),
+        "probabilities": None if result.reliability is None else result.reliability.as_json(),
     }

@@ -14,6 +14,7 @@ from maple.data import Item
 from maple.data.records import items_hash
 from maple.data.saved_split import SAVED_SPLIT, read_saved_split
 from maple.errors import CheckpointError, DataError, output_error
+from maple.fitting.reliability import Reliability, read_reliability
 from maple.methods import ZERO_SHOT, describe_methods
 from maple.report import Chapter, Opening, Table, ThumbnailLoader, collect, write_report
 from maple.report.comparison import MeasuredAccuracy, PairedAccuracy, held_out, paired_accuracy
@@ -41,6 +42,7 @@ class FitResult:
         page: the report page; None without held-out images.
         was_finished: an earlier call had finished, so nothing was computed.
         selection: how the method was chosen; None if it was given.
+        reliability: its calibration and its accuracy where it is sure; None without held-out images.
 
     Example:
         >>> result = read_fit(Path("runs/flowers"))
@@ -54,6 +56,7 @@ class FitResult:
     page: Path | None = None
     was_finished: bool = False
     selection: Selection | None = None
+    reliability: Reliability | None = None
 
 
 def read_fit(folder: Path, load_thumbnail: ThumbnailLoader | None = None) -> FitResult:
@@ -85,11 +88,12 @@ def build_result(
         comparison = paired_accuracy(trained, zero_shot) if trained and zero_shot else None
     except ValueError as error:
         raise CheckpointError(f"{folder}: its predictions cannot be compared: {error}") from error
-    accuracy = MeasuredAccuracy.of(evaluation)
+    accuracy, reliability = MeasuredAccuracy.of(evaluation), read_reliability(folder, evaluation)
     if not (was_finished and (folder / PAGE).is_file()):
-        opening = _opening(accuracy, comparison, _shots(folder), selection)
+        opening = _opening(accuracy, comparison, _shots(folder), selection, reliability)
         write_report(folder, ["html"], methods=describe_methods(), load_thumbnail=load_thumbnail, opening=opening)
-    return FitResult(folder, tuple(findings), accuracy, comparison, folder / PAGE, was_finished, selection)
+    page = folder / PAGE
+    return FitResult(folder, tuple(findings), accuracy, comparison, page, was_finished, selection, reliability)
 
 
 def _shots(folder: Path) -> str:
@@ -104,7 +108,11 @@ def _shots(folder: Path) -> str:
 
 
 def _opening(
-    accuracy: MeasuredAccuracy, comparison: PairedAccuracy | None, shots: str, selection: Selection | None
+    accuracy: MeasuredAccuracy,
+    comparison: PairedAccuracy | None,
+    shots: str,
+    selection: Selection | None,
+    reliability: Reliability | None,
 ) -> Opening:
     """The headline and the first chapters of the page: what the terminal shows."""
 
@@ -141,7 +149,9 @@ def _opening(
         notes.append(f"{shots}.")
     table = Table("Accuracy on held-out images", (Section("", ("Method", "Accuracy", "Interval"), rows),), tuple(notes))
     chapters = [Chapter(table.caption, [table], [])]
-    return Opening(tuple(headline), tuple(chapters + ([_leaderboard(selection)] if selection else [])))
+    chapters += [_leaderboard(selection)] if selection else []
+    chapters += [reliability.chapter()] if reliability else []
+    return Opening(tuple(headline), tuple(chapters))
 
 
 def _leaderboard(selection: Selection) -> Chapter:
@@ -175,7 +185,13 @@ def fit_request(
     candidates: Mapping[str, RunSettings], selection: SelectionSettings | None, keep_near_copies: bool
 ) -> dict[str, Any]:
     """What identifies a fit: its settings, or those of all candidates; an equal request resumes it."""
-    described = [relevant(settings) for settings in candidates.values()]
+    described = []
+    for settings in candidates.values():
+        values = relevant(settings)
+        # A fit calibrates by default, so that fits made before there was such a setting are found.
+        if not values["train"].pop("calibrate", False):
+            values["train"]["calibrate"] = False
+        described.append(values)
     request = described[0]
     if selection is not None:
         differing = ("method", "train")

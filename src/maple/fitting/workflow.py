@@ -40,6 +40,7 @@ from maple.data.saved_split import (
 from maple.descriptions import DEFAULT_METHOD
 from maple.distributed import this_process
 from maple.errors import BackboneDownloadError, ClassNamesError, ConfigError, output_error, shortened
+from maple.fitting.cross_calibration import cross_calibrate
 from maple.fitting.stored_fit import (
     SELECTION,
     FitResult,
@@ -55,7 +56,7 @@ from maple.names import clean_class_names
 from maple.report import ThumbnailLoader
 from maple.runs import Tracked, TrainProgress, complete, content_name, evaluate_run, finished_prompts, train_run
 from maple.runs.folder import lock_folder, read_settings, refuse_other_run
-from maple.runs.selection import CANDIDATES, select
+from maple.runs.selection import CANDIDATES, read_selection, select
 from maple.runs.selection_plan import SelectionSettings, with_validation
 from maple.runs.spec import open_backbone, warn_if_images_changed
 from maple.runs.training import fresh_method
@@ -65,7 +66,7 @@ logger = logging.getLogger(__name__)
 
 AUTO = "auto"
 """The name that stands for the choice of a method."""
-_TRIALS = ".selection"  # the runs of a selection, in the folder of the fit until the choice is made
+_TRIALS = ".selection"  # the runs of a selection and of a calibration, in the folder of the fit until it is trained
 
 _LONGEST_NAME = 150
 
@@ -106,7 +107,7 @@ def fit_settings(
     layer: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
 ) -> RunSettings:
-    """Return the settings of a fit: the few-shot preset of the method, with all classes of `source`.
+    """Return the settings of a fit: the few-shot preset of the method, with all classes of `source`, and calibrated.
 
     Args:
         source: a folder of class-named folders, FOLDER:DOMAIN, a .csv or .jsonl file, or the name of a data set.
@@ -128,7 +129,8 @@ def fit_settings(
         source = os.path.realpath(path)
     data = {"data": {"dataset": source}}
     recipe = preset or recipe_of(method, "few-shot")
-    settings = resolve([read_preset(recipe), dict(layer or {}), data], overrides)
+    calibrated = {"train": {"calibrate": True}}
+    settings = resolve([read_preset(recipe), calibrated, dict(layer or {}), data], overrides)
     return complete(settings).changed(backbone=settings.backbone)  # as it is written, for the name of the folder
 
 
@@ -162,7 +164,9 @@ def fit_folder(settings: RunSettings | Mapping[str, RunSettings], selection: Sel
         >>> result = fit(settings, fit_folder(settings))
     """
     if isinstance(settings, RunSettings):
-        name = content_name(settings)
+        # Fits made before they were calibrated keep their names.
+        name = content_name(settings.changed(train=settings.train.changed(calibrate=False)))
+        name += "" if settings.train.calibrate else "_uncalibrated"
     else:
         request = fit_request(settings, selection or SelectionSettings(), keep_near_copies=False)
         first = next(iter(settings.values()))
@@ -288,11 +292,28 @@ def fit(
         backbone, findings = _inspect(candidates, folder, device, progress, request)
     progress.inspected(findings)
     run = first if selection is None else _select(candidates, folder, backbone, selection, device, progress)
+    if (folder / "config.json").exists():  # a run that an earlier version began is not calibrated
+        run = run.changed(train=run.train.changed(calibrate=read_settings(folder).train.calibrate))
     split = read_saved_split(folder / SAVED_SPLIT, look=False)
     run = run.changed(data=run.data.changed(listing=saved_split_hash(split)))
+    calibration = None
+    if not (folder / "prompts.safetensors").exists():
+        # The trials of the choice are used again, if they were trained on the same images.
+        name, parts = "calibration", 0
+        if selection is not None and selection.goal == "trained":
+            choice = read_selection(folder / SELECTION)
+            name, parts = choice.chosen.recipe, choice.folds
+
+        def train_part(number: int, part: Dataset) -> Method:
+            return _trial(f"{name}_{number}", run, part, folder, backbone, device, TrainProgress())
+
+        with lock_folder(folder) if this_process(device).is_main else nullcontext():
+            calibration = cross_calibrate(run, split, train_part, trained_parts=parts)
     with ExitStack() as stack:
         tracked = stack.enter_context(Tracked(tracker, folder, run, progress)) if tracker else None
-        train_run(run, folder, device=device, progress=tracked or progress, on_ready=progress.ready, backbone=backbone)
+        options: dict[str, Any] = {"device": device, "backbone": backbone, "calibration": calibration}
+        train_run(run, folder, progress=tracked or progress, on_ready=progress.ready, **options)
+        shutil.rmtree(folder / _TRIALS, ignore_errors=True)
         runs = {folder: run}
         if split.test and run.method["name"] != ZERO_SHOT:
             shared = run.model_dump(include={"backbone", "data", "seed", "evaluate"})
@@ -369,12 +390,7 @@ def _select(
         return read_settings(folder).changed(data=data)  # chosen by an earlier call
 
     def train(name: str, settings: RunSettings, part: Dataset) -> Method:
-        place = folder / _TRIALS / name
-        if not (place / SAVED_SPLIT).exists():
-            write_saved_split(place / SAVED_SPLIT, part, data.dataset)
-        listed = settings.changed(data=settings.data.changed(listing=saved_split_hash(part)))
-        train_run(listed, place, device=device, backbone=backbone, progress=progress)
-        return load_prompts(finished_prompts(place), backbone)
+        return _trial(name, settings, part, folder, backbone, device, progress)
 
     with lock_folder(folder):
         dataset, path = read_saved_split(folder / SAVED_SPLIT), folder / SELECTION
@@ -382,8 +398,26 @@ def _select(
         saved = read_saved_images(folder / SAVED_SPLIT)
         left_out = [image for image, split in saved.splits.items() if split == "left out"]
         write_saved_split(folder / SAVED_SPLIT, with_validation(dataset, settings), data.dataset, left_out)
-        shutil.rmtree(folder / _TRIALS, ignore_errors=True)
         return settings
+
+
+def _trial(
+    name: str,
+    settings: RunSettings,
+    part: Dataset,
+    folder: Path,
+    backbone: Backbone,
+    device: str | None,
+    progress: TrainProgress,
+) -> Method:
+    """The method of a run on a part of the training images, which is kept in `folder` until the fit is trained."""
+    place = folder / _TRIALS / name
+    if not (place / SAVED_SPLIT).exists():
+        write_saved_split(place / SAVED_SPLIT, part, settings.data.dataset)
+    data = settings.data.changed(listing=saved_split_hash(part))
+    listed = settings.changed(data=data, train=settings.train.changed(calibrate=False))
+    train_run(listed, place, device=device, backbone=backbone, progress=progress)
+    return load_prompts(finished_prompts(place), backbone)
 
 
 def _backbone(settings: RunSettings, device: str | None) -> Backbone:

@@ -10,7 +10,7 @@ from maple.data import Dataset, ImageStore, Item, select_dataset
 from maple.data.catalogue import require_images, template_of
 from maple.evaluation import predict
 from maple.methods import Method
-from maple.metrics import fit_temperature
+from maple.metrics import Floats, Integers, fit_temperature
 from maple.runs.frozen_features import prediction_batches
 
 FEWEST_IMAGES = 20
@@ -40,10 +40,7 @@ def calibration_items(
 
 
 def calibrate(method: Method, items: Sequence[Item], store: ImageStore, settings: RunSettings) -> dict[str, Any]:
-    """Set the method's temperature to the likeliest one for labelled images; return what its prompts file says of it.
-
-    It stays 1 where there are fewer than 20 images, or all of them are predicted correctly, since the likeliest
-    temperature is then the lowest one that is allowed.
+    """Fit the temperature of a trained method to labelled images: what its prompts file says of it.
 
     Raises:
         ImageError: an image cannot be read.
@@ -52,11 +49,20 @@ def calibrate(method: Method, items: Sequence[Item], store: ImageStore, settings
         >>> calibrate(method, items, dataset.store(), settings)
         {'temperature': 1.42, 'images': 98}
     """
-    found: dict[str, Any] = {"temperature": 1.0, "images": len(items)}
     if len(items) < FEWEST_IMAGES:
-        return {**found, "reason": f"at least {FEWEST_IMAGES} images are needed"}
-    logits, labels = predict(method, prediction_batches(method, items, store, settings))
+        return _without_temperature(len(items), f"at least {FEWEST_IMAGES} are needed")
+    return temperature_of(*predict(method, prediction_batches(method, items, store, settings)))
+
+
+def temperature_of(logits: Floats, labels: Integers) -> dict[str, Any]:
+    """The temperature of logits [n, C] and labels [n]; 1 where all are predicted correctly.
+
+    The likeliest temperature is then the lowest one that is allowed, whatever the logits.
+    """
     if (logits.argmax(axis=1) == labels).all():
-        return {**found, "reason": "all of them are predicted correctly"}
-    method.temperature = fit_temperature(logits, labels)
-    return {**found, "temperature": method.temperature}
+        return _without_temperature(len(labels), "all are predicted correctly")
+    return {"temperature": fit_temperature(logits, labels), "images": len(labels)}
+
+
+def _without_temperature(images: int, reason: str) -> dict[str, Any]:
+    return {"temperature": 1.0, "images": images, "reason": reason}

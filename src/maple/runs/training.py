@@ -86,6 +86,7 @@ def train_run(
     progress: TrainProgress | None = None,
     on_ready: Callable[[Method, list[Item]], None] = lambda _method, _items: None,
     backbone: Backbone | None = None,
+    calibration: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train into `folder`, resume there, or return the result of a run that has finished.
 
@@ -95,6 +96,8 @@ def train_run(
     Args:
         on_ready: called with the method and its training items before the first step.
         backbone: the backbone of the settings, if it is loaded already.
+        calibration: with `train.calibrate`, the calibration (see `maple.runs.calibration.calibrate`), if it is known
+            already.
 
     Raises:
         ConfigError: the folder belongs to a run with other settings, or another process is training in it.
@@ -109,7 +112,7 @@ def train_run(
     if (finished := _finished_result(complete(settings), folder)) is not None:
         return finished
     progress = progress or TrainProgress()
-    (result,) = _train([(settings, folder)], [progress], this_process(device), backbone, on_ready)
+    (result,) = _train([(settings, folder)], [progress], this_process(device), backbone, on_ready, calibration)
     if isinstance(result, MapleError):
         raise result
     return result
@@ -160,6 +163,7 @@ def _train(
     processes: Processes,
     backbone: Backbone | None,
     on_ready: Callable[[Method, list[Item]], None] = lambda _method, _items: None,
+    calibration: Mapping[str, Any] | None = None,
 ) -> list[TrainResult | MapleError]:
     results: dict[int, TrainResult | MapleError] = {}
     active: dict[int, _TrainingRun] = {}
@@ -170,7 +174,7 @@ def _train(
             try:
                 finished = _finished_result(settings, folder)
                 if finished is None:
-                    run = _TrainingRun(settings, folder, processes, backbone)
+                    run = _TrainingRun(settings, folder, processes, backbone, calibration)
                     backbone = run.method.backbone  # the same for the others
                     if processes.is_main:
                         locks.enter_context(lock_folder(folder))
@@ -218,9 +222,16 @@ class _TrainingRun:
     trainer: Trainer
     data: TrainingData
 
-    def __init__(self, settings: RunSettings, folder: Path, processes: Processes, backbone: Backbone | None) -> None:
+    def __init__(
+        self,
+        settings: RunSettings,
+        folder: Path,
+        processes: Processes,
+        backbone: Backbone | None,
+        calibration: Mapping[str, Any] | None,
+    ) -> None:
         """Open the data set and build the method; `settings` are complete."""
-        self.settings, self.folder, self._processes = settings, folder, processes
+        self.settings, self.folder, self._processes, self._calibration = settings, folder, processes, calibration
         self.dataset = open_dataset(settings, folder)
         self.items, self._val, class_names = sample(settings, self.dataset)
         # After the data set, whose errors need no download.
@@ -269,9 +280,12 @@ class _TrainingRun:
             info["chosen"] = selected
         if settings.train.calibrate:
             # A method that learns nothing has no training images.
-            learns = bool(trainer.method.saved_tensors())
-            items = calibration_items(settings, self.dataset, self.items if learns else (), self._val)
-            info["calibration"] = calibrate(trainer.method, items, self.dataset.store(max_bytes=0), settings)
+            trained = self.items if trainer.method.saved_tensors() else ()
+            items = calibration_items(settings, self.dataset, trained, self._val)
+            store = self.dataset.store(max_bytes=0)
+            calibration = self._calibration or calibrate(trainer.method, items, store, settings)
+            trainer.method.temperature = calibration["temperature"]
+            info["calibration"] = dict(calibration)
         save_prompts(self.folder / "prompts.safetensors", trainer.method, info)
         (self.folder / "resume.safetensors").unlink(missing_ok=True)
 

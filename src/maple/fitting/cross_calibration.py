@@ -1,0 +1,60 @@
+"""Calibrate a fit that has no images to spare: on training images, by models that were not trained on them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from maple.config import RunSettings
+from maple.data import Dataset
+from maple.errors import TrainingDivergedError
+from maple.evaluation import predict
+from maple.methods import ZERO_SHOT, Method
+from maple.runs.calibration import FEWEST_IMAGES, calibration_items, temperature_of
+from maple.runs.frozen_features import prediction_batches
+from maple.runs.selection_plan import FOLDS, make_fold
+from maple.runs.spec import sample
+
+
+def cross_calibrate(
+    settings: RunSettings, dataset: Dataset, train: Callable[[int, Dataset], Method], *, trained_parts: int = 0
+) -> dict[str, Any] | None:
+    """Calibrate a run before it is trained, where it would be left with too few images for it; None where it is not.
+
+    As in the choice of a method, the run's settings are trained without one of four parts of the training images, and
+    predict that part: without each part that was left out before, and without more until they have 20 images. The
+    temperature that fits these predictions is that of a model with fewer training images.
+
+    Args:
+        train: trains on the images of this data set, the part of the given number being left out.
+        trained_parts: for how many parts that has been done before, so that it takes no time.
+
+    Raises:
+        MapleError: an image cannot be read, or the method cannot be trained on a part.
+
+    Example:
+        >>> cross_calibrate(settings, dataset, train)
+        {'temperature': 1.42, 'images': 65, 'cross_validated': True}
+    """
+    trained, val, _ = sample(settings, dataset)
+    spare = calibration_items(settings, dataset, trained, val)
+    if not settings.train.calibrate or settings.method["name"] == ZERO_SHOT or len(spare) >= FEWEST_IMAGES:
+        return None
+    folds = [make_fold(dataset, settings, "trained", number) for number in range(FOLDS)]
+    if sum(len(fold.trained) for fold in folds) < FEWEST_IMAGES:
+        return None
+    scored: list[tuple[Any, Any]] = []
+    images = 0
+    for number, fold in enumerate(folds):
+        if not fold.trained or (number >= trained_parts and images >= FEWEST_IMAGES):
+            continue
+        try:
+            method = train(number, fold.train)
+        except TrainingDivergedError:
+            return None
+        method.set_class_names(fold.train.class_names)
+        batches = prediction_batches(method, fold.trained, dataset.store(max_bytes=0), settings)
+        scored.append(predict(method, batches))
+        images += len(fold.trained)
+    logits, labels = (np.concatenate(arrays) for arrays in zip(*scored, strict=True))
+    return {**temperature_of(logits, labels), "cross_validated": True}
