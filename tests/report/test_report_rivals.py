@@ -5,7 +5,7 @@ from pathlib import Path
 from report_rows import METHODS, MakeRun
 
 from maple.report import Report
-from maple.report.comparison import class_baselines, class_changes
+from maple.report.comparison import class_baselines, class_changes, improved_classes
 
 
 def test_classes_are_compared_with_zero_shot_and_cocoop(make_run: MakeRun, runs: Path) -> None:
@@ -20,6 +20,20 @@ def test_classes_are_compared_with_zero_shot_and_cocoop(make_run: MakeRun, runs:
     page = Report(runs, METHODS).text("html")
     assert "MaPLe against CoCoOp: of 4 classes 2 gain, 0 lose and 2 stay" in page
     assert "MaPLe against zero-shot CLIP: of 4 classes 2 gain" in page
+
+
+def test_shares_of_improved_classes_are_in_the_order_of_zero_shot(make_run: MakeRun, runs: Path) -> None:
+    for dataset, base, novel, ours in (("textures", 0.3, 0.2, 0.6), ("pets", 0.8, 0.7, 0.7), ("cars", 0.6, 0.5, 0.9)):
+        make_run("zero_shot", dataset, base=base, novel=novel)
+        make_run("maple", dataset, base=ours, novel=novel)
+    (group,) = Report(runs, METHODS).groups
+    method = next(variant for variant in group.variants if variant.name == "maple")
+    assert group.zero_shot is not None
+    shares = improved_classes(group, method, group.zero_shot)
+    assert list(shares.items()) == [("pets", 0.0), ("cars", 0.5), ("textures", 0.5)]
+    page = Report(runs, METHODS).text("html")
+    assert "Classes that are more accurate with MaPLe than with zero-shot CLIP. Data sets are in the order" in page
+    assert "Share of improved classes on 3 data sets" in page
 
 
 def test_a_domain_is_its_runs_own_data_set(make_run: MakeRun, runs: Path) -> None:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from maple.report import plots, predictions
-from maple.report.comparison import class_baselines, class_changes
+from maple.report.comparison import class_baselines, class_changes, improved_classes
 from maple.report.explanations import explained_runs
 from maple.report.groups import Group, Variant
 from maple.report.headline import headline_method, headline_sentences
@@ -153,6 +153,14 @@ def _group_chapter(group: Group, name: str) -> Chapter:
         measure = "Harmonic mean" if is_base_to_novel else "Accuracy"
         caption = f"{measure} on each data set, mean ± standard deviation."
         figures.append(CaptionedFigure(plots.datasets_figure(group, f"{name}-datasets"), caption))
+        if method := headline_method(group):
+            for number, baseline in enumerate(class_baselines(group, method)):
+                if len(shares := improved_classes(group, method, baseline)) > 1:
+                    order = " Data sets are in the order of zero-shot CLIP's accuracy, the highest first."
+                    caption = f"Classes that are more accurate with {method.label} than with {baseline.label}."
+                    caption += order if group.zero_shot else ""
+                    svg = plots.improved_classes_figure(shares, baseline.label, f"{name}-improved{number}")
+                    figures.append(CaptionedFigure(svg, caption))
     for number, ablation in enumerate(find_ablations(group)):
         zero_shot = "; the dotted line is zero-shot CLIP" if group.zero_shot else ""
         caption = f"{ablation.method} at several values of {ablation.setting}, all else being equal: mean ± standard "

@@ -174,6 +174,17 @@ def changes_figure(changes: list[ClassChange], baseline: str, name: str) -> str 
         return to_svg(figure, name, f"Classes that gain or lose most, {len(gains)} up and {len(losses)} down")
 
 
+def improved_classes_figure(shares: dict[str, float], baseline: str, name: str) -> str:
+    """The share of the classes of each data set whose accuracy exceeds the baseline's, in this order, as bars."""
+    with styled():
+        figure, (panel,) = _row_panels(1, 0.62 * len(shares))
+        panel.barh(range(len(shares)), [100 * share for share in shares.values()], height=0.68, facecolor=GAIN)
+        panel.set_xlim(0, 100)
+        panel.set_xlabel(f"classes more accurate than under {fitted(baseline)}, %")
+        _name_rows(panel, [fitted(dataset) for dataset in shares])
+        return to_svg(figure, name, f"Share of improved classes on {len(shares)} data sets")
+
+
 def embedding_figure(embedding: Embedding, method: str, name: str) -> str:
     """The same images under zero-shot CLIP and under the method, a colour and a marker for each class."""
     with styled():
