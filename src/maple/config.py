@@ -222,6 +222,27 @@ def preset_names() -> list[str]:
     return toml_names(PRESETS)
 
 
+def preset_of(method: str, endings: Iterable[str]) -> str:
+    """The preset of a method with the first of these endings that exists; the path of a TOML file as it is.
+
+    Raises:
+        ConfigError: there is none.
+
+    Example:
+        >>> preset_of("zero_shot", ["few-shot", "base-to-novel"])
+        'zero_shot_base-to-novel'
+    """
+    if method.endswith(".toml"):
+        return method
+    presets = preset_names()
+    for ending in endings:
+        if f"{method}_{ending}" in presets:
+            return f"{method}_{ending}"
+    ending = "_base-to-novel"
+    methods = [name.removesuffix(ending) for name in presets if name.endswith(ending)]
+    raise ConfigError(one_of("method", method, methods, ", or the path of your own preset (METHOD.toml)"))
+
+
 def read_preset(name: str) -> dict[str, Any]:
     """The settings of a shipped preset, or of a TOML file.
 
@@ -321,7 +342,9 @@ def override_layer(overrides: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {override!r} must have the form section.key=value, as in train.lr=0.002")
         _merge(layer, setting_layer(key.strip(), parse_value(value)))
     if "rules" in layer:
-        raise ConfigError(f"rules belong into a preset, not into --set; {one_of('setting', 'rules', SECTIONS)}")
+        raise ConfigError(
+            f"rules belong into a preset, not into --set; {one_of('setting', 'rules', SECTIONS)}"
+        )
     return layer
 
 

@@ -14,7 +14,7 @@ from maple.descriptions import DEFAULT_METHOD
 from maple.errors import ConfigError, visible
 
 if TYPE_CHECKING:
-    from maple.fitting import FitResult, Selection
+    from maple.fitting import FitResult
     from maple.report.comparison import MeasuredAccuracy, PairedAccuracy
 
 _MOST_CHANGES = 5
@@ -234,7 +234,7 @@ def _print_result(result: "FitResult") -> None:
         typer.echo(options.visible_lines(result.findings))
     if result.selection is not None:
         options.echo()
-        _print_selection(result.selection)
+        options.echo(str(result.selection))
     options.echo()
     if result.accuracy is None:
         options.echo(
@@ -254,21 +254,6 @@ def _print_result(result: "FitResult") -> None:
     options.echo()
     if result.page is not None:
         options.echo(f"page: {result.page}")
-
-
-def _print_selection(selection: "Selection") -> None:
-    options.echo(f"methods tried. {selection.conditions}")
-    width = max(len(candidate.title) for candidate in selection.tried)
-    for candidate in selection.tried:
-        low, high = (100 * bound for bound in candidate.interval)
-        trained = f"{100 * candidate.accuracy:5.1f}  ({low:.1f} to {high:.1f})"
-        new = f"  new names {100 * candidate.new_accuracy:5.1f}" if candidate.new else ""
-        remark = f"  {candidate.remark}" if candidate.remark else ""
-        options.echo(f"  {candidate.title:<{width}}  {trained}{new}  {candidate.seconds:5.0f} s{remark}")
-    for candidate in selection.candidates:
-        if candidate.skipped:
-            options.echo(f"  not tried: {candidate.title} ({candidate.skipped})")
-    options.echo(selection.reason)
 
 
 def _print_accuracies(*accuracies: "MeasuredAccuracy") -> None:

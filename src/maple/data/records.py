@@ -46,8 +46,8 @@ class Dataset:
 
     Splits may be empty, but not all of them: without training items it is for evaluation only. Two classes may share
     a name, as in published lists. `read` returns the image of a path, for images that are rendered instead of stored,
-    and `identify` a text that is equal for equal ones; otherwise `root / item.path` is the file. `drawn_split`: the
-    splits were drawn at random, from undivided images.
+    and `identify` a text that is equal for equal ones, or None; otherwise `root / item.path` is the file.
+    `drawn_split`: the splits were drawn at random, from undivided images.
 
     Raises:
         DataError: no class names, no items at all, a label outside 0..C-1, an item whose name differs from that
@@ -68,7 +68,7 @@ class Dataset:
     class_names: tuple[str, ...]
     read: Callable[[str], Image.Image] | None = None
     drawn_split: bool = False
-    identify: Callable[[str], str] | None = None
+    identify: Callable[[str], str | None] | None = None
 
     def __post_init__(self) -> None:
         if not self.class_names:

@@ -2,7 +2,6 @@
 
 from maple.fitting.stored_fit import FitResult, read_fit
 from maple.fitting.workflow import (
-    AUTO,
     FitProgress,
     fit,
     fit_candidates,
@@ -10,7 +9,7 @@ from maple.fitting.workflow import (
     fit_settings,
     inspect_source,
 )
-from maple.runs.selection import CANDIDATES, Candidate, Selection
+from maple.runs.selection import AUTO, CANDIDATES, Candidate, Selection
 from maple.runs.selection_plan import SelectionSettings
 
 __all__ = [

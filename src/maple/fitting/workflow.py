@@ -56,7 +56,7 @@ from maple.names import clean_class_names
 from maple.report import ThumbnailLoader
 from maple.runs import Tracked, TrainProgress, complete, content_name, evaluate_run, finished_prompts, train_run
 from maple.runs.folder import lock_folder, read_settings, refuse_other_run
-from maple.runs.selection import CANDIDATES, read_selection, select
+from maple.runs.selection import AUTO, CANDIDATES, read_selection, select
 from maple.runs.selection_plan import SelectionSettings, with_validation
 from maple.runs.spec import open_backbone, warn_if_images_changed
 from maple.runs.training import fresh_method
@@ -64,8 +64,6 @@ from maple.sweeps.plan import recipe_of
 
 logger = logging.getLogger(__name__)
 
-AUTO = "auto"
-"""The name that stands for the choice of a method."""
 _TRIALS = ".selection"  # the runs of a selection and of a calibration, in the folder of the fit until it is trained
 
 _LONGEST_NAME = 150

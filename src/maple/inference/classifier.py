@@ -1,6 +1,6 @@
 """`PromptClassifier`: adapted CLIP as a scikit-learn estimator."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -17,22 +17,23 @@ from torch import Tensor
 from maple.checkpoint import load_prompts, read_prompts, save_prompts
 from maple.clip import Backbone
 from maple.clip.backbone_names import require_trusted
-from maple.config import SECTIONS, BackboneSettings, RunSettings, options_layer, read_preset, resolve
-from maple.data import EvalTransform, ImageStore, Item, hold_out, sample_few_shot
+from maple.config import SECTIONS, BackboneSettings, RunSettings, options_layer, preset_of, read_preset, resolve
+from maple.data import EvalTransform
 from maple.data.images.prefetch import map_in_order
 from maple.descriptions import DEFAULT_METHOD
-from maple.distributed import Processes, choose_device
+from maple.distributed import choose_device
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, MapleError
 from maple.inference.array_images import InputError, class_names_of_labels, number_labels, to_images
 from maple.inference.hub import PREFIX, PROMPTS, fetch_prompts, is_hub_id, push_folder, write_card
+from maple.inference.in_memory import train_in_memory
 from maple.inference.predictor import check_reject
 from maple.inference.torch_predictor import finite, prompts_file
 from maple.methods import Method, method_settings
 from maple.names import clean_class_names, distinct
-from maple.runs import TrainingData, complete
+from maple.runs import TrainProgress, complete
+from maple.runs.selection import AUTO, CANDIDATES
+from maple.runs.selection_plan import Goal, SelectionSettings
 from maple.runs.spec import cached_backbone
-from maple.runs.training import fresh_method
-from maple.train import Trainer
 
 _BATCH = 32
 _WORKERS = 2
@@ -54,7 +55,14 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     the preset says, or the default of `maple train`.
 
     Args:
-        method, preset, epochs, lr, batch_size: as in `maple train`; the preset is METHOD_base-to-novel by default.
+        method, preset, epochs, lr, batch_size: as in `maple train`; the preset is METHOD_base-to-novel by default. The
+            method "auto" tries several by cross-validation on the images that `fit` is given, with their few-shot
+            presets, and trains the best one on all of them, as `maple fit` does. It is not the default: which methods
+            fit into the minutes depends on the speed of the machine, and each call of `fit` takes the time anew, also
+            within `cross_val_score` or `GridSearchCV`.
+        minutes, goal, methods: of "auto" alone. The time that it may take, as estimated before; to be best on the
+            "trained" names, or also on "new" ones that were not trained; the methods to try, from simple to costly
+            ("zero_shot", "tip-adapter-f", ...), by default `maple.runs.selection.CANDIDATES`.
         backbone, pretrained, precision: which CLIP, as in `load_clip`.
         shots: images per class to train on, drawn with `seed`; all of them without it.
         seed: of the sample, the initial prompts and the order; 0 is valid.
@@ -70,6 +78,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes_, class_names_: labels [C], sorted (after `set_class_names`: its names), and CLIP's words for them.
         method_: the `torch.nn.Module` with the prompts; its `backbone` is the frozen CLIP.
         history_: the reports of the epochs.
+        selection_: with "auto" and after `fit`, the methods tried with their scores, a
+            `maple.runs.selection.Selection`, which prints as a table; otherwise None.
 
     Example:
         >>> classifier = PromptClassifier(shots=16).fit(paths, labels)
@@ -96,6 +106,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         class_names: Mapping[Any, str] | Sequence[str] | None = None,
         validation_fraction: float = 0.25,
         device: str | None = None,
+        minutes: float = 10,
+        goal: Goal = "trained",
+        methods: Sequence[str] | None = None,
     ) -> None:
         self.method = method
         self.backbone = backbone
@@ -111,53 +124,67 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.class_names = class_names
         self.validation_fraction = validation_fraction
         self.device = device
+        self.minutes = minutes
+        self.goal = goal
+        self.methods = methods
 
-    def fit(self, X: Any, y: Any) -> Self:  # noqa: N803 - scikit-learn's names
+    def fit(  # scikit-learn's names
+        self,
+        X: Any,  # noqa: N803
+        y: Any,
+        verbose: bool = False,
+        callbacks: TrainProgress | Iterable[TrainProgress] = (),
+    ) -> Self:
         """Learn prompts from images `X` and their labels `y` [n], and forget what was learned before.
 
         The result equals that of `maple train` with the same images in the same order, settings and seed. A method that
         searches on validation images takes them from `X`: see `validation_fraction`.
 
+        Args:
+            verbose: show a progress bar, in a notebook too.
+            callbacks: a `maple.runs.TrainProgress`, or several, whose methods are called as training proceeds; with
+                "auto", as the chosen method is trained. An exception that one raises ends `fit`, and the classifier is
+                what it was before.
+
         Raises:
             MapleError: bad settings, images, labels or names, or a backbone that cannot be loaded.
+
+        Example:
+            >>> classifier = PromptClassifier("auto", minutes=5).fit(paths, labels, verbose=True)
+            >>> print(classifier.selection_)
         """
-        settings = complete(self._run_settings())
+        callbacks = [callbacks] if isinstance(callbacks, TrainProgress) else callbacks
+        if not isinstance(callbacks, Iterable) or isinstance(callbacks, str):
+            raise InputError(f"callbacks is {callbacks!r:.80}; give a TrainProgress, or a list of them")
+        callbacks = list(callbacks)
+        for callback in callbacks:
+            if not isinstance(callback, TrainProgress):
+                advice = "derive it from maple.runs.TrainProgress, and give an instance"
+                raise InputError(f"callbacks holds {callback!r:.80}, which is no TrainProgress; {advice}")
+        candidates, selection = self._candidates()
         images = to_images(X)
         classes, indices = number_labels(y, len(images))
         names = class_names_of_labels(classes, self.class_names)
-        items = [Item(str(number), int(label), names[label]) for number, label in enumerate(indices)]
-        val: list[Item] = []
-        if method_settings(settings.method)[1].needs_validation:
-            items, val = hold_out(items, self.validation_fraction, settings.seed)
-            if not val:
-                need = f"{settings.method['name']} chooses a setting on validation images"
-                advice = 'give more, or give the setting: settings={"method": {...}}'
-                raise InputError(f"{need}, but no class has more than one image; {advice}")
-        data_settings = settings.data
-        items, val = sample_few_shot(
-            items, val, data_settings.shots, settings.seed, all_val=data_settings.validation == "all"
+        clean_class_names(names)
+        clip, device = next(iter(candidates.values())).backbone, choose_device(self.device)
+        backbone = cached_backbone(clip.name, clip.pretrained, clip.precision, device)
+        trained = train_in_memory(
+            *(candidates, images, indices.tolist(), names, backbone),
+            selection=selection,
+            validation_fraction=self.validation_fraction,
+            verbose=verbose,
+            callbacks=callbacks,
         )
-        device = choose_device(self.device)
-        clip = settings.backbone
-        method = fresh_method(settings, cached_backbone(clip.name, clip.pretrained, clip.precision, device), names)
-        store = ImageStore(
-            Path(),
-            read=lambda number: images[int(number)].read(),
-            identify=lambda number: images[int(number)].content_id(),
-        )
-        data = TrainingData(settings, items, store, val)
-        data.fit_features(method)
-        trainer = Trainer(method, data.train, Processes(0, 1, device))
-        while not trainer.finished:
-            trainer.run_epoch(data.batches(trainer))
-        data.select_hyperparameters(method)
-        loss = trainer.history[-1].loss if trainer.history else None
-        summary = {"epochs": trainer.epoch, "images": len(items), "loss": loss}
-        info: dict[str, Any] = {"seed": settings.seed, "train": summary}
-        if chosen := method.selected_hyperparameters():
-            info["chosen"] = chosen
-        self._set_method(method.eval(), classes, info)
-        self.history_ = tuple(trainer.history)
+        loss = trained.history[-1].loss if trained.history else None
+        summary = {"epochs": len(trained.history), "images": trained.images, "loss": loss}
+        info: dict[str, Any] = {"seed": trained.settings.seed, "train": summary}
+        if selected := trained.method.selected_hyperparameters():
+            info["chosen"] = selected
+        if trained.selection is not None:
+            info["selection"] = trained.selection.as_json()
+        self._set_method(trained.method, classes, info)
+        self.history_ = trained.history
+        self.selection_ = trained.selection
         return self
 
     def predict(self, X: Any, *, reject: float | None = None, rejected_label: Any = None) -> Labels:  # noqa: N803
@@ -294,6 +321,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             method.set_class_names(names)
             classifier.class_names_ = tuple(names)
         classifier.history_ = ()
+        classifier.selection_ = None
         return classifier
 
     def save_pretrained(
@@ -363,7 +391,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.three_d_array = True
         return tags
 
-    def _run_settings(self) -> RunSettings:
+    def _candidates(self) -> tuple[dict[str, RunSettings], SelectionSettings | None]:
+        """The complete settings of each method to try, and how one is chosen; of the only one, and None."""
         settings = {} if self.settings is None else self.settings
         if not isinstance(settings, Mapping):
             example = '{"train": {"optimizer": "adamw"}}'
@@ -379,13 +408,28 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             data={"shots": self.shots},
         )
         layer["seed"] = self.seed  # a seed of None is refused, not left out
-        if self.preset is None:
-            method_settings({"name": self.method})  # reports an unknown method as such, not as an unknown preset
-        preset = read_preset(self.preset or f"{self.method}_base-to-novel")
         # A user's own images need a CLIP of the usual breadth, unless another is named.
-        default = {"backbone": {"name": BackboneSettings().name}}
-        method = {"method": {"name": self.method}, "data": {"shots": None}}
-        return resolve([default, preset, method, settings, layer])
+        default, shots = {"backbone": {"name": BackboneSettings().name}}, {"data": {"shots": None}}
+        if self.method != AUTO:
+            if self.preset is None:
+                method_settings({"name": self.method})  # reports an unknown method as such, not as an unknown preset
+            preset = read_preset(self.preset or f"{self.method}_base-to-novel")
+            method = {"method": {"name": self.method}, **shots}
+            return {"": complete(resolve([default, preset, method, settings, layer]))}, None
+        if self.preset is not None or "method" in settings:
+            given = f"preset={self.preset!r} has" if self.preset is not None else "settings of a method belong to"
+            raise ConfigError(f'{given} one method, and "auto" tries several; name it, as in method="coop"')
+        recipes = CANDIDATES if self.methods is None else self.methods
+        if isinstance(recipes, str) or not isinstance(recipes, Iterable):
+            raise ConfigError(f'methods is {recipes!r:.80}; give a list of names, as in ["zero_shot", "coop"]')
+        recipes = list(recipes)
+        if not recipes or not all(isinstance(name, str) for name in recipes) or len(set(recipes)) < len(recipes):
+            raise ConfigError(f"methods is {recipes!r:.80}; name at least one, and each once")
+        presets = {recipe: read_preset(preset_of(recipe, ["few-shot", "base-to-novel"])) for recipe in recipes}
+        candidates = {
+            recipe: complete(resolve([default, preset, shots, settings, layer])) for recipe, preset in presets.items()
+        }
+        return candidates, SelectionSettings(minutes=self.minutes, goal=self.goal)
 
     def _set_method(self, method: Method, classes: Labels, info: Mapping[str, Any]) -> None:
         self.method_ = method

@@ -9,7 +9,7 @@ resumed makes the same choice.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from maple.metrics import accuracy_interval, harmonic_mean, sign_test
 from maple.runs.frozen_features import prediction_batches
 from maple.runs.selection_plan import FOLDS, PLAN_FORMAT, Goal, SelectionSettings, make_fold, make_plan, with_changes
 
+AUTO = "auto"
+"""The name that stands for the choice of a method."""
 CANDIDATES: tuple[str, ...] = (
     *("zero_shot", "tip_adapter", "linear_probe", "taskres", "clip_adapter-own", "tip-adapter-f"),
     *("coop", "maple", "independent_vl", "vpt"),
@@ -47,8 +49,8 @@ class Candidate:
 
     recipe: str
     title: str
-    right: tuple[bool, ...]
-    new: tuple[bool, ...]
+    right: tuple[bool, ...] = field(repr=False)
+    new: tuple[bool, ...] = field(repr=False)
     seconds: float
     skipped: str = ""
     remark: str = ""
@@ -79,8 +81,7 @@ class Selection:
     """The candidates of a selection, the best first, then those that were not tried; and the choice.
 
     Example:
-        >>> selection = read_selection(Path("runs/flowers"))
-        >>> print(selection.reason)
+        >>> print(read_selection(Path("runs/flowers/selection.json")))
     """
 
     goal: Goal
@@ -134,6 +135,20 @@ class Selection:
         return (
             f"{text} (sign test: p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}{', may be chance' if p >= 0.05 else ''})."
         )
+
+    def __str__(self) -> str:
+        """The candidates, a line each, with what each would cost, and the reason of the choice."""
+        lines = [f"methods tried. {self.conditions}"]
+        width = max(len(candidate.title) for candidate in self.tried)
+        for candidate in self.tried:
+            low, high = (100 * bound for bound in candidate.interval)
+            trained = f"{100 * candidate.accuracy:5.1f}  ({low:.1f} to {high:.1f})"
+            new = f"  new names {100 * candidate.new_accuracy:5.1f}" if candidate.new else ""
+            remark = f"  {candidate.remark}" if candidate.remark else ""
+            lines.append(f"  {candidate.title:<{width}}  {trained}{new}  {candidate.seconds:5.0f} s{remark}")
+        skipped = (candidate for candidate in self.candidates if candidate.skipped)
+        lines += [f"  not tried: {candidate.title} ({candidate.skipped})" for candidate in skipped]
+        return "\n".join([*lines, self.reason])
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for programs."""
@@ -226,6 +241,8 @@ def select(
 
 def _right(method: Method, dataset: Dataset, items: list[Item], names: Sequence[str], settings: RunSettings) -> str:
     """Whether each image is predicted correctly, as a text of 0 and 1."""
+    if not items:
+        return ""  # of few images, a part may have none
     method.set_class_names(names)
     batches = prediction_batches(method, items, dataset.store(max_bytes=0), settings)
     logits, labels = predict(method, batches)

@@ -114,6 +114,11 @@ def make_plan(
         raise ConfigError(
             f"the goal `new` holds out half of the classes, and there are {dataset.num_classes}; it needs at least 4"
         )
+    if not _folds(dataset.train, next(iter(candidates.values())).seed):
+        raise ConfigError(
+            "a method is chosen on images that were held out, and no class has more than one image; give more, or name "
+            "one method"
+        )
     entries: list[dict[str, Any]] = []
     for recipe, settings in candidates.items():
         title = METHODS[settings.method["name"]].title
@@ -123,7 +128,11 @@ def make_plan(
         try:
             if options.goal == "new" and not method_settings(settings.method)[1].supports_new_classes:
                 raise ConfigError("cannot predict class names that were not trained")
-            fold = make_fold(dataset, settings, options.goal, 0)
+            every = [make_fold(dataset, settings, options.goal, number) for number in range(FOLDS)]
+            needs_validation = method_settings(settings.method)[1].needs_validation
+            if needs_validation and not all(fold.train.val for fold in every):
+                raise ConfigError("selects a setting on validation images, and too few classes have three images")
+            fold = every[0]
             if settings.train.views and clock.extraction(settings, fold) * FOLDS > _EXTRACTION_SHARE * budget:
                 entry["changes"]["views"], entry["remark"] = 0, "one view of each image"
             entry["seconds"], entry["steps"] = clock.seconds(with_changes(settings, entry["changes"]), fold)
@@ -191,8 +200,6 @@ class _Clock:
         """Seconds and steps of one trial. Raises what building the method raises."""
         items, _ = sample_few_shot(fold.train.train, fold.train.val, settings.data.shots, settings.seed)
         method = fresh_method(settings, self._backbone, fold.train.class_names)
-        if method_settings(settings.method)[1].needs_validation and not fold.train.val:
-            raise ConfigError("selects a setting on validation images, and no class has more than one image")
         train = settings.train
         steps = steps_per_epoch(len(items), train.batch_size, train.drop_last)
         steps *= train.with_epochs_for(steps).epochs

@@ -62,7 +62,7 @@ class TrainProgress:
         """A step was made."""
 
     def epoch(self, report: EpochReport) -> None:
-        """An epoch is finished and safe on the disk."""
+        """An epoch is finished, and safe on the disk if the run has a folder."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from maple.config import (
     Positive,
     RunSettings,
     Settings,
-    preset_names,
+    preset_of,
     read_named_toml,
     read_preset,
     resolve,
@@ -27,7 +27,7 @@ from maple.config import (
 )
 from maple.data import known_names
 from maple.data.catalogue import DATASET_GROUPS, require_possible, template_of
-from maple.errors import ConfigError, DataError, MapleError, one_of
+from maple.errors import ConfigError, DataError, MapleError
 from maple.methods import MethodSettings, describe_methods, method_settings
 from maple.runs import complete, content_name
 from maple.runs.spec import open_dataset
@@ -317,12 +317,4 @@ def _training_sets(sweep: SweepSettings) -> list[tuple[str, tuple[PlannedEvaluat
 
 def recipe_of(method: str, protocol: ProtocolName) -> str:
     """Return the preset that a method uses in a protocol, ConfigError if unknown; the path of a TOML file as it is."""
-    if method.endswith(".toml"):
-        return method
-    presets = preset_names()
-    for suffix in PROTOCOLS[protocol]:
-        if f"{method}_{suffix}" in presets:
-            return f"{method}_{suffix}"
-    ending = "_base-to-novel"
-    methods = [name.removesuffix(ending) for name in presets if name.endswith(ending)]
-    raise ConfigError(one_of("method", method, methods, ", or the path of your own preset (METHOD.toml)"))
+    return preset_of(method, PROTOCOLS[protocol])

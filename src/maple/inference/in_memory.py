@@ -1,0 +1,166 @@
+"""Train on the images of a Python program: one method, or the best of several. No run folder is written."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from maple.clip import Backbone
+from maple.config import RunSettings
+from maple.data import Dataset, Item, hold_out, sample_few_shot
+from maple.distributed import Processes
+from maple.inference.array_images import InputError
+from maple.inference.image_sources import ImageSource
+from maple.methods import Method, method_settings
+from maple.runs import TrainingData, TrainProgress
+from maple.runs.selection import Selection, select
+from maple.runs.selection_plan import SelectionSettings
+from maple.runs.training import fresh_method
+from maple.train import EpochReport, StepReport, Trainer
+
+
+class Trained(NamedTuple):
+    """A trained method, the reports of its epochs, the number of its training images, and how it was chosen."""
+
+    method: Method
+    history: tuple[EpochReport, ...]
+    images: int
+    settings: RunSettings
+    selection: Selection | None
+
+
+def train_in_memory(
+    candidates: Mapping[str, RunSettings],
+    images: Sequence[ImageSource],
+    labels: Sequence[int],
+    names: Sequence[str],
+    backbone: Backbone,
+    *,
+    selection: SelectionSettings | None = None,
+    validation_fraction: float = 0.25,
+    verbose: bool = False,
+    callbacks: Iterable[TrainProgress] = (),
+) -> Trained:
+    """Train the only candidate; or the one that `maple.runs.selection.select` chooses on these images.
+
+    Args:
+        candidates: complete settings by recipe, simple methods first.
+        labels, names: the class of each image, and the name of each class.
+        selection: how the best of several is chosen; None for an only one.
+        validation_fraction: the part of each class that is held out for methods that choose a setting on it.
+        verbose: show a progress bar on standard error.
+        callbacks: receive the progress of the training that is kept, and of no trial before it.
+
+    Raises:
+        MapleError: an image cannot be read, no candidate can be tried, or training diverged.
+
+    Example:
+        >>> train_in_memory({"": settings}, to_images(arrays), [0, 1], ["cat", "dog"], backbone).history[-1].loss
+        0.4217
+    """
+    dataset = Dataset(
+        "images",
+        Path(),
+        train=tuple(Item(str(number), int(label), names[label]) for number, label in enumerate(labels)),
+        val=(),
+        test=(),
+        class_names=tuple(names),
+        read=lambda number: images[int(number)].read(),
+        identify=lambda number: images[int(number)].content_id(),
+    )
+    store = dataset.store()  # one for all trials, so that each image is decoded once
+
+    def train(settings: RunSettings, part: Dataset, progress: Sequence[TrainProgress]) -> Trained:
+        # A part comes with validation images of its own; they are held out anew, in the fraction that was asked for.
+        items, val = sorted([*part.train, *part.val], key=lambda item: int(item.path)), list[Item]()
+        if method_settings(settings.method)[1].needs_validation:
+            items, val = hold_out(items, validation_fraction, settings.seed)
+            if not val:
+                need = f"{settings.method['name']} chooses a setting on validation images"
+                advice = 'give more, or give the setting: settings={"method": {...}}'
+                raise InputError(f"{need}, but no class has more than one image; {advice}")
+        options = settings.data
+        items, val = sample_few_shot(items, val, options.shots, settings.seed, all_val=options.validation == "all")
+        method = fresh_method(settings, backbone, part.class_names)
+        data = TrainingData(settings, items, store, val)
+        data.fit_features(method)
+        trainer = Trainer(method, data.train, Processes(0, 1, backbone.device))
+        for each in progress:
+            each.start(data.train.epochs, data.steps, 0)
+
+        def on_step(report: StepReport) -> None:
+            for each in progress:
+                each.step(report)
+
+        while not trainer.finished:
+            report = trainer.run_epoch(data.batches(trainer), on_step)
+            for each in progress:
+                each.epoch(report)
+        data.select_hyperparameters(method)
+        return Trained(method.eval(), tuple(trainer.history), len(items), settings, None)
+
+    with ExitStack() as bars:
+        (settings, *_), chosen = candidates.values(), None
+        if selection is not None:
+            trials = bars.enter_context(_Bar()) if verbose else None
+
+            def train_trial(_name: str, settings: RunSettings, part: Dataset) -> Method:
+                return train(settings, part, [trials] if trials else []).method
+
+            on_trial = trials.trying if trials else lambda _title, _done, _total: None
+            settings, chosen = select(candidates, dataset, backbone, train_trial, selection, on_trial=on_trial)
+            if trials:
+                trials.chosen(chosen)
+        progress = [*callbacks, *([bars.enter_context(_Bar())] if verbose else [])]
+        return train(settings, dataset, progress)._replace(selection=chosen)
+
+
+class _Bar(TrainProgress):
+    """A bar on standard error, or in a notebook: of the steps of a training; or of the trials of a selection."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._selecting = False
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _open(self, title: str, total: int, unit: str) -> None:
+        if self._bar is None:
+            # A bar for the terminal or the notebook; imported only where one is shown.
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, desc=title, unit=unit)
+        self._bar.set_description(title, refresh=False)
+
+    def trying(self, title: str, done: int, total: int) -> None:
+        self._selecting = True
+        self._open(f"trying {title}", total, "trial")
+        self._bar.set_postfix_str("", refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def chosen(self, selection: Selection) -> None:
+        # Trials of a method that diverged were left out.
+        self._bar.update(self._bar.total - self._bar.n)
+        self._bar.set_description("methods tried", refresh=False)
+        self._bar.set_postfix_str("", refresh=False)
+        self._bar.close()
+        self._bar.write(selection.reason)
+
+    def start(self, epochs: int, steps: int, _finished_epochs: int) -> None:
+        self._epochs, self._steps = epochs, steps
+        if epochs and not self._selecting:
+            self._open(f"epoch 1/{epochs}", epochs * steps, "step")
+
+    def step(self, report: StepReport) -> None:
+        if self._selecting:
+            self._bar.set_postfix_str(f"step {report.step + 1} of {self._epochs * self._steps}", refresh=False)
+            self._bar.update(0)
+            return
+        self._bar.set_description(f"epoch {report.epoch + 1}/{self._epochs}", refresh=False)
+        self._bar.set_postfix_str(f"loss {report.loss:.4f}", refresh=False)
+        self._bar.update()
