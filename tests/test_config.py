@@ -137,7 +137,7 @@ def test_what_is_used_when_nothing_is_named() -> None:
         ([{"backbone": {"precision": "fp8"}}], [], r"precision = 'fp8': .*'fp32', 'bf16' or 'fp16'"),
         ([{"seed": -1}], [], r"seed = -1: input should be greater than or equal to 0"),
         ([], ["train=5"], r"train = 5: input should be"),
-        ([], ["lr"], r"--set 'lr' must have the form section.key=value, as in train.lr=0.002"),
+        ([], ["lr"], r"the setting 'lr' must have the form section.key=value, as in train.lr=0.002"),
         ([], ["=3"], r"must have the form section.key=value"),
         ([], ["train..lr=3"], r"must have the form section.key=value"),
         ([], ["train.lr="], r"lr = '': input should be a valid number"),

@@ -89,8 +89,8 @@ def one_of(kind: str, value: object, allowed: Iterable[object], also: str = "") 
 
 
 def output_error(problem: str, also: str = "") -> ConfigError:
-    """The error for an output folder or file that cannot be used; it advises to choose another --output."""
-    return ConfigError(f"{problem}; choose another --output{also}")
+    """The error for an output folder or file that cannot be used; it advises to choose another output."""
+    return ConfigError(f"{problem}; choose another output{also}")
 
 
 def first_line(error: BaseException) -> str:

@@ -41,7 +41,7 @@ FAILURE = "failure.json"
 
 @contextmanager
 def output_errors(path: str | os.PathLike[str], problem: str = "cannot be written") -> Iterator[None]:
-    """Turn an OSError of the body into ConfigError "`path` `problem` (reason); choose another --output"."""
+    """Turn an OSError of the body into ConfigError "`path` `problem` (reason); choose another output"."""
     try:
         yield
     except OSError as error:

@@ -81,7 +81,7 @@ def test_finished_run_is_not_repeated(folder: Path, trained: Path) -> None:
 
 
 def test_other_settings_need_another_folder(folder: Path, trained: Path) -> None:
-    with pytest.raises(MapleError, match=r"other settings .*seed.*--output"):
+    with pytest.raises(MapleError, match=r"other settings .*seed.*another output"):
         run("train", "--dataset", folder, *TINY, *QUICK, "--output", trained, "--seed", "2")
 
 

@@ -181,7 +181,7 @@ def renamed(path: Path, **backbone: Any) -> Path:
 def test_what_was_given_may_be_named(
     prompts: Path, clip: Path, own_record: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UntrustedBackboneError, match=r"clips/mine', and files .*--backbone PATH.*--trust-backbone"):
+    with pytest.raises(UntrustedBackboneError, match=r"clips/mine', and files .*backbone=PATH.*trust_backbone=True"):
         load_prompts(prompts)
     assert not own_record.exists()
     monkeypatch.chdir(clip.parent)
@@ -327,7 +327,7 @@ def test_commands_refuse_and_accept(prompts: Path, clip: Path, tmp_path: Path, c
     arguments |= {"explain": [str(tmp_path / "a.png"), "--output", str(tmp_path / "maps")], "serve": ["--port", "0"]}
     run = [command, str(prompts), *arguments[command]]
     refused = CliRunner().invoke(app, run)
-    assert "--trust-backbone" in str(refused.exception) + refused.output
+    assert "trust_backbone=True" in str(refused.exception) + refused.output
     if command == "serve":
         return
     for consent in (["--backbone", str(clip)], []):

@@ -102,7 +102,7 @@ def test_transformers_reads_its_folder(tiny: Backbone, tmp_path: Path, views: to
     ("name", "settings", "format", "message"),
     [
         ("maple", {"prompt_depth": 2}, "openclip", "MaPLe has learned tokens in the image tower"),
-        ("vpt", {"vision_prompt_depth": 2}, "transformers", "use --format onnx, or torchscript"),
+        ("vpt", {"vision_prompt_depth": 2}, "transformers", "use format=onnx, or torchscript"),
         ("clip_adapter", {}, "openclip", "computes more than the cosines of a plain CLIP"),
         ("tip_adapter", {}, "transformers", "computes more than the cosines of a plain CLIP"),
         ("cocoop", {}, "torchscript", "no module of images alone can hold it"),
@@ -123,8 +123,8 @@ def test_wrong_use_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "taken/file").write_text("mine")
     for output, format, options, message in (
         ("out", "onxx", {}, "unknown format 'onxx'; choose one of: onnx, torchscript, openclip, transformers"),
-        ("out", "openclip", {"int8": True}, "--int8 goes with --format onnx only"),
-        ("out", "torchscript", {"zero_shot": True}, "--zero-shot goes with --format onnx only"),
+        ("out", "openclip", {"int8": True}, "int8=True goes with format=onnx only"),
+        ("out", "torchscript", {"zero_shot": True}, "zero_shot=True goes with format=onnx only"),
         ("taken", "onnx", {}, "taken exists already"),
         ("taken/file", "onnx", {}, "file exists already"),
     ):

@@ -260,5 +260,5 @@ def test_sentences_are_those_of_training(
 
 def test_a_place_where_nothing_can_be_written_is_named(maple_file: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(ConfigError, match=r"file/export cannot be made \(.*\); choose another --output"):
+    with pytest.raises(ConfigError, match=r"file/export cannot be made \(.*\); choose another output"):
         export_run(maple_file, tmp_path / "file" / "export", "torchscript")

@@ -281,7 +281,8 @@ def test_errors_are_raised_before_the_images_are_inspected(
     with monkeypatch.context() as patched:
         patched.setattr(workflow, "open_backbone", offline)
         with pytest.raises(
-            BackboneDownloadError, match=r"cannot be downloaded.*To try .* without any download: --backbone maple-small"
+            BackboneDownloadError,
+            match=r"cannot be downloaded.*To try it without any download, .* maple-small",
         ):
             fit(settings_for(folder), tmp_path / "run", device="cpu")
     deep = fit_settings(str(folder), "vpt", layer=TINY, overrides=["method.vision_prompt_depth=99"])
@@ -342,7 +343,7 @@ def test_ctrl_c(folder: Path, tmp_path: Path, as_in_a_terminal: list[str]) -> No
 
 def test_a_run_among_the_images_is_refused(folder: Path) -> None:
     for place in (folder, folder / "runs" / "first", folder / "cat"):
-        with pytest.raises(ConfigError, match=r"is among the images of .*; choose another --output"):
+        with pytest.raises(ConfigError, match=r"is among the images of .*; choose another output"):
             fit(settings_for(folder), place, device="cpu")
     assert sorted(child.name for child in folder.iterdir()) == ["cat", "dog", "red_owl"]
 

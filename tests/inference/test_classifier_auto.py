@@ -1,19 +1,24 @@
 """PromptClassifier: the choice of a method, the progress that it shows, and messages for Python programs."""
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from inference_helpers import QUICK, TINY, pixels
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
-from maple import PromptClassifier
+from maple import PromptClassifier, build_method, load_clip
 from maple.checkpoint import read_prompts
-from maple.errors import ConfigError
+from maple.cli.options import in_options
+from maple.clip.backbone_names import require_trusted
+from maple.errors import ConfigError, MapleError
 from maple.inference.array_images import InputError
+from maple.methods import Features
 from maple.runs import TrainProgress
 from maple.runs.selection import CANDIDATES
 from maple.train import EpochReport, StepReport
@@ -189,3 +194,81 @@ def test_verbose_shows_bars(capsys: pytest.CaptureFixture[str]) -> None:
     assert made.selection_ is not None
     assert out.strip() == made.selection_.reason
     assert "methods tried: 100%" in err
+
+
+# --- messages
+
+
+def _fit(*given: Any, **parameters: Any) -> Any:
+    return lambda: PromptClassifier(**{**TINY, **parameters}).fit(*(given or pixels(6)))
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        _fit(method="nosuch"),
+        _fit(method="linear_probe", settings={"method": {"inverse_regularisation": -1}}),
+        _fit(preset="nosuch"),
+        _fit(preset="zero_shot_base-to-novel", method="coop", epochs=-1),
+        _fit(settings={"train": {"nosuch": 1}}),
+        _fit(settings={"nosuch": {}}),
+        _fit(settings=3),
+        _fit(settings={"method": {"prompt_depth": 99}}),
+        _fit(seed=None),
+        _fit(shots=0),
+        _fit(backbone="nosuch"),
+        _fit(backbone="maple-tiny", pretrained="nosuch"),
+        _fit(backbone="ViT-B-32", pretrained="nosuch.pt"),
+        _fit(precision="fp8"),
+        _fit(device="tpu"),
+        _fit(lr=1e30, epochs=3, settings={"train": {"warmup_epochs": 0, "optimizer": "sgd"}}),
+        _fit(method="tip_adapter", validation_fraction=2),
+        _fit(*pixels(3), method="tip_adapter"),
+        _fit(*pixels(3), method="linear_probe"),
+        _fit(pixels(6)[0], np.arange(6)),
+        _fit(["nosuch.png", "none.png"], ["cat", "dog"]),
+        _fit(["https://example.com/a.png", "none.png"], ["cat", "dog"]),
+        _fit(class_names={"cat": "x" * 2000, "dog": "d", "owl": "o"}),
+        _fit(class_names=["a"]),
+        _fit(**{**AUTO, "preset": "coop_few-shot"}),
+        _fit(**{**AUTO, "methods": ["nosuch"]}),
+        _fit(*pixels(3), **AUTO),
+        lambda: PromptClassifier().predict([]),
+        lambda: PromptClassifier.from_pretrained("no/such/folder"),
+        lambda: PromptClassifier.from_pretrained(Path(__file__)),
+        lambda: PromptClassifier(**{**QUICK, "epochs": 0}).fit(*pixels(6)).save_pretrained(__file__),
+        lambda: PromptClassifier(**{**QUICK, "epochs": 0}).fit(*pixels(6)).set_class_names([""]),
+        lambda: require_trusted("nosuch/clip.pt", None, "prompts.safetensors"),
+        lambda: require_trusted("/nosuch/clip.pt", None, "prompts.safetensors"),
+    ],
+)
+def test_errors_name_no_options_of_the_command_line(fail: Any) -> None:
+    with pytest.raises(MapleError) as error:
+        fail()
+    assert not re.search(r"(^|[ (])--", str(error.value)), error.value
+
+
+def test_methods_without_validation_images_name_their_settings() -> None:
+    """As a run would, whose data set has none."""
+    backbone = load_clip("maple-tiny", "random:1")
+    features = Features(
+        torch.rand(1, 2, backbone.embed_dim), torch.arange(2), torch.rand(0, backbone.embed_dim), torch.arange(0)
+    )
+    for name, setting in (("tip_adapter", "method.alpha=1"), ("linear_probe", "method.inverse_regularisation=1")):
+        with pytest.raises(ConfigError, match=setting) as error:
+            build_method({"name": name}, backbone, ["cat", "dog"]).fit_features(features)
+        assert " --" not in str(error.value)
+        assert f"--set {setting}" in in_options(str(error.value))
+
+
+def test_the_command_line_names_its_options() -> None:
+    for message, shown in (
+        ("backbone=PATH", "--backbone PATH"),
+        ("or with trust_backbone=True", "or with --trust-backbone"),
+        ("as root=DIR or in", "as --data-root DIR or in"),
+        ("file a; choose another output: a folder", "file a; choose another --output: a folder"),
+        ("a rate (train.lr=...), or", "a rate (--set train.lr=...), or"),
+        ("folder/method=NAME", "folder/method=NAME"),
+        ("preset='method=x'", "preset='method=x'"),
+    ):
+        assert in_options(message) == shown

@@ -187,7 +187,7 @@ def test_a_folder_without_pictures_says_so(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
     (tmp_path / "notes.txt").write_text("words")
     (picture,) = find_images([str(tmp_path)])
-    with pytest.raises(DataError, match="holds no images; --recursive also looks into"):
+    with pytest.raises(DataError, match="holds no images; recursive=True also looks into"):
         picture.read()
 
 
@@ -270,7 +270,8 @@ def test_a_list_is_far_when_most_of_its_new_names_are() -> None:
     assert known.note(["near", "far", "far_off", "dog"]) == (
         "3 of 4 class names were not trained (near, far, far_off), and this list is far from the trained one: far, "
         "far_off less similar to any trained name than those are to each other (cosine 0.30, usual 0.80 or more); "
-        "compare with --zero-shot; this CLIP cannot distinguish 'far' and 'far_off': their text features are the same"
+        "compare with zero-shot CLIP; "
+        "this CLIP cannot distinguish 'far' and 'far_off': their text features are the same"
     )
     told = "1 of 1 class names were not trained (far)"
     assert TrainedNames(["cat"], features_by_word).note(["far"]) == told

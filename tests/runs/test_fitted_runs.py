@@ -88,7 +88,7 @@ def test_an_interrupted_run_comes_to_the_same_bytes(kind: str, images: Path, tmp
 
 
 def test_without_validation_images_the_error_says_what_to_set(make_images: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"this data set has none: set it, as in --set method\.inverse_reg"):
+    with pytest.raises(ConfigError, match=r"this data set has none: set it, as in method\.inverse_reg"):
         train_run(settings_of("linear_probe", make_images()), tmp_path / "run", device="cpu")
 
 

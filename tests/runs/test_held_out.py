@@ -181,7 +181,7 @@ def test_damaged_records(train: Callable[..., Path], images: Path, content: str)
 def test_the_folder_of_the_images_is_gone(train: Callable[..., Path], images: Path) -> None:
     run = train(images)
     images.rename(images.with_name("moved"))
-    with pytest.raises(DataError, match=r"the images of this run were in .*images, which is gone.* --dataset FOLDER"):
+    with pytest.raises(DataError, match=r"the images of this run were in .*images, which is gone.* dataset=FOLDER"):
         evaluate_run(run)
 
 

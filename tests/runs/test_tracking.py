@@ -158,7 +158,7 @@ def test_what_is_not_there_is_refused(
     with pytest.raises(ConfigError, match="unknown tracker 'comet'; choose one of: tensorboard, wandb, mlflow"):
         Tracked("comet", tmp_path, settings, TrainProgress())
     monkeypatch.setattr("maple.runs.tracking.find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"--tracker wandb needs its package: pip install 'maple-clip\[wandb\]'"):
+    with pytest.raises(ConfigError, match=r"the tracker wandb needs its package: pip install 'maple-clip\[wandb\]'"):
         Tracked("wandb", tmp_path, settings, TrainProgress())
     monkeypatch.undo()
 

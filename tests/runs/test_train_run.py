@@ -204,11 +204,11 @@ def test_a_damaged_resume_file_is_told(settings: RunSettings, interrupted: Path)
 
 def test_folders_that_are_no_runs(settings: RunSettings, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"file is a file; choose another --output"):
+    with pytest.raises(ConfigError, match=r"file is a file; choose another output"):
         train_run(settings, tmp_path / "file")
-    with pytest.raises(ConfigError, match=r"cannot be made \(.*\); choose another --output"):
+    with pytest.raises(ConfigError, match=r"cannot be made \(.*\); choose another output"):
         train_run(settings, tmp_path / "file" / "below")
-    with pytest.raises(ConfigError, match=r"first is among the images of .*; choose another --output"):
+    with pytest.raises(ConfigError, match=r"first is among the images of .*; choose another output"):
         train_run(settings, Path(settings.data.dataset) / "runs" / "first")
     assert not (Path(settings.data.dataset) / "runs").exists()
     (tmp_path / "odd").mkdir()
@@ -228,7 +228,7 @@ def test_folders_that_are_no_runs(settings: RunSettings, tmp_path: Path) -> None
 
 
 def test_no_data_set(settings: RunSettings, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no data set is named; give --dataset with one of imagenet, caltech101, "):
+    with pytest.raises(DataError, match="no data set is named; give dataset=NAME, one of imagenet, caltech101, "):
         train_run(settings.changed(data={"dataset": ""}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

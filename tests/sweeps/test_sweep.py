@@ -79,7 +79,7 @@ def test_an_unwritable_folder_is_refused_at_once(make_images: Callable[..., Path
     (tmp_path / "file").write_text("")
     for root in (tmp_path / "file", tmp_path / "file" / "runs", Path("/proc/runs")):
         progress = RecordedProgress()
-        with pytest.raises(ConfigError, match=r"cannot be written to .*; choose another --output"):
+        with pytest.raises(ConfigError, match=r"cannot be written to .*; choose another output"):
             run_sweep(runs, root, device="cpu", progress=progress)
         assert not progress.activities
 

@@ -217,7 +217,7 @@ def test_divergence_in_half_precision_advises_full(
 ) -> None:
     method = make(backbone_from_state_dict(small_state, precision="bf16"))
     monkeypatch.setattr(method, "loss", Diverging(method, 0, "loss"))
-    with pytest.raises(TrainingDivergedError, match=r"this run: bf16; --set backbone.precision=fp32"):
+    with pytest.raises(TrainingDivergedError, match=r"this run: bf16; backbone.precision=fp32"):
         Trainer(method, TrainSettings()).run_epoch(batches())
 
 

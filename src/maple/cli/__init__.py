@@ -105,7 +105,7 @@ def main() -> None:
             raise ConfigError("the working folder has been deleted; change to another folder") from None
         app()
     except MapleError as error:
-        typer.echo(options.visible_lines(f"maple: {error}".split("\n")), err=True)
+        typer.echo(options.visible_lines(options.in_options(f"maple: {error}").split("\n")), err=True)
         sys.exit(2)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _OPTIONAL:

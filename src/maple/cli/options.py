@@ -1,5 +1,6 @@
 """Options and arguments that several commands share, and the parsing of their values."""
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -146,6 +147,27 @@ def echo(text: object = "", *, err: bool = False) -> None:
     typer.echo(visible_lines(str(text).split("\n")), err=err)
 
 
+_KEYWORDS = "backbone|dataset|format|int8|method|only|part|pretrained|recursive|root|trust_backbone|zero_shot"
+_KEYWORD = re.compile(rf"(?<![^\s(])({_KEYWORDS})=(True|[A-Z]+|all|onnx)\b")
+_SETTING = re.compile(r"(?<![^\s(])((?:method|train|backbone)\.[a-z_]+=)")
+
+
+def in_options(message: str) -> str:
+    """A message of the package, which names arguments as Python programs give them, with the command line's options.
+
+    Example:
+        >>> in_options("name your own copy with backbone=PATH, and train.lr=0.001")
+        'name your own copy with --backbone PATH, and --set train.lr=0.001'
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name = {"root": "data-root"}.get(match[1], match[1].replace("_", "-"))
+        return f"--{name}" if match[2] == "True" else f"--{name} {match[2]}"
+
+    message = _SETTING.sub(r"--set \1", _KEYWORD.sub(option, message))
+    return message.replace("choose another output", "choose another --output")
+
+
 def visible_lines(lines: Iterable[str]) -> str:
     """Join lines of text, with control characters escaped."""
     return "\n".join(map(visible, lines))
@@ -154,7 +176,7 @@ def visible_lines(lines: Iterable[str]) -> str:
 def echo_note(text: str | None) -> None:
     """Print a note on standard error, if there is one."""
     if text is not None:
-        typer.echo(visible(f"maple: note: {text}"), err=True)
+        typer.echo(visible(f"maple: note: {text.replace('with zero-shot CLIP', 'with --zero-shot')}"), err=True)
 
 
 def exit_status(read: int, unreadable: int) -> int:

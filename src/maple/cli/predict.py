@@ -72,7 +72,7 @@ def predict_command(
         for result in predictor.stream(images, top=top, batch_size=batch_size, workers=workers, reject=reject):
             if isinstance(result, UnreadableImage):
                 unreadable += 1
-                typer.echo(visible(f"maple: {result.reason}"), err=True)
+                typer.echo(visible(options.in_options(f"maple: {result.reason}")), err=True)
             else:
                 read += 1
                 show(result)

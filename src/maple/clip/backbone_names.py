@@ -103,14 +103,14 @@ def require_trusted(name: str, pretrained: str | None, source: str) -> None:
     if not is_missing and (key in _given or (record is not None and key in _remembered(record))):
         return
     named = " / ".join(repr(shortened(part)) for part in (name, pretrained) if part is not None)
-    ways = "name your own copy with --backbone PATH (in Python: backbone=...): it is checked to be the same"
+    ways = "name your own copy with backbone=PATH: it is checked to be the same"
     if is_missing:
         raise UntrustedBackboneError(f"{source} names the CLIP {named}, which does not exist here; {ways}")
     relative = f", which was read from {shortened(path)!r}, relative to the folder of the training, or from the hub,"
     raise UntrustedBackboneError(
         f"{source} names the CLIP {named}{relative if is_path and not os.path.isabs(path) else ','} and files may name "
         f"only what is packaged, published by open_clip, or was given here before; {ways}; or accept the one that it "
-        "names with --trust-backbone (trust_backbone=True)"
+        "names with trust_backbone=True"
     )
 
 

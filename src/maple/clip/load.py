@@ -231,8 +231,7 @@ def _download_weights(name: str, tag: str, published: Mapping[str, Any]) -> Path
             raise
         raise BackboneDownloadError(
             f"the weights of {name} / {tag} cannot be downloaded: {first_line(error)} "
-            f"If this machine has no network, download them elsewhere and give the file: --backbone {name} "
-            "--pretrained FILE"
+            f"If this machine has no network, download them elsewhere and give the file of {name}: pretrained=FILE"
         ) from error
 
 

@@ -210,7 +210,7 @@ def place_of_absent(name_or_path: str, root: Path | None) -> str | None:
     if name_or_path in CATALOGUE:
         spec = CATALOGUE[name_or_path]
         if root is None:
-            return f"{spec.folder}/ in --data-root or MAPLE_DATA, which are not given"
+            return f"{spec.folder}/ in root=DIR or MAPLE_DATA, which are not given"
         folder = root.expanduser() / spec.folder / spec.images
         return None if folder.is_dir() else str(folder)
     if name_or_path.startswith(PREFIX) or split_domain(name_or_path) or Path(name_or_path).expanduser().exists():
@@ -269,8 +269,8 @@ def load_published(name: str, root: Path | None) -> Dataset:
     spec = CATALOGUE[name]
     if root is None:
         raise DataError(
-            f"data set {name!r} is read from a data root: give the folder that holds {spec.folder}/ as --data-root or "
-            "in the variable MAPLE_DATA (root=... from Python), or name a folder of class-named folders instead"
+            f"data set {name!r} is read from a data root: give the folder that holds {spec.folder}/ as root=DIR or in "
+            "the variable MAPLE_DATA, or name a folder of class-named folders instead"
         )
     root = root.expanduser()
     folder = root / spec.folder

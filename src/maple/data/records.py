@@ -105,7 +105,7 @@ class Dataset:
         if not self.train:
             raise DataError(
                 f"data set {self.name!r} has no training images (val {len(self.val)}, test {len(self.test)}): it is "
-                f"for evaluation only. Train on another one, then `maple evaluate RUN --dataset {self.name}`"
+                "for evaluation only; train on another one, and evaluate the run on this one"
             )
 
     @property

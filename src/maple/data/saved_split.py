@@ -83,7 +83,7 @@ def read_saved_split(path: Path, expected: str | None = None, *, look: bool = Tr
     if not dataset.root.is_dir():
         raise DataError(
             f"{dataset.root}: the folder with the images of this run is gone; put it back, or write where it is now "
-            f'as "root" into {path}; or name it: maple evaluate RUN --dataset FOLDER'
+            f'as "root" into {path}; or evaluate the run on it, with dataset=FOLDER'
         )
     return dataset
 

@@ -71,7 +71,7 @@ def export_run(
         raise ConfigError(one_of("format", format, FORMATS))
     for option, given in (("zero_shot", zero_shot), ("int8", int8)):
         if given and format != "onnx":
-            raise ConfigError(f"--{option.replace('_', '-')} goes with --format onnx only; leave it out")
+            raise ConfigError(f"{option}=True goes with format=onnx only; leave it out")
     target = Path(output).expanduser()
     with files.output_errors(f"{str(target)!r:.80}", "cannot be a folder"):
         taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))

@@ -161,7 +161,7 @@ def write_plain_clip(source: ExportSource, folder: Path, kind: str) -> float:
     except MapleError as error:
         raise ExportError(f"{kind}: the written folder cannot be loaded ({error})") from error
     if loaded.fingerprint != backbone.fingerprint:
-        raise ExportError(f"{kind}: this backbone has weights that the format does not hold; use --format onnx")
+        raise ExportError(f"{kind}: this backbone has weights that the format does not hold; use format=onnx")
 
     @torch.no_grad()
     def logits(images: Floats) -> Floats:
@@ -182,13 +182,13 @@ def write_plain_clip(source: ExportSource, folder: Path, kind: str) -> float:
 
 def _require_plain_clip(method: Method, kind: str) -> None:
     """Refuse methods and backbones that a plain CLIP with a zero-shot head cannot represent."""
-    instead = "use --format onnx, or torchscript"
+    instead = "use format=onnx, or torchscript"
     if method.vision_prompts():
         problem = "has learned tokens in the image tower, which are not weights of a plain CLIP"
         raise ExportError(f"{method.title} {problem}, so {kind} cannot hold it; {instead}")
     if method.classes_depend_on_image:
         problem = "its classes depend on the image"
-        raise ExportError(f"{method.title}: {problem}, so {kind} cannot hold it; use --format onnx")
+        raise ExportError(f"{method.title}: {problem}, so {kind} cannot hold it; use format=onnx")
     if not keeps_image_features(method) or head_of(method) != "cosine":
         problem = "computes more than the cosines of a plain CLIP"
         raise ExportError(f"{method.title} {problem}, so {kind} cannot hold it; {instead}")
@@ -211,7 +211,7 @@ def _open_clip_config(source: ExportSource, kind: str) -> dict[str, Any]:
         quick = {isinstance(block.mlp.gelu, QuickGELU) for block in blocks}
     except AttributeError as error:
         problem = f"this backbone is not built like CLIP ({error})"
-        raise ExportError(f"{kind}: {problem}; use --format onnx, or torchscript") from error
+        raise ExportError(f"{kind}: {problem}; use format=onnx, or torchscript") from error
     image_width, text_width = backbone.image.width, backbone.text.width
     return {
         "embed_dim": backbone.embed_dim,

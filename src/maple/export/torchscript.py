@@ -54,7 +54,7 @@ def write_torchscript(source: ExportSource, folder: Path) -> float:
     method = source.method
     if method.classes_depend_on_image:
         problem = "its classes depend on the image, so no module of images alone can hold it"
-        raise ExportError(f"{method.title}: {problem}; use --format onnx")
+        raise ExportError(f"{method.title}: {problem}; use format=onnx")
     module = _ImageClassifier(source).eval()
     images = torch.from_numpy(source.random_images[:2])
     try:

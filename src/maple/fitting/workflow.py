@@ -151,7 +151,7 @@ def fit_candidates(
         raise ConfigError(f"the methods to compare are {', '.join(recipes) or 'none'}; name each once")
     given = merge_layers(dict(layer or {}), override_layer(overrides))
     if "method" in given:
-        raise ConfigError("settings of a method need one method: name it with --method")
+        raise ConfigError("settings of a method need one method; name it, as in method=NAME")
     return {recipe: fit_settings(source, recipe, layer=layer, overrides=overrides) for recipe in recipes}
 
 
@@ -278,7 +278,7 @@ def fit(
         warn_if_images_changed(first, folder)
         return build_result(folder, previous["lines"], load_thumbnail, was_finished=True)
     if selection is not None and this_process(device).count > 1:
-        raise ConfigError("a method is chosen by one process; name one with --method, or start one process")
+        raise ConfigError("a method is chosen by one process; name one, as in method=NAME, or start one process")
     if previous is not None:
         backbone, findings = _backbone(first, device), previous["lines"]
     else:
@@ -423,6 +423,6 @@ def _backbone(settings: RunSettings, device: str | None) -> Backbone:
         return open_backbone(settings, this_process(device).device)
     except BackboneDownloadError as error:
         raise BackboneDownloadError(
-            f"{error}. To try the command without any download: --backbone maple-small (included; trained on drawings "
+            f"{error}. To try it without any download, take the backbone maple-small (included; trained on drawings "
             "only, for small images)"
         ) from error

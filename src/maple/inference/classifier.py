@@ -25,7 +25,7 @@ from maple.distributed import choose_device
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, MapleError
 from maple.inference.array_images import InputError, class_names_of_labels, number_labels, to_images
 from maple.inference.hub import PREFIX, PROMPTS, fetch_prompts, is_hub_id, push_folder, write_card
-from maple.inference.in_memory import train_in_memory
+from maple.inference.in_memory import check_callbacks, train_in_memory
 from maple.inference.predictor import check_reject
 from maple.inference.torch_predictor import finite, prompts_file
 from maple.methods import Method, method_settings
@@ -153,14 +153,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             >>> classifier = PromptClassifier("auto", minutes=5).fit(paths, labels, verbose=True)
             >>> print(classifier.selection_)
         """
-        callbacks = [callbacks] if isinstance(callbacks, TrainProgress) else callbacks
-        if not isinstance(callbacks, Iterable) or isinstance(callbacks, str):
-            raise InputError(f"callbacks is {callbacks!r:.80}; give a TrainProgress, or a list of them")
-        callbacks = list(callbacks)
-        for callback in callbacks:
-            if not isinstance(callback, TrainProgress):
-                advice = "derive it from maple.runs.TrainProgress, and give an instance"
-                raise InputError(f"callbacks holds {callback!r:.80}, which is no TrainProgress; {advice}")
+        followers = check_callbacks(callbacks)
         candidates, selection = self._candidates()
         images = to_images(X)
         classes, indices = number_labels(y, len(images))
@@ -173,7 +166,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             selection=selection,
             validation_fraction=self.validation_fraction,
             verbose=verbose,
-            callbacks=callbacks,
+            callbacks=followers,
         )
         loss = trained.history[-1].loss if trained.history else None
         summary = {"epochs": len(trained.history), "images": trained.images, "loss": loss}

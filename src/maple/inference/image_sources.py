@@ -137,7 +137,7 @@ def _folder_images(source: str, recursive: bool) -> Iterator[ImageSource]:
     for error in unreadable:
         yield ImageSource(str(folder), partial(fail, error))
     if empty and not unreadable:
-        hint = "" if recursive else "; --recursive also looks into the folders below it"
+        hint = "" if recursive else "; recursive=True also looks into the folders below it"
         yield ImageSource(source, partial(fail, DataError(f"{source}: holds no images{hint}")))
 
 

@@ -29,6 +29,20 @@ class Trained(NamedTuple):
     selection: Selection | None
 
 
+def check_callbacks(callbacks: Any) -> list[TrainProgress]:
+    """Return one `TrainProgress`, or several, as a list; raise InputError for anything else."""
+    if isinstance(callbacks, TrainProgress):
+        return [callbacks]
+    if not isinstance(callbacks, Iterable) or isinstance(callbacks, str):
+        raise InputError(f"callbacks is {callbacks!r:.80}; give a TrainProgress, or a list of them")
+    followers = list(callbacks)
+    for follower in followers:
+        if not isinstance(follower, TrainProgress):
+            advice = "derive it from maple.runs.TrainProgress, and give an instance"
+            raise InputError(f"callbacks holds {follower!r:.80}, not a TrainProgress; {advice}")
+    return followers
+
+
 def train_in_memory(
     candidates: Mapping[str, RunSettings],
     images: Sequence[ImageSource],

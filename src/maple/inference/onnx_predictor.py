@@ -92,8 +92,8 @@ class OnnxPredictor(Predictor):
         manifest = read_manifest(folder)
         if zero_shot and manifest.zero_shot is None:
             raise ConfigError(
-                f"{folder} was exported without the frozen CLIP; leave --zero-shot out, or export the run again with "
-                "--zero-shot"
+                f"{folder} was exported without the frozen CLIP; leave zero_shot=True out, or export the run again "
+                "with zero_shot=True"
             )
         return cls(folder, manifest, zero_shot=zero_shot, device=device)
 
@@ -293,5 +293,5 @@ def _table(path: Path, shape: list[int]) -> Floats:
 
 def _finite(values: Floats) -> Floats:
     if not np.isfinite(values).all():
-        raise BackboneError("a result is not finite; export the run again, without --int8")
+        raise BackboneError("a result is not finite; export the run again, without int8=True")
     return values

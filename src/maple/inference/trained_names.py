@@ -61,7 +61,7 @@ class TrainedNames:
                 note += (
                     f", and this list is far from the trained one: {_shortened(far)} less similar to any trained name "
                     f"than those are to each other (cosine {float(nearest.min()):.2f}, usual {bound:.2f} or more); "
-                    "compare with --zero-shot"
+                    "compare with zero-shot CLIP"
                 )
         return note + same
 

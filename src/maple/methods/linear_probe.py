@@ -86,7 +86,7 @@ class LinearProbe(PerClassMethod):
             if not len(features.val):
                 raise ConfigError(
                     "linear_probe selects its regularisation on validation images, and this data set has none: set "
-                    "it, as in --set method.inverse_regularisation=1, or give it a val folder"
+                    "it, as in method.inverse_regularisation=1, or give it validation images"
                 )
 
             def correct(c: float) -> int:

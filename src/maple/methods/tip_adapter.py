@@ -124,7 +124,7 @@ class TipAdapter(PerClassMethod):
         if self.settings.needs_validation and not len(features.val):
             raise ConfigError(
                 "tip_adapter searches alpha and beta on validation images, and this data set has none: set both, as "
-                "in --set method.alpha=1 --set method.beta=5.5, or give it a val folder"
+                "in method.alpha=1 and method.beta=5.5, or give it validation images"
             )
         if not self.settings.learn_keys:
             self._search(features)

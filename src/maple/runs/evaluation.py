@@ -183,7 +183,7 @@ def _open_own_images(settings: RunSettings, folder: Path, saved: SavedImages | N
     if settings.data.listing is None and not (split_domain(source) or Path(source).expanduser().exists()):
         raise DataError(
             f"the images of this run were in {source}, which is gone; put them back, or name where they are now: "
-            f"maple evaluate {folder} --dataset FOLDER (those that were trained on are recognised and left out)"
+            "evaluate the run with dataset=FOLDER (those that were trained on are recognised and left out)"
         )
     opened = open_dataset(settings, folder)
     if saved is None:
@@ -229,7 +229,7 @@ def _among_trained_names(dataset: Dataset, trained: Sequence[str]) -> Dataset:
         return dataset
     if len(words) < len(trained):
         logger.warning(
-            "%s: images of %d of the %d trained classes; all %d names are possible answers (--only restricts them)",
+            "%s: images of %d of the %d trained classes; all %d names are possible answers (only=NAMES restricts them)",
             *(dataset.name, len(words), len(trained), len(trained)),
         )
     splits: dict[str, Any] = {
@@ -259,9 +259,9 @@ def _without_trained(
     if not unseen:
         raise DataError(
             f"{dataset.root}: all {count} images were trained on, so none is held out; give other images, or "
-            "--part all to measure on these"
+            "part=all to measure on these"
         )
-    logger.warning("%s: %s and left out (--part all includes them)", dataset.name, be)
+    logger.warning("%s: %s and left out (part=all includes them)", dataset.name, be)
     return unseen
 
 

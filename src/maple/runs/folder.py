@@ -199,7 +199,7 @@ def _locked(path: Path, *, blocking: bool) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        problem = f"another process is training in {path.parent}; wait for it, or choose another --output"
+        problem = f"another process is training in {path.parent}; wait for it, or choose another output"
         raise BusyError(problem) from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:

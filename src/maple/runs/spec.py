@@ -87,7 +87,7 @@ def open_dataset(settings: RunSettings, folder: Path | None = None, **options: A
         return read_saved_split(folder / SAVED_SPLIT, data.listing)
     if not data.dataset:
         raise DataError(
-            f"no data set is named; give --dataset with one of {', '.join(known_names())} and --data-root, or the path "
+            f"no data set is named; give dataset=NAME, one of {', '.join(known_names())}, and root=DIR, or the path "
             "of a folder of class-named folders, of FOLDER:DOMAIN, or of a .csv or .jsonl file"
         )
     root = None if data.root is None else Path(data.root)
@@ -110,7 +110,7 @@ def warn_if_images_changed(settings: RunSettings, folder: Path) -> None:
         return
     if changes := changed_images(settings, read_saved_images(path)):
         logger.warning(
-            "%s has finished, but the images have changed since: %s; to use those of today, choose another --output, "
+            "%s has finished, but the images have changed since: %s; to use those of today, choose another output, "
             "or remove the folder",
             *(folder, changes),
         )

@@ -28,7 +28,7 @@ def require_tracker(name: str) -> None:
     if name not in TRACKERS:
         raise ConfigError(one_of("tracker", name, TRACKERS))
     if find_spec(name) is None:
-        raise ConfigError(f"--tracker {name} needs its package: pip install 'maple-clip[{name}]'")
+        raise ConfigError(f"the tracker {name} needs its package: pip install 'maple-clip[{name}]'")
 
 
 class Tracked(TrainProgress):
@@ -103,8 +103,8 @@ class Tracked(TrainProgress):
                 tracker.start()
         except Exception as error:
             raise ConfigError(
-                f"{name} cannot start: {type(error).__name__}: {error}; check its settings, or leave out "
-                "--tracker: the same command resumes the run"
+                f"{name} cannot start: {type(error).__name__}: {error}; check its settings, or leave the "
+                "tracker out: training is resumed"
             ) from error
         settings = self._settings.model_dump(mode="json")
         if name == "tensorboard":

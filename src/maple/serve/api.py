@@ -286,7 +286,7 @@ async def predict(request: Request, service: Service) -> PredictResponse:
         rejected = {} if prediction.rejected is None else {"rejected": prediction.rejected}
         best = _ranking(prediction.best)
         predictions.append(ImagePrediction(source=source, best=best, zero_shot=zero_shot, **rejected))
-    note = result.note and result.note.replace("--zero-shot", "the zero-shot predictions")
+    note = result.note and result.note.replace("with zero-shot CLIP", "with the zero-shot predictions")
     return PredictResponse(predictions=predictions, class_count=len(result.names), note=note)
 
 

@@ -233,9 +233,9 @@ class Trainer:
         self.scaler.update()  # also after a problem, to be ready for another step, if the caller continues
         if problem is not None:
             precision = self.method.backbone.precision
-            advice = "a smaller rate (--set train.lr=...), a longer warm-up (--set train.warmup_epochs=2)"
+            advice = "a smaller rate (train.lr=...), a longer warm-up (train.warmup_epochs=2)"
             if precision != "fp32":
-                advice += f", or full precision (this run: {precision}; --set backbone.precision=fp32)"
+                advice += f", or full precision (this run: {precision}; backbone.precision=fp32)"
             raise TrainingDivergedError(
                 f"training diverged: {problem} at step {self._step} (epoch {self.epoch + 1} of {self.settings.epochs}) "
                 f"with learning rate {lr:g}. Nothing of this epoch was kept. Try {advice}."
