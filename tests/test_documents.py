@@ -79,8 +79,8 @@ def test_links_inside_the_project_exist() -> None:
 def test_python_of_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The training loops run as written; the other blocks need images, and are compiled."""
     monkeypatch.chdir(tmp_path)
-    classifier, loop, trainer, command = blocks(ROOT / "docs" / "python.md", "python")
-    for code in (classifier, command):
+    classifier, choice, loop, trainer, command = blocks(ROOT / "docs" / "python.md", "python")
+    for code in (classifier, choice, command):
         compile(code, "python.md", "exec")
     names: dict[str, Any] = {}
     exec(loop, names)

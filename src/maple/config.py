@@ -342,7 +342,7 @@ def override_layer(overrides: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"the setting {override!r} must have the form section.key=value, as in train.lr=0.002")
         _merge(layer, setting_layer(key.strip(), parse_value(value)))
     if "rules" in layer:
-        raise ConfigError(f"rules belong into a preset, and are no setting; {one_of('setting', 'rules', SECTIONS)}")
+        raise ConfigError(f"rules belong into a preset, not among settings; {one_of('setting', 'rules', SECTIONS)}")
     return layer
 
 
