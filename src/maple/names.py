@@ -1,5 +1,6 @@
-"""Lists of class names: parsing, checks, and normalisation to the words that a text tower reads."""
+"""Lists of class names: parsing, checks, normalisation to the words that a text tower reads; names of feature files."""
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -101,5 +102,21 @@ def replace_lone_surrogates(text: str) -> str:
     return _LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def is_features(name: str) -> bool:
+    """Whether a data set is named by one or more files of features, separated by commas."""
+    return all(part.strip().lower().endswith(_FEATURES_SUFFIX) for part in name.split(","))
+
+
+def absolute_features(name: str) -> str:
+    """The same files with absolute paths."""
+    return ",".join(os.path.abspath(os.path.expanduser(path)) for path in feature_paths(name))
+
+
+def feature_paths(name: str) -> list[str]:
+    """The files that such a name lists."""
+    return [name] if os.path.exists(os.path.expanduser(name)) else [part.strip() for part in name.split(",")]
+
+
+_FEATURES_SUFFIX = ".safetensors"
 _LONGEST = 20_000
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")

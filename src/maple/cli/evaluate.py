@@ -17,6 +17,7 @@ def evaluate_command(
     run: options.RunFolder,
     classes: Annotated[str, Option(help="Classes: all, base, novel; or several, as in base,novel.")] = "all",
     dataset: Annotated[str | None, Option(help="Another data set, or folder, than that of the run.")] = None,
+    features: options.Features = None,
     data_root: options.DataRoot = None,
     part: Annotated[
         str | None, Option(help="The images: test, val, train or all. Default: test; all of another, undivided folder.")
@@ -39,10 +40,14 @@ def evaluate_command(
     from maple.checkpoint import load_prompts
     from maple.config import DataSettings
     from maple.distributed import this_process
-    from maple.errors import UnlearnedClassesError
+    from maple.errors import ConfigError, UnlearnedClassesError
     from maple.metrics import harmonic_mean
     from maple.runs import evaluate_run, finished_prompts
 
+    if features is not None:
+        if dataset is not None:
+            raise ConfigError("--features and --dataset both name what is evaluated; leave one out")
+        dataset = options.feature_files(features)
     parts = [DataSettings(classes=name).classes for name in options.comma_list(classes) or []]  # type: ignore[arg-type]
     method = load_prompts(
         finished_prompts(run),

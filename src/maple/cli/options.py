@@ -10,7 +10,16 @@ from typer import Argument, Option
 
 from maple.errors import ConfigError, visible
 from maple.files import read_json
+from maple.names import is_features
 
+Features = Annotated[
+    str | None,
+    Option(
+        metavar="FILES",
+        help="Precomputed features in place of images and of a CLIP: one or more .safetensors files, separated by "
+        "commas.",
+    ),
+]
 Device = Annotated[str | None, Option(help="Where to compute: cpu, cuda, cuda:1, mps. Default: a GPU if there is one.")]
 DataRoot = Annotated[str | None, Option(envvar="MAPLE_DATA", help="The folder with the folders of the data sets.")]
 Tracker = Annotated[str | None, Option(help="Also log to an experiment tracker: tensorboard, wandb or mlflow.")]
@@ -182,3 +191,10 @@ def echo_note(text: str | None) -> None:
 def exit_status(read: int, unreadable: int) -> int:
     """Return 0 if all images were read, 1 if some were not, 2 if none was."""
     return 0 if not unreadable else 1 if read else 2
+
+
+def feature_files(text: str) -> str:
+    """The name of the data set that --features gives; ConfigError if a file cannot be one of features."""
+    if not is_features(text):
+        raise ConfigError(f"--features {text!r}: give .safetensors files, separated by commas")
+    return text

@@ -28,6 +28,7 @@ def train_command(
             "Default: emoji-animals."
         ),
     ] = None,
+    features: options.Features = None,
     data_root: options.DataRoot = None,
     method: options.MethodName = None,
     preset: Annotated[str | None, Option(help="A preset, or a TOML file. Default: METHOD_base-to-novel.")] = None,
@@ -67,6 +68,9 @@ def train_command(
     if shots is not None:
         layers.append(setting_layer("data.shots", options.parse_shots(shots)))
     given = resolve(layers, overrides or [])
+    if features is not None:
+        # Only now: a data set named next to them has chosen among the rules of the preset.
+        given = given.changed(data=given.data.changed(dataset=options.feature_files(features), root=None))
     settings = complete(given)
     if print_config:
         typer.echo(settings.model_dump_json(indent=1))

@@ -51,6 +51,9 @@ class Backbone:
         (torch.Size([1, 77]), 12, 512)
     """
 
+    templates: tuple[str, ...] | None = None
+    """The sentences about a class, with {} for its name, where the backbone knows no others; None for all."""
+
     def __init__(
         self,
         model: Any,
@@ -92,6 +95,9 @@ class Backbone:
     def model(self) -> Any:
         """The underlying open_clip model, for export and tests; do not train it."""
         return self._model
+
+    def require_text(self, method: str) -> None:
+        """Raise ConfigError, which names `method`, if text features of classes cannot be had."""
 
     def tokenize(self, sentences: Sequence[str]) -> Tensor:
         """Sentences to padded ids [n, T], int64, T the context length.

@@ -30,6 +30,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 PACKAGED = {"maple-small": "small_clip"}
 
 HUB = "hf-hub:"
+FEATURES = "features:"
+"""Begins the name of a backbone of precomputed features; their files follow."""
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 _MOST_REMEMBERED = 10_000
 _given: set[tuple[str, str]] = set()
@@ -120,6 +122,8 @@ def _tag(architecture: str, pretrained: str) -> dict[str, Any]:
 
 
 def _is_known_to_all(name: str, pretrained: str | None) -> bool:
+    if name.startswith(FEATURES):  # a table of numbers, read from files that hold nothing else
+        return True
     architecture = name.replace("/", "-")
     if architecture in ARCHITECTURES or name in PACKAGED:  # small, and part of the package
         return True

@@ -27,6 +27,7 @@ from maple.clip import formats
 from maple.clip.backbone import DTYPES, Backbone, preprocessing_of
 from maple.clip.backbone_names import (
     ARCHITECTURES,
+    FEATURES,
     HUB,
     PACKAGED,
     is_architecture,
@@ -35,6 +36,7 @@ from maple.clip.backbone_names import (
     remember,
     with_absolute_paths,
 )
+from maple.clip.features import FeatureBackbone
 from maple.clip.hub import download, is_network_error, offline, offline_if_unreachable
 from maple.clip.transformers_format import read_transformers_folder
 from maple.clip.weights import load_weights, uninitialised
@@ -89,6 +91,8 @@ def load_backbone(name: str, pretrained: str | None, *, precision: str, device: 
         raise BackboneError(f"unknown device {device!r}; write cpu, cuda, cuda:N or mps") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BackboneError(f"device {str(device)!r}: torch sees no CUDA device on this machine; use device='cpu'")
+    if name.startswith(FEATURES):
+        return FeatureBackbone(name, device=device)
     name, pretrained = with_absolute_paths(name, pretrained)
     local = Path(name)
     if not is_architecture(name) and (os.path.exists(name) or name.startswith(HUB) or is_hub_id(name)):

@@ -10,6 +10,7 @@ from .checks.findings import Finding as Finding
 from .checks.inspection import Inspection as Inspection
 from .checks.inspection import inspect_dataset as inspect_dataset
 from .checks.open_source import open_source as open_source
+from .features import load_features as load_features
 from .folders.class_folders import load_folder as load_folder
 from .folders.manifests import load_manifest as load_manifest
 from .images.eval_transform import EvalTransform as EvalTransform

@@ -34,6 +34,7 @@ from maple.data.published.split_files import (
 from maple.data.records import DRAWN, Dataset, Item
 from maple.errors import DataError, one_of
 from maple.files import on_disk
+from maple.names import absolute_features, is_features
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +156,10 @@ def load_dataset(
         return load_emoji(name_or_path, class_names)
     fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
     options: dict[str, Any] = {"class_names": class_names, "seed": seed, **fractions}
+    if is_features(name_or_path):
+        from maple.data.features import load_features  # imports torch, which images do not need
+
+        return rename_classes(load_features(name_or_path, seed=seed, **fractions)[0], class_names)
     path = on_disk(Path(name_or_path).expanduser())
     if is_manifest(path):
         return load_manifest(path, **options, min_classes=min_classes)
@@ -234,6 +239,8 @@ def canonical_name(name_or_path: str) -> str:
     """Return the same text for the same data set: names of the catalogue unchanged, paths as absolute paths."""
     if template_of(name_or_path) is not None:
         return name_or_path
+    if is_features(name_or_path):
+        return absolute_features(name_or_path)
     path = on_disk(Path(name_or_path).expanduser())
     if path.exists():
         return str(path.resolve())

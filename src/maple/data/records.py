@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from maple import files
-from maple.data.images.store import STORE_BYTES, ImageStore
+from maple.data.images.store import STORE_BYTES, Features, ImageStore
 from maple.errors import ConfigError, DataError, one_of
 from maple.names import words_of
 
@@ -46,8 +46,9 @@ class Dataset:
 
     Splits may be empty, but not all of them: without training items it is for evaluation only. Two classes may share
     a name, as in published lists. `read` returns the image of a path, for images that are rendered instead of stored,
-    and `identify` a text that is equal for equal ones, or None; otherwise `root / item.path` is the file.
-    `drawn_split`: the splits were drawn at random, from undivided images.
+    and `identify` a text that is equal for equal ones, or None; otherwise `root / item.path` is the file. `features`
+    returns the features [n, D] of paths, for items that have no images. `drawn_split`: the splits were drawn at random,
+    from undivided images.
 
     Raises:
         DataError: no class names, no items at all, a label outside 0..C-1, an item whose name differs from that
@@ -69,6 +70,7 @@ class Dataset:
     read: Callable[[str], Image.Image] | None = None
     drawn_split: bool = False
     identify: Callable[[str], str | None] | None = None
+    features: Features | None = None
 
     def __post_init__(self) -> None:
         if not self.class_names:
@@ -115,7 +117,7 @@ class Dataset:
 
     def store(self, max_bytes: int = STORE_BYTES) -> ImageStore:
         """Return a store that keeps up to `max_bytes` of its images decoded."""
-        return ImageStore(self.root, max_bytes, read=self.read, identify=self.identify)
+        return ImageStore(self.root, max_bytes, read=self.read, identify=self.identify, features=self.features)
 
     def file(self, item: Item) -> Path:
         """Return the image file of `item`."""

@@ -79,7 +79,7 @@ def read_saved_split(path: Path, expected: str | None = None, *, look: bool = Tr
         return dataset
     if root is None:
         rendered = load_dataset(source, None)
-        return replace(dataset, read=rendered.read, identify=rendered.identify)
+        return replace(dataset, read=rendered.read, identify=rendered.identify, features=rendered.features)
     if not dataset.root.is_dir():
         raise DataError(
             f"{dataset.root}: the folder with the images of this run is gone; put it back, or write where it is now "
@@ -97,6 +97,11 @@ def saved_split_hash(dataset: Dataset) -> str:
 
 def _sizes(dataset: Dataset) -> dict[str, int]:
     """The size in bytes of each image file; none of rendered images, and of files that are gone."""
+    if dataset.features is not None and dataset.identify is not None:  # in place of sizes, so that changes are noticed
+        items = [*dataset.train, *dataset.val, *dataset.test]
+        return {
+            item.path: int(sha256(str(dataset.identify(item.path)).encode()).hexdigest()[:12], 16) for item in items
+        }
     sizes = {}
     for item in [] if dataset.read else [*dataset.train, *dataset.val, *dataset.test]:
         try:

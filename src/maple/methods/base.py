@@ -122,6 +122,8 @@ class Method(nn.Module):
 
     def __init__(self, settings: MethodSettings, backbone: Backbone) -> None:
         super().__init__()
+        if self.uses_text_tower:
+            backbone.require_text(self.title)
         self.settings = settings
         self._frozen = (backbone,)
         self.class_names: tuple[str, ...] = ()

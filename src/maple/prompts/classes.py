@@ -75,7 +75,7 @@ class TemplateClasses:
             if template.count("{}") != 1:
                 raise ConfigError(f"template {template!r} must have exactly one {{}}, where the class name goes")
         self._backbone = backbone
-        self.templates = tuple(templates)
+        self.templates = backbone.templates or tuple(templates)
         self.normalize_each = normalize_each
         self.features: Tensor
         self.mean: Tensor

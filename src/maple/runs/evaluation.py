@@ -37,7 +37,7 @@ from maple.errors import ClassNamesError, ConfigError, DataError, one_of, shorte
 from maple.evaluation import predict
 from maple.methods import Method
 from maple.metrics import Floats, Integers, Scores, calibration_error, score, softmax
-from maple.names import words_of
+from maple.names import is_features, words_of
 from maple.runs.folder import append_row, evaluation_key, finished_prompts, read_settings
 from maple.runs.frozen_features import prediction_batches
 from maple.runs.spec import changed_images, open_dataset
@@ -180,7 +180,9 @@ def evaluation_request(
 def _open_own_images(settings: RunSettings, folder: Path, saved: SavedImages | None) -> Dataset:
     """The user's images that the run was made with, divided as then; those that are gone are left out, and reported."""
     source = settings.data.dataset
-    if settings.data.listing is None and not (split_domain(source) or Path(source).expanduser().exists()):
+    if settings.data.listing is None and not (
+        is_features(source) or split_domain(source) or Path(source).expanduser().exists()
+    ):
         raise DataError(
             f"the images of this run were in {source}, which is gone; put them back, or name where they are now: "
             "evaluate the run with dataset=FOLDER (those that were trained on are recognised and left out)"

@@ -20,6 +20,7 @@ from maple.config import RunSettings
 from maple.data import Batch, EvalTransform, ImageStore, Item, TrainTransform, eval_batches
 from maple.data.batches import view_batches
 from maple.data.images.prefetch import map_in_order, reading_threads
+from maple.errors import DataError
 from maple.methods import Method
 from maple.prompts import encode_image, to_float32
 from maple.runs.feature_cache import FeatureCache
@@ -49,6 +50,7 @@ def frozen_batches(
 
     Raises:
         ConfigError: a number is out of its range, or `MAPLE_CACHE_SIZE` is not a size.
+        DataError: the store has features in place of images, and their width is not the backbone's.
         ImageError: an image cannot be used.
 
     Example:
@@ -56,6 +58,17 @@ def frozen_batches(
         >>> torch.cat([batch.images for batch in batches]).shape
         torch.Size([8100, 512])
     """
+    if store.features is not None:
+        for start in range(0, len(items), batch_size):
+            part = items[start : start + batch_size]
+            rows = store.features([item.path for item in part])
+            if rows.shape[1] != backbone.embed_dim:
+                raise DataError(
+                    f"{part[0].path} has {rows.shape[1]} features, and the CLIP of the training {backbone.embed_dim}; "
+                    "give features of the same CLIP"
+                )
+            yield Batch(rows.to(backbone.device), torch.tensor([item.label for item in part], dtype=torch.int64))
+        return
     numbers = {"batch_size": batch_size, "num_workers": num_workers}
     if isinstance(transform, EvalTransform):
         batches = eval_batches(items, store, transform, **numbers)

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from maple.clip import Backbone, load_clip
-from maple.clip.backbone_names import with_absolute_paths
+from maple.clip.backbone_names import FEATURES, with_absolute_paths
 from maple.config import RunSettings
 from maple.data import Dataset, EvalTransform, Item, load_dataset, sample_few_shot, select_dataset
 from maple.data.catalogue import canonical_name, known_names, require_images, template_of
 from maple.data.saved_split import SAVED_SPLIT, SavedImages, changes_since, read_saved_images, read_saved_split
 from maple.errors import DataError
 from maple.methods import METHODS, method_settings
+from maple.names import is_features
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,10 @@ def complete(settings: RunSettings) -> RunSettings:
     # The same run, however the path is written and from which folder.
     data = settings.data.changed(dataset=settings.data.dataset and canonical_name(settings.data.dataset))
     backbone = absolute_backbone(settings.backbone.model_dump())
+    if is_features(data.dataset):
+        # What the files hold is the backbone too, and there is one view of each row, as it is.
+        backbone = {"name": f"{FEATURES}{data.dataset}"}
+        settings = settings.changed(train=settings.train.changed(views=0))
     return settings.changed(method={"name": name, **validated.model_dump(mode="json")}, data=data, backbone=backbone)
 
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -237,8 +238,12 @@ class _TrainingRun:
         # After the data set, whose errors need no download.
         backbone = backbone or open_backbone(settings, processes.device)
         self.method = fresh_method(settings, backbone, class_names)
+        items = items_hash(self.items)
+        if self.dataset.features is not None and self.dataset.identify is not None:  # the same rows, of other content
+            content = [self.dataset.identify(item.path) for item in (*self.items, *self._val)]
+            items = sha256(json.dumps([items, *content]).encode()).hexdigest()
         self.identity = {
-            "items": items_hash(self.items),
+            "items": items,
             "backbone": describe_backbone(backbone),
             "settings": relevant(settings),
         }

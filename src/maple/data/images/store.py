@@ -1,9 +1,10 @@
 """Keeping decoded images of a data set in memory, and identifying images without decoding them."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -11,6 +12,11 @@ from maple.data.images.reading import MAX_PIXELS, read_image
 from maple.errors import ConfigError
 from maple.files import on_disk, sha256_of
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Features = Callable[[Sequence[str]], "Tensor"]
+"""Returns the features [n, D] of paths."""
 STORE_BYTES = 2 * 1024**3
 """The default byte budget of an `ImageStore`."""
 
@@ -35,11 +41,13 @@ class ImageStore:
         max_pixels: int = MAX_PIXELS,
         read: Callable[[str], Image.Image] | None = None,
         identify: Callable[[str], str | None] | None = None,
+        features: Features | None = None,
     ) -> None:
         """Keep up to `max_bytes` of decoded images (0: none) of the files below `root`.
 
         `read` returns the image of a path, for images that are rendered instead of stored, and `identify` a text that
-        is equal for equal images, without rendering; see `content_id`.
+        is equal for equal images, without rendering; see `content_id`. `features` returns those of paths that have no
+        images.
 
         Raises:
             ConfigError: `max_bytes` is negative.
@@ -51,6 +59,7 @@ class ImageStore:
         self.max_pixels = max_pixels
         self._read = read
         self._identify = identify
+        self.features = features
         self.decodes = 0
         self.used_bytes = 0
         self._images: dict[str, Image.Image] = {}
@@ -114,5 +123,10 @@ class ImageStore:
         return file if self._states.setdefault(path, state) == state else None
 
     def __reduce__(self) -> tuple[Callable[[], "ImageStore"], tuple[()]]:
-        options = {"max_pixels": self.max_pixels, "read": self._read, "identify": self._identify}
+        options = {
+            "max_pixels": self.max_pixels,
+            "read": self._read,
+            "identify": self._identify,
+            "features": self.features,
+        }
         return partial(ImageStore, self.root, self.max_bytes, **options), ()  # type: ignore[arg-type]

@@ -1,0 +1,94 @@
+"""A backbone of precomputed features: a table in place of two towers."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from maple.clip.backbone import Backbone, Preprocessing
+from maple.clip.backbone_names import FEATURES
+from maple.errors import BackboneError, ClassNamesError, ConfigError, UnsupportedTowerError
+from maple.feature_files import read_features
+from maple.names import words_of
+
+_METHODS = "zero_shot, linear_probe, tip_adapter, taskres and clip_adapter"
+
+
+class FeatureBackbone(Backbone):
+    """A frozen CLIP of which only features are known: those of images are given, those of class names are in a table.
+
+    Its one sentence about a class is the class's name. It is what `load_clip("features:FILE.safetensors")` returns; see
+    `maple.data.load_features` for the file.
+
+    Raises:
+        DataError: a file of features cannot be used.
+
+    Example:
+        >>> load_clip("features:cars.safetensors").embed_dim
+        512
+    """
+
+    templates = ("{}",)
+
+    def __init__(self, name: str, *, device: str | torch.device = "cpu") -> None:
+        table = read_features(name.removeprefix(FEATURES))
+        self.name, self.pretrained, self.precision = name, None, "fp32"
+        self.preprocessing = Preprocessing(1, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # no image is ever read
+        self.device, self.dtype = torch.device(device), torch.float32
+        self.fingerprint, self.logit_scale = table.fingerprint, table.logit_scale
+        self.parameter_count, self.embed_dim = 0, table.embed_dim
+        self._has_text = table.text is not None
+        text = table.text if table.text is not None else torch.zeros(len(table.class_names), table.embed_dim)
+        self._row_of = {words_of(class_name): row for row, class_name in enumerate(table.class_names)}
+        self.text = _Table(text.to(self.device))  # type: ignore[assignment]
+        self.image = _Table(None)  # type: ignore[assignment]
+
+    @property
+    def model(self) -> None:
+        raise BackboneError(f"trained on features: {self.name} has no CLIP to show or export; train on images for it")
+
+    def require_text(self, method: str) -> None:
+        if not self._has_text:
+            raise ConfigError(
+                f"{method} needs text features of the classes, and the files of features have none: add text [classes, "
+                f"{self.embed_dim}], or choose linear_probe, which needs none"
+            )
+
+    def tokenize(self, sentences: Sequence[str]) -> Tensor:
+        """Class names to their rows in the table [n, 1]; ClassNamesError if one is not there."""
+        rows = [self._row_of.get(words_of(sentence)) for sentence in sentences]
+        for sentence, row in zip(sentences, rows, strict=True):
+            if row is None:
+                raise ClassNamesError(
+                    f"trained on features: the text features of {sentence!r} are not known; use the "
+                    f"{len(self._row_of)} class names of the files of features, such as {next(iter(self._row_of))!r}"
+                )
+        return torch.tensor(rows, dtype=torch.int64)[:, None]
+
+    @property
+    def uses_clip_tokenizer(self) -> bool:
+        return False
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:  # noqa: ARG002 - refused whatever they are
+        raise BackboneError("trained on features: there is no tokenizer")
+
+
+class _Table:
+    """Stands for a tower that prompts cannot enter, and that knows the features of class names at most."""
+
+    obstacle = f"it is trained on features, without a CLIP; methods that go: {_METHODS}"
+    width = depth = 0
+    context_length = 77
+    dtype = torch.float32
+
+    def __init__(self, features: Tensor | None) -> None:
+        self._features = features
+
+    def require_promptable(self, method: str) -> None:
+        raise UnsupportedTowerError(f"{method} puts prompts into a tower, but {self.obstacle}")
+
+    def plain(self, inputs: Tensor) -> Tensor:
+        """The features [n, D] of rows [n, 1]."""
+        if self._features is None:
+            raise BackboneError("trained on features: images cannot be read without a CLIP; give their features")
+        return self._features[inputs[:, 0]]
