@@ -219,7 +219,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
         "'features' is absent",
     ),
     "any image size": (put(IMAGE, graph("Flatten", ("b", 128), ("b", "c", "h", "w"))), "'images' is of shape"),
-    "a false width": (put(IMAGE, graph("Flatten", ("b", 128))), "instead of|cannot be"),
+    "a false width": (put(IMAGE, graph("Flatten", ("b", 128))), "instead of|cannot be|of variable width"),
     "weights outside": (put(IMAGE, outside("../outside.bin")), "image.onnx cannot be opened"),
     "weights of a device": (put(IMAGE, outside("/dev/zero")), "image.onnx cannot be opened"),
     "weights in a link": (put(IMAGE, outside("link")), "image.onnx cannot be opened"),
