@@ -155,10 +155,10 @@ def test_a_cache_whose_parts_disagree_is_refused(backbone: Backbone, tmp_path: A
 
 @pytest.mark.parametrize(
     ("name", "advice"),
-    [("linear_probe", "method.inverse_regularisation=1"), ("tip_adapter", "method.alpha=1 --set method.beta=5.5")],
+    [("linear_probe", "method.inverse_regularisation=1"), ("tip_adapter", "method.alpha=1 and method.beta=5.5")],
 )
 def test_without_validation_images_there_is_nothing_to_choose_on(name: str, advice: str, backbone: Backbone) -> None:
-    with pytest.raises(ConfigError, match=f"this data set has none: set .*{advice}.* val folder"):
+    with pytest.raises(ConfigError, match=f"this data set has none: set .*{advice}.* validation images"):
         make(backbone, name=name).fit_features(some_features(backbone, val=0))
     given = {"inverse_regularisation": 1.0} if name == "linear_probe" else {"alpha": 1.0, "beta": 5.5}
     make(backbone, name=name, **given).fit_features(some_features(backbone, val=0))

@@ -197,7 +197,7 @@ def test_divergence_stops_and_takes_the_epoch_back(
     monkeypatch.setattr(method, "loss", Diverging(method, 2, how))
     message = (
         rf"diverged: {found} at step 5 \(epoch 2 of 4\) with learning rate 0.02. "
-        r"Nothing of this epoch was kept. Try a smaller rate \(--set train.lr=.*warmup"
+        r"Nothing of this epoch was kept. Try a smaller rate \(train.lr=.*warmup"
     )
     with pytest.raises(TrainingDivergedError, match=message):
         trainer.run_epoch(batches(3))
