@@ -64,6 +64,7 @@ class ImageStore:
         self.used_bytes = 0
         self._images: dict[str, Image.Image] = {}
         self._states: dict[str, tuple[int, int, int]] = {}
+        self._digests: dict[str, str] = {}
         self._busy: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
@@ -104,10 +105,14 @@ class ImageStore:
         if self._read is not None:
             return None if self._identify is None else self._identify(path)
         file = self._file_if_unchanged(path)
-        try:
-            return None if file is None else f"file:{sha256_of(file)}"
-        except OSError:
+        if file is None:
             return None
+        if path not in self._digests:  # of the state that `_file_if_unchanged` has noted; views share it
+            try:
+                self._digests[path] = sha256_of(file)
+            except OSError:
+                return None
+        return f"file:{self._digests[path]}"
 
     def is_unchanged(self, path: str) -> bool:
         """Return whether the file is, by size and time, as it was when this store first used it."""
