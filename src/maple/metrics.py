@@ -175,6 +175,11 @@ def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def p_text(p: float) -> str:
+    """A p-value as it is printed: "p = 0.013", or "p < 0.001"."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def sign_test(ups: int, downs: int) -> float:
     """Two-sided p of the exact sign test; for predictions that became right and wrong it is McNemar's exact test."""
     from scipy.stats import binomtest

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maple.metrics import accuracy_interval, harmonic_mean, sign_test
+from maple.metrics import accuracy_interval, harmonic_mean, p_text, sign_test
 from maple.report.groups import BASE, HARMONIC_MEAN, NOVEL, Group, Variant
 from maple.report.predictions import read_predictions
 from maple.report.records import Collection, EvaluationRecord
@@ -194,11 +194,10 @@ class PairedAccuracy:
     @property
     def verdict(self) -> str:
         """The images on which the two differ, and the result of the test, in words."""
-        significance = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
         chance = "unlikely to be chance" if self.is_significant else "may be chance"
         return (
             f"{self.fixed:,} correct that zero-shot CLIP gets wrong, {self.regressed:,} wrong that it gets right "
-            f"(sign test: {significance}, {chance})"
+            f"(sign test: {p_text(self.p)}, {chance})"
         )
 
 

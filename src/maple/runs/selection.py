@@ -22,7 +22,7 @@ from maple.data import Dataset, Item
 from maple.errors import CheckpointError, TrainingDivergedError
 from maple.evaluation import predict
 from maple.methods import ZERO_SHOT, Method
-from maple.metrics import accuracy_interval, harmonic_mean, sign_test
+from maple.metrics import accuracy_interval, harmonic_mean, p_text, sign_test
 from maple.runs.frozen_features import prediction_batches
 from maple.runs.selection_plan import FOLDS, PLAN_FORMAT, Goal, SelectionSettings, make_fold, make_plan, with_changes
 
@@ -132,9 +132,7 @@ class Selection:
         text += f" Next comes {second.title} with {100 * second.score:.1f} %"
         pairs = list(zip(best.right + best.new, second.right + second.new, strict=True))
         p = sign_test(sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs))
-        return (
-            f"{text} (sign test: p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}{', may be chance' if p >= 0.05 else ''})."
-        )
+        return f"{text} (sign test: {p_text(p)}{', may be chance' if p >= 0.05 else ''})."
 
     def __str__(self) -> str:
         """The candidates, a line each, with what each would cost, and the reason of the choice."""
