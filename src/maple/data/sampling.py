@@ -43,7 +43,7 @@ def sample_few_shot(
 
     def draw(items: Sequence[Item], count: int) -> list[Item]:
         drawn: list[Item] = []
-        for indices in _by_label(items).values():
+        for indices in indices_by_label(items).values():
             members = [items[index] for index in indices]
             drawn.extend(rng.sample(members, count) if len(members) >= count else members)
         return drawn
@@ -65,7 +65,7 @@ def hold_out(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[It
     if not 0 < fraction < 1:
         raise ConfigError(f"the fraction to hold out is {fraction}; it must be above 0 and below 1")
     held_out: set[int] = set()
-    for label, indices in _by_label(items).items():
+    for label, indices in indices_by_label(items).items():
         count = min(max(round(len(indices) * fraction), 1), len(indices) - 1)
         # A generator per class: other classes do not change what is held out of this one.
         held_out.update(random.Random(f"{seed}/{label}").sample(indices, count))
@@ -141,7 +141,7 @@ def select_dataset(dataset: Dataset, which: Which) -> Dataset:
     return replace(dataset, class_names=chosen["train"][1], **splits)
 
 
-def _by_label(items: Sequence[Item]) -> dict[int, list[int]]:
+def indices_by_label(items: Sequence[Item]) -> dict[int, list[int]]:
     """The indices of the items of each label."""
     indices: dict[int, list[int]] = {}
     for index, item in enumerate(items):

@@ -11,14 +11,12 @@ report.html   the page
 and, where the method is chosen, selection.json: the plan and the scores of the methods tried
 """
 
-import json
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +56,7 @@ from maple.runs import Tracked, TrainProgress, complete, content_name, evaluate_
 from maple.runs.folder import lock_folder, read_settings, refuse_other_run
 from maple.runs.selection import AUTO, CANDIDATES, read_selection, select
 from maple.runs.selection_plan import SelectionSettings, with_validation
-from maple.runs.spec import open_backbone, warn_if_images_changed
+from maple.runs.spec import folder_name, open_backbone, warn_if_images_changed
 from maple.runs.training import fresh_method
 from maple.sweeps.plan import recipe_of
 
@@ -167,10 +165,7 @@ def fit_folder(settings: RunSettings | Mapping[str, RunSettings], selection: Sel
         name += "" if settings.train.calibrate else "_uncalibrated"
     else:
         request = fit_request(settings, selection or SelectionSettings(), keep_near_copies=False)
-        first = next(iter(settings.values()))
-        digest = sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:10]
-        parts = content_name(first).rsplit(f"_{first.method['name']}_", 1)
-        name = f"{parts[0]}_{AUTO}_{parts[1].rsplit('_', 1)[0]}_{digest}"
+        name = folder_name(complete(next(iter(settings.values()))), AUTO, request)
     return Path("runs") / f"fit_{name.encode()[-_LONGEST_NAME:].decode(errors='ignore')}"
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from maple.checkpoint import load_prompts, read_prompts, save_prompts
 from maple.clip import Backbone
 from maple.clip.backbone_names import require_trusted
-from maple.config import SECTIONS, BackboneSettings, RunSettings, options_layer, preset_of, read_preset, resolve
+from maple.config import SECTIONS, BackboneSettings, RunSettings, options_layer, read_preset, resolve
 from maple.data import EvalTransform
 from maple.data.images.prefetch import map_in_order
 from maple.descriptions import DEFAULT_METHOD
@@ -25,13 +25,13 @@ from maple.distributed import choose_device
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, MapleError
 from maple.inference.array_images import InputError, class_names_of_labels, number_labels, to_images
 from maple.inference.hub import PREFIX, PROMPTS, fetch_prompts, is_hub_id, push_folder, write_card
-from maple.inference.in_memory import check_callbacks, train_in_memory
+from maple.inference.in_memory import check_callbacks, settings_of_methods, train_in_memory
 from maple.inference.predictor import check_reject
 from maple.inference.torch_predictor import finite, prompts_file
 from maple.methods import Method, method_settings
 from maple.names import clean_class_names, distinct
 from maple.runs import TrainProgress, complete
-from maple.runs.selection import AUTO, CANDIDATES
+from maple.runs.selection import AUTO
 from maple.runs.selection_plan import Goal, SelectionSettings
 from maple.runs.spec import cached_backbone
 
@@ -412,16 +412,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.preset is not None or "method" in settings:
             given = f"preset={self.preset!r} has" if self.preset is not None else "settings of a method belong to"
             raise ConfigError(f'{given} one method, and "auto" tries several; name it, as in method="coop"')
-        recipes = CANDIDATES if self.methods is None else self.methods
-        if isinstance(recipes, str) or not isinstance(recipes, Iterable):
-            raise ConfigError(f'methods is {recipes!r:.80}; give a list of names, as in ["zero_shot", "coop"]')
-        recipes = list(recipes)
-        if not recipes or not all(isinstance(name, str) for name in recipes) or len(set(recipes)) < len(recipes):
-            raise ConfigError(f"methods is {recipes!r:.80}; name at least one, and each once")
-        presets = {recipe: read_preset(preset_of(recipe, ["few-shot", "base-to-novel"])) for recipe in recipes}
-        candidates = {
-            recipe: complete(resolve([default, preset, shots, settings, layer])) for recipe, preset in presets.items()
-        }
+        candidates = settings_of_methods(self.methods, lambda preset: [default, preset, shots, settings, layer])
         return candidates, SelectionSettings(minutes=self.minutes, goal=self.goal)
 
     def _set_method(self, method: Method, classes: Labels, info: Mapping[str, Any]) -> None:

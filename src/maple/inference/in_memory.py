@@ -1,19 +1,20 @@
 """Train on the images of a Python program: one method, or the best of several. No run folder is written."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from maple.clip import Backbone
-from maple.config import RunSettings
+from maple.config import RunSettings, preset_of, read_preset, resolve
 from maple.data import Dataset, Item, hold_out, sample_few_shot
 from maple.distributed import Processes
+from maple.errors import ConfigError
 from maple.inference.array_images import InputError
 from maple.inference.image_sources import ImageSource
 from maple.methods import Method, method_settings
-from maple.runs import TrainingData, TrainProgress
-from maple.runs.selection import Selection, select
+from maple.runs import TrainingData, TrainProgress, complete
+from maple.runs.selection import CANDIDATES, Selection, select
 from maple.runs.selection_plan import SelectionSettings
 from maple.runs.training import fresh_method
 from maple.train import EpochReport, StepReport, Trainer
@@ -41,6 +42,31 @@ def check_callbacks(callbacks: Any) -> list[TrainProgress]:
             advice = "derive it from maple.runs.TrainProgress, and give an instance"
             raise InputError(f"callbacks holds {follower!r:.80}, not a TrainProgress; {advice}")
     return followers
+
+
+def settings_of_methods(
+    methods: Any, layers: Callable[[dict[str, Any]], Sequence[Mapping[str, Any]]]
+) -> dict[str, RunSettings]:
+    """Return the complete settings of each method to try, by recipe; of `CANDIDATES` where `methods` is None.
+
+    Args:
+        layers: returns the layers of settings with a preset among them.
+
+    Raises:
+        ConfigError: no list of different methods, or a setting is wrong.
+
+    Example:
+        >>> settings_of_methods(["zero_shot", "coop"], lambda preset: [preset, {"seed": 2}]).keys()
+        dict_keys(['zero_shot', 'coop'])
+    """
+    recipes = CANDIDATES if methods is None else methods
+    if isinstance(recipes, str) or not isinstance(recipes, Iterable):
+        raise ConfigError(f'methods is {recipes!r:.80}; give a list of names, as in ["zero_shot", "coop"]')
+    recipes = list(recipes)
+    if not recipes or not all(isinstance(name, str) for name in recipes) or len(set(recipes)) < len(recipes):
+        raise ConfigError(f"methods is {recipes!r:.80}; name at least one, and each once")
+    presets = {recipe: read_preset(preset_of(recipe, ["few-shot", "base-to-novel"])) for recipe in recipes}
+    return {recipe: complete(resolve(layers(preset))) for recipe, preset in presets.items()}
 
 
 def train_in_memory(

@@ -16,12 +16,13 @@ from pydantic import Field
 
 from maple.clip import Backbone
 from maple.config import RunSettings, Settings
-from maple.data import Dataset, Item, eval_batches, hold_out, sample_few_shot, select_dataset
+from maple.data import Dataset, Item, eval_batches, hold_out, select_dataset
 from maple.data.batches import derive_seed, steps_per_epoch
+from maple.data.sampling import indices_by_label
 from maple.errors import ConfigError, MapleError
 from maple.methods import METHODS, method_settings
 from maple.prompts import encode_image
-from maple.runs.spec import eval_transform
+from maple.runs.spec import eval_transform, sample
 from maple.runs.training import fresh_method
 from maple.train import Trainer
 
@@ -72,25 +73,24 @@ def with_validation(dataset: Dataset, settings: RunSettings) -> Dataset:
 
 
 def with_changes(settings: RunSettings, changes: Mapping[str, Any]) -> RunSettings:
+    """The settings with a plan's changes to the recipe's training."""
     return settings.changed(train=settings.train.changed(**changes)) if changes else settings
 
 
 def _folds(items: Sequence[Item], seed: int) -> dict[str, int]:
     """The part of each image by its path; a class's images are dealt in turn, and an only image is in none."""
     parts: dict[str, int] = {}
-    labels: dict[int, list[Item]] = {}
-    for item in items:
-        labels.setdefault(item.label, []).append(item)
-    for label, members in labels.items():
-        if len(members) == 1:
+    for label, indices in indices_by_label(items).items():
+        if len(indices) == 1:
             continue
         # A generator per class: other classes do not change how this one is divided.
-        order = random.Random(f"{derive_seed(seed, 'folds')}/{label}").sample(members, len(members))
-        parts |= {item.path: (label + position) % FOLDS for position, item in enumerate(order)}
+        order = random.Random(f"{derive_seed(seed, 'folds')}/{label}").sample(indices, len(indices))
+        parts |= {items[index].path: (label + position) % FOLDS for position, index in enumerate(order)}
     return parts
 
 
 def make_fold(dataset: Dataset, settings: RunSettings, goal: Goal, number: int) -> Fold:
+    """The fold in which the part `number` of the training images, at most 1,000 of them, is scored."""
     parts = _folds(dataset.train, settings.seed)
     train = tuple(item for item in dataset.train if parts.get(item.path) != number)
     scored = [item for item in dataset.train if parts.get(item.path) == number]
@@ -128,11 +128,10 @@ def make_plan(
         try:
             if options.goal == "new" and not method_settings(settings.method)[1].supports_new_classes:
                 raise ConfigError("cannot predict class names that were not trained")
-            every = [make_fold(dataset, settings, options.goal, number) for number in range(FOLDS)]
-            needs_validation = method_settings(settings.method)[1].needs_validation
-            if needs_validation and not all(fold.train.val for fold in every):
+            folds_needed = FOLDS if method_settings(settings.method)[1].needs_validation else 1
+            fold, *others = (make_fold(dataset, settings, options.goal, number) for number in range(folds_needed))
+            if others and not all(each.train.val for each in (fold, *others)):
                 raise ConfigError("selects a setting on validation images, and too few classes have three images")
-            fold = every[0]
             if settings.train.views and clock.extraction(settings, fold) * FOLDS > _EXTRACTION_SHARE * budget:
                 entry["changes"]["views"], entry["remark"] = 0, "one view of each image"
             entry["seconds"], entry["steps"] = clock.seconds(with_changes(settings, entry["changes"]), fold)
@@ -178,7 +177,8 @@ class _Clock:
     """Estimates what a trial takes from measured times of this backbone on this machine."""
 
     def __init__(self, dataset: Dataset, backbone: Backbone) -> None:
-        self._backbone, self._extracted = backbone, set[int]()
+        self._backbone = backbone
+        self._extracted: set[int | None] = set()  # numbers of views of the training images; None for those scored
         transform = eval_transform(backbone)
         items, store = list(dataset.train[:16]), dataset.store(max_bytes=0)
 
@@ -193,13 +193,13 @@ class _Clock:
 
     def extraction(self, settings: RunSettings, fold: Fold) -> float:
         """Seconds for the features of all views of the training images of a fold, and of its validation images."""
-        train, val = sample_few_shot(fold.train.train, fold.train.val, settings.data.shots, settings.seed)
+        train, val, _ = sample(settings, fold.train)
         return (len(train) * max(settings.train.views or 0, 1) + len(val)) * self._image_seconds
 
     def seconds(self, settings: RunSettings, fold: Fold) -> tuple[float, int]:
         """Seconds and steps of one trial. Raises what building the method raises."""
-        items, _ = sample_few_shot(fold.train.train, fold.train.val, settings.data.shots, settings.seed)
-        method = fresh_method(settings, self._backbone, fold.train.class_names)
+        items, _, class_names = sample(settings, fold.train)
+        method = fresh_method(settings, self._backbone, class_names)
         train = settings.train
         steps = steps_per_epoch(len(items), train.batch_size, train.drop_last)
         steps *= train.with_epochs_for(steps).epochs
@@ -211,8 +211,8 @@ class _Clock:
                 views = train.views or 0
                 seconds += 0.0 if views in self._extracted else self.extraction(settings, fold)
                 self._extracted.add(views)
-            seconds += 0.0 if -1 in self._extracted else scored * self._image_seconds
-            self._extracted.add(-1)
+            seconds += 0.0 if None in self._extracted else scored * self._image_seconds
+            self._extracted.add(None)
         else:
             seconds += scored * self._image_seconds
         if method.parameter_count() and steps:

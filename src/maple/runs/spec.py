@@ -69,14 +69,22 @@ def content_name(settings: RunSettings) -> str:
     given, settings = settings, complete(settings)
     # The backbone as it is written, so that runs made when it was stored so keep their names.
     values = {**relevant(settings), "backbone": given.backbone.model_dump(mode="json")}
-    digest = sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+    return folder_name(settings, settings.method["name"], values)
+
+
+def folder_name(settings: RunSettings, method: str, identity: Mapping[str, Any]) -> str:
+    """A readable folder name for complete settings, under this name of the method, with a hash of what identifies it.
+
+    Example:
+        >>> folder_name(complete(settings), "auto", {"candidates": ["coop", "maple"]})
+        'photos_auto_all_16shots_seed1_0d6a2b9e47'
+    """
+    digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     data = settings.data
     published = template_of(data.dataset) is not None
     dataset = (data.dataset if published else Path(data.dataset).name).replace("/", "-").replace(":", "-")
     shots = "all" if data.shots is None else data.shots
-    return "_".join(
-        [dataset or "data", settings.method["name"], data.classes, f"{shots}shots", f"seed{settings.seed}", digest]
-    )
+    return "_".join([dataset or "data", method, data.classes, f"{shots}shots", f"seed{settings.seed}", digest])
 
 
 def open_dataset(settings: RunSettings, folder: Path | None = None, **options: Any) -> Dataset:

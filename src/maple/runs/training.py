@@ -284,11 +284,11 @@ class _TrainingRun:
         if selected := trainer.method.selected_hyperparameters():
             info["chosen"] = selected
         if settings.train.calibrate:
-            # A method that learns nothing has no training images.
-            trained = self.items if trainer.method.saved_tensors() else ()
-            items = calibration_items(settings, self.dataset, trained, self._val)
-            store = self.dataset.store(max_bytes=0)
-            calibration = self._calibration or calibrate(trainer.method, items, store, settings)
+            if (calibration := self._calibration) is None:
+                # A method that learns nothing has no training images.
+                trained = self.items if trainer.method.saved_tensors() else ()
+                items = calibration_items(settings, self.dataset, trained, self._val)
+                calibration = calibrate(trainer.method, items, self.dataset.store(max_bytes=0), settings)
             trainer.method.temperature = calibration["temperature"]
             info["calibration"] = dict(calibration)
         save_prompts(self.folder / "prompts.safetensors", trainer.method, info)

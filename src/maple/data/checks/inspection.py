@@ -16,6 +16,7 @@ from maple.data.images.prefetch import map_with_progress
 from maple.data.images.reading import read_image
 from maple.data.records import SPLIT_NAMES, Dataset, Item
 from maple.errors import DataError, ImageError, shortened_list
+from maple.files import sha256_of
 
 _TRAIN, _TEST = SPLIT_NAMES.index("train"), SPLIT_NAMES.index("test")
 _FEW = 4
@@ -81,7 +82,7 @@ class _Image:
 
     item: Item
     split: int
-    digest: bytes
+    digest: str
     hash: ImageHash
     size: tuple[int, int]
     brightest: int
@@ -146,11 +147,10 @@ def _read_all(
         try:
             if dataset.read is not None:
                 image = dataset.read(item.path)
-                digest = hashlib.sha256(image.tobytes()).digest()
+                digest = hashlib.sha256(image.tobytes()).hexdigest()
             else:
                 image = read_image(path)
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").digest()
+                digest = sha256_of(path)
             brightest = int(np.asarray(image.getextrema()).max())
             return _Image(item, split, digest, image_hash(image), image.size, brightest, frozenset(image.info))
         except ImageError as error:
@@ -208,7 +208,7 @@ def _shown(images: Sequence[_Image]) -> str:
 
 def _drop_copies(images: list[_Image], findings: list[Finding], *, drawn: bool) -> list[_Image]:
     """Keep one image of each content, none of a content with several labels."""
-    by_content: dict[bytes, list[_Image]] = defaultdict(list)
+    by_content: dict[str, list[_Image]] = defaultdict(list)
     for image in images:
         by_content[image.digest].append(image)
     groups = [sorted(group, key=lambda image: image.split) for group in by_content.values() if len(group) > 1]
