@@ -117,6 +117,8 @@ def feature_paths(name: str) -> list[str]:
     return [name] if os.path.exists(os.path.expanduser(name)) else [part.strip() for part in name.split(",")]
 
 
+FEATURES = "features:"
+"""Begins the name of a backbone of precomputed features; their files follow."""
 _FEATURES_SUFFIX = ".safetensors"
 _LONGEST = 20_000
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from feature_tools import write_features
+from torch import Tensor
 
 from maple.config import RunSettings, resolve
 
@@ -25,3 +27,13 @@ def settings_for() -> Make:
         return resolve([layer])
 
     return make
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., str]:
+    """Write tensors and metadata into a file of features, and return its path."""
+
+    def write(tensors: dict[str, Tensor], name: str = "some", **metadata: str) -> str:
+        return write_features(tmp_path / f"{name}.safetensors", tensors, **metadata)
+
+    return write

@@ -3,18 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from feature_tools import METHODS, settings_of, tensors_of
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 
 from maple.checkpoint import read_prompts
 from maple.clip import load_clip
-from maple.config import RunSettings, resolve
 from maple.data import load_dataset, load_features
 from maple.errors import ClassNamesError, DataError, MapleError
 from maple.feature_files import read_features
@@ -22,51 +20,6 @@ from maple.prompts import TemplateClasses
 from maple.runs import evaluate_run, train_run
 from maple.runs.frozen_features import frozen_batches
 from maple.runs.spec import eval_transform
-
-METHODS: dict[str, dict[str, Any]] = {
-    "zero_shot": {},
-    "taskres": {},
-    "clip_adapter": {},
-    "linear_probe": {"inverse_regularisation": 1.0},
-    "tip_adapter": {"alpha": 1.0, "beta": 5.5},
-}
-
-
-def settings_of(dataset: str, method: str, **data: Any) -> RunSettings:
-    return resolve(
-        [
-            {
-                "method": {"name": method, **METHODS.get(method, {})},
-                "backbone": {"name": "maple-small"},
-                "data": {"dataset": dataset, "shots": 4, **data},
-                "train": {"epochs": 2, "batch_size": 8, "views": 0},
-            }
-        ]
-    )
-
-
-def tensors_of(classes: int = 3, rows: int = 4, width: int = 8) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(classes, width, generator=generator)
-    labels = torch.arange(classes).repeat(rows)
-    noise = torch.randn(2, classes * rows, width, generator=generator) / 4
-    return {
-        "text": centres + torch.randn(classes, width, generator=generator) / 4,
-        "train": centres[labels] + noise[0],
-        "train_labels": labels,
-        "test": centres[labels] + noise[1],
-        "test_labels": labels.to(torch.int16),
-    }
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[..., str]:
-    def write(tensors: dict[str, Tensor], name: str = "some", **metadata: str) -> str:
-        path = tmp_path / f"{name}.safetensors"
-        save_file({key: value.contiguous() for key, value in tensors.items()}, path, metadata=metadata)
-        return str(path)
-
-    return write
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ _BAR_WIDTH = 20
 
 def predict_command(
     run: options.AnyModel,
-    sources: options.ImageSources,
+    sources: options.ImageSources = None,
+    features: options.Features = None,
     classes: options.ClassNames = None,
     ask: Annotated[bool, Option("--ask", help="Ask for class names repeatedly; classify each time.")] = False,
     top: Annotated[int, Option(help="How many classes to show per image.", min=1)] = 5,
@@ -57,8 +58,19 @@ def predict_command(
         raise ConfigError("--json and --csv exclude each other; choose one")
     if ask and STDIN in (sources or ()):
         raise ConfigError("--ask reads class names from standard input, so an image cannot be read from it, too")
+    if not sources and features is None:
+        raise typer.BadParameter("give images, or their features with --features FILE", param_hint="IMAGES...")
+    if features is not None and (sources or recursive):
+        raise ConfigError(f"--features takes the place of images: leave out {sources[0] if sources else '--recursive'}")
     # Before a backbone is loaded, so that malformed sources are refused at once.
-    images = find_images(sources or [], recursive=recursive, stdin=getattr(sys.stdin, "buffer", None))
+    images: Iterable[ImageSource] = ()
+    rows = None
+    if features is not None:
+        from maple.feature_files import read_rows
+
+        rows = read_rows(options.feature_files(features))
+    else:
+        images = find_images(sources or [], recursive=recursive, stdin=getattr(sys.stdin, "buffer", None))
     clip = options.clip_arguments(backbone, pretrained, trust_backbone)
     predictor = load_predictor(run, zero_shot=zero_shot, device=device, **clip)
     if classes is not None:
@@ -69,7 +81,13 @@ def predict_command(
 
     def classify(images: "Iterable[ImageSource]") -> None:
         nonlocal read, unreadable
-        for result in predictor.stream(images, top=top, batch_size=batch_size, workers=workers, reject=reject):
+        numbers: dict[str, Any] = {"top": top, "batch_size": batch_size, "reject": reject}
+        results: Iterable[Prediction | UnreadableImage]
+        if rows is not None:
+            results = predictor.stream_features(rows, **numbers)
+        else:
+            results = predictor.stream(images, **numbers, workers=workers)
+        for result in results:
             if isinstance(result, UnreadableImage):
                 unreadable += 1
                 typer.echo(visible(options.in_options(f"maple: {result.reason}")), err=True)
@@ -78,7 +96,7 @@ def predict_command(
                 show(result)
 
     if ask:
-        fetched = list(cache_downloads(images))
+        fetched = list(cache_downloads(iter(images)))
         if classes is not None:
             classify(fetched)
         for line in _lines_from_terminal():

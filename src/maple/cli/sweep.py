@@ -8,6 +8,7 @@ from typer import Argument, Option
 
 from maple.cli import options
 from maple.errors import ConfigError, one_of
+from maple.names import names_in
 
 if TYPE_CHECKING:
     from maple.sweeps import PlannedRun, RunOutcome
@@ -27,7 +28,10 @@ def sweep_command(
     methods: options.Methods = None,
     datasets: Annotated[
         str | None,
-        Option(help='Data sets, folders, or targets: "eurosat,dtd"; or paper11, cross10, imagenet-variants.'),
+        Option(
+            help='Data sets, folders, files of features, or targets: "eurosat,dtd"; quote one with a comma. paper11, '
+            "cross10 and imagenet-variants are the papers'."
+        ),
     ] = None,
     source: Annotated[str | None, Option(help="Transfer protocols: the data set to train on.")] = None,
     seeds: Annotated[str | None, Option(help="As in 1,2,3 or 1-3. Default: 1-3.")] = None,
@@ -72,7 +76,7 @@ def sweep_command(
     settings = read_sweep(sweep_name)
     settings |= options_layer(
         methods=options.comma_list(methods),
-        datasets=options.comma_list(datasets),
+        datasets=None if datasets is None else names_in(datasets),
         source=source,
         seeds=options.number_list(seeds, "--seeds"),
         shots=None if shots is None else [options.parse_shots(part) for part in options.comma_list(shots) or []],

@@ -99,12 +99,13 @@ def train_command(
 def fit_command(
     context: typer.Context,
     source: Annotated[
-        str,
+        str | None,
         Argument(
-            metavar="IMAGES",
+            metavar="[IMAGES]",
             help="A folder of class-named folders, FOLDER:DOMAIN, or a .csv or .jsonl of path and label.",
         ),
-    ],
+    ] = None,
+    features: options.Features = None,
     check: Annotated[bool, Option("--check", help="Only inspect the images; write and train nothing.")] = False,
     keep_near_copies: Annotated[
         bool, Option("--keep-near-copies", help="Keep test images that look like training images.")
@@ -145,6 +146,13 @@ def fit_command(
 
     Repeat the same command to resume an interrupted fit, or to see the result again.
     """
+    if source is None and features is None:
+        raise typer.BadParameter("give a folder, or features with --features FILE", param_hint="IMAGES")
+    if source is not None and features is not None:
+        raise ConfigError(f"--features takes the place of images: leave out {source}")
+    if features is not None and (backbone, pretrained, precision) != (None, None, None):
+        raise ConfigError("--backbone, --pretrained, --precision: features need no CLIP; leave these out")
+    source = str(source) if features is None else options.feature_files(features)
     names = options.read_names_file(class_names)
 
     from maple.cli.progress import FileBars, FitBars
@@ -227,6 +235,9 @@ def fit_command(
         typer.echo(json.dumps(_as_json(result), indent=1))
         return
     _print_result(result)
+    if features is not None:
+        options.echo(f"next:\n  maple predict {shlex.quote(str(folder))} --features more.safetensors")
+        return
     options.echo(f"next:\n  maple predict {shlex.quote(str(folder))} image.jpg --zero-shot")
     if "serve" in context.find_root().command.commands:  # type: ignore[attr-defined]
         options.echo(f"  maple serve {shlex.quote(str(folder))}")

@@ -53,6 +53,10 @@ class Backbone:
 
     templates: tuple[str, ...] | None = None
     """The sentences about a class, with {} for its name, where the backbone knows no others; None for all."""
+    has_text = True
+    """Whether text features of classes can be had."""
+    computed_by: str | None = None
+    """Where features stand for a CLIP: which CLIP computed them, as their files say, or ""; None for a CLIP itself."""
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from maple import files
 from maple.errors import BackboneError, MapleError, UntrustedBackboneError, shortened
+from maple.names import FEATURES
 
 # Small architectures for tests and first trials without weights: 64 x 64 pixels, CLIP's vocabulary.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -30,8 +31,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 PACKAGED = {"maple-small": "small_clip"}
 
 HUB = "hf-hub:"
-FEATURES = "features:"
-"""Begins the name of a backbone of precomputed features; their files follow."""
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 _MOST_REMEMBERED = 10_000
 _given: set[tuple[str, str]] = set()

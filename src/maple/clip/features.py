@@ -1,15 +1,18 @@
 """A backbone of precomputed features: a table in place of two towers."""
 
+import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from maple.clip.backbone import Backbone, Preprocessing
-from maple.clip.backbone_names import FEATURES
-from maple.errors import BackboneError, ClassNamesError, ConfigError, UnsupportedTowerError
+from maple.clip.backbone_names import is_architecture
+from maple.errors import BackboneError, ClassNamesError, ConfigError, DataError, UnsupportedTowerError
 from maple.feature_files import read_features
-from maple.names import words_of
+from maple.names import FEATURES, words_of
+
+logger = logging.getLogger(__name__)
 
 _METHODS = "zero_shot, linear_probe, tip_adapter, taskres and clip_adapter"
 
@@ -37,7 +40,7 @@ class FeatureBackbone(Backbone):
         self.device, self.dtype = torch.device(device), torch.float32
         self.fingerprint, self.logit_scale = table.fingerprint, table.logit_scale
         self.parameter_count, self.embed_dim = 0, table.embed_dim
-        self._has_text = table.text is not None
+        self.has_text, self.computed_by = table.text is not None, table.backbone
         text = table.text if table.text is not None else torch.zeros(len(table.class_names), table.embed_dim)
         self._row_of = {words_of(class_name): row for row, class_name in enumerate(table.class_names)}
         self.text = _Table(text.to(self.device))  # type: ignore[assignment]
@@ -48,7 +51,7 @@ class FeatureBackbone(Backbone):
         raise BackboneError(f"trained on features: {self.name} has no CLIP to show or export; train on images for it")
 
     def require_text(self, method: str) -> None:
-        if not self._has_text:
+        if not self.has_text:
             raise ConfigError(
                 f"{method} needs text features of the classes, and the files of features have none: add text [classes, "
                 f"{self.embed_dim}], or choose linear_probe, which needs none"
@@ -71,6 +74,40 @@ class FeatureBackbone(Backbone):
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:  # noqa: ARG002 - refused whatever they are
         raise BackboneError("trained on features: there is no tokenizer")
+
+
+def require_features_of(backbone: Backbone, width: int, computed_by: str, source: str) -> None:
+    """Refuse features of another CLIP than `backbone`, as far as their width and what their file says show it.
+
+    Args:
+        width, computed_by: D, and which CLIP the file names as theirs; "" if none.
+        source: what the message calls them.
+
+    Raises:
+        DataError: the width differs, or the files of features of the training name another CLIP.
+
+    Example:
+        >>> require_features_of(load_clip("ViT-B-16"), 512, "OpenAI CLIP ViT-B/16", "cars.safetensors")
+    """
+    if width != backbone.embed_dim:
+        raise DataError(
+            f"{source} has {width} features, and the CLIP of the training {backbone.embed_dim}; "
+            "give features of the same CLIP"
+        )
+
+    def letters(text: str) -> str:
+        return "".join(filter(str.isalnum, text.lower()))
+
+    trained_on = backbone.computed_by
+    if trained_on is None:  # a note can call an architecture by another of its names, so it is not refused for that
+        if computed_by and is_architecture(backbone.name) and letters(backbone.name) not in letters(computed_by):
+            names = backbone.name, backbone.pretrained or "own weights"
+            logger.warning("%s: features of %r, and this run has the CLIP %s (%s)", source, computed_by, *names)
+    elif computed_by and trained_on and letters(computed_by) != letters(trained_on):
+        raise DataError(
+            f"{source} has features of {computed_by!r}, and the run was trained on features of {trained_on!r}, as the "
+            "files say; give features of the same CLIP, or correct the entry backbone of the metadata"
+        )
 
 
 class _Table:

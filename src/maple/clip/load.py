@@ -27,7 +27,6 @@ from maple.clip import formats
 from maple.clip.backbone import DTYPES, Backbone, preprocessing_of
 from maple.clip.backbone_names import (
     ARCHITECTURES,
-    FEATURES,
     HUB,
     PACKAGED,
     is_architecture,
@@ -42,6 +41,7 @@ from maple.clip.transformers_format import read_transformers_folder
 from maple.clip.weights import load_weights, uninitialised
 from maple.errors import BackboneDownloadError, BackboneError, first_line, one_of
 from maple.files import read_json
+from maple.names import FEATURES
 
 _DEFAULT_DEPTH = 12  # of open_clip and transformers, if a configuration does not set it
 

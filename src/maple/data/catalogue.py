@@ -34,7 +34,7 @@ from maple.data.published.split_files import (
 from maple.data.records import DRAWN, Dataset, Item
 from maple.errors import DataError, one_of
 from maple.files import on_disk
-from maple.names import absolute_features, is_features
+from maple.names import absolute_features, feature_paths, is_features
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +190,10 @@ def require_possible(name_or_path: str) -> None:
         group_and_style(name_or_path)
         return
     is_path = "/" in name_or_path or os.sep in name_or_path
+    if is_features(name_or_path) and not is_path:
+        if absent := place_of_absent(name_or_path, None):
+            raise DataError(f"{absent}: there is no such file of features; give the path of one that exists")
+        return
     if (
         name_or_path in CATALOGUE
         or is_path
@@ -218,6 +222,9 @@ def place_of_absent(name_or_path: str, root: Path | None) -> str | None:
             return f"{spec.folder}/ in root=DIR or MAPLE_DATA, which are not given"
         folder = root.expanduser() / spec.folder / spec.images
         return None if folder.is_dir() else str(folder)
+    if is_features(name_or_path):
+        absent = (path for path in feature_paths(name_or_path) if not Path(path).expanduser().exists())
+        return ",".join(absent) or None
     if name_or_path.startswith(PREFIX) or split_domain(name_or_path) or Path(name_or_path).expanduser().exists():
         return None
     return name_or_path

@@ -53,7 +53,7 @@ def load_features(
     title = features_place(path).name if "," in path else Path(path).stem
     dataset = Dataset(title, features_place(path), class_names=names, drawn_split=drawn, **splits)
     read = partial(_no_image, path)
-    return replace(dataset, read=read, identify=table.identify, features=table.rows), table
+    return replace(dataset, read=read, identify=table.digest, features=table.rows), table
 
 
 def _no_image(source: str, path: str) -> NoReturn:

@@ -47,8 +47,8 @@ class Dataset:
     Splits may be empty, but not all of them: without training items it is for evaluation only. Two classes may share
     a name, as in published lists. `read` returns the image of a path, for images that are rendered instead of stored,
     and `identify` a text that is equal for equal ones, or None; otherwise `root / item.path` is the file. `features`
-    returns the features [n, D] of paths, for items that have no images. `drawn_split`: the splits were drawn at random,
-    from undivided images.
+    returns the features [n, D] of paths, for items that are rows of features; `identify` is then the SHA-256 (hex) of a
+    row. `drawn_split`: the splits were drawn at random, from undivided images.
 
     Raises:
         DataError: no class names, no items at all, a label outside 0..C-1, an item whose name differs from that
@@ -122,6 +122,43 @@ class Dataset:
     def file(self, item: Item) -> Path:
         """Return the image file of `item`."""
         return self.root / item.path
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether the items are rows of features: they have no pixels, and a path such as "train/17" is but a number.
+
+        All that treats rows in another way than images does so where this is true.
+        """
+        return self.features is not None
+
+    def size_of(self, item: Item) -> int | None:
+        """A number that differs if the content does, without reading an image: the size of its file in bytes.
+
+        Of a row of features it is a part of its hash. None for a file or row that is gone, and for a rendered image.
+        """
+        try:
+            if self.has_rows:
+                return int(str(self.digest_of(item))[:12], 16)
+            return None if self.read else self.file(item).stat().st_size
+        except (OSError, DataError):
+            return None
+
+    def digest_of(self, item: Item) -> str | None:
+        """The SHA-256 (hex) of the image file, or of the row of features; None for a rendered image.
+
+        Raises:
+            OSError: the file cannot be read.
+            DataError: there is no such row.
+        """
+        if self.has_rows and self.identify is not None:
+            return self.identify(item.path)
+        return None if self.read else files.sha256_of(self.file(item))
+
+    def content_hash(self, items: Sequence[Item]) -> str | None:
+        """The SHA-256 (hex) of the content of rows of features; None for images, for which their paths stand."""
+        if not self.has_rows:
+            return None
+        return hashlib.sha256(json.dumps([self.digest_of(item) for item in items]).encode()).hexdigest()
 
     def counts(self) -> dict[str, int]:
         """Return the number of items of each split and of classes."""

@@ -1,7 +1,6 @@
 """The images and splits of a run, saved in its folder: training and every later evaluation read them."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -96,19 +95,9 @@ def saved_split_hash(dataset: Dataset) -> str:
 
 
 def _sizes(dataset: Dataset) -> dict[str, int]:
-    """The size in bytes of each image file; none of rendered images, and of files that are gone."""
-    if dataset.features is not None and dataset.identify is not None:  # in place of sizes, so that changes are noticed
-        items = [*dataset.train, *dataset.val, *dataset.test]
-        return {
-            item.path: int(sha256(str(dataset.identify(item.path)).encode()).hexdigest()[:12], 16) for item in items
-        }
-    sizes = {}
-    for item in [] if dataset.read else [*dataset.train, *dataset.val, *dataset.test]:
-        try:
-            sizes[item.path] = os.stat(dataset.file(item)).st_size
-        except OSError:
-            continue
-    return sizes
+    """The size of each image (`Dataset.size_of`); none of rendered images, and of those that are gone."""
+    items = [*dataset.train, *dataset.val, *dataset.test]
+    return {item.path: size for item in items if (size := dataset.size_of(item)) is not None}
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ from maple.runs.spec import absolute_backbone, relevant
 INSPECTION = "data.json"
 SELECTION = "selection.json"
 PAGE = "report.html"
+NO_TEXT = "no text features"
+"""The kind of the finding that there are no text features of the classes, and so no zero-shot CLIP to compare with."""
 FORMAT = 1
 
 
@@ -268,5 +270,8 @@ def is_finished(folder: Path) -> bool:
     except CheckpointError as error:
         raise CheckpointError(f"{error}; remove the file and repeat the command to train again") from error
     test = read_saved_split(folder / SAVED_SPLIT, look=False).test
-    runs = [folder] if read_settings(folder).method["name"] == ZERO_SHOT else [folder, folder / ZERO_SHOT]
+    findings = read_inspection(folder).get("findings") or []
+    is_compared = not any(isinstance(each, dict) and each.get("kind") == NO_TEXT for each in findings)
+    is_compared = is_compared and read_settings(folder).method["name"] != ZERO_SHOT
+    runs = [folder, folder / ZERO_SHOT] if is_compared else [folder]
     return not test or all(is_evaluated(run, test) for run in runs)

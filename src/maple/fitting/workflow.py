@@ -25,6 +25,7 @@ from maple.clip import Backbone
 from maple.clip.load import sentence_limit
 from maple.config import RunSettings, merge_layers, override_layer, read_preset, resolve
 from maple.data import Dataset, Inspection, Item, inspect_dataset, open_source, template_of
+from maple.data.checks.findings import Finding
 from maple.data.checks.open_source import check_source
 from maple.data.folders.class_folders import split_domain
 from maple.data.records import SPLIT_NAMES
@@ -40,6 +41,7 @@ from maple.distributed import this_process
 from maple.errors import BackboneDownloadError, ClassNamesError, ConfigError, output_error, shortened
 from maple.fitting.cross_calibration import cross_calibrate
 from maple.fitting.stored_fit import (
+    NO_TEXT,
     SELECTION,
     FitResult,
     build_result,
@@ -50,7 +52,7 @@ from maple.fitting.stored_fit import (
     write_inspection,
 )
 from maple.methods import ZERO_SHOT, Method
-from maple.names import clean_class_names
+from maple.names import absolute_features, clean_class_names, is_features
 from maple.report import ThumbnailLoader
 from maple.runs import Tracked, TrainProgress, complete, content_name, evaluate_run, finished_prompts, train_run
 from maple.runs.folder import lock_folder, read_settings, refuse_other_run
@@ -106,7 +108,8 @@ def fit_settings(
     """Return the settings of a fit: the few-shot preset of the method, with all classes of `source`, and calibrated.
 
     Args:
-        source: a folder of class-named folders, FOLDER:DOMAIN, a .csv or .jsonl file, or the name of a data set.
+        source: a folder of class-named folders, FOLDER:DOMAIN, a .csv or .jsonl file, the name of a data set, or
+            .safetensors files of features, separated by commas.
         method: one of `maple methods`, or the first part of a preset name.
         preset: another preset, or a TOML file, in place of the method's.
         layer: settings by section that override the preset.
@@ -120,8 +123,10 @@ def fit_settings(
         4
     """
     path = os.path.expanduser(source)
+    if is_features(source):
+        source = absolute_features(source)
     # A source that no longer exists is resolved as it was while it existed, so that the fit of its images is found.
-    if template_of(source) is None and source.strip() and "\0" not in source and not os.path.exists(path):
+    elif template_of(source) is None and source.strip() and "\0" not in source and not os.path.exists(path):
         source = os.path.realpath(path)
     data = {"data": {"dataset": source}}
     recipe = preset or recipe_of(method, "few-shot")
@@ -287,7 +292,7 @@ def fit(
     run = first if selection is None else _select(candidates, folder, backbone, selection, device, progress)
     if (folder / "config.json").exists():  # a run that an earlier version began is not calibrated
         run = run.changed(train=run.train.changed(calibrate=read_settings(folder).train.calibrate))
-    split = read_saved_split(folder / SAVED_SPLIT, look=False)
+    split = read_saved_split(folder / SAVED_SPLIT)
     run = run.changed(data=run.data.changed(listing=saved_split_hash(split)))
     calibration = None
     if not (folder / "prompts.safetensors").exists():
@@ -308,7 +313,7 @@ def fit(
         train_run(run, folder, progress=tracked or progress, on_ready=progress.ready, **options)
         shutil.rmtree(folder / _TRIALS, ignore_errors=True)
         runs = {folder: run}
-        if split.test and run.method["name"] != ZERO_SHOT:
+        if split.test and run.method["name"] != ZERO_SHOT and backbone.has_text:
             shared = run.model_dump(include={"backbone", "data", "seed", "evaluate"})
             zero_shot = complete(resolve([read_preset(f"{ZERO_SHOT}_base-to-novel"), shared]))
             write_saved_split(folder / ZERO_SHOT / SAVED_SPLIT, split, run.data.dataset)
@@ -359,6 +364,10 @@ def _inspect(
         )
         if not others:
             inspection = replace(inspection, dataset=with_validation(inspection.dataset, settings))
+        if not backbone.has_text:
+            text = "the files have no text features of the classes: only the linear probe can be trained, and there is "
+            lacking = Finding(NO_TEXT, "warning", f"{text}no comparison with zero-shot CLIP")
+            inspection = replace(inspection, findings=(*inspection.findings, lacking))
         findings = inspection.lines()
         listed, used = (
             {item.path for split in SPLIT_NAMES for item in getattr(each, split)}

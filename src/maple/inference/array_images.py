@@ -1,7 +1,8 @@
 """Images and labels of a Python program, in any of their usual forms."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from maple.data import EvalTransform
+from maple.data.images.prefetch import map_in_order
 from maple.data.images.reading import read_image, to_rgb
 from maple.errors import ClassNamesError, DataError, ImageError
 from maple.files import on_disk, sha256_of
@@ -71,6 +74,38 @@ def to_images(images: Any) -> list[ImageSource]:
         ImageSource(name, partial(_read, images[number], name), partial(_content_id, images[number], name))
         for number, name in enumerate(names)
     ]
+
+
+def to_inputs(images: Any) -> list[ImageSource] | torch.Tensor:
+    """Return n images as `to_images` does; or, of a two-dimensional array or tensor of floats, features [n, D] float32.
+
+    Raises:
+        InputError: as `to_images`, or a feature is not finite.
+
+    Example:
+        >>> to_inputs(np.zeros((40, 512))).shape
+        torch.Size([40, 512])
+    """
+    is_table = hasattr(images, "__array__") and getattr(images, "ndim", 0) == 2  # of NumPy, PyTorch or pandas
+    values = images if isinstance(images, torch.Tensor) else np.asarray(images) if is_table else None
+    if not is_table or values is None or not torch.as_tensor(values[:0]).is_floating_point():
+        return to_images(images)
+    features = torch.as_tensor(values).detach().to("cpu", torch.float32)
+    if not bool(torch.isfinite(features).all()):
+        row = int((~torch.isfinite(features)).any(dim=1).nonzero()[0])
+        raise InputError(f"row {row} of the features has a value that is not finite; compute it again")
+    return features
+
+
+def read_inputs(
+    inputs: list[ImageSource] | torch.Tensor, transform: EvalTransform, *, ahead: int
+) -> Generator[torch.Tensor, None, None]:
+    """Iterate over transformed images, which two threads read up to `ahead` of them ahead; or over rows of features."""
+    if isinstance(inputs, torch.Tensor):
+        yield from inputs
+        return
+    with closing(map_in_order(lambda image: transform(image.read()), inputs, 2, ahead=ahead)) as images:
+        yield from images
 
 
 def number_labels(labels: Any, count: int) -> "tuple[Array, np.ndarray[Any, np.dtype[np.intp]]]":

@@ -19,11 +19,10 @@ from maple.clip import Backbone
 from maple.clip.backbone_names import require_trusted
 from maple.config import SECTIONS, BackboneSettings, RunSettings, options_layer, read_preset, resolve
 from maple.data import EvalTransform
-from maple.data.images.prefetch import map_in_order
 from maple.descriptions import DEFAULT_METHOD
 from maple.distributed import choose_device
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, MapleError
-from maple.inference.array_images import InputError, class_names_of_labels, number_labels, to_images
+from maple.inference.array_images import InputError, class_names_of_labels, number_labels, read_inputs, to_inputs
 from maple.inference.hub import PREFIX, PROMPTS, fetch_prompts, is_hub_id, push_folder, write_card
 from maple.inference.in_memory import check_callbacks, settings_of_methods, train_in_memory
 from maple.inference.predictor import check_reject
@@ -31,12 +30,12 @@ from maple.inference.torch_predictor import finite, prompts_file
 from maple.methods import Method, method_settings
 from maple.names import clean_class_names, distinct
 from maple.runs import TrainProgress, complete
+from maple.runs.frozen_features import require_features
 from maple.runs.selection import AUTO
 from maple.runs.selection_plan import Goal, SelectionSettings
 from maple.runs.spec import cached_backbone
 
 _BATCH = 32
-_WORKERS = 2
 
 Labels = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -50,9 +49,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """CLIP, adapted by learned prompts: images in, labels out, with scikit-learn's methods.
 
     It works with `clone`, `cross_val_score`, `GridSearchCV` and the like. Images are paths, PIL images, arrays
-    [n, H, W, 3] (bytes, or floats from 0 to 1) or tensors [n, 3, H, W], in lists or whole; see
-    `maple.inference.array_images.to_images`. Nothing is checked or loaded before `fit`. A parameter that is None is as
-    the preset says, or the default of `maple train`.
+    [n, H, W, 3] (bytes, or floats from 0 to 1) or tensors [n, 3, H, W], in lists or whole (see
+    `maple.inference.array_images.to_images`); or an array [n, D] of their features by the same frozen CLIP, for methods
+    that leave its image tower as it is. Nothing is checked or loaded before `fit`. A parameter that is None is as the
+    preset says, or the default of `maple train`.
 
     Args:
         method, preset, epochs, lr, batch_size: as in `maple train`; the preset is METHOD_base-to-novel by default. The
@@ -155,7 +155,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         followers = check_callbacks(callbacks)
         candidates, selection = self._candidates()
-        images = to_images(X)
+        images = to_inputs(X)
         classes, indices = number_labels(y, len(images))
         names = class_names_of_labels(classes, self.class_names)
         clean_class_names(names)
@@ -440,11 +440,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _compute(self, function: str, images: Any, width: int) -> Tensor:
         """Apply a function of the method to all images, batch by batch: [n, width], float32, on the CPU."""
         method = self._fitted().eval()
+        inputs, results = to_inputs(images), [torch.empty(0, width)]
+        if isinstance(inputs, Tensor):
+            require_features(method, inputs.shape[1])
         transform = EvalTransform.from_preprocessing(method.backbone.preprocessing)
-        results = [torch.empty(0, width)]
-        sources = map_in_order(lambda image: transform(image.read()), to_images(images), _WORKERS, ahead=2 * _BATCH)
-        with closing(sources):
-            while batch := list(islice(sources, _BATCH)):
-                inputs = torch.stack(batch).to(method.backbone.device)
-                results.append(finite(getattr(method, function)(inputs).float().cpu(), method.backbone))
+        with closing(read_inputs(inputs, transform, ahead=2 * _BATCH)) as rows:
+            while batch := list(islice(rows, _BATCH)):
+                stacked = torch.stack(batch).to(method.backbone.device)
+                results.append(finite(getattr(method, function)(stacked).float().cpu(), method.backbone))
         return torch.cat(results)

@@ -3,17 +3,20 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
+
+from torch import Tensor
 
 from maple.clip import Backbone
 from maple.config import RunSettings, preset_of, read_preset, resolve
 from maple.data import Dataset, Item, hold_out, sample_few_shot
 from maple.distributed import Processes
-from maple.errors import ConfigError
+from maple.errors import ConfigError, ImageError
 from maple.inference.array_images import InputError
 from maple.inference.image_sources import ImageSource
 from maple.methods import Method, method_settings
 from maple.runs import TrainingData, TrainProgress, complete
+from maple.runs.frozen_features import require_features
 from maple.runs.selection import CANDIDATES, Selection, select
 from maple.runs.selection_plan import SelectionSettings
 from maple.runs.training import fresh_method
@@ -71,7 +74,7 @@ def settings_of_methods(
 
 def train_in_memory(
     candidates: Mapping[str, RunSettings],
-    images: Sequence[ImageSource],
+    images: Sequence[ImageSource] | Tensor,
     labels: Sequence[int],
     names: Sequence[str],
     backbone: Backbone,
@@ -85,6 +88,7 @@ def train_in_memory(
 
     Args:
         candidates: complete settings by recipe, simple methods first.
+        images: or features [n, D] of the frozen image tower, as they are; there is one view of each.
         labels, names: the class of each image, and the name of each class.
         selection: how the best of several is chosen; None for an only one.
         validation_fraction: the part of each class that is held out for methods that choose a setting on it.
@@ -98,6 +102,17 @@ def train_in_memory(
         >>> train_in_memory({"": settings}, to_images(arrays), [0, 1], ["cat", "dog"], backbone).history[-1].loss
         0.4217
     """
+    access: dict[str, Any]
+    if isinstance(images, Tensor):
+        rows = images
+        access = {"read": _refuse, "features": lambda paths: rows[[int(path) for path in paths]]}
+        candidates = {name: each.changed(train=each.train.changed(views=0)) for name, each in candidates.items()}
+    else:
+        sources = images
+        access = {
+            "read": lambda number: sources[int(number)].read(),
+            "identify": lambda number: sources[int(number)].content_id(),
+        }
     dataset = Dataset(
         "images",
         Path(),
@@ -105,8 +120,7 @@ def train_in_memory(
         val=(),
         test=(),
         class_names=tuple(names),
-        read=lambda number: images[int(number)].read(),
-        identify=lambda number: images[int(number)].content_id(),
+        **access,
     )
     store = dataset.store()  # one for all trials, so that each image is decoded once
 
@@ -122,6 +136,8 @@ def train_in_memory(
         options = settings.data
         items, val = sample_few_shot(items, val, options.shots, settings.seed, all_val=options.validation == "all")
         method = fresh_method(settings, backbone, part.class_names)
+        if isinstance(images, Tensor):
+            require_features(method, images.shape[1])
         data = TrainingData(settings, items, store, val)
         data.fit_features(method)
         trainer = Trainer(method, data.train, Processes(0, 1, backbone.device))
@@ -153,6 +169,10 @@ def train_in_memory(
                 trials.chosen(chosen)
         progress = [*callbacks, *([bars.enter_context(_Bar())] if verbose else [])]
         return train(settings, dataset, progress)._replace(selection=chosen)
+
+
+def _refuse(row: str) -> NoReturn:
+    raise ImageError(f"row {row} is one of features, not an image")
 
 
 class _Bar(TrainProgress):

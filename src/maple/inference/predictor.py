@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from numbers import Real
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,11 @@ from maple.errors import ConfigError, DataError, shortened
 from maple.inference.image_sources import ImageSource
 from maple.inference.trained_names import TrainedNames
 from maple.names import clean_class_names, distinct
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from maple.feature_files import FeatureRows
 
 Floats = NDArray[np.float32]
 
@@ -177,6 +182,25 @@ class Predictor(ABC):
             BackboneError: a result is not finite.
         """
 
+    def encode_features(self, features: "Tensor") -> list[Any]:
+        """Encode raw features [B, D] of the frozen image tower: B items that `probabilities` takes.
+
+        Raises:
+            BackboneError: a result is not finite.
+        """
+        raise NotImplementedError
+
+    def require_rows(self, rows: "FeatureRows") -> None:  # noqa: ARG002 - refused whatever they are
+        """Refuse rows of features, unless the method can classify them.
+
+        Raises:
+            ConfigError: it needs images.
+            DataError: these are features of another CLIP.
+        """
+        raise ConfigError(
+            f"{self.about['title']} is an export, which reads images; predict with the run it was made of"
+        )
+
     @abstractmethod
     def probabilities(self, encoded: Sequence[Any], classes: EncodedClasses) -> tuple[Floats, Floats | None]:
         """Return probabilities [n, C] of n items of `encode_images`, and those of the frozen CLIP if it is included.
@@ -251,10 +275,7 @@ class Predictor(ABC):
             ConfigError: a number is below 1 (at the call; workers: below 0; reject: outside of 0 to 1).
             BackboneError: a logit is not finite (while iterating).
         """
-        for option, value, least in (("top", top, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
-            if value < least:
-                raise ConfigError(f"{option} is {value}; it must be at least {least}")
-        check_reject(reject)
+        _check_numbers(reject, top=(top, 1), batch_size=(batch_size, 1), workers=(workers, 0))
         classes = self.classes
 
         def read(image: ImageSource) -> tuple[str, Floats | UnreadableImage]:
@@ -266,19 +287,59 @@ class Predictor(ABC):
         def predict() -> Iterator[Prediction | UnreadableImage]:
             with closing(map_in_order(read, images, workers, ahead=2 * batch_size)) as results:
                 while batch := list(islice(results, batch_size)):
-                    readable = [pixels for _, pixels in batch if not isinstance(pixels, UnreadableImage)]
-                    encoded = self.encode_images(np.stack(readable)) if readable else []
-                    trained, zero_shot = self.probabilities(encoded, classes) if readable else (np.empty(0), None)
-                    rows = iter(range(len(readable)))
-                    for name, result in batch:
-                        if isinstance(result, UnreadableImage):
-                            yield result
-                            continue
-                        row = next(rows)
-                        frozen = None if zero_shot is None else zero_shot[row]
-                        yield Prediction.from_probabilities(name, classes.names, trained[row], frozen, top, reject)
+                    readable = [(name, pixels) for name, pixels in batch if not isinstance(pixels, UnreadableImage)]
+                    names, encoded = [name for name, _ in readable], []
+                    if readable:
+                        encoded = self.encode_images(np.stack([pixels for _, pixels in readable]))
+                    predictions = self._rank(names, encoded, classes, top, reject)
+                    for _, result in batch:
+                        yield result if isinstance(result, UnreadableImage) else next(predictions)
 
         return predict()
+
+    def stream_features(
+        self, rows: "FeatureRows", *, top: int = 5, batch_size: int = 32, reject: float | None = None
+    ) -> Iterator[Prediction]:
+        """Classify precomputed features of images as `stream` does images, named as the rows are.
+
+        Raises:
+            ConfigError: the method needs images, or a number is out of its range (at the call).
+            DataError: these are features of another CLIP (at the call).
+            BackboneError: a logit is not finite (while iterating).
+
+        Example:
+            >>> for prediction in predictor.stream_features(read_rows("new.safetensors")):
+            ...     print(prediction.source, prediction.best[0].name)
+        """
+        _check_numbers(reject, top=(top, 1), batch_size=(batch_size, 1))
+        self.require_rows(rows)
+        classes = self.classes
+
+        def predict() -> Iterator[Prediction]:
+            for start in range(0, len(rows.names), batch_size):
+                part = slice(start, start + batch_size)
+                encoded = self.encode_features(rows.features[part])
+                yield from self._rank(rows.names[part], encoded, classes, top, reject)
+
+        return predict()
+
+    def _rank(
+        self, names: Sequence[str], encoded: Sequence[Any], classes: EncodedClasses, top: int, reject: float | None
+    ) -> Iterator[Prediction]:
+        if not names:
+            return
+        trained, zero_shot = self.probabilities(encoded, classes)
+        for row, name in enumerate(names):
+            frozen = None if zero_shot is None else zero_shot[row]
+            yield Prediction.from_probabilities(name, classes.names, trained[row], frozen, top, reject)
+
+
+def _check_numbers(reject: float | None, **numbers: tuple[int, int]) -> None:
+    """Refuse a number below the least one allowed, and a threshold that is not a probability."""
+    for option, (value, least) in numbers.items():
+        if value < least:
+            raise ConfigError(f"{option} is {value}; it must be at least {least}")
+    check_reject(reject)
 
 
 def load_predictor(source: str | Path, *, zero_shot: bool = False, device: str | None = None, **clip: Any) -> Predictor:

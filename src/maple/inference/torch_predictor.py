@@ -13,11 +13,13 @@ from maple.data import EvalView, template_of
 from maple.data.emoji import TEMPLATE
 from maple.distributed import choose_device
 from maple.errors import BackboneError, CheckpointError
+from maple.feature_files import FeatureRows
 from maple.inference.hub import PREFIX, fetch_prompts, is_hub_id
 from maple.inference.predictor import EncodedClasses, Floats, Predictor
 from maple.methods import METHODS, ZERO_SHOT, Method, build_method
 from maple.prompts import TemplateClasses, l2_normalize
 from maple.runs import finished_prompts
+from maple.runs.frozen_features import require_features
 
 _Encoded = tuple[Tensor, Tensor | None]
 
@@ -86,11 +88,21 @@ class TorchPredictor(Predictor):
     @torch.no_grad()
     def encode_images(self, images: Floats) -> list[_Encoded]:
         """Encode preprocessed images [B, 3, R, R]: unit features [D] of the method, and of the frozen CLIP or None."""
-        backbone = self.method.backbone
-        inputs = torch.from_numpy(images).to(backbone.device)
+        inputs = torch.from_numpy(images).to(self.method.backbone.device)
         if self.method.accepts_features:
             # The method leaves the image tower as it is, so one pass through it serves both.
             inputs = self.method.image_features_raw(inputs)
+        return self._encode(inputs)
+
+    @torch.no_grad()
+    def encode_features(self, features: Tensor) -> list[_Encoded]:
+        return self._encode(features.to(self.method.backbone.device))
+
+    def require_rows(self, rows: FeatureRows) -> None:
+        require_features(self.method, rows.features.shape[1], rows.backbone, rows.source)
+
+    def _encode(self, inputs: Tensor) -> list[_Encoded]:
+        backbone = self.method.backbone
         trained = finite(self.method.encode_images(inputs), backbone)
         if self._frozen is None:
             return [(features, None) for features in trained]

@@ -14,6 +14,7 @@ import numpy as np
 
 from maple.descriptions import MethodDescription
 from maple.metrics import harmonic_mean, mean_and_deviation
+from maple.names import FEATURES
 from maple.report.records import Collection, EvaluationRecord
 
 Kind = Literal["base-to-novel", "accuracy", "transfer"]
@@ -353,15 +354,19 @@ def _group(
 def _backbone_labels(evaluations: Iterable[EvaluationRecord]) -> dict[str, str]:
     """A readable name for each backbone; of two that would share it, with the start of the fingerprint."""
     labels: dict[str, str] = {}
-    identities: dict[str, set[str]] = defaultdict(set)
+    identities: dict[tuple[str, str], set[str]] = defaultdict(set)
     for evaluation in evaluations:
         backbone = evaluation.row.backbone
         name = PurePath(backbone.name).name if PurePath(backbone.name).is_absolute() else backbone.name
         words = [word for word in (backbone.pretrained, backbone.precision) if word and word != "fp32"]
         label = f"{name} ({', '.join(words)})" if words else name
+        is_table = name.startswith(FEATURES)
+        if is_table:
+            label = f"features of {backbone.computed_by}" if backbone.computed_by else "features"
         labels[backbone.model_dump_json()] = label
-        identities[label].add(backbone.model_dump_json())
-    for label, same in identities.items():
+        # Each data set of features has files of its own, and these are its backbone.
+        identities[label, evaluation.dataset if is_table else ""].add(backbone.model_dump_json())
+    for (label, _), same in identities.items():
         for identity in same if len(same) > 1 else ():
             labels[identity] = f"{label} [{json.loads(identity)['fingerprint'][:6] or 'no fingerprint'}]"
     return labels

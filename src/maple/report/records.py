@@ -30,12 +30,13 @@ class Stored(BaseModel):
 
 
 class BackboneRecord(Stored):
-    """Which CLIP."""
+    """Which CLIP; `computed_by` says it where precomputed features stand for one."""
 
     name: str
     pretrained: str | None = None
     precision: str = "fp32"
     fingerprint: str = ""
+    computed_by: str = ""
 
 
 class TrainingSource(Stored):

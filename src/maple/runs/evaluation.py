@@ -35,11 +35,12 @@ from maple.data.saved_split import SavedImages, changes_since, keep_division
 from maple.distributed import this_process
 from maple.errors import ClassNamesError, ConfigError, DataError, one_of, shortened_list
 from maple.evaluation import predict
+from maple.feature_files import read_features
 from maple.methods import Method
 from maple.metrics import Floats, Integers, Scores, calibration_error, score, softmax
 from maple.names import is_features, words_of
 from maple.runs.folder import append_row, evaluation_key, finished_prompts, read_settings
-from maple.runs.frozen_features import prediction_batches
+from maple.runs.frozen_features import prediction_batches, require_features
 from maple.runs.spec import changed_images, open_dataset
 from maple.runs.trained_images import TrainedImages
 
@@ -106,6 +107,14 @@ def evaluate_run(
         opened = _open_own_images(settings.changed(data=data), folder, trained.saved if trained else None)
     else:
         opened = open_dataset(settings.changed(data=data), folder, min_classes=1 if on_own_images else 2)
+    if opened.has_rows:
+        table = read_features(data.dataset)
+        require_features(method, table.embed_dim, table.backbone, opened.name)
+        if not is_features(settings.data.dataset):
+            logger.warning(
+                "%s: the run was trained on images; which of these rows are features of theirs is not known",
+                opened.name,
+            )
     asked = evaluation_request(data.dataset, classes, part, names, only)
     requested, part = part, part or ("all" if not is_own and opened.drawn_split else "test")
     if on_own_images and not is_own and classes == "all" and names is None:
@@ -146,6 +155,8 @@ def evaluate_run(
         **asdict(scores),
         "asked": asked,
     }
+    if method.backbone.computed_by:
+        row["backbone"] |= {"computed_by": method.backbone.computed_by}
     if method.temperature != 1:
         uncalibrated = calibration_error(softmax(logits), labels)
         row |= {"temperature": method.temperature, "uncalibrated_error": uncalibrated}
@@ -196,7 +207,8 @@ def _open_own_images(settings: RunSettings, folder: Path, saved: SavedImages | N
     else:
         changes = changed_images(settings, saved)
         splits: dict[str, Any] = {
-            split: tuple(item for item in getattr(opened, split) if opened.file(item).exists()) for split in SPLIT_NAMES
+            split: tuple(item for item in getattr(opened, split) if opened.size_of(item) is not None)
+            for split in SPLIT_NAMES
         }
         if not any(splits.values()):
             raise DataError(f"{opened.root}: none of the images of this run is there any more; put them back")

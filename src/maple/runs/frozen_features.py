@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from maple.checkpoint import versions
 from maple.clip import Backbone
+from maple.clip.features import require_features_of
 from maple.config import RunSettings
 from maple.data import Batch, EvalTransform, ImageStore, Item, TrainTransform, eval_batches
 from maple.data.batches import view_batches
 from maple.data.images.prefetch import map_in_order, reading_threads
-from maple.errors import DataError
+from maple.errors import ConfigError
 from maple.methods import Method
 from maple.prompts import encode_image, to_float32
 from maple.runs.feature_cache import FeatureCache
@@ -62,11 +63,7 @@ def frozen_batches(
         for start in range(0, len(items), batch_size):
             part = items[start : start + batch_size]
             rows = store.features([item.path for item in part])
-            if rows.shape[1] != backbone.embed_dim:
-                raise DataError(
-                    f"{part[0].path} has {rows.shape[1]} features, and the CLIP of the training {backbone.embed_dim}; "
-                    "give features of the same CLIP"
-                )
+            require_features_of(backbone, rows.shape[1], "", part[0].path)
             yield Batch(rows.to(backbone.device), torch.tensor([item.label for item in part], dtype=torch.int64))
         return
     numbers = {"batch_size": batch_size, "num_workers": num_workers}
@@ -100,6 +97,22 @@ def frozen_batches(
         view_name = seen["view"] if "number" not in seen else f"training, seed {seed}, view {view + 1}"
         about = {"images": len(items), "root": str(store.root), "view": view_name, **clip}
         cache.write(key, torch.cat(computed).cpu(), about)
+
+
+def require_features(method: Method, width: int, computed_by: str = "", source: str = "the array") -> None:
+    """Refuse features [n, width] for a method that needs images, or that was trained on another CLIP.
+
+    `computed_by` and `source` are as for `maple.clip.features.require_features_of`.
+
+    Raises:
+        ConfigError: the method puts prompts into the image tower.
+        DataError: these are features of another CLIP.
+    """
+    if not method.accepts_features:
+        raise ConfigError(
+            f"{method.title} puts prompts into the image tower: it needs images, not their frozen features"
+        )
+    require_features_of(method.backbone, width, computed_by, source)
 
 
 def prediction_batches(

@@ -22,6 +22,7 @@ from maple.data.sampling import indices_by_label
 from maple.errors import ConfigError, MapleError
 from maple.methods import METHODS, method_settings
 from maple.prompts import encode_image
+from maple.runs.frozen_features import require_features
 from maple.runs.spec import eval_transform, sample
 from maple.runs.training import fresh_method
 from maple.train import Trainer
@@ -179,6 +180,10 @@ class _Clock:
     def __init__(self, dataset: Dataset, backbone: Backbone) -> None:
         self._backbone = backbone
         self._extracted: set[int | None] = set()  # numbers of views of the training images; None for those scored
+        self._read_seconds = self._image_seconds = 0.0
+        self._on_rows = dataset.has_rows
+        if self._on_rows:
+            return
         transform = eval_transform(backbone)
         items, store = list(dataset.train[:16]), dataset.store(max_bytes=0)
 
@@ -200,6 +205,8 @@ class _Clock:
         """Seconds and steps of one trial. Raises what building the method raises."""
         items, _, class_names = sample(settings, fold.train)
         method = fresh_method(settings, self._backbone, class_names)
+        if self._on_rows:
+            require_features(method, self._backbone.embed_dim)
         train = settings.train
         steps = steps_per_epoch(len(items), train.batch_size, train.drop_last)
         steps *= train.with_epochs_for(steps).epochs

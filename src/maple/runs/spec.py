@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from maple.clip import Backbone, load_clip
-from maple.clip.backbone_names import FEATURES, with_absolute_paths
+from maple.clip.backbone_names import with_absolute_paths
 from maple.config import RunSettings
 from maple.data import Dataset, EvalTransform, Item, load_dataset, sample_few_shot, select_dataset
 from maple.data.catalogue import canonical_name, known_names, require_images, template_of
 from maple.data.saved_split import SAVED_SPLIT, SavedImages, changes_since, read_saved_images, read_saved_split
 from maple.errors import DataError
 from maple.methods import METHODS, method_settings
-from maple.names import is_features
+from maple.names import FEATURES, is_features
 
 logger = logging.getLogger(__name__)
 

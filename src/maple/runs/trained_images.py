@@ -15,24 +15,25 @@ from maple.methods import ZERO_SHOT
 from maple.runs.folder import read_settings
 
 TRAINED_IMAGES = "trained_images.json"
-"""The file in a run folder: the size in bytes and the SHA-256 of each image file, by its path in the data set."""
+"""The file in a run folder: the size and the SHA-256 of each image or row of features, by its path in the data set."""
 
 _FORMAT = 1
 
 
 def write_trained_images(folder: Path, dataset: Dataset, items: Iterable[Item]) -> None:
-    """Write the size and hash of the files of these items; of rendered images the paths alone.
+    """Write the size and hash of the files, or rows of features, of these items; of rendered images the paths alone.
 
     Raises:
         DataError: a file cannot be read.
     """
     images: dict[str, list[int | str] | None] = {}
     for item in items:
-        path = dataset.file(item)
         try:
-            images[item.path] = None if dataset.read is not None else [path.stat().st_size, files.sha256_of(path)]
+            digest, size = dataset.digest_of(item), dataset.size_of(item)
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}); replace or remove the file") from error
+            problem = f"cannot be read ({error.strerror}); replace or remove the file"
+            raise DataError(f"{dataset.file(item)}: {problem}") from error
+        images[item.path] = None if digest is None or size is None else [size, digest]
     files.write_json(folder / TRAINED_IMAGES, {"format": _FORMAT, "images": images})
 
 
@@ -98,17 +99,18 @@ class TrainedImages:
         A benchmark's images are compared by their paths alone: its published split is kept as it is, copies included.
 
         Args:
-            is_own: `dataset` is the run's own, so that a path stands for the same image, as the run's division has it.
+            is_own: `dataset` is the run's own, so that a path stands for the same image, as the run's division has it;
+                that of a row of features does as long as its content is the same, since rows are counted.
         """
         if is_own and (item.path in self._paths or (self.saved and item.path in self.saved.splits)):
-            return item.path in self._paths
+            sizes = self.saved.sizes if self.saved else {}
+            if not dataset.has_rows or sizes.get(item.path) == dataset.size_of(item):
+                return item.path in self._paths
         if item.path in self._without_content:
             return True
-        if dataset.read is not None or not self._contents:
-            return False
-        path = dataset.file(item)
+        size = dataset.size_of(item) if self._contents else None
+        digests = None if size is None else self._contents.get(size)
         try:
-            digests = self._contents.get(path.stat().st_size)
-            return digests is not None and files.sha256_of(path) in digests
+            return digests is not None and dataset.digest_of(item) in digests
         except OSError:  # an unreadable image is reported when it is opened
             return False

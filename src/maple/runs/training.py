@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,12 @@ from maple.train import EpochReport, StepReport, Trainer, run_epochs
 logger = logging.getLogger(__name__)
 
 # What must be the same for a run to be resumed, and what messages call it.
-_IDENTITY = {"items": "training images (hash)", "backbone": "backbone", "settings": "settings"}
+_IDENTITY = {
+    "items": "training images (hash)",
+    "features": "features (hash)",
+    "backbone": "backbone",
+    "settings": "settings",
+}
 
 
 class TrainProgress:
@@ -238,12 +242,9 @@ class _TrainingRun:
         # After the data set, whose errors need no download.
         backbone = backbone or open_backbone(settings, processes.device)
         self.method = fresh_method(settings, backbone, class_names)
-        items = items_hash(self.items)
-        if self.dataset.features is not None and self.dataset.identify is not None:  # the same rows, of other content
-            content = [self.dataset.identify(item.path) for item in (*self.items, *self._val)]
-            items = sha256(json.dumps([items, *content]).encode()).hexdigest()
         self.identity = {
-            "items": items,
+            "items": items_hash(self.items),
+            "features": self.dataset.content_hash([*self.items, *self._val]),
             "backbone": describe_backbone(backbone),
             "settings": relevant(settings),
         }

@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 
 from maple.clip import tower_depths
@@ -28,9 +29,12 @@ from maple.config import (
 from maple.data import known_names
 from maple.data.catalogue import DATASET_GROUPS, require_possible, template_of
 from maple.errors import ConfigError, DataError, MapleError
+from maple.feature_files import read_features
 from maple.methods import MethodSettings, describe_methods, method_settings
+from maple.names import is_features
 from maple.runs import complete, content_name
-from maple.runs.spec import open_dataset
+from maple.runs.spec import cached_backbone, open_dataset
+from maple.runs.training import fresh_method
 
 ProtocolName = Literal["base-to-novel", "few-shot", "cross-dataset", "domain-generalization"]
 PROTOCOLS: dict[ProtocolName, tuple[str, ...]] = {
@@ -201,7 +205,8 @@ def plan_sweep(sweep: SweepSettings, on_dropped: Callable[[str], None] = lambda 
                 if len(sweep.methods) == 1:
                     raise
                 raise ConfigError(f"{method}: {error}") from error  # the same settings may suit another method
-            if reasons := [text for key, value in point if (text := _too_deep(settings, config, key, value))]:
+            reasons = [text for key, value in point if (text := _too_deep(settings, config, key, value))]
+            if reasons := reasons or _needs_a_clip(settings):
                 dropped |= dict.fromkeys(reasons)
                 continue
             learns = not describe_methods()[settings.method["name"]].is_zero_shot
@@ -277,6 +282,24 @@ def _too_deep(settings: RunSettings, config: MethodSettings, key: str, depth: An
         f"{name}={depth} of {settings.method['name']} is left out: {settings.backbone.name} has {blocks} blocks "
         f"({' and '.join(towers)} tower)"
     )
+
+
+def _needs_a_clip(settings: RunSettings) -> list[str]:
+    """Say why a method is left out on a data set of features, if it cannot be trained on them.
+
+    Files that cannot be read are not a reason: each run on them fails, as on other data sets.
+    """
+    if not is_features(settings.data.dataset):
+        return []
+    try:
+        class_names = read_features(settings.data.dataset).class_names
+    except MapleError:
+        return []
+    try:
+        fresh_method(settings, cached_backbone(settings.backbone.name, None, "fp32", torch.device("cpu")), class_names)
+    except MapleError as error:
+        return [f"{settings.method['name']} is left out on {settings.data.dataset}: {error}"]
+    return []
 
 
 def _on_new_classes(sweep: SweepSettings, evaluation: PlannedEvaluation) -> bool:

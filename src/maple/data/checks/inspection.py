@@ -19,6 +19,9 @@ from maple.errors import DataError, ImageError, shortened_list
 from maple.files import sha256_of
 
 _TRAIN, _TEST = SPLIT_NAMES.index("train"), SPLIT_NAMES.index("test")
+_NO_PIXELS = (
+    "features in place of images: equal rows are found, but not images that look nearly the same, are damaged or dark"
+)
 _FEW = 4
 """A class with fewer images is reported."""
 _SHADES = {10: 4, 12: 16, 14: 64}
@@ -100,6 +103,8 @@ def inspect_dataset(
 ) -> Inspection:
     """Decode every image of a data set; report what is wrong, and return the data set without it.
 
+    Rows of features have no pixels: of these only equal ones are found, as copies are.
+
     Unreadable images are left out. Of images with the same content one is kept, for training if one of them is there;
     none if their labels differ. Near duplicates (resized, converted, recompressed: see `near_duplicates`) do not end up
     in both training and test: in a drawn split they all go to training, in the user's own split those of the test or
@@ -121,7 +126,9 @@ def inspect_dataset(
     """
     images, unreadable = _read_all(dataset, workers, on_images)
     total = len(images) + len(unreadable)
-    findings = [*remarks, *suspicious_names(dataset.class_names)]
+    # The text features of rows are given, whatever the names are.
+    no_pixels = Finding("no pixels", "note", _NO_PIXELS)
+    findings = [*remarks, *([no_pixels] if dataset.has_rows else suspicious_names(dataset.class_names))]
     if unreadable:
         more = f"; and {len(unreadable) - 1:,} more" if len(unreadable) > 1 else ""
         text = f"{number_of(len(unreadable), 'file')} cannot be read and {_are(len(unreadable))} left out: "
@@ -140,6 +147,13 @@ def _read_all(
 ) -> tuple[list[_Image], list[tuple[str, str]]]:
     """The readable images in order, and (path, error) of the others."""
     listed = [(item, index) for index, split in enumerate(SPLIT_NAMES) for item in getattr(dataset, split)]
+    if dataset.has_rows:
+        unseen = ImageHash(b"", b"", plain=True)
+        on_images(len(listed), len(listed))
+        return [
+            _Image(item, split, str(dataset.digest_of(item)), unseen, (0, 0), 255, frozenset())
+            for item, split in listed
+        ], []
 
     def read(entry: tuple[Item, int]) -> _Image | tuple[str, str]:
         item, split = entry
@@ -219,7 +233,7 @@ def _drop_copies(images: list[_Image], findings: list[Finding], *, drawn: bool) 
             " = ".join(dict.fromkeys(image.item.class_name for image in group)) for group in conflicts
         )
         count = sum(map(len, conflicts))
-        text = f"{number_of(count, 'file')} of the same content in different classes ({shortened_list(classes)}) "
+        text = f"{number_of(count, 'image')} of the same content in different classes ({shortened_list(classes)}) "
         findings.append(Finding("conflicts", "warning", f"{text}{_are(count)} left out", _paths(conflicts)))
     if copies:
         count = sum(len(group) - 1 for group in copies)

@@ -25,6 +25,7 @@ from maple.data.images.formats import has_image_name, is_image_file
 from maple.data.records import Dataset
 from maple.errors import DataError, shortened_list
 from maple.files import on_disk
+from maple.names import is_features
 
 _FORM = "FOLDER/CLASS/image.jpg, one folder of images for each class"
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".rar", ".7z", ".gz")
@@ -65,7 +66,7 @@ def check_source(source: str) -> None:
     Raises:
         DataError: the source is empty, unreachable, an archive, an image, or a folder of another structure.
     """
-    if source in known_names() or source.partition("/")[0] in known_names():
+    if is_features(source) or source in known_names() or source.partition("/")[0] in known_names():
         return
     path = on_disk(Path(source).expanduser())
     if not source.strip():
