@@ -14,7 +14,7 @@ setup: .venv/.done ## create .venv with everything that tests, linters and the d
 
 .venv/.done: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[test]'
 	touch $@
 
 demo: setup ## five methods on drawings in a style that is new to the packaged CLIP: table, page, predictions
