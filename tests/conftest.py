@@ -1,19 +1,22 @@
-"""A CLIP small enough to build for every session, and images for it."""
+"""A CLIP small enough to build for every session, and images for it.
 
-import sys
+PyTorch and open_clip are imported by the fixtures: the process that distributes the tests among the workers of
+pytest-xdist reads this file too, and the workers wait for it.
+"""
+
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import open_clip
 import pytest
-import torch
-from PIL import Image
-from torch import Tensor
 
-from maple.clip import Backbone, load_clip
-from maple.clip.load import backbone_from_state_dict
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from maple.clip import Backbone
 
 SMALL: dict[str, Any] = {
     "embed_dim": 32,
@@ -29,15 +32,27 @@ SMALL_RESNET: dict[str, Any] = {
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: starts other processes, and takes seconds")
-    # The CLIPs of the tests are too small to share among threads, and pytest-xdist already uses the cores.
-    torch.set_num_threads(1)
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        import torch
+
+        # The CLIPs of the tests are too small to share among threads, and pytest-xdist already uses the cores.
+        torch.set_num_threads(1)
 
 
 def random_state(config: dict[str, Any], seed: int) -> dict[str, Tensor]:
+    import open_clip
+    import torch
+
     with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(seed)
         copies = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
         return dict(open_clip.CLIP(**copies).state_dict())
+
+
+def _build(state: dict[str, Tensor], name: str) -> Backbone:
+    from maple.clip.load import backbone_from_state_dict
+
+    return backbone_from_state_dict(state, name=name)
 
 
 @pytest.fixture(scope="session")
@@ -48,24 +63,26 @@ def small_state() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="session")
 def backbone(small_state: dict[str, Tensor]) -> Backbone:
-    return backbone_from_state_dict(small_state, name="small")
+    return _build(small_state, "small")
 
 
 @pytest.fixture(scope="session")
 def other_backbone() -> Backbone:
     """The same sizes, other weights."""
-    return backbone_from_state_dict(random_state(SMALL, 1), name="other")
+    return _build(random_state(SMALL, 1), "other")
 
 
 @pytest.fixture(scope="session")
 def resnet_backbone() -> Backbone:
-    return backbone_from_state_dict(random_state(SMALL_RESNET, 0), name="small-resnet")
+    return _build(random_state(SMALL_RESNET, 0), "small-resnet")
 
 
 @pytest.fixture(scope="session")
 def double_backbone(small_state: dict[str, Tensor]) -> Backbone:
     """The small CLIP computing in float64."""
-    made = backbone_from_state_dict(small_state, name="small")
+    import torch
+
+    made = _build(small_state, "small")
     made.model.double()
     made.dtype = made.text.dtype = made.image.dtype = torch.float64
     return made
@@ -74,43 +91,49 @@ def double_backbone(small_state: dict[str, Tensor]) -> Backbone:
 @pytest.fixture(scope="session")
 def vit_b16() -> Backbone:
     """A CLIP of the published sizes, with random weights."""
+    from maple.clip import load_clip
+
     return load_clip("ViT-B-16", "random")
 
 
 @pytest.fixture(scope="session")
 def images() -> Tensor:
     """Six images for the small CLIP."""
+    import torch
+
     return torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 
 
-@pytest.fixture
-def make_images(tmp_path: Path) -> Callable[..., Path]:
-    """Write a folder of class-named folders of small images, each class of another colour."""
+@pytest.fixture(scope="session")
+def make_images_in() -> Callable[..., Path]:
+    """Write, in a folder, a folder of class-named folders of small images, each class of another colour."""
+    import numpy as np
+    from PIL import Image
 
     def make(
-        name: str = "pictures", classes: Sequence[str] = ("bird", "cat", "dog", "eel"), train: int = 4, test: int = 3
+        parent: Path,
+        name: str = "pictures",
+        classes: Sequence[str] = ("bird", "cat", "dog", "eel"),
+        train: int = 4,
+        test: int = 3,
     ) -> Path:
         generator = np.random.default_rng(len(classes))
         for label, class_name in enumerate(classes):
             for part, count in (("train", train), ("test", test)):
-                folder = tmp_path / name / part / class_name
+                folder = parent / name / part / class_name
                 folder.mkdir(parents=True)
                 for index in range(count):
                     pixels = generator.integers(0, 80, (40, 40, 3)) + np.array([40 * label, 150 - 40 * label, 90])
                     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.png")
-        return tmp_path / name
+        return parent / name
 
     return make
 
 
 @pytest.fixture
-def as_in_a_terminal() -> list[str]:
-    """What to put before a command, so that Ctrl-C (SIGINT) reaches it.
-
-    A shell's background job ignores SIGINT, and so would its children, these tests among them.
-    """
-    code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
-    return [sys.executable, "-c", code]
+def make_images(make_images_in: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """`make_images_in` in the folder of one test."""
+    return partial(make_images_in, tmp_path)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,6 @@ import io
 import os
 import signal
 import socket
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -13,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from forked import ForkedProcess
 
 from maple import files
 from maple.archives import read_checkpoint, read_torchscript
-from maple.checkpoint import read_prompts
+from maple.checkpoint import read_prompts, write_tensors
 from maple.clip.formats import read_tensors
 from maple.data.published.download import check_file
 from maple.data.published.split_files import read_lines
@@ -70,21 +71,13 @@ def test_lists_are_shortened_for_messages() -> None:
     assert shortened_list(["x" * 100], longest=11) == "xxxx...xxxx"
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from maple.checkpoint import write_tensors
-from maple.files import replacing, temporary_path
-import torch
-
-folder = Path(sys.argv[1])
-with temporary_path(folder, folder=True) as path:
-    (path / "model.onnx").touch()
-    with replacing(folder / "rows.jsonl") as path:
-        path.write_text("half")
-        os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
-        write_tensors(folder / "prompts.safetensors", {"a": torch.zeros(1)}, {})
-"""
+def write_until_killed(folder: Path) -> None:
+    with temporary_path(folder, folder=True) as path:
+        (path / "model.onnx").touch()
+        with replacing(folder / "rows.jsonl") as path:
+            path.write_text("half")
+            os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+            write_tensors(folder / "prompts.safetensors", {"a": torch.zeros(1)}, {})
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
@@ -92,8 +85,7 @@ def test_temporary_files_of_killed_processes_are_removed_by_the_next_writer(tmp_
     own = {".tmpAbCdEf", ".maple-notes.tmp", ".rows.jsonl.abcdefgh.tmp", "a.tmp", ".maple-ABCDEFGH.tmp"}
     for name in own:
         (tmp_path / name).touch()
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, timeout=100)
-    assert done.returncode == -signal.SIGKILL
+    assert ForkedProcess(write_until_killed, tmp_path).wait() == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == len(own) + 3
     with temporary_path(tmp_path) as file, temporary_path(tmp_path, folder=True) as folder:
         write_text(tmp_path / "other.txt", "")

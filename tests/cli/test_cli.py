@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import run_maple, start_maple
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -186,16 +187,12 @@ def test_folder_names_that_are_not_unicode(tmp_path: Path) -> None:
         os.makedirs(folder)
         for number in range(4):
             Image.new("RGB", (20, 20), (9 * number, 0, 0)).save(os.fsdecode(folder) + f"/{number}.png")
-    command = [sys.executable, "-m", "maple", "train", "--dataset", str(tmp_path / "images"), *TINY, *QUICK]
-    done = subprocess.run([*command, "--output", str(tmp_path / "run")], capture_output=True, check=False)
+    output = tmp_path / "run"
+    done = run_maple("train", "--dataset", tmp_path / "images", *TINY, *QUICK, "--output", output)
     assert done.returncode == 0, done.stderr
-    shown = subprocess.run(
-        [sys.executable, "-m", "maple", "evaluate", str(tmp_path / "run"), "--per-class"],
-        capture_output=True,
-        check=False,
-    )
+    shown = run_maple("evaluate", output, "--per-class")
     assert shown.returncode == 0, shown.stderr
-    assert b"tea" in shown.stdout
+    assert "tea" in shown.stdout
 
 
 def test_another_folder_is_evaluated_whole(trained: Path, folder: Path, tmp_path: Path) -> None:
@@ -239,31 +236,20 @@ def test_a_deleted_working_folder_is_one_line(tmp_path: Path) -> None:
 
 
 def test_main_prints_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "maple", "evaluate", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_maple("evaluate", tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip() == f"maple: {tmp_path} is not a run folder: it has no config.json"
 
 
-def test_an_interruption_is_reported_and_resumed(folder: Path, tmp_path: Path, as_in_a_terminal: list[str]) -> None:
-    command = [sys.executable, "-m", "maple", "train", "--dataset", str(folder), *TINY, *QUICK]
-    command += ["--set", "train.epochs=2000", "--output", str(tmp_path / "run")]
-    errors = tmp_path / "errors"
-    with errors.open("w") as file:
-        process = subprocess.Popen([*as_in_a_terminal, *command], stderr=file, stdout=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 120
-        while "epoch 2/" not in errors.read_text() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
-    output = errors.read_text()
-    assert process.returncode == 130, output
-    assert "maple: interrupted; repeat the command" in output
-    assert "Traceback" not in output
+def test_an_interruption_is_reported_and_resumed(folder: Path, tmp_path: Path) -> None:
+    arguments = ["--dataset", folder, *TINY, *QUICK, "--set", "train.epochs=2000", "--output", tmp_path / "run"]
+    process, deadline = start_maple("train", *arguments), time.monotonic() + 120
+    while "epoch 2/" not in process.stderr and process.returncode is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, process.stderr
+    assert "maple: interrupted; repeat the command" in process.stderr
+    assert "Traceback" not in process.stderr
     assert (tmp_path / "run" / "resume.safetensors").exists()
 
 

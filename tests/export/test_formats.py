@@ -9,19 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from export_helpers import NAMES
 from safetensors.torch import load_file
 
-from maple import build_method, load_clip, load_prompts, save_prompts
+from maple import build_method, load_prompts, save_prompts
 from maple.clip import Backbone
 from maple.errors import ConfigError, ExportError
 from maple.export import export_run
-
-NAMES = ("red thing", "green_thing", "blue thing")
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Backbone:
-    return load_clip("maple-tiny", "random:1")
 
 
 def saved(folder: Path, tiny: Backbone, name: str, **settings: object) -> Path:
@@ -36,29 +30,30 @@ def views() -> torch.Tensor:
     return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(4))
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"), [("maple", {"prompt_depth": 2}), ("linear_probe", {}), ("clip_adapter", {})]
-)
-def test_torchscript_needs_torch_alone(
-    name: str, settings: dict[str, object], tiny: Backbone, tmp_path: Path, views: torch.Tensor
-) -> None:
-    file = saved(tmp_path, tiny, name, **settings)
-    written = export_run(file, tmp_path / "out", "torchscript")
-    assert written.difference < 1e-3
+METHODS: dict[str, dict[str, object]] = {"maple": {"prompt_depth": 2}, "linear_probe": {}, "clip_adapter": {}}
+WITH_TORCH_ALONE = """
+import sys, numpy, torch
+views = torch.from_numpy(numpy.load("views.npy"))
+for name in sys.argv[1:]:
+    module = torch.jit.load(f"{name}/model.pt")
+    numpy.save(f"{name}.npy", module(views).detach().numpy())
+    assert module.encode_images(views[:1]).shape == (1, 128)
+assert not [name for name in sys.modules if name.startswith(("maple", "open_clip"))]
+"""
+
+
+def test_torchscript_needs_torch_alone(tiny: Backbone, tmp_path: Path, views: torch.Tensor) -> None:
+    files = {name: saved(tmp_path, tiny, name, **settings) for name, settings in METHODS.items()}
+    for name, file in files.items():
+        assert export_run(file, tmp_path / name, "torchscript").difference < 1e-3, name
     np.save(tmp_path / "views.npy", views.numpy())
-    code = (
-        "import sys, numpy, torch\n"
-        f"module = torch.jit.load({str(tmp_path / 'out/model.pt')!r})\n"
-        f"views = torch.from_numpy(numpy.load({str(tmp_path / 'views.npy')!r}))\n"
-        f"numpy.save({str(tmp_path / 'logits.npy')!r}, module(views).detach().numpy())\n"
-        "assert module.encode_images(views[:1]).shape == (1, 128)\n"
-        "assert not [name for name in sys.modules if name.startswith(('maple', 'open_clip'))]\n"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
-    with torch.no_grad():
-        expected = load_prompts(file, tiny)(views)
-    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected.numpy(), atol=1e-3)
-    assert json.loads((tmp_path / "out/model.json").read_text())["class_names"] == list(NAMES)
+    command = [sys.executable, "-W", "ignore", "-c", WITH_TORCH_ALONE, *files]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
+    for name, file in files.items():
+        with torch.no_grad():
+            expected = load_prompts(file, tiny)(views)
+        np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), expected.numpy(), atol=1e-3, err_msg=name)
+        assert json.loads((tmp_path / name / "model.json").read_text())["class_names"] == list(NAMES)
 
 
 def test_open_clip_reads_its_folder(tiny: Backbone, tmp_path: Path, views: torch.Tensor) -> None:

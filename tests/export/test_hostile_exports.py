@@ -14,23 +14,11 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from maple import build_method, load_clip, save_prompts
 from maple.errors import BackboneError, CheckpointError, MapleError
-from maple.export import export_run
 from maple.inference import ImageSource, load_predictor
 from maple.inference.manifest import CLASSES, IMAGE, MANIFEST, MERGES, TEXT, ZERO_SHOT
 
-NAMES = ("red thing", "green_thing", "blue thing")
 Change = Callable[[Path], object]
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("hostile")
-    method = build_method({"name": "maple", "prompt_depth": 2}, load_clip("maple-tiny", "random:1"), NAMES)
-    save_prompts(folder / "prompts.safetensors", method, {"dataset": "pets"})
-    export_run(folder / "prompts.safetensors", folder / "export", zero_shot=True)
-    return folder / "export"
 
 
 def predict(folder: Path) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from export_helpers import NAMES, write_prompts
 from PIL import Image
 
-from maple import build_method, load_clip, save_prompts
 from maple.clip import Backbone
 from maple.data import EvalTransform, EvalView
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, ExportError, UnlearnedClassesError
@@ -25,7 +25,6 @@ from maple.inference.tokenizer import ClipTokenizer
 from maple.prompts import write_sentences
 from maple.serve.examples import trained_dataset
 
-NAMES = ("red thing", "green_thing", "blue thing", "grey thing")
 MERGES = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
 WITHOUT_TORCH = """
 import sys
@@ -40,40 +39,6 @@ main()
 """
 
 
-@pytest.fixture(scope="module")
-def tiny() -> Backbone:
-    return load_clip("maple-tiny", "random:1")
-
-
-def prompts(folder: Path, tiny: Backbone, description: dict[str, object]) -> Path:
-    """A prompts file of a method that has gone some way from where it starts."""
-    method = build_method(description, tiny, NAMES)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in method.prompt_parameters().values():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    path = folder / f"{description['name']}.safetensors"
-    save_prompts(path, method, {"dataset": "/home/somebody/eurosat"})
-    return path
-
-
-@pytest.fixture(scope="module")
-def maple_file(tiny: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prompts(tmp_path_factory.mktemp("maple"), tiny, {"name": "maple", "prompt_depth": 3})
-
-
-@pytest.fixture(scope="module")
-def exported(maple_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exports") / "maple"
-    written = export_run(maple_file, folder, zero_shot=True)
-    assert written.difference < 1e-4
-    about = json.loads((folder / "maple-export.json").read_text())["about"]
-    assert (about["dataset"], about["own_images"]) == ("eurosat", True)
-    assert trained_dataset(folder, about, None) is None, "a folder of this name is another one"
-    assert "somebody" not in (folder / "maple-export.json").read_text()
-    return folder
-
-
 def pictures() -> list[ImageSource]:
     generator = np.random.default_rng(0)
     made = []
@@ -81,6 +46,13 @@ def pictures() -> list[ImageSource]:
         image = Image.fromarray(generator.integers(0, 256, shape).astype(np.uint8))
         made.append(ImageSource(str(number), lambda image=image: image))
     return made
+
+
+def test_the_manifest_names_the_data_set_and_no_folder_of_the_user(exported: Path) -> None:
+    about = json.loads((exported / MANIFEST).read_text())["about"]
+    assert (about["dataset"], about["own_images"]) == ("eurosat", True)
+    assert trained_dataset(exported, about, None) is None, "a folder of this name is another one"
+    assert "somebody" not in (exported / MANIFEST).read_text()
 
 
 @pytest.mark.parametrize(
@@ -136,7 +108,7 @@ def test_bad_names_are_refused_as_by_pytorch(exported: Path) -> None:
 
 def test_votes_of_known_classes_in_8_bits(tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits of the method's own, a part of the classes, and what 8-bit weights are allowed to do."""
-    file = prompts(tmp_path, tiny, {"name": "tip_adapter", "learn_keys": True, "alpha": 2.0, "beta": 3.0})
+    file = write_prompts(tmp_path, tiny, {"name": "tip_adapter", "learn_keys": True, "alpha": 2.0, "beta": 3.0})
     export_run(file, tmp_path / "plain")
     monkeypatch.setattr(onnx_folder, "INLINE_BYTES", 1000)  # weights beside the graph
     rough = export_run(file, tmp_path / "rough", int8=True)
@@ -156,7 +128,7 @@ def test_votes_of_known_classes_in_8_bits(tiny: Backbone, tmp_path: Path, monkey
 
 
 def test_classes_that_depend_on_the_image(tiny: Backbone, tmp_path: Path) -> None:
-    file = prompts(tmp_path, tiny, {"name": "cocoop"})
+    file = write_prompts(tmp_path, tiny, {"name": "cocoop"})
     assert export_run(file, tmp_path / "out").difference < 1e-4
     with pytest.raises(ConfigError, match="is an export already"):
         export_run(tmp_path / "out", tmp_path / "again")

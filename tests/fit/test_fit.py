@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forked import run_maple, start_maple
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -322,19 +321,16 @@ def test_a_saved_split_of_rendered_images(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGINT")
-def test_ctrl_c(folder: Path, tmp_path: Path, as_in_a_terminal: list[str]) -> None:
+def test_ctrl_c(folder: Path, tmp_path: Path) -> None:
     """Stops cleanly, and the same command resumes."""
-    words = [sys.executable, "-m", "maple", "fit", str(folder), *OPTIONS, "--set", "train.epochs=400"]
-    words += ["--output", str(tmp_path / "run")]
-    process = subprocess.Popen([*as_in_a_terminal, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start_maple("fit", folder, *OPTIONS, "--set", "train.epochs=400", "--output", tmp_path / "run")
     limit = time.monotonic() + 100
-    while not (tmp_path / "run/metrics.jsonl").exists() and process.poll() is None and time.monotonic() < limit:
+    while not (tmp_path / "run/metrics.jsonl").exists() and process.returncode is None and time.monotonic() < limit:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert errors.rstrip().endswith("maple: interrupted; repeat the command to resume where it stopped")
-    assert "Traceback" not in errors
+    assert process.wait(60) == 130, process.stderr
+    assert process.stderr.rstrip().endswith("maple: interrupted; repeat the command to resume where it stopped")
+    assert "Traceback" not in process.stderr
     assert (tmp_path / "run/resume.safetensors").exists()
 
 
@@ -350,10 +346,7 @@ def test_a_run_among_the_images_is_refused(folder: Path) -> None:
 
 def test_a_full_disk_is_one_line(folder: Path, tmp_path: Path) -> None:
     """The disk is full while a library writes the prompts; later there is space again."""
-    words = [sys.executable, "-m", "maple", "fit", str(folder), *OPTIONS, "--output", str(tmp_path / "run")]
-    done = subprocess.run(
-        ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash", *words], capture_output=True, text=True, check=False
-    )
+    done = run_maple("fit", folder, *OPTIONS, "--output", tmp_path / "run", largest_file=20)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1] == f"maple: {tmp_path}/run/resume.safetensors: File too large"
@@ -362,8 +355,7 @@ def test_a_full_disk_is_one_line(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_impossible_name_is_one_line(folder: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "maple", "fit", str(folder), *OPTIONS, "--output", str(tmp_path / ("a" * 300))]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = run_maple("fit", folder, *OPTIONS, "--output", tmp_path / ("a" * 300))
     assert done.returncode == 2
     assert done.stderr.rstrip().endswith(": File name too long")
     assert "Traceback" not in done.stderr

@@ -4,15 +4,15 @@ import csv
 import io
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import Result
+from forked import ForkedProcess, run_command_line
 from inference_helpers import png, send
 from typer.testing import CliRunner
 
@@ -198,19 +198,30 @@ def test_ask_and_a_picture_from_standard_input_exclude_each_other(prompts: Path)
 # --- as a process
 
 
+def run_in_ascii(arguments: list[str]) -> None:
+    """As with PYTHONIOENCODING=ascii."""
+    cast(io.TextIOWrapper, sys.stdout).reconfigure(encoding="ascii")
+    run_command_line(arguments)
+
+
+def run_without_reader(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    sys.stdout = os.fdopen(writing, "w")
+    run_command_line(arguments)
+
+
 def test_a_reader_that_leaves_early_and_names_that_are_not_unicode(prompts: Path, tmp_path: Path) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(3):
         with open(os.fsencode(folder) + b"/caf\xe9%d.png" % number, "wb") as file:
             file.write(png())
-    command = [sys.executable, "-m", "maple", "predict", str(prompts), str(folder), "--batch-size", "1"]
-    done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert done.returncode == 0, done.stderr
-    assert b"caf\\udce90.png" in done.stdout
-    assert b"#" in done.stdout
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.close()
-    _, errors = process.communicate(timeout=60)
-    assert b"Traceback" not in errors
+    arguments = ["predict", str(prompts), str(folder), "--batch-size", "1"]
+    ascii_terminal = ForkedProcess(run_in_ascii, arguments)
+    assert ascii_terminal.wait() == 0, ascii_terminal.stderr
+    assert "caf\\udce90.png" in ascii_terminal.stdout
+    assert "#" in ascii_terminal.stdout
+    left = ForkedProcess(run_without_reader, arguments)
+    assert left.wait() == 1, "what could not be written"
+    assert "Traceback" not in left.stderr

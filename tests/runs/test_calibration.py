@@ -76,7 +76,14 @@ def test_coverage_and_accuracy_by_hand() -> None:
 
 @pytest.fixture
 def images(make_images: Callable[..., Path]) -> Path:
+    """Images that a test may change."""
     return make_images(train=12, test=6)
+
+
+@pytest.fixture(scope="module")
+def shared_images(make_images_in: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images, for tests that read them."""
+    return make_images_in(tmp_path_factory.mktemp("images"), train=12, test=6)
 
 
 def settings_of(images: Path, method: dict[str, Any] | None = None, **train: Any) -> RunSettings:
@@ -150,14 +157,15 @@ def test_a_run_that_does_not_ask_for_it_is_what_it_was(images: Path, tmp_path: P
     assert read_rows(tmp_path / "asked")[0]["temperature"] == stored["asked"].temperature
 
 
-@pytest.fixture
-def calibrated(images: Path, tmp_path: Path) -> Path:
-    """A prompts file of which the temperature is 4."""
-    train_run(settings_of(images, calibrate=True), tmp_path / "run", device="cpu")
-    tensors, content = read_tensors(tmp_path / "run" / "prompts.safetensors")
+@pytest.fixture(scope="module")
+def calibrated(shared_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of which the temperature is 4."""
+    folder = tmp_path_factory.mktemp("calibrated") / "run"
+    train_run(settings_of(shared_images, calibrate=True), folder, device="cpu")
+    tensors, content = read_tensors(folder / "prompts.safetensors")
     content["info"]["calibration"]["temperature"] = 4.0
-    write_tensors(tmp_path / "run" / "prompts.safetensors", tensors, content)
-    return tmp_path / "run"
+    write_tensors(folder / "prompts.safetensors", tensors, content)
+    return folder
 
 
 def pictures(folder: Path) -> list[Path]:
@@ -172,8 +180,8 @@ def probabilities(predictor: Any, paths: list[Path]) -> np.ndarray:
     return np.array(rows)
 
 
-def test_every_way_to_predict_divides_by_the_temperature(calibrated: Path, images: Path, tmp_path: Path) -> None:
-    paths = pictures(images)[:6]
+def test_every_way_to_predict_divides_by_the_temperature(calibrated: Path, shared_images: Path, tmp_path: Path) -> None:
+    paths = pictures(shared_images)[:6]
     classifier = PromptClassifier.from_pretrained(calibrated, device="cpu")
     method = load_prompts(calibrated / "prompts.safetensors")
     assert method.temperature == 4
@@ -200,8 +208,8 @@ def test_every_way_to_predict_divides_by_the_temperature(calibrated: Path, image
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch.jit
-def test_exports_agree_with_a_temperature(calibrated: Path, images: Path, tmp_path: Path) -> None:
-    paths = pictures(images)[:6]
+def test_exports_agree_with_a_temperature(calibrated: Path, shared_images: Path, tmp_path: Path) -> None:
+    paths = pictures(shared_images)[:6]
     predictor = load_predictor(calibrated, device="cpu", zero_shot=True)
     expected = probabilities(predictor, paths)
     export_run(calibrated, tmp_path / "onnx", zero_shot=True)
@@ -228,33 +236,32 @@ def test_exports_agree_with_a_temperature(calibrated: Path, images: Path, tmp_pa
     )
 
 
-def test_an_export_with_weights_of_each_class_agrees_too(images: Path, tmp_path: Path) -> None:
+def test_an_export_with_weights_of_each_class_agrees_too(shared_images: Path, tmp_path: Path) -> None:
     probe = settings_of(
-        images, {"name": "linear_probe", "inverse_regularisation": 1.0}, calibrate=True, epochs=0, views=0
+        shared_images, {"name": "linear_probe", "inverse_regularisation": 1.0}, calibrate=True, epochs=0, views=0
     )
     train_run(probe, tmp_path / "run", device="cpu")
     tensors, content = read_tensors(tmp_path / "run" / "prompts.safetensors")
     content["info"]["calibration"]["temperature"] = 3.0
     write_tensors(tmp_path / "run" / "prompts.safetensors", tensors, content)
-    expected = probabilities(load_predictor(tmp_path / "run", device="cpu"), pictures(images)[:4])
+    paths = pictures(shared_images)[:4]
+    expected = probabilities(load_predictor(tmp_path / "run", device="cpu"), paths)
     export_run(tmp_path / "run", tmp_path / "onnx")
-    np.testing.assert_allclose(
-        probabilities(load_predictor(tmp_path / "onnx"), pictures(images)[:4]), expected, atol=1e-5
-    )
+    np.testing.assert_allclose(probabilities(load_predictor(tmp_path / "onnx"), paths), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [0, -1.0, "4", True, [2], 1e9, float("1e-9")])
-def test_a_damaged_temperature_is_an_error(calibrated: Path, value: Any) -> None:
-    path = calibrated / "prompts.safetensors"
-    tensors, content = read_tensors(path)
+def test_a_damaged_temperature_is_an_error(calibrated: Path, tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "prompts.safetensors"
+    tensors, content = read_tensors(calibrated / "prompts.safetensors")
     content["info"]["calibration"]["temperature"] = value
     write_tensors(path, tensors, content)
     with pytest.raises(CheckpointError, match="its temperature is"):
         load_prompts(path)
 
 
-def test_rejected_images_are_marked_everywhere_alike(calibrated: Path, images: Path) -> None:
-    paths = pictures(images)[:5]
+def test_rejected_images_are_marked_everywhere_alike(calibrated: Path, shared_images: Path) -> None:
+    paths = pictures(shared_images)[:5]
     predictor = load_predictor(calibrated, device="cpu")
     best = probabilities(predictor, paths).max(axis=1)
     threshold = round(float(np.sort(best)[2]) + 1e-6, 6)
@@ -298,8 +305,8 @@ def test_rejected_images_are_marked_everywhere_alike(calibrated: Path, images: P
 
 
 @pytest.mark.parametrize("value", [0, 1, -0.1, 1.5, float("nan"), "0.5", True])
-def test_a_threshold_outside_of_0_to_1_is_refused(calibrated: Path, images: Path, value: Any) -> None:
-    image = pictures(images)[0]
+def test_a_threshold_outside_of_0_to_1_is_refused(calibrated: Path, shared_images: Path, value: Any) -> None:
+    image = pictures(shared_images)[0]
     message = "it must be a probability above 0 and below 1, as in 0.6"
     with pytest.raises(ConfigError, match=message):
         load_predictor(calibrated, device="cpu").stream([], reject=value)

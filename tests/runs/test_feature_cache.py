@@ -2,7 +2,7 @@
 
 import json
 import os
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked import ForkedProcess
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
@@ -396,29 +397,24 @@ def test_a_classifier_shares_its_features(monkeypatch: pytest.MonkeyPatch, own_c
         assert np.array_equal(probabilities(list(map(str, paths))), first)
 
 
-WORKER = """
-import sys, torch
-from pathlib import Path
-from maple.runs.feature_cache import FeatureCache
-cache = FeatureCache(Path(sys.argv[1]), 4_000_000)
-for number in range(int(sys.argv[2])):
-    features = torch.arange(200_000, dtype=torch.float32).reshape(1000, 200)
-    cache.write(f"{number % 6:064x}", features, {"images": 1000})
-    for other in range(6):
-        read = cache.read(f"{other:064x}")
-        assert read is None or torch.equal(read, features)
-    print(number, flush=True)
-"""
+def write_and_read(folder: Path, rounds: int) -> None:
+    """What a process does to a cache while others use it."""
+    cache = FeatureCache(folder, 4_000_000)
+    for number in range(rounds):
+        features = torch.arange(200_000, dtype=torch.float32).reshape(1000, 200)
+        cache.write(f"{number % 6:064x}", features, {"images": 1000})
+        for other in range(6):
+            read = cache.read(f"{other:064x}")
+            assert read is None or torch.equal(read, features)
+        sys.stdout.write(f"{number}\n")
+        sys.stdout.flush()
 
 
 @pytest.mark.slow
 def test_two_processes_write_and_remove_at_once(own_cache: Path) -> None:
-    command = [sys.executable, "-c", WORKER, str(own_cache), "8"]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for _ in range(2)]
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors.decode()
-        assert b"damaged" not in errors
+    for process in [ForkedProcess(write_and_read, own_cache, 8) for _ in range(2)]:
+        assert process.wait() == 0, process.stderr
+        assert "damaged" not in process.stderr
     cache = FeatureCache(own_cache, 4_000_000)
     assert 0 < sum(entry.size for entry in cache.entries()) <= 4_810_000, "the limit, but for the last writer's entry"
 
@@ -427,14 +423,13 @@ def test_two_processes_write_and_remove_at_once(own_cache: Path) -> None:
 def test_a_process_killed_while_it_writes_leaves_nothing_damaged(
     own_cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    command = [sys.executable, "-c", WORKER, str(own_cache), "100000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        deadline = time.monotonic() + 60
-        while not list(own_cache.glob(".maple-*.tmp")) and time.monotonic() < deadline:
-            pass
-        process.kill()
+    process, deadline = ForkedProcess(write_and_read, own_cache, 100_000), time.monotonic() + 60
+    while "\n" not in process.stdout and process.returncode is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    while not list(own_cache.glob(".maple-*.tmp")) and time.monotonic() < deadline:
+        pass
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.stderr
     cache = FeatureCache(own_cache, 4_000_000)
     for entry in cache.entries():
         assert cache.read(entry.path.stem) is not None

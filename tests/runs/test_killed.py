@@ -1,114 +1,87 @@
 """`kill -9` at any moment: the same command, repeated, comes to the same bytes."""
 
+import itertools
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import ForkedProcess, killed_at_flush, run_maple, start_maple
+
+from maple.config import resolve
+from maple.runs import train_run
+from maple.runs.spec import open_backbone
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")]
 
-# One process loads the CLIP once and forks a child for each moment, so that every moment can be tried: the child kills
-# itself at its n-th flush to the disk, of a file (written, not yet in its place) or of its folder (in its place).
-EVERY_MOMENT = """
-import os, signal, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from maple.config import resolve
-from maple.runs import training
-
-images, work, optimizer = sys.argv[1:]
-settings = resolve([{
-    "method": {"name": "maple", "prompt_depth": 1},
-    "backbone": {"name": "maple-tiny", "pretrained": "random"},
-    "data": {"dataset": images, "shots": None},
-    "train": {"epochs": 2, "batch_size": 4, "lr": 0.01, "optimizer": optimizer},
-}])
-backbone = training.open_backbone(settings, "cpu")
-training.open_backbone = lambda *_: backbone
-
-def child(folder, deadly):
-    pid = os.fork()
-    if pid:
-        return os.waitpid(pid, 0)[1]
-    flush, done = os.fsync, [0]
-    def fsync(descriptor):
-        done[0] += 1
-        if done[0] == deadly:
-            os.kill(os.getpid(), signal.SIGKILL)
-        flush(descriptor)
-    os.fsync = fsync
-    try:
-        training.train_run(settings, folder, device="cpu")
-    except BaseException as error:
-        print(repr(error), file=sys.stderr)
-        os._exit(1)
-    os._exit(0)
-
-def content(folder):
-    return {n: (folder / n).read_bytes() for n in ("prompts.safetensors", "metrics.jsonl", "items.json", "config.json")}
-
-assert child(Path(work) / "straight", 0) == 0
-expected = content(Path(work) / "straight")
-moment = 0
-while True:
-    moment += 1
-    folder = Path(work) / f"killed-{moment}"
-    status = child(folder, moment)
-    if status == 0:
-        break
-    assert os.WIFSIGNALED(status), status
-    assert child(folder, 0) == 0, moment
-    assert content(folder) == expected, moment
-    assert not (folder / "resume.safetensors").exists(), moment
-print(moment - 1)
-"""
+FILES = ("prompts.safetensors", "metrics.jsonl", "items.json", "config.json")
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_killed_at_every_write(optimizer: str, make_images: Callable[..., Path], tmp_path: Path) -> None:
-    images = make_images(classes=("cat", "dog"))
-    done = subprocess.run(
-        [sys.executable, "-c", EVERY_MOMENT, str(images), str(tmp_path), optimizer],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+def every_moment(images: str, work: Path) -> None:
+    """Train runs that are killed at each of their flushes to the disk, and resumed; write how many there are.
+
+    One process loads the CLIP once and forks a child for each moment. The optimizer changes with the epoch: one is
+    killed at all writes of the first epoch, the other at all of the second.
+    """
+    layer = {
+        "method": {"name": "maple", "prompt_depth": 1},
+        "backbone": {"name": "maple-tiny", "pretrained": "random"},
+        "data": {"dataset": images, "shots": None},
+    }
+    train = {"epochs": 2, "batch_size": 4, "lr": 0.01}
+    settings = {name: resolve([{**layer, "train": {**train, "optimizer": name}}]) for name in ("sgd", "adamw")}
+    backbone = open_backbone(settings["sgd"], "cpu")
+
+    def train_until(moment: int, optimizer: str, folder: Path) -> int:
+        return killed_at_flush(moment, lambda: train_run(settings[optimizer], folder, device="cpu", backbone=backbone))
+
+    def contents(folder: Path) -> list[bytes]:
+        return [(folder / name).read_bytes() for name in FILES]
+
+    for optimizer in settings:
+        assert train_until(0, optimizer, work / optimizer) == 0
+    for moment in itertools.count(1):
+        # Five files are written before the first epoch, and two after each; each is flushed, then its folder.
+        epoch = ((moment - 1) // 2 - 5) // 2
+        optimizer, folder = ("sgd", "adamw")[epoch % 2], work / f"killed-{moment}"
+        status = train_until(moment, optimizer, folder)
+        if status == 0:
+            sys.stdout.write(str(moment - 1))
+            return
+        assert os.WIFSIGNALED(status), status
+        assert train_until(0, optimizer, folder) == 0, moment
+        assert contents(folder) == contents(work / optimizer), moment
+        assert not (folder / "resume.safetensors").exists(), moment
+
+
+def test_killed_at_every_write(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    process = ForkedProcess(every_moment, str(make_images(classes=("cat", "dog"), train=2)), tmp_path)
+    assert process.wait() == 0, process.stderr
     # Five files at the start, two after each of two epochs, two at the end; each flushed, then its folder.
-    assert int(done.stdout) == 2 * (5 + 2 * 2 + 2)
+    assert int(process.stdout) == 2 * (5 + 2 * 2 + 2)
 
 
 def command(images: Path, output: Path) -> list[str]:
     train = ["epochs=60", "batch_size=4", "lr=0.01"]
     return [
-        *(sys.executable, "-m", "maple", "train", "--dataset", str(images), "--device", "cpu", "--shots", "all"),
+        *("train", "--dataset", str(images), "--device", "cpu", "--shots", "all"),
         *("--backbone", "maple-tiny", "--pretrained", "random", "--output", str(output)),
         *(part for setting in ["method.prompt_depth=1", *(f"train.{t}" for t in train)] for part in ("--set", setting)),
     ]
 
 
 def test_the_command_killed_at_random_moments(make_images: Callable[..., Path], tmp_path: Path) -> None:
-    images, generator = make_images(classes=("cat", "dog")), random.Random(os.getpid())
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    images, generator = make_images(classes=("cat", "dog"), train=2), random.Random(os.getpid())
     metrics, finished = tmp_path / "killed/metrics.jsonl", tmp_path / "killed/prompts.safetensors"
     kills = []
     for _ in range(2):
-        process = subprocess.Popen(
-            command(images, tmp_path / "killed"),
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = start_maple(*command(images, tmp_path / "killed"))
         before, limit = metrics.read_bytes() if metrics.exists() else b"", time.monotonic() + 100
-        while process.poll() is None and time.monotonic() < limit:
+        while process.returncode is None and time.monotonic() < limit:
             if metrics.exists() and metrics.read_bytes() != before:
                 break
             time.sleep(0.002)
@@ -120,8 +93,7 @@ def test_the_command_killed_at_random_moments(make_images: Callable[..., Path], 
     epochs = len(metrics.read_text().splitlines())
     assert 0 < epochs < 60
     for folder in ("killed", "straight"):
-        arguments = command(images, tmp_path / folder)
-        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=240)
+        done = run_maple(*command(images, tmp_path / folder))
         assert done.returncode == 0, done.stderr
         assert ("resuming after epoch" in done.stderr) == (folder == "killed")
     assert finished.read_bytes() == (tmp_path / "straight/prompts.safetensors").read_bytes()

@@ -3,11 +3,10 @@
 import errno
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import ForkedProcess
 
 from maple.errors import BusyError
 from maple.runs import read_rows
@@ -15,33 +14,30 @@ from maple.runs.folder import append_row, lock_folder
 
 fcntl = pytest.importorskip("fcntl")
 
-# One process imports the package and forks the writers, which start together when a pipe is closed.
-WRITERS = """
-import os, sys
-from pathlib import Path
-from maple.runs.folder import append_row
 
-folder = Path(sys.argv[1])
-for trial in range(15):
-    reading, writing = os.pipe()
-    writers = []
-    for number in range(8):
-        writers.append(os.fork())
-        if not writers[-1]:
-            os.close(writing)
-            os.read(reading, 1)
-            append_row(folder / str(trial), {"dataset": f"own{number}", "top1": 0.5})
-            append_row(folder / str(trial), {"dataset": "shared", "top1": number})  # replaces the one before
-            os._exit(0)
-    os.close(writing)
-    assert {os.waitpid(writer, 0)[1] for writer in writers} == {0}
-"""
+def write_at_once(folder: Path) -> None:
+    """Fork writers, which start together when a pipe is closed."""
+    for trial in range(15):
+        reading, writing = os.pipe()
+        writers = []
+        for number in range(8):
+            writers.append(os.fork())
+            if not writers[-1]:
+                os.close(writing)
+                os.read(reading, 1)
+                append_row(folder / str(trial), {"dataset": f"own{number}", "top1": 0.5})
+                append_row(folder / str(trial), {"dataset": "shared", "top1": number})  # replaces the one before
+                os._exit(0)
+        os.close(writing)
+        os.close(reading)
+        assert {os.waitpid(writer, 0)[1] for writer in writers} == {0}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs fork")
 def test_no_row_is_lost(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", WRITERS, str(tmp_path)], check=True, timeout=100)
+    process = ForkedProcess(write_at_once, tmp_path)
+    assert process.wait() == 0, process.stderr
     for trial in range(15):
         names = sorted(row["dataset"] for row in read_rows(tmp_path / str(trial)))
         assert names == [*(f"own{number}" for number in range(8)), "shared"], trial

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import run_maple
 
 from maple.checkpoint import read_prompts
 from maple.distributed import Processes, choose_device, this_process
@@ -58,20 +59,20 @@ def test_two_processes_learn_what_one_learns(make_images: Callable[..., Path], t
         *("--backbone", "maple-tiny", "--pretrained", "random", "--set", "method.prompt_depth=2"),
         *(part for setting in train for part in ("--set", f"train.{setting}")),
     ]
-    starts = {"two": ACCELERATE, "one": [sys.executable, "-m", "maple"]}
-    for name, start in starts.items():
-        done = run(start, [*arguments, "--output", str(tmp_path / name)], tmp_path / "witness")
+    one = run_maple(*arguments, "--output", tmp_path / "one")
+    two = run(ACCELERATE, [*arguments, "--output", str(tmp_path / "two")], tmp_path / "witness")
+    for done in (one, two):
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("finished: ") == 1, "one process talks"
     there = {path.name: path.read_text() for path in (tmp_path / "witness").glob("rank*")}
     assert there == {"rank0of2": "left", "rank1of2": "left"}
-    one, two = (read_prompts(tmp_path / name / "prompts.safetensors") for name in ("one", "two"))
-    torch.testing.assert_close(two.tensors, one.tensors, rtol=0, atol=1e-5)
+    alone, shared = (read_prompts(tmp_path / name / "prompts.safetensors").tensors for name in ("one", "two"))
+    torch.testing.assert_close(shared, alone, rtol=0, atol=1e-5)
     histories = [read_history(tmp_path / name) for name in ("one", "two")]
-    for alone, shared in zip(*histories, strict=True):
-        assert len(alone.losses) == 4
-        assert shared.losses == pytest.approx(alone.losses, rel=1e-4)
-        assert shared.logs == pytest.approx(alone.logs, rel=1e-4)
+    for epoch, other in zip(*histories, strict=True):
+        assert len(epoch.losses) == 4
+        assert other.losses == pytest.approx(epoch.losses, rel=1e-4)
+        assert other.logs == pytest.approx(epoch.logs, rel=1e-4)
     assert {path.name for path in (tmp_path / "one").iterdir()} == {path.name for path in (tmp_path / "two").iterdir()}
 
 

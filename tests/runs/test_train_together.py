@@ -1,19 +1,20 @@
 """Runs that train together leave the folders that they leave alone, whatever happens to one of them, or to all."""
 
+import itertools
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import ForkedProcess, killed_at_flush
 
 from maple.checkpoint import read_tensors
 from maple.clip import Backbone
-from maple.config import RunSettings
+from maple.config import RunSettings, resolve
 from maple.errors import BusyError, ConfigError, ImageError, MapleError, TrainingDivergedError
 from maple.runs import TrainProgress, TrainResult, train_run, train_together
 from maple.runs.folder import lock_folder
@@ -163,76 +164,42 @@ def test_what_cannot_train_together_is_refused(
     assert list(tmp_path.glob("[ab]")) == []
 
 
-# One process loads the CLIP once and forks a child for each moment: it kills itself at its n-th flush to the disk.
-EVERY_SEVENTH_MOMENT = """
-import os, signal, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from maple.config import resolve
-from maple.runs import train_run, train_together
-from maple.runs.spec import open_backbone
+def every_seventh_moment(images: str, work: Path) -> None:
+    """Train two runs together, killed at every seventh flush to the disk, and resume them together or alone.
 
-images, work = sys.argv[1], Path(sys.argv[2])
-settings = [resolve([{
-    "method": {"name": "maple", "prompt_depth": 1},
-    "backbone": {"name": "maple-tiny", "pretrained": "random"},
-    "data": {"dataset": images, "shots": None},
-    "train": {"epochs": 2, "batch_size": 4, "lr": 0.01},
-    "seed": seed,
-}]) for seed in (1, 2)]
-backbone = open_backbone(settings[0], "cpu")
+    One process loads the CLIP once and forks a child for each moment.
+    """
+    layer = {
+        "method": {"name": "maple", "prompt_depth": 1},
+        "backbone": {"name": "maple-tiny", "pretrained": "random"},
+        "data": {"dataset": images, "shots": None},
+        "train": {"epochs": 2, "batch_size": 4, "lr": 0.01},
+    }
+    settings = [resolve([{**layer, "seed": seed}]) for seed in (1, 2)]
+    backbone = open_backbone(settings[0], "cpu")
 
-def child(train, deadly):
-    pid = os.fork()
-    if pid:
-        return os.waitpid(pid, 0)[1]
-    flush, done = os.fsync, [0]
-    def fsync(descriptor):
-        done[0] += 1
-        if done[0] == deadly:
-            os.kill(os.getpid(), signal.SIGKILL)
-        flush(descriptor)
-    os.fsync = fsync
-    try:
-        train()
-    except BaseException as error:
-        print(repr(error), file=sys.stderr)
-        os._exit(1)
-    os._exit(0)
+    def both(name: str) -> None:
+        train_together([(one, work / name / str(one.seed)) for one in settings], device="cpu", backbone=backbone)
 
-def both(name):
-    runs = [(one, work / name / str(one.seed)) for one in settings]
-    return lambda: train_together(runs, device="cpu", backbone=backbone)
+    def one_by_one(name: str) -> None:
+        for one in settings:
+            train_run(one, work / name / str(one.seed), device="cpu", backbone=backbone)
 
-def one_by_one(name):
-    return lambda: [train_run(one, work / name / str(one.seed), device="cpu", backbone=backbone) for one in settings]
-
-assert child(one_by_one("alone"), 0) == 0
-moment = 0
-while True:
-    moment += 7
-    name = f"killed-{moment}"
-    status = child(both(name), moment)
-    if status == 0:
-        break
-    assert os.WIFSIGNALED(status), status
-    assert child(one_by_one(name) if moment % 2 else both(name), 0) == 0, moment
-print(moment)
-"""
+    assert killed_at_flush(0, lambda: one_by_one("alone")) == 0
+    for moment in itertools.count(7, 7):
+        name = f"killed-{moment}"
+        status = killed_at_flush(moment, partial(both, name))
+        if status == 0:
+            return
+        assert os.WIFSIGNALED(status), status
+        assert killed_at_flush(0, partial(one_by_one if moment % 2 else both, name)) == 0, moment
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")
 def test_killed_while_together_they_go_on_together_or_alone(make_images: Callable[..., Path], tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", EVERY_SEVENTH_MOMENT, str(make_images(classes=("cat", "dog"))), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+    process = ForkedProcess(every_seventh_moment, str(make_images(classes=("cat", "dog"), train=2)), tmp_path)
+    assert process.wait() == 0, process.stderr
     killed = sorted(tmp_path.glob("killed-*/*"))
     # Of each run five files at the start, two after each of two epochs, two at the end; each flushed, then its folder.
     assert len(killed) == 2 * (2 * 2 * (5 + 2 * 2 + 2) // 7 + 1)

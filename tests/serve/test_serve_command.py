@@ -1,15 +1,14 @@
 """`maple serve` as a user types it, with a real method."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
+import time
 import urllib.request
 from pathlib import Path
 
 import pytest
+from forked import start_maple
 from serve_helpers import png
 from typer.testing import CliRunner
 
@@ -59,22 +58,22 @@ def test_errors_come_before_the_model_is_loaded(prompts: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_it_predicts_as_predict_does_and_stops_at_a_signal(prompts: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "maple", "serve", str(prompts), "--port", "0", "--device", "cpu"]
-    environment = {**os.environ, "MAPLE_TOKEN": "a-token-of-the-test"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as running:
-        try:
-            assert running.stdout is not None
-            assert running.stdout.readline() == "maple: MaPLe on maple-tiny, trained on emoji-food/lineart\n"
-            line = running.stdout.readline()
-            url = line.split()[3]
-            answers = [ask(url, None), ask(url, ["red car", "teapot"])]
-            running.send_signal(signal.SIGTERM)
-            out, errors = running.communicate(timeout=30)
-        finally:
-            running.kill()
-    assert (running.returncode, out, errors) == (0, "maple: stopped\n", "")
+    environment = {"MAPLE_TOKEN": "a-token-of-the-test"}
+    server = start_maple("serve", prompts, "--port", 0, "--device", "cpu", environment=environment)
+    limit = time.monotonic() + 100
+    try:
+        while server.stdout.count("\n") < 2 and server.returncode is None and time.monotonic() < limit:
+            time.sleep(0.02)
+        first, second = server.stdout.splitlines()
+        assert first == "maple: MaPLe on maple-tiny, trained on emoji-food/lineart"
+        url = second.split()[3]
+        answers = [ask(url, None), ask(url, ["red car", "teapot"])]
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+    finally:
+        server.send_signal(signal.SIGKILL)
+    assert server.stdout.splitlines() == [first, second, "maple: stopped"]
+    assert server.stderr == ""
     (tmp_path / "x.png").write_bytes(png((30, 180, 30)))
     predictor = TorchPredictor.load(prompts, zero_shot=True, device="cpu")
     for names, found in zip((None, ["red car", "teapot"]), answers, strict=True):

@@ -15,11 +15,15 @@ from serve_helpers import process
 
 from maple.serve.responses import ERROR_CODES
 
-schemathesis = pytest.importorskip("schemathesis", reason="no schemathesis: pip install 'maple-clip[test]'")
-
 TOKEN = "a-token-for-the-fuzzer"
 COUNT = int(os.environ.get("MAPLE_FUZZ_EXAMPLES", "15"))
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def schemathesis() -> Any:
+    """Imported here: it takes seconds, in every process that collects the tests."""
+    return pytest.importorskip("schemathesis", reason="no schemathesis: pip install 'maple-clip[test]'")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +34,7 @@ def url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def schema(url: str) -> Any:
+def schema(schemathesis: Any, url: str) -> Any:
     return schemathesis.openapi.from_url(f"{url}/openapi.json")
 
 
@@ -42,7 +46,7 @@ PATHS = [
 
 @pytest.mark.parametrize("positive", [True, False], ids=["allowed", "not allowed"])
 @pytest.mark.parametrize(("method", "path"), PATHS)
-def test_responses_are_as_described(schema: Any, method: str, path: str, positive: bool) -> None:
+def test_responses_are_as_described(schemathesis: Any, schema: Any, method: str, path: str, positive: bool) -> None:
     mode = schemathesis.GenerationMode.POSITIVE if positive else schemathesis.GenerationMode.NEGATIVE
     operation = schema[path][method]
     if not (positive or operation.path_parameters or operation.body):

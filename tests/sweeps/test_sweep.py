@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,13 +10,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from forked import ForkedProcess, run_maple, start_maple
 from sweep_tools import SMALL, RecordedProgress, rows_below, small_sweep
 from typer.testing import CliRunner
 
 from maple.cli import app
 from maple.errors import ConfigError
 from maple.runs.folder import lock_folder
-from maple.sweeps import run_sweep
+from maple.sweeps import RunOutcome, SweepSettings, plan_sweep, run_sweep
 from maple.sweeps.runner import run_group, status_of
 
 
@@ -118,35 +117,27 @@ def test_a_run_of_another_process_is_busy(make_images: Callable[..., Path], tmp_
     assert run_sweep(runs, tmp_path, device="cpu", progress=RecordedProgress())[0].status == "finished"
 
 
-SLEEPING = """
-import os, sys, time
-from functools import partial
-from pathlib import Path
-from maple.sweeps import SweepSettings, plan_sweep, run_sweep
-
-def sleep(group, root, device, report):
+def sleep(_group: object, root: Path, *_: object) -> list[RunOutcome]:
     (root / f"worker{os.getpid()}").touch()
     time.sleep(200)
+    return []
 
-if __name__ == "__main__":
+
+def sleeping_sweep(root: Path) -> None:
     settings = SweepSettings(protocol="few-shot", methods=["coop"], datasets=["emoji-animals"], shots=[1, 2])
-    run_sweep(plan_sweep(settings), Path(sys.argv[1]), jobs=2, device="cpu", work=sleep)
-"""
+    run_sweep(plan_sweep(settings), root, jobs=2, device="cpu", work=sleep)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_workers_end_with_the_sweep(number: signal.Signals, as_in_a_terminal: list[str], tmp_path: Path) -> None:
-    script, limit = tmp_path / "sleeping.py", time.monotonic() + 150
-    script.write_text(SLEEPING)
-    command = [*as_in_a_terminal, sys.executable, str(script), str(tmp_path)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as sweep:
-        while len(workers := list(tmp_path.glob("worker*"))) < 2 and time.monotonic() < limit:
-            time.sleep(0.05)
-        assert len(workers) == 2
-        sweep.send_signal(number)  # to the parent alone
-        assert sweep.wait(timeout=30) != 0
+def test_workers_end_with_the_sweep(number: signal.Signals, tmp_path: Path) -> None:
+    sweep, limit = ForkedProcess(sleeping_sweep, tmp_path), time.monotonic() + 150
+    while len(workers := list(tmp_path.glob("worker*"))) < 2 and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert len(workers) == 2, sweep.stderr
+    sweep.send_signal(number)  # to the parent alone
+    assert sweep.wait(30) != 0
     numbers, limit = {path.name.removeprefix("worker") for path in workers}, time.monotonic() + 20
     while (left := numbers & working()) and time.monotonic() < limit:
         time.sleep(0.05)
@@ -159,9 +150,9 @@ def working() -> set[str]:
 
 
 COMMAND = [
-    *(sys.executable, "-m", "maple", "sweep", "base-to-novel", "--methods", "vpt", "--seeds", "1,2", "--shots", "all"),
+    *("sweep", "base-to-novel", "--methods", "vpt", "--seeds", "1,2", "--shots", "all"),
     *("--set", "method.vision_prompt_depth=2", "--set", "train.epochs=3", "--backbone", "maple-tiny"),
-    *("--pretrained", "random", "--device", "cpu", "--jobs", "2"),
+    *("--pretrained", "random", "--device", "cpu"),
 ]
 
 
@@ -188,24 +179,24 @@ def test_impossible_commands_are_refused(options: list[str], message: str, tmp_p
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_killed_sweeps_end_in_the_same_rows(make_images: Callable[..., Path], tmp_path: Path) -> None:
-    command = [*COMMAND, "--datasets", str(make_images())]
-    straight = subprocess.run([*command, "--output", str(tmp_path / "straight")], capture_output=True, text=True)
+    """All processes of a sweep are killed, first while a run begins, then after an epoch."""
+    command = [*COMMAND, "--datasets", make_images()]
+    straight = run_maple(*command, "--output", tmp_path / "straight")
     assert straight.returncode == 0, straight.stderr
+    command += ["--jobs", 2, "--output", tmp_path / "killed"]
     moments = random.Random(3)
-    began = time.monotonic()
-    for _ in range(4):
-        process = subprocess.Popen(
-            [*command, "--output", str(tmp_path / "killed")],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        time.sleep(moments.uniform(2, 8))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if time.monotonic() - began > 60:
-            break
-    done = subprocess.run([*command, "--output", str(tmp_path / "killed")], capture_output=True, text=True)
+    for file in ("config.json", "metrics.jsonl"):
+        before = {path: path.read_bytes() for path in (tmp_path / "killed").glob(f"*/{file}")}
+        process, limit = start_maple(*command), time.monotonic() + 100
+        while process.returncode is None and time.monotonic() < limit:
+            if any(path.read_bytes() != before.get(path) for path in (tmp_path / "killed").glob(f"*/{file}")):
+                break
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.1))
+        process.kill_group()
+        assert process.wait() == -signal.SIGKILL, process.stderr
+    assert not all((path.parent / "rows.jsonl").exists() for path in (tmp_path / "killed").glob("*/config.json"))
+    done = run_maple(*command)
     assert done.returncode == 0, done.stderr
     assert rows_below(tmp_path / "killed") == rows_below(tmp_path / "straight")
     assert len(rows_below(tmp_path / "killed")) == 2
