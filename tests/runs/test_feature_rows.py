@@ -22,9 +22,10 @@ from maple.clip import Backbone, load_clip
 from maple.clip.features import require_features_of
 from maple.config import RunSettings
 from maple.data import inspect_dataset, load_features
-from maple.errors import ConfigError, DataError
+from maple.errors import BackboneError, ConfigError, DataError
 from maple.feature_files import FeatureRows, read_features
 from maple.fitting import FitProgress, FitResult, SelectionSettings, fit, fit_candidates, fit_settings
+from maple.inference import load_predictor
 from maple.inference.array_images import InputError, to_inputs
 from maple.inference.torch_predictor import TorchPredictor
 from maple.methods import describe_methods
@@ -32,6 +33,7 @@ from maple.report import collect
 from maple.report.groups import group_evaluations
 from maple.runs import eval_transform, evaluate_run, train_run
 from maple.runs.selection_plan import make_plan
+from maple.serve.api import create_app
 from maple.sweeps import SweepSettings, plan_sweep, run_sweep
 
 Write = Callable[..., str]
@@ -211,6 +213,14 @@ def test_a_named_clip_that_seems_to_be_another_is_only_warned_of(caplog: pytest.
     assert not caplog.records
     require_features_of(clip, 128, "OpenAI CLIP ViT-B/16", "a.safetensors")
     assert "features of 'OpenAI CLIP ViT-B/16', and this run has the CLIP maple-tiny" in caplog.text
+
+
+def test_what_reads_images_refuses_the_run(fitted: tuple[FitResult, str], tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "black.png")
+    with pytest.raises(BackboneError, match="images cannot be read without a CLIP"):
+        maple("predict", fitted[0].folder, tmp_path / "black.png")
+    with pytest.raises(ConfigError, match="the server reads images"):
+        create_app(load_predictor(fitted[0].folder, device="cpu"))
 
 
 # --- rows that were trained on

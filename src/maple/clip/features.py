@@ -127,5 +127,8 @@ class _Table:
     def plain(self, inputs: Tensor) -> Tensor:
         """The features [n, D] of rows [n, 1]."""
         if self._features is None:
-            raise BackboneError("trained on features: images cannot be read without a CLIP; give their features")
+            raise BackboneError(
+                "trained on features: images cannot be read without a CLIP; give their features, "
+                "as in `maple predict RUN --features FILE`"
+            )
         return self._features[inputs[:, 0]]

@@ -15,8 +15,9 @@ from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
 from maple import __version__
-from maple.errors import ImageError
+from maple.errors import ConfigError, ImageError
 from maple.inference.predictor import ClassProbability, Floats, Prediction, Predictor
+from maple.names import FEATURES
 from maple.serve.batching import Batcher, ClassProbabilities, Job
 from maple.serve.decoding import Decoder
 from maple.serve.limits import Limits
@@ -175,7 +176,15 @@ def create_app(
         token: required from clients of the API; None for no token.
         hosts: names by which requests may address the server; None for any.
         find_examples: called in a thread when the server starts; None for no examples.
+
+    Raises:
+        ConfigError: the run was trained on features, and so cannot read images.
     """
+    if str(predictor.about.get("backbone")).startswith(FEATURES):
+        raise ConfigError(
+            "the run was trained on features, without a CLIP, and the server reads images; serve a run trained "
+            "on images, or predict features with `maple predict RUN --features FILE`"
+        )
     limits = limits or Limits()
     # A request may always list as many classes as were trained.
     limits = dataclasses.replace(limits, classes=max(limits.classes, len(predictor.trained_names)))
