@@ -98,13 +98,11 @@ def compare(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         began, runs = time.perf_counter(), []
         for seed, part in parts.items():
             trained = train(preset_settings(method, dataset, seed), part)
-            runs.append(
-                {
-                    "test": accuracy(trained, part.test),
-                    "train": accuracy(trained, part.train),
-                    **{name: round(value, 6) for name, value in trained.selected_hyperparameters().items()},
-                }
-            )
+            run = {"test": accuracy(trained, part.test), "train": accuracy(trained, part.train)}
+            if not trained.settings.needs_validation:
+                # Nothing was selected on the validation images, so that all images that are not trained on can test.
+                run["test_and_val"] = accuracy(trained, join(part.test, part.val))
+            runs.append(run | {name: round(value, 6) for name, value in trained.selected_hyperparameters().items()})
         yield {
             "data": dataset,
             "method": method,
@@ -173,6 +171,12 @@ def cut(images: tuple[Tensor, Tensor], counts: Sequence[int | None], seed: int) 
         indices = torch.tensor([int(item.path) for item in chosen])
         parts.append((features[indices], labels[indices]))
     return parts
+
+
+def join(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The features and labels of several parts, one after the other."""
+    features, labels = zip(*parts, strict=True)
+    return torch.cat(features), torch.cat(labels)
 
 
 def preset_settings(method: str, dataset: str, seed: int, overrides: Sequence[str] = ()) -> RunSettings:

@@ -101,6 +101,10 @@ class TrainSettings(Settings):
     epoch, 0 for no augmentation. Where the image tower is unchanged, the features of these views are extracted once and
     replace the images.
 
+    `keep` is which state of the training is the result: that after the last epoch, or the best one, by the accuracy on
+    validation images after at most ten epochs, evenly spread (ties: the lowest loss, then the later state). These are
+    the images that `calibrate` uses. There is no early stopping: the rate is lowest, and most states best, at the end.
+
     `calibrate` fits a temperature for probabilities, at the end of the training, on images that are neither trained on
     nor tested on: the validation images and, of a user's own images, also those that the sample has left over.
 
@@ -128,6 +132,7 @@ class TrainSettings(Settings):
     crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.08, 1.0)
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     views: Annotated[int, Field(ge=0)] | None = None
+    keep: Literal["last", "best"] = "last"
     calibrate: bool = False
     workers: Threads = None
     images: ImagePlace = "auto"

@@ -39,7 +39,7 @@ def layer(shots: int | None) -> dict[str, Any]:
 
 def test_a_fit_is_calibrated_on_spare_images(images: Path, tmp_path: Path) -> None:
     words = ["fit", images, "--method", "coop", "--shots", 4, "--output", tmp_path / "run", "--device", "cpu"]
-    words += ["--backbone", "maple-tiny", "--pretrained", "random:1", "--epochs", 2]
+    words += ["--backbone", "maple-tiny", "--pretrained", "random:1", "--epochs", 2, "--set", "train.keep=best"]
     done = CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
     assert done.exit_code == 0, done.output
     stored = read_prompts(tmp_path / "run" / "prompts.safetensors")
@@ -63,9 +63,15 @@ def test_a_fit_is_calibrated_on_spare_images(images: Path, tmp_path: Path) -> No
     assert result.reliability.summary in done.stdout
     page = (tmp_path / "run" / "report.html").read_text()
     assert "How far its probabilities can be trusted" in page
+    # The state that was kept was chosen on the same images.
+    assert stored.info["kept"]["images"] == len(split.train) - 12
+    assert result.kept.startswith("The state after epoch ")
+    assert result.kept in done.stdout
+    assert result.kept in page
     assert result.reliability.summary in page
     shown = json.loads(CliRunner().invoke(app, [*map(str, words), "--json"], catch_exceptions=False).stdout)
     values = shown["probabilities"]
+    assert shown["kept"] == result.kept
     assert values == result.reliability.as_json()
     assert [each["threshold"] for each in values["reject"]] == [0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
 
@@ -120,6 +126,22 @@ def test_the_choice_of_a_method_calibrates_without_further_training(
     info = read_prompts(tmp_path / "run" / "prompts.safetensors").info["calibration"]
     assert info["cross_validated"] is True
     assert info["images"] == len(result.selection.chosen.right)
+
+
+def test_a_chosen_method_with_validation_images_of_its_own_is_calibrated(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trials of the choice were trained on images that are held out for validation now: they are not used again."""
+    monkeypatch.setattr(selection.Candidate, "score", property(lambda self: float(self.recipe == "tip_adapter")))
+    no_steps = {"backbone": BACKBONE, "data": {"shots": None}, "train": {"views": 0}}
+    candidates = fit_candidates(str(images), ["zero_shot", "tip_adapter"], layer=no_steps)
+    fit(candidates, tmp_path / "run", device="cpu", selection=SelectionSettings(minutes=10))
+    info, split = (
+        read_prompts(tmp_path / "run" / "prompts.safetensors").info,
+        read_saved_split(tmp_path / "run" / SAVED_SPLIT),
+    )
+    assert 0 < len(split.val) < 20 <= info["calibration"]["images"] <= len(split.train)
+    assert info["calibration"]["cross_validated"] is True
 
 
 def test_fits_that_were_made_before_keep_their_names_and_are_found(images: Path, tmp_path: Path) -> None:

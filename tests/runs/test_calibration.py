@@ -23,7 +23,7 @@ from maple.errors import CheckpointError, ConfigError
 from maple.export import export_run
 from maple.inference import find_images, load_predictor
 from maple.metrics import coverage_at, fit_temperature, score, softmax
-from maple.runs import calibration, evaluate_run, read_rows, train_run
+from maple.runs import evaluate_run, read_rows, spec, train_run
 from maple.runs.spec import content_name, open_dataset, sample
 from maple.serve.api import create_app
 from maple.serve.middleware import LOOPBACK
@@ -99,7 +99,7 @@ def test_only_images_that_are_neither_trained_nor_tested_on_are_used(images: Pat
     settings = settings_of(images, calibrate=True)
     dataset = open_dataset(settings)
     trained, val, _ = sample(settings, dataset)
-    used = {item.path for item in calibration.calibration_items(settings, dataset, trained, val)}
+    used = {item.path for item in spec.spare_items(settings, dataset, trained, val)}
     assert len(used) == 4 * (12 - 4)
     assert used == {item.path for item in dataset.train} - {item.path for item in trained}
     # The test images cannot even be read while the run is trained and calibrated.
@@ -118,9 +118,9 @@ def test_of_a_published_data_set_only_validation_images_are_used(images: Path, m
     settings = settings_of(images, calibrate=True)
     dataset = open_dataset(settings)
     trained, _, _ = sample(settings, dataset)
-    monkeypatch.setattr(calibration, "template_of", lambda _name: "a photo of a {}.")
-    assert calibration.calibration_items(settings, dataset, trained, []) == []
-    assert calibration.calibration_items(settings, dataset, trained, dataset.train[:3]) == list(dataset.train[:3])
+    monkeypatch.setattr(spec, "template_of", lambda _name: "a photo of a {}.")
+    assert spec.spare_items(settings, dataset, trained, []) == []
+    assert spec.spare_items(settings, dataset, trained, dataset.train[:3]) == list(dataset.train[:3])
 
 
 def test_without_enough_images_there_is_no_temperature(images: Path, tmp_path: Path) -> None:

@@ -101,9 +101,10 @@ class TrainBar(_Bars, TrainProgress):
         )
 
     def epoch(self, report: EpochReport) -> None:
+        validation = f"  validation acc {report.validation['accuracy']:.1%}" if report.validation else ""
         self._console.print(
             f"epoch {report.epoch + 1}/{self._epochs}  lr {report.lr:.3g}  loss {report.loss:.4f}  "
-            f"acc {report.logs.get('accuracy', 0.0):.1%}  {self._images_per_second():.1f} img/s"
+            f"acc {report.logs.get('accuracy', 0.0):.1%}{validation}  {self._images_per_second():.1f} img/s"
         )
         self._epoch_began, self._images = time.monotonic(), 0
 

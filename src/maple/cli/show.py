@@ -116,6 +116,10 @@ def _print_run(content: dict[str, Any]) -> None:
             images = number_of(calibration.get("images") or 0, "image")
             temperature = calibration.get("temperature") or 1.0
             options.echo(f"  temperature {temperature:g}, calibrated on {images}{reason}")
+        if kept := info.pop("kept", None):
+            from maple.train import describe_kept
+
+            options.echo(f"  {describe_kept(kept)}")
         options.echo(f"  {line(info)}")
     for row in content.get("rows", []):
         options.echo(

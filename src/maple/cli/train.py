@@ -93,6 +93,12 @@ def train_command(
     else:
         last = f"last epoch: loss {result.history[-1].loss:.4f}" if result.history else "no epochs"
         options.echo(f"finished: {folder} ({last})")
+    if settings.train.keep == "best":
+        from maple.checkpoint import read_prompts
+        from maple.train import describe_kept
+
+        if kept := read_prompts(folder / "prompts.safetensors").info.get("kept"):
+            options.echo(describe_kept(kept))
     options.echo(f"next: maple evaluate {folder}")
 
 
@@ -259,6 +265,8 @@ def _print_result(result: "FitResult") -> None:
         _print_accuracies(result.accuracy)
     else:
         _print_comparison(result.comparison)
+    if result.kept:
+        options.echo(result.kept)
     if result.reliability is not None:
         options.echo(f"probabilities: {result.reliability.summary}")
         options.echo("  predict --reject    images answered    of these correct, in per cent")
@@ -317,5 +325,6 @@ def _as_json(result: "FitResult") -> dict[str, Any]:
         },
         "page": None if result.page is None else str(result.page),
         "selection": None if result.selection is None else result.selection.as_json(),
+        "kept": result.kept or None,
         "probabilities": None if result.reliability is None else result.reliability.as_json(),
     }

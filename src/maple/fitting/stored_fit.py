@@ -24,6 +24,7 @@ from maple.runs.folder import differences, read_settings
 from maple.runs.selection import Selection, read_selection
 from maple.runs.selection_plan import SelectionSettings
 from maple.runs.spec import absolute_backbone, relevant
+from maple.train import describe_kept
 
 INSPECTION = "data.json"
 SELECTION = "selection.json"
@@ -45,6 +46,7 @@ class FitResult:
         was_finished: an earlier call had finished, so nothing was computed.
         selection: how the method was chosen; None if it was given.
         reliability: its calibration and its accuracy where it is sure; None without held-out images.
+        kept: which state of the training is the result, and why; "" for the last one, without a choice.
 
     Example:
         >>> result = read_fit(Path("runs/flowers"))
@@ -59,6 +61,7 @@ class FitResult:
     was_finished: bool = False
     selection: Selection | None = None
     reliability: Reliability | None = None
+    kept: str = ""
 
 
 def read_fit(folder: Path, load_thumbnail: ThumbnailLoader | None = None) -> FitResult:
@@ -79,23 +82,25 @@ def build_result(
 ) -> FitResult:
     """Build the result from the files of a trained run; write the page, unless it was finished and has one."""
     selection = read_selection(folder / SELECTION) if (folder / SELECTION).exists() else None
+    state = read_prompts(folder / "prompts.safetensors").info.get("kept")
+    kept = describe_kept(state) if state else ""
     try:
         trained, zero_shot = held_out(collect(folder, describe_methods()))
     except DataError:  # no evaluations
         trained = zero_shot = None
     evaluation = trained or zero_shot
     if evaluation is None:
-        return FitResult(folder, tuple(findings), was_finished=was_finished, selection=selection)
+        return FitResult(folder, tuple(findings), was_finished=was_finished, selection=selection, kept=kept)
     try:
         comparison = paired_accuracy(trained, zero_shot) if trained and zero_shot else None
     except ValueError as error:
         raise CheckpointError(f"{folder}: its predictions cannot be compared: {error}") from error
     accuracy, reliability = MeasuredAccuracy.of(evaluation), read_reliability(folder, evaluation)
     if not (was_finished and (folder / PAGE).is_file()):
-        opening = _opening(accuracy, comparison, _shots(folder), selection, reliability)
+        opening = _opening(accuracy, comparison, [_shots(folder), kept], selection, reliability)
         write_report(folder, ["html"], methods=describe_methods(), load_thumbnail=load_thumbnail, opening=opening)
     page = folder / PAGE
-    return FitResult(folder, tuple(findings), accuracy, comparison, page, was_finished, selection, reliability)
+    return FitResult(folder, tuple(findings), accuracy, comparison, page, was_finished, selection, reliability, kept)
 
 
 def _shots(folder: Path) -> str:
@@ -106,17 +111,20 @@ def _shots(folder: Path) -> str:
         fewest, most = min(counts), max(counts)
     except (CheckpointError, KeyError, TypeError, ValueError):
         return ""  # of a run that learned nothing, or a damaged file, which is not needed otherwise
-    return f"{len(items):,} training images, {fewest if fewest == most else f'{fewest} to {most}'} of each class"
+    return f"{len(items):,} training images, {fewest if fewest == most else f'{fewest} to {most}'} of each class."
 
 
 def _opening(
     accuracy: MeasuredAccuracy,
     comparison: PairedAccuracy | None,
-    shots: str,
+    training: Sequence[str],
     selection: Selection | None,
     reliability: Reliability | None,
 ) -> Opening:
-    """The headline and the first chapters of the page: what the terminal shows."""
+    """The headline and the first chapters of the page: what the terminal shows.
+
+    `training` are sentences on how the run was trained.
+    """
 
     def percent(value: float) -> str:
         return f"{100 * value:.1f}"
@@ -147,8 +155,7 @@ def _opening(
     notes = [f"In per cent, with 95 % intervals (Wilson), on {accuracy.images:,} images that were not trained on."]
     if comparison is not None:
         notes.append(f"{comparison.method.title}: {comparison.verdict}.")
-    if shots:
-        notes.append(f"{shots}.")
+    notes += filter(None, training)
     table = Table("Accuracy on held-out images", (Section("", ("Method", "Accuracy", "Interval"), rows),), tuple(notes))
     chapters = [Chapter(table.caption, [table], [])]
     chapters += [_leaderboard(selection)] if selection else []

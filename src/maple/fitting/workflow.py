@@ -39,7 +39,6 @@ from maple.data.saved_split import (
 from maple.descriptions import DEFAULT_METHOD
 from maple.distributed import this_process
 from maple.errors import BackboneDownloadError, ClassNamesError, ConfigError, output_error, shortened
-from maple.fitting.cross_calibration import cross_calibrate
 from maple.fitting.stored_fit import (
     NO_TEXT,
     SELECTION,
@@ -55,9 +54,10 @@ from maple.methods import ZERO_SHOT, Method
 from maple.names import absolute_features, clean_class_names, is_features
 from maple.report import ThumbnailLoader
 from maple.runs import Tracked, TrainProgress, complete, content_name, evaluate_run, finished_prompts, train_run
+from maple.runs.cross_calibration import cross_calibrate
 from maple.runs.folder import lock_folder, read_settings, refuse_other_run
 from maple.runs.selection import AUTO, CANDIDATES, read_selection, select
-from maple.runs.selection_plan import SelectionSettings, with_validation
+from maple.runs.selection_plan import SelectionSettings, make_fold, with_validation
 from maple.runs.spec import folder_name, open_backbone, warn_if_images_changed
 from maple.runs.training import fresh_method
 from maple.sweeps.plan import recipe_of
@@ -296,11 +296,15 @@ def fit(
     run = run.changed(data=run.data.changed(listing=saved_split_hash(split)))
     calibration = None
     if not (folder / "prompts.safetensors").exists():
-        # The trials of the choice are used again, if they were trained on the same images.
+        # The trials of the choice are used again, if they were trained on the same images: not if some were since
+        # held out for validation.
         name, parts = "calibration", 0
         if selection is not None and selection.goal == "trained":
             choice = read_selection(folder / SELECTION)
-            name, parts = choice.chosen.recipe, choice.folds
+            trial = folder / _TRIALS / f"{choice.chosen.recipe}_0"
+            first_part = saved_split_hash(make_fold(split, run, "trained", 0).train)
+            if (trial / "config.json").exists() and read_settings(trial).data.listing == first_part:
+                name, parts = choice.chosen.recipe, choice.folds
 
         def train_part(number: int, part: Dataset) -> Method:
             return _trial(f"{name}_{number}", run, part, folder, backbone, device, TrainProgress())

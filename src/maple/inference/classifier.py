@@ -65,13 +65,17 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ("zero_shot", "tip-adapter-f", ...), by default `maple.runs.selection.CANDIDATES`.
         backbone, pretrained, precision: which CLIP, as in `load_clip`.
         shots: images per class to train on, drawn with `seed`; all of them without it.
+        calibrate: whether a temperature is fitted for the probabilities, as `maple fit` does; True by default. It does
+            not change predicted labels. With fewer than 20 images that `shots` leaves over or that are held out for
+            validation, that takes one to four more trainings, on parts of the images.
         seed: of the sample, the initial prompts and the order; 0 is valid.
         settings: any other settings by section, as in {"train": {"optimizer": "adamw"}, "method": {"prompt_depth": 3}}.
         class_names: {label: words that CLIP reads}, or a list in the order of the sorted labels; required where labels
             are not strings.
         validation_fraction: the part of each class that `fit` holds out, chosen with `seed` and not trained on, for
             methods that choose a setting on validation images (Tip-Adapter's alpha and beta, the linear probe's
-            regularisation), unless that setting is given; at most four images of a class where `shots` is set.
+            regularisation), unless that setting is given; at most four images of a class where `shots` is set. Also for
+            `settings={"train": {"keep": "best"}}`, unless `shots` leaves images over.
         device: cpu, cuda, cuda:1, mps; by default a GPU if there is one.
 
     Attributes (after `fit` or `from_pretrained`):
@@ -98,6 +102,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         precision: str | None = None,
         preset: str | None = None,
         shots: int | None = None,
+        calibrate: bool | None = None,
         epochs: int | None = None,
         lr: float | None = None,
         batch_size: int | None = None,
@@ -116,6 +121,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.precision = precision
         self.preset = preset
         self.shots = shots
+        self.calibrate = calibrate
         self.epochs = epochs
         self.lr = lr
         self.batch_size = batch_size
@@ -137,8 +143,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> Self:
         """Learn prompts from images `X` and their labels `y` [n], and forget what was learned before.
 
-        The result equals that of `maple train` with the same images in the same order, settings and seed. A method that
-        searches on validation images takes them from `X`: see `validation_fraction`.
+        What is learned equals what `maple train` learns with the same images in the same order, settings and seed. A
+        method that searches on validation images takes them from `X`: see `validation_fraction`.
 
         Args:
             verbose: show a progress bar, in a notebook too.
@@ -168,13 +174,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             verbose=verbose,
             callbacks=followers,
         )
-        loss = trained.history[-1].loss if trained.history else None
-        summary = {"epochs": len(trained.history), "images": trained.images, "loss": loss}
-        info: dict[str, Any] = {"seed": trained.settings.seed, "train": summary}
-        if selected := trained.method.selected_hyperparameters():
-            info["chosen"] = selected
+        info = trained.info
         if trained.selection is not None:
-            info["selection"] = trained.selection.as_json()
+            info = {**info, "selection": trained.selection.as_json()}
         self._set_method(trained.method, classes, info)
         self.history_ = trained.history
         self.selection_ = trained.selection
@@ -397,12 +399,13 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 raise ConfigError(f"settings has {section} = {values!r:.80}; give a section, {{{section!r}: {{...}}}}")
         layer = options_layer(
             backbone={"name": self.backbone, "pretrained": self.pretrained, "precision": self.precision},
-            train={"epochs": self.epochs, "lr": self.lr, "batch_size": self.batch_size},
+            train={key: getattr(self, key) for key in ("epochs", "lr", "batch_size", "calibrate")},
             data={"shots": self.shots},
         )
         layer["seed"] = self.seed  # a seed of None is refused, not left out
         # A user's own images need a CLIP of the usual breadth, unless another is named.
-        default, shots = {"backbone": {"name": BackboneSettings().name}}, {"data": {"shots": None}}
+        default: dict[str, Any] = {"backbone": {"name": BackboneSettings().name}, "train": {"calibrate": True}}
+        shots = {"data": {"shots": None}}
         if self.method != AUTO:
             if self.preset is None:
                 method_settings({"name": self.method})  # reports an unknown method as such, not as an unknown preset

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -9,27 +10,30 @@ from torch import Tensor
 
 from maple.clip import Backbone
 from maple.config import RunSettings, preset_of, read_preset, resolve
-from maple.data import Dataset, Item, hold_out, sample_few_shot
+from maple.data import Dataset, Item, hold_out
 from maple.distributed import Processes
 from maple.errors import ConfigError, ImageError
 from maple.inference.array_images import InputError
 from maple.inference.image_sources import ImageSource
-from maple.methods import Method, method_settings
+from maple.methods import Method
 from maple.runs import TrainingData, TrainProgress, complete
+from maple.runs.calibration import calibrate
+from maple.runs.cross_calibration import cross_calibrate
 from maple.runs.frozen_features import require_features
 from maple.runs.selection import CANDIDATES, Selection, select
-from maple.runs.selection_plan import SelectionSettings
+from maple.runs.selection_plan import FOLDS, SelectionSettings, lacks_validation
+from maple.runs.spec import sample, spare_items
 from maple.runs.training import fresh_method
 from maple.train import EpochReport, StepReport, Trainer
 
 
 class Trained(NamedTuple):
-    """A trained method, the reports of its epochs, the number of its training images, and how it was chosen."""
+    """A trained method, the reports of its epochs, what a prompts file says of it, its spare images, and its choice."""
 
     method: Method
     history: tuple[EpochReport, ...]
-    images: int
-    settings: RunSettings
+    info: dict[str, Any]
+    spare: list[Item]
     selection: Selection | None
 
 
@@ -86,12 +90,15 @@ def train_in_memory(
 ) -> Trained:
     """Train the only candidate; or the one that `maple.runs.selection.select` chooses on these images.
 
+    With `train.calibrate` it is calibrated as `maple fit` does: on images that it is not trained on, or, before it is
+    trained, by cross-validation.
+
     Args:
         candidates: complete settings by recipe, simple methods first.
         images: or features [n, D] of the frozen image tower, as they are; there is one view of each.
         labels, names: the class of each image, and the name of each class.
         selection: how the best of several is chosen; None for an only one.
-        validation_fraction: the part of each class that is held out for methods that choose a setting on it.
+        validation_fraction: the part of each class that is held out where a setting or the best state is chosen on it.
         verbose: show a progress bar on standard error.
         callbacks: receive the progress of the training that is kept, and of no trial before it.
 
@@ -113,6 +120,11 @@ def train_in_memory(
             "read": lambda number: sources[int(number)].read(),
             "identify": lambda number: sources[int(number)].content_id(),
         }
+    # Whatever the settings name: these are the caller's own images, and all of them.
+    candidates = {
+        recipe: settings.changed(data=settings.data.changed(dataset="images", classes="all"))
+        for recipe, settings in candidates.items()
+    }
     dataset = Dataset(
         "images",
         Path(),
@@ -125,20 +137,13 @@ def train_in_memory(
     store = dataset.store()  # one for all trials, so that each image is decoded once
 
     def train(settings: RunSettings, part: Dataset, progress: Sequence[TrainProgress]) -> Trained:
-        # A part comes with validation images of its own; they are held out anew, in the fraction that was asked for.
-        items, val = sorted([*part.train, *part.val], key=lambda item: int(item.path)), list[Item]()
-        if method_settings(settings.method)[1].needs_validation:
-            items, val = hold_out(items, validation_fraction, settings.seed)
-            if not val:
-                need = f"{settings.method['name']} chooses a setting on validation images"
-                advice = 'give more, or give the setting: settings={"method": {...}}'
-                raise InputError(f"{need}, but no class has more than one image; {advice}")
-        options = settings.data
-        items, val = sample_few_shot(items, val, options.shots, settings.seed, all_val=options.validation == "all")
-        method = fresh_method(settings, backbone, part.class_names)
+        part = _divided(settings, part, validation_fraction)
+        items, val, class_names = sample(settings, part)
+        spare = spare_items(settings, part, items, val)
+        method = fresh_method(settings, backbone, class_names)
         if isinstance(images, Tensor):
             require_features(method, images.shape[1])
-        data = TrainingData(settings, items, store, val)
+        data = TrainingData(settings, items, store, val, spare)
         data.fit_features(method)
         trainer = Trainer(method, data.train, Processes(0, 1, backbone.device))
         for each in progress:
@@ -149,26 +154,83 @@ def train_in_memory(
                 each.step(report)
 
         while not trainer.finished:
-            report = trainer.run_epoch(data.batches(trainer), on_step)
+            trainer.run_epoch(data.batches(trainer), on_step)
+            report = data.validate(trainer)
             for each in progress:
                 each.epoch(report)
+        trainer.load_best()
         data.select_hyperparameters(method)
-        return Trained(method.eval(), tuple(trainer.history), len(items), settings, None)
+        loss = trainer.history[-1].loss if trainer.history else None
+        info: dict[str, Any] = {
+            "seed": settings.seed,
+            "train": {"epochs": trainer.epoch, "images": len(items), "loss": loss},
+        }
+        if selected := method.selected_hyperparameters():
+            info["chosen"] = selected
+        if trainer.best is not None:
+            info["kept"] = {**trainer.best.as_json(), "epochs": trainer.epoch}
+        if not method.saved_tensors():  # it learned nothing, so that it has no training images
+            spare = spare_items(settings, part, (), val)
+        return Trained(method.eval(), tuple(trainer.history), info, spare, None)
 
     with ExitStack() as bars:
         (settings, *_), chosen = candidates.values(), None
+        trials: dict[str, Method] = {}
+        bar = bars.enter_context(_Bar()) if verbose else None
+
+        def train_trial(name: str, settings: RunSettings, part: Dataset) -> Method:
+            trials[name] = train(settings, part, [bar] if bar else []).method
+            return trials[name]
+
         if selection is not None:
-            trials = bars.enter_context(_Bar()) if verbose else None
-
-            def train_trial(_name: str, settings: RunSettings, part: Dataset) -> Method:
-                return train(settings, part, [trials] if trials else []).method
-
-            on_trial = trials.trying if trials else lambda _title, _done, _total: None
+            on_trial = bar.trying if bar else lambda _title, _done, _total: None
             settings, chosen = select(candidates, dataset, backbone, train_trial, selection, on_trial=on_trial)
-            if trials:
-                trials.chosen(chosen)
+            if bar:
+                bar.chosen(chosen)
+        calibration = None
+        if settings.train.calibrate:
+            divided = _divided(settings, dataset, validation_fraction)
+            # The trials of the choice are used again, if they were trained on the same images.
+            name, parts = "calibration", 0
+            if chosen is not None and chosen.goal == "trained" and not divided.val:
+                name, parts = chosen.chosen.recipe, chosen.folds
+            bar = bars.enter_context(_Bar()) if verbose else None
+
+            def train_part(number: int, part: Dataset) -> Method:
+                if bar and f"{name}_{number}" not in trials:
+                    bar.calibrating(number)
+                return trials.get(f"{name}_{number}") or train_trial(f"{name}_{number}", settings, part)
+
+            calibration = cross_calibrate(settings, divided, train_part, trained_parts=parts)
         progress = [*callbacks, *([bars.enter_context(_Bar())] if verbose else [])]
-        return train(settings, dataset, progress)._replace(selection=chosen)
+        trained = train(settings, dataset, progress)
+        if settings.train.calibrate:
+            calibration = calibration or calibrate(trained.method, trained.spare, store, settings)
+            trained.method.temperature = calibration["temperature"]
+            trained.info["calibration"] = calibration
+        return trained._replace(selection=chosen)
+
+
+def _divided(settings: RunSettings, part: Dataset, fraction: float) -> Dataset:
+    """The images with validation images among them, where a method chooses on these, in the fraction asked for.
+
+    Raises:
+        InputError: no class has enough images.
+    """
+    # A part of a selection comes with validation images of another fraction.
+    merged = sorted([*part.train, *part.val], key=lambda item: int(item.path))
+    part = replace(part, train=tuple(merged), val=())
+    if not lacks_validation(part, settings):
+        return part
+    remaining, held_out = hold_out(part.train, fraction, settings.seed)
+    if held_out:
+        return replace(part, train=tuple(remaining), val=tuple(held_out))
+    need = f"{settings.method['name']} chooses a setting on validation images"
+    advice = 'give more, or give the setting: settings={"method": {...}}'
+    if settings.train.keep == "best":
+        need = "train.keep=best chooses the best state of the training on validation images"
+        advice = "give more, or set train.keep=last"
+    raise InputError(f"{need}, but no class has more than one image; {advice}")
 
 
 def _refuse(row: str) -> NoReturn:
@@ -202,6 +264,11 @@ class _Bar(TrainProgress):
         self._open(f"trying {title}", total, "trial")
         self._bar.set_postfix_str("", refresh=False)
         self._bar.update(done - self._bar.n)
+
+    def calibrating(self, number: int) -> None:
+        self._selecting = True
+        self._open("calibrating", FOLDS, "part")
+        self._bar.update(number - self._bar.n)
 
     def chosen(self, selection: Selection) -> None:
         # Trials of a method that diverged were left out.

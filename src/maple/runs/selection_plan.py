@@ -23,14 +23,14 @@ from maple.errors import ConfigError, MapleError
 from maple.methods import METHODS, method_settings
 from maple.prompts import encode_image
 from maple.runs.frozen_features import require_features
-from maple.runs.spec import eval_transform, sample
+from maple.runs.spec import eval_transform, sample, spare_items
 from maple.runs.training import fresh_method
 from maple.train import Trainer
 
 FOLDS = 4
 """Into how many parts the training images of each class are divided."""
 VALIDATION_FRACTION = 0.25
-"""Of the training images of each class, for methods that select a hyperparameter on validation images."""
+"""Of the training images of each class, for runs that need validation images and have none."""
 
 PLAN_FORMAT = 1
 
@@ -61,13 +61,24 @@ class Fold(NamedTuple):
     new_names: tuple[str, ...]
 
 
+def lacks_validation(dataset: Dataset, settings: RunSettings) -> bool:
+    """Whether a run needs validation images, for a hyperparameter or its best state, and its data set has none.
+
+    For its best state, training images that the sample leaves over will do.
+    """
+    if dataset.val or method_settings(settings.method)[1].needs_validation:
+        return not dataset.val
+    chooses = settings.train.keep == "best" and (settings.train.epochs or settings.train.steps)
+    return bool(chooses) and not spare_items(settings, dataset, sample(settings, dataset)[0], ())
+
+
 def with_validation(dataset: Dataset, settings: RunSettings) -> Dataset:
-    """The data set with validation images, if the method selects a hyperparameter on some and there are none.
+    """The data set with validation images held out of the training images, if the run lacks some.
 
     Raises:
         ConfigError: there are no images to hold out.
     """
-    if dataset.val or not method_settings(settings.method)[1].needs_validation:
+    if not lacks_validation(dataset, settings):
         return dataset
     train, val = hold_out(dataset.train, VALIDATION_FRACTION, settings.seed)
     return replace(dataset, train=tuple(train), val=tuple(val))

@@ -2,13 +2,14 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from maple.clip import Backbone, load_clip
@@ -22,6 +23,8 @@ from maple.methods import METHODS, method_settings
 from maple.names import FEATURES, is_features
 
 logger = logging.getLogger(__name__)
+
+_MOST_SPARE = 1000  # of the images that are left over: more would take longer, and change little
 
 # Settings that change the speed or the place of a run, but not its result.
 _IRRELEVANT = {"data": {"root"}, "train": {"workers", "images", "text_memory"}, "evaluate": True}
@@ -147,6 +150,27 @@ def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], list[It
     return list(part.train), list(part.val), part.class_names
 
 
+def spare_items(settings: RunSettings, dataset: Dataset, trained: Sequence[Item], val: Sequence[Item]) -> list[Item]:
+    """The images that a run is neither trained nor tested on, at most 1,000, evenly spread.
+
+    Its best state is chosen on them, and it is calibrated on them. They are the run's validation images `val` and, of a
+    user's own images, those that it leaves over of the training and validation parts. Those of a published data set are
+    left alone, as its protocol counts images.
+
+    Raises:
+        DataError: an image is missing.
+    """
+    items = list(val)
+    if template_of(settings.data.dataset) is None:
+        used = {item.path for item in (*trained, *val)}
+        part = select_dataset(dataset, settings.data.classes)
+        items += [item for item in (*part.val, *part.train) if item.path not in used]
+    chosen = np.unique(np.linspace(0, len(items) - 1, min(len(items), _MOST_SPARE)).round().astype(int))
+    items = [items[index] for index in chosen]
+    require_images(dataset, items)
+    return items
+
+
 def open_backbone(settings: RunSettings, device: str | torch.device) -> Backbone:
     """The frozen CLIP of a run."""
     clip = settings.backbone
@@ -176,6 +200,7 @@ def relevant(settings: RunSettings) -> dict[str, Any]:
     for section, key, default in (
         ("train", "views", None),
         ("train", "steps", None),
+        ("train", "keep", "last"),
         ("train", "calibrate", False),
         ("data", "listing", None),
         ("data", "validation", "few-shot"),

@@ -66,7 +66,8 @@ class Tracked(TrainProgress):
         self._progress.step(report)
 
     def epoch(self, report: EpochReport) -> None:
-        self._log("epoch", {"epoch": report.epoch + 1, "loss": report.loss, **report.logs})
+        validation = {f"validation_{name}": value for name, value in (report.validation or {}).items()}
+        self._log("epoch", {"epoch": report.epoch + 1, "loss": report.loss, **report.logs, **validation})
         self._progress.epoch(report)
 
     def row(self, row: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from maple.data.saved_split import SAVED_SPLIT, write_saved_split
 from maple.distributed import Processes, this_process
 from maple.errors import CheckpointError, ConfigError, MapleError, output_error
 from maple.methods import Method, build_method, method_settings
-from maple.runs.calibration import calibrate, calibration_items
+from maple.runs.calibration import calibrate
 from maple.runs.folder import lock_folder, read_history, refuse_other_run, write_beginning, write_epoch, write_history
 from maple.runs.spec import (
     absolute_backbone,
@@ -34,6 +34,7 @@ from maple.runs.spec import (
     open_dataset,
     relevant,
     sample,
+    spare_items,
     warn_if_images_changed,
 )
 from maple.runs.trained_images import write_trained_images
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 _IDENTITY = {
     "items": "training images (hash)",
     "features": "features (hash)",
+    "validation": "validation images (hash)",
     "backbone": "backbone",
     "settings": "settings",
 }
@@ -210,10 +212,16 @@ def _train(
                 if isinstance(report, MapleError):
                     results[number] = report
                     del active[number]
-                else:
-                    if processes.is_main:
-                        write_epoch(run.trainer, run.folder, run.identity)
-                    progress[number].epoch(report)
+                    continue
+                if processes.is_main:
+                    try:
+                        report = run.data.validate(run.trainer)
+                    except MapleError as error:
+                        results[number] = error
+                        del active[number]
+                        continue
+                    write_epoch(run.trainer, run.folder, run.identity)
+                progress[number].epoch(report)
     processes.wait()
     return [results[number] for number in range(len(runs))]
 
@@ -239,29 +247,33 @@ class _TrainingRun:
         self.settings, self.folder, self._processes, self._calibration = settings, folder, processes, calibration
         self.dataset = open_dataset(settings, folder)
         self.items, self._val, class_names = sample(settings, self.dataset)
+        keeps_best = settings.train.keep == "best"
+        self._spare = spare_items(settings, self.dataset, self.items, self._val) if keeps_best else []
         # After the data set, whose errors need no download.
         backbone = backbone or open_backbone(settings, processes.device)
         self.method = fresh_method(settings, backbone, class_names)
         self.identity = {
             "items": items_hash(self.items),
-            "features": self.dataset.content_hash([*self.items, *self._val]),
+            "features": self.dataset.content_hash([*self.items, *self._val, *self._spare]),
             "backbone": describe_backbone(backbone),
             "settings": relevant(settings),
         }
+        if keeps_best:
+            self.identity["validation"] = items_hash(self._spare)
 
     def begin(self, store: ImageStore) -> None:
         """Make a trainer, restore the state that the folder has, and make the folder a run."""
-        self.data = TrainingData(self.settings, self.items, store, self._val)
+        self.data = TrainingData(self.settings, self.items, store, self._val, self._spare)
         self.data.fit_features(self.method)
         self.trainer = Trainer(self.method, self.data.train, self._processes)
+        self.data.require_spare(self.trainer)
         path = self.folder / "resume.safetensors"
         if path.exists():
             self._resume(path)
         if self._processes.is_main:
-            if method_settings(self.settings.method)[1].needs_validation:
-                write_trained_images(self.folder, self.dataset, [*self.items, *self._val])
-            else:
-                write_trained_images(self.folder, self.dataset, self.items)
+            chosen_on = self._val if method_settings(self.settings.method)[1].needs_validation else []
+            images = {item.path: item for item in (*self.items, *chosen_on, *self._spare)}
+            write_trained_images(self.folder, self.dataset, images.values())
             if self.settings.data.listing is None and template_of(self.settings.data.dataset) is None:
                 write_saved_split(self.folder / SAVED_SPLIT, self.dataset, self.settings.data.dataset)
             write_beginning(self.folder, self.settings, self.items)
@@ -271,8 +283,9 @@ class _TrainingRun:
         """Write the prompts: the run has finished."""
         if not self._processes.is_main:
             return
-        self.data.select_hyperparameters(self.method)
         trainer, settings = self.trainer, self.settings
+        trainer.load_best()
+        self.data.select_hyperparameters(self.method)
         if trainer.history:
             write_history(trainer, self.folder)  # the last report may be missing after a crash
         info = {
@@ -284,11 +297,13 @@ class _TrainingRun:
         }
         if selected := trainer.method.selected_hyperparameters():
             info["chosen"] = selected
+        if trainer.best is not None:
+            info["kept"] = {**trainer.best.as_json(), "epochs": trainer.epoch}
         if settings.train.calibrate:
             if (calibration := self._calibration) is None:
                 # A method that learns nothing has no training images.
                 trained = self.items if trainer.method.saved_tensors() else ()
-                items = calibration_items(settings, self.dataset, trained, self._val)
+                items = spare_items(settings, self.dataset, trained, self._val)
                 calibration = calibrate(trainer.method, items, self.dataset.store(max_bytes=0), settings)
             trainer.method.temperature = calibration["temperature"]
             info["calibration"] = dict(calibration)
@@ -309,8 +324,10 @@ class _TrainingRun:
             problem = f"the run cannot be resumed: {path} lacks a part of its metadata ({error})"
             raise CheckpointError(f"{problem}; {advice}") from error
         current = json.loads(json.dumps(self.identity))  # as it would be read again: tuples are lists
-        if differing := [key for key in _IDENTITY if stored.get(key) != current[key]]:
-            details = "; ".join(f"{_IDENTITY[key]}: {stored.get(key)} there, {current[key]} now" for key in differing)
+        if differing := [key for key in _IDENTITY if stored.get(key) != current.get(key)]:
+            details = "; ".join(
+                f"{_IDENTITY[key]}: {stored.get(key)} there, {current.get(key)} now" for key in differing
+            )
             raise CheckpointError(
                 f"{path} was written by a run with other {details}. Restore what it was trained on, or {advice}"
             )

@@ -5,16 +5,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from maple.config import RunSettings
 from maple.data import Batch, EvalTransform, ImageStore, Item, TrainTransform, train_batches
 from maple.data.batches import feature_batches, steps_per_epoch
 from maple.data.images.prefetch import reading_threads
+from maple.errors import ConfigError
+from maple.evaluation import predict
 from maple.methods import Features, Method
-from maple.runs.frozen_features import frozen_batches
+from maple.runs.frozen_features import frozen_batches, prediction_batches
 from maple.runs.spec import eval_transform
-from maple.train import Trainer
+from maple.train import EpochReport, Trainer, is_validation_epoch
 
 
 class TrainingData:
@@ -26,6 +29,7 @@ class TrainingData:
 
     Args:
         items, val: the sampled training and validation items; `store` opens their images.
+        spare: the items that the best state is chosen on, where the settings ask for it (`spare_items`).
 
     Attributes:
         steps: steps in an epoch.
@@ -38,15 +42,21 @@ class TrainingData:
     """
 
     def __init__(
-        self, settings: RunSettings, items: Sequence[Item], store: ImageStore, val: Sequence[Item] = ()
+        self,
+        settings: RunSettings,
+        items: Sequence[Item],
+        store: ImageStore,
+        val: Sequence[Item] = (),
+        spare: Sequence[Item] = (),
     ) -> None:
-        self._settings, self._items, self._store, self._val = settings, items, store, val
+        self._settings, self._items, self._store, self._val, self._spare = settings, items, store, val, spare
         train = settings.train
         self.steps = steps_per_epoch(len(items), train.batch_size, train.drop_last)
         self.train = train.with_epochs_for(self.steps)
         self._labels = torch.tensor([item.label for item in items], dtype=torch.int64)
         self._views: Tensor | None = None
         self._cached_features: Features | None = None
+        self._validation: list[Batch] | None = None  # features of the spare items
 
     def fit_features(self, method: Method) -> None:
         """Let the method fit what it computes from features; before a trainer is made of it.
@@ -62,6 +72,38 @@ class TrainingData:
         """Let the method select its hyperparameters after training. Raises as `fit_features`."""
         if method.uses_features:
             method.select_hyperparameters(self._features(method))
+
+    def validate(self, trainer: Trainer) -> EpochReport:
+        """Score the trainer's state on the spare items, if the best state is kept and its epoch is one to be scored.
+
+        Returns the report of the epoch. `Trainer.load_best` then sets the best state, at the end.
+
+        Raises:
+            ConfigError: the best state is to be kept, and there are no images to choose it on.
+            ImageError: an image cannot be used.
+            BackboneError: a logit is not finite.
+        """
+        if self.train.keep == "last" or not is_validation_epoch(trainer.epoch, self.train.epochs):
+            return trainer.history[-1]
+        self.require_spare(trainer)
+        method, kept = trainer.method, self._validation
+        batches = prediction_batches(method, self._spare, self._store, self._settings) if kept is None else kept
+        if method.accepts_features and kept is None:  # a few numbers for each image, which do not change
+            batches = self._validation = list(batches)
+        logits, labels = predict(method, batches)
+        right = int((logits.argmax(axis=1) == labels).sum())
+        loss = F.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels))
+        return trainer.record_validation(right, len(labels), float(loss))
+
+    def require_spare(self, trainer: Trainer) -> None:
+        """Raise ConfigError if the best state of a training is to be kept, and there are no images to choose it on."""
+        learns = trainer.parameters and self.train.epochs
+        if self.train.keep == "best" and learns and not self._spare:
+            raise ConfigError(
+                "train.keep=best chooses the best state of the training on images that are neither trained nor tested "
+                "on, and there are none; add validation images (a folder `val`, or the split `val` of a table), train "
+                "on fewer images (data.shots), or set train.keep=last"
+            )
 
     def batches(self, trainer: Trainer) -> Iterator[tuple[Batch, int]]:
         """The batches of the trainer's next epoch: this process's share of each, augmented.

@@ -5,10 +5,10 @@ Departs: only prompts are given to the optimizer, and they are always float32, w
 """
 
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,59 +19,11 @@ from maple.distributed import Processes
 from maple.errors import CheckpointError, ConfigError, MapleError, TrainingDivergedError
 from maple.methods import Method
 from maple.prompts import share_passes
+from maple.train.best_state import BestState
+from maple.train.reports import EpochReport, StepReport
 
 Batches = Iterable[tuple[Batch, int]]
 """Pairs of this process's share of a batch and the number of images in the whole batch."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One step, over the whole batch of all processes.
-
-    Example:
-        >>> trainer.step(images, labels).loss
-        1.0986
-    """
-
-    epoch: int
-    step: int
-    images: int
-    lr: float
-    loss: float
-    logs: dict[str, float]
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """One epoch: means over its images; `losses` of each step, in order.
-
-    Example:
-        >>> [report.loss for report in trainer.history]
-        [1.0986, 0.8721]
-    """
-
-    epoch: int
-    lr: float
-    loss: float
-    logs: dict[str, float]
-    losses: tuple[float, ...] = field(repr=False)
-
-    def as_json(self) -> dict[str, Any]:
-        """A plain dictionary, for metrics.jsonl and the resume state; a resumed run writes the same text again."""
-        return {**asdict(self), "logs": dict(sorted(self.logs.items())), "losses": list(self.losses)}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `as_json`; KeyError or TypeError if these are not such values."""
-        report = cls(**{**values, "losses": tuple(values["losses"])})
-        if not isinstance(report.epoch, int) or not isinstance(report.logs, dict):
-            raise TypeError("its epoch is not a number, or its logs are not a table")
-        optional = (*report.logs.values(), *report.losses)
-        if not all(isinstance(number, int | float) for number in (report.lr, report.loss)) or not all(
-            isinstance(number, int | float | None) for number in optional
-        ):
-            raise TypeError("a value is not a number")
-        return report
 
 
 def learning_rate(settings: TrainSettings, epoch: int) -> float:
@@ -121,7 +73,11 @@ class Step:
 
 
 class Trainer:
-    """A method in training, and all that a resumed run needs to know: `history` reports the finished epochs.
+    """A method in training, and all that a resumed run needs to know.
+
+    Attributes:
+        epoch, history: the number of finished epochs, and their reports.
+        best: the best of the states that `record_validation` was called for; None before the first.
 
     Example:
         >>> trainer = Trainer(method, TrainSettings(epochs=5))
@@ -137,6 +93,7 @@ class Trainer:
         self.parameters = method.prompt_parameters()
         self.epoch = 0
         self.history: list[EpochReport] = []
+        self.best: BestState | None = None
         self._step = 0
         half = method.backbone.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(method.backbone.device.type, enabled=half, init_scale=2.0**12)
@@ -260,6 +217,37 @@ class Trainer:
         self.history.append(report)
         return report
 
+    def record_validation(self, right: int, images: int, loss: float) -> EpochReport:
+        """Record that the state after the last epoch classifies `right` of `images` validation images correctly.
+
+        The state is kept in `best` if it is the best so far. Returns the report of the epoch, with these values.
+
+        Args:
+            loss: the mean cross-entropy on these images.
+        """
+        compared = 1 if self.best is None else self.best.compared + 1
+        if self.best is None or self.best.is_beaten_by(right, loss):
+            tensors = on_cpu(self._learned_state())
+            self.best = BestState(self.epoch, self._step, right, images, loss, compared, tensors)
+        else:
+            self.best = replace(self.best, compared=compared)
+        validation = {"accuracy": right / images, "loss": loss}
+        self.history[-1] = replace(self.history[-1], validation=validation)
+        return self.history[-1]
+
+    @torch.no_grad()
+    def load_best(self) -> None:
+        """Set the prompts to those of `best`, if there is one; for the end of a training.
+
+        Raises:
+            CheckpointError: they were restored from a file, and do not fit the method.
+        """
+        if self.best is None:
+            return
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.best.tensors[f"prompts/{name}"])
+        self.method.load_training_state(below("method/", self.best.tensors))
+
     def steps_of_epoch(
         self, batches: Batches, on_step: Callable[[StepReport], None]
     ) -> Generator[Step, None, EpochReport | MapleError]:
@@ -292,15 +280,22 @@ class Trainer:
 
         No random state: random numbers are derived from the seed, the epoch and the position of a sample.
         """
-        tensors: dict[str, Tensor] = {f"prompts/{name}": value for name, value in self.parameters.items()}
-        tensors |= {f"method/{name}": value for name, value in self.method.training_state().items()}
+        tensors = self._learned_state()
         for name, parameter in self.parameters.items():
             slots = {} if self._optimizer is None else self._optimizer.state.get(parameter, {})
             tensors |= {f"optimizer/{name}/{key}": value for key, value in slots.items() if isinstance(value, Tensor)}
-        tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
         history = [report.as_json() for report in self.history]
         scaler = self.scaler.state_dict() if self.scaler.is_enabled() else {}
-        return tensors, {"epoch": self.epoch, "step": self._step, "history": history, "scaler": scaler}
+        values: dict[str, Any] = {"epoch": self.epoch, "step": self._step, "history": history, "scaler": scaler}
+        if self.best is not None:
+            values["best"] = self.best.as_json()
+            tensors |= {f"best/{name}": value for name, value in self.best.tensors.items()}
+        return on_cpu(tensors), values
+
+    def _learned_state(self) -> dict[str, Tensor]:
+        """What decides the predictions: the prompts, and what the method has in addition to them."""
+        prompts: dict[str, Tensor] = {f"prompts/{name}": value for name, value in self.parameters.items()}
+        return prompts | {f"method/{name}": value for name, value in self.method.training_state().items()}
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -309,13 +304,9 @@ class Trainer:
         Raises:
             CheckpointError: the tensors are not those of this method and optimizer.
         """
-
-        def below(prefix: str) -> dict[str, Tensor]:
-            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
         for name, parameter in self.parameters.items():
             saved = tensors.get(f"prompts/{name}")
-            state = below(f"optimizer/{name}/")
+            state = below(f"optimizer/{name}/", tensors)
             shapes = {value.shape for value in state.values() if value.numel() != 1}
             if saved is None or {saved.shape, *shapes} != {parameter.shape}:
                 raise CheckpointError(f"the resume state does not fit: prompt {name} is missing or has another shape")
@@ -328,13 +319,30 @@ class Trainer:
                     key: value.to("cpu" if key == "step" else parameter.device, copy=True)
                     for key, value in state.items()
                 }
-        self.method.load_training_state(below("method/"))
+        self.method.load_training_state(below("method/", tensors))
+        self.best = None
+        if "best" in values:
+            best = below("best/", tensors)
+            expected = {name: value.shape for name, value in self._learned_state().items()}
+            if {name: value.shape for name, value in best.items()} != expected:
+                raise CheckpointError("the resume state does not fit: the best state has other tensors or shapes")
+            self.best = BestState.from_json(values["best"], best)
         self.epoch, self._step = values["epoch"], values["step"]
         if not all(isinstance(count, int) and count >= 0 for count in (self.epoch, self._step)):
             raise CheckpointError(f"the resume state does not fit: epoch {self.epoch!r}, step {self._step!r}")
         self.history = [EpochReport.from_json(report) for report in values["history"]]
         if values["scaler"]:
             self.scaler.load_state_dict(values["scaler"])
+
+
+def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors on the CPU, which later steps do not change."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+
+
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with the prefix, under the rest of their names."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def run_epochs(

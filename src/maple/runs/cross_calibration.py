@@ -1,4 +1,4 @@
-"""Calibrate a fit that has no images to spare: on training images, by models that were not trained on them."""
+"""Calibrate a run that has no images to spare: on training images, by models that were not trained on them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,13 +7,13 @@ import numpy as np
 
 from maple.config import RunSettings
 from maple.data import Dataset
-from maple.errors import TrainingDivergedError
+from maple.errors import ConfigError, TrainingDivergedError
 from maple.evaluation import predict
 from maple.methods import ZERO_SHOT, Method
-from maple.runs.calibration import FEWEST_IMAGES, calibration_items, temperature_of
+from maple.runs.calibration import FEWEST_IMAGES, temperature_of
 from maple.runs.frozen_features import prediction_batches
 from maple.runs.selection_plan import FOLDS, make_fold
-from maple.runs.spec import sample
+from maple.runs.spec import sample, spare_items
 
 
 def cross_calibrate(
@@ -23,21 +23,22 @@ def cross_calibrate(
 
     As in the choice of a method, the run's settings are trained without one of four parts of the training images, and
     predict that part: without each part that was left out before, and without more until they have 20 images. The
-    temperature that fits these predictions is that of a model with fewer training images.
+    temperature that fits these predictions is that of a model with fewer training images. A run that cannot be trained
+    without a part is not calibrated in this way.
 
     Args:
         train: trains on the images of this data set, the part of the given number being left out.
         trained_parts: for how many parts that has been done before, so that it takes no time.
 
     Raises:
-        MapleError: an image cannot be read, or the method cannot be trained on a part.
+        MapleError: an image cannot be read.
 
     Example:
         >>> cross_calibrate(settings, dataset, train)
         {'temperature': 1.42, 'images': 65, 'cross_validated': True}
     """
     trained, val, _ = sample(settings, dataset)
-    spare = calibration_items(settings, dataset, trained, val)
+    spare = spare_items(settings, dataset, trained, val)
     if not settings.train.calibrate or settings.method["name"] == ZERO_SHOT or len(spare) >= FEWEST_IMAGES:
         return None
     folds = [make_fold(dataset, settings, "trained", number) for number in range(FOLDS)]
@@ -50,7 +51,7 @@ def cross_calibrate(
             continue
         try:
             method = train(number, fold.train)
-        except TrainingDivergedError:
+        except (ConfigError, TrainingDivergedError):
             return None
         method.set_class_names(fold.train.class_names)
         batches = prediction_batches(method, fold.trained, dataset.store(max_bytes=0), settings)
