@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.common import alternate, class_names, write
 from benchmarks.floors import noise_images
-from maple.clip import load_clip
+from maple.clip import LayerEdit, load_clip
 from maple.methods.maple import MaPLe, MaPLeSettings
 from maple.prompts import encode_image
 
@@ -32,13 +32,13 @@ def main() -> None:
     method = MaPLe(MaPLeSettings(prompt_depth=depth), clip, class_names(10), torch.Generator().manual_seed(0))
     images = noise_images(clip, arguments.batch)
 
-    def encode(prompts: list[Tensor]) -> Tensor:
-        return encode_image(clip.image, images, prompts)
+    def encode(edits: list[LayerEdit]) -> Tensor:
+        return encode_image(clip.image, images, edits)
 
     compiled = torch.compile(encode, dynamic=False)
 
     def run(way: object) -> Tensor:
-        features: Tensor = way(method.vision_prompts())  # type: ignore[operator]
+        features: Tensor = way(method.vision_edits())  # type: ignore[operator]
         features.float().sum().backward()
         method.zero_grad(set_to_none=True)
         return features.detach().float()

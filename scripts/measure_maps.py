@@ -29,7 +29,7 @@ TEST_SCENES = range(200, 210)
 def attention_alone(method: Method, images: Tensor) -> Tensor:
     """Attention rollout (Abnar and Zuidema, 2020), which does not depend on the class: [B, N]."""
     with torch.no_grad():
-        _, seen = encode_image_with_attention(method.backbone.image, images, method.vision_prompts())
+        _, seen = encode_image_with_attention(method.backbone.image, images, method.vision_edits())
     side = images.shape[-1] // 16
     rolled = torch.eye(seen[0].shape[-1])
     for attention in seen:

@@ -9,6 +9,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from maple import files
-from maple.clip import Backbone
+from maple.clip import Backbone, LayerEdit
 from maple.clip.cpu_linear import FLOPS
+from maple.clip.edits import edits_of_all_blocks
 from maple.config import RunSettings
 from maple.errors import ConfigError
 from maple.methods import Method, build_method
@@ -152,20 +154,36 @@ def plain_flops(method: Method) -> int | None:
     sizes, embed = backbone.preprocessing.size, backbone.embed_dim
     patch = int(clip.visual.conv1.kernel_size[0])
     patches = (sizes // patch) ** 2
-    prompts = method.vision_prompts()
-    tokens = 1 + patches + (prompts[0].shape[0] if prompts else 0)
-    image_macs = patches * 3 * patch**2 * image.width + image.width * embed
-    image_macs += sum(_block_macs(block, tokens, image.width) for block in clip.visual.transformer.resblocks)
+    image_flops = 2 * (patches * 3 * patch**2 * image.width + image.width * embed)
+    image_flops += _tower_flops(clip.visual.transformer.resblocks, method.vision_edits(), 1 + patches, image.width)
     blocks = getattr(clip, "text", clip).transformer.resblocks
-    text_macs = sum(_block_macs(block, text.context_length, text.width) for block in blocks) + text.width * embed
+    text_edits = method.text_edits()
+    text_flops = _tower_flops(blocks, text_edits, text.context_length, text.width, has_slots=True)
+    text_flops += 2 * text.width * embed
     classes = len(method.class_names)
     templates = (len(getattr(method.settings, "templates", ())) or 1) if method.uses_text_tower else 0
     feature = torch.zeros(1, embed, device=backbone.device)
     logits = count_flops(lambda: method.logits(feature, feature.expand(classes, -1)))
-    prompting = count_flops(method.vision_prompts) + count_flops(method.text_prompts)
+    prompting = count_flops(method.vision_edits) + count_flops(method.text_edits)
     if method.accepts_features:
         prompting += count_flops(lambda: method.encode_images(feature))  # operations on the feature itself
-    return int(2 * (image_macs + classes * templates * text_macs) + logits + prompting)
+    return int(image_flops + classes * templates * text_flops + logits + prompting)
+
+
+def _tower_flops(
+    blocks: Sequence[Any], edits: Sequence[LayerEdit], rows: int, width: int, *, has_slots: bool = False
+) -> int:
+    """Of blocks on `rows` states, those that edits add, and the edits; prompts have slots in a sentence."""
+    prompted = inserted = flops = 0
+    for block, edit in zip(blocks, edits_of_all_blocks(edits, len(blocks)), strict=True):
+        prompted = prompted if edit.prompt is None or has_slots else edit.prompt.shape[-2]
+        inserted = inserted if edit.tokens is None else len(edit.tokens)
+        count = rows + prompted + inserted
+        states = torch.zeros(count, width, device=block.ln_1.weight.device)
+        functions = (edit.input_residual, edit.residual, *edit.low_rank.values())
+        flops += 2 * _block_macs(block, count, width)
+        flops += sum(count_flops(partial(function, states)) for function in functions if function is not None)
+    return flops
 
 
 def _block_macs(block: Any, tokens: int, width: int) -> int:

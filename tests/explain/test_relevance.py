@@ -17,7 +17,7 @@ from maple.prompts import encode_image, encode_image_with_attention, to_float32
 def test_it_explains_what_the_method_says(variant: str, backbone: Backbone, images: Tensor) -> None:
     """The path that gradients take gives the method's own logits, for every method."""
     method = make(variant, backbone)
-    raw, seen = encode_image_with_attention(backbone.image, images, method.vision_prompts())
+    raw, seen = encode_image_with_attention(backbone.image, images, method.vision_edits())
     torch.testing.assert_close(
         explained_logits(method, to_float32(raw)), method.predict_logits(images), rtol=1e-4, atol=1e-4
     )
@@ -41,7 +41,7 @@ def test_a_naive_rollout_agrees(backbone: Backbone, images: Tensor) -> None:
     """The rule of the paper, written out token by token for a tower with prompts in two layers."""
     method = build_method({"name": "vpt", "vision_prompt_length": 3, "vision_prompt_depth": 2}, backbone, NAMES)
     image = images[:1].clone().requires_grad_()
-    raw, seen = encode_image_with_attention(backbone.image, image, method.vision_prompts())
+    raw, seen = encode_image_with_attention(backbone.image, image, method.vision_edits())
     logits = method.logits(method.encode_images(to_float32(raw)), method.encode_classes())[0]
     gradients = torch.autograd.grad(logits[1] - (logits[0] + logits[2]) / 2, seen)
     patches, prompts = 4, 3

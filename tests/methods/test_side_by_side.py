@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from variants import LEARNING, NAMES, VARIANTS
 
-from maple.clip import Backbone
+from maple.clip import Backbone, LayerEdit
 from maple.config import TrainSettings
 from maple.data import Batch
 from maple.methods import Method, build_method
@@ -104,13 +104,13 @@ def test_their_passes_are_made_as_one(variant: str, backbone: Backbone, monkeypa
     made: dict[str, list[int]] = {"text": [], "image": []}
     text, image = encode._encode_text, encode._encode_image
 
-    def count_text(tower: Any, sentences: Any, prompts: Sequence[Tensor], limit: int | None) -> Tensor:
-        made["text"] += [len(prompt) for prompt in prompts[:1]]
-        return text(tower, sentences, prompts, limit)
+    def count_text(tower: Any, sentences: Any, edits: Sequence[LayerEdit], limit: int | None) -> Tensor:
+        made["text"] += [len(edit.prompt) for edit in edits[:1] if edit.prompt is not None]
+        return text(tower, sentences, edits, limit)
 
-    def count_image(tower: Any, images: Tensor, prompts: Sequence[Tensor]) -> Tensor:
+    def count_image(tower: Any, images: Tensor, edits: Sequence[LayerEdit]) -> Tensor:
         made["image"].append(len(images))
-        return image(tower, images, prompts)
+        return image(tower, images, edits)
 
     ready = trainers(variant, backbone)
     monkeypatch.setattr(encode, "_encode_text", count_text)

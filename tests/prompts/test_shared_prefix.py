@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from maple.clip import Backbone
+from maple.clip import Backbone, LayerEdit, prompt_edits
 from maple.prompts import encode
 from maple.prompts.encode import encode_image, encode_text
 from maple.prompts.splice import Position, bucket_stops, write_sentences
@@ -32,7 +32,7 @@ def features_and_gradients(
     for prompt in prompts:
         prompt.requires_grad_()
     sentences = write_sentences(backbone, NAMES, prompt_length=4, position=position)
-    features = encode_text(backbone.text, sentences, prompts, limit)
+    features = encode_text(backbone.text, sentences, prompt_edits(prompts), limit)
     (features * torch.randn(features.shape, generator=generator, dtype=features.dtype)).sum().backward()
     return [features.detach(), *(prompt.grad for prompt in prompts if prompt.grad is not None)]
 
@@ -81,7 +81,7 @@ def test_a_memory_limit_keeps_fewer_states(double_backbone: Backbone) -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            encode_text(double_backbone.text, sentences, [prompt], limit)
+            encode_text(double_backbone.text, sentences, prompt_edits([prompt]), limit)
         return total
 
     assert kept(100_000) < kept(None) / 5
@@ -139,9 +139,11 @@ def test_an_image_needs_only_its_first_row_at_the_end(
     generator = torch.Generator().manual_seed(4)
     prompts = [torch.randn(2, double_backbone.image.width, generator=generator).double() for _ in range(depth)]
     images = torch.randn(3, 3, 32, 32, generator=generator).double()
-    found = encode_image(double_backbone.image, images, prompts)
+    found = encode_image(double_backbone.image, images, prompt_edits(prompts))
     closed(double_backbone, monkeypatch)
-    torch.testing.assert_close(found, encode_image(double_backbone.image, images, prompts), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(
+        found, encode_image(double_backbone.image, images, prompt_edits(prompts)), rtol=1e-9, atol=1e-11
+    )
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["shared", "of each image"])
@@ -153,22 +155,22 @@ def test_images_in_pieces_are_the_whole(
     shape = (count, 2, tower.width) if own else (2, tower.width)
     prompts = [torch.randn(shape, generator=generator).double() for _ in range(3)]
     images = torch.randn(count, 3, 32, 32, generator=generator).double()
-    whole = encode_image(tower, images, prompts)
+    whole = encode_image(tower, images, prompt_edits(prompts))
     seen: list[int] = []
     block = tower.block
 
-    def watched(layer: int, states: Tensor, *, first_row_only: bool = False) -> Tensor:
+    def watched(layer: int, states: Tensor, edit: LayerEdit, *, first_row_only: bool = False) -> Tensor:
         seen.append(len(states))
-        return block(layer, states, first_row_only=first_row_only)
+        return block(layer, states, edit, first_row_only=first_row_only)
 
     monkeypatch.setattr(tower, "block", watched)
     rows = tower.embed(images[:1]).shape[1] if count else 1
     for at_once in (1, 3):
         seen.clear()
         monkeypatch.setattr(encode, "_ROWS_AT_ONCE", at_once * rows)
-        torch.testing.assert_close(encode_image(tower, images, prompts), whole, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(encode_image(tower, images, prompt_edits(prompts)), whole, rtol=1e-9, atol=1e-11)
         assert not count or max(seen) <= at_once
     leaves = [prompt.clone().requires_grad_() for prompt in prompts]
     seen.clear()
-    torch.testing.assert_close(encode_image(tower, images, leaves), whole, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(encode_image(tower, images, prompt_edits(leaves)), whole, rtol=1e-9, atol=1e-11)
     assert set(seen) == {count}, "where a gradient is wanted, all at once"

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from maple.clip import Backbone
+from maple.clip import Backbone, prompt_edits
 from maple.errors import ClassNamesError, ConfigError
 from maple.prompts import Coupling, encode_image, encode_text, l2_normalize, random_tokens, word_tokens, write_sentences
 from maple.prompts.initialise import words_if_short
-from maple.prompts.splice import append_vision, clean_class_names, insert_text, replace_vision
+from maple.prompts.splice import clean_class_names, insert_text, write_rows
 
 
 def words(backbone: Backbone, text: str) -> list[int]:
@@ -57,9 +57,9 @@ def test_put_text_replaces_its_slots_only() -> None:
 
 def test_vision_tokens_come_last() -> None:
     states, prompt = torch.zeros(2, 3, 4), torch.ones(2, 4)
-    longer = append_vision(states, prompt)
+    longer = write_rows(states, prompt, start=3, replaced=0)
     assert longer.shape == (2, 5, 4)
-    replaced = replace_vision(longer, 7 * prompt)
+    replaced = write_rows(longer, 7 * prompt, start=3, replaced=2)
     assert replaced.shape == (2, 5, 4)
     assert replaced[:, :3].abs().sum() == 0
     assert bool((replaced[:, 3:] == 7).all())
@@ -77,7 +77,7 @@ def test_words_as_prompts_are_the_sentence(backbone: Backbone) -> None:
     prompt = word_tokens(backbone, "a photo of a", 4)
     sentences = write_sentences(backbone, ["cat"], prompt_length=4, init_text="a photo of a")
     plain = backbone.text.plain(backbone.tokenize(["a photo of a cat."]))
-    torch.testing.assert_close(encode_text(backbone.text, sentences, [prompt]), plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(encode_text(backbone.text, sentences, prompt_edits([prompt])), plain, rtol=0, atol=1e-5)
 
 
 def test_unit_is_at_least_float32() -> None:

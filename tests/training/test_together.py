@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maple.clip import Backbone
+from maple.clip import Backbone, prompt_edits
 from maple.clip.load import backbone_from_state_dict
 from maple.config import TrainSettings
 from maple.data import Batch
@@ -142,12 +142,12 @@ def test_passes_keep_their_order_and_their_gradients(double_backbone: Backbone) 
 
     def twice(n: int) -> Tensor:
         with torch.no_grad():
-            frozen = encode_image(tower, images[n], []) + encode_image(tower, images[n], [prompts[n]])
+            frozen = encode_image(tower, images[n], []) + encode_image(tower, images[n], prompt_edits([prompts[n]]))
         assert not frozen.requires_grad
-        return (encode_image(tower, images[n], [prompts[n]]) - frozen).square().sum()
+        return (encode_image(tower, images[n], prompt_edits([prompts[n]])) - frozen).square().sum()
 
     def once(n: int) -> Tensor:
-        return encode_image(tower, images[n], [prompts[n]]).square().sum()
+        return encode_image(tower, images[n], prompt_edits([prompts[n]])).square().sum()
 
     computations: list[Callable[[], Tensor]] = [
         lambda: twice(0),
@@ -170,9 +170,9 @@ def test_text_passes_of_any_kind_are_made_as_one(shape: tuple[int, ...], double_
     tower, generator = double_backbone.text, torch.Generator().manual_seed(0)
     sentences = write_sentences(double_backbone, NAMES, prompt_length=4)
     prompts = [[torch.randn(*shape, tower.width, generator=generator).double()] * 2 for _ in range(3)]
-    found = share_passes([lambda own=own: encode_text(tower, sentences, own) for own in prompts])
+    found = share_passes([lambda own=own: encode_text(tower, sentences, prompt_edits(own)) for own in prompts])
     for one, own in zip(found, prompts, strict=True):
-        torch.testing.assert_close(one, encode_text(tower, sentences, own), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(one, encode_text(tower, sentences, prompt_edits(own)), rtol=1e-10, atol=1e-12)
 
 
 def test_a_computation_may_draw_random_numbers_and_is_called_once(backbone: Backbone) -> None:

@@ -1,10 +1,21 @@
 """The frozen backbone: load any CLIP, and run its towers stage by stage (embed, enter, blocks, finish).
 
-This package does not know about prompts.
+A method changes their blocks by layer edits; where prompts are in a sentence, this package does not know.
 """
 
 from maple.clip.backbone import Backbone, Preprocessing
+from maple.clip.edits import LayerEdit, LowRank, prompt_edits
 from maple.clip.load import load_clip, tower_depths
 from maple.clip.towers import ImageTower, TextTower
 
-__all__ = ["Backbone", "ImageTower", "Preprocessing", "TextTower", "load_clip", "tower_depths"]
+__all__ = [
+    "Backbone",
+    "ImageTower",
+    "LayerEdit",
+    "LowRank",
+    "Preprocessing",
+    "TextTower",
+    "load_clip",
+    "prompt_edits",
+    "tower_depths",
+]

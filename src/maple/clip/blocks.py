@@ -6,7 +6,7 @@ of another structure run as they are, through the same calls, without the saving
 Source: open_clip `ResidualAttentionBlock` (transformer.py); CLIP (Radford et al., 2021), section 2.4.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,6 +16,11 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
 from maple.clip.cpu_linear import frozen_linear
+from maple.clip.edits import NO_EDIT, LayerEdit
+from maple.errors import UnsupportedTowerError
+
+Mask = Callable[[int], Tensor]
+"""A function from n to the additive causal mask [n, n]. Standard blocks do not need it."""
 
 # What later rows attend to: keys and values [G, heads, S, H / heads], or the input of a block that runs as it is.
 PrefixCache = tuple[Tensor, ...]
@@ -71,51 +76,61 @@ class Block:
         layers = list(module.mlp) if self.is_standard else []
         self._plain_mlp = len(layers) == 3 and type(layers[0]) is type(layers[2]) is nn.Linear
 
-    def causal(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Causal attention: [N, n, H]. `mask` [n, n] is additive."""
+    def causal(self, states: Tensor, mask: Mask, edit: LayerEdit = NO_EDIT) -> Tensor:
+        """Causal attention: [N, n, H]."""
         if not self.is_standard:
-            return self._as_is(states, mask)
-        query, key, value = self._project(self.module.ln_1(states))
-        return self._after_attention(states, _merge_heads(attend(query, key, value, causal=True)))
+            return self._as_is(states, mask(states.shape[1]), edit)
+        normed = self._norm(0, states, edit)
+        query, key, value = self._project(normed, edit)
+        return self._after_attention(states, normed, attend(query, key, value, causal=True), edit)
 
-    def full(self, states: Tensor, first_row_only: bool = False) -> Tensor:
+    def full(self, states: Tensor, edit: LayerEdit = NO_EDIT, first_row_only: bool = False) -> Tensor:
         """Full attention: [N, n, H], or the output of the first row alone, [N, 1, H]."""
         if not self.is_standard:
-            states = self._as_is(states, None)
+            states = self._as_is(states, None, edit)
             return states[:, :1] if first_row_only else states
-        normed = self.module.ln_1(states)
+        normed = self._norm(0, states, edit)
         if first_row_only:  # the last block of a tower that pools the class token: the other rows are never read
-            (query,), (key, value) = self._project(normed[:, :1], 0, 1), self._project(normed, 1, 3)
-            states = states[:, :1]
+            (query,), (key, value) = self._project(normed[:, :1], edit, "q"), self._project(normed, edit, "kv")
+            states, normed = states[:, :1], normed[:, :1]
         else:
-            query, key, value = self._project(normed)
-        return self._after_attention(states, _merge_heads(attend(query, key, value)))
+            query, key, value = self._project(normed, edit)
+        return self._after_attention(states, normed, attend(query, key, value), edit)
 
-    def full_with_attention(self, states: Tensor) -> tuple[Tensor, Tensor]:
+    def full_with_attention(self, states: Tensor, edit: LayerEdit = NO_EDIT) -> tuple[Tensor, Tensor]:
         """`full`, and its attention weights: [N, n, H] and [N, heads, n, n], whose rows sum to 1.
 
         Slower than `full`, which never stores these weights. For standard blocks only.
         """
-        query, key, value = self._project(self.module.ln_1(states))
+        normed = self._norm(0, states, edit)
+        query, key, value = self._project(normed, edit)
         weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(dim=-1)
-        return self._after_attention(states, _merge_heads(weights @ value)), weights
+        return self._after_attention(states, normed, weights @ value, edit), weights
 
-    def prefix(self, states: Tensor, mask: Tensor, cache_only: bool = False) -> tuple[PrefixCache, Tensor]:
+    def prefix(
+        self, states: Tensor, mask: Mask, edit: LayerEdit = NO_EDIT, cache_only: bool = False
+    ) -> tuple[PrefixCache, Tensor]:
         """The keys and values that rows after `states` [G, S, H] attend to, and the block's output, [G, S, H].
 
         With `cache_only` the states are returned unchanged: after the last block nothing reads them.
         """
         if not self.is_standard:
-            return (states,), states if cache_only else self._as_is(states, mask)
-        normed = self.module.ln_1(states)
+            return (states,), states if cache_only else self._as_is(states, mask(states.shape[1]), edit)
+        normed = self._norm(0, states, edit)
         if cache_only:
-            key, value = self._project(normed, 1, 3)
+            key, value = self._project(normed, edit, "kv")
             return (key, value), states
-        query, key, value = self._project(normed)
-        return (key, value), self._after_attention(states, _merge_heads(attend(query, key, value, causal=True)))
+        query, key, value = self._project(normed, edit)
+        return (key, value), self._after_attention(states, normed, attend(query, key, value, causal=True), edit)
 
     def suffix(
-        self, cache: PrefixCache, rows: Tensor, buckets: Sequence[Bucket], mask: Tensor, ends_only: bool = False
+        self,
+        cache: PrefixCache,
+        rows: Tensor,
+        buckets: Sequence[Bucket],
+        mask: Mask,
+        edit: LayerEdit = NO_EDIT,
+        ends_only: bool = False,
     ) -> Tensor:
         """The block on packed sentence ends: each attends to its group's prefix and, causally, to its own rows.
 
@@ -124,19 +139,19 @@ class Block:
         Args:
             cache: what `prefix` returned, for G groups.
             rows: [R, H], bucket by bucket; so is the result.
-            mask: [T, T] additive and causal, T >= S + the longest bucket.
             ends_only: compute only the EOT row of each sentence: [sentences, H].
         """
         if not self.is_standard:
-            return self._suffix_as_is(cache[0], rows, buckets, mask, ends_only)
-        normed = self.module.ln_1(rows)
+            return self._suffix_as_is(cache[0], rows, buckets, mask, edit, ends_only)
+        normed = self._norm(0, rows, edit)
         attended = []
         if ends_only:
             last = torch.cat([bucket.last_rows() for bucket in buckets])
-            rows, queries = rows[last], self._linear(normed[last], 0, 1)
-            keys_values = self._linear(normed, 1, 3)
+            keys_values = self._linear(normed, edit, "kv")
+            rows, normed = rows[last], normed[last]
+            queries = self._linear(normed, edit, "q")
         else:
-            packed = self._linear(normed, 0, 3)
+            packed = self._linear(normed, edit, "qkv")
             queries, keys_values = packed[:, : rows.shape[1]], packed[:, rows.shape[1] :]
         done = 0
         for bucket in buckets:
@@ -150,50 +165,86 @@ class Block:
                 query = self._split_heads(bucket.rows(queries), 1)[0]
             allowed = _suffix_mask(bucket, key.shape[2] - bucket.length, ends_only)
             attended.append(_merge_heads(attend(query, key, value, allowed)).flatten(0, 1))
-        return self._after_attention(rows, torch.cat(attended))
+        return self._after_attention(rows, normed, torch.cat(attended), edit)
 
-    def _project(self, normed: Tensor, first: int = 0, last: int = 3) -> tuple[Tensor, ...]:
-        """Queries (0), keys (1) and values (2), from `first` up to `last`, of [N, n, H]: [N, heads, n, H / heads]."""
-        return self._split_heads(self._linear(normed, first, last), last - first)
+    def _norm(self, which: int, states: Tensor, edit: LayerEdit) -> Tensor:
+        """The norm before the attention (0) or before the MLP (1), with the affine parameters of the edit, if any."""
+        norm = (self.module.ln_1, self.module.ln_2)[which]
+        affine = edit.norms[which]
+        if affine is None:
+            return cast(Tensor, norm(states))
+        weight, bias = affine
+        wide = torch.promote_types(states.dtype, weight.dtype)
+        normed = F.layer_norm(states.to(wide), norm.normalized_shape, weight.to(wide), bias.to(wide), norm.eps)
+        return normed.to(states.dtype)
 
-    def _linear(self, normed: Tensor, first: int, last: int) -> Tensor:
+    def _project(self, normed: Tensor, edit: LayerEdit, kinds: str = "qkv") -> tuple[Tensor, ...]:
+        """Queries, keys and values, as `kinds` says, of [N, n, H]: [N, heads, n, H / heads] each."""
+        return self._split_heads(self._linear(normed, edit, kinds), len(kinds))
+
+    def _linear(self, normed: Tensor, edit: LayerEdit, kinds: str) -> Tensor:
+        """The packed projection `kinds`, consecutive ones of q, k, v, with low-rank updates: [..., kinds * H]."""
         attention, width = self.module.attn, normed.shape[-1]
-        part = slice(first * width, last * width)
+        first = "qkv".index(kinds)
+        part = slice(first * width, (first + len(kinds)) * width)
         bias = attention.in_proj_bias
-        return frozen_linear(normed, attention.in_proj_weight[part], None if bias is None else bias[part])
+        packed = frozen_linear(normed, attention.in_proj_weight[part], None if bias is None else bias[part])
+        updates = {kinds.index(kind): update for kind, update in edit.low_rank.items() if kind in kinds}
+        if not updates:
+            return packed
+        parts = packed.split(width, dim=-1)
+        return torch.cat(
+            [each + updates[number](normed) if number in updates else each for number, each in enumerate(parts)], dim=-1
+        )
 
     def _split_heads(self, packed: Tensor, kinds: int) -> tuple[Tensor, ...]:
         attention = self.module.attn
         split = packed.view(*packed.shape[:2], kinds, attention.num_heads, attention.head_dim)
         return split.permute(2, 0, 3, 1, 4).unbind(0)
 
-    def _after_attention(self, states: Tensor, joined: Tensor) -> Tensor:
-        """The output projection, the MLP, and both residual connections."""
-        module = self.module
-        states = states + module.ls_1(frozen_linear(joined, module.attn.out_proj.weight, module.attn.out_proj.bias))
-        normed = module.ln_2(states)
+    def _after_attention(self, states: Tensor, normed: Tensor, attended: Tensor, edit: LayerEdit) -> Tensor:
+        """The output projection, the MLP, both residual connections, and that of the edit.
+
+        Args:
+            states, normed: the block's input, [..., H], and its first norm.
+            attended: its attention by heads, [N, heads, n, H / heads], or joined, [..., H].
+        """
+        module, joined = self.module, attended if attended.ndim == states.ndim else _merge_heads(attended)
+        attention = frozen_linear(joined, module.attn.out_proj.weight, module.attn.out_proj.bias)
+        if "o" in edit.low_rank:
+            attention = attention + edit.low_rank["o"](joined)
+        states = states + module.ls_1(attention)
+        hidden = self._norm(1, states, edit)
         if self._plain_mlp:
             first, activation, second = module.mlp
-            hidden = frozen_linear(normed, first.weight, first.bias)
+            hidden = frozen_linear(hidden, first.weight, first.bias)
             # QuickGELU is x * sigmoid(a x). As SiLU it is one kernel that keeps one tensor for the gradient.
             quick = type(activation) is QuickGELU
             hidden = F.silu(1.702 * hidden) / 1.702 if quick else activation(hidden)
             hidden = frozen_linear(hidden, second.weight, second.bias)
         else:
-            hidden = module.mlp(normed)
-        return cast(Tensor, states + module.ls_2(hidden))
+            hidden = module.mlp(hidden)
+        states = states + module.ls_2(hidden)
+        return states if edit.residual is None else states + edit.residual(normed)
 
-    def _as_is(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        return cast(Tensor, self.module(states) if mask is None else self.module(states, attn_mask=mask))
+    def _as_is(self, states: Tensor, mask: Tensor | None, edit: LayerEdit) -> Tensor:
+        output = self.module(states) if mask is None else self.module(states, attn_mask=mask)
+        if edit.is_inside:
+            raise UnsupportedTowerError(
+                "this CLIP has blocks that are not standard attention blocks, whose projections and norms cannot be "
+                "changed; use a backbone such as ViT-B-16, or a method that learns tokens or adapters"
+            )
+        if edit.residual is not None:
+            output = output + edit.residual(self.module.ln_1(states))
+        return cast(Tensor, output)
 
     def _suffix_as_is(
-        self, prefix: Tensor, rows: Tensor, buckets: Sequence[Bucket], mask: Tensor, ends_only: bool
+        self, prefix: Tensor, rows: Tensor, buckets: Sequence[Bucket], mask: Mask, edit: LayerEdit, ends_only: bool
     ) -> Tensor:
         shared, outputs = prefix.shape[1], []
         for bucket in buckets:
             states = torch.cat([_per_sentence(prefix, bucket.count), bucket.rows(rows)], dim=1)
-            length = states.shape[1]
-            states = self._as_is(states, mask[:length, :length])[:, shared:]
+            states = self._as_is(states, mask(states.shape[1]), edit)[:, shared:]
             if ends_only:
                 states = states[torch.arange(len(states), device=states.device), bucket.ends.repeat(bucket.groups)]
             outputs.append(states if ends_only else states.flatten(0, 1))

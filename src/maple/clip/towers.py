@@ -16,6 +16,7 @@ from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
 from maple.clip.blocks import Block, Bucket, PrefixCache
+from maple.clip.edits import NO_EDIT, LayerEdit
 from maple.errors import ImageError, UnsupportedTowerError
 
 
@@ -54,6 +55,11 @@ class TextTower:
         if self.obstacle is not None:
             raise UnsupportedTowerError(f"{method} puts prompts into the text tower, but {self.obstacle}")
 
+    def require_standard_blocks(self, method: str) -> None:
+        """Raise UnsupportedTowerError if layers inside the blocks cannot be changed."""
+        self.require_promptable(method)
+        _require_standard(self._blocks, "text", method)
+
     def plain(self, ids: Tensor) -> Tensor:
         """The whole tower without prompts: ids [C, T] -> raw features [C, D]."""
         return self.encode(ids)
@@ -68,21 +74,34 @@ class TextTower:
         chosen = table[: states.shape[-2]] if positions is None else table[positions]
         return states + chosen.to(states.dtype)
 
-    def block(self, layer: int, states: Tensor) -> Tensor:
-        """Block `layer` under the causal mask: [C, T, Ht] -> [C, T, Ht]."""
-        length = states.shape[1]
-        return self._blocks[layer].causal(states, self._tower.attn_mask[:length, :length])
+    def block(self, layer: int, states: Tensor, edit: LayerEdit = NO_EDIT) -> Tensor:
+        """Block `layer` under the causal mask: [C, n, Ht] -> [C, n, Ht]; n may exceed the context length."""
+        return self._blocks[layer].causal(states, self._mask, edit)
 
-    def prefix(self, layer: int, states: Tensor, cache_only: bool = False) -> tuple[PrefixCache, Tensor]:
+    def prefix(
+        self, layer: int, states: Tensor, edit: LayerEdit = NO_EDIT, *, cache_only: bool = False
+    ) -> tuple[PrefixCache, Tensor]:
         """Block `layer` on the common prefix of the sentences of each of G groups, [G, S, Ht]: see `Block.prefix`."""
-        length = states.shape[1]
-        return self._blocks[layer].prefix(states, self._tower.attn_mask[:length, :length], cache_only)
+        return self._blocks[layer].prefix(states, self._mask, edit, cache_only)
 
     def suffix(
-        self, layer: int, cache: PrefixCache, rows: Tensor, buckets: Sequence[Bucket], ends_only: bool = False
+        self,
+        layer: int,
+        cache: PrefixCache,
+        rows: Tensor,
+        buckets: Sequence[Bucket],
+        edit: LayerEdit = NO_EDIT,
+        *,
+        ends_only: bool = False,
     ) -> Tensor:
         """Block `layer` on packed sentence ends [R, Ht]: see `Block.suffix`."""
-        return self._blocks[layer].suffix(cache, rows, buckets, self._tower.attn_mask, ends_only)
+        return self._blocks[layer].suffix(cache, rows, buckets, self._mask, edit, ends_only)
+
+    def _mask(self, length: int) -> Tensor:
+        mask: Tensor = self._tower.attn_mask
+        if length <= len(mask):
+            return mask[:length, :length]
+        return mask.new_full((length, length), -torch.inf).triu(1)  # tokens make sentences longer than the context
 
     def finish(self, states: Tensor) -> Tensor:
         """Final norm and projection of the EOT states [C, Ht]: raw features [C, D]."""
@@ -142,6 +161,11 @@ class ImageTower:
                 "without image prompts"
             )
 
+    def require_standard_blocks(self, method: str) -> None:
+        """Raise UnsupportedTowerError if layers inside the blocks cannot be changed."""
+        self.require_promptable(method)
+        _require_standard(self._blocks, "image", method)
+
     def plain(self, images: Tensor) -> Tensor:
         """The whole tower without prompts: images [B, 3, R, R] -> raw features [B, D]."""
         return self.encode(images if self.obstacle is not None else images.to(self.dtype))
@@ -175,11 +199,11 @@ class ImageTower:
         """Whether features come from the class token alone, so that `finish` does not need the other rows."""
         return str(self._tower.pool_type) == "tok"
 
-    def block(self, layer: int, states: Tensor, *, first_row_only: bool = False) -> Tensor:
+    def block(self, layer: int, states: Tensor, edit: LayerEdit = NO_EDIT, *, first_row_only: bool = False) -> Tensor:
         """Block `layer`: [B, n, Hv] -> [B, n, Hv], or its class token alone, [B, 1, Hv]."""
-        return self._blocks[layer].full(states, first_row_only)
+        return self._blocks[layer].full(states, edit, first_row_only)
 
-    def block_with_attention(self, layer: int, states: Tensor) -> tuple[Tensor, Tensor]:
+    def block_with_attention(self, layer: int, states: Tensor, edit: LayerEdit = NO_EDIT) -> tuple[Tensor, Tensor]:
         """Block `layer` and its attention weights: [B, n, Hv] -> [B, n, Hv] and [B, heads, n, n]; differentiable.
 
         Raises:
@@ -190,7 +214,7 @@ class ImageTower:
                 f"block {layer} of this image tower is not a standard CLIP attention block, so its attention cannot be "
                 "read; use a backbone with standard blocks, such as ViT-B-16"
             )
-        return self._blocks[layer].full_with_attention(states)
+        return self._blocks[layer].full_with_attention(states, edit)
 
     def finish(self, states: Tensor) -> Tensor:
         """Pool, normalise and project the class token and patches [B, 1 + N, Hv], without prompts: [B, D].
@@ -199,6 +223,19 @@ class ImageTower:
         """
         pooled: Tensor = self._tower._pool(states)[0]
         return pooled if self._tower.proj is None else pooled @ self._tower.proj
+
+    def finish_tokens(self, states: Tensor) -> Tensor:
+        """The final norm of rows [B, K, Hv] that are not pooled, without the projection: [B, K, Hv]."""
+        return cast(Tensor, self._tower.ln_post(states))
+
+
+def _require_standard(blocks: Sequence[Block], tower: str, method: str) -> None:
+    for number, block in enumerate(blocks):
+        if not block.is_standard:
+            raise UnsupportedTowerError(
+                f"{method} changes layers inside the blocks, but block {number} of this {tower} tower is not a "
+                "standard CLIP attention block; use a backbone with standard blocks, such as ViT-B-16"
+            )
 
 
 def _text_obstacle(model: Any, tower: Any) -> str | None:

@@ -14,10 +14,11 @@ logit above the mean of the others, so that evidence for all classes alike count
 import torch
 from torch import Tensor
 
+from maple.clip.edits import edits_of_all_blocks
 from maple.errors import ConfigError
 from maple.methods import Method
 from maple.prompts import encode_image_with_attention, to_float32
-from maple.prompts.splice import append_vision, replace_vision
+from maple.prompts.splice import write_rows
 
 
 def relevance(method: Method, images: Tensor, classes: Tensor) -> Tensor:
@@ -45,11 +46,12 @@ def relevance(method: Method, images: Tensor, classes: Tensor) -> Tensor:
             f"classes are {classes.tolist()} for {len(images)} images and {count} classes; give one index for each "
             f"image, 0 to {count - 1}"
         )
-    prompts = [prompt.detach() for prompt in method.vision_prompts()]
+    with torch.no_grad():
+        edits = edits_of_all_blocks(method.vision_edits(), backbone.image.depth)
     with torch.inference_mode(False), torch.enable_grad():
         # A copy that requires gradients: through a frozen tower nothing would be recorded otherwise.
         leaf = images.detach().to(backbone.device).clone().requires_grad_()
-        raw, attention = encode_image_with_attention(backbone.image, leaf, prompts)
+        raw, attention = encode_image_with_attention(backbone.image, leaf, edits)
         logits = explained_logits(method, to_float32(raw))
         # The index is copied too: a tensor of the caller's inference mode cannot be kept for a gradient.
         score = logits.gather(1, torch.tensor(classes.tolist(), device=backbone.device)[:, None])[:, 0]
@@ -62,12 +64,18 @@ def relevance(method: Method, images: Tensor, classes: Tensor) -> Tensor:
         for weights, gradient in zip(attention, gradients, strict=True)
     ]
     # Relevance [B, n, 1 + N] of class token and patches for every row.
-    rows = weighted[0].shape[1] - (len(prompts[0]) if prompts else 0)
+    prompted = inserted = 0
+    entered = (edits[0].prompt, edits[0].tokens)
+    rows = weighted[0].shape[1] - sum(len(tokens) for tokens in entered if tokens is not None)
     accumulated = torch.eye(rows, device=weighted[0].device).expand(len(images), -1, -1)
-    for layer, matrix in enumerate(weighted):
-        if layer < len(prompts):
-            empty = accumulated.new_zeros(len(prompts[layer]), rows)
-            accumulated = append_vision(accumulated, empty) if layer == 0 else replace_vision(accumulated, empty)
+    for matrix, edit in zip(weighted, edits, strict=True):
+        if edit.prompt is not None:
+            accumulated = write_rows(accumulated, accumulated.new_zeros(len(edit.prompt), rows), rows, prompted)
+            prompted = len(edit.prompt)
+        if edit.tokens is not None:
+            empty = accumulated.new_zeros(len(edit.tokens), rows)
+            accumulated = write_rows(accumulated, empty, rows + prompted, inserted, edit.keep)
+            inserted = len(edit.tokens)
         accumulated = accumulated + matrix @ accumulated
     patches = accumulated[:, 0, 1:] if backbone.image.pools_class_token else accumulated[:, 1:rows, 1:].mean(dim=1)
     grid: Tensor = patches.unflatten(1, (int(patches.shape[1] ** 0.5), -1)).cpu()

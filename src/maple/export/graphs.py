@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maple.clip import LayerEdit
+from maple.clip.edits import edits_of_all_blocks
 from maple.errors import ExportError
 from maple.methods import Method
 from maple.methods.wraps_prompts import WrapsPrompts
 from maple.prompts import PromptedClasses, encode_image, l2_normalize, to_float32
+from maple.prompts.splice import write_rows
 
 Head = Literal["cosine", "logits", "shifted"]
 
@@ -46,7 +49,7 @@ def keeps_image_features(method: Method) -> bool:
 
 
 class ImageSide(nn.Module):
-    """From images [B, 3, R, R] to the inputs of the head, with the prompts as constants."""
+    """From images [B, 3, R, R] to the inputs of the head, with what was learned as constants."""
 
     def __init__(self, method: Method, head: Head, *, frozen: bool) -> None:
         super().__init__()
@@ -54,7 +57,8 @@ class ImageSide(nn.Module):
         self.method = method
         self.model = method.backbone.model
         self.head = head
-        self.prompts = nn.ParameterList([prompt.detach() for prompt in method.vision_prompts()])
+        with torch.no_grad():
+            self.edits = method.vision_edits()
         self.frozen = frozen and not keeps_image_features(method)
         self.classes: Tensor
         self.register_buffer("classes", method.class_embeddings() if head == "logits" else None)
@@ -68,8 +72,8 @@ class ImageSide(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """See `outputs`."""
         tower = self.method.backbone.image
-        plain = to_float32(tower.plain(images)) if self.frozen or not len(self.prompts) else None
-        raw = to_float32(encode_image(tower, images, list(self.prompts))) if len(self.prompts) else cast(Tensor, plain)
+        plain = to_float32(tower.plain(images)) if self.frozen or not self.edits else None
+        raw = to_float32(encode_image(tower, images, self.edits)) if self.edits else cast(Tensor, plain)
         # Every method accepts raw features in place of images.
         features = self.method.encode_images(raw)
         outputs = [features]
@@ -85,17 +89,21 @@ class ImageSide(nn.Module):
 
 
 class TextSide(nn.Module):
-    """The text tower with the learned tokens as constants in the slots; with empty slots it is the frozen one."""
+    """The text tower with what was learned as constants, tokens in the slots; without edits, it is the frozen one."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
         self.tower = method.backbone.text
+        self.method = method
         self.model = method.backbone.model
-        prompts: Sequence[Tensor] = []
+        edits: Sequence[LayerEdit] = []
         if isinstance(innermost(method).classes, PromptedClasses) and method.supports_new_classes:
-            prompts = [prompt.detach() for prompt in method.text_prompts()]
+            with torch.no_grad():
+                edits = method.text_edits()
+        self.edits = edits_of_all_blocks(edits, self.tower.depth)
         # Row 0 is never used: it stands for "no learned token here".
-        self.tables = nn.ParameterList([F.pad(prompt, (0, 0, 1, 0)) for prompt in prompts])
+        prompts = (edit.prompt for edit in self.edits)
+        self.tables = [None if prompt is None else F.pad(prompt, (0, 0, 1, 0)).detach() for prompt in prompts]
 
     def forward(self, ids: Tensor, slots: Tensor, shift: Tensor | None = None) -> Tensor:
         """Unit features [C, D] of sentences.
@@ -104,15 +112,19 @@ class TextSide(nn.Module):
         or 0. `shift` [Ht] is added to the learned tokens of the first layer.
         """
         tower = self.tower
-        states = tower.embed(ids)
-        for layer in range(tower.depth):
-            if layer < len(self.tables):
-                table = self.tables[layer]
+        states, inserted = tower.embed(ids), 0
+        for layer, (edit, table) in enumerate(zip(self.edits, self.tables, strict=True)):
+            if table is not None:
                 if shift is not None and layer == 0:
                     table = table + shift
                 states = torch.where((slots > 0)[:, :, None], F.embedding(slots, table), states)
             if layer == 0:
+                states = states if edit.input_residual is None else states + edit.input_residual(states)
                 states = tower.enter(states)
-            states = tower.block(layer, states)
-        ends = tower.end_positions(ids)[:, None, None].expand(-1, 1, states.shape[-1])
+            if edit.tokens is not None:
+                states = write_rows(states, edit.tokens, 1, inserted, edit.keep)
+                slots = slots if inserted else F.pad(slots, (len(edit.tokens), 0))  # the first column, SOS, has no slot
+                inserted = len(edit.tokens)
+            states = tower.block(layer, states, edit)
+        ends = (tower.end_positions(ids) + inserted)[:, None, None].expand(-1, 1, states.shape[-1])
         return l2_normalize(tower.finish(states.gather(1, ends)[:, 0]))

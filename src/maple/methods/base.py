@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maple.clip import Backbone
+from maple.clip import Backbone, LayerEdit, prompt_edits
 from maple.config import Settings
 from maple.descriptions import PlotStyle, ReportRole
 from maple.errors import CheckpointError, ConfigError
@@ -143,6 +143,14 @@ class Method(nn.Module):
         """Prompt tokens of the image tower, one tensor [P, Hv] per layer."""
         return []
 
+    def text_edits(self) -> list[LayerEdit]:
+        """The edits of the text tower's first blocks; by default those of `text_prompts`."""
+        return prompt_edits(self.text_prompts())
+
+    def vision_edits(self) -> list[LayerEdit]:
+        """The edits of the image tower's first blocks; by default those of `vision_prompts`."""
+        return prompt_edits(self.vision_prompts())
+
     def prompt_parameters(self) -> dict[str, nn.Parameter]:
         """The learned parameters by name: they are trained, saved and counted."""
         return dict(self.named_parameters())
@@ -198,7 +206,7 @@ class Method(nn.Module):
         """Unit text features [C, D] of the current classes."""
         if isinstance(self.classes, TemplateClasses):
             return self.classes.features
-        return self.classes.encode(self.text_prompts())
+        return self.classes.encode(self.text_edits())
 
     @property
     def supports_new_classes(self) -> bool:
@@ -208,13 +216,13 @@ class Method(nn.Module):
     @property
     def accepts_features(self) -> bool:
         """Whether raw features [B, D] of the frozen image tower may be given in place of images."""
-        return not self.vision_prompts()
+        return not self.vision_edits()
 
     def image_features_raw(self, images: Tensor) -> Tensor:
         """Raw image features [B, D] of normalised images [B, 3, R, R]; given features [B, D] are returned."""
         if images.ndim == 2:
             return images
-        return to_float32(encode_image(self.backbone.image, images, self.vision_prompts()))
+        return to_float32(encode_image(self.backbone.image, images, self.vision_edits()))
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Unit image features [B, D] of normalised images [B, 3, R, R]."""

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from maple.clip import Backbone
+from maple.clip import Backbone, prompt_edits
 from maple.descriptions import PlotStyle
 from maple.errors import ConfigError
 from maple.methods.base import Method, MethodSettings, full_precision, prompt_list
@@ -77,7 +77,7 @@ class CoCoOp(Method):
     def encode_classes_for(self, image_features: Tensor) -> Tensor:
         """Unit text features [B, C, D] for each of the unit image features [B, D]."""
         prompts = self.text_prompts()[0] + self.token_shift(image_features)[:, None]
-        return self.classes.encode([prompts[:, None]])
+        return self.classes.encode(prompt_edits([prompts[:, None]]))
 
     def _logits(self, image_features: Tensor) -> Tensor:
         text_features = self.encode_classes_for(image_features)

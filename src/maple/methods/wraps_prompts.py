@@ -6,6 +6,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from maple.clip import LayerEdit
 from maple.errors import ConfigError
 from maple.methods.base import Method, MethodSettings
 
@@ -38,6 +39,12 @@ class WrapsPrompts(Method):
 
     def vision_prompts(self) -> list[Tensor]:
         return self.prompts.vision_prompts()
+
+    def text_edits(self) -> list[LayerEdit]:
+        return self.prompts.text_edits()
+
+    def vision_edits(self) -> list[LayerEdit]:
+        return self.prompts.vision_edits()
 
     def prompt_parameters(self) -> dict[str, nn.Parameter]:
         return self.prompts.prompt_parameters()

@@ -2,7 +2,14 @@
 
 from maple.prompts.classes import PromptedClasses, TemplateClasses
 from maple.prompts.coupling import Coupling
-from maple.prompts.encode import encode_image, encode_image_with_attention, encode_text, l2_normalize, to_float32
+from maple.prompts.encode import (
+    encode_image,
+    encode_image_and_tokens,
+    encode_image_with_attention,
+    encode_text,
+    l2_normalize,
+    to_float32,
+)
 from maple.prompts.initialise import PROMPT_STD, random_tokens, word_tokens
 from maple.prompts.passes import share_passes
 from maple.prompts.splice import Sentences, write_sentences
@@ -14,6 +21,7 @@ __all__ = [
     "Sentences",
     "TemplateClasses",
     "encode_image",
+    "encode_image_and_tokens",
     "encode_image_with_attention",
     "encode_text",
     "l2_normalize",

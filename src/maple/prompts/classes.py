@@ -6,7 +6,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from maple.clip import Backbone
+from maple.clip import Backbone, LayerEdit
 from maple.errors import ConfigError
 from maple.names import clean_class_names
 from maple.prompts.encode import encode_text, l2_normalize, to_float32
@@ -24,7 +24,7 @@ class PromptedClasses:
     Example:
         >>> classes = PromptedClasses(clip, prompt_length=4, init_text="a photo of a")
         >>> classes.set_class_names(["cat", "dog"])
-        >>> classes.encode([word_tokens(clip, "a photo of a", 4)]).shape
+        >>> classes.encode(prompt_edits([word_tokens(clip, "a photo of a", 4)])).shape
         torch.Size([2, 512])
     """
 
@@ -45,9 +45,13 @@ class PromptedClasses:
             self._backbone, names, prompt_length=self.prompt_length, init_text=self.init_text, position=self.position
         )
 
-    def encode(self, prompts: Sequence[Tensor]) -> Tensor:
-        """Unit text features [C, D] with `prompts`, J tensors [P, Ht] or [C, P, Ht]; [G, C, D] for [G, 1, P, Ht]."""
-        return l2_normalize(encode_text(self._backbone.text, self.sentences, prompts, self.memory_limit))
+    def encode(self, edits: Sequence[LayerEdit]) -> Tensor:
+        """Unit text features [C, D] with these edits of the text tower; [G, C, D] with G prompts."""
+        return l2_normalize(self.encode_raw(edits))
+
+    def encode_raw(self, edits: Sequence[LayerEdit]) -> Tensor:
+        """Raw text features [C, D], or [G, C, D]."""
+        return to_float32(encode_text(self._backbone.text, self.sentences, edits, self.memory_limit))
 
 
 class TemplateClasses:

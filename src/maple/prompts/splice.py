@@ -164,13 +164,16 @@ class SplitSentences:
     suffixes: tuple[PackedSuffix, ...]
     order: Tensor
 
-    def insert_prompts(self, prefix: Tensor, prompt: Tensor) -> Tensor:
-        """Insert `prompt` into the prefix [G, S, Ht]: [P, Ht] or [G, 1, P, Ht]; of any shape if it has no slots."""
+    def insert_prompts(self, prefix: Tensor, prompt: Tensor, inserted: int = 0) -> Tensor:
+        """Insert `prompt` into the prefix [G, S, Ht]: [P, Ht] or [G, 1, P, Ht]; of any shape if it has no slots.
+
+        The slots come after rows that were `inserted` behind the first token.
+        """
         early = self.prefix_slots.shape[1]
         if not early:
             return prefix
         first = prompt.flatten(0, -3) if prompt.ndim > 2 else prompt
-        return insert_text(prefix, first[..., :early, :], self.prefix_slots)
+        return insert_text(prefix, first[..., :early, :], self.prefix_slots + inserted)
 
 
 def bucket_stops(lengths: Sequence[int], most: int) -> list[int]:
@@ -264,11 +267,13 @@ def insert_text(states: Tensor, prompt: Tensor, slots: Tensor) -> Tensor:
     return states.scatter(1, slots[:, :, None].expand(-1, -1, states.shape[-1]), tokens)
 
 
-def append_vision(states: Tensor, prompt: Tensor) -> Tensor:
-    """Append `prompt` [P, Hv] after the patches of states [B, n, Hv]: [B, n + P, Hv]."""
-    return torch.cat([states, prompt.to(states.dtype).expand(states.shape[0], -1, -1)], dim=1)
+def write_rows(states: Tensor, tokens: Tensor, start: int, replaced: int, keep: float = 0.0) -> Tensor:
+    """Write `tokens` [K, H], or [N, K, H], into states [N, n, H] at row `start`, in place of the `replaced` rows there.
 
-
-def replace_vision(states: Tensor, prompt: Tensor) -> Tensor:
-    """Replace the last P tokens of states [B, n, Hv] by `prompt` [P, Hv]."""
-    return append_vision(states[:, : states.shape[1] - prompt.shape[-2]], prompt)
+    The tokens keep a share of the states that they replace, as many as there are tokens: `keep * states + (1 - keep) *
+    tokens`.
+    """
+    rows = tokens.to(states.dtype).expand(states.shape[0], -1, -1)
+    if keep and replaced:
+        rows = keep * states[:, start : start + replaced] + (1 - keep) * rows
+    return torch.cat([states[:, :start], rows, states[:, start + replaced :]], dim=1)
