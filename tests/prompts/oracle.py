@@ -92,16 +92,18 @@ def edited_text_feature(
     places = [place for place, token in enumerate(tokens) if token is None]
     end = len(tokens) - 1
     first = edits[0] if edits else {}
+    late = first.get("late", False)
     (placeholder,) = _tokenizer().encode("X")
     rows = []
     for place in range(CONTEXT):
         token = tokens[place] if place <= end else 0
-        if token is None and "prompt" in first:
+        if token is None and "prompt" in first and not late:
             row = first["prompt"][places.index(place)]
         else:
             row = model.token_embedding.weight[placeholder if token is None else token]
         row = row + first["input"](row) if "input" in first else row
-        rows.append(row + model.positional_embedding[place])
+        row = row + model.positional_embedding[place]
+        rows.append(first["prompt"][places.index(place)] if token is None and "prompt" in first and late else row)
     x, present = torch.stack(rows), 0
     for layer, block in enumerate(model.transformer.resblocks):
         edit = edits[layer] if layer < len(edits) else {}
@@ -135,12 +137,13 @@ def edited_image_feature(model: Any, image: Tensor, edits: Sequence[Edit]) -> tu
     count, prompted, present = len(x), 0, 0
     for layer, block in enumerate(tower.transformer.resblocks):
         edit = edits[layer] if layer < len(edits) else {}
-        if "prompt" in edit:
-            x = torch.cat([x[:count], edit["prompt"], x[count + prompted :]])
-            prompted = len(edit["prompt"])
-        if layer == 0:
-            x = _norm(tower.ln_pre, x)
-            x = x + edit["input"](x) if "input" in edit else x
+        for late in (False, True):
+            if late and layer == 0:
+                x = _norm(tower.ln_pre, x)
+                x = x + edit["input"](x) if "input" in edit else x
+            if "prompt" in edit and edit.get("late", False) == late:
+                x = torch.cat([x[:count], edit["prompt"], x[count + prompted :]])
+                prompted = len(edit["prompt"])
         x, present = _write_tokens(x, edit, count + prompted, present)
         x = _block(block, x, False, edit)
     rows = _norm(tower.ln_post, x)

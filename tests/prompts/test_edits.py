@@ -19,7 +19,8 @@ from maple.prompts.encode import encode_image_with_attention
 
 NAMES = ["cat", "fire_truck", "annual crop land", "supercalifragilistic", "x"]
 PROMPT, TOKENS, RANK = 3, 2, 2
-PARTS = ["prompt", "tokens", "mixed tokens", "input", "residual", "q", "k", "v", "o", "norm 1", "norm 2"]
+PARTS = ["prompt", "late prompt", "tokens", "mixed tokens", "input", "residual", "q", "k", "v", "o", "norm 1", "norm 2"]
+PROMPTS = {"prompt", "late prompt"}
 
 layers = st.lists(st.sets(st.sampled_from(PARTS), max_size=4), min_size=1, max_size=3)
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -45,6 +46,7 @@ class Maker:
         plain: Edit = {} if prompt is None else {"prompt": prompt}
         if parts & {"tokens", "mixed tokens"}:
             plain |= {"tokens": self.leaf(TOKENS, self.width), "keep": 0.4 if "mixed tokens" in parts else 0.0}
+        plain["late"] = "late prompt" in parts
         if "input" in parts and layer == 0:
             plain["input"] = self.branch()
         if "residual" in parts:
@@ -57,6 +59,7 @@ class Maker:
         plain["norms"] = affine
         made = LayerEdit(
             prompt=plain.get("prompt"),
+            after_positions="late prompt" in parts,
             tokens=plain.get("tokens"),
             keep=plain.get("keep", 0.0),
             input_residual=plain.get("input"),
@@ -97,14 +100,14 @@ def test_text(
     made: list[LayerEdit] = []
     plain: list[list[Edit]] = [[] for _ in range(2 * len(names))]  # for each group and name
     for layer, chosen in enumerate(parts):
-        prompt = maker.leaf(*shape, PROMPT, tower.width) if "prompt" in chosen else None
+        prompt = maker.leaf(*shape, PROMPT, tower.width) if chosen & PROMPTS else None
         edit, same = maker.edit(chosen, layer, prompt)
         made.append(edit)
         for place, edits in enumerate(plain):
             group, name = divmod(place, len(names))
             which = {"all": (), "sentence": (name,), "group": (group, 0)}[of_each]
             edits.append(same if prompt is None else {**same, "prompt": prompt[which]})
-    in_groups = of_each == "group" and any("prompt" in chosen for chosen in parts)
+    in_groups = of_each == "group" and any(chosen & PROMPTS for chosen in parts)
     each = [
         edited_text_feature(model, names[place % len(names)], edits, PROMPT, position=position)
         for place, edits in enumerate(plain[: 2 * len(names) if in_groups else len(names)])
@@ -126,7 +129,7 @@ def test_images(double_backbone: Backbone, parts: list[set[str]], seed: int) -> 
     maker = Maker(tower.width, seed)
     images = torch.randn(3, 3, 32, 32, generator=maker.generator, dtype=torch.float64)
     pairs = [
-        maker.edit(chosen, layer, maker.leaf(PROMPT, tower.width) if "prompt" in chosen else None)
+        maker.edit(chosen, layer, maker.leaf(PROMPT, tower.width) if chosen & PROMPTS else None)
         for layer, chosen in enumerate(parts)
     ]
     edits, plain = [edit for edit, _ in pairs], [same for _, same in pairs]
@@ -212,7 +215,7 @@ def test_blocks_of_another_structure(double_backbone: Backbone, monkeypatch: pyt
         for tower, inputs, encode in ((text, sentences, encode_text), (image, images, encode_image)):
             maker = Maker(tower.width, 1)
             edits = [
-                maker.edit(parts, layer, maker.leaf(PROMPT, tower.width) if "prompt" in parts else None)[0]
+                maker.edit(parts, layer, maker.leaf(PROMPT, tower.width) if parts & PROMPTS else None)[0]
                 for layer, parts in enumerate(everything)
             ]
             features.append(encode(tower, inputs, edits))  # type: ignore[operator]

@@ -55,6 +55,7 @@ class LayerEdit:
             or [G, 1, P, Ht] or [G, C, P, Ht] for all sentences with each of G prompts. Images: [P, Hv], or [B, P, Hv]
             for each image; the first ones are appended to the patches. In the first block they enter before positions
             are added (text) or before the pre-norm (images).
+        after_positions: whether they enter the first block after positions and pre-norm instead.
         tokens: [K, H], rows of their own, which no sentence has slots for: the first ones are inserted after the first
             token (text) or appended (images), those of later blocks replace them. They enter after positions and
             pre-norm, and get none. Text features are still read at EOT.
@@ -72,6 +73,7 @@ class LayerEdit:
     """
 
     prompt: Tensor | None = None
+    after_positions: bool = False
     tokens: Tensor | None = None
     keep: float = 0.0
     input_residual: Callable[[Tensor], Tensor] | None = None
@@ -83,8 +85,34 @@ class LayerEdit:
     @property
     def only_prompts(self) -> bool:
         """Whether nothing but prompts enters, and the block itself is unchanged."""
-        functions = (self.tokens, self.input_residual, self.residual)
-        return not self.is_inside and all(each is None for each in functions)
+        others = (self.tokens, self.input_residual, self.residual)
+        return not self.is_inside and not self.after_positions and all(each is None for each in others)
+
+    def enter(
+        self,
+        states: Tensor,
+        insert_prompt: Callable[[Tensor, Tensor], Tensor],
+        add_positions: Callable[[Tensor], Tensor] | None,
+        *,
+        residual_first: bool,
+    ) -> Tensor:
+        """States at the entry of the block, with prompts in their slots.
+
+        Args:
+            insert_prompt: returns the states with a prompt in its slots.
+            add_positions: what happens before the first block alone: positions are added, or the pre-norm is applied;
+                None for a later block.
+            residual_first: whether `input_residual` comes before it.
+        """
+        late = self.after_positions and add_positions is not None
+        if self.prompt is not None and not late:
+            states = insert_prompt(states, self.prompt)
+        if add_positions is not None:
+            residual = self.input_residual
+            states = states + residual(states) if residual is not None and residual_first else states
+            states = add_positions(states)
+            states = states + residual(states) if residual is not None and not residual_first else states
+        return insert_prompt(states, self.prompt) if self.prompt is not None and late else states
 
     @property
     def is_inside(self) -> bool:

@@ -4,6 +4,7 @@ No method is named here: the parts that a method overrides decide where it can b
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -114,13 +115,9 @@ class TextSide(nn.Module):
         tower = self.tower
         states, inserted = tower.embed(ids), 0
         for layer, (edit, table) in enumerate(zip(self.edits, self.tables, strict=True)):
-            if table is not None:
-                if shift is not None and layer == 0:
-                    table = table + shift
-                states = torch.where((slots > 0)[:, :, None], F.embedding(slots, table), states)
-            if layer == 0:
-                states = states if edit.input_residual is None else states + edit.input_residual(states)
-                states = tower.enter(states)
+            moved = table if table is None or shift is None or layer else table + shift
+            insert = partial(_insert_rows, slots=slots, table=moved)
+            states = edit.enter(states, insert, None if layer else tower.enter, residual_first=True)
             if edit.tokens is not None:
                 states = write_rows(states, edit.tokens, 1, inserted, edit.keep)
                 slots = slots if inserted else F.pad(slots, (len(edit.tokens), 0))  # the first column, SOS, has no slot
@@ -128,3 +125,7 @@ class TextSide(nn.Module):
             states = tower.block(layer, states, edit)
         ends = (tower.end_positions(ids) + inserted)[:, None, None].expand(-1, 1, states.shape[-1])
         return l2_normalize(tower.finish(states.gather(1, ends)[:, 0]))
+
+
+def _insert_rows(states: Tensor, _prompt: Tensor, *, slots: Tensor, table: Tensor) -> Tensor:
+    return torch.where((slots > 0)[:, :, None], F.embedding(slots, table), states)

@@ -15,11 +15,19 @@ from maple.prompts.splice import Position, Sentences, read_sentences, write_sent
 _CHUNK = 256
 
 
+def check_template(template: str) -> None:
+    """Raise ConfigError if a sentence does not have exactly one {} for the class name."""
+    if template.count("{}") != 1:
+        raise ConfigError(f"template {template!r} must have exactly one {{}}, where the class name goes")
+
+
 class PromptedClasses:
     """Text features of sentences with slots for prompt tokens; `memory_limit` is that of `encode_text`.
 
+    With a `template`, that is the sentence: its first P tokens are slots, and the others stay.
+
     Raises:
-        ConfigError: there are more prompt tokens than a sentence can have.
+        ConfigError: there are more prompt tokens than a sentence can have, or not exactly one {} in the template.
 
     Example:
         >>> classes = PromptedClasses(clip, prompt_length=4, init_text="a photo of a")
@@ -28,7 +36,17 @@ class PromptedClasses:
         torch.Size([2, 512])
     """
 
-    def __init__(self, backbone: Backbone, *, prompt_length: int, init_text: str, position: Position = "end") -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        prompt_length: int,
+        init_text: str = "",
+        position: Position = "end",
+        template: str = "",
+    ) -> None:
+        if template:
+            check_template(template)
         most = backbone.text.context_length
         if prompt_length > most:  # before the tokens take memory
             raise ConfigError(f"prompt_length={prompt_length}, but this CLIP reads at most {most} tokens; choose fewer")
@@ -36,13 +54,19 @@ class PromptedClasses:
         self.prompt_length = prompt_length
         self.init_text = init_text
         self.position: Position = position
+        self.template = template
         self.sentences: Sentences
         self.memory_limit: int | None = None
 
     def set_class_names(self, names: Sequence[str]) -> None:
         """Write one sentence per name."""
         self.sentences = write_sentences(
-            self._backbone, names, prompt_length=self.prompt_length, init_text=self.init_text, position=self.position
+            self._backbone,
+            names,
+            prompt_length=self.prompt_length,
+            init_text=self.init_text,
+            position=self.position,
+            template=self.template,
         )
 
     def encode(self, edits: Sequence[LayerEdit]) -> Tensor:
@@ -76,8 +100,7 @@ class TemplateClasses:
         if not templates:
             raise ConfigError("templates is empty; give at least one sentence with {} where the class name goes")
         for template in templates:
-            if template.count("{}") != 1:
-                raise ConfigError(f"template {template!r} must have exactly one {{}}, where the class name goes")
+            check_template(template)
         self._backbone = backbone
         self.templates = backbone.templates or tuple(templates)
         self.normalize_each = normalize_each

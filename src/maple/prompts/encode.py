@@ -1,8 +1,8 @@
 """The block loop for text and images: plain CLIP with the edits of a method, block by block."""
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -175,10 +175,8 @@ def _encode_text(
     split = sentences.split(groups[0] if groups else 1, 1 if per_sentence else sentences.shared, most_rows)
     states, caches, inserted = tower.embed(split.prefix_ids), [], 0
     for layer, edit in enumerate(layers):
-        if edit.prompt is not None:
-            states = split.insert_prompts(states, edit.prompt, inserted)
-        if layer == 0:
-            states = tower.enter(_with_residual(states, edit.input_residual))
+        insert = partial(split.insert_prompts, inserted=inserted)
+        states = edit.enter(states, insert, tower.enter if layer == 0 else None, residual_first=True)
         if edit.tokens is not None:  # a part of the prefix: under the causal mask they see the first token alone
             states = write_rows(states, edit.tokens, 1, inserted, edit.keep)
             inserted = len(edit.tokens)
@@ -200,10 +198,8 @@ def _encode_suffix(
     """Raw features [G, c, D] of the sentences of one suffix."""
     rows = tower.embed(suffix.ids)
     for layer, (edit, cache) in enumerate(zip(layers, caches, strict=True)):
-        if edit.prompt is not None:
-            rows = suffix.insert_prompts(rows, edit.prompt)
-        if layer == 0:
-            rows = tower.enter(_with_residual(rows, edit.input_residual), suffix.positions)
+        add_positions = partial(tower.enter, positions=suffix.positions) if layer == 0 else None
+        rows = edit.enter(rows, suffix.insert_prompts, add_positions, residual_first=True)
         rows = tower.suffix(layer, cache, rows, suffix.buckets, edit, ends_only=layer == tower.depth - 1)
     return suffix.unpack(tower.finish(rows))
 
@@ -228,19 +224,13 @@ def _encode_each(tower: TextTower, sentences: Sentences, layers: Sequence[LayerE
 def _encode_rows(tower: TextTower, ids: Tensor, slots: Tensor, ends: Tensor, layers: Sequence[LayerEdit]) -> Tensor:
     states, inserted = tower.embed(ids), 0
     for layer, edit in enumerate(layers):
-        if edit.prompt is not None:
-            states = insert_text(states, edit.prompt, slots + inserted)
-        if layer == 0:
-            states = tower.enter(_with_residual(states, edit.input_residual))
+        insert = partial(insert_text, slots=slots + inserted)
+        states = edit.enter(states, insert, tower.enter if layer == 0 else None, residual_first=True)
         if edit.tokens is not None:
             states = write_rows(states, edit.tokens, 1, inserted, edit.keep)
             inserted = len(edit.tokens)
         states = tower.block(layer, states, edit)
     return tower.finish(states[torch.arange(len(ids), device=ids.device), ends + inserted])
-
-
-def _with_residual(states: Tensor, residual: Callable[[Tensor], Tensor] | None) -> Tensor:
-    return states if residual is None else states + residual(states)
 
 
 def _part(edit: LayerEdit, part: slice) -> LayerEdit:
@@ -301,11 +291,9 @@ def _encode_embedded(
     """Raw features [B, D] of embedded images [B, 1 + N, Hv]; the final rows of tokens and attentions are appended."""
     count, prompted, inserted = states.shape[1], 0, 0
     for layer, edit in enumerate(edits_of_all_blocks(edits, tower.depth)):
-        if edit.prompt is not None:
-            states = write_rows(states, edit.prompt, count, prompted)
-            prompted = edit.prompt.shape[-2]
-        if layer == 0:
-            states = _with_residual(tower.enter(states), edit.input_residual)
+        insert = partial(write_rows, start=count, replaced=prompted)
+        states = edit.enter(states, insert, tower.enter if layer == 0 else None, residual_first=False)
+        prompted = prompted if edit.prompt is None else edit.prompt.shape[-2]
         if edit.tokens is not None:
             states = write_rows(states, edit.tokens, count + prompted, inserted, edit.keep)
             inserted = len(edit.tokens)

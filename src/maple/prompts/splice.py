@@ -196,7 +196,13 @@ def bucket_stops(lengths: Sequence[int], most: int) -> list[int]:
 
 
 def write_sentences(
-    backbone: Backbone, names: Sequence[str], *, prompt_length: int, init_text: str = "", position: Position = "end"
+    backbone: Backbone,
+    names: Sequence[str],
+    *,
+    prompt_length: int,
+    init_text: str = "",
+    position: Position = "end",
+    template: str = "",
 ) -> Sentences:
     """Write "{prompt} {class name}." for every class.
 
@@ -205,21 +211,27 @@ def write_sentences(
 
     Args:
         names: C class names; underscores are read as spaces.
+        template: a whole sentence with {} for the class name, in place of `init_text` and the full stop; its first P
+            tokens become slots.
 
     Raises:
         ClassNamesError: the list or a name is empty, or a sentence is longer than the context.
-        ConfigError: `init_text` has fewer tokens than P, or, if the class name is in the middle or in front, more.
+        ConfigError: `init_text`, or the words before {}, have fewer tokens than P; or, if the class name is in the
+            middle or in front, more.
 
     Example:
         >>> write_sentences(load_clip("ViT-B-16"), ["cat", "dog"], prompt_length=2, init_text="a photo of a").ids.shape
         torch.Size([2, 8])
     """
     words = init_text.replace("_", " ").strip() or " ".join([PLACEHOLDER] * prompt_length)
+    words = template.split("{}")[0] if template else words
     available = len(backbone.word_ids(words))
     if available < prompt_length:
+        instead = "begin the template with more words" if template else "leave init_text empty for random tokens"
         raise ConfigError(
-            f"init_text {init_text!r} has {available} tokens, fewer than prompt_length={prompt_length}; "
-            f"shorten the prompt to at most {available}, or leave init_text empty for random tokens"
+            f"{'template' if template else 'init_text'} {template or init_text!r} has {available} tokens"
+            f"{' before the class name' if template else ''}, fewer than prompt_length={prompt_length}; shorten the "
+            f"prompt to at most {available}, or {instead}"
         )
     if position != "end" and available != prompt_length:
         raise ConfigError(
@@ -227,7 +239,8 @@ def write_sentences(
             f"be learned: set prompt_length={available}"
         )
     cleaned = clean_class_names(names)
-    ids = backbone.tokenize([f"{words} {name}." for name in cleaned])
+    sentence = template or f"{words} {{}}."
+    ids = backbone.tokenize([sentence.replace("{}", name) for name in cleaned])
     slots = torch.arange(1, 1 + prompt_length).repeat(len(cleaned), 1)
     if position != "end":
         before = prompt_length // 2 if position == "middle" else 0
