@@ -94,6 +94,9 @@ class DataSettings(Settings):
 class TrainSettings(Settings):
     """How prompts are trained. Source: SPEC section 4; Dassl.pytorch@c61a1b5 dassl/optim.
 
+    With the schedule `cosine_per_step` the rate changes at each step, from `lr` down to `final_lr`, without a warm-up.
+    `epsilon` is that of Adam and AdamW.
+
     `steps` is a budget that replaces `epochs`: training takes as many whole epochs as it needs for this number of
     steps, and at least one after the warm-up. Of two layers, one that sets `epochs` alone takes the budget away.
 
@@ -118,6 +121,7 @@ class TrainSettings(Settings):
 
     section = "train."
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
     lr: Annotated[float, Field(gt=0)] = 0.002
     momentum: Fraction = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
@@ -125,7 +129,8 @@ class TrainSettings(Settings):
     steps: Positive | None = None
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
     warmup_lr: Annotated[float, Field(ge=0)] = 1e-5
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "cosine_per_step"] = "cosine"
+    final_lr: Annotated[float, Field(ge=0)] = 0.0
     batch_size: Positive = 4
     micro_batch: Positive | None = None
     drop_last: bool = True

@@ -108,16 +108,18 @@ def test_their_passes_are_made_as_one(variant: str, backbone: Backbone, monkeypa
         made["text"] += [len(edit.prompt) for edit in edits[:1] if edit.prompt is not None]
         return text(tower, sentences, edits, limit)
 
-    def count_image(tower: Any, images: Tensor, edits: Sequence[LayerEdit]) -> Tensor:
+    def count_image(tower: Any, images: Tensor, edits: Sequence[LayerEdit], **rows: Any) -> Tensor:
         made["image"].append(len(images))
-        return image(tower, images, edits)
+        return image(tower, images, edits, **rows)
 
     ready = trainers(variant, backbone)
     monkeypatch.setattr(encode, "_encode_text", count_text)
     monkeypatch.setattr(encode, "_encode_image", count_image)
     batch = (Batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1])), 2)
     assert all(isinstance(report, EpochReport) for report in run_epochs([(t, [batch], lambda _: None) for t in ready]))
-    learns_words = bool(ready[0].method.text_prompts())
-    assert made["text"] == ([6 if ready[0].method.classes_depend_on_image else 3] if learns_words else [])
-    frozen_too = VARIANTS[variant]["name"] == "promptsrc"
-    assert made["image"] == ([6, 6] if frozen_too else [6])
+    method = ready[0].method
+    learns_words = any(edit.prompt is not None for edit in method.text_edits())
+    assert made["text"] == ([6 if method.classes_depend_on_image else 3] if learns_words else [])
+    # Blocks that a run has changed are its own.
+    together = [6] if all(edit.only_prompts for edit in method.vision_edits()) else [2, 2, 2]
+    assert made["image"] == together + ([6] if method.needs_frozen_features else [])

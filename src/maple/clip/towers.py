@@ -224,6 +224,12 @@ class ImageTower:
         pooled: Tensor = self._tower._pool(states)[0]
         return pooled if self._tower.proj is None else pooled @ self._tower.proj
 
+    @property
+    def projection(self) -> Tensor:
+        """From final states to features: [Hv, D]; the identity where there is none."""
+        projection: Tensor | None = self._tower.proj
+        return torch.eye(self.width, device=self._tower.conv1.weight.device) if projection is None else projection
+
     def finish_tokens(self, states: Tensor) -> Tensor:
         """The final norm of rows [B, K, Hv] that are not pooled, without the projection: [B, K, Hv]."""
         return cast(Tensor, self._tower.ln_post(states))

@@ -127,5 +127,6 @@ class TextSide(nn.Module):
         return l2_normalize(tower.finish(states.gather(1, ends)[:, 0]))
 
 
-def _insert_rows(states: Tensor, _prompt: Tensor, *, slots: Tensor, table: Tensor) -> Tensor:
+def _insert_rows(states: Tensor, _prompt: Tensor, *, slots: Tensor, table: Tensor | None) -> Tensor:
+    assert table is not None  # there is one where there is a prompt
     return torch.where((slots > 0)[:, :, None], F.embedding(slots, table), states)

@@ -83,7 +83,7 @@ def write_onnx(source: ExportSource, folder: Path, *, zero_shot: bool, int8: boo
         about={**source.about, "precision": "int8" if int8 else "fp32"},
         class_names=method.class_names,
         preprocess=Preprocess(**asdict(method.backbone.preprocessing)),
-        logit_scale=method.backbone.logit_scale / method.temperature,
+        logit_scale=method.logit_scale / method.temperature,
         head=head,
         temperature=method.temperature,
         int8=int8,

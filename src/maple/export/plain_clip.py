@@ -153,7 +153,7 @@ def write_plain_clip(source: ExportSource, folder: Path, kind: str) -> float:
         save_safetensors(to_transformers(state), folder / "model.safetensors", {"format": "pt"})
         write_tokenizer(Path(open_clip.__file__).parent / MERGES, folder, config["text_cfg"]["context_length"])
     embeddings = method.class_embeddings().contiguous()
-    scale = torch.tensor(backbone.logit_scale / method.temperature)
+    scale = torch.tensor(method.logit_scale / method.temperature)
     save_safetensors({"class_embeddings": embeddings, "logit_scale": scale}, folder / HEAD)
     # Load the folder as a user would, and compare.
     try:

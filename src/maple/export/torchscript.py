@@ -28,7 +28,7 @@ class _ImageClassifier(nn.Module):
         super().__init__()
         method = source.method
         self.side = ImageSide(method, head_of(method), frozen=False)
-        self.scale = method.backbone.logit_scale / method.temperature
+        self.scale = method.logit_scale / method.temperature
         self.class_embeddings: Tensor
         self.register_buffer("class_embeddings", method.class_embeddings())
 
@@ -82,7 +82,7 @@ def write_torchscript(source: ExportSource, folder: Path) -> float:
         "about": {**source.about, "precision": "fp32"},
         "class_names": list(method.class_names),
         "preprocess": asdict(method.backbone.preprocessing),
-        "logit_scale": method.backbone.logit_scale / method.temperature,
+        "logit_scale": method.logit_scale / method.temperature,
         "maximal_difference": difference,
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")

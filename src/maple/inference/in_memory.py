@@ -145,7 +145,13 @@ def train_in_memory(
             require_features(method, images.shape[1])
         data = TrainingData(settings, items, store, val, spare)
         data.fit_features(method)
-        trainer = Trainer(method, data.train, Processes(0, 1, backbone.device))
+        trainer = Trainer(
+            method,
+            data.train,
+            Processes(0, 1, backbone.device),
+            seed=settings.seed,
+            steps_per_epoch=data.steps,
+        )
         for each in progress:
             each.start(data.train.epochs, data.steps, 0)
 

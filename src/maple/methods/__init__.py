@@ -11,15 +11,19 @@ from maple.descriptions import MethodDescription
 from maple.errors import ConfigError, one_of
 from maple.methods.base import Features, Method, MethodSettings
 from maple.methods.clip_adapter import CLIPAdapter
+from maple.methods.clip_lora import CLIPLoRA
 from maple.methods.cocoop import CoCoOp
 from maple.methods.coop import CoOp
 from maple.methods.independent_vl import VPT, DeepLanguage, IndependentVL
 from maple.methods.kgcoop import KgCoOp
 from maple.methods.linear_probe import LinearProbe
 from maple.methods.maple import MaPLe
+from maple.methods.mma import MMA
+from maple.methods.mmrl import MMRL, MMRLPlusPlus
 from maple.methods.prograd import ProGrad
 from maple.methods.promptsrc import PromptSRC
 from maple.methods.taskres import TaskRes
+from maple.methods.tcp import TCP
 from maple.methods.tip_adapter import TipAdapter
 from maple.methods.zero_shot import ZeroShot
 
@@ -37,6 +41,11 @@ METHODS: dict[str, type[Method]] = {
     "kgcoop": KgCoOp,
     "prograd": ProGrad,
     "promptsrc": PromptSRC,
+    "tcp": TCP,
+    "clip_lora": CLIPLoRA,
+    "mma": MMA,
+    "mmrl": MMRL,
+    "mmrlpp": MMRLPlusPlus,
     "linear_probe": LinearProbe,
     "clip_adapter": CLIPAdapter,
     "tip_adapter": TipAdapter,
@@ -100,4 +109,4 @@ def build_method(
     name, settings = method_settings(description)
     constructor: Any = METHODS[name]
     method: Method = constructor(settings, backbone, class_names, generator or torch.Generator().manual_seed(0))
-    return method.to(backbone.device)
+    return method.to(backbone.device).eval()

@@ -45,6 +45,11 @@ class MethodSettings(Settings):
         return True
 
     @property
+    def draws_random_numbers(self) -> bool:
+        """Whether `loss` draws random numbers from torch's generator, which each training step seeds."""
+        return False
+
+    @property
     def needs_validation(self) -> bool:
         """Whether a setting is to be selected on validation images."""
         return False
@@ -231,7 +236,12 @@ class Method(nn.Module):
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Scaled cosines [B, C] of unit features [B, D] and [C, D]."""
         with full_precision(image_features):
-            return self.backbone.logit_scale * image_features @ text_features.T
+            return self.logit_scale * image_features @ text_features.T
+
+    @property
+    def logit_scale(self) -> float:
+        """By which cosines are multiplied."""
+        return self.backbone.logit_scale
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, C] of normalised images [B, 3, R, R]; nothing is cached."""

@@ -30,6 +30,17 @@ class TrainedClasses:
         counts = Counter(words)
         self._row_of_words = {word: row for row, word in enumerate(words) if counts[word] == 1}
 
+    def find(self, names: Sequence[str]) -> list[int | None]:
+        """The row of each class name; None for one that was not trained.
+
+        Raises:
+            ClassNamesError: the list or a name is empty.
+        """
+        return [
+            self._row_of.get((name, number), self._row_of_words.get(words_of(name)) if number == 0 else None)
+            for name, number in _numbered(names)
+        ]
+
     def rows(self, names: Sequence[str], device: torch.device) -> Tensor:
         """The row of each class name: [C] int64.
 
@@ -37,10 +48,7 @@ class TrainedClasses:
             ClassNamesError: the list or a name is empty.
             UnlearnedClassesError: a class was not trained.
         """
-        rows = [
-            self._row_of.get((name, number), self._row_of_words.get(words_of(name)) if number == 0 else None)
-            for name, number in _numbered(names)
-        ]
+        rows = self.find(names)
         unknown = [name for name, row in zip(names, rows, strict=True) if row is None]
         if unknown:
             raise UnlearnedClassesError(

@@ -68,6 +68,10 @@ class WrapsPrompts(Method):
     def limit_text_memory(self, limit: int | None) -> None:
         self.prompts.limit_text_memory(limit)
 
+    @property
+    def logit_scale(self) -> float:
+        return self.prompts.logit_scale
+
     def encode_classes(self) -> Tensor:
         return self.prompts.encode_classes()
 

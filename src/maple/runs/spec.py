@@ -201,6 +201,8 @@ def relevant(settings: RunSettings) -> dict[str, Any]:
         ("train", "views", None),
         ("train", "steps", None),
         ("train", "keep", "last"),
+        ("train", "epsilon", 1e-8),
+        ("train", "final_lr", 0.0),
         ("train", "calibrate", False),
         ("data", "listing", None),
         ("data", "validation", "few-shot"),
@@ -211,7 +213,12 @@ def relevant(settings: RunSettings) -> dict[str, Any]:
 
 
 def joint_training_key(settings: RunSettings) -> str:
-    """A text that is equal for runs that can be trained together: they differ in seed, lr and weight decay alone."""
+    """A text that is equal for runs that can be trained together: they differ in seed, lr and weight decay alone.
+
+    A method that draws random numbers in its steps is trained alone.
+    """
     values = relevant(complete(settings))
+    if method_settings(settings.method)[1].draws_random_numbers:
+        return json.dumps(values, sort_keys=True)
     del values["seed"], values["train"]["lr"], values["train"]["weight_decay"]
     return json.dumps(values, sort_keys=True)

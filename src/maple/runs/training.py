@@ -265,7 +265,13 @@ class _TrainingRun:
         """Make a trainer, restore the state that the folder has, and make the folder a run."""
         self.data = TrainingData(self.settings, self.items, store, self._val, self._spare)
         self.data.fit_features(self.method)
-        self.trainer = Trainer(self.method, self.data.train, self._processes)
+        self.trainer = Trainer(
+            self.method,
+            self.data.train,
+            self._processes,
+            seed=self.settings.seed,
+            steps_per_epoch=self.data.steps,
+        )
         self.data.require_spare(self.trainer)
         path = self.folder / "resume.safetensors"
         if path.exists():

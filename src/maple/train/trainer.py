@@ -8,13 +8,14 @@ import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from maple.config import TrainSettings
 from maple.data import Batch
+from maple.data.batches import derive_seed
 from maple.distributed import Processes
 from maple.errors import CheckpointError, ConfigError, MapleError, TrainingDivergedError
 from maple.methods import Method
@@ -22,21 +23,26 @@ from maple.prompts import share_passes
 from maple.train.best_state import BestState
 from maple.train.reports import EpochReport, StepReport
 
+_Result = TypeVar("_Result")
+
 Batches = Iterable[tuple[Batch, int]]
 """Pairs of this process's share of a batch and the number of images in the whole batch."""
 
 
-def learning_rate(settings: TrainSettings, epoch: int) -> float:
-    """The learning rate of a whole epoch (from 0): a constant warm-up, then a cosine over the epochs.
+def learning_rate(settings: TrainSettings, epoch: int, progress: float = 0.0) -> float:
+    """The learning rate of an epoch (from 0): a constant warm-up, then a cosine over the epochs.
 
     The cosine counts from the first epoch after the warm-up, with T_max = epochs, so it does not reach 0: the last of
     five epochs of MaPLe runs at 0.35 of the rate. Source: Dassl.pytorch@c61a1b5 dassl/optim/lr_scheduler.py:38-57
-    (the wrapped scheduler first steps when the warm-up is over).
+    (the wrapped scheduler first steps when the warm-up is over). With the schedule per step, it is a half cosine from
+    `lr` to `final_lr`, of which `progress` is the part that has passed.
 
     Example:
         >>> [round(learning_rate(TrainSettings(lr=0.1), epoch), 5) for epoch in range(5)]
         [1e-05, 0.1, 0.09045, 0.06545, 0.03455]
     """
+    if settings.schedule == "cosine_per_step":
+        return settings.final_lr + (settings.lr - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
     if epoch < settings.warmup_epochs:
         return settings.warmup_lr
     if settings.schedule == "constant":
@@ -45,12 +51,12 @@ def learning_rate(settings: TrainSettings, epoch: int) -> float:
 
 
 def make_optimizer(parameters: Iterable[Tensor], settings: TrainSettings) -> torch.optim.Optimizer:
-    """SGD with momentum (no Nesterov), Adam or AdamW (epsilon 1e-8); weight decay on every prompt parameter."""
+    """SGD with momentum (no Nesterov), Adam or AdamW; weight decay on every prompt parameter."""
     lr, decay = settings.lr, settings.weight_decay
     if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay)
+        return torch.optim.Adam(parameters, lr=lr, eps=settings.epsilon, weight_decay=decay)
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
+        return torch.optim.AdamW(parameters, lr=lr, eps=settings.epsilon, weight_decay=decay)
     return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=decay, nesterov=False)
 
 
@@ -79,15 +85,29 @@ class Trainer:
         epoch, history: the number of finished epochs, and their reports.
         best: the best of the states that `record_validation` was called for; None before the first.
 
+    Args:
+        seed: of the random numbers that a method draws in its steps.
+        steps_per_epoch: for a schedule per step, and only for it.
+
     Example:
         >>> trainer = Trainer(method, TrainSettings(epochs=5))
         >>> while not trainer.finished:
         ...     report = trainer.run_epoch([(batch, len(batch)) for batch in loader])
     """
 
-    def __init__(self, method: Method, settings: TrainSettings, processes: Processes | None = None) -> None:
+    def __init__(
+        self,
+        method: Method,
+        settings: TrainSettings,
+        processes: Processes | None = None,
+        *,
+        seed: int = 0,
+        steps_per_epoch: int = 1,
+    ) -> None:
         self.method = method
         self.settings = settings
+        self._seed = seed
+        self._total_steps = max(settings.epochs * steps_per_epoch, 1)
         self.processes = processes or Processes(0, 1, method.backbone.device)
         method.limit_text_memory(None if settings.text_memory is None else int(settings.text_memory * 2**30))
         self.parameters = method.prompt_parameters()
@@ -127,7 +147,6 @@ class Trainer:
             TrainingDivergedError: the loss or a gradient is not finite; the step is not made.
         """
         self._require_optimizer()
-        self.method.train()
         count = torch.tensor(len(labels), device=self.processes.device)
         self.processes.sum_([count])
         step = self.begin_step(Batch(images, labels), int(count))
@@ -137,6 +156,7 @@ class Trainer:
     def begin_step(self, batch: Batch, images: int) -> Step:
         """A step on this process's share of a batch of `images` images; gradients are zero."""
         device, parameters = self.processes.device, self.parameters
+        self.method.train()
         for parameter in parameters.values():
             parameter.grad = torch.zeros_like(parameter)
         # The scaler initialises itself at its first use, which a process without images would not reach.
@@ -159,7 +179,8 @@ class Trainer:
         Raises:
             TrainingDivergedError: the loss or a gradient is not finite; the step is not made.
         """
-        optimizer, lr = self._require_optimizer(), learning_rate(self.settings, self.epoch)
+        self.method.eval()
+        optimizer, lr = self._require_optimizer(), self.learning_rate()
         for group in optimizer.param_groups:
             group["lr"] = lr
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
@@ -201,13 +222,34 @@ class Trainer:
         self._step += 1
         return report
 
+    def learning_rate(self) -> float:
+        """That of the next step."""
+        return learning_rate(self.settings, self.epoch, min(self._step / self._total_steps, 1.0))
+
+    def seeded(self, compute: Callable[[], _Result], part: int) -> Callable[[], _Result]:
+        """The computation of a part of the current step, with random numbers of its own if the method draws some.
+
+        They depend on the seed, the step, the part and the process alone, so that a resumed run draws the same.
+        """
+        if not self.method.settings.draws_random_numbers:
+            return compute
+        device = self.processes.device
+        seed = derive_seed(self._seed, "step", self._step, part, self.processes.rank)
+
+        def computed() -> _Result:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(seed)
+                return compute()
+
+        return computed
+
     def finish_epoch(self, steps: Sequence[StepReport]) -> EpochReport:
         """End an epoch of these steps, for a loop of your own."""
         images = sum(step.images for step in steps)
         names = steps[0].logs if steps else {}
         report = EpochReport(
             epoch=self.epoch,
-            lr=learning_rate(self.settings, self.epoch),
+            lr=steps[0].lr if steps else self.learning_rate(),
             loss=sum(step.loss * step.images for step in steps) / max(images, 1),
             logs={name: sum(step.logs[name] * step.images for step in steps) / images for name in names},
             losses=tuple(step.loss for step in steps),
@@ -256,7 +298,6 @@ class Trainer:
         Returns its report; or the error that ended it, with the trainer as it was before.
         """
         self._require_optimizer()
-        self.method.train()
         before = self.state()
         reports: list[StepReport] = []
         try:
@@ -266,6 +307,7 @@ class Trainer:
                 reports.append(self.finish_step(step))
                 on_step(reports[-1])
         except MapleError as error:
+            self.method.eval()
             self.restore(*before)
             return error
         return self.finish_epoch(reports)
@@ -390,7 +432,8 @@ def accumulate_gradients(steps: Sequence[Step]) -> None:
         for step in current:
             batch, device = step.micro_batches[number], step.sums["loss"].device
             tensors = (batch.images, batch.labels, *(() if batch.frozen is None else (batch.frozen,)))
-            losses.append(partial(step.trainer.method.loss, *(tensor.to(device) for tensor in tensors)))
+            compute = partial(step.trainer.method.loss, *(tensor.to(device) for tensor in tensors))
+            losses.append(step.trainer.seeded(compute, number))
         terms: list[dict[str, Tensor]] = []
         for step, (loss, logs) in zip(current, share_passes(losses), strict=True):
             weight = len(step.micro_batches[number]) / step.images

@@ -1,0 +1,56 @@
+"""Methods that predict the class names they were trained on by one rule, and other names by another."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maple.methods.base import Method
+from maple.methods.per_class import TrainedClasses
+
+
+class TrainedNamesMethod(Method):
+    """Base class of methods whose class embeddings depend on whether a name was trained.
+
+    Which rule a name gets is decided here, name by name: a list may have both kinds. A class embedding has E >= D
+    entries, and so have image features; that of another name is its text feature, followed by zeros.
+
+    A subclass calls `set_trained_names` before `set_class_names`, and overrides `text_features` and `embed_trained`.
+    """
+
+    def set_trained_names(self, names: Sequence[str]) -> None:
+        """Set the names that get the rule of trained ones."""
+        self._trained = TrainedClasses("this rule's weights", names, advice="")
+
+    def set_class_names(self, names: Sequence[str]) -> None:
+        super().set_class_names(names)
+        rows = self._trained.find(names)
+        with torch.inference_mode(False):
+            device = self.backbone.device
+            self.trained = torch.tensor([index for index, row in enumerate(rows) if row is not None], device=device)
+            self.rows = torch.tensor([row for row in rows if row is not None], device=device)
+            self.trained, self.rows = self.trained.long(), self.rows.long()
+
+    def text_features(self) -> Tensor:
+        """Unit text features [C, D] of the current classes."""
+        raise NotImplementedError
+
+    def embed_trained(self, text_features: Tensor, rows: Tensor) -> Tensor:
+        """The class embeddings [n, E] of trained names.
+
+        Args:
+            text_features: their unit text features, [n, D].
+            rows: their positions in the list that was trained, [n] int64.
+        """
+        raise NotImplementedError
+
+    def embed_classes(self, text_features: Tensor) -> Tensor:
+        """The class embeddings [C, E] of the current classes with these text features [C, D]."""
+        embedded = self.embed_trained(text_features[self.trained], self.rows)
+        others = F.pad(text_features, (0, embedded.shape[1] - text_features.shape[1]))
+        return others.index_copy(0, self.trained, embedded.to(others.dtype))
+
+    def encode_classes(self) -> Tensor:
+        """The class embeddings [C, E] of the current classes."""
+        return self.embed_classes(self.text_features())
