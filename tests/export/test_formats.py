@@ -96,7 +96,7 @@ def test_transformers_reads_its_folder(tiny: Backbone, tmp_path: Path, views: to
 @pytest.mark.parametrize(
     ("name", "settings", "format", "message"),
     [
-        ("maple", {"prompt_depth": 2}, "openclip", "MaPLe has learned tokens in the image tower"),
+        ("maple", {"prompt_depth": 2}, "openclip", "MaPLe has learned something in the image tower"),
         ("vpt", {"vision_prompt_depth": 2}, "transformers", "use format=onnx, or torchscript"),
         ("clip_adapter", {}, "openclip", "computes more than the cosines of a plain CLIP"),
         ("tip_adapter", {}, "transformers", "computes more than the cosines of a plain CLIP"),

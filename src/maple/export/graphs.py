@@ -74,7 +74,10 @@ class ImageSide(nn.Module):
         """See `outputs`."""
         tower = self.method.backbone.image
         plain = to_float32(tower.plain(images)) if self.frozen or not self.edits else None
-        raw = to_float32(encode_image(tower, images, self.edits)) if self.edits else cast(Tensor, plain)
+        if type(innermost(self.method)).image_features_raw is not Method.image_features_raw:
+            raw = self.method.image_features_raw(images)
+        else:
+            raw = to_float32(encode_image(tower, images, self.edits)) if self.edits else cast(Tensor, plain)
         # Every method accepts raw features in place of images.
         features = self.method.encode_images(raw)
         outputs = [features]

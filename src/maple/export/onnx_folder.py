@@ -69,6 +69,9 @@ def write_onnx(source: ExportSource, folder: Path, *, zero_shot: bool, int8: boo
             inputs["shift"] = torch.zeros(method.backbone.text.width)
             shapes.append(None)
         _write_graph(TextSide(method).eval(), folder / export_files.TEXT, inputs, ["features"], tuple(shapes))
+        if zero_shot and not all(edit.only_prompts for edit in method.text_edits()):
+            frozen = TextSide(source.frozen).eval()
+            _write_graph(frozen, folder / export_files.FROZEN_TEXT, inputs, ["features"], tuple(shapes))
         shutil.copyfile(Path(open_clip.__file__).parent / export_files.MERGES, folder / export_files.MERGES)
     tables = {export_files.CLASSES: method} if head == "cosine" else {}
     if zero_shot:
@@ -86,6 +89,7 @@ def write_onnx(source: ExportSource, folder: Path, *, zero_shot: bool, int8: boo
         logit_scale=method.logit_scale / method.temperature,
         head=head,
         temperature=method.temperature,
+        frozen_logit_scale=method.backbone.logit_scale if zero_shot else None,
         int8=int8,
         context_length=None if sentences is None else method.backbone.text.context_length,
         sentences=sentences,
@@ -103,8 +107,11 @@ def write_onnx(source: ExportSource, folder: Path, *, zero_shot: bool, int8: boo
     counts = {"random_images": len(source.random_images), "images_of_the_run": len(source.run_images)}
     checked = {**counts, "differences": differences}
     manifest = manifest.model_copy(update={"maximal_difference": max(differences.values()), "checked": checked})
-    # Versions of the package before there were temperatures can read what has none.
-    content = manifest.model_dump(mode="json", exclude={"temperature"} if manifest.temperature == 1 else None)
+    # Versions of the package that do not know these can read what does not need them.
+    unneeded = {"temperature"} if manifest.temperature == 1 else set()
+    if not zero_shot or method.logit_scale == method.backbone.logit_scale:
+        unneeded.add("frozen_logit_scale")
+    content = manifest.model_dump(mode="json", exclude=unneeded)
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=True)
     (folder / export_files.MANIFEST).write_text(text + "\n", encoding="utf-8")
     return manifest
@@ -142,6 +149,10 @@ def _sentences(method: Method) -> tuple[Slots | Templates | None, str | None]:
         reason = backbone.text.obstacle or "its tokenizer is not CLIP's"
         return None, f"the export has no text tower, as {reason}; use PyTorch for new names"
     classes = innermost(method).classes
+    if isinstance(classes, PromptedClasses) and classes.template:
+        if classes.prompt_length == 0:
+            return Templates(templates=(classes.template,)), None
+        return None, f"{method.title} computes tokens of each new name from the frozen CLIP; use PyTorch for new names"
     if isinstance(classes, PromptedClasses):
         words = classes.init_text.replace("_", " ").strip()
         return Slots(length=classes.prompt_length, words=words, position=classes.position), None
@@ -189,7 +200,7 @@ def _quantize(folder: Path) -> None:
 
     plain = folder / "plain"
     plain.mkdir()
-    for name in (export_files.IMAGE, export_files.TEXT):
+    for name in (export_files.IMAGE, export_files.TEXT, export_files.FROZEN_TEXT):
         parts = [path for path in (folder / name, folder / f"{name}.data") if path.is_file()]
         for path in parts:
             path.rename(plain / path.name)

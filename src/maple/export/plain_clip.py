@@ -184,7 +184,7 @@ def _require_plain_clip(method: Method, kind: str) -> None:
     """Refuse methods and backbones that a plain CLIP with a zero-shot head cannot represent."""
     instead = "use format=onnx, or torchscript"
     if method.vision_edits():
-        problem = "has learned tokens in the image tower, which are not weights of a plain CLIP"
+        problem = "has learned something in the image tower that is not weights of a plain CLIP"
         raise ExportError(f"{method.title} {problem}, so {kind} cannot hold it; {instead}")
     if method.classes_depend_on_image:
         problem = "its classes depend on the image"

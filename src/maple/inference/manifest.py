@@ -16,6 +16,8 @@ FORMAT: Literal[1] = 1
 
 IMAGE = "image.onnx"
 TEXT = "text.onnx"
+FROZEN_TEXT = "text_frozen.onnx"
+"""The text tower of the frozen CLIP, where that of the method is another without learned tokens too."""
 CLASSES = "classes.npy"
 ZERO_SHOT = "zero_shot.npy"
 MERGES = "bpe_simple_vocab_16e6.txt.gz"
@@ -67,7 +69,8 @@ class Manifest(_Section):
             the graph outputs those of the trained names; `shifted`: `cosine`, with classes that `text.onnx` computes
             for each image under the graph's `shift`.
         temperature: by which these logits are divided already, for probabilities: in the graph, or in the logit_scale,
-            which is that of the frozen CLIP divided by it. Only written where it is not 1.
+            which is that of the method divided by it. Only written where it is not 1.
+        frozen_logit_scale: that of the frozen CLIP. Only written where the method has another.
         sentences, new_names: how new names are written; or None, and the reason why they cannot be predicted.
         zero_shot: the sentences of the frozen CLIP; None where it is not included.
         files: sizes in bytes.
@@ -82,6 +85,7 @@ class Manifest(_Section):
     logit_scale: Positive
     head: Literal["cosine", "logits", "shifted"]
     temperature: float = Field(1.0, ge=1e-3, le=1e3)
+    frozen_logit_scale: Positive | None = None
     int8: bool
     context_length: Annotated[int, Field(ge=3)] | None
     sentences: Slots | Templates | None = Field(discriminator="kind")

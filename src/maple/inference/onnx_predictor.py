@@ -53,6 +53,7 @@ class OnnxPredictor(Predictor):
         if zero_shot:
             self._zero_shot_table = _table(folder / export_files.ZERO_SHOT, [count, frozen_width])
         self._text: Any = None
+        self._frozen_text: Any = None
         self._no_shift: dict[str, Floats] = {}
         if manifest.sentences is not None:
             path = folder / export_files.TEXT
@@ -60,7 +61,17 @@ class OnnxPredictor(Predictor):
             shapes = {"ids": [None, None], "slots": [None, None]}
             shapes |= {"shift": [outputs["shift"][1]]} if manifest.head == "shifted" else {}
             inputs = _check_graph(path, self._text.get_inputs(), shapes)
-            self._text_outputs = _check_graph(path, self._text.get_outputs(), {"features": [None, width]})
+            self._text_outputs = _check_graph(path, self._text.get_outputs(), {"features": [None, None]})
+            text_width = self._text_outputs["features"][1]
+            # Class embeddings may have more entries than text features, never fewer.
+            if not isinstance(text_width, int) or not 0 < text_width <= width:
+                problem = f"'features' is of width {text_width!s:.80}, and the class embeddings are of width {width}"
+                raise CheckpointError(f"{path} does not fit its manifest: {problem}; {_AGAIN}")
+            if export_files.FROZEN_TEXT in manifest.files:
+                path = folder / export_files.FROZEN_TEXT
+                self._frozen_text = _session(path, device)
+                _check_graph(path, self._frozen_text.get_inputs(), {"ids": [None, None], "slots": [None, None]})
+                _check_graph(path, self._frozen_text.get_outputs(), {"features": [None, text_width]})
             self._tokenizer = ClipTokenizer(folder / export_files.MERGES, manifest.context_length or 0)
             # Where the text graph takes a shift, sentences that belong to no image are encoded with zeros.
             self._no_shift = {"shift": np.zeros(inputs["shift"], np.float32)} if manifest.head == "shifted" else {}
@@ -131,14 +142,15 @@ class OnnxPredictor(Predictor):
             return _finite(trained), None
         # The graph has frozen features of its own only where the method changes those of the image tower.
         frozen = np.stack([image.get("frozen", image["features"]) for image in encoded])
-        frozen_scale = np.float32(self.manifest.logit_scale * self.manifest.temperature)
+        scale = self.manifest.frozen_logit_scale or self.manifest.logit_scale * self.manifest.temperature
+        frozen_scale = np.float32(scale)
         return _finite(trained), _finite(frozen_scale * frozen @ classes.zero_shot.T)
 
     def _encode_class_names(self, names: tuple[str, ...], note: str | None) -> EncodedClasses:
         sentences, head = self.manifest.sentences, self.manifest.head
         rows = self._trained_rows(names)
-        if sentences is None and rows is None:
-            new = next(name for name in names if self._trained_rows((name,)) is None)
+        if sentences is None and None in rows:
+            new = names[rows.index(None)]
             kind = ClassNamesError if self.manifest.about.get("speaks_of_new_classes") else UnlearnedClassesError
             raise kind(f"class name {new!r} was not trained, and {self.manifest.new_names}")
         trained: Any
@@ -153,36 +165,41 @@ class OnnxPredictor(Predictor):
             zero_shot = self._class_features(names, rows, self._zero_shot_table, self.manifest.zero_shot)
         return EncodedClasses(names, note, trained, zero_shot)
 
-    def _trained_rows(self, names: Sequence[str]) -> list[int] | None:
-        """The rows of the names among the trained ones, equal names in their order; None if one is not among them."""
+    def _trained_rows(self, names: Sequence[str]) -> list[int | None]:
+        """The rows of the names among the trained ones, equal names in their order; None for one that is not."""
         available: dict[str, list[int]] = {}
         for row, name in enumerate(clean_class_names(self.manifest.class_names)):
             available.setdefault(name, []).append(row)
-        rows = []
-        for name in clean_class_names(names):
-            if not available.get(name):
-                return None
-            rows.append(available[name].pop(0))
-        return rows
+        return [available[name].pop(0) if available.get(name) else None for name in clean_class_names(names)]
 
     def _class_features(
-        self, names: Sequence[str], rows: list[int] | None, table: Floats | None, sentences: Slots | Templates | None
+        self, names: Sequence[str], rows: list[int | None], table: Floats | None, sentences: Slots | Templates | None
     ) -> Floats:
-        """Unit features [C, D]: of the table where all names were trained, else of their sentences."""
-        if rows is not None and table is not None:
-            return table[rows]
+        """Class embeddings [C, E]: those of the table, and for new names their text features, followed by zeros."""
+        new = [name for name, row in zip(names, rows, strict=True) if row is None or table is None]
+        if not new and table is not None:
+            return table[[row for row in rows if row is not None]]
         if isinstance(sentences, Slots):
-            return self._encode_text(*self._padded(self._slotted(names, sentences)))
-        if sentences is None:
-            raise CheckpointError(f"{self._folder} has neither embeddings nor sentences for {list(names)[:3]}")
-        return self._template_features(names, sentences)
+            features = self._encode_text(*self._padded(self._slotted(new, sentences)))
+        elif sentences is not None:
+            features = self._template_features(new, sentences, frozen=table is self._zero_shot_table)
+        else:
+            raise CheckpointError(f"{self._folder} has neither embeddings nor sentences for {new[:3]}")
+        if table is None:
+            return features
+        embedded = np.zeros((len(names), table.shape[1]), features.dtype)
+        is_new = np.array([row is None for row in rows])
+        embedded[is_new, : features.shape[1]] = features
+        embedded[~is_new] = table[[row for row in rows if row is not None]]
+        return embedded
 
-    def _template_features(self, names: Sequence[str], sentences: Templates) -> Floats:
+    def _template_features(self, names: Sequence[str], sentences: Templates, *, frozen: bool = True) -> Floats:
         cleaned = clean_class_names(names)
         total = np.zeros((), np.float32)
         for template in sentences.templates:
             rows = [self._tokenizer.sentence(template.replace("{}", name)) for name in cleaned]
-            total = total + self._encode_text(*self._padded([(row, [0] * len(row)) for row in rows]))
+            ids, slots = self._padded([(row, [0] * len(row)) for row in rows])
+            total = total + self._encode_text(ids, slots, frozen=frozen)
         mean = (total / len(sentences.templates)).astype(np.float32)
         lengths = np.linalg.norm(mean, axis=-1, keepdims=True)
         features: Floats = (mean / np.maximum(lengths, 1e-12)).astype(np.float32)
@@ -216,13 +233,14 @@ class OnnxPredictor(Predictor):
                 both[part, number, : len(row[part])] = row[part]
         return both[0], both[1]
 
-    def _encode_text(self, ids: Integers, slots: Integers, **shift: Floats) -> Floats:
-        """Unit features [C, D] of sentences [C, T]."""
+    def _encode_text(self, ids: Integers, slots: Integers, *, frozen: bool = False, **shift: Floats) -> Floats:
+        """Unit features [C, D] of sentences [C, T], of the method's text tower or of the frozen one."""
         features = []
+        session = self._frozen_text if frozen and self._frozen_text is not None else self._text
         for start in range(0, len(ids), _TEXT_BATCH):
             part = slice(start, start + _TEXT_BATCH)
             inputs = {"ids": ids[part], "slots": slots[part], **self._no_shift, **shift}
-            features.append(self._run(self._text, self._text_outputs, inputs)[0])
+            features.append(self._run(session, self._text_outputs, inputs)[0])
         return np.concatenate(features)
 
     def _run(self, session: Any, shapes: Mapping[str, list[int]], inputs: Mapping[str, Any]) -> list[Floats]:

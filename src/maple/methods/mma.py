@@ -104,6 +104,8 @@ class MMA(Method):
         """The residual of a block: its value, and the gradient that goes through it, are scaled."""
 
         def residual(states: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():
+                return scale * branch(states)
             return _Rescale.apply(branch(_Rescale.apply(states, 1.0, scale)), scale, 1.0)  # type: ignore[no-any-return]
 
         return residual

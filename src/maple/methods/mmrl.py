@@ -143,9 +143,9 @@ class MMRL(TrainedNamesMethod):
         return self.settings.logit_scale
 
     def image_features_raw(self, images: Tensor) -> Tensor:
-        """Raw features [B, 2D] of the class token and of the new tokens."""
+        """Raw features [B, 2D] of the class token and of the new tokens; given features may lack the latter."""
         if images.ndim == 2:
-            return images
+            return F.pad(images, (0, 2 * self.backbone.embed_dim - images.shape[1]))
         features, rows = encode_image_and_tokens(self.backbone.image, images, self.vision_edits())
         with full_precision(rows):
             representation = self.project(to_float32(rows).mean(dim=1))

@@ -87,6 +87,9 @@ class TCP(Method):
         super().set_class_names(names)
         self._taught = self._teacher.text_features(names)
 
+    def text_prompts(self) -> list[Tensor]:
+        return [self.text_prompt[0]]
+
     def text_edits(self) -> list[LayerEdit]:
         with full_precision(self._taught):
             hidden = self.meta_net[0](self._taught)
