@@ -168,6 +168,12 @@ COUNTS: list[tuple[dict[str, Any], int]] = [
     ({"name": "coop", "prompt_length": 4}, 2_048),
     ({"name": "coop", "prompt_length": 16}, 8_192),
     ({"name": "cocoop", "prompt_length": 4}, 35_360),
+    ({"name": "tcp"}, 331_904),
+    ({"name": "clip_lora"}, 184_320),
+    ({"name": "mma"}, 674_560),
+    ({"name": "mmrl"}, 4_992_256),
+    ({"name": "mmrl", "token_width": 2048}, 18_762_496),
+    ({"name": "mmrlpp"}, 813_312),
 ]
 
 

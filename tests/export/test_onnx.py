@@ -72,6 +72,34 @@ def test_answers_are_pytorchs(exported: Path, maple_file: Path, names: tuple[str
             assert [r.probability for r in mine] == pytest.approx([r.probability for r in theirs], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"name": "mmrl", "layers": [2, 3], "tokens": 2, "token_width": 16},
+        {"name": "mma", "adapter_start": 2, "adapter_end": 3, "adapter_width": 8, "adapter_scale": 0.5},
+    ],
+    ids=lambda description: description["name"],
+)
+def test_changed_towers_with_trained_and_new_names(
+    description: dict[str, object], tiny: Backbone, tmp_path: Path
+) -> None:
+    file = prompts(tmp_path, tiny, description)
+    assert export_run(file, tmp_path / "export", zero_shot=True).difference < 1e-3
+    one = load_predictor(tmp_path / "export", zero_shot=True)
+    other = TorchPredictor.load(file, zero_shot=True, device="cpu")
+    for names in (NAMES, ("grey thing", NAMES[1], "red car", NAMES[0])):
+        one.set_class_names(names)
+        other.set_class_names(names)
+        for found, expected in zip(one.stream(pictures()), other.stream(pictures()), strict=True):
+            assert isinstance(found, Prediction)
+            assert isinstance(expected, Prediction)
+            for mine, theirs in ((found.best, expected.best), (found.zero_shot, expected.zero_shot)):
+                assert mine is not None
+                assert theirs is not None
+                assert [ranked.name for ranked in mine] == [ranked.name for ranked in theirs]
+                assert [r.probability for r in mine] == pytest.approx([r.probability for r in theirs], abs=1e-5)
+
+
 def test_the_command_without_torch(exported: Path, maple_file: Path, tmp_path: Path) -> None:
     for picture in pictures():
         picture.read().save(tmp_path / f"{picture.name}.png")

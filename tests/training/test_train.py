@@ -72,6 +72,43 @@ def test_each_epoch_runs_at_its_rate(backbone: Backbone) -> None:
     assert [report.lr for report in trainer.history] == [learning_rate(settings, epoch) for epoch in range(5)]
 
 
+def test_a_cosine_of_steps(backbone: Backbone) -> None:
+    settings = TrainSettings(lr=0.01, epochs=3, schedule="cosine_per_step", final_lr=0.002)
+    trainer, seen = Trainer(make(backbone), settings, steps_per_epoch=2), []
+    while not trainer.finished:
+        trainer.run_epoch(batches(2), seen.append)
+    expected = [0.002 + 0.004 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
+    assert [step.lr for step in seen] == pytest.approx(expected)
+    assert [report.lr for report in trainer.history] == pytest.approx(expected[::2])
+
+
+def test_random_numbers_of_a_step_depend_on_the_seed_and_the_step_alone(backbone: Backbone) -> None:
+    """A resumed run draws what the interrupted one would have drawn; torch's generator is left as it was."""
+
+    def trainer(seed: int) -> Trainer:
+        method = make(backbone, {"name": "clip_lora", "dropout": 0.5})
+        with torch.no_grad():
+            for parameter in method.parameters():
+                parameter.add_(0.1)
+        return Trainer(method, TrainSettings(lr=0.01, epochs=2, warmup_epochs=0), seed=seed)
+
+    before = torch.get_rng_state()
+    whole, other = trainer(1), trainer(2)
+    losses = [one.run_epoch(batches(2)).losses for one in (whole, other)]
+    assert losses[0] != losses[1]
+    state = whole.state()
+    whole.run_epoch(batches(2))
+    torch.rand(3)
+    resumed = trainer(1)
+    resumed.restore(*state)
+    resumed.run_epoch(batches(2))
+    assert all(torch.equal(values(whole.method)[name], value) for name, value in values(resumed.method).items())
+    torch.set_rng_state(before)
+    resumed.step(*(batches(1)[0][0].images, batches(1)[0][0].labels))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not resumed.method.training, "dropout is for steps alone"
+
+
 # --- steps
 
 

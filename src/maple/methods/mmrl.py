@@ -237,9 +237,9 @@ class _SharedMap(nn.Module):
 
     def of_layer(self, layer: int, tokens: Tensor) -> Tensor:
         """Tokens [K, R] as those of a tower: [K, H]."""
-        own: Any = self.get_submodule(str(layer))
-        difference: Tensor = own["up"] @ own["down"]
-        return F.linear(tokens, self.weight + difference, own["bias"])
+        parts: Any = self.get_submodule(str(layer))
+        difference: Tensor = parts["up"] @ parts["down"]
+        return F.linear(tokens, self.weight + difference, parts["bias"])
 
 
 def _uniform(rows: int, columns: int, generator: Generator) -> Tensor:
