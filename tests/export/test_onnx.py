@@ -83,7 +83,7 @@ def test_answers_are_pytorchs(exported: Path, maple_file: Path, names: tuple[str
 def test_changed_towers_with_trained_and_new_names(
     description: dict[str, object], tiny: Backbone, tmp_path: Path
 ) -> None:
-    file = prompts(tmp_path, tiny, description)
+    file = write_prompts(tmp_path, tiny, description)
     assert export_run(file, tmp_path / "export", zero_shot=True).difference < 1e-3
     one = load_predictor(tmp_path / "export", zero_shot=True)
     other = TorchPredictor.load(file, zero_shot=True, device="cpu")

@@ -142,8 +142,8 @@ class OnnxPredictor(Predictor):
             return _finite(trained), None
         # The graph has frozen features of its own only where the method changes those of the image tower.
         frozen = np.stack([image.get("frozen", image["features"]) for image in encoded])
-        scale = self.manifest.frozen_logit_scale or self.manifest.logit_scale * self.manifest.temperature
-        frozen_scale = np.float32(scale)
+        manifest = self.manifest
+        frozen_scale = np.float32(manifest.frozen_logit_scale or manifest.logit_scale * manifest.temperature)
         return _finite(trained), _finite(frozen_scale * frozen @ classes.zero_shot.T)
 
     def _encode_class_names(self, names: tuple[str, ...], note: str | None) -> EncodedClasses:

@@ -217,7 +217,8 @@ class MMRLPlusPlus(MMRL):
 
     def project(self, rows: Tensor) -> Tensor:
         learned = self.projection["down"] @ self.projection["up"]
-        return rows @ (self.backbone.image.projection.to(rows.dtype) + learned)
+        feature: Tensor = rows @ (self.backbone.image.projection.to(rows.dtype) + learned)
+        return feature
 
 
 class _SharedMap(nn.Module):
