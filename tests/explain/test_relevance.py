@@ -8,7 +8,7 @@ from variants import NAMES, VARIANTS, make
 from maple.clip import Backbone
 from maple.errors import ConfigError, UnsupportedTowerError
 from maple.explain import relevance
-from maple.explain.relevance import explained_logits
+from maple.explain.relevance import attended_features, explained_logits
 from maple.methods import build_method
 from maple.prompts import encode_image, encode_image_with_attention, to_float32
 
@@ -17,10 +17,8 @@ from maple.prompts import encode_image, encode_image_with_attention, to_float32
 def test_it_explains_what_the_method_says(variant: str, backbone: Backbone, images: Tensor) -> None:
     """The path that gradients take gives the method's own logits, for every method."""
     method = make(variant, backbone)
-    raw, seen = encode_image_with_attention(backbone.image, images, method.vision_edits())
-    torch.testing.assert_close(
-        explained_logits(method, to_float32(raw)), method.predict_logits(images), rtol=1e-4, atol=1e-4
-    )
+    features, seen = attended_features(method, images, method.vision_edits())
+    torch.testing.assert_close(explained_logits(method, features), method.predict_logits(images), rtol=1e-4, atol=1e-4)
     assert len(seen) == backbone.image.depth
     torch.testing.assert_close(seen[0].sum(dim=-1), torch.ones_like(seen[0][..., 0]))
 

@@ -11,10 +11,12 @@ Transformers", ICCV 2021, section 3, equations 5 and 6. Departs: the prompt rows
 logit above the mean of the others, so that evidence for all classes alike counts for none.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from maple.clip.edits import edits_of_all_blocks
+from maple.clip.edits import LayerEdit, edits_of_all_blocks
 from maple.errors import ConfigError
 from maple.methods import Method
 from maple.prompts import encode_image_with_attention, to_float32
@@ -51,8 +53,8 @@ def relevance(method: Method, images: Tensor, classes: Tensor) -> Tensor:
     with torch.inference_mode(False), torch.enable_grad():
         # A copy that requires gradients: through a frozen tower nothing would be recorded otherwise.
         leaf = images.detach().to(backbone.device).clone().requires_grad_()
-        raw, attention = encode_image_with_attention(backbone.image, leaf, edits)
-        logits = explained_logits(method, to_float32(raw))
+        features, attention = attended_features(method, leaf, edits)
+        logits = explained_logits(method, features)
         # The index is copied too: a tensor of the caller's inference mode cannot be kept for a gradient.
         score = logits.gather(1, torch.tensor(classes.tolist(), device=backbone.device)[:, None])[:, 0]
         if count > 1:
@@ -80,6 +82,15 @@ def relevance(method: Method, images: Tensor, classes: Tensor) -> Tensor:
     patches = accumulated[:, 0, 1:] if backbone.image.pools_class_token else accumulated[:, 1:rows, 1:].mean(dim=1)
     grid: Tensor = patches.unflatten(1, (int(patches.shape[1] ** 0.5), -1)).cpu()
     return grid
+
+
+def attended_features(method: Method, images: Tensor, edits: Sequence[LayerEdit]) -> tuple[Tensor, list[Tensor]]:
+    """The method's raw image features [B, E], and the attention weights of every block."""
+    rows: list[Tensor] = []
+    has_tokens = any(edit.tokens is not None for edit in edits)
+    tower = method.backbone.image
+    raw, attention = encode_image_with_attention(tower, images, edits, rows if has_tokens else None)
+    return method.join_token_rows(to_float32(raw), rows[0] if has_tokens else None), attention
 
 
 def explained_logits(method: Method, image_features: Tensor) -> Tensor:

@@ -229,6 +229,11 @@ class Method(nn.Module):
             return images
         return to_float32(encode_image(self.backbone.image, images, self.vision_edits()))
 
+    def join_token_rows(self, features: Tensor, rows: Tensor | None) -> Tensor:
+        """The raw image features, of those of the tower [B, D] and the final rows [B, K, Hv] of the edits' tokens."""
+        del rows
+        return features
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Unit image features [B, D] of normalised images [B, 3, R, R]."""
         return l2_normalize(self.image_features_raw(images))

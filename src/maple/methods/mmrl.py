@@ -146,7 +146,10 @@ class MMRL(TrainedNamesMethod):
         """Raw features [B, 2D] of the class token and of the new tokens; given features may lack the latter."""
         if images.ndim == 2:
             return F.pad(images, (0, 2 * self.backbone.embed_dim - images.shape[1]))
-        features, rows = encode_image_and_tokens(self.backbone.image, images, self.vision_edits())
+        return self.join_token_rows(*encode_image_and_tokens(self.backbone.image, images, self.vision_edits()))
+
+    def join_token_rows(self, features: Tensor, rows: Tensor | None) -> Tensor:
+        assert rows is not None
         with full_precision(rows):
             representation = self.project(to_float32(rows).mean(dim=1))
         return torch.cat([to_float32(features), representation], dim=1)

@@ -242,9 +242,11 @@ def _part(edit: LayerEdit, part: slice) -> LayerEdit:
 
 
 def encode_image_with_attention(
-    tower: ImageTower, images: Tensor, edits: Sequence[LayerEdit]
+    tower: ImageTower, images: Tensor, edits: Sequence[LayerEdit], token_rows: list[Tensor] | None = None
 ) -> tuple[Tensor, list[Tensor]]:
     """`encode_image`, and the attention weights [B, heads, n, n] of every block; differentiable, but slower.
+
+    The rows of the edits' tokens after the final norm, [B, K, Hv], are appended to `token_rows`.
 
     Raises:
         UnsupportedTowerError: the tower is not a vision transformer of standard blocks.
@@ -260,7 +262,7 @@ def encode_image_with_attention(
             "transformer, such as ViT-B-16"
         )
     attentions: list[Tensor] = []
-    return _encode_embedded(tower, tower.embed(images), edits, attentions=attentions), attentions
+    return _encode_embedded(tower, tower.embed(images), edits, token_rows, attentions), attentions
 
 
 def _encode_image(
