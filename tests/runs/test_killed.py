@@ -30,10 +30,13 @@ def every_moment(images: str, work: Path) -> None:
     layer = {
         "method": {"name": "maple", "prompt_depth": 1},
         "backbone": {"name": "maple-tiny", "pretrained": "random"},
-        "data": {"dataset": images, "shots": None},
+        "data": {"dataset": images, "shots": 2},
     }
     train = {"epochs": 2, "batch_size": 4, "lr": 0.01}
-    settings = {name: resolve([{**layer, "train": {**train, "optimizer": name}}]) for name in ("sgd", "adamw")}
+    chosen = {"sgd": "last", "adamw": "best"}  # with a best state among what is resumed
+    settings = {
+        name: resolve([{**layer, "train": {**train, "optimizer": name, "keep": keep}}]) for name, keep in chosen.items()
+    }
     backbone = open_backbone(settings["sgd"], "cpu")
 
     def train_until(moment: int, optimizer: str, folder: Path) -> int:
@@ -59,7 +62,7 @@ def every_moment(images: str, work: Path) -> None:
 
 
 def test_killed_at_every_write(make_images: Callable[..., Path], tmp_path: Path) -> None:
-    process = ForkedProcess(every_moment, str(make_images(classes=("cat", "dog"), train=2)), tmp_path)
+    process = ForkedProcess(every_moment, str(make_images(classes=("cat", "dog"), train=3)), tmp_path)
     assert process.wait() == 0, process.stderr
     # Five files at the start, two after each of two epochs, two at the end; each flushed, then its folder.
     assert int(process.stdout) == 2 * (5 + 2 * 2 + 2)

@@ -51,11 +51,11 @@ def run(start: list[str], arguments: list[str], folder: Path) -> subprocess.Comp
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(make_images: Callable[..., Path], tmp_path: Path) -> None:
-    images = make_images(classes=("cat", "dog"), train=5)
+    images = make_images(classes=("cat", "dog"), train=7)
     # Ten images in batches of 3: shares of 1 and 2, and a last batch of 1, of which one process gets nothing.
-    train = ["epochs=3", "batch_size=3", "drop_last=false", "lr=0.02"]
+    train = ["epochs=3", "batch_size=3", "drop_last=false", "lr=0.02", "keep=best"]
     arguments = [
-        *("train", "--dataset", str(images), "--device", "cpu", "--shots", "all"),
+        *("train", "--dataset", str(images), "--device", "cpu", "--shots", "5"),
         *("--backbone", "maple-tiny", "--pretrained", "random", "--set", "method.prompt_depth=2"),
         *(part for setting in train for part in ("--set", f"train.{setting}")),
     ]
@@ -73,6 +73,7 @@ def test_two_processes_learn_what_one_learns(make_images: Callable[..., Path], t
         assert len(epoch.losses) == 4
         assert other.losses == pytest.approx(epoch.losses, rel=1e-4)
         assert other.logs == pytest.approx(epoch.logs, rel=1e-4)
+        assert other.validation == pytest.approx(epoch.validation, rel=1e-4)
     assert {path.name for path in (tmp_path / "one").iterdir()} == {path.name for path in (tmp_path / "two").iterdir()}
 
 
