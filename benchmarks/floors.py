@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.baseline import PlainCoCoOp, PlainMaPLe
+from benchmarks.baseline import PlainCLIPLoRA, PlainCoCoOp, PlainMaPLe
 from benchmarks.common import alternate, class_names, product_rates, write
 from maple.clip import Backbone, load_clip
 from maple.clip.cpu_linear import FLOPS
 from maple.methods import Method
+from maple.methods.clip_lora import CLIPLoRA, CLIPLoRASettings
 from maple.methods.cocoop import CoCoOp, CoCoOpSettings
 from maple.methods.maple import MaPLe, MaPLeSettings
 
@@ -50,6 +51,7 @@ def main() -> None:
     for precision, suffix in (("fp32", ""), ("bf16", "-bf16")):
         works[f"evaluate-100{suffix}"] = partial(evaluation, clips, precision, 100, arguments.images, arguments.rounds)
     works["cocoop-100"] = partial(cocoop, clips["fp32"], 100, 2, arguments.rounds)
+    works["lora-50"] = partial(lora, clips["fp32"], 50, 4, arguments.rounds)
     chosen = arguments.only.split(",") if arguments.only else list(works)
     if unknown := [name for name in chosen if name not in works]:
         raise SystemExit(f"unknown works: {', '.join(unknown)}; choose from {', '.join(works)}")
@@ -149,6 +151,24 @@ def cocoop(clip: Backbone, classes: int, batch: int, rounds: int) -> dict[str, A
     with torch.no_grad():
         difference = agree({"logits": method.predict_logits(images)}, {"logits": plain.logits(images)}, "fp32")
     ways = {"ours": lambda: method.predict_logits(images), "plain fp32": lambda: torch.no_grad()(plain.logits)(images)}
+    return {**alternate(ways, rounds), "largest_difference": difference}
+
+
+def lora(clip: Backbone, classes: int, batch: int, rounds: int) -> dict[str, Any]:
+    """Compute the loss and gradients of one step of CLIP-LoRA; they are compared without its dropout, then timed."""
+    names = class_names(classes)
+    method = CLIPLoRA(CLIPLoRASettings(), clip, names, torch.Generator().manual_seed(0)).eval()
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.add_(0.01)
+    plain = PlainCLIPLoRA(method, clip.tokenize([f"a photo of a {name}." for name in names]))
+    images, labels = noise_images(clip, batch), torch.arange(batch) % classes
+    ways = {
+        "ours": lambda: step(method, method.loss(images, labels)[0]),
+        "plain fp32": lambda: step(method, plain.loss(images, labels)),
+    }
+    difference = agree(ways["ours"](), ways["plain fp32"](), "fp32")
+    method.train()
     return {**alternate(ways, rounds), "largest_difference": difference}
 
 

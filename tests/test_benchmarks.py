@@ -32,10 +32,10 @@ def test_every_benchmark_agrees_with_the_plain_computation(monkeypatch: pytest.M
         "--output",
         str(tmp_path),
         "--only",
-        "train-50,train-50-bf16,evaluate-100,evaluate-100-bf16,cocoop-100",
+        "train-50,train-50-bf16,evaluate-100,evaluate-100-bf16,cocoop-100,lora-50",
     )
     results = json.loads((tmp_path / "floors.json").read_text())["results"]
-    for name in ("train-50", "evaluate-100", "cocoop-100"):
+    for name in ("train-50", "evaluate-100", "cocoop-100", "lora-50"):
         assert results[name]["largest_difference"] < 1e-4
         assert set(results[name]["ratio"]) == {"plain fp32"}
     assert set(results["train-50-bf16"]["ratio"]) == {"plain fp32", "plain bf16"}
