@@ -121,10 +121,10 @@ class TrainSettings(Settings):
 
     section = "train."
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    epsilon: Annotated[float, Field(gt=0)] = 1e-8
     lr: Annotated[float, Field(gt=0)] = 0.002
     momentum: Fraction = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
     epochs: Annotated[int, Field(ge=0)] = 5
     steps: Positive | None = None
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
