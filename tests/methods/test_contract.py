@@ -16,7 +16,7 @@ from maple.data import Batch
 from maple.errors import ClassNamesError, ConfigError, UnlearnedClassesError
 from maple.methods import Method, method_settings
 from maple.train import Trainer
-from maple.train.trainer import make_optimizer
+from maple.train.optimization import make_optimizer
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 every = pytest.mark.parametrize("variant", VARIANTS)

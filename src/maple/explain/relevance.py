@@ -87,10 +87,9 @@ def relevance(method: Method, images: Tensor, classes: Tensor) -> Tensor:
 def attended_features(method: Method, images: Tensor, edits: Sequence[LayerEdit]) -> tuple[Tensor, list[Tensor]]:
     """The method's raw image features [B, E], and the attention weights of every block."""
     rows: list[Tensor] = []
-    has_tokens = any(edit.tokens is not None for edit in edits)
-    tower = method.backbone.image
-    raw, attention = encode_image_with_attention(tower, images, edits, rows if has_tokens else None)
-    return method.join_token_rows(to_float32(raw), rows[0] if has_tokens else None), attention
+    raw, attention = encode_image_with_attention(method.backbone.image, images, edits, rows)
+    features = to_float32(raw)
+    return method.join_token_rows(features, rows[0]) if rows[0].shape[1] else features, attention
 
 
 def explained_logits(method: Method, image_features: Tensor) -> Tensor:

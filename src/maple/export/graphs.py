@@ -16,7 +16,7 @@ from maple.clip.edits import edits_of_all_blocks
 from maple.errors import ExportError
 from maple.methods import Method
 from maple.methods.wraps_prompts import WrapsPrompts
-from maple.prompts import PromptedClasses, encode_image, l2_normalize, to_float32
+from maple.prompts import PromptedClasses, l2_normalize, to_float32
 from maple.prompts.splice import write_rows
 
 Head = Literal["cosine", "logits", "shifted"]
@@ -74,10 +74,7 @@ class ImageSide(nn.Module):
         """See `outputs`."""
         tower = self.method.backbone.image
         plain = to_float32(tower.plain(images)) if self.frozen or not self.edits else None
-        if type(innermost(self.method)).image_features_raw is not Method.image_features_raw:
-            raw = self.method.image_features_raw(images)
-        else:
-            raw = to_float32(encode_image(tower, images, self.edits)) if self.edits else cast(Tensor, plain)
+        raw = self.method.raw_features_with(self.edits, images) if self.edits else cast(Tensor, plain)
         # Every method accepts raw features in place of images.
         features = self.method.encode_images(raw)
         outputs = [features]

@@ -176,9 +176,10 @@ class OnnxPredictor(Predictor):
         self, names: Sequence[str], rows: list[int | None], table: Floats | None, sentences: Slots | Templates | None
     ) -> Floats:
         """Class embeddings [C, E]: those of the table, and for new names their text features, followed by zeros."""
+        known = [row for row in rows if row is not None]
         new = [name for name, row in zip(names, rows, strict=True) if row is None or table is None]
         if not new and table is not None:
-            return table[[row for row in rows if row is not None]]
+            return table[known]
         if isinstance(sentences, Slots):
             features = self._encode_text(*self._padded(self._slotted(new, sentences)))
         elif sentences is not None:
@@ -190,7 +191,7 @@ class OnnxPredictor(Predictor):
         embedded = np.zeros((len(names), table.shape[1]), features.dtype)
         is_new = np.array([row is None for row in rows])
         embedded[is_new, : features.shape[1]] = features
-        embedded[~is_new] = table[[row for row in rows if row is not None]]
+        embedded[~is_new] = table[known]
         return embedded
 
     def _template_features(self, names: Sequence[str], sentences: Templates, *, frozen: bool = True) -> Floats:

@@ -16,7 +16,14 @@ from maple.config import Settings
 from maple.descriptions import PlotStyle, ReportRole
 from maple.errors import CheckpointError, ConfigError
 from maple.names import clean_class_names
-from maple.prompts import PromptedClasses, TemplateClasses, encode_image, l2_normalize, to_float32
+from maple.prompts import (
+    PromptedClasses,
+    TemplateClasses,
+    encode_image,
+    encode_image_and_tokens,
+    l2_normalize,
+    to_float32,
+)
 
 DepthLimits = Mapping[str, tuple[Literal["text", "image"], ...]]
 
@@ -225,11 +232,17 @@ class Method(nn.Module):
 
     def image_features_raw(self, images: Tensor) -> Tensor:
         """Raw image features [B, D] of normalised images [B, 3, R, R]; given features [B, D] are returned."""
-        if images.ndim == 2:
-            return images
-        return to_float32(encode_image(self.backbone.image, images, self.vision_edits()))
+        return images if images.ndim == 2 else self.raw_features_with(self.vision_edits(), images)
 
-    def join_token_rows(self, features: Tensor, rows: Tensor | None) -> Tensor:
+    def raw_features_with(self, edits: Sequence[LayerEdit], images: Tensor) -> Tensor:
+        """`image_features_raw` of images, with these edits of the image tower."""
+        tower = self.backbone.image
+        if any(edit.tokens is not None for edit in edits):
+            features, rows = encode_image_and_tokens(tower, images, edits)
+            return self.join_token_rows(to_float32(features), rows)
+        return to_float32(encode_image(tower, images, edits))
+
+    def join_token_rows(self, features: Tensor, rows: Tensor) -> Tensor:
         """The raw image features, of those of the tower [B, D] and the final rows [B, K, Hv] of the edits' tokens."""
         del rows
         return features
@@ -330,6 +343,26 @@ def check_depth(depth: int, available: int, *, setting: str, tower: str) -> None
     """Raise ConfigError if there are more prompted layers than blocks in the tower."""
     if depth > available:
         raise ConfigError(f"{setting}={depth}, but the {tower} tower has {available} blocks; choose 1 to {available}")
+
+
+def require_both_towers(method: Method, depth: int, setting: str) -> None:
+    """Refuse a backbone that prompts cannot enter, or of which a tower has fewer than `depth` blocks."""
+    backbone = method.backbone
+    backbone.text.require_promptable(method.title)
+    backbone.image.require_promptable(method.title)
+    check_depth(depth, backbone.text.depth, setting=setting, tower="text")
+    check_depth(depth, backbone.image.depth, setting=setting, tower="image")
+
+
+def hidden_width(backbone: Backbone, reduction: int, setting: str) -> int:
+    """The width D / `reduction` of a hidden layer; ConfigError if nothing is left of it."""
+    hidden = backbone.embed_dim // reduction
+    if hidden < 1:
+        raise ConfigError(
+            f"{setting}={reduction} is larger than the {backbone.embed_dim} dimensions of this CLIP's features, so the "
+            f"hidden layer would be empty; choose 1 to {backbone.embed_dim}"
+        )
+    return hidden
 
 
 def prompt_list(tokens: Sequence[Tensor], backbone: Backbone) -> nn.ParameterList:

@@ -13,8 +13,7 @@ from torch import Generator, Tensor, nn
 
 from maple.clip import Backbone
 from maple.descriptions import PlotStyle
-from maple.errors import ConfigError
-from maple.methods.base import Method, MethodSettings, full_precision
+from maple.methods.base import Method, MethodSettings, full_precision, hidden_width
 from maple.prompts import TemplateClasses, l2_normalize
 from maple.prompts.coupling import seeded_linear
 
@@ -43,12 +42,7 @@ class CLIPAdapter(Method):
     ) -> None:
         super().__init__(settings, backbone)
         width = backbone.embed_dim
-        hidden = width // settings.reduction
-        if hidden < 1:
-            raise ConfigError(
-                f"reduction={settings.reduction} is larger than the {width} dimensions of this CLIP's features, so the "
-                f"hidden layer would be empty; choose 1 to {width}"
-            )
+        hidden = hidden_width(backbone, settings.reduction, "reduction")
         layers = [seeded_linear(*size, generator) for size in pairwise([width, hidden, width])]
         self.adapter = nn.ParameterList(nn.Parameter(layer.weight.detach().to(backbone.device)) for layer in layers)
         self.classes = TemplateClasses(backbone, settings.templates)

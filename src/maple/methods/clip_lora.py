@@ -4,7 +4,6 @@ Source: Zanella and Ben Ayed, "Low-Rank Few-Shot Adaptation of Vision-Language M
 3.2; the published code scales by alpha / sqrt(rank). Written from a description of MaxZanella/CLIP-LoRA@358f0d7.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from maple.descriptions import PlotStyle
 from maple.errors import ConfigError
 from maple.methods.base import Method, MethodSettings
 from maple.prompts import PromptedClasses, TemplateClasses
+from maple.prompts.coupling import seeded_weight
 
 
 class CLIPLoRASettings(MethodSettings):
@@ -64,11 +64,11 @@ class LowRankUpdates(nn.ModuleDict):
                 f"the blocks {list(layers)} of the {tower} tower and the matrices {list(settings.matrices)} are to be "
                 f"updated; choose blocks 0 to {depth - 1}, and at least one of q, k, v, o"
             )
-        self.scale, self.dropout, bound = settings.alpha / settings.rank**0.5, settings.dropout, 1 / math.sqrt(width)
+        self.scale, self.dropout = settings.alpha / settings.rank**0.5, settings.dropout
         for layer in layers:
             updates = nn.ModuleDict()
             for matrix in settings.matrices:
-                down = (2 * torch.rand(settings.rank, width, generator=generator) - 1) * bound
+                down = seeded_weight(settings.rank, width, generator)
                 updates[matrix] = nn.ParameterDict({"down": down, "up": torch.zeros(width, settings.rank)})
             self[str(layer)] = updates
 

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from maple.clip import Backbone, prompt_edits
 from maple.descriptions import PlotStyle
 from maple.errors import ConfigError
-from maple.methods.base import Method, MethodSettings, full_precision, prompt_list
+from maple.methods.base import Method, MethodSettings, full_precision, hidden_width, prompt_list
 from maple.prompts import PromptedClasses
 from maple.prompts.coupling import seeded_linear
 from maple.prompts.initialise import first_tokens
@@ -48,12 +48,7 @@ class CoCoOp(Method):
     ) -> None:
         super().__init__(settings, backbone)
         backbone.text.require_promptable(self.title)
-        hidden = backbone.embed_dim // settings.meta_net_reduction
-        if hidden < 1:
-            raise ConfigError(
-                f"meta_net_reduction={settings.meta_net_reduction} is larger than the {backbone.embed_dim} dimensions "
-                f"of this CLIP's features, so the hidden layer would be empty; choose 1 to {backbone.embed_dim}"
-            )
+        hidden = hidden_width(backbone, settings.meta_net_reduction, "meta_net_reduction")
         self.classes = PromptedClasses(backbone, prompt_length=settings.prompt_length, init_text=settings.init_text)
         tokens = first_tokens(backbone, settings.init_text, settings.prompt_length, generator)
         self.text_prompt = prompt_list([tokens], backbone)

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from maple.clip import Backbone
 from maple.descriptions import PlotStyle
 from maple.errors import ConfigError
-from maple.methods.base import DepthLimits, Method, MethodSettings, check_depth, prompt_list
+from maple.methods.base import DepthLimits, Method, MethodSettings, prompt_list, require_both_towers
 from maple.prompts import Coupling, PromptedClasses, random_tokens, word_tokens
 from maple.prompts.coupling import Direction, Sharing
 from maple.prompts.initialise import first_tokens, words_if_short
@@ -53,12 +53,9 @@ class MaPLe(Method):
         self, settings: MaPLeSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
     ) -> None:
         super().__init__(settings, backbone)
-        backbone.text.require_promptable(self.title)
-        backbone.image.require_promptable(self.title)
         _check_deep_init(settings)
         depth, length = settings.prompt_depth, settings.prompt_length
-        check_depth(depth, backbone.text.depth, setting="prompt_depth", tower="text")
-        check_depth(depth, backbone.image.depth, setting="prompt_depth", tower="image")
+        require_both_towers(self, depth, "prompt_depth")
         words = words_if_short(settings.init_text, length)
         self.classes = PromptedClasses(backbone, prompt_length=length, init_text=words)
         forward = settings.coupling_direction == "text_to_vision"

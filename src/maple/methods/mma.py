@@ -4,7 +4,8 @@ Source: Yang et al., "MMA: Multi-Modal Adapter for Vision-Language Models", CVPR
 ZjjConan/VLM-MultiModalAdapter@c3d0bc2 trainers/mmadapter.py, clip/model.py:188-283.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from torch.nn.utils import skip_init
 from maple.clip import Backbone, LayerEdit
 from maple.descriptions import PlotStyle
 from maple.errors import ConfigError
-from maple.methods.base import DepthLimits, Method, MethodSettings, check_depth
+from maple.methods.base import DepthLimits, Method, MethodSettings, require_both_towers
 from maple.prompts import PromptedClasses
 
 
@@ -53,62 +54,55 @@ class MMA(Method):
         self, settings: MMASettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
     ) -> None:
         super().__init__(settings, backbone)
-        backbone.text.require_promptable(self.title)
-        backbone.image.require_promptable(self.title)
         start, end = settings.adapter_start, settings.adapter_end
         if start > end:
             raise ConfigError(f"adapter_start={start} is after adapter_end={end}; choose 0 to {end}")
-        for tower, depth in (("text", backbone.text.depth), ("image", backbone.image.depth)):
-            check_depth(end, depth, setting="adapter_end", tower=tower)
+        require_both_towers(self, end, "adapter_end")
         keys = [*(["input"] if start == 0 else []), *(str(block - 1) for block in range(max(start, 1), end + 1))]
         width = settings.adapter_width
 
         def adapters_of(channels: int) -> nn.ModuleDict:
-            pairs = ((linear(channels, width, generator), linear(width, channels, generator)) for _ in keys)
+            pairs = ((_linear(channels, width, generator), _linear(width, channels, generator)) for _ in keys)
             return nn.ModuleDict(
                 {key: nn.ModuleDict({"down": down, "up": up}) for key, (down, up) in zip(keys, pairs, strict=True)}
             )
 
         self.text_adapter = adapters_of(backbone.text.width)
         self.vision_adapter = adapters_of(backbone.image.width)
-        self.shared_adapter = nn.ModuleDict({key: linear(width, width, generator) for key in keys})
+        self.shared_adapter = nn.ModuleDict({key: _linear(width, width, generator) for key in keys})
         self.classes = PromptedClasses(backbone, prompt_length=0, template=settings.template)
         self.set_class_names(class_names)
 
     def text_edits(self) -> list[LayerEdit]:
-        return self._edits(self.text_adapter, self.settings.adapter_scale)
+        return self._edits(self.text_adapter)
 
     def vision_edits(self) -> list[LayerEdit]:
-        return self._edits(self.vision_adapter, self.settings.adapter_scale)
+        return self._edits(self.vision_adapter)
 
-    def _edits(self, adapters: nn.ModuleDict, scale: float) -> list[LayerEdit]:
-        branches = {key: partial(self.branch, adapter, self.shared_adapter[key]) for key, adapter in adapters.items()}
-        edits = []
-        for block in range(self.settings.adapter_end):
-            entry = branches.get("input") if block == 0 else None
-            branch = branches.get(str(block))
-            edits.append(
-                LayerEdit(
-                    input_residual=None if entry is None else partial(_scaled, entry, scale),
-                    residual=None if branch is None else self.scaled_branch(branch, scale),
-                )
-            )
+    def _edits(self, adapters: nn.ModuleDict) -> list[LayerEdit]:
+        edits = [LayerEdit()] * self.settings.adapter_end
+        for key in adapters:
+            if key != "input":
+                edits[int(key)] = LayerEdit(residual=partial(self._block_residual, adapters, key))
+        if "input" in adapters:
+            edits[0] = replace(edits[0], input_residual=partial(self._input_residual, adapters))
         return edits
 
-    def branch(self, adapter: Any, shared: nn.Module, states: Tensor) -> Tensor:
+    def _branch(self, adapters: Any, key: str, states: Tensor) -> Tensor:
         """The residual of states [..., H] before it is scaled: [..., H]."""
-        hidden = torch.relu(apply_linear(adapter["down"], states))
-        return apply_linear(adapter["up"], torch.relu(apply_linear(shared, hidden)))
+        hidden = torch.relu(_apply_linear(adapters[key]["down"], states))
+        return _apply_linear(adapters[key]["up"], torch.relu(_apply_linear(self.shared_adapter[key], hidden)))
 
-    def scaled_branch(self, branch: Callable[[Tensor], Tensor], scale: float) -> Callable[[Tensor], Tensor]:
-        """The residual of a block: its value, and the gradient that goes through it, are scaled."""
+    def _input_residual(self, adapters: nn.ModuleDict, states: Tensor) -> Tensor:
+        return self.settings.adapter_scale * self._branch(adapters, "input", states)
 
-        def residual(states: Tensor) -> Tensor:
-            if not torch.is_grad_enabled():
-                return scale * branch(states)
-            return _Rescale.apply(branch(_Rescale.apply(states, 1.0, scale)), scale, 1.0)  # type: ignore[no-any-return]
-
-        return residual
+    def _block_residual(self, adapters: nn.ModuleDict, key: str, states: Tensor) -> Tensor:
+        """Its value, and the gradient that goes through it, are scaled; that of the adapter is not."""
+        scale = self.settings.adapter_scale
+        if not torch.is_grad_enabled():
+            return scale * self._branch(adapters, key, states)
+        branch = self._branch(adapters, key, _Rescale.apply(states, 1.0, scale))
+        return _Rescale.apply(branch, scale, 1.0)  # type: ignore[no-any-return]
 
 
 class _Rescale(torch.autograd.Function):
@@ -124,11 +118,7 @@ class _Rescale(torch.autograd.Function):
         return gradient * context.gradient, None, None
 
 
-def _scaled(branch: Callable[[Tensor], Tensor], scale: float, states: Tensor) -> Tensor:
-    return scale * branch(states)
-
-
-def linear(inputs: int, outputs: int, generator: Generator) -> nn.Linear:
+def _linear(inputs: int, outputs: int, generator: Generator) -> nn.Linear:
     """A linear layer with He's initialisation for the outputs, and a bias of zero."""
     layer: nn.Linear = skip_init(nn.Linear, inputs, outputs)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
@@ -136,6 +126,6 @@ def linear(inputs: int, outputs: int, generator: Generator) -> nn.Linear:
     return layer
 
 
-def apply_linear(layer: Any, states: Tensor) -> Tensor:
+def _apply_linear(layer: Any, states: Tensor) -> Tensor:
     """A float32 linear layer on states [..., H_in] of any type, in that type: [..., H_out]."""
     return F.linear(states, layer.weight.to(states.dtype), layer.bias.to(states.dtype))

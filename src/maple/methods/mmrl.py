@@ -4,8 +4,8 @@ Source: Guo and Gu, "MMRL: Multi-Modal Representation Learning for Vision-Langua
 "MMRL++", IJCV 2026; yunncheng/MMRL@27d8821 trainers/mmrl.py, trainers/mmrlpp.py, clip/model_mmrl.py.
 """
 
-import math
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -13,16 +13,14 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Generator, Tensor, nn
-from torch.nn.utils import skip_init
 
 from maple.clip import Backbone, LayerEdit
 from maple.descriptions import PlotStyle
-from maple.errors import ConfigError
-from maple.methods.base import MethodSettings, batch_accuracy, full_precision
+from maple.methods.base import MethodSettings, batch_accuracy, full_precision, require_both_towers
 from maple.methods.teacher import Teacher
 from maple.methods.trained_names import TrainedNamesMethod
-from maple.prompts import PromptedClasses, encode_image_and_tokens, l2_normalize, random_tokens, to_float32
-from maple.prompts.coupling import seeded_linear
+from maple.prompts import PromptedClasses, l2_normalize, random_tokens, to_float32
+from maple.prompts.coupling import seeded_linear, seeded_weight
 
 
 class MMRLSettings(MethodSettings):
@@ -86,13 +84,7 @@ class MMRL(TrainedNamesMethod):
         self, settings: MMRLSettings, backbone: Backbone, class_names: Sequence[str], generator: Generator
     ) -> None:
         super().__init__(settings, backbone)
-        backbone.text.require_promptable(self.title)
-        backbone.image.require_promptable(self.title)
-        for tower, depth in (("text", backbone.text.depth), ("image", backbone.image.depth)):
-            if settings.layers[-1] > depth:
-                raise ConfigError(
-                    f"layers={list(settings.layers)}, but the {tower} tower has {depth} blocks; choose 1 to {depth}"
-                )
+        require_both_towers(self, settings.layers[-1], "layers")
         self.tokens = nn.Parameter(random_tokens(settings.tokens, settings.token_width, generator=generator))
         self.add_maps(generator)
         self.classes = PromptedClasses(backbone, prompt_length=0, template=settings.template)
@@ -105,7 +97,7 @@ class MMRL(TrainedNamesMethod):
         backbone, layers = self.backbone, len(self.settings.layers)
         for name, tower in (("to_vision", backbone.image), ("to_text", backbone.text)):
             first = seeded_linear(self.settings.token_width, tower.width, generator)
-            setattr(self, name, nn.ModuleList(_copy_of(first) for _ in range(layers)))
+            setattr(self, name, nn.ModuleList(deepcopy(first) for _ in range(layers)))
         scale = backbone.image.width**-0.5
         shape = backbone.image.width, backbone.embed_dim
         self.projection = nn.Parameter(scale * torch.randn(shape, generator=generator))
@@ -142,17 +134,11 @@ class MMRL(TrainedNamesMethod):
     def logit_scale(self) -> float:
         return self.settings.logit_scale
 
-    def image_features_raw(self, images: Tensor) -> Tensor:
-        """Raw features [B, 2D] of the class token and of the new tokens; given features may lack the latter."""
-        if images.ndim == 2:
-            return F.pad(images, (0, 2 * self.backbone.embed_dim - images.shape[1]))
-        return self.join_token_rows(*encode_image_and_tokens(self.backbone.image, images, self.vision_edits()))
-
-    def join_token_rows(self, features: Tensor, rows: Tensor | None) -> Tensor:
-        assert rows is not None
+    def join_token_rows(self, features: Tensor, rows: Tensor) -> Tensor:
+        """Raw features [B, 2D] of the class token and of the new tokens."""
         with full_precision(rows):
             representation = self.project(to_float32(rows).mean(dim=1))
-        return torch.cat([to_float32(features), representation], dim=1)
+        return torch.cat([features, representation], dim=1)
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Unit features of the class token and of the new tokens: [B, 2D]."""
@@ -175,17 +161,18 @@ class MMRL(TrainedNamesMethod):
         alpha, weight = self.settings.alpha, self.settings.weight
         text, image = self.text_features(), self.encode_images(images)
         class_token, representation = image.chunk(2, dim=1)
-        logits = self.logits(image, self.embed_classes(text))
+        logits = self.logits(class_token, text), self.logits(representation, text)
         taught_image = self._teacher.image_features(images if frozen is None else frozen)
         taught_text = self._teacher.text_features(self.class_names)
         terms = {
-            "cross_entropy": alpha * F.cross_entropy(self.logits(class_token, text), labels),
-            "cross_entropy_representation": (1 - alpha) * F.cross_entropy(self.logits(representation, text), labels),
+            "cross_entropy": alpha * F.cross_entropy(logits[0], labels),
+            "cross_entropy_representation": (1 - alpha) * F.cross_entropy(logits[1], labels),
             "image_cosine": weight * (1 - F.cosine_similarity(class_token, taught_image).mean()),
             "text_cosine": weight * (1 - F.cosine_similarity(text, taught_text).mean()),
         }
         logs = {name: term.detach() for name, term in terms.items()}
-        return sum(terms.values(), torch.zeros_like(logits[0, 0])), {**logs, "accuracy": batch_accuracy(logits, labels)}
+        mixture = alpha * logits[0] + (1 - alpha) * logits[1]
+        return torch.stack(list(terms.values())).sum(), {**logs, "accuracy": batch_accuracy(mixture, labels)}
 
 
 class MMRLPlusPlus(MMRL):
@@ -205,7 +192,7 @@ class MMRLPlusPlus(MMRL):
             setattr(self, name, _SharedMap(settings, tower.width, generator))
         self.projection = nn.ParameterDict(
             {
-                "down": _uniform(backbone.image.width, settings.projection_rank, generator),
+                "down": seeded_weight(backbone.image.width, settings.projection_rank, generator),
                 "up": torch.zeros(settings.projection_rank, backbone.embed_dim),
             }
         )
@@ -233,7 +220,7 @@ class _SharedMap(nn.Module):
         self.weight = nn.Parameter(shared.weight.detach())
         for layer in range(len(settings.layers)):
             parts = {
-                "up": _uniform(width, settings.rank, generator),
+                "up": seeded_weight(width, settings.rank, generator),
                 "down": torch.zeros(settings.rank, settings.token_width),
                 "bias": shared.bias.detach().clone(),
             }
@@ -244,14 +231,3 @@ class _SharedMap(nn.Module):
         parts: Any = self.get_submodule(str(layer))
         difference: Tensor = parts["up"] @ parts["down"]
         return F.linear(tokens, self.weight + difference, parts["bias"])
-
-
-def _uniform(rows: int, columns: int, generator: Generator) -> Tensor:
-    bound = 1 / math.sqrt(columns)
-    return (2 * torch.rand(rows, columns, generator=generator) - 1) * bound
-
-
-def _copy_of(layer: nn.Linear) -> nn.Linear:
-    copied: nn.Linear = skip_init(nn.Linear, layer.in_features, layer.out_features)
-    copied.load_state_dict(layer.state_dict())
-    return copied

@@ -17,7 +17,15 @@ from torch import Generator, Tensor, nn
 from maple.clip import Backbone, LayerEdit
 from maple.descriptions import PlotStyle
 from maple.errors import ConfigError
-from maple.methods.base import DepthLimits, Method, MethodSettings, batch_accuracy, full_precision, prompt_list
+from maple.methods.base import (
+    DepthLimits,
+    Method,
+    MethodSettings,
+    batch_accuracy,
+    full_precision,
+    hidden_width,
+    prompt_list,
+)
 from maple.methods.teacher import Teacher
 from maple.prompts import PromptedClasses
 from maple.prompts.coupling import seeded_linear
@@ -70,12 +78,7 @@ class TCP(Method):
                 f"class_prompt_layer={settings.class_prompt_layer}, but the text tower has {text.depth} blocks; choose "
                 f"0 to {text.depth - 1}"
             )
-        hidden = backbone.embed_dim // settings.meta_net_reduction
-        if hidden < 1:
-            raise ConfigError(
-                f"meta_net_reduction={settings.meta_net_reduction} is larger than the {backbone.embed_dim} dimensions "
-                f"of this CLIP's features, so the hidden layer would be empty; choose 1 to {backbone.embed_dim}"
-            )
+        hidden = hidden_width(backbone, settings.meta_net_reduction, "meta_net_reduction")
         self.classes = PromptedClasses(backbone, prompt_length=length, template=settings.template)
         self.text_prompt = prompt_list([first_tokens(backbone, settings.init_text, length, generator)], backbone)
         sizes = pairwise([backbone.embed_dim, hidden, length * text.width])

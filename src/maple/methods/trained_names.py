@@ -27,10 +27,8 @@ class TrainedNamesMethod(Method):
         super().set_class_names(names)
         rows = self._trained.find(names)
         with torch.inference_mode(False):
-            device = self.backbone.device
-            self.trained = torch.tensor([index for index, row in enumerate(rows) if row is not None], device=device)
-            self.rows = torch.tensor([row for row in rows if row is not None], device=device)
-            self.trained, self.rows = self.trained.long(), self.rows.long()
+            pairs = [(index, row) for index, row in enumerate(rows) if row is not None]
+            self.trained, self.rows = torch.tensor(pairs, dtype=torch.int64, device=self.backbone.device).view(-1, 2).T
 
     def text_features(self) -> Tensor:
         """Unit text features [C, D] of the current classes."""

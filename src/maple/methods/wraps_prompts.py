@@ -78,5 +78,8 @@ class WrapsPrompts(Method):
     def image_features_raw(self, images: Tensor) -> Tensor:
         return self.prompts.image_features_raw(images)
 
+    def raw_features_with(self, edits: Sequence[LayerEdit], images: Tensor) -> Tensor:
+        return self.prompts.raw_features_with(edits, images)
+
     def encode_images(self, images: Tensor) -> Tensor:
         return self.prompts.encode_images(images)

@@ -71,11 +71,7 @@ class PromptedClasses:
 
     def encode(self, edits: Sequence[LayerEdit]) -> Tensor:
         """Unit text features [C, D] with these edits of the text tower; [G, C, D] with G prompts."""
-        return l2_normalize(self.encode_raw(edits))
-
-    def encode_raw(self, edits: Sequence[LayerEdit]) -> Tensor:
-        """Raw text features [C, D], or [G, C, D]."""
-        return to_float32(encode_text(self._backbone.text, self.sentences, edits, self.memory_limit))
+        return l2_normalize(encode_text(self._backbone.text, self.sentences, edits, self.memory_limit))
 
 
 class TemplateClasses:

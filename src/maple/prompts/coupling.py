@@ -6,8 +6,10 @@ paper's appendix. MaPLe@69bce21 trainers/maple.py:103-118.
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Literal
 
+import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils import skip_init
 
@@ -33,10 +35,7 @@ class Coupling(nn.ModuleList):
         if sharing == "unified" or depth == 1:
             return
         deep = seeded_linear(inputs, outputs, generator)
-        for _ in range(depth - 1):
-            copy = skip_init(nn.Linear, inputs, outputs)
-            copy.load_state_dict(deep.state_dict())
-            self.append(copy)
+        self.extend(deepcopy(deep) for _ in range(depth - 1))
 
     def couple(self, prompts: Sequence[Tensor]) -> list[Tensor]:
         """Map the prompts of each layer: J tensors [P, H_in] to J tensors [P, H_out]."""
@@ -47,7 +46,13 @@ class Coupling(nn.ModuleList):
 def seeded_linear(inputs: int, outputs: int, generator: Generator) -> nn.Linear:
     """A linear layer with torch's default initialisation, drawn from `generator` instead of the global one."""
     linear: nn.Linear = skip_init(nn.Linear, inputs, outputs)
-    bound = 1 / math.sqrt(inputs)
-    nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
-    nn.init.uniform_(linear.bias, -bound, bound, generator=generator)
+    with torch.no_grad():
+        linear.weight.copy_(seeded_weight(outputs, inputs, generator))
+        nn.init.uniform_(linear.bias, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs), generator=generator)
     return linear
+
+
+def seeded_weight(outputs: int, inputs: int, generator: Generator) -> Tensor:
+    """A matrix [outputs, inputs] with the distribution of the weight of torch.nn.Linear."""
+    bound = 1 / math.sqrt(inputs)
+    return nn.init.uniform_(torch.empty(outputs, inputs), -bound, bound, generator=generator)

@@ -277,10 +277,10 @@ def _encode_image(
     # With gradients all states are kept anyway.
     at_once = max(_ROWS_AT_ONCE // states.shape[1], 1)
     features = []
-    for start in range(0, len(states), at_once):
-        part = slice(start, start + at_once)
-        features.append(_encode_embedded(tower, states[part], [_part(edit, part) for edit in edits], token_rows))
-    return torch.cat(features) if features else _encode_embedded(tower, states, edits, token_rows)
+    for number, part in enumerate(states.split(at_once)):
+        images_of_part = slice(number * at_once, number * at_once + len(part))
+        features.append(_encode_embedded(tower, part, [_part(edit, images_of_part) for edit in edits], token_rows))
+    return torch.cat(features)
 
 
 def _encode_embedded(

@@ -21,43 +21,13 @@ from maple.errors import CheckpointError, ConfigError, MapleError, TrainingDiver
 from maple.methods import Method
 from maple.prompts import share_passes
 from maple.train.best_state import BestState
+from maple.train.optimization import learning_rate, make_optimizer
 from maple.train.reports import EpochReport, StepReport
 
 _Result = TypeVar("_Result")
 
 Batches = Iterable[tuple[Batch, int]]
 """Pairs of this process's share of a batch and the number of images in the whole batch."""
-
-
-def learning_rate(settings: TrainSettings, epoch: int, progress: float = 0.0) -> float:
-    """The learning rate of an epoch (from 0): a constant warm-up, then a cosine over the epochs.
-
-    The cosine counts from the first epoch after the warm-up, with T_max = epochs, so it does not reach 0: the last of
-    five epochs of MaPLe runs at 0.35 of the rate. Source: Dassl.pytorch@c61a1b5 dassl/optim/lr_scheduler.py:38-57
-    (the wrapped scheduler first steps when the warm-up is over). With the schedule per step, it is a half cosine from
-    `lr` to `final_lr`, of which `progress` is the part that has passed.
-
-    Example:
-        >>> [round(learning_rate(TrainSettings(lr=0.1), epoch), 5) for epoch in range(5)]
-        [1e-05, 0.1, 0.09045, 0.06545, 0.03455]
-    """
-    if settings.schedule == "cosine_per_step":
-        return settings.final_lr + (settings.lr - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-    if epoch < settings.warmup_epochs:
-        return settings.warmup_lr
-    if settings.schedule == "constant":
-        return settings.lr
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * (epoch - settings.warmup_epochs) / settings.epochs))
-
-
-def make_optimizer(parameters: Iterable[Tensor], settings: TrainSettings) -> torch.optim.Optimizer:
-    """SGD with momentum (no Nesterov), Adam or AdamW; weight decay on every prompt parameter."""
-    lr, decay = settings.lr, settings.weight_decay
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=lr, eps=settings.epsilon, weight_decay=decay)
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, eps=settings.epsilon, weight_decay=decay)
-    return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=decay, nesterov=False)
 
 
 @dataclass(frozen=True)
