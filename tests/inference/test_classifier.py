@@ -207,6 +207,16 @@ def test_a_method_whose_classes_depend_on_the_image() -> None:
     assert made.predict_proba(images).shape == (6, 3)
 
 
+def test_a_method_with_two_features_of_an_image() -> None:
+    images, labels = pixels(6)
+    sizes = {"layers": [2, 3], "tokens": 2, "token_width": 16}
+    made = PromptClassifier("mmrl", **TINY, epochs=1, batch_size=2, settings={"method": sizes}).fit(images, labels)
+    features = made.encode_image(images)
+    np.testing.assert_allclose(np.linalg.norm(features.reshape(6, 2, -1), axis=2), 1, atol=1e-5)
+    logits = features @ made.method_.class_embeddings().numpy().T
+    np.testing.assert_allclose(logits.argmax(axis=1), made.predict_proba(images).argmax(axis=1))
+
+
 def test_zero_shot_is_a_method_too() -> None:
     images, labels = pixels(6)
     made = PromptClassifier("zero_shot", **TINY).fit(images, labels)

@@ -233,7 +233,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return float(np.average(predicted == labels, weights=weights))
 
     def encode_image(self, X: Any) -> Floats:  # noqa: N803
-        """Return unit image features [n, D] of the prompted image tower, float32."""
+        """Return unit image features [n, D] of the prompted image tower, float32; [n, 2D] where a method has two."""
         return self._compute("encode_images", X, self._fitted().backbone.embed_dim).numpy()
 
     def set_class_names(self, names: Sequence[str]) -> Self:
@@ -443,7 +443,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _compute(self, function: str, images: Any, width: int) -> Tensor:
         """Apply a function of the method to all images, batch by batch: [n, width], float32, on the CPU."""
         method = self._fitted().eval()
-        inputs, results = to_inputs(images), [torch.empty(0, width)]
+        inputs, results = to_inputs(images), list[Tensor]()
         if isinstance(inputs, Tensor):
             require_features(method, inputs.shape[1])
         transform = EvalTransform.from_preprocessing(method.backbone.preprocessing)
@@ -451,4 +451,4 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             while batch := list(islice(rows, _BATCH)):
                 stacked = torch.stack(batch).to(method.backbone.device)
                 results.append(finite(getattr(method, function)(stacked).float().cpu(), method.backbone))
-        return torch.cat(results)
+        return torch.cat(results) if results else torch.empty(0, width)  # features may have another width than D
