@@ -17,7 +17,7 @@ from maple.checkpoint import put_parameters
 from maple.errors import CheckpointError, ConfigError, MapleError, UnsafeCheckpointError
 from maple.importers import import_checkpoint
 from maple.importers.convert import convert
-from maple.methods import build_method
+from maple.methods import METHODS, build_method
 
 HT, HV, D, LAYERS, CLASSES = 512, 768, 512, 12, 5
 HALF = torch.float16
@@ -88,9 +88,62 @@ def promptsrc(depth: int = 9) -> dict[str, torch.Tensor]:
     return ivlp(4, 4, depth, depth) | teacher
 
 
+def tcp() -> dict[str, torch.Tensor]:
+    """Its prompt learner: a meta-network that gives four tokens."""
+    meta = {"linear1.weight": draw(D // 4, D), "linear1.bias": draw(D // 4)}
+    meta |= {"linear2.weight": draw(4 * HT, D // 4), "linear2.bias": draw(4 * HT)}
+    return {"ctx": draw(4, HT), **tokens(4, ""), **{f"meta_net.{key}": value for key, value in meta.items()}}
+
+
+def mma(start: int = 5, end: int = 12, width: int = 32) -> dict[str, torch.Tensor]:
+    """Its adapter learner, which counts blocks from 1."""
+    state = {"tokenized_prompts": torch.zeros(CLASSES, 77, dtype=torch.int64), "token_embedding.weight": draw(3, HT)}
+    for k in range(start, end + 1):
+        for side, channels in (("text", HT), ("visual", HV)):
+            for part, shape in (("down.0", (width, channels)), ("up", (channels, width))):
+                state[f"{side}_adapter.{k}.{part}.weight"] = draw(*shape) + k
+                state[f"{side}_adapter.{k}.{part}.bias"] = draw(shape[0])
+        state |= {f"shared_adapter.{k}.0.weight": draw(width, width), f"shared_adapter.{k}.0.bias": draw(width)}
+    return state
+
+
+def mmrl(layers: int = 7, plus: bool = False) -> dict[str, torch.Tensor]:
+    """Its whole model; MMRL++ shares the maps of layers."""
+    learner, width = "representation_learner", 256
+    state = {f"{learner}.compound_rep_tokens": draw(5, width), f"{learner}.prompt_embeddings": draw(CLASSES, 77, HT)}
+    for side, channels in (("r2v", HV), ("r2t", HT)):
+        for k in range(layers):
+            if plus:
+                prefix = f"{learner}.srra_{side}proj.srra.{k}"
+                state |= {f"{prefix}.A": draw(channels, 4) + k, f"{prefix}.B": draw(4, width)}
+                state[f"{prefix}.bias"] = draw(channels)
+            else:
+                prefix = f"{learner}.compound_rep_tokens_{side}proj.{k}"
+                state |= {f"{prefix}.weight": draw(channels, width) + k, f"{prefix}.bias": draw(channels)}
+        if plus:
+            state[f"{learner}.srra_{side}proj.weight"] = draw(channels, width)
+    projection = {"A": draw(HV, 64), "B": draw(64, D)} if plus else {"proj_rep": draw(HV, D)}
+    return state | {f"image_encoder.{key}": value for key, value in projection.items()} | frozen()
+
+
+def clip_lora(position: str = "all", encoder: str = "both", matrices: str = "qkv", layers: int = 12) -> dict[str, Any]:
+    """The content of its file: the text tower's layers, then the image tower's."""
+    widths = {"text": [HT], "vision": [HV], "both": [HT, HV]}[encoder]
+    names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "proj"}
+    weights = {}
+    for width in (width for width in widths for _ in range(layers)):
+        number = len(weights)
+        factors = {"w_lora_A": draw(2, width) + number, "w_lora_B": draw(width, 2) - number}
+        weights[f"layer_{number}"] = {names[matrix]: factors for matrix in matrices}
+    metadata = {"r": 2, "alpha": 1, "encoder": encoder, "params": list(matrices), "position": position}
+    return {"weights": weights, "metadata": metadata}
+
+
 ALL = {"maple": maple, "independent_vl": ivlp, "deep_language": lambda: ivlp(4, vision_depth=0)}
 ALL |= {"vpt": lambda: ivlp(0, 8, 0), "coop": coop, "cocoop": cocoop}
-ALL |= {"kgcoop": kgcoop, "prograd": coop, "promptsrc": promptsrc}
+ALL |= {"kgcoop": kgcoop, "prograd": coop, "promptsrc": promptsrc, "tcp": tcp}
+ALL |= {"mma": mma, "mmapp": mma, "mmrl": mmrl, "mmrlpp": lambda: mmrl(plus=True)}
+ALL = {name: make for name, make in ALL.items() if name in METHODS}
 
 
 def save_as_dassl(path: Path, state: dict[str, torch.Tensor], *, zipped: bool = True, val_result: Any = None) -> Path:
@@ -238,6 +291,90 @@ def test_prompts_trained_in_another_way():
     assert convert(promptsrc()).method == "independent_vl"
     assert convert(promptsrc(), method="promptsrc").config == convert(promptsrc()).config
     assert sum(value.numel() for value in convert(promptsrc()).parameters.values()) == 46_080
+
+
+def test_tcp_is_told_from_cocoop_by_its_tokens():
+    got = convert(tcp())
+    assert (got.method, got.config) == ("tcp", {"prompt_length": 4, "init_text": "", "meta_net_reduction": 4})
+    assert sum(value.numel() for value in got.parameters.values()) == 331_904
+    assert torch.equal(got.parameters["meta_net.1.weight"], tcp()["meta_net.linear2.weight"].float())
+    with pytest.raises(CheckpointError, match=r"those of tcp, not of 'cocoop'"):
+        convert(tcp(), method="cocoop")
+
+
+def test_adapters_of_blocks_are_counted_from_one_in_the_file():
+    got = convert(mma())
+    assert got.config == {"adapter_start": 5, "adapter_end": 12, "adapter_width": 32}
+    assert sum(value.numel() for value in got.parameters.values()) == 674_560
+    assert torch.equal(got.parameters["vision_adapter.4.up.weight"], mma()["visual_adapter.5.up.weight"].float())
+    assert convert(mma(0, 3)).config["adapter_start"] == 0
+    assert "shared_adapter.input.weight" in convert(mma(0, 3)).parameters
+    assert convert({f"module.adapter_learner.{key}": value for key, value in mma().items()}).config == got.config
+    assert convert(mma(), method="mmapp").method == "mmapp"
+    state = mma()
+    for side in ("text", "visual"):
+        for part in ("down.0", "up"):
+            del state[f"{side}_adapter.7.{part}.weight"], state[f"{side}_adapter.7.{part}.bias"]
+    del state["shared_adapter.7.0.weight"], state["shared_adapter.7.0.bias"]
+    with pytest.raises(CheckpointError, match="the file is incomplete"):
+        convert(state)
+
+
+def test_representation_tokens():
+    got = convert(mmrl())
+    assert got.config == {"layers": [6, 7, 8, 9, 10, 11, 12], "tokens": 5, "token_width": 256}
+    deep = mmrl()["representation_learner.compound_rep_tokens_r2tproj.6.weight"]
+    assert torch.equal(got.parameters["to_text.6.weight"], deep.float())
+    shared = convert(mmrl(3, plus=True))
+    assert shared.config == {"layers": [10, 11, 12], "tokens": 5, "token_width": 256, "rank": 4, "projection_rank": 64}
+    state = mmrl(plus=True)
+    factor = state["representation_learner.srra_r2vproj.srra.6.A"]
+    assert torch.equal(convert(state).parameters["to_vision.6.up"], factor.float())
+    with pytest.raises(CheckpointError, match=r"keys are those of mmrl, not of 'maple'"):
+        convert(mmrl(), method="maple")
+    with pytest.raises(CheckpointError, match=r"unknown key 'image_encoder\.adapter'"):
+        convert(mmrl() | {"image_encoder.adapter": draw(2)})
+    del state["representation_learner.compound_rep_tokens"]
+    with pytest.raises(CheckpointError, match="compound_rep_tokens"):
+        convert(state)
+
+
+@pytest.mark.parametrize(
+    ("position", "encoder", "matrices", "layers", "expected"),
+    [
+        ("all", "both", "qkv", 12, range(12)),
+        ("top3", "both", "qvo", 3, [9, 10, 11]),
+        ("half-up", "vision", "q", 6, range(6, 12)),
+        ("mid", "text", "qk", 4, [4, 5, 6, 7]),
+    ],
+)
+def test_low_rank_updates(tmp_path, vit_b16, position, encoder, matrices, layers, expected):
+    content = clip_lora(position, encoder, matrices, layers)
+    torch.save(content, tmp_path / "lora_weights.pt")
+    got = import_checkpoint(tmp_path / "lora_weights.pt")
+    assert got.method == "clip_lora"
+    for name in ("text", "vision"):
+        assert got.config.get(f"{name}_layers") == (list(expected) if encoder in (name, "both") else None)
+    block, last = expected[-1], content["weights"][f"layer_{len(content['weights']) - 1}"]
+    name, factors = "text" if encoder == "text" else "vision", next(iter(last.values()))
+    assert torch.equal(got.parameters[f"lora.{name}.{block}.{matrices[0]}.up"], factors["w_lora_B"].float())
+    method = build_method({"name": "clip_lora", **got.config}, vit_b16, ["cat", "dog"])
+    put_parameters(method, got.parameters, source="test")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metadata": {}}, "has r, alpha, encoder"),
+        ({"metadata": {**clip_lora()["metadata"], "position": "left"}}, "position 'left'; choose one of all"),
+        ({"metadata": {**clip_lora()["metadata"], "params": ["q", "o"]}}, "layer_0.proj.w_lora_A is missing"),
+        ({"weights": {"layer_1": {}}}, "layer_0, layer_1 and so on"),
+        ({"weights": {}}, "updates no matrix"),
+    ],
+)
+def test_a_wrong_file_of_low_rank_updates_is_named(change, message):
+    with pytest.raises(CheckpointError, match=message):
+        convert(clip_lora() | change)
 
 
 def test_a_text_prompt_alone_is_recognised_by_the_frozen_model():

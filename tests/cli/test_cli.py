@@ -17,10 +17,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import maple
-from maple.checkpoint import load_prompts, read_prompts
+from maple.checkpoint import load_prompts, put_parameters, read_prompts
 from maple.cli import app, main
 from maple.clip import load_clip
 from maple.errors import CheckpointError, ClassNamesError, MapleError
+from maple.methods import build_method
 from maple.runs import read_settings
 
 TINY = ["--backbone", "maple-tiny", "--pretrained", "random:1", "--device", "cpu"]
@@ -314,6 +315,31 @@ def test_import(trained: Path, folder: Path, tmp_path: Path) -> None:
     assert torch.equal(first.predict_logits(images), second.predict_logits(images))
     (row,) = rows_of(run("evaluate", tmp_path / "run", "--json"))
     assert row["images"] == 6
+
+
+def test_an_import_takes_from_the_preset_what_the_file_does_not_say(tmp_path: Path) -> None:
+    """TCP's sentence of a data set; `--set` changes it."""
+    method = build_method({"name": "tcp", "class_prompt_layer": 1}, load_clip(*TINY[1:4:2]), ["cat", "dog"])
+    names = {"text_prompt.0": "ctx"} | {
+        f"meta_net.{number}.{part}": f"meta_net.linear{number + 1}.{part}"
+        for number in (0, 1)
+        for part in ("weight", "bias")
+    }
+    file = tmp_path / "model.pth.tar-50"
+    torch.save({names[name]: tensor for name, tensor in method.prompt_parameters().items()}, file)
+    known = ("--dataset", "oxford_pets", "--names", "cat,dog", "--set", "method.class_prompt_layer=1")
+    run("import", file, *TINY[:4], *known, "--output", tmp_path / "run")
+    settings = read_settings(tmp_path / "run").method
+    assert settings["template"] == "X X X X {}, a type of pet."
+    assert settings["teacher_template"] == "a photo of a {}, a type of pet."
+    assert settings["class_prompt_layer"] == 1
+    images = torch.randn(2, 3, 64, 64)
+    same = build_method(settings, method.backbone, ["cat", "dog"])
+    put_parameters(same, dict(method.prompt_parameters()), source="test")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            load_prompts(tmp_path / "run" / "prompts.safetensors").predict_logits(images), same.predict_logits(images)
+        )
 
 
 def test_an_export_is_not_a_run_folder(tmp_path: Path) -> None:

@@ -21,13 +21,17 @@ def import_command(
     backbone: Annotated[str, Option(help="The CLIP it was trained on.")] = "ViT-B-16",
     pretrained: options.Pretrained = None,
     output: Annotated[Path | None, Option(help="The run folder. Default: runs/imported_FILE.")] = None,
+    overrides: options.Overrides = None,
 ) -> None:
     """Import a checkpoint of the published code as a run.
 
-    MaPLe, IVLP, VPT, language prompting, CoOp, CoCoOp, KgCoOp, ProGrad (as CoOp), PromptSRC (as IVLP).
-    The file is read without executing anything in it.
+    MaPLe, IVLP, VPT, language prompting, CoOp, CoCoOp, KgCoOp, ProGrad (as CoOp), PromptSRC (as IVLP), TCP, MMA,
+    MMA++ (as MMA), MMRL, MMRL++, CLIP-LoRA. The file is read without executing anything in it.
+
+    What a file does not say, such as the sentence of a data set, is that of the method's preset for --dataset;
+    --set changes it.
     """
-    from maple.config import resolve
+    from maple.config import preset_of, read_preset, resolve
     from maple.data import select_dataset
     from maple.importers import import_checkpoint
     from maple.runs.spec import open_dataset
@@ -39,7 +43,9 @@ def import_command(
         "backbone": {"name": backbone, "pretrained": pretrained},
         "data": {"dataset": dataset or "", "root": data_root, "classes": classes},
     }
-    settings = resolve([layer])
+    preset = read_preset(preset_of(imported.method, ["base-to-novel", "few-shot"]))
+    rules = [{**rule, "train": {}} for rule in preset.get("rules", []) if rule.get("method")]
+    settings = resolve([{"method": preset["method"], "rules": rules}, layer], overrides or ())
     if names is not None:
         class_names = names_in(names)
     elif dataset is not None:

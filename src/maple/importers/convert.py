@@ -11,8 +11,12 @@ from maple.archives.torch_file import read_with_ignored
 from maple.archives.unpickle import Placeholder
 from maple.errors import CheckpointError, ConfigError, UnsafeCheckpointError, one_of
 from maple.importers.keys import Kind, LearnedTensors, sort_keys
+from maple.importers.whole_tensors import lora_tensors, rename_tensors
 
-IMPORTABLE = ("maple", "independent_vl", "deep_language", "vpt", "coop", "cocoop", "kgcoop", "prograd", "promptsrc")
+IMPORTABLE = (
+    *("maple", "independent_vl", "deep_language", "vpt", "coop", "cocoop", "kgcoop", "prograd", "promptsrc", "tcp"),
+    *("mma", "mmapp", "mmrl", "mmrlpp", "clip_lora"),
+)
 TEMPLATE = "a photo of a {}."
 # The published code initialises longer prompts at random, whatever its CTX_INIT.
 _LONGEST_FROM_WORDS = 4
@@ -31,7 +35,8 @@ class ImportedPrompts:
         config: the settings of that method, by field name.
         parameters: float32, contiguous, owning their memory: `text_prompt.k` [P, Ht] (CoOp's may be [C, P, Ht]),
             `vision_prompt.k` [P, Hv], `coupling.k.weight` [Hv, Ht], `coupling.k.bias` [Hv], `meta_net.0.weight`
-            [hidden, D], `meta_net.1.weight` [Ht, hidden] and their biases; k from 0.
+            [hidden, D], `meta_net.1.weight` [Ht, hidden] (TCP: [P x Ht, hidden]) and their biases; k from 0. Those of
+            the methods inside the blocks are named as by their class.
         info: `text_width` Ht, `vision_width` Hv, `class_count` (each None where unknown), `dropped_keys` (a count),
             `dtypes` as stored, for CoCoOp `embedding_width` D; from a file also `epoch` and `val_result` where they are
             plain numbers, and `ignored_objects`, the sorted names of the classes and functions that were left out.
@@ -73,9 +78,13 @@ def import_checkpoint(
     try:
         if isinstance(state_dict, Placeholder):
             raise UnsafeCheckpointError(f"its state_dict would come from running {state_dict.origin}; nothing was run")
+        if state_dict is None and isinstance(checkpoint.get("weights"), dict):
+            state_dict = checkpoint  # of CLIP-LoRA
         if not isinstance(state_dict, dict):
             keys = ", ".join(f"{key!r:.40}" for key in list(checkpoint)[:8]) or "none"
-            raise CheckpointError(f"has no state_dict, only the keys: {keys}; give a `model.pth.tar-N`")
+            raise CheckpointError(
+                f"has no state_dict, only the keys: {keys}; give a `model.pth.tar-N`, or CLIP-LoRA's file"
+            )
         imported = convert(state_dict, init_text=init_text, method=method)
     except CheckpointError as error:
         raise type(error)(f"{os.fspath(path)}: {error}") from error
@@ -96,7 +105,8 @@ def convert(
 
     KgCoOp saves a bias and a layer that it never uses: they make it `kgcoop`, and are dropped. ProGrad's files are
     CoOp's, and PromptSRC's are those of IVLP (with a second, frozen image tower): they compute the same, so they are
-    read as `coop` and `independent_vl` unless `method` is `prograd` or `promptsrc`.
+    read as `coop` and `independent_vl` unless `method` is `prograd` or `promptsrc`. Likewise MMA++'s files are MMA's.
+    TCP's meta-network, unlike CoCoOp's, gives a token for each one that is learned.
 
     Args:
         state_dict: the learned tensors, any floating dtype; `module.` in front of keys is accepted, frozen
@@ -122,6 +132,13 @@ def convert(
         raise ConfigError(one_of("method", method, IMPORTABLE))
     if not isinstance(init_text, str):
         raise ConfigError(f"init_text is {init_text!r}; give the words the prompt started from, or an empty string")
+    weights, metadata = state_dict.get("weights"), state_dict.get("metadata")
+    if isinstance(weights, Mapping):
+        if method not in (None, "clip_lora"):
+            raise CheckpointError(f"the file is one of CLIP-LoRA, not of {method!r}; leave the method out")
+        return ImportedPrompts(*lora_tensors(weights, metadata if isinstance(metadata, Mapping) else {}))
+    if renamed := rename_tensors(state_dict, method):
+        return ImportedPrompts(*renamed)
     learned = sort_keys(state_dict)
     name = _method_name(learned, method)
     parameters = _parameters(learned, name)
@@ -134,7 +151,7 @@ def convert(
         "dtypes": sorted(learned.dtypes),
         "class_count": learned.class_count,
     }
-    if name == "cocoop":
+    if name in ("cocoop", "tcp"):
         info["embedding_width"] = parameters["meta_net.0.weight"].shape[1]
     return ImportedPrompts(name, config, parameters, info)
 
@@ -155,7 +172,9 @@ def _method_name(learned: LearnedTensors, expected: str | None) -> str:
     elif kinds & {"coupling", "deep_text_prompt"}:
         candidates, allowed = ("maple",), {"coupling", "deep_text_prompt"}
     elif "meta_net" in kinds:
-        candidates, allowed = ("cocoop",), {"meta_net"}
+        second, length = learned.tensors.get(("meta_net", 1, "bias")), text[0].shape[0] if 0 in text else 0
+        per_token = second is not None and length > 1 and len(second) == length * text[0].shape[-1]
+        candidates, allowed = ("tcp" if per_token else "cocoop",), {"meta_net"}
     elif "vision_prompt" in kinds:
         candidates = ("independent_vl", "promptsrc") if text else ("vpt",)
     elif text.keys() - {0}:
@@ -198,12 +217,13 @@ def _parameters(learned: LearnedTensors, name: str) -> dict[str, Tensor]:
         for layer, linear in sorted(coupling.items()):
             vision_width = _check_linear(linear, f"coupling function of layer {layer}", vision_width, text[0].shape[1])
             parameters |= {f"coupling.{layer}.{part}": tensor for part, tensor in linear.items()}
-    elif name == "cocoop":
+    elif name in ("cocoop", "tcp"):
         meta_net = learned.linears("meta_net")
         if missing := {0, 1} - set(meta_net):
             raise CheckpointError(f"the meta-network lacks linear{min(missing) + 1}; it has linear1 and linear2")
         hidden = _check_linear(meta_net[0], "meta_net.linear1", None, None)
-        _check_linear(meta_net[1], "meta_net.linear2", text[0].shape[1], hidden)
+        tokens = len(text[0]) if name == "tcp" else 1
+        _check_linear(meta_net[1], "meta_net.linear2", tokens * text[0].shape[1], hidden)
         for layer, linear in meta_net.items():
             parameters |= {f"meta_net.{layer}.{part}": tensor for part, tensor in linear.items()}
     return parameters
@@ -241,14 +261,15 @@ def _settings(name: str, parameters: Mapping[str, Tensor], words: str) -> dict[s
                     f"that its sentences began with, at most {length}"
                 )
             return {"prompt_length": length, "teacher_template": f"{words} {{}}."}
-        case "cocoop":
+        case "cocoop" | "tcp":
             hidden, width = parameters["meta_net.0.weight"].shape
             reduction = width // hidden
             if reduction < 1 or width // reduction != hidden:
                 problem = f"meta_net.linear1 has {hidden} outputs for {width} inputs"
                 need = f"the hidden width must be {width} divided by a whole number and rounded down"
                 raise CheckpointError(f"{problem}; {need}")
-            return {"prompt_length": length, "init_text": all_words, "meta_net_reduction": reduction}
+            start = all_words if name == "cocoop" else ""
+            return {"prompt_length": length, "init_text": start, "meta_net_reduction": reduction}
     raise AssertionError(name)  # it is one of IMPORTABLE
 
 

@@ -31,8 +31,8 @@ _RESNET = (
 _IMAGE = rf"(class_embedding|positional_embedding|proj|ln_(pre|post)\.(weight|bias)|{_BLOCK}|{_RESNET})"
 _TEXT = rf"(positional_embedding|text_projection|ln_final\.(weight|bias)|{_BLOCK})"
 # PromptSRC keeps a second image encoder, without prompts, in its prompt learner.
-_FROZEN = re.compile(rf"logit_scale|(prompt_learner\.ZS_)?image_encoder\.{_IMAGE}|text_encoder\.{_TEXT}")
-_TOKENS = re.compile(r"prompt_learner\.token_(prefix|suffix)")
+FROZEN = re.compile(rf"logit_scale|(prompt_learner\.ZS_)?image_encoder\.{_IMAGE}|text_encoder\.{_TEXT}")
+TOKENS = re.compile(r"prompt_learner\.token_(prefix|suffix)")
 # KgCoOp saves this, and one layer of a meta-network, and uses neither.
 _KGCOOP = re.compile(r"prompt_learner\.bias_vectors")
 # CoOp and CoCoOp save the prompt learner alone, without its name in the keys.
@@ -105,10 +105,10 @@ def sort_keys(state_dict: Mapping[str, object]) -> LearnedTensors:
         if name in original:
             raise CheckpointError(f"the state dict has both {original[name]!r} and {key!r}; remove one of them")
         original[name] = key
-        if _TOKENS.fullmatch(name):
+        if TOKENS.fullmatch(name):
             if isinstance(value, Tensor) and value.ndim == 3:
                 learned.class_count = value.shape[0]
-        elif _FROZEN.fullmatch(name):
+        elif FROZEN.fullmatch(name):
             learned.whole_model = True
         elif _KGCOOP.fullmatch(name):
             learned.kgcoop = True
@@ -120,7 +120,7 @@ def sort_keys(state_dict: Mapping[str, object]) -> LearnedTensors:
                     " the published code writes one of them"
                 )
             learned.keys[place] = key
-            learned.tensors[place] = _learned_tensor(key, value)
+            learned.tensors[place] = learned_tensor(key, value)
             learned.dtypes.add(str(getattr(value, "dtype", "")).removeprefix("torch."))
             continue
         learned.dropped.append(key)
@@ -135,12 +135,18 @@ def _place(name: str, key: str) -> tuple[Kind, int, str]:
             parts = [group for group in match.groups() if not group.isdecimal()]
             return kind, shift + sum(layers), "".join(parts)
     raise CheckpointError(
-        f"unknown key {key!r}: neither a learned parameter of MaPLe, IVLP, VPT, CoOp, CoCoOp or KgCoOp, nor part of the"
-        " frozen CLIP; import a file of the published code, or remove the key"
+        f"unknown key {key!r}: neither a learned parameter of MaPLe, IVLP, VPT, CoOp, CoCoOp, KgCoOp or TCP, nor part"
+        " of the frozen CLIP; import a file of the published code, or remove the key"
     )
 
 
-def _learned_tensor(key: str, value: object) -> Tensor:
+def learned_tensor(key: str, value: object) -> Tensor:
+    """A learned tensor as float32, contiguous, owning its memory.
+
+    Raises:
+        CheckpointError: it is not a floating-point tensor, or holds no numbers, or values that are not finite.
+        UnsafeCheckpointError: it would be the result of running code.
+    """
     if isinstance(value, Placeholder):
         raise UnsafeCheckpointError(
             f"{key!r} would come from running {value.origin}; nothing was run. Save the checkpoint again with"

@@ -1,0 +1,247 @@
+"""Published checkpoints whose learned tensors are this package's, one for one, under other names.
+
+Sources: htyao89/Textual-based_Class-aware_prompt_tuning@bd97bec trainers/tcp.py;
+ZjjConan/VLM-MultiModalAdapter@c3d0bc2 trainers/mmadapter.py; yunncheng/MMRL@27d8821 trainers/mmrl.py,
+trainers/mmrlpp.py; CLIP-LoRA from a description of MaxZanella/CLIP-LoRA@358f0d7 loralib/utils.py.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from maple.errors import CheckpointError
+from maple.importers.keys import FROZEN, TOKENS, learned_tensor
+
+_LORA_MATRICES = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "proj": "o"}
+_LORA_FACTORS = {"w_lora_A": "down", "w_lora_B": "up"}
+_PUBLISHED_DEPTH = 12  # of the towers for which the published code names parts of a tower
+
+
+@dataclass(frozen=True)
+class Renaming:
+    """How the published code names the tensors of a method.
+
+    Attributes:
+        methods: that save such files; the first one is assumed.
+        marks: keys that no other method saves.
+        names: patterns of keys, and their names here, from the match.
+        dropped: keys that are left out, in addition to those of the frozen CLIP.
+        settings: the settings that the tensors, by their names here, imply.
+    """
+
+    methods: tuple[str, ...]
+    marks: re.Pattern[str]
+    names: Sequence[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]]
+    dropped: re.Pattern[str]
+    settings: Callable[[Mapping[str, Tensor], int], dict[str, Any]]
+
+
+def _mma_settings(parameters: Mapping[str, Tensor], depth: int) -> dict[str, Any]:
+    del depth
+    keys = {name.split(".")[1] for name in parameters if name.startswith("shared_adapter.")}
+    blocks = sorted(int(key) + 1 for key in keys if key != "input")
+    expected = list(range(blocks[0], blocks[-1] + 1)) if blocks else []
+    if blocks != expected or not blocks or ("input" in keys and blocks[0] != 1):
+        raise CheckpointError(
+            f"the adapters are those of {', '.join(sorted(keys)) or 'no'} blocks; the published code adapts all from a "
+            "first to a last one, so the file is incomplete"
+        )
+    width = parameters[f"shared_adapter.{blocks[0] - 1}.weight"].shape[0]
+    start = 0 if "input" in keys else blocks[0]
+    return {"adapter_start": start, "adapter_end": blocks[-1], "adapter_width": width}
+
+
+def _mma_block(number: str) -> str:
+    return "input" if number == "0" else str(int(number) - 1)
+
+
+def _mmrl_settings(parameters: Mapping[str, Tensor], depth: int) -> dict[str, Any]:
+    numbers = {int(name.split(".")[1]) for name in parameters if re.fullmatch(r"to_text\.\d+\.bias", name)}
+    tokens = parameters.get("tokens")
+    if tokens is None or tokens.ndim != 2 or not numbers or numbers != set(range(len(numbers))):
+        raise CheckpointError(
+            "the representation tokens or the maps of a layer are missing; an MMRL checkpoint has "
+            "representation_learner.compound_rep_tokens and maps numbered from 0"
+        )
+    # The file does not say which layers; the published ones are the last.
+    layers = range(depth - len(numbers) + 1, depth + 1)
+    if layers[0] < 1:
+        raise CheckpointError(f"there are maps of {len(numbers)} layers, but the towers have {depth} blocks")
+    config = {"layers": list(layers), "tokens": tokens.shape[0], "token_width": tokens.shape[1]}
+    if "projection.down" in parameters and "to_text.0.up" in parameters:
+        ranks = parameters["to_text.0.up"].shape[-1], parameters["projection.down"].shape[-1]
+        config |= {"rank": ranks[0], "projection_rank": ranks[1]}
+    return config
+
+
+_MMRL_SIDES = {"r2v": "to_vision", "r2t": "to_text"}
+_MMRL_FACTORS = {"A": "up", "B": "down", "bias": "bias"}
+_NOTHING = re.compile(r"(?!)")
+RENAMINGS = (
+    Renaming(
+        methods=("mma", "mmapp"),
+        marks=re.compile(r"shared_adapter\.\d+\.0\.weight"),
+        names=(
+            (
+                re.compile(r"(text|visual)_adapter\.(\d+)\.(?:(down)\.0|(up))\.(weight|bias)"),
+                lambda m: ".".join(
+                    [f"{m[1].replace('visual', 'vision')}_adapter", _mma_block(m[2]), m[3] or m[4], m[5]]
+                ),
+            ),
+            (
+                re.compile(r"shared_adapter\.(\d+)\.0\.(weight|bias)"),
+                lambda m: f"shared_adapter.{_mma_block(m[1])}.{m[2]}",
+            ),
+        ),
+        dropped=re.compile(r"(adapter_learner\.)?(token_embedding(\.\w+)?|tokenized_prompts)"),
+        settings=_mma_settings,
+    ),
+    Renaming(
+        methods=("mmrl",),
+        marks=re.compile(r"representation_learner\.compound_rep_tokens_r2vproj\.\d+\.weight"),
+        names=(
+            (re.compile(r"representation_learner\.compound_rep_tokens"), lambda _: "tokens"),
+            (
+                re.compile(r"representation_learner\.compound_rep_tokens_(r2[vt])proj\.(\d+)\.(weight|bias)"),
+                lambda m: f"{_MMRL_SIDES[m[1]]}.{m[2]}.{m[3]}",
+            ),
+            (re.compile(r"image_encoder\.proj_rep"), lambda _: "projection"),
+        ),
+        dropped=re.compile(r"prompt_embeddings|representation_learner\.prompt_embeddings"),
+        settings=_mmrl_settings,
+    ),
+    Renaming(
+        methods=("mmrlpp",),
+        marks=re.compile(r"representation_learner\.srra_r2vproj\.weight"),
+        names=(
+            (re.compile(r"representation_learner\.compound_rep_tokens"), lambda _: "tokens"),
+            (
+                re.compile(r"representation_learner\.srra_(r2[vt])proj\.weight"),
+                lambda m: f"{_MMRL_SIDES[m[1]]}.weight",
+            ),
+            (
+                re.compile(r"representation_learner\.srra_(r2[vt])proj\.srra\.(\d+)\.(A|B|bias)"),
+                lambda m: f"{_MMRL_SIDES[m[1]]}.{m[2]}.{_MMRL_FACTORS[m[3]]}",
+            ),
+            (re.compile(r"image_encoder\.A"), lambda _: "projection.down"),
+            (re.compile(r"image_encoder\.B"), lambda _: "projection.up"),
+        ),
+        dropped=re.compile(r"prompt_embeddings|representation_learner\.prompt_embeddings"),
+        settings=_mmrl_settings,
+    ),
+)
+
+
+def rename_tensors(
+    state_dict: Mapping[str, object], method: str | None
+) -> tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any]] | None:
+    """The method, settings, parameters and facts of a state dict that one of `RENAMINGS` fits; None if none does.
+
+    Raises:
+        CheckpointError: a key is unknown or occurs twice, the layers are incomplete, or `method` is another one.
+        UnsafeCheckpointError: a learned tensor would be the result of running code.
+    """
+    plain = {str(key).removeprefix("module.").removeprefix("adapter_learner."): key for key in state_dict}
+    fitting = [renaming for renaming in RENAMINGS if any(renaming.marks.fullmatch(name) for name in plain)]
+    if not fitting:
+        return None
+    renaming = fitting[0]
+    if method is not None and method not in renaming.methods:
+        raise CheckpointError(f"the keys are those of {' or '.join(renaming.methods)}, not of {method!r}")
+    if len(plain) != len(state_dict):
+        raise CheckpointError("the state dict has a key twice, with and without `module.`; remove one of them")
+    parameters: dict[str, Tensor] = {}
+    dropped, dtypes, depth = 0, set(), 0
+    for name, key in plain.items():
+        matches = ((pattern.fullmatch(name), rename) for pattern, rename in renaming.names)
+        renamed = [rename(match) for match, rename in matches if match]
+        if renamed:
+            parameters[renamed[0]] = learned_tensor(key, state_dict[key])
+            dtypes.add(str(getattr(state_dict[key], "dtype", "")).removeprefix("torch."))
+        elif FROZEN.fullmatch(name) or TOKENS.fullmatch(name) or renaming.dropped.fullmatch(name):
+            dropped += 1
+            block = re.match(r"image_encoder\.transformer\.resblocks\.(\d+)\.", name)
+            depth = max(depth, int(block[1]) + 1 if block else 0)
+        else:
+            raise CheckpointError(
+                f"unknown key {key!r}: neither a learned parameter of {' or '.join(renaming.methods)}, nor part of the "
+                "frozen CLIP; import a file of the published code, or remove the key"
+            )
+    config = renaming.settings(parameters, depth or _PUBLISHED_DEPTH)
+    return method or renaming.methods[0], config, parameters, {"dropped_keys": dropped, "dtypes": sorted(dtypes)}
+
+
+def lora_tensors(
+    weights: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """The method, settings, parameters and facts of a CLIP-LoRA file.
+
+    Its layers are numbered through the updated blocks of the text tower, then those of the image tower; which blocks
+    these are follows from the name of a part of the tower ("position"), of twelve blocks, or from their number.
+
+    Raises:
+        CheckpointError: the metadata or a factor is missing, or the layers are not those of the metadata.
+        UnsafeCheckpointError: a factor would be the result of running code.
+    """
+    try:
+        rank, alpha, encoder = int(metadata["r"]), float(metadata["alpha"]), str(metadata["encoder"])
+        matrices, position = [str(matrix) for matrix in metadata["params"]], str(metadata["position"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the metadata of a CLIP-LoRA file has r, alpha, encoder, params and position; reading them failed: {error}"
+        ) from error
+    if encoder not in ("both", "text", "vision") or set(weights) != {f"layer_{i}" for i in range(len(weights))}:
+        raise CheckpointError(
+            f"the metadata has encoder {encoder!r} and the weights {', '.join(sorted(weights))}; encoder is both, text "
+            "or vision, and weights are layer_0, layer_1 and so on"
+        )
+    layers, dtypes = [], set()
+    for number in range(len(weights)):
+        factors = {}
+        for published, matrix in _LORA_MATRICES.items():
+            for factor, name in _LORA_FACTORS.items():
+                if matrix not in matrices:
+                    continue
+                key = f"layer_{number}.{published}.{factor}"
+                try:
+                    value = weights[f"layer_{number}"][published][factor]
+                except (KeyError, TypeError) as error:
+                    raise CheckpointError(f"{key} is missing, although params are {matrices}") from error
+                factors[f"{matrix}.{name}"] = learned_tensor(key, value)
+                dtypes.add(str(getattr(value, "dtype", "")).removeprefix("torch."))
+        layers.append(factors)
+    if not layers or not layers[0]:
+        raise CheckpointError(f"the file updates no matrix: params are {matrices}, and there are {len(layers)} layers")
+    # Of the two towers, each has half of the layers where their widths do not distinguish them.
+    first = f"{matrices[0]}.down"
+    text = len(layers) if encoder == "text" else 0
+    if encoder == "both":
+        widths = [factors[first].shape[-1] for factors in layers]
+        text = sum(width == widths[0] for width in widths) if len(set(widths)) == 2 else len(layers) // 2
+    towers = {"text": layers[:text], "vision": layers[text:]}
+    blocks = {name: _blocks_at(position, len(tower)) for name, tower in towers.items()}
+    parameters = {
+        f"lora.{name}.{block}.{factor}": tensor
+        for name in ("vision", "text")
+        for block, factors in zip(blocks[name], towers[name], strict=True)
+        for factor, tensor in factors.items()
+    }
+    config = {"encoder": encoder, "matrices": matrices, "rank": rank, "alpha": alpha}
+    chosen = {f"{name}_layers": blocks[name] for name, tower in towers.items() if tower}
+    return "clip_lora", {**config, **chosen}, parameters, {"dropped_keys": 0, "dtypes": sorted(dtypes)}
+
+
+def _blocks_at(position: str, count: int) -> list[int]:
+    """The `count` blocks of a tower, from 0, that the published code means by a position."""
+    starts = {
+        **dict.fromkeys(("all", "bottom", "half-bottom"), 0),
+        "mid": 4,
+        "half-up": count,
+        **dict.fromkeys(("up", "top", "top1", "top2", "top3"), _PUBLISHED_DEPTH - count),
+    }
+    if position not in starts:
+        raise CheckpointError(f"the metadata has position {position!r}; choose one of {', '.join(starts)}")
+    return list(range(starts[position], starts[position] + count))
