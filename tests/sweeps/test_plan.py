@@ -213,6 +213,7 @@ SHIPPED = {
     "ablation-initialisation": 3,
     "ablation-length": 4,
     "ablation-prompting": 7,
+    "ablation-sharing": 4,
     "complexity": 9,
     "per-class": 3,
 }

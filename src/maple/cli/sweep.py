@@ -21,7 +21,7 @@ def sweep_command(
         Argument(
             metavar="WHAT",
             help="A protocol: base-to-novel, few-shot, cross-dataset, domain-generalization; a shipped sweep: demo, "
-            "per-class, complexity, ablation-prompting, -depth, -depth-language, -depth-vision, -length, "
+            "per-class, complexity, ablation-prompting, -depth, -depth-language, -depth-vision, -length, -sharing, "
             "-initialisation, -coupling, -epochs, -cocoop; or a TOML file.",
         ),
     ],

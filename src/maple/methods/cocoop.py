@@ -23,11 +23,15 @@ _SENTENCES_AT_ONCE = 1024
 
 
 class CoCoOpSettings(MethodSettings):
-    """`meta_net_reduction` divides D to give the meta-network's hidden width; a small one is "heavier CoCoOp"."""
+    """`meta_net_reduction` divides D to give the meta-network's hidden width, and `meta_net_layers` is its depth.
+
+    A small reduction and more layers are "heavier CoCoOp": with 1 and 14 it has as many parameters as MaPLe.
+    """
 
     prompt_length: int = Field(4, ge=1)
     init_text: str = "a photo of a"
     meta_net_reduction: int = Field(16, ge=1)
+    meta_net_layers: int = Field(2, ge=2, le=100)
 
 
 class CoCoOp(Method):
@@ -52,7 +56,8 @@ class CoCoOp(Method):
         self.classes = PromptedClasses(backbone, prompt_length=settings.prompt_length, init_text=settings.init_text)
         tokens = first_tokens(backbone, settings.init_text, settings.prompt_length, generator)
         self.text_prompt = prompt_list([tokens], backbone)
-        sizes = pairwise([backbone.embed_dim, hidden, backbone.text.width])
+        widths = [hidden] * (settings.meta_net_layers - 1)
+        sizes = pairwise([backbone.embed_dim, *widths, backbone.text.width])
         self.meta_net = nn.ModuleList(seeded_linear(*size, generator) for size in sizes).to(backbone.device)
         self.set_class_names(class_names)
 
@@ -66,8 +71,11 @@ class CoCoOp(Method):
     def token_shift(self, image_features: Tensor) -> Tensor:
         """The shift of every text token, for each of the unit image features [B, D]: [B, Ht]."""
         with full_precision(image_features):
-            shift: Tensor = self.meta_net[1](torch.relu(self.meta_net[0](image_features)))
-            return shift
+            first, *others = self.meta_net
+            states: Tensor = first(image_features)
+            for layer in others:
+                states = layer(torch.relu(states))
+            return states
 
     def encode_classes_for(self, image_features: Tensor) -> Tensor:
         """Unit text features [B, C, D] for each of the unit image features [B, D]."""

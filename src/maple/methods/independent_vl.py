@@ -15,11 +15,15 @@ from maple.descriptions import PlotStyle
 from maple.errors import ConfigError
 from maple.methods.base import DepthLimits, Method, MethodSettings, check_depth, prompt_list
 from maple.prompts import PromptedClasses, TemplateClasses, random_tokens
+from maple.prompts.coupling import Sharing
 from maple.prompts.initialise import first_tokens, words_if_short
 
 
 class IndependentVLSettings(MethodSettings):
-    """Length and depth of the prompts of each tower; 0 for both means no prompts in that tower."""
+    """Length and depth of the prompts of each tower; 0 for both means no prompts in that tower.
+
+    With `prompt_sharing` unified, one set of learned tokens enters before every one of a tower's layers.
+    """
 
     depth_limits: ClassVar[DepthLimits] = {"text_prompt_depth": ("text",), "vision_prompt_depth": ("image",)}
 
@@ -28,6 +32,7 @@ class IndependentVLSettings(MethodSettings):
     text_prompt_depth: int = Field(12, ge=0)
     vision_prompt_depth: int = Field(12, ge=0)
     init_text: str = "a photo of a"
+    prompt_sharing: Sharing = "per_layer"
 
 
 class DeepLanguageSettings(MethodSettings):
@@ -57,30 +62,37 @@ class _IndependentPrompts(Method):
         super().__init__(settings, backbone)
         self.text_prompt: nn.ParameterList | None = None
         self.vision_prompt: nn.ParameterList | None = None
+        self._layers_per_prompt = {"text": 1, "vision": 1}
 
-    def add_text_prompts(self, length: int, depth: int, init_text: str, generator: Generator) -> None:
-        """Learn P text tokens in each of the first J layers; deeper than the first, they start at random."""
+    def add_text_prompts(
+        self, length: int, depth: int, init_text: str, generator: Generator, sharing: Sharing = "per_layer"
+    ) -> None:
+        """Learn P text tokens for each of the first J layers, or for all; after the first, they start at random."""
         backbone, init_text = self.backbone, words_if_short(init_text, length)
         backbone.text.require_promptable(self.title)
         check_depth(depth, backbone.text.depth, setting="text prompt depth", tower="text")
         self.classes = PromptedClasses(backbone, prompt_length=length, init_text=init_text)
         first = first_tokens(backbone, init_text, length, generator)
-        deep = [random_tokens(length, backbone.text.width, generator=generator) for _ in range(depth - 1)]
+        sets = depth if sharing == "per_layer" else 1
+        deep = [random_tokens(length, backbone.text.width, generator=generator) for _ in range(sets - 1)]
         self.text_prompt = prompt_list([first, *deep], backbone)
+        self._layers_per_prompt["text"] = depth // sets
 
-    def add_vision_prompts(self, length: int, depth: int, generator: Generator) -> None:
-        """Learn P vision tokens in each of the first J layers, starting at random."""
+    def add_vision_prompts(self, length: int, depth: int, generator: Generator, sharing: Sharing = "per_layer") -> None:
+        """Learn P vision tokens for each of the first J layers, or for all of them, starting at random."""
         backbone = self.backbone
         backbone.image.require_promptable(self.title)
         check_depth(depth, backbone.image.depth, setting="vision prompt depth", tower="image")
-        tokens = [random_tokens(length, backbone.image.width, generator=generator) for _ in range(depth)]
+        sets = depth if sharing == "per_layer" else 1
+        tokens = [random_tokens(length, backbone.image.width, generator=generator) for _ in range(sets)]
         self.vision_prompt = prompt_list(tokens, backbone)
+        self._layers_per_prompt["vision"] = depth // sets
 
     def text_prompts(self) -> list[Tensor]:
-        return [] if self.text_prompt is None else list(self.text_prompt)
+        return [] if self.text_prompt is None else list(self.text_prompt) * self._layers_per_prompt["text"]
 
     def vision_prompts(self) -> list[Tensor]:
-        return [] if self.vision_prompt is None else list(self.vision_prompt)
+        return [] if self.vision_prompt is None else list(self.vision_prompt) * self._layers_per_prompt["vision"]
 
 
 class IndependentVL(_IndependentPrompts):
@@ -110,11 +122,12 @@ class IndependentVL(_IndependentPrompts):
             raise ConfigError("independent V-L prompting needs prompts in one tower at least; else use zero_shot")
         if has_prompts["text"]:
             text = settings.text_prompt_length, settings.text_prompt_depth, settings.init_text
-            self.add_text_prompts(*text, generator)
+            self.add_text_prompts(*text, generator, settings.prompt_sharing)
         else:
             self.classes = TemplateClasses(backbone, [f"{settings.init_text or 'a photo of a'} {{}}."])
         if has_prompts["vision"]:
-            self.add_vision_prompts(settings.vision_prompt_length, settings.vision_prompt_depth, generator)
+            vision = settings.vision_prompt_length, settings.vision_prompt_depth
+            self.add_vision_prompts(*vision, generator, settings.prompt_sharing)
         self.set_class_names(class_names)
 
 

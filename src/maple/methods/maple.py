@@ -23,6 +23,8 @@ from maple.prompts.initialise import first_tokens, words_if_short
 class MaPLeSettings(MethodSettings):
     """`prompt_depth` 1 is shallow MaPLe; `coupling_sharing` unified is MaPLe-dagger.
 
+    With `prompt_sharing` unified, one set of learned tokens enters before every one of the layers.
+
     With `coupling_direction` vision_to_text, the vision tokens are learned (from random values) and the text tokens are
     computed. With `deep_init` words, the text tokens of every layer, not only the first, start at the words of
     `init_text`; if that is empty, all layers start at random. These are the three initialisations of the paper's
@@ -35,6 +37,7 @@ class MaPLeSettings(MethodSettings):
     prompt_depth: int = Field(9, ge=1)
     init_text: str = "a photo of a"
     deep_init: Literal["random", "words"] = "random"
+    prompt_sharing: Sharing = "per_layer"
     coupling_sharing: Sharing = "per_layer"
     coupling_direction: Direction = "text_to_vision"
 
@@ -62,7 +65,7 @@ class MaPLe(Method):
         widths = (backbone.text.width, backbone.image.width)
         inputs, outputs = widths if forward else widths[::-1]
         tokens = []
-        for layer in range(depth):
+        for layer in range(depth if settings.prompt_sharing == "per_layer" else 1):
             if forward and layer == 0:
                 tokens.append(first_tokens(backbone, words, length, generator))
             elif settings.deep_init == "words":
@@ -75,13 +78,18 @@ class MaPLe(Method):
             self.vision_prompt = prompt_list(tokens, backbone)
         self.coupling = Coupling(inputs, outputs, depth, settings.coupling_sharing, generator).to(backbone.device)
         self._forward = forward
+        self._copies = depth // len(tokens)
         self.set_class_names(class_names)
 
     def text_prompts(self) -> list[Tensor]:
-        return list(self.text_prompt) if self._forward else self.coupling.couple(list(self.vision_prompt))
+        return self._learned() if self._forward else self.coupling.couple(self._learned())
 
     def vision_prompts(self) -> list[Tensor]:
-        return self.coupling.couple(list(self.text_prompt)) if self._forward else list(self.vision_prompt)
+        return self.coupling.couple(self._learned()) if self._forward else self._learned()
+
+    def _learned(self) -> list[Tensor]:
+        """The learned tokens of each layer."""
+        return list(self.text_prompt if self._forward else self.vision_prompt) * self._copies
 
 
 def _check_deep_init(settings: MaPLeSettings) -> None:
@@ -90,6 +98,8 @@ def _check_deep_init(settings: MaPLeSettings) -> None:
         return
     if settings.coupling_direction == "vision_to_text":
         reason = "coupling_direction='vision_to_text' learns vision tokens, which do not stand for words"
+    elif settings.prompt_sharing == "unified":
+        reason = "with prompt_sharing='unified' there are no tokens of deeper layers"
     elif not settings.init_text.strip():
         reason = "init_text is empty"
     elif not words_if_short(settings.init_text, settings.prompt_length):
