@@ -27,7 +27,7 @@ _COSTS_BACKBONE = "vit-b-16"
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """One published result, in per cent, and where it was read."""
+    """One published result, in per cent, and where it was read; `rerun` if others than the authors measured it."""
 
     protocol: str
     method: str
@@ -37,6 +37,7 @@ class PublishedResult:
     dataset: str
     values: dict[str, float]
     read_in: str
+    rerun: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,14 @@ class PublishedCost:
 
 @cache
 def published_results() -> tuple[PublishedResult, ...]:
-    """The contents of published.csv."""
+    """The contents of published.csv, and of published_reruns.csv: independent runs of a published recipe."""
     measures = {"base": "base", "novel": "novel", "harmonic_mean": "harmonic mean", "accuracy": "top1"}
     results = []
-    for line in _read_csv("published.csv"):
-        values = {measure: float(line.pop(column)) for column, measure in measures.items() if line[column]}
-        kept = {key: value for key, value in line.items() if key not in measures}
-        results.append(PublishedResult(**kept, values=values))
+    for name in ("published.csv", "published_reruns.csv"):
+        for line in _read_csv(name):
+            values = {measure: float(line.pop(column)) for column, measure in measures.items() if line[column]}
+            kept = {key: value for key, value in line.items() if key not in measures}
+            results.append(PublishedResult(**kept, values=values, rerun=name == "published_reruns.csv"))
     return tuple(results)
 
 
@@ -95,7 +97,7 @@ _TEST_COUNTS = {"all": "test", "base": "test_base", "novel": "test_new"}
 
 
 @cache
-def _published_counts() -> dict[str, dict[str, int]]:
+def published_counts() -> dict[str, dict[str, int]]:
     """Classes and test images of the published data sets: of all classes, and of the base and the novel half."""
     text = resources.files("maple").joinpath("assets", "datasets", "statistics.csv").read_text(encoding="utf-8")
     columns = ("classes", "test", "test_base", "test_new")
@@ -110,7 +112,7 @@ def differing_counts(evaluations: Sequence[EvaluationRecord]) -> list[str]:
         row = evaluation.row
         if not _is_papers_backbone(row.backbone) or row.part != "test":
             continue
-        images = _published_counts().get(row.dataset, {}).get(_TEST_COUNTS[row.classes])
+        images = published_counts().get(row.dataset, {}).get(_TEST_COUNTS[row.classes])
         found_and_published = [
             (f"{here:,} {unit}", f"{published:,}")
             for unit, here, published in (
@@ -133,12 +135,17 @@ def differing_counts(evaluations: Sequence[EvaluationRecord]) -> list[str]:
 
 def _published_classes(dataset: str, part: str) -> int | None:
     """The number of classes in a part of a published data set; the base half is the larger one if it is odd."""
-    total = _published_counts().get(dataset, {}).get("classes")
+    total = published_counts().get(dataset, {}).get("classes")
     return None if total is None else {"all": total, "base": total - total // 2, "novel": total // 2}.get(part)
 
 
-def published_result(group: Group, variant: Variant, dataset: str | None) -> PublishedResult | None:
-    """The published result that a cell of a table can be compared with; `dataset` None is the average over all."""
+def published_result(
+    group: Group, variant: Variant, dataset: str | None, *, rerun: bool = False
+) -> PublishedResult | None:
+    """The published result that a cell of a table can be compared with; `dataset` None is the average over all.
+
+    With `rerun`, that of an independent run of the published recipe.
+    """
     cells = (cell for (other, name, _), cell in group.cells.items() if other == variant and dataset in (None, name))
     evaluations = [evaluation for cell in cells for evaluation in cell.values()]
     key = group.key
@@ -158,7 +165,7 @@ def published_result(group: Group, variant: Variant, dataset: str | None) -> Pub
     compared = [evaluation for evaluation in evaluations if dataset is not None or evaluation.row.dataset != "imagenet"]
     for result in published_results():
         if (
-            (result.protocol, result.method) == (key.kind, variant.name)
+            (result.protocol, result.method, result.rerun) == (key.kind, variant.name, rerun)
             and (result.source_dataset, result.dataset) == (key.source, name)
             and all(result.settings.items() <= evaluation.settings.items() for evaluation in compared)
         ):

@@ -125,7 +125,8 @@ def _base_to_novel_table(group: Group) -> Table:
         }
         spreads = {variant: row for variant, row in spreads.items() if dataset is None or any(row)}
         published = {variant: published_result(group, variant, dataset) for variant in spreads}
-        here = [result for result in published.values() if result]
+        reruns = {variant: published_result(group, variant, dataset, rerun=True) for variant in spreads}
+        here = [result for result in (*published.values(), *reruns.values()) if result]
         cited += here
         if here:
             columns += ("published base", "published novel", "published HM")
@@ -135,6 +136,10 @@ def _base_to_novel_table(group: Group) -> Table:
             theirs = zip(MEASURES, row, strict=False) if here else ()
             cells += [_published_cell(published[variant], measure, spread) for measure, spread in theirs]
             rows.append((variant.label, (*cells, _seeds(row))))
+            if rerun := reruns[variant]:
+                line = [_published_cell(rerun, measure, spread) for measure, spread in zip(MEASURES, row, strict=False)]
+                ours = [Cell("")] * (len(cells) - len(line))
+                rows.append((f"{variant.label}, independent re-run", (*ours, *line, Cell(""))))
         sections.append(Section(str(title), ("Method", *columns, "Seeds"), tuple(rows)))
     return Table(group.key.caption, tuple(sections), (*notes, *_published_notes(cited, group)))
 
