@@ -49,6 +49,14 @@ ADAPTERS: dict[str, tuple[float, int, int, str, float, int, int, float, int]] = 
     "tip-adapter-f_few-shot": (0.001, 20, 256, "adamw", 0.01, 0, 10, 0.5, 1_024),
     "tip_adapter_base-to-novel": (0.002, 0, 4, "sgd", 5e-4, 1, 10, 0.5, 0),
     "tip_adapter_few-shot": (0.002, 0, 4, "sgd", 5e-4, 1, 10, 0.5, 0),
+    "clap_base-to-novel": (0.1, 300, 256, "sgd", 0.0, 1, 20, 0.08, 1_024),
+    "clap_few-shot": (0.1, 300, 256, "sgd", 0.0, 1, 20, 0.08, 1_024),
+    "gda_base-to-novel": (0.002, 0, 4, "sgd", 5e-4, 1, 10, 0.5, 1_026),
+    "gda_few-shot": (0.002, 0, 4, "sgd", 5e-4, 1, 10, 0.5, 1_026),
+    "lpplusplus_base-to-novel": (0.002, 0, 4, "sgd", 5e-4, 1, 1, 0.5, 1_028),
+    "lpplusplus_few-shot": (0.002, 0, 4, "sgd", 5e-4, 1, 1, 0.5, 1_028),
+    "zs-lp_base-to-novel": (0.1, 300, 256, "sgd", 0.0, 1, 20, 0.08, 1_024),
+    "zs-lp_few-shot": (0.1, 300, 256, "sgd", 0.0, 1, 20, 0.08, 1_024),
 }
 
 

@@ -155,6 +155,18 @@ def test_votes_of_known_classes_in_8_bits(tiny: Backbone, tmp_path: Path, monkey
         OnnxPredictor.load(tmp_path / "plain", zero_shot=True)
 
 
+@pytest.mark.parametrize("name", ["clap", "lpplusplus", "gda"])
+def test_classifiers_of_known_classes(tiny: Backbone, tmp_path: Path, name: str) -> None:
+    file = write_prompts(tmp_path, tiny, {"name": name})
+    assert export_run(file, tmp_path / "out").difference < 1e-4
+    one, other = OnnxPredictor.load(tmp_path / "out"), TorchPredictor.load(file, device="cpu")
+    views = np.stack([one.preprocess(picture.read()) for picture in pictures()])
+    part = [NAMES[2], NAMES[0]]
+    found, _ = one.probabilities(one.encode_images(views), one.encode_class_names(part))
+    expected, _ = other.probabilities(other.encode_images(views), other.encode_class_names(part))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_classes_that_depend_on_the_image(tiny: Backbone, tmp_path: Path) -> None:
     file = write_prompts(tmp_path, tiny, {"name": "cocoop"})
     assert export_run(file, tmp_path / "out").difference < 1e-4

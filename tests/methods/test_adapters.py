@@ -154,13 +154,19 @@ def test_a_cache_whose_parts_disagree_is_refused(backbone: Backbone, tmp_path: A
 
 
 @pytest.mark.parametrize(
-    ("name", "advice"),
-    [("linear_probe", "method.inverse_regularisation=1"), ("tip_adapter", "method.alpha=1 and method.beta=5.5")],
+    ("name", "advice", "given"),
+    [
+        ("linear_probe", "method.inverse_regularisation=1", {"inverse_regularisation": 1.0}),
+        ("tip_adapter", "method.alpha=1 and method.beta=5.5", {"alpha": 1.0, "beta": 5.5}),
+        ("gda", "method.alpha=1", {"alpha": 1.0}),
+        ("lpplusplus", "method.select_epoch=false", {"select_epoch": False, "epochs": 2}),
+    ],
 )
-def test_without_validation_images_there_is_nothing_to_choose_on(name: str, advice: str, backbone: Backbone) -> None:
+def test_without_validation_images_there_is_nothing_to_choose_on(
+    name: str, advice: str, given: dict[str, Any], backbone: Backbone
+) -> None:
     with pytest.raises(ConfigError, match=f"this data set has none: set .*{advice}.* validation images"):
         make(backbone, name=name).fit_features(some_features(backbone, val=0))
-    given = {"inverse_regularisation": 1.0} if name == "linear_probe" else {"alpha": 1.0, "beta": 5.5}
     make(backbone, name=name, **given).fit_features(some_features(backbone, val=0))
 
 
@@ -188,3 +194,123 @@ def test_the_residual_is_added_to_raw_text_features(backbone: Backbone) -> None:
     (residual,) = method.prompt_parameters().values()
     residual.data.normal_(generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(method.encode_classes().detach(), F.normalize(base + 0.25 * residual.detach(), dim=-1))
+
+
+# --- CLAP, LP++ and GDA
+
+
+def test_gda_is_the_published_estimate(backbone: Backbone) -> None:
+    method, features = make(backbone, name="gda", alpha=0.5), some_features(backbone)
+    method.fit_features(features)
+    x, y = F.normalize(features.train.flatten(0, 1), dim=-1).double(), features.train_labels.repeat(2)
+    means = torch.stack([x[y == label].mean(dim=0) for label in range(3)])
+    covariance, width = (x - means[y]).T.cov(), x.shape[1]
+    precision = width * torch.linalg.pinv((len(x) - 1) * covariance + covariance.trace() * torch.eye(width))
+    images = F.normalize(features.val, dim=-1).double()
+    scores = images @ (means @ precision).T - torch.einsum("cd,de,ce->c", means, precision, means) / 2
+    zero_shot = backbone.logit_scale * images @ method.encode_classes().double().T
+    expected = (zero_shot + 0.5 * scores).detach().float()
+    torch.testing.assert_close(method.predict_logits(features.val), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_gda_selects_alpha_on_validation_images(backbone: Backbone) -> None:
+    method, features = make(backbone, name="gda"), some_features(backbone)
+    method.fit_features(features)
+    best = accuracy(method, features.val, features.val_labels)
+    alpha = method.selected_hyperparameters()["alpha"]
+    for other in (1e-4, 1.0, 100.0):
+        fixed = make(backbone, name="gda", alpha=other)
+        fixed.fit_features(features)
+        assert accuracy(fixed, features.val, features.val_labels) <= best
+        assert accuracy(fixed, features.val, features.val_labels) < best or alpha <= other * 1.001
+
+
+def test_gda_of_one_image_per_class_is_zero_shot(backbone: Backbone, caplog: pytest.LogCaptureFixture) -> None:
+    method, features = make(backbone, name="gda", alpha=1.0), some_features(backbone, views=1, shots=1)
+    before = method.predict_logits(features.val)
+    method.fit_features(features)
+    assert torch.equal(method.predict_logits(features.val), before)
+    assert "give more images, or more views (train.views)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"name": "clap"},
+        {"name": "lpplusplus", "epochs": 30, "select_epoch": False},
+        {"name": "gda", "alpha": 1.0},
+    ],
+    ids=lambda description: description["name"],
+)
+def test_degenerate_training_sets(backbone: Backbone, description: dict[str, Any]) -> None:
+    """A class without images keeps a finite score; of one class, that is predicted; the others are learned."""
+    features = some_features(backbone, views=1)
+    method = make(backbone, **description)
+    method.fit_features(without_class(features, 2))
+    assert method.predict_logits(features.val).isfinite().all()
+    loss, _ = method.loss(features.train[0], features.train_labels)
+    assert loss.isfinite()
+    names = NAMES[:1]
+    alone = build_method(description, backbone, names)
+    alone.fit_features(without_class(without_class(features, 2), 1))
+    assert alone.predict_logits(features.val).shape == (len(features.val), 1)
+    assert alone.predict_logits(features.val).isfinite().all()
+
+
+def without_class(features: Features, label: int) -> Features:
+    """The features without the training and validation images of a class."""
+    train, val = features.train_labels != label, features.val_labels != label
+    return Features(features.train[:, train], features.train_labels[train], features.val[val], features.val_labels[val])
+
+
+def test_a_class_without_images_gets_the_mean_of_the_others(backbone: Backbone) -> None:
+    features = without_class(some_features(backbone), 2)
+    method = make(backbone, name="gda", alpha=1.0)
+    method.fit_features(features)
+    weight = method.prompt_parameters()["weight"].detach()
+    torch.testing.assert_close(weight[2], weight[:2].mean(dim=0), rtol=1e-4, atol=1e-4)
+    clap: Any = make(backbone, name="clap")
+    clap.fit_features(features)
+    torch.testing.assert_close(clap.constraint_weights[2], clap.constraint_weights[:2].mean())
+
+
+def test_lpplusplus_keeps_the_last_of_the_best_epochs(backbone: Backbone) -> None:
+    method: Any = make(backbone, name="lpplusplus", epochs=25)
+    features = some_features(backbone, noise=3.0)
+    method.fit_features(features)
+    accuracies = method.val_accuracies
+    epoch = int(method.selected_hyperparameters()["epoch"])
+    assert accuracies[epoch - 1] == max(accuracies)
+    assert max(accuracies) not in accuracies[epoch:]
+    assert accuracy(method, features.val, features.val_labels) == pytest.approx(max(accuracies))
+    shorter = make(backbone, name="lpplusplus", epochs=epoch, select_epoch=False)
+    shorter.fit_features(features)
+    torch.testing.assert_close(shorter.predict_logits(features.val), method.predict_logits(features.val))
+
+
+def test_the_weights_of_claps_constraint(backbone: Backbone) -> None:
+    features = some_features(backbone)
+    weights = {}
+    for constraint in ("l2", "l2_corrected", "l2_constant", "l2_balanced"):
+        method: Any = make(backbone, name="clap", constraint=constraint)
+        method.fit_features(features)
+        weights[constraint] = method.constraint_weights
+    probabilities = make(backbone, name="clap").predict_logits(features.train.flatten(0, 1)).softmax(-1)
+    labels = features.train_labels.repeat(2)
+    expected = torch.stack([probabilities[labels == label, label].mean() for label in range(3)])
+    torch.testing.assert_close(weights["l2"], expected)
+    torch.testing.assert_close(weights["l2_corrected"], expected / expected.mean())
+    torch.testing.assert_close(weights["l2_constant"], expected.mean().expand(3))
+    assert torch.equal(weights["l2_balanced"], torch.ones(3))
+
+
+def test_the_seed_decides_where_lpplusplus_starts(backbone: Backbone) -> None:
+    features, biases = some_features(backbone), []
+    for seed in (1, 1, 2):
+        generator = torch.Generator().manual_seed(seed)
+        description = {"name": "lpplusplus", "epochs": 1, "select_epoch": False}
+        method = build_method(description, backbone, NAMES, generator=generator)
+        method.fit_features(features)
+        biases.append(method.prompt_parameters()["bias"].detach())
+    assert torch.equal(biases[0], biases[1])
+    assert not torch.equal(biases[0], biases[2])

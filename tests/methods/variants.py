@@ -100,6 +100,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clip_adapter": {"name": "clip_adapter", "ratio": 0.5},
     "tip_adapter": {"name": "tip_adapter", "alpha": 2.0},
     "tip_adapter-f": {"name": "tip_adapter", "learn_keys": True, "alpha": 10.0, "beta": 1.0},
+    "clap": {"name": "clap"},
+    "clap-none": {"name": "clap", "constraint": "none"},
     "taskres": {"name": "taskres", "templates": ["a photo of a {}.", "a sketch of the {}!"]},
 }
 
@@ -108,11 +110,11 @@ _ASKED = {one["name"] for one in VARIANTS.values()}
 VARIANTS |= {name: {"name": name} for name in METHODS if name not in _ASKED}
 
 LEARNING = [name for name in VARIANTS if name != "tip_adapter" and not name.startswith("zero_shot")]
-# These draw nothing at random.
+# These draw nothing at random, or not before `fit_features`.
 WORDS_ONLY = {
     *("zero_shot", "zero_shot-ensemble", "coop-words", "coop-class_specific-words"),
     *("kgcoop", "prograd", "prograd-words"),
-    *("linear_probe", "tip_adapter", "tip_adapter-f", "taskres"),
+    *("linear_probe", "tip_adapter", "tip_adapter-f", "taskres", "clap", "clap-none", "gda", "lpplusplus"),
 }
 
 

@@ -21,8 +21,10 @@ from maple.clip import Backbone
 from maple.clip.load import backbone_from_state_dict
 from maple.config import TrainSettings
 from maple.data import Batch
-from maple.methods import METHODS, Method, build_method
+from maple.methods import METHODS, Features, Method, build_method
+from maple.methods.lpplusplus import LPPlusPlus
 from maple.methods.promptsrc import epoch_weights
+from maple.prompts import l2_normalize
 from maple.train import Trainer
 
 FOLDER = Path(os.environ.get("MAPLE_PARITY") or Path(__file__).parent)
@@ -30,7 +32,8 @@ FILES = [*FOLDER.glob("*_*.json"), *FOLDER.glob("*/*_*.json")]
 RECORDINGS = sorted(path for path in FILES if path.with_suffix(".safetensors").exists())
 DESCRIPTION = {
     *("method", "loss", "train_losses", "epoch_lrs", "step_lrs", "parameters", "note", "loss_parts", "gpa_weights"),
-    *("published_names", "optimizer", "final_tolerance"),
+    *("published_names", "optimizer", "final_tolerance", "fit_labels", "batch_slices", "val_labels", "val_accuracies"),
+    *("shots", "lr_weight", "lr_blend", "blend_start"),
 }
 RECIPE = {"eps": "epsilon", "per": "", "betas": ""}
 """Keys of an optimiser that are called otherwise here, or expressed by another setting."""
@@ -75,14 +78,18 @@ def _clip(path: Path) -> Backbone:
     return backbone_from_state_dict(state)
 
 
-def cases(*, learning: bool = False, trained: bool = False) -> list[Any]:
-    """All cases of methods that exist, or those in which something is learned, or whose training was recorded."""
+def cases(*, learning: bool = False, trained: bool = False, fitted: bool = False) -> list[Any]:
+    """All cases of methods that exist, or those in which something is learned, or whose training was recorded.
+
+    Those that are `fitted` have a method that is fitted to the features of all images at once.
+    """
     return [
         pytest.param(path, name, id=f"{path.stem}-{name}")
         for path in RECORDINGS
         for name, case in json.loads(path.read_text(encoding="utf-8"))["cases"].items()
         if (case.get("parameters") or not learning)
         and ("train_losses" in case or not trained)
+        and ("fit_labels" in case or not fitted)
         and case["method"] in METHODS
     ]
 
@@ -107,7 +114,13 @@ def make(path: Path, name: str) -> tuple[Method, dict[str, Any], dict[str, Any],
     described, tensors, backbone = recording(path)
     case = described["cases"][name]
     settings = {RENAMED.get(key, key): value for key, value in case.items() if key not in DESCRIPTION}
+    if "val_labels" in case:
+        settings["select_epoch"] = False  # the recording ends with the last epoch
     method = build_method({"name": case["method"], **settings}, backbone, described["class_names"])
+    if "fit_labels" in case:
+        if isinstance(method, LPPlusPlus):
+            method.start_bias = tensors[f"{name}/init/bias"]  # the random part of its start
+        method.fit_features(features(method, case, tensors))
     for parameter, value in method.prompt_parameters().items():
         with torch.no_grad():
             value.copy_(tensors[f"{name}/init/{parameter}"])
@@ -128,9 +141,23 @@ def _recorded_drop(masks: dict[str, torch.Tensor], share: float, update: str) ->
     return lambda rows: rows * masks[update][:, : rows.shape[1]] / share
 
 
-def batches(described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> list[Batch]:
-    labels = map(torch.tensor, described["train_labels"])
-    return [Batch(images, label) for images, label in zip(tensors["train_images"], labels, strict=True)]
+def features(method: Method, case: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Features:
+    """Those of the images that `fit_labels` label, and of the last images, which `val_labels` label."""
+    images = tensors["train_images"].flatten(0, 1)
+    labels, val_labels = (torch.tensor(case.get(key, []), dtype=torch.int64) for key in ("fit_labels", "val_labels"))
+    with torch.no_grad():
+        raw = method.image_features_raw(images)
+    return Features(raw[None, : len(labels)], labels, raw[len(raw) - len(val_labels) :], val_labels)
+
+
+def batches(described: dict[str, Any], case: dict[str, Any], tensors: dict[str, torch.Tensor]) -> list[Batch]:
+    """The batch of each step: the recorded ones, or slices of the images that `fit_labels` label."""
+    if "fit_labels" in case:
+        images, labels = tensors["train_images"].flatten(0, 1), torch.tensor(case["fit_labels"])
+        slices = (slice(*ends) for ends in case.get("batch_slices", [(0, len(labels))]))
+        return [Batch(images[part], labels[part]) for part in slices]
+    pairs = zip(tensors["train_images"], described["train_labels"], strict=True)
+    return [Batch(images, torch.tensor(labels)) for images, labels in pairs]
 
 
 @pytest.mark.parametrize(("path", "name"), cases())
@@ -163,7 +190,7 @@ def check_other_names(method: Method, tensors: dict[str, torch.Tensor], name: st
 @pytest.mark.parametrize(("path", "name"), cases(learning=True))
 def test_first_batch(path: Path, name: str) -> None:
     method, case, described, tensors = make(path, name)
-    batch = batches(described, tensors)[0]
+    batch = batches(described, case, tensors)[0]
     use_recorded_masks(method.train(), tensors, name)
     if f"{name}/logits" in tensors:
         same(method(batch.images).detach(), tensors[f"{name}/logits"])
@@ -176,9 +203,9 @@ def test_first_batch(path: Path, name: str) -> None:
 @pytest.mark.parametrize(("path", "name"), cases(learning=True))
 def test_first_gradient(path: Path, name: str) -> None:
     """The one that the first step follows, whatever the method makes of the gradient of its loss."""
-    method, _, described, tensors = make(path, name)
+    method, case, described, tensors = make(path, name)
     use_recorded_masks(method, tensors, name)
-    batch = batches(described, tensors)[0]
+    batch = batches(described, case, tensors)[0]
     Trainer(method, TrainSettings()).run_epoch([(batch, len(batch.labels))])
     for parameter, value in method.prompt_parameters().items():
         assert value.grad is not None
@@ -188,9 +215,33 @@ def test_first_gradient(path: Path, name: str) -> None:
 @pytest.mark.parametrize(("path", "name"), cases(learning=True, trained=True))
 def test_training(path: Path, name: str) -> None:
     method, case, described, tensors = make(path, name)
+    if isinstance(method, LPPlusPlus):
+        check_fit(method, case, tensors)
+    else:
+        check_steps(method, case, described, tensors)
+    method.eval()
+    tolerance = case.get("final_tolerance", 1e-4)
+    for parameter, value in method.prompt_parameters().items():
+        same(value.detach(), tensors[f"{name}/final/{parameter}"], tolerance)
+    same(method.predict_logits(tensors["eval_images"]), tensors[f"{name}/final_eval_logits"], tolerance)
+    check_other_names(method, tensors, name, "final_eval_logits_novel")
+
+
+def check_fit(method: LPPlusPlus, case: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Train a method that has an optimizer of its own, as `fit_features` does, and compare its course."""
+    method.fit_features(features(method, case, tensors))
+    same(method.fit_losses, case["train_losses"])
+    same(100 * torch.tensor(method.val_accuracies), case["val_accuracies"])
+    same(method.rates, (case["lr_weight"], case["lr_blend"]))
+
+
+def check_steps(
+    method: Method, case: dict[str, Any], described: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> None:
+    """Train by the recorded batches, and compare losses and rates."""
     settings = recipe(described, case)
     size = case.get("optimizer", described["optimizer"])["batches_per_epoch"]
-    recorded, trainer = batches(described, tensors), Trainer(method, settings, steps_per_epoch=size)
+    recorded, trainer = batches(described, case, tensors), Trainer(method, settings, steps_per_epoch=size)
     rates: list[float] = []
     for epoch in range(settings.epochs):
         part = recorded[epoch * size : (epoch + 1) * size]
@@ -200,12 +251,30 @@ def test_training(path: Path, name: str) -> None:
         same(rates, case["step_lrs"])
     else:
         same([report.lr for report in trainer.history], case["epoch_lrs"])
-    method.eval()
-    tolerance = case.get("final_tolerance", 1e-4)
-    for parameter, value in method.prompt_parameters().items():
-        same(value.detach(), tensors[f"{name}/final/{parameter}"], tolerance)
-    same(method.predict_logits(tensors["eval_images"]), tensors[f"{name}/final_eval_logits"], tolerance)
-    check_other_names(method, tensors, name, "final_eval_logits_novel")
+
+
+# What a method on frozen features computes before it is trained, under the names of the recordings.
+COMPUTED: dict[str, Callable[[Any, Features], torch.Tensor]] = {
+    "base_text_features": lambda method, _: method.classes.mean,
+    "text_weights": lambda method, _: method.classes.features.T,
+    "multipliers": lambda method, _: method.constraint_weights,
+    "features": lambda _, fitted: fitted.train[0],
+}
+
+
+@pytest.mark.parametrize(("path", "name"), cases(fitted=True))
+def test_what_is_computed_of_features(path: Path, name: str) -> None:
+    method, case, _, tensors = make(path, name)
+    fitted = features(method, case, tensors)
+    for kind in COMPUTED.keys() & {key.removeprefix(f"{name}/") for key in tensors}:
+        expected = tensors[f"{name}/{kind}"]
+        actual = COMPUTED[kind](method, fitted)
+        unit = kind == "features" and torch.allclose(expected.norm(dim=-1), torch.ones(len(expected)))
+        same(l2_normalize(actual) if unit else actual, expected)
+    if isinstance(method, LPPlusPlus):
+        method.start(fitted)
+        for parameter, value in method.prompt_parameters().items():
+            same(value.detach(), tensors[f"{name}/init/{parameter}"])
 
 
 def test_weights_of_epochs() -> None:

@@ -15,6 +15,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "clip_adapter": {},
     "linear_probe": {"inverse_regularisation": 1.0},
     "tip_adapter": {"alpha": 1.0, "beta": 5.5},
+    "clap": {},
+    "lpplusplus": {"epochs": 20, "select_epoch": False},
+    "gda": {"alpha": 1.0},
 }
 
 

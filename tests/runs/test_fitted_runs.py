@@ -28,6 +28,17 @@ FITTED: dict[str, dict[str, Any]] = {
         "method": {"name": "taskres"},
         "train": {"epochs": 4, "views": 2, "optimizer": "adam", "batch_size": 8, "warmup_epochs": 0},
     },
+    "clap": {"method": {"name": "clap"}, "train": {"epochs": 4, "views": 2, "batch_size": 8, "lr": 0.1}},
+    "lpplusplus": {"method": {"name": "lpplusplus", "epochs": 20}, "train": {"epochs": 0, "views": 1}},
+    "gda": {"method": {"name": "gda"}, "train": {"epochs": 0, "views": 3}},
+}
+# What is selected on validation images.
+CHOSEN: dict[str, set[str]] = {
+    "linear_probe": {"inverse_regularisation"},
+    "taskres": set(),
+    "clap": set(),
+    "lpplusplus": {"epoch"},
+    "gda": {"alpha"},
 }
 
 
@@ -56,14 +67,13 @@ def test_a_run_is_trained_and_evaluated(kind: str, images: Path, tmp_path: Path)
     with pytest.raises(UnlearnedClassesError, match=r"were learned for 2 classes, and 'dog' is not one"):
         evaluate_run(tmp_path / "run", classes="novel", device="cpu")
     stored = read_prompts(tmp_path / "run" / "prompts.safetensors")
-    chosen = {"linear_probe": {"inverse_regularisation"}, "taskres": set()}.get(kind, {"alpha", "beta"})
-    assert stored.info.get("chosen", {}).keys() == chosen
+    assert stored.info.get("chosen", {}).keys() == CHOSEN.get(kind, {"alpha", "beta"})
     if "tip" in kind:
         assert stored.tensors["keys"].shape[0] == 8
         assert stored.tensors["labels"].tolist().count(0) == 4
 
 
-@pytest.mark.parametrize("kind", ["tip_adapter-f", "taskres"])
+@pytest.mark.parametrize("kind", ["tip_adapter-f", "taskres", "clap"])
 def test_an_interrupted_run_comes_to_the_same_bytes(kind: str, images: Path, tmp_path: Path) -> None:
     class Interrupting(TrainProgress):
         resumed = 0

@@ -14,7 +14,7 @@ from maple.names import FEATURES, words_of
 
 logger = logging.getLogger(__name__)
 
-_METHODS = "zero_shot, linear_probe, tip_adapter, taskres and clip_adapter"
+_METHODS = "zero_shot, linear_probe, tip_adapter, taskres, clip_adapter, clap, lpplusplus and gda"
 
 
 class FeatureBackbone(Backbone):

@@ -10,13 +10,16 @@ from maple.clip import Backbone
 from maple.descriptions import MethodDescription
 from maple.errors import ConfigError, one_of
 from maple.methods.base import Features, Method, MethodSettings
+from maple.methods.clap import CLAP
 from maple.methods.clip_adapter import CLIPAdapter
 from maple.methods.clip_lora import CLIPLoRA
 from maple.methods.cocoop import CoCoOp
 from maple.methods.coop import CoOp
+from maple.methods.gda import GDA
 from maple.methods.independent_vl import VPT, DeepLanguage, IndependentVL
 from maple.methods.kgcoop import KgCoOp
 from maple.methods.linear_probe import LinearProbe
+from maple.methods.lpplusplus import LPPlusPlus
 from maple.methods.maple import MaPLe
 from maple.methods.mma import MMA
 from maple.methods.mmrl import MMRL, MMRLPlusPlus
@@ -50,6 +53,9 @@ METHODS: dict[str, type[Method]] = {
     "clip_adapter": CLIPAdapter,
     "tip_adapter": TipAdapter,
     "taskres": TaskRes,
+    "clap": CLAP,
+    "lpplusplus": LPPlusPlus,
+    "gda": GDA,
 }
 
 __all__ = ["METHODS", "Features", "Method", "MethodSettings", "build_method", "describe_methods", "method_settings"]

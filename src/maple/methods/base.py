@@ -79,6 +79,24 @@ class Features:
     val: Tensor
     val_labels: Tensor
 
+    def unit_views(self) -> tuple[Tensor, Tensor]:
+        """Unit features of all views [V N, D], each counted as an image, and their labels [V N]."""
+        return l2_normalize(self.train.flatten(0, 1)), self.train_labels.repeat(len(self.train))
+
+    def class_sums(self, values: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+        """The sums [C, K] of values [V N, K] of `unit_views` by label, and how many each class has [C, 1]."""
+        # Views first, and by a product: one member matrix of N images, and the same sum in every run on a GPU.
+        members = F.one_hot(self.train_labels, classes).T.to(values.dtype)
+        summed = values.unflatten(0, self.train.shape[:2]).sum(dim=0)
+        return members @ summed, members.sum(dim=1, keepdim=True) * len(self.train)
+
+    def require_validation(self, selection: str, advice: str) -> None:
+        """Raise ConfigError if there are no validation images, for `selection`, as in "x searches its alpha"."""
+        if not len(self.val):
+            raise ConfigError(
+                f"{selection} on validation images, and this data set has none: {advice}, or give it validation images"
+            )
+
 
 class Method(nn.Module):
     """Base class of classifiers made of a frozen backbone and learned parameters.

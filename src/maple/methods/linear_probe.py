@@ -14,7 +14,6 @@ from torch import Generator, Tensor, nn
 
 from maple.clip import Backbone
 from maple.descriptions import PlotStyle
-from maple.errors import ConfigError
 from maple.methods.base import Features, full_precision
 from maple.methods.per_class import PerClassMethod, PerClassSettings
 from maple.prompts import TemplateClasses, l2_normalize
@@ -75,7 +74,7 @@ class LinearProbe(PerClassMethod):
         Raises:
             ConfigError: C is not set, and there are no validation images to select it on.
         """
-        x, y = l2_normalize(features.train.flatten(0, 1)), features.train_labels.repeat(len(features.train))
+        x, y = features.unit_views()
 
         @cache  # the search comes back to the ends of its intervals, and the last of them is the solution
         def solution(c: float) -> tuple[Tensor, Tensor]:
@@ -83,11 +82,9 @@ class LinearProbe(PerClassMethod):
 
         strength = self.settings.inverse_regularisation
         if strength is None:
-            if not len(features.val):
-                raise ConfigError(
-                    "linear_probe selects its regularisation on validation images, and this data set has none: set "
-                    "it, as in method.inverse_regularisation=1, or give it validation images"
-                )
+            features.require_validation(
+                "linear_probe selects its regularisation", "set it, as in method.inverse_regularisation=1"
+            )
 
             def correct(c: float) -> int:
                 weight, bias = solution(c)

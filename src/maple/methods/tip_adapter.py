@@ -16,7 +16,6 @@ from torch import Generator, Tensor, nn
 
 from maple.clip import Backbone
 from maple.descriptions import PlotStyle
-from maple.errors import ConfigError
 from maple.methods.base import Features, full_precision
 from maple.methods.per_class import PerClassMethod, PerClassSettings
 from maple.prompts import TemplateClasses, l2_normalize
@@ -121,11 +120,9 @@ class TipAdapter(PerClassMethod):
             ConfigError: alpha or beta is to be searched, and there are no validation images.
         """
         self._set_cache(l2_normalize(features.train.mean(dim=0)), features.train_labels)
-        if self.settings.needs_validation and not len(features.val):
-            raise ConfigError(
-                "tip_adapter searches alpha and beta on validation images, and this data set has none: set both, as "
-                "in method.alpha=1 and method.beta=5.5, or give it validation images"
-            )
+        if self.settings.needs_validation:
+            advice = "set both, as in method.alpha=1 and method.beta=5.5"
+            features.require_validation("tip_adapter searches alpha and beta", advice)
         if not self.settings.learn_keys:
             self._search(features)
 
