@@ -182,6 +182,7 @@ COUNTS: list[tuple[dict[str, Any], int]] = [
     ({"name": "tcp"}, 331_904),
     ({"name": "clip_lora"}, 184_320),
     ({"name": "mma"}, 674_560),
+    ({"name": "mmapp"}, 674_560),
     ({"name": "mmrl"}, 4_992_256),
     ({"name": "mmrl", "token_width": 2048}, 18_762_496),
     ({"name": "mmrlpp"}, 813_312),

@@ -24,7 +24,7 @@ from maple.clip.edits import edits_of_all_blocks
 from maple.config import RunSettings
 from maple.errors import ConfigError
 from maple.methods import Method, build_method
-from maple.prompts import TemplateClasses
+from maple.prompts import EnsembleClasses, TemplateClasses
 from maple.report.collect import COSTS
 from maple.report.records import CostRow, SpeedRow
 from maple.runs.folder import environment, processor
@@ -161,13 +161,17 @@ def plain_flops(method: Method) -> int | None:
     text_flops = _tower_flops(blocks, text_edits, text.context_length, text.width, has_slots=True)
     text_flops += 2 * text.width * embed
     classes = len(method.class_names)
-    templates = (len(getattr(method.settings, "templates", ())) or 1) if method.uses_text_tower else 0
+    if isinstance(method.classes, EnsembleClasses):
+        sentences = sum(method.classes.counts)
+    else:
+        templates = len(getattr(method.settings, "templates", ())) or 1
+        sentences = classes * templates if method.uses_text_tower else 0
     feature = torch.zeros(1, embed, device=backbone.device)
     logits = count_flops(lambda: method.logits(feature, feature.expand(classes, -1)))
     prompting = count_flops(method.vision_edits) + count_flops(method.text_edits)
     if method.accepts_features:
         prompting += count_flops(lambda: method.encode_images(feature))  # operations on the feature itself
-    return int(image_flops + classes * templates * text_flops + logits + prompting)
+    return int(image_flops + sentences * text_flops + logits + prompting)
 
 
 def _tower_flops(

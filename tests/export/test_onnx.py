@@ -72,11 +72,28 @@ def test_answers_are_pytorchs(exported: Path, maple_file: Path, names: tuple[str
             assert [r.probability for r in mine] == pytest.approx([r.probability for r in theirs], abs=1e-5)
 
 
+def test_sentences_of_each_class_are_exported_for_trained_names(tiny: Backbone, tmp_path: Path) -> None:
+    sentences = {name: [f"a {name}.", f"{name} twice."] for name in NAMES}
+    sizes = {"adapter_start": 2, "adapter_end": 3, "adapter_width": 8}
+    file = write_prompts(tmp_path, tiny, {"name": "mmapp", **sizes, "sentences": sentences})
+    assert export_run(file, tmp_path / "export").difference < 1e-3
+    with pytest.raises(ClassNamesError, match="has the sentences of trained names alone; use PyTorch"):
+        load_predictor(tmp_path / "export").set_class_names(["red thing", "grey thing"])
+
+
 @pytest.mark.parametrize(
     "description",
     [
         {"name": "mmrl", "layers": [2, 3], "tokens": 2, "token_width": 16},
         {"name": "mma", "adapter_start": 2, "adapter_end": 3, "adapter_width": 8, "adapter_scale": 0.5},
+        {
+            "name": "mmapp",
+            "adapter_start": 2,
+            "adapter_end": 3,
+            "adapter_width": 8,
+            "adapter_test_scale": 0.5,
+            "templates": ["a photo of a {}.", "a sketch of the {}!"],
+        },
     ],
     ids=lambda description: description["name"],
 )

@@ -120,6 +120,8 @@ def test_their_passes_are_made_as_one(variant: str, backbone: Backbone, monkeypa
     method = ready[0].method
     learns_words = any(edit.prompt is not None for edit in method.text_edits())
     assert made["text"] == ([6 if method.classes_depend_on_image else 3] if learns_words else [])
-    # Blocks that a run has changed are its own.
-    together = [6] if all(edit.only_prompts for edit in method.vision_edits()) else [2, 2, 2]
-    assert made["image"] == together + ([6] if method.needs_frozen_features else [])
+    frozen = [6] if method.needs_frozen_features else []
+    if all(edit.only_prompts for edit in method.vision_edits()):
+        assert made["image"] == [6, *frozen]
+    else:  # blocks that a run has changed are its own; a loss may need several passes
+        assert made["image"] in ([2] * 3 + frozen, [2] * 6 + frozen)

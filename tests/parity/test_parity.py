@@ -33,7 +33,7 @@ RECORDINGS = sorted(path for path in FILES if path.with_suffix(".safetensors").e
 DESCRIPTION = {
     *("method", "loss", "train_losses", "epoch_lrs", "step_lrs", "parameters", "note", "loss_parts", "gpa_weights"),
     *("published_names", "optimizer", "final_tolerance", "fit_labels", "batch_slices", "val_labels", "val_accuracies"),
-    *("shots", "lr_weight", "lr_blend", "blend_start"),
+    *("shots", "lr_weight", "lr_blend", "blend_start", "sentence_draws", "scale_draws"),
 }
 RECIPE = {"eps": "epsilon", "per": "", "betas": ""}
 """Keys of an optimiser that are called otherwise here, or expressed by another setting."""
@@ -124,6 +124,9 @@ def make(path: Path, name: str) -> tuple[Method, dict[str, Any], dict[str, Any],
     for parameter, value in method.prompt_parameters().items():
         with torch.no_grad():
             value.copy_(tensors[f"{name}/init/{parameter}"])
+    if "sentence_draws" in case:
+        drawn = zip(map(torch.tensor, case["sentence_draws"]), case["scale_draws"], strict=True)
+        method.draw = lambda _generator, drawn=drawn: next(drawn)  # type: ignore[assignment]
     return method, case, described, tensors
 
 
@@ -192,12 +195,16 @@ def test_first_batch(path: Path, name: str) -> None:
     method, case, described, tensors = make(path, name)
     batch = batches(described, case, tensors)[0]
     use_recorded_masks(method.train(), tensors, name)
+    if f"{name}/train_logits" in tensors:
+        first = torch.tensor(case["sentence_draws"][0])
+        text, image = method.features_at(case["adapter_train_scale"], first, batch.images)  # type: ignore[operator]
+        same(method.logits(image, text).detach(), tensors[f"{name}/train_logits"])
     if f"{name}/logits" in tensors:
         same(method(batch.images).detach(), tensors[f"{name}/logits"])
     loss, logs = method.loss(batch.images, batch.labels)
     same(loss.item(), case["loss"])
     for part, value in case.get("loss_parts", {}).items():
-        assert logs[part].item() == pytest.approx(value, rel=1e-4, abs=1e-5 * case["loss"]), part
+        assert logs[part].item() == pytest.approx(value, rel=1e-4, abs=1e-5 * abs(case["loss"])), part
 
 
 @pytest.mark.parametrize(("path", "name"), cases(learning=True))

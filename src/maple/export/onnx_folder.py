@@ -28,7 +28,7 @@ from maple.inference.manifest import Manifest, Preprocess, Slots, Templates
 from maple.inference.onnx_predictor import OnnxPredictor
 from maple.inference.predictor import EncodedClasses, Floats
 from maple.methods import Method
-from maple.prompts import PromptedClasses, TemplateClasses
+from maple.prompts import EnsembleClasses, PromptedClasses, TemplateClasses
 
 INLINE_BYTES = 1_500_000_000
 """Larger weights are stored in a file of their own: a message of ONNX holds at most 2 GB."""
@@ -149,6 +149,10 @@ def _sentences(method: Method) -> tuple[Slots | Templates | None, str | None]:
         reason = backbone.text.obstacle or "its tokenizer is not CLIP's"
         return None, f"the export has no text tower, as {reason}; use PyTorch for new names"
     classes = innermost(method).classes
+    if isinstance(classes, EnsembleClasses):
+        if classes.templates:
+            return Templates(templates=classes.templates), None
+        return None, "the export has the sentences of trained names alone; use PyTorch for new names"
     if isinstance(classes, PromptedClasses) and classes.template:
         if classes.prompt_length == 0:
             return Templates(templates=(classes.template,)), None

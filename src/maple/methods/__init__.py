@@ -22,6 +22,7 @@ from maple.methods.linear_probe import LinearProbe
 from maple.methods.lpplusplus import LPPlusPlus
 from maple.methods.maple import MaPLe
 from maple.methods.mma import MMA
+from maple.methods.mmapp import MMAPlusPlus
 from maple.methods.mmrl import MMRL, MMRLPlusPlus
 from maple.methods.prograd import ProGrad
 from maple.methods.promptsrc import PromptSRC
@@ -47,6 +48,7 @@ METHODS: dict[str, type[Method]] = {
     "tcp": TCP,
     "clip_lora": CLIPLoRA,
     "mma": MMA,
+    "mmapp": MMAPlusPlus,
     "mmrl": MMRL,
     "mmrlpp": MMRLPlusPlus,
     "linear_probe": LinearProbe,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from maple.clip import Backbone, LayerEdit, prompt_edits
 from maple.config import Settings
@@ -314,6 +314,12 @@ class Method(nn.Module):
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
         return loss, {"cross_entropy": loss.detach(), "accuracy": batch_accuracy(logits, labels)}
+
+    def on_step_begin(self, generator: Generator) -> None:
+        """Called before each training step, for random numbers that all parts of the step share, in all processes.
+
+        Those of `generator` depend on the seed and the number of the step alone.
+        """
 
     def combine_gradients(self, gradients: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """The gradient of a training step, by parameter name. Called if there are `auxiliary_losses`.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Self
 
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from maple.clip import LayerEdit
 from maple.errors import ConfigError
@@ -64,6 +64,9 @@ class WrapsPrompts(Method):
         other.classes = other.prompts.classes
         other.class_names = other.prompts.class_names
         return other
+
+    def on_step_begin(self, generator: Generator) -> None:
+        self.prompts.on_step_begin(generator)
 
     def limit_text_memory(self, limit: int | None) -> None:
         self.prompts.limit_text_memory(limit)

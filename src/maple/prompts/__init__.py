@@ -1,6 +1,6 @@
 """Prompt tokens: their initial values, the coupling of towers, where they are inserted, and the block loop."""
 
-from maple.prompts.classes import PromptedClasses, TemplateClasses
+from maple.prompts.classes import EnsembleClasses, PromptedClasses, TemplateClasses
 from maple.prompts.coupling import Coupling
 from maple.prompts.encode import (
     encode_image,
@@ -17,6 +17,7 @@ from maple.prompts.splice import Sentences, write_sentences
 __all__ = [
     "PROMPT_STD",
     "Coupling",
+    "EnsembleClasses",
     "PromptedClasses",
     "Sentences",
     "TemplateClasses",

@@ -1,14 +1,15 @@
 """Class names to unit text features, from sentences with learned tokens or from fixed templates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from maple.clip import Backbone, LayerEdit
-from maple.errors import ConfigError
-from maple.names import clean_class_names
+from maple.errors import ClassNamesError, ConfigError, shortened_list
+from maple.names import clean_class_names, words_of
 from maple.prompts.encode import encode_text, l2_normalize, to_float32
 from maple.prompts.splice import Position, Sentences, read_sentences, write_sentences
 
@@ -72,6 +73,68 @@ class PromptedClasses:
     def encode(self, edits: Sequence[LayerEdit]) -> Tensor:
         """Unit text features [C, D] with these edits of the text tower; [G, C, D] with G prompts."""
         return l2_normalize(encode_text(self._backbone.text, self.sentences, edits, self.memory_limit))
+
+
+class EnsembleClasses(PromptedClasses):
+    """Text features of several sentences for each class, with a method's edits of the text tower.
+
+    Args:
+        templates: sentences with {} for the class name.
+        sentences: those of each class name instead, whole; if there are any, every class needs some. Capital letters,
+            underscores and repeated spaces of a name make no difference.
+
+    Raises:
+        ConfigError: a template does not have exactly one {}, or there is neither a template nor a sentence.
+
+    Example:
+        >>> classes = EnsembleClasses(clip, ["a photo of a {}.", "a sketch of a {}."])
+        >>> classes.set_class_names(["cat", "dog"])
+        >>> classes.encode([]).shape, classes.counts
+        (torch.Size([2, 512]), (2, 2))
+    """
+
+    def __init__(
+        self, backbone: Backbone, templates: Sequence[str] = (), sentences: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        super().__init__(backbone, prompt_length=0)
+        if not templates and not sentences:
+            raise ConfigError("templates is empty; give at least one sentence with {} where the class name goes")
+        for template in templates:
+            check_template(template)
+        self.templates = () if sentences else tuple(templates)
+        self._sentences_of = {words_of(name): tuple(texts) for name, texts in (sentences or {}).items()}
+        self.counts: tuple[int, ...] = ()
+
+    def set_class_names(self, names: Sequence[str]) -> None:
+        """Write the sentences of each name.
+
+        Raises:
+            ClassNamesError: as ever, or a class has no sentences.
+        """
+        cleaned = clean_class_names(names)
+        texts = [[template.replace("{}", name) for template in self.templates] for name in cleaned]
+        if self._sentences_of:
+            lacking = [name for name in cleaned if not self._sentences_of.get(words_of(name))]
+            if lacking:
+                raise ClassNamesError(
+                    f"the setting sentences has none for {shortened_list(map(repr, lacking))}, only for "
+                    f"{shortened_list(self._sentences_of)}; add some to its file and train with it, or train with "
+                    "templates, which every name fits"
+                )
+            texts = [list(self._sentences_of[words_of(name)]) for name in cleaned]
+        self.sentences = read_sentences(self._backbone, list(chain.from_iterable(texts)))
+        self.counts = tuple(map(len, texts))
+
+    def encode(self, edits: Sequence[LayerEdit]) -> Tensor:
+        """Unit text features [C, D]: the normalised mean of the unit features of all sentences of a class."""
+        parts = super().encode(edits).split(self.counts)
+        return l2_normalize(torch.stack([part.mean(dim=0) for part in parts]))
+
+    def encode_one(self, edits: Sequence[LayerEdit], chosen: Tensor) -> Tensor:
+        """Unit text features [C, D] of one sentence of each class, [C] int64 of 0 to its number of sentences - 1."""
+        starts = torch.tensor([0, *self.counts[:-1]]).cumsum(0)
+        sentences = self.sentences.select((starts + chosen).to(self.sentences.ids.device))
+        return l2_normalize(encode_text(self._backbone.text, sentences, edits, self.memory_limit))
 
 
 class TemplateClasses:

@@ -55,6 +55,11 @@ class Sentences:
         """A hashable key: equal for sentences with equal tokens and slots."""
         return (self.shared, *(str(part.tolist()) for part in (self.ids, self.slots, self.ends)))
 
+    def select(self, rows: Tensor) -> "Sentences":
+        """Some of the sentences, by their rows [n] int64."""
+        ends = self.ends[rows]
+        return Sentences(self.ids[rows, : int(ends.max()) + 1], self.slots[rows], ends, self.shared)
+
     def split(self, groups: int, shared: int, most_rows: int = 2**62) -> "SplitSentences":
         """Split the sentences after `shared` tokens into one prefix for all and a packed suffix for each; cached.
 

@@ -127,6 +127,7 @@ class Trainer:
         """A step on this process's share of a batch of `images` images; gradients are zero."""
         device, parameters = self.processes.device, self.parameters
         self.method.train()
+        self.method.on_step_begin(torch.Generator().manual_seed(derive_seed(self._seed, "step", self._step)))
         for parameter in parameters.values():
             parameter.grad = torch.zeros_like(parameter)
         # The scaler initialises itself at its first use, which a process without images would not reach.
