@@ -1,6 +1,6 @@
 """What every method promises, asked of every method and variant."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,19 @@ def logits_of(method: Method, images: Tensor) -> Tensor:
     return result
 
 
+def losses(method: Method, images: Tensor) -> Iterator[Tensor]:
+    """The loss of each stage of a training."""
+    for stage in range(len(method.training_stages())):
+        method.stage = stage
+        loss, logs = method.loss(images, LABELS)
+        assert logs.keys() == set(method.log_names)
+        yield loss
+
+
 def train_step(method: Method, images: Tensor) -> None:
-    loss, _ = method.loss(images, LABELS)
-    loss.backward()
+    """A step of each stage of a training."""
+    for loss in losses(method, images):
+        loss.backward()
     make_optimizer(method.prompt_parameters().values(), TrainSettings(lr=0.1)).step()
 
 
@@ -71,12 +81,14 @@ def test_only_prompt_parameters_receive_gradients(variant: str, backbone: Backbo
     with torch.no_grad():  # a product whose one factor starts at zero gives the other no gradient
         for parameter in parameters.values():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    loss, logs = method.loss(images, LABELS)
-    assert logs.keys() == set(method.log_names)
-    if parameters:
-        loss.backward()
-    else:
-        assert not loss.requires_grad
+    stages = method.training_stages()
+    for loss in losses(method, images):
+        if parameters:
+            loss.backward()
+        else:
+            assert not loss.requires_grad
+        learned = {name for name, parameter in parameters.items() if parameter.grad is not None}
+        assert learned == {name for stage in stages[: method.stage + 1] for name in stage.parameters}
     for name, parameter in parameters.items():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.abs().sum() > 0), name

@@ -92,6 +92,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clip_lora-dropout": {"name": "clip_lora", "text_layers": [0, 2], "matrices": ["q", "v", "o"], "dropout": 0.25},
     "clip_lora-text": {"name": "clip_lora", "encoder": "text", "dropout": 0.0},
     "clip_lora-vision": {"name": "clip_lora", "encoder": "vision", "vision_layers": [1, 3], "dropout": 0.0},
+    "two_stage": {"name": "two_stage", "vision_start": 2},
+    "two_stage-text": {"name": "two_stage", "sides": "text", "text_start": 1, "fraction": 0.5},
+    "two_stage-lora": {"name": "two_stage", "tuned": "lora", "sides": "vision", "dropout": 0.0},
+    "two_stage-dropout": {"name": "two_stage", "tuned": "lora", "matrices": ["q", "o"], "text_start": 2},
     "mma": {"name": "mma", "adapter_start": 2, "adapter_end": 3, "adapter_width": 8, "adapter_scale": 0.1},
     "mma-input": {"name": "mma", "adapter_start": 0, "adapter_end": 1, "adapter_width": 8, "adapter_scale": 0.05},
     "mmapp": {
@@ -124,6 +128,7 @@ WORDS_ONLY = {
     *("zero_shot", "zero_shot-ensemble", "coop-words", "coop-class_specific-words"),
     *("kgcoop", "prograd", "prograd-words"),
     *("linear_probe", "tip_adapter", "tip_adapter-f", "taskres", "clap", "clap-none", "gda", "lpplusplus"),
+    *("two_stage", "two_stage-text"),
 }
 
 

@@ -25,7 +25,7 @@ from maple.methods import METHODS, Features, Method, build_method
 from maple.methods.lpplusplus import LPPlusPlus
 from maple.methods.promptsrc import epoch_weights
 from maple.prompts import l2_normalize
-from maple.train import Trainer
+from maple.train import StepReport, Trainer
 
 FOLDER = Path(os.environ.get("MAPLE_PARITY") or Path(__file__).parent)
 FILES = [*FOLDER.glob("*_*.json"), *FOLDER.glob("*/*_*.json")]
@@ -34,6 +34,7 @@ DESCRIPTION = {
     *("method", "loss", "train_losses", "epoch_lrs", "step_lrs", "parameters", "note", "loss_parts", "gpa_weights"),
     *("published_names", "optimizer", "final_tolerance", "fit_labels", "batch_slices", "val_labels", "val_accuracies"),
     *("shots", "lr_weight", "lr_blend", "blend_start", "sentence_draws", "scale_draws"),
+    *("optimizers", "batch_order", "given_to_optimizer_but_frozen", "novel_class_names", "mixed_class_names"),
 }
 RECIPE = {"eps": "epsilon", "per": "", "betas": ""}
 """Keys of an optimiser that are called otherwise here, or expressed by another setting."""
@@ -95,8 +96,11 @@ def cases(*, learning: bool = False, trained: bool = False, fitted: bool = False
 
 
 def recipe(described: dict[str, Any], case: dict[str, Any]) -> TrainSettings:
-    """The settings of training: those of the case, of its file, or of the set."""
+    """The settings of training: those of the case, of its file, or of the set; of all stages together, in one epoch."""
     values = case.get("optimizer", described["optimizer"])
+    if "optimizers" in case:
+        values = {**case["optimizers"][0], "epochs": 1}
+        assert all({**other, "steps": 0} == {**case["optimizers"][0], "steps": 0} for other in case["optimizers"])
     assert values.get("betas", [0.9, 0.999]) == [0.9, 0.999]
     settings = {RECIPE.get(key, key): value for key, value in values.items()}
     if values.get("per") == "step":
@@ -121,9 +125,12 @@ def make(path: Path, name: str) -> tuple[Method, dict[str, Any], dict[str, Any],
         if isinstance(method, LPPlusPlus):
             method.start_bias = tensors[f"{name}/init/bias"]  # the random part of its start
         method.fit_features(features(method, case, tensors))
-    for parameter, value in method.prompt_parameters().items():
+    stages, parameters = method.training_stages(), method.prompt_parameters()
+    for parameter in stages[0].parameters:
         with torch.no_grad():
-            value.copy_(tensors[f"{name}/init/{parameter}"])
+            parameters[parameter].copy_(tensors[f"{name}/init/{parameter}"])
+    if len(stages) > 1:
+        method.on_epoch_end(0, 1)  # what other stages start from follows from these
     if "sentence_draws" in case:
         drawn = zip(map(torch.tensor, case["sentence_draws"]), case["scale_draws"], strict=True)
         method.draw = lambda _generator, drawn=drawn: next(drawn)  # type: ignore[assignment]
@@ -168,26 +175,62 @@ def test_parameters_are_the_recorded_ones(path: Path, name: str) -> None:
     method, case, _, _ = make(path, name)
     shapes = {key: list(value.shape) for key, value in method.prompt_parameters().items()}
     assert shapes == case.get("parameters", {})
+    assert not shapes.keys() & set(case.get("given_to_optimizer_but_frozen", ()))
 
 
 @pytest.mark.parametrize(("path", "name"), cases())
 def test_evaluation_logits(path: Path, name: str) -> None:
-    method, _, _, tensors = make(path, name)
+    method, case, _, tensors = make(path, name)
     images, expected = tensors["eval_images"], tensors[f"{name}/eval_logits"]
     with torch.no_grad():
         same(method(images), expected)
     same(method.predict_logits(images), expected)
-    check_other_names(method, tensors, name, "eval_logits_novel")
+    check_other_names(method, case, tensors, f"{name}/eval_logits")
 
 
-def check_other_names(method: Method, tensors: dict[str, torch.Tensor], name: str, kind: str) -> None:
-    """What a method with a rule for trained names answers by the other rule: the same names as if they were new."""
-    if f"{name}/{kind}" not in tensors:
-        return
-    others = method.with_class_names(method.class_names)
-    others.set_trained_names(["a name that is not among them"])  # type: ignore[operator]
-    others.set_class_names(method.class_names)
-    same(others.predict_logits(tensors["eval_images"]), tensors[f"{name}/{kind}"])
+def check_other_names(
+    method: Method, case: dict[str, Any], tensors: dict[str, torch.Tensor], kind: str, tolerance: float = 1e-4
+) -> None:
+    """What a method with a rule for trained names predicts for lists with others.
+
+    Without names of its own, a recording is of the trained names as if they were new.
+    """
+    for suffix in ("novel", "mixed"):
+        names, expected = case.get(f"{suffix}_class_names"), tensors.get(f"{kind}_{suffix}")
+        if expected is None:
+            continue
+        others = method.with_class_names(names or method.class_names)
+        if names is None:
+            others.set_trained_names(["a name that is not among them"])  # type: ignore[operator]
+            others.set_class_names(method.class_names)
+        same(others.predict_logits(tensors["eval_images"]), expected, tolerance)
+
+
+def train(
+    method: Method,
+    case: dict[str, Any],
+    described: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    on_step: Callable[[Trainer], None] = lambda _: None,
+    on_stage: Callable[[Trainer], None] = lambda _: None,
+) -> tuple[Trainer, list[StepReport]]:
+    """Train by the recorded batches; `on_stage` is called before the first step of each stage after the first."""
+    recorded, values = batches(described, case, tensors), case.get("optimizer", described["optimizer"])
+    size = sum(stage["steps"] for stage in case.get("optimizers", [])) or values["batches_per_epoch"]
+    trainer = Trainer(method, recipe(described, case), steps_per_epoch=size)
+    order = case.get("batch_order", range(len(recorded)))
+    done: list[StepReport] = []
+
+    def after(step: StepReport) -> None:
+        done.append(step)
+        on_step(trainer)
+
+    while not trainer.finished:
+        stage, part = method.stage, [recorded[index] for index in order[len(done) : len(done) + size]]
+        trainer.run_epoch([(batch, len(batch.labels)) for batch in part], after)
+        if method.stage != stage:
+            on_stage(trainer)
+    return trainer, done
 
 
 @pytest.mark.parametrize(("path", "name"), cases(learning=True))
@@ -209,14 +252,27 @@ def test_first_batch(path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(("path", "name"), cases(learning=True))
 def test_first_gradient(path: Path, name: str) -> None:
-    """The one that the first step follows, whatever the method makes of the gradient of its loss."""
+    """The one that the first step of each stage follows, whatever the method makes of the gradient of its loss."""
     method, case, described, tensors = make(path, name)
     use_recorded_masks(method, tensors, name)
-    batch = batches(described, case, tensors)[0]
-    Trainer(method, TrainSettings()).run_epoch([(batch, len(batch.labels))])
-    for parameter, value in method.prompt_parameters().items():
-        assert value.grad is not None
-        same(value.grad, tensors[f"{name}/grad/{parameter}"])
+    gradients: dict[str, torch.Tensor] = {}
+
+    def keep(trainer: Trainer) -> None:
+        for parameter, value in trainer.trained.items():
+            assert value.grad is not None
+            gradients.setdefault(parameter, value.grad.clone())
+
+    stages = method.training_stages()
+    if len(stages) > 1:
+        train(method, case, described, tensors, keep)
+    else:
+        batch, trainer = batches(described, case, tensors)[0], Trainer(method, TrainSettings())
+        trainer.run_epoch([(batch, len(batch.labels))])
+        keep(trainer)
+    assert gradients.keys() == case["parameters"].keys()
+    for parameter, gradient in gradients.items():
+        tolerance = 1e-4 if parameter in stages[0].parameters else case.get("final_tolerance", 1e-4)
+        same(gradient, tensors[f"{name}/grad/{parameter}"], tolerance)
 
 
 @pytest.mark.parametrize(("path", "name"), cases(learning=True, trained=True))
@@ -225,13 +281,13 @@ def test_training(path: Path, name: str) -> None:
     if isinstance(method, LPPlusPlus):
         check_fit(method, case, tensors)
     else:
-        check_steps(method, case, described, tensors)
+        check_steps(method, case, described, tensors, name)
     method.eval()
     tolerance = case.get("final_tolerance", 1e-4)
     for parameter, value in method.prompt_parameters().items():
         same(value.detach(), tensors[f"{name}/final/{parameter}"], tolerance)
     same(method.predict_logits(tensors["eval_images"]), tensors[f"{name}/final_eval_logits"], tolerance)
-    check_other_names(method, tensors, name, "final_eval_logits_novel")
+    check_other_names(method, case, tensors, f"{name}/final_eval_logits", tolerance)
 
 
 def check_fit(method: LPPlusPlus, case: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
@@ -243,19 +299,18 @@ def check_fit(method: LPPlusPlus, case: dict[str, Any], tensors: dict[str, torch
 
 
 def check_steps(
-    method: Method, case: dict[str, Any], described: dict[str, Any], tensors: dict[str, torch.Tensor]
+    method: Method, case: dict[str, Any], described: dict[str, Any], tensors: dict[str, torch.Tensor], name: str
 ) -> None:
-    """Train by the recorded batches, and compare losses and rates."""
-    settings = recipe(described, case)
-    size = case.get("optimizer", described["optimizer"])["batches_per_epoch"]
-    recorded, trainer = batches(described, case, tensors), Trainer(method, settings, steps_per_epoch=size)
-    rates: list[float] = []
-    for epoch in range(settings.epochs):
-        part = recorded[epoch * size : (epoch + 1) * size]
-        trainer.run_epoch([(batch, len(batch.labels)) for batch in part], lambda step: rates.append(step.lr))
-    same([loss for report in trainer.history for loss in report.losses], case["train_losses"])
+    """Train by the recorded batches, and compare losses and rates, and what each stage starts from."""
+
+    def compare_start(trainer: Trainer) -> None:
+        for parameter, value in trainer.trained.items():
+            same(value.detach(), tensors[f"{name}/init/{parameter}"], case.get("final_tolerance", 1e-4))
+
+    trainer, steps = train(method, case, described, tensors, on_stage=compare_start)
+    same([step.loss for step in steps], case["train_losses"])
     if "step_lrs" in case:
-        same(rates, case["step_lrs"])
+        same([step.lr for step in steps], case["step_lrs"])
     else:
         same([report.lr for report in trainer.history], case["epoch_lrs"])
 

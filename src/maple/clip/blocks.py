@@ -16,7 +16,7 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
 from maple.clip.cpu_linear import frozen_linear
-from maple.clip.edits import NO_EDIT, LayerEdit
+from maple.clip.edits import NO_EDIT, Affine, LayerEdit
 from maple.errors import UnsupportedTowerError
 
 Mask = Callable[[int], Tensor]
@@ -75,6 +75,12 @@ class Block:
         )
         layers = list(module.mlp) if self.is_standard else []
         self._plain_mlp = len(layers) == 3 and type(layers[0]) is type(layers[2]) is nn.Linear
+
+    @property
+    def norms(self) -> tuple[Affine, Affine]:
+        """Weights and biases of the norms before the attention and before the MLP, of a standard block."""
+        first, second = self.module.ln_1, self.module.ln_2
+        return (first.weight, first.bias), (second.weight, second.bias)
 
     def causal(self, states: Tensor, mask: Mask, edit: LayerEdit = NO_EDIT) -> Tensor:
         """Causal attention: [N, n, H]."""

@@ -16,7 +16,7 @@ from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
 from maple.clip.blocks import Block, Bucket, PrefixCache
-from maple.clip.edits import NO_EDIT, LayerEdit
+from maple.clip.edits import NO_EDIT, Affine, LayerEdit
 from maple.errors import ImageError, UnsupportedTowerError
 
 
@@ -59,6 +59,10 @@ class TextTower:
         """Raise UnsupportedTowerError if layers inside the blocks cannot be changed."""
         self.require_promptable(method)
         _require_standard(self._blocks, "text", method)
+
+    def norms(self, layer: int) -> tuple[Affine, Affine]:
+        """The affine parameters of a standard block's norms, before the attention and before the MLP."""
+        return self._blocks[layer].norms
 
     def plain(self, ids: Tensor) -> Tensor:
         """The whole tower without prompts: ids [C, T] -> raw features [C, D]."""
@@ -165,6 +169,10 @@ class ImageTower:
         """Raise UnsupportedTowerError if layers inside the blocks cannot be changed."""
         self.require_promptable(method)
         _require_standard(self._blocks, "image", method)
+
+    def norms(self, layer: int) -> tuple[Affine, Affine]:
+        """The affine parameters of a standard block's norms, before the attention and before the MLP."""
+        return self._blocks[layer].norms
 
     def plain(self, images: Tensor) -> Tensor:
         """The whole tower without prompts: images [B, 3, R, R] -> raw features [B, D]."""

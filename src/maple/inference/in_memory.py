@@ -153,7 +153,7 @@ def train_in_memory(
             steps_per_epoch=data.steps,
         )
         for each in progress:
-            each.start(data.train.epochs, data.steps, 0)
+            each.start(trainer.epochs, data.steps, 0)
 
         def on_step(report: StepReport) -> None:
             for each in progress:

@@ -29,6 +29,7 @@ from maple.methods.promptsrc import PromptSRC
 from maple.methods.taskres import TaskRes
 from maple.methods.tcp import TCP
 from maple.methods.tip_adapter import TipAdapter
+from maple.methods.two_stage import TwoStage
 from maple.methods.zero_shot import ZeroShot
 
 ZERO_SHOT = "zero_shot"
@@ -47,6 +48,7 @@ METHODS: dict[str, type[Method]] = {
     "promptsrc": PromptSRC,
     "tcp": TCP,
     "clip_lora": CLIPLoRA,
+    "two_stage": TwoStage,
     "mma": MMA,
     "mmapp": MMAPlusPlus,
     "mmrl": MMRL,

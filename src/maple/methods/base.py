@@ -98,6 +98,22 @@ class Features:
             )
 
 
+@dataclass(frozen=True)
+class TrainingStage:
+    """A part of a training, with an optimizer and a schedule of its own.
+
+    Attributes:
+        end: the share of all steps of the training after which it ends.
+        parameters: the names of those that are trained; others are neither changed nor decayed.
+
+    Example:
+        >>> [TrainingStage(0.6, ("shift",)), TrainingStage(1.0, ("scale",))]
+    """
+
+    end: float
+    parameters: tuple[str, ...]
+
+
 class Method(nn.Module):
     """Base class of classifiers made of a frozen backbone and learned parameters.
 
@@ -110,6 +126,7 @@ class Method(nn.Module):
         title, paper, summary: for `maple methods`.
         temperature: by which logits are divided for probabilities; 1 unless the run was calibrated. The logits of this
             class are not divided.
+        stage: which of `training_stages` is being trained, from 0; a trainer sets it.
         short_title, plot_style, report_roles: how reports name, draw and use the method; "" is the title itself, and
             a style is picked where the class has none.
         Settings: the settings class.
@@ -158,6 +175,7 @@ class Method(nn.Module):
         self._frozen = (backbone,)
         self.class_names: tuple[str, ...] = ()
         self.temperature = 1.0
+        self.stage = 0
         self._embeddings: tuple[bytes, Tensor] | None = None
 
     @property
@@ -184,6 +202,13 @@ class Method(nn.Module):
     def prompt_parameters(self) -> dict[str, nn.Parameter]:
         """The learned parameters by name: they are trained, saved and counted."""
         return dict(self.named_parameters())
+
+    def training_stages(self) -> list[TrainingStage]:
+        """The stages of a training, one after the other; by default a single one, of all parameters.
+
+        Each begins with an epoch, and the epoch before ends where its stage does, after int(`end` x steps) steps.
+        """
+        return [TrainingStage(1.0, tuple(self.prompt_parameters()))]
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """The tensors of a prompts file: the parameters, and buffers that were fitted without a training step.
@@ -340,7 +365,7 @@ class Method(nn.Module):
         return {}
 
     def on_epoch_end(self, epoch: int, epochs: int) -> None:
-        """Called after each epoch, `epoch` counting from 0."""
+        """Called after each epoch, `epoch` counting from 0; after a stage's last one, `stage` is still that stage."""
 
     def training_state(self) -> dict[str, Tensor]:
         """The tensors that a resumed training needs in addition to the prompts, such as an average of them."""

@@ -197,7 +197,7 @@ def _train(
                 active[number] = run
         for number, run in active.items():
             on_ready(run.method, run.items)
-            progress[number].start(run.data.train.epochs, run.data.steps, run.trainer.epoch)
+            progress[number].start(run.trainer.epochs, run.data.steps, run.trainer.epoch)
         while active:
             for number, run in list(active.items()):
                 if run.trainer.finished:

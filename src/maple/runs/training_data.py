@@ -83,7 +83,7 @@ class TrainingData:
             ImageError: an image cannot be used.
             BackboneError: a logit is not finite.
         """
-        if self.train.keep == "last" or not is_validation_epoch(trainer.epoch, self.train.epochs):
+        if self.train.keep == "last" or not is_validation_epoch(trainer.epoch, trainer.epochs):
             return trainer.history[-1]
         self.require_spare(trainer)
         method, kept = trainer.method, self._validation
@@ -97,7 +97,7 @@ class TrainingData:
 
     def require_spare(self, trainer: Trainer) -> None:
         """Raise ConfigError if the best state of a training is to be kept, and there are no images to choose it on."""
-        learns = trainer.parameters and self.train.epochs
+        learns = trainer.parameters and trainer.epochs
         if self.train.keep == "best" and learns and not self._spare:
             raise ConfigError(
                 "train.keep=best chooses the best state of the training on images that are neither trained nor tested "
@@ -126,7 +126,7 @@ class TrainingData:
         transform, threads = self._transform(method), self._threads(method)
         batches = train_batches(self._items, self._store, transform, **order, num_workers=threads, views=views)
         # Where every epoch shows another view, extracting them first would save nothing.
-        if method.needs_frozen_features and views is not None and views < train.epochs:
+        if method.needs_frozen_features and views is not None and views < trainer.epochs:
             features = feature_batches(self._view_features(method), self._labels, **order)
             for (batch, whole), (frozen, _) in zip(batches, features, strict=True):
                 yield replace(batch, frozen=frozen.images), whole

@@ -23,6 +23,7 @@ from maple.prompts import share_passes
 from maple.train.best_state import BestState
 from maple.train.optimization import learning_rate, make_optimizer
 from maple.train.reports import EpochReport, StepReport
+from maple.train.stages import stages_of
 
 _Result = TypeVar("_Result")
 
@@ -53,11 +54,13 @@ class Trainer:
 
     Attributes:
         epoch, history: the number of finished epochs, and their reports.
+        epochs: the number of epochs of the training: that of the settings, or more where a stage ends within one.
+        parameters, trained: all prompt parameters by name, and those of the current stage.
         best: the best of the states that `record_validation` was called for; None before the first.
 
     Args:
         seed: of the random numbers that a method draws in its steps.
-        steps_per_epoch: for a schedule per step, and only for it.
+        steps_per_epoch: for a schedule per step and for stages, and only for them.
 
     Example:
         >>> trainer = Trainer(method, TrainSettings(epochs=5))
@@ -77,22 +80,33 @@ class Trainer:
         self.method = method
         self.settings = settings
         self._seed = seed
-        self._total_steps = max(settings.epochs * steps_per_epoch, 1)
         self.processes = processes or Processes(0, 1, method.backbone.device)
         method.limit_text_memory(None if settings.text_memory is None else int(settings.text_memory * 2**30))
         self.parameters = method.prompt_parameters()
+        self._stages = stages_of(method, settings.epochs, steps_per_epoch)
+        self.epochs = self._stages[-1].end_epoch
         self.epoch = 0
         self.history: list[EpochReport] = []
         self.best: BestState | None = None
         self._step = 0
         half = method.backbone.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(method.backbone.device.type, enabled=half, init_scale=2.0**12)
-        self._optimizer = make_optimizer(self.parameters.values(), settings) if self.parameters else None
+        self._begin_stage()
+
+    def _begin_stage(self) -> None:
+        """Train the parameters of the next step's stage from now on, with an optimizer and a schedule of their own."""
+        later = (number for number, stage in enumerate(self._stages) if self._step < stage.end_step)
+        self.method.stage = next(later, len(self._stages) - 1)
+        self._stage = self._stages[self.method.stage]
+        self.trained = {name: self.parameters[name] for name in self._stage.parameters}
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        self._optimizer = make_optimizer(self.trained.values(), self.settings) if self.trained else None
 
     @property
     def finished(self) -> bool:
         """Whether all epochs are done (at once, for a method that learns nothing)."""
-        return self._optimizer is None or self.epoch >= self.settings.epochs
+        return self._optimizer is None or self.epoch >= self.epochs
 
     def run_epoch(self, batches: Batches, on_step: Callable[[StepReport], None] = lambda _: None) -> EpochReport:
         """Train one epoch on pairs of (this process's share of a batch, number of images in the whole batch).
@@ -125,7 +139,7 @@ class Trainer:
 
     def begin_step(self, batch: Batch, images: int) -> Step:
         """A step on this process's share of a batch of `images` images; gradients are zero."""
-        device, parameters = self.processes.device, self.parameters
+        device, parameters = self.processes.device, self.trained
         self.method.train()
         self.method.on_step_begin(torch.Generator().manual_seed(derive_seed(self._seed, "step", self._step)))
         for parameter in parameters.values():
@@ -154,7 +168,7 @@ class Trainer:
         optimizer, lr = self._require_optimizer(), self.learning_rate()
         for group in optimizer.param_groups:
             group["lr"] = lr
-        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        gradients = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
         auxiliary = [gradient for by_name in step.auxiliary.values() for gradient in by_name.values()]
         self.processes.sum_([*gradients.values(), *auxiliary, *step.sums.values()])
         logs = {name: float(value) for name, value in step.sums.items()}
@@ -186,7 +200,7 @@ class Trainer:
             if precision != "fp32":
                 advice += f", or full precision (this run: {precision}; backbone.precision=fp32)"
             raise TrainingDivergedError(
-                f"training diverged: {problem} at step {self._step} (epoch {self.epoch + 1} of {self.settings.epochs}) "
+                f"training diverged: {problem} at step {self._step} (epoch {self.epoch + 1} of {self.epochs}) "
                 f"with learning rate {lr:g}. Nothing of this epoch was kept. Try {advice}."
             )
         report = StepReport(self.epoch, self._step, step.images, lr, loss, logs)
@@ -195,7 +209,10 @@ class Trainer:
 
     def learning_rate(self) -> float:
         """That of the next step."""
-        return learning_rate(self.settings, self.epoch, min(self._step / self._total_steps, 1.0))
+        stage = self._stage
+        progress = (self._step - stage.first_step) / max(stage.end_step - stage.first_step, 1)
+        epoch, epochs = max(self.epoch - stage.first_epoch, 0), stage.end_epoch - stage.first_epoch
+        return learning_rate(self.settings.model_copy(update={"epochs": epochs}), epoch, min(progress, 1.0))
 
     def seeded(self, compute: Callable[[], _Result], part: int) -> Callable[[], _Result]:
         """The computation of a part of the current step, with random numbers of its own if the method draws some.
@@ -225,9 +242,11 @@ class Trainer:
             logs={name: sum(step.logs[name] * step.images for step in steps) / images for name in names},
             losses=tuple(step.loss for step in steps),
         )
-        self.method.on_epoch_end(self.epoch, self.settings.epochs)
+        self.method.on_epoch_end(self.epoch, self.epochs)
         self.epoch += 1
         self.history.append(report)
+        if self._step >= self._stage.end_step and self._stage is not self._stages[-1]:
+            self._begin_stage()
         return report
 
     def record_validation(self, right: int, images: int, loss: float) -> EpochReport:
@@ -277,6 +296,8 @@ class Trainer:
                 yield step
                 reports.append(self.finish_step(step))
                 on_step(reports[-1])
+                if len(self._stages) > 1 and self._step == self._stage.end_step:
+                    break  # the next stage begins with an epoch
         except MapleError as error:
             self.method.eval()
             self.restore(*before)
@@ -317,6 +338,10 @@ class Trainer:
         Raises:
             CheckpointError: the tensors are not those of this method and optimizer.
         """
+        self.epoch, self._step = values["epoch"], values["step"]
+        if not all(isinstance(count, int) and count >= 0 for count in (self.epoch, self._step)):
+            raise CheckpointError(f"the resume state does not fit: epoch {self.epoch!r}, step {self._step!r}")
+        self._begin_stage()
         for name, parameter in self.parameters.items():
             saved = tensors.get(f"prompts/{name}")
             state = below(f"optimizer/{name}/", tensors)
@@ -326,7 +351,7 @@ class Trainer:
             if odd := [str(value.dtype) for value in (saved, *state.values()) if not value.is_floating_point()]:
                 raise CheckpointError(f"the resume state does not fit: prompt {name} has the type {odd[0]}")
             parameter.copy_(saved)
-            if self._optimizer is not None:
+            if self._optimizer is not None and name in self.trained:
                 # Adam counts its steps on the CPU; its other tensors are where their parameter is.
                 self._optimizer.state[parameter] = {
                     key: value.to("cpu" if key == "step" else parameter.device, copy=True)
@@ -340,9 +365,6 @@ class Trainer:
             if {name: value.shape for name, value in best.items()} != expected:
                 raise CheckpointError("the resume state does not fit: the best state has other tensors or shapes")
             self.best = BestState.from_json(values["best"], best)
-        self.epoch, self._step = values["epoch"], values["step"]
-        if not all(isinstance(count, int) and count >= 0 for count in (self.epoch, self._step)):
-            raise CheckpointError(f"the resume state does not fit: epoch {self.epoch!r}, step {self._step!r}")
         self.history = [EpochReport.from_json(report) for report in values["history"]]
         if values["scaler"]:
             self.scaler.load_state_dict(values["scaler"])
@@ -415,7 +437,7 @@ def accumulate_gradients(steps: Sequence[Step]) -> None:
             having = [(step, term) for step, term in zip(current, terms, strict=True) if auxiliary in step.auxiliary]
             gradients = torch.autograd.grad(
                 [step.trainer.scaler.scale(term[auxiliary]) for step, term in having],
-                [parameter for step, _ in having for parameter in step.trainer.parameters.values()],
+                [parameter for step, _ in having for parameter in step.trainer.trained.values()],
                 retain_graph=True,
                 materialize_grads=True,
             )
