@@ -117,7 +117,7 @@ def test_wrong_use_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/file").write_text("mine")
     for output, format, options, message in (
-        ("out", "onxx", {}, "unknown format 'onxx'; choose one of: onnx, torchscript, openclip, transformers"),
+        ("out", "onxx", {}, "unknown format 'onxx'; choose one of: onnx, torchscript, openclip, transformers, openai"),
         ("out", "openclip", {"int8": True}, "int8=True goes with format=onnx only"),
         ("out", "torchscript", {"zero_shot": True}, "zero_shot=True goes with format=onnx only"),
         ("taken", "onnx", {}, "taken exists already"),

@@ -64,7 +64,9 @@ def import_command(
 def export_command(
     run: options.TrainedModel,
     output: Annotated[Path, Option(help="The folder to write.")],
-    format: Annotated[str, Option(help="onnx (for `maple predict`), torchscript, openclip, transformers.")] = "onnx",
+    format: Annotated[
+        str, Option(help="onnx (for `maple predict`), torchscript, openclip, transformers, openai.")
+    ] = "onnx",
     zero_shot: Annotated[bool, Option("--zero-shot", help="onnx: include zero-shot CLIP.")] = False,
     int8: Annotated[bool, Option("--int8", help="onnx: 8-bit weights; smaller, but not exact.")] = False,
     data_root: options.DataRoot = None,
@@ -80,5 +82,7 @@ def export_command(
     images = "random images" if not written.images else f"random images and {written.images} of the run's"
     options.echo(f"{written.folder}: {written.bytes / 1e6:,.1f} MB")
     options.echo(f"largest difference of logits from PyTorch: {written.difference:.2g} ({images})")
+    for note in written.notes:
+        options.echo(note)
     if written.new_names is not None:
         options.echo_note(f"the export supports only the trained class names: {written.new_names}")

@@ -157,7 +157,7 @@ def echo(text: object = "", *, err: bool = False) -> None:
 
 
 _KEYWORDS = "backbone|dataset|format|int8|method|only|part|pretrained|recursive|root|trust_backbone|zero_shot"
-_KEYWORD = re.compile(rf"(?<![^\s(])({_KEYWORDS})=(True|[A-Z]+|all|onnx)\b")
+_KEYWORD = re.compile(rf"(?<![^\s(])({_KEYWORDS})=(True|[A-Z]+|all|onnx|openclip)\b")
 _SETTING = re.compile(r"(?<![^\s(])((?:method|train|backbone)\.[a-z_]+=)")
 
 

@@ -33,7 +33,7 @@ OPEN_CLIP_WEIGHTS = (
     "model.safetensors",
     "pytorch_model.bin",
 )
-_HEAD_WIDTH = 64  # of every CLIP that OpenAI published; its files do not store it
+HEAD_WIDTH = 64  # of every CLIP that OpenAI published; its files do not store it
 CLIP_VOCABULARY = 49408
 MOST_PIXELS, MOST_TOKENS = 4096, 4096  # sides of images and lengths of sentences; published ones reach 1,024 and 256
 _PIXELS = ("image_size", "patch_size")
@@ -155,7 +155,7 @@ def _openai_vision(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
             "layers": _count(state, r"visual\.transformer\.resblocks\.(\d+)\."),
             "width": width,
             "patch_size": patch,
-            "head_width": _HEAD_WIDTH,
+            "head_width": HEAD_WIDTH,
             "mlp_ratio": mlp_ratio(state["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0], width),
         }
     grid = round((state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
@@ -168,12 +168,12 @@ def _openai_vision(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
 
 
 def _openai_heads(width: int, tower: str) -> int:
-    if width % _HEAD_WIDTH or not width:
+    if width % HEAD_WIDTH or not width:
         raise BackboneError(
-            f"{tower} is {width} wide, which is not a multiple of {_HEAD_WIDTH}; OpenAI's layout does not store the "
+            f"{tower} is {width} wide, which is not a multiple of {HEAD_WIDTH}; OpenAI's layout does not store the "
             "number of attention heads. Save the model as an open_clip or transformers folder, which does"
         )
-    return width // _HEAD_WIDTH
+    return width // HEAD_WIDTH
 
 
 def check_vocabulary(words: int, source: str) -> None:

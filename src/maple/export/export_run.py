@@ -10,7 +10,7 @@ from maple import files
 from maple.errors import ConfigError, one_of, output_error
 from maple.export.export_source import open_export_source
 
-FORMATS = ("onnx", "torchscript", "openclip", "transformers")
+FORMATS = ("onnx", "torchscript", "openclip", "transformers", "openai")
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class ExportResult:
         difference: the largest difference of logits from those of PyTorch, measured after writing.
         images: the number of the run's images in that measurement, in addition to random ones.
         new_names: why new class names cannot be used there; None where they can.
+        notes: what the user of a checkpoint should know, in sentences.
 
     Example:
         >>> result = export_run("runs/pets", "exported")
@@ -32,6 +33,7 @@ class ExportResult:
     difference: float
     images: int
     new_names: str | None
+    notes: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -79,6 +81,7 @@ def export_run(
         raise output_error(f"{target} exists already", ": the name of a folder to be made")
     source = open_export_source(run, data_root, **clip)
     refusal: str | None
+    notes: list[str] = []
     with ExitStack() as stack:
         # Written next to its place, under another name, and renamed when the check has passed.
         try:
@@ -98,12 +101,11 @@ def export_run(
         else:
             from maple.export.plain_clip import write_plain_clip
 
-            difference = write_plain_clip(source, temporary, format)
-            refusal = "its head holds their embeddings; other names would be plain CLIP's"
+            difference, refusal, notes = write_plain_clip(source, temporary, format)
         umask = os.umask(0)
         os.umask(umask)
         for path in temporary.iterdir():
             path.chmod(0o666 & ~umask)
         temporary.chmod(0o777 & ~umask)
         temporary.rename(target)
-    return ExportResult(target, difference, len(source.run_images), refusal)
+    return ExportResult(target, difference, len(source.run_images), refusal, tuple(notes))

@@ -30,6 +30,7 @@ class ExportSource:
     Attributes:
         method: in float32 on the CPU, with the class names of its training.
         frozen, template: zero-shot CLIP with the template of the run's data set.
+        precision: that of the training, of the backbone's weights and states.
         random_images, run_images: preprocessed images [n, 3, R, R] to check an export on: noise, and test images of the
             run (n may be 0).
     """
@@ -37,6 +38,7 @@ class ExportSource:
     method: Method
     frozen: Method
     template: str
+    precision: str
     about: dict[str, Any]
     random_images: Floats
     run_images: Floats
@@ -52,7 +54,8 @@ def open_export_source(run: str | Path, data_root: str | None = None, **clip: An
     if is_export(run):
         raise ConfigError(f"{run} is an export already; give the run that it was made of")
     path = prompts_file(run)
-    info = read_prompts(path).info
+    stored = read_prompts(path)
+    info = stored.info
     method = load_prompts(path, precision="fp32", device="cpu", **clip)
     template = zero_shot_template(info)
     frozen = build_method({"name": ZERO_SHOT, "templates": [template]}, method.backbone, method.class_names)
@@ -73,4 +76,4 @@ def open_export_source(run: str | Path, data_root: str | None = None, **clip: An
     if isinstance(about["dataset"], str):
         # An export may be given away: it does not say in which folder the data set was.
         about |= {"dataset": short_name(about["dataset"]), "own_images": template_of(about["dataset"]) is None}
-    return ExportSource(method, frozen, template, about, noise, images)
+    return ExportSource(method, frozen, template, str(stored.backbone["precision"]), about, noise, images)

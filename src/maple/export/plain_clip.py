@@ -1,9 +1,10 @@
-"""A method as a plain CLIP checkpoint and a zero-shot head: exact where the image tower is that of CLIP.
+"""A method as a plain CLIP checkpoint and a zero-shot head: exact where the image tower is one of a plain CLIP.
 
-Learned tokens in the text tower only change the class embeddings, which are the head. Learned tokens in the image
-tower, or a network after it, are not weights of a plain CLIP.
+Learned tokens in the text tower only change the class embeddings, which are the head. What changes weights alone is
+merged into them. Learned tokens in the image tower, or a network after it, are not weights of a plain CLIP.
 """
 
+import io
 import json
 import re
 from collections.abc import Mapping
@@ -13,19 +14,22 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transformer import QuickGELU
 from tokenizers.models import BPE
 from torch import Tensor
 
 from maple import __version__
 from maple.checkpoint import save_safetensors
-from maple.clip.backbone import Preprocessing
+from maple.clip.backbone import Preprocessing, fingerprint
+from maple.clip.formats import HEAD_WIDTH, OPENAI_EXTRAS
 from maple.clip.load import load_backbone
 from maple.clip.transformers_format import transformers_name
 from maple.errors import ExportError, MapleError
 from maple.export.export_source import ExportSource
-from maple.export.graphs import head_of, keeps_image_features
-from maple.export.parity_check import largest_difference, require_parity
+from maple.export.graphs import head_of, innermost
+from maple.export.merged import merge, merges, new_names_on, notes_on, unmergeable
+from maple.export.parity_check import NEW_NAMES, largest_difference, require_parity
 from maple.inference.manifest import MERGES
 from maple.inference.predictor import Floats
 from maple.inference.tokenizer import read_vocabulary
@@ -130,37 +134,38 @@ HEAD = "zero_shot_head.safetensors"
 HEAD_NAMES = "zero_shot_head.json"
 
 
-def write_plain_clip(source: ExportSource, folder: Path, kind: str) -> float:
-    """Write the CLIP in the format `kind` (openclip or transformers) and its head; return the difference of logits.
+OPENAI_FILE = "clip.pt"
+
+
+def write_plain_clip(source: ExportSource, folder: Path, kind: str) -> tuple[float, str | None, list[str]]:
+    """Write the CLIP in the format `kind` (openclip, transformers or openai) and its head.
+
+    Returns:
+        The largest difference of logits; why new names cannot be used, or None; and what the user should know.
 
     Raises:
         ExportError: a plain CLIP cannot hold the method, or the format not this backbone, or the result differs.
     """
     method = source.method
-    backbone, model, seen = method.backbone, method.backbone.model, method.backbone.preprocessing
     _require_plain_clip(method, kind)
     config = _open_clip_config(source, kind)
-    state = {name: value.detach().contiguous().clone() for name, value in model.state_dict().items()}
+    state = {name: value.detach().contiguous().clone() for name, value in method.backbone.model.state_dict().items()}
+    is_merged = merges(method)
+    if is_merged:
+        merge(method, state)
+    expected = fingerprint(state)
     state.pop("attn_mask", None)
-    if kind == "openclip":
-        preprocess = {"mean": seen.mean, "std": seen.std, "interpolation": seen.interpolation}
-        content = {"model_cfg": config, "preprocess_cfg": {**preprocess, "resize_mode": "shortest"}}
-        _write_json(folder / "open_clip_config.json", content)
-        save_safetensors(state, folder / "open_clip_model.safetensors")
-    else:
-        _write_json(folder / "config.json", transformers_config(config, float(model.logit_scale)))
-        _write_json(folder / "preprocessor_config.json", image_processor_config(seen))
-        save_safetensors(to_transformers(state), folder / "model.safetensors", {"format": "pt"})
-        write_tokenizer(Path(open_clip.__file__).parent / MERGES, folder, config["text_cfg"]["context_length"])
+    _write_weights(source, state, config, folder, kind)
     embeddings = method.class_embeddings().contiguous()
     scale = torch.tensor(method.logit_scale / method.temperature)
     save_safetensors({"class_embeddings": embeddings, "logit_scale": scale}, folder / HEAD)
     # Load the folder as a user would, and compare.
     try:
-        loaded = load_backbone(str(folder), None, precision="fp32", device="cpu")
+        written = folder / OPENAI_FILE if kind == "openai" else folder
+        loaded = load_backbone(str(written), None, precision="fp32", device="cpu")
     except MapleError as error:
         raise ExportError(f"{kind}: the written folder cannot be loaded ({error})") from error
-    if loaded.fingerprint != backbone.fingerprint:
+    if loaded.fingerprint != expected:
         raise ExportError(f"{kind}: this backbone has weights that the format does not hold; use format=onnx")
 
     @torch.no_grad()
@@ -169,28 +174,67 @@ def write_plain_clip(source: ExportSource, folder: Path, kind: str) -> float:
         return np.asarray((scale * features @ embeddings.T).numpy())
 
     difference = largest_difference(source, logits, method, method.class_names)
+    refusal: str | None = "its head holds their embeddings; other names would be plain CLIP's"
+    notes: list[str] = []
+    if is_merged and method.supports_new_classes:
+        others = new_names_on(loaded, method, NEW_NAMES)
+
+        def new_logits(images: Floats) -> Floats:
+            return np.asarray(others.predict_logits(torch.from_numpy(images)).numpy())
+
+        difference = max(difference, largest_difference(source, new_logits, method, NEW_NAMES))
+        refusal, notes = None, notes_on(method, source.precision)
     require_parity(difference, f"the {kind} folder")
     description = {
         "maple": __version__,
         "about": {**source.about, "precision": "fp32"},
         "class_names": list(method.class_names),
         "maximal_difference": difference,
+        "merged": is_merged,
+        "notes": notes,
     }
     _write_json(folder / HEAD_NAMES, description)
-    return difference
+    return difference, refusal, notes
+
+
+def _write_weights(
+    source: ExportSource, state: dict[str, Tensor], config: Mapping[str, Any], folder: Path, kind: str
+) -> None:
+    """Write a state dict in open_clip's layout, and the files that the format has next to it."""
+    seen = source.method.backbone.preprocessing
+    context_length = config["text_cfg"]["context_length"]
+    if kind == "openclip":
+        preprocess = {"mean": seen.mean, "std": seen.std, "interpolation": seen.interpolation}
+        content = {"model_cfg": config, "preprocess_cfg": {**preprocess, "resize_mode": "shortest"}}
+        _write_json(folder / "open_clip_config.json", content)
+        save_safetensors(state, folder / "open_clip_model.safetensors")
+    elif kind == "openai":
+        sizes = (config["vision_cfg"]["image_size"], context_length, config["text_cfg"]["vocab_size"])
+        extras = dict(zip(OPENAI_EXTRAS, map(torch.tensor, sizes), strict=True))
+        buffer = io.BytesIO()  # an error of the disk is then Python's
+        torch.save({**state, **extras}, buffer)
+        (folder / OPENAI_FILE).write_bytes(buffer.getbuffer())
+    else:
+        _write_json(folder / "config.json", transformers_config(config, float(state["logit_scale"])))
+        _write_json(folder / "preprocessor_config.json", image_processor_config(seen))
+        save_safetensors(to_transformers(state), folder / "model.safetensors", {"format": "pt"})
+        write_tokenizer(Path(open_clip.__file__).parent / MERGES, folder, context_length)
 
 
 def _require_plain_clip(method: Method, kind: str) -> None:
     """Refuse methods and backbones that a plain CLIP with a zero-shot head cannot represent."""
     instead = "use format=onnx, or torchscript"
-    if method.vision_edits():
-        problem = "has learned something in the image tower that is not weights of a plain CLIP"
+    if learned := unmergeable(method.vision_edits()):
+        problem = f"has learned something in the image tower that is not weights of a plain CLIP ({learned})"
         raise ExportError(f"{method.title} {problem}, so {kind} cannot hold it; {instead}")
     if method.classes_depend_on_image:
         problem = "its classes depend on the image"
         raise ExportError(f"{method.title}: {problem}, so {kind} cannot hold it; use format=onnx")
-    if not keeps_image_features(method) or head_of(method) != "cosine":
+    if type(innermost(method)).encode_images is not Method.encode_images or head_of(method) != "cosine":
         problem = "computes more than the cosines of a plain CLIP"
+        raise ExportError(f"{method.title} {problem}, so {kind} cannot hold it; {instead}")
+    if method.vision_edits() and (learned := unmergeable(method.text_edits())):
+        problem = f"has merged the image tower, but learned something else in the text tower ({learned})"
         raise ExportError(f"{method.title} {problem}, so {kind} cannot hold it; {instead}")
     backbone = method.backbone
     obstacle = backbone.text.obstacle or backbone.image.obstacle
@@ -213,6 +257,8 @@ def _open_clip_config(source: ExportSource, kind: str) -> dict[str, Any]:
         problem = f"this backbone is not built like CLIP ({error})"
         raise ExportError(f"{kind}: {problem}; use format=onnx, or torchscript") from error
     image_width, text_width = backbone.image.width, backbone.text.width
+    if kind == "openai":
+        _require_openai(source, heads, hidden, is_quick=quick == {True})
     return {
         "embed_dim": backbone.embed_dim,
         "quick_gelu": quick == {True},
@@ -233,6 +279,24 @@ def _open_clip_config(source: ExportSource, kind: str) -> dict[str, Any]:
             "mlp_ratio": hidden[1] / text_width,
         },
     }
+
+
+def _require_openai(source: ExportSource, heads: list[int], hidden: list[int], *, is_quick: bool) -> None:
+    """Refuse a CLIP whose description OpenAI's loader would guess wrongly: the format has nothing but weights."""
+    backbone = source.method.backbone
+    widths, seen = [backbone.image.width, backbone.text.width], backbone.preprocessing
+    problem = ""
+    if [HEAD_WIDTH * count for count in heads] != widths or [4 * width for width in widths] != hidden:
+        problem = f"heads that are not {HEAD_WIDTH} wide, or MLPs that are not four times as wide as the towers"
+    elif not is_quick:
+        problem = "another activation than QuickGELU"
+    elif (seen.mean, seen.std, seen.interpolation) != (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, "bicubic"):
+        problem = "another preprocessing than OpenAI's"
+    if problem:
+        raise ExportError(
+            f"openai: this backbone has {problem}, and the format stores weights alone; use format=openclip, or "
+            "transformers"
+        )
 
 
 def _write_json(path: Path, content: Any) -> None:
