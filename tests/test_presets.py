@@ -81,6 +81,15 @@ def test_few_shot_recipes_that_nobody_published_have_a_budget_of_steps(name: str
     assert few_shot.train.changed(steps=None, epochs=base.train.epochs) == base.train
 
 
+@every
+@pytest.mark.parametrize("shots", [1, 4, 16])
+def test_the_packaged_clip_has_its_rule_at_any_number_of_shots(preset: str, shots: int) -> None:
+    rules = read_preset(preset).get("rules", [])
+    packaged = [rule["train"] for rule in rules if rule.get("backbone") == ["maple-small"] and "train" in rule]
+    train = resolve([read_preset(preset), {"data": {"dataset": "emoji-animals", "shots": shots}}]).train
+    assert all(train == train.changed(**values) for values in packaged[:1])
+
+
 def test_these_are_shipped() -> None:
     assert {*RECIPES, *ADAPTERS, "zero_shot_base-to-novel"} <= set(preset_names())
     assert {read_preset(name)["method"]["name"] for name in preset_names()} == METHODS.keys()

@@ -22,7 +22,7 @@ from maple.clip import Backbone, load_clip
 from maple.clip.features import require_features_of
 from maple.config import RunSettings
 from maple.data import inspect_dataset, load_features
-from maple.errors import BackboneError, ConfigError, DataError
+from maple.errors import BackboneError, ConfigError, DataError, UnsupportedTowerError
 from maple.feature_files import FeatureRows, read_features
 from maple.fitting import FitProgress, FitResult, SelectionSettings, fit, fit_candidates, fit_settings
 from maple.inference import load_predictor
@@ -186,6 +186,15 @@ def test_rows_that_are_refused(
     other = write({"features": torch.ones(3, width)}, "other", **metadata)
     with pytest.raises(DataError, match=message):
         maple("predict", fitted[0].folder, "--features", other)
+
+
+@pytest.mark.parametrize(("method", "problem"), [("mmrl", "puts prompts into"), ("two_stage", "changes layers of")])
+def test_methods_that_change_a_tower_are_refused(method: str, problem: str, fitted: tuple[FitResult, str]) -> None:
+    backbone = load_clip(f"features:{fitted[1]}")
+    with pytest.raises(
+        UnsupportedTowerError, match=f"{problem} a tower, but it is trained on features, without a CLIP"
+    ):
+        build_method({"name": method}, backbone, [f"class {n}" for n in range(4)])
 
 
 def test_images_and_features_exclude_each_other(fitted: tuple[FitResult, str]) -> None:

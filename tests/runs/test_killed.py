@@ -61,6 +61,46 @@ def every_moment(images: str, work: Path) -> None:
         assert not (folder / "resume.safetensors").exists(), moment
 
 
+def each_stage(images: str, work: Path) -> None:
+    """Train a method of two stages, killed after each of its epochs and resumed; write how many epochs it has.
+
+    The first stage ends within the second epoch.
+    """
+    train = {"epochs": 4, "batch_size": 2, "lr": 0.01, "optimizer": "adamw", "schedule": "cosine_per_step"}
+    settings = resolve(
+        [
+            {
+                "method": {"name": "two_stage", "tuned": "lora", "fraction": 0.4},
+                "backbone": {"name": "maple-tiny", "pretrained": "random"},
+                "data": {"dataset": images, "shots": 2},
+                "train": train,
+            }
+        ]
+    )
+    backbone = open_backbone(settings, "cpu")
+
+    def train_until(moment: int, folder: Path) -> int:
+        return killed_at_flush(moment, lambda: train_run(settings, folder, device="cpu", backbone=backbone))
+
+    assert train_until(0, work / "straight") == 0
+    epochs = len((work / "straight/metrics.jsonl").read_text().splitlines())
+    for epoch in range(1, epochs + 1):
+        folder = work / f"killed-{epoch}"
+        # Flushes as above: after both files of an epoch, at the first one of what follows.
+        assert os.WIFSIGNALED(train_until(2 * (5 + 2 * epoch) + 1, folder))
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) >= epoch
+        assert train_until(0, folder) == 0, epoch
+        for name in FILES:
+            assert (folder / name).read_bytes() == (work / "straight" / name).read_bytes(), (epoch, name)
+    sys.stdout.write(str(epochs))
+
+
+def test_killed_in_each_stage(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    process = ForkedProcess(each_stage, str(make_images(classes=("cat", "dog"), train=3)), tmp_path)
+    assert process.wait() == 0, process.stderr
+    assert process.stdout == "5"
+
+
 def test_killed_at_every_write(make_images: Callable[..., Path], tmp_path: Path) -> None:
     process = ForkedProcess(every_moment, str(make_images(classes=("cat", "dog"), train=3)), tmp_path)
     assert process.wait() == 0, process.stderr

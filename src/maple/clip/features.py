@@ -124,6 +124,9 @@ class _Table:
     def require_promptable(self, method: str) -> None:
         raise UnsupportedTowerError(f"{method} puts prompts into a tower, but {self.obstacle}")
 
+    def require_standard_blocks(self, method: str) -> None:
+        raise UnsupportedTowerError(f"{method} changes layers of a tower, but {self.obstacle}")
+
     def plain(self, inputs: Tensor) -> Tensor:
         """The features [n, D] of rows [n, 1]."""
         if self._features is None:
