@@ -153,6 +153,22 @@ def test_methods_on_prompts_of_others(name: str, backbone: Backbone) -> None:
     assert found.flops_cached < found.flops
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "mmrl", "layers": [2, 3], "tokens": 2, "token_width": 16},
+        {"name": "dept", "prompt_length": 4},
+        {"name": "dept", "base_method": "vpt", "vision_prompt_depth": 2},
+    ],
+    ids=str,
+)
+def test_class_embeddings_with_more_entries_than_a_text_feature(method: dict[str, Any], backbone: Backbone) -> None:
+    found = cost(backbone, **method)
+    assert found.flops_cached is not None
+    assert 0 < found.flops_cached < found.flops
+    assert found.speeds[0].training is not None
+
+
 def test_what_a_recipe_without_steps_trains_is_not_timed(backbone: Backbone) -> None:
     recipe = resolve([{"method": {"name": "linear_probe"}, "train": {"epochs": 0}}])
     (speed,) = measure_cost(recipe, backbone, classes=2, batches=[1], seconds=1e-3).speeds

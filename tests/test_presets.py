@@ -198,6 +198,10 @@ COUNTS: list[tuple[dict[str, Any], int]] = [
     ({"name": "mmrl"}, 4_992_256),
     ({"name": "mmrl", "token_width": 2048}, 18_762_496),
     ({"name": "mmrlpp"}, 813_312),
+    ({"name": "dept", "prompt_length": 16}, 8_192 + 2_048 + 513),
+    ({"name": "dept", "base_method": "kgcoop"}, 2_048 + 2_048 + 513),
+    ({"name": "dept", "base_method": "cocoop"}, 35_360 + 2_048 + 513),
+    ({"name": "dept", "base_method": "maple"}, 3_555_072 + 2_048 + 513),
 ]
 
 
@@ -244,6 +248,8 @@ def test_zero_shot_takes_the_data_sets_template() -> None:
     [
         ("kgcoop_base-to-novel", "eurosat", "a centered satellite photo of {}."),
         ("kgcoop_base-to-novel", "oxford_pets", "a photo of a {}, a type of pet."),
+        ("dept-kgcoop_base-to-novel", "eurosat", "a centered satellite photo of {}."),
+        ("dept-kgcoop_cross-dataset", "dtd", "a photo of a {}, a type of texture."),
         ("kgcoop_cross-dataset", "dtd", "a photo of a {}, a type of texture."),
         ("prograd_base-to-novel", "eurosat", "a centered satellite photo of {}."),
         ("prograd_base-to-novel", "oxford_pets", "a type of pet, a photo of a {}."),

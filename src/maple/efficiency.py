@@ -77,9 +77,9 @@ def measure_cost(
     method.resize_for({"keys": (images, backbone.embed_dim), "labels": (images,)})
     on_step("counting operations")
     image = _images(backbone, 1)
-    features = torch.zeros(classes, backbone.embed_dim, device=backbone.device)
     cached = None
     if not method.classes_depend_on_image:
+        features = method.class_embeddings()
         cached = count_flops(lambda: method.logits(method.encode_images(image), features))
     return CostRow(
         recipe=recipe or settings.method["name"],
@@ -207,9 +207,9 @@ def _uncached(method: Method, images: Tensor) -> Tensor:
         return method.predict_logits(images)
     if not method.uses_text_tower:
         return method.logits(method.encode_images(images), method.encode_classes())
-    classes = method.classes
-    features = classes.encode() if isinstance(classes, TemplateClasses) else method.encode_classes()
-    return method.logits(method.encode_images(images), features)
+    if isinstance(method.classes, TemplateClasses):
+        method.classes.encode()  # what a method keeps of it is computed anew
+    return method.logits(method.encode_images(images), method.encode_classes())
 
 
 def _speed(

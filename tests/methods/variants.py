@@ -81,6 +81,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "promptsrc-maple": {"name": "promptsrc", "prompts": {"name": "maple", "prompt_depth": 3}},
     "promptsrc-class_specific": {"name": "promptsrc", "prompts": {"name": "coop", "class_specific": True}},
     "promptsrc-vpt": {"name": "promptsrc", "prompts": {"name": "vpt", "vision_prompt_depth": 4}},
+    "dept": {"name": "dept", "prompt_length": 4},
+    "dept-maple": {"name": "dept", "base_method": "maple", "prompt_depth": 3, "head_weight": 0.5},
+    "dept-kgcoop": {"name": "dept", "base_method": "kgcoop", "film": False},
+    "dept-cocoop": {"name": "dept", "base_method": "cocoop", "meta_net_reduction": 4},
+    "dept-vpt": {"name": "dept", "base_method": "vpt", "vision_prompt_depth": 4},
+    "dept-promptsrc": {
+        "name": "dept",
+        "base_method": "promptsrc",
+        "text_prompt_depth": 3,
+        "vision_prompt_depth": 4,
+        "teacher_templates": ["a photo of a {}."],
+        "test_time_fusion": False,
+    },
     "tcp": {"name": "tcp", "class_prompt_layer": 2},
     "tcp-words": {
         "name": "tcp",
@@ -123,6 +136,8 @@ _ASKED = {one["name"] for one in VARIANTS.values()}
 VARIANTS |= {name: {"name": name} for name in METHODS if name not in _ASKED}
 
 LEARNING = [name for name in VARIANTS if name != "tip_adapter" and not name.startswith("zero_shot")]
+# These predict trained names with a head that starts at random.
+HEADS = {"dept", "dept-maple", "dept-kgcoop", "dept-cocoop", "dept-vpt"}
 # These draw nothing at random, or not before `fit_features`.
 WORDS_ONLY = {
     *("zero_shot", "zero_shot-ensemble", "coop-words", "coop-class_specific-words"),

@@ -33,7 +33,7 @@ RECORDINGS = sorted(path for path in FILES if path.with_suffix(".safetensors").e
 DESCRIPTION = {
     *("method", "loss", "train_losses", "epoch_lrs", "step_lrs", "parameters", "note", "loss_parts", "gpa_weights"),
     *("published_names", "optimizer", "final_tolerance", "fit_labels", "batch_slices", "val_labels", "val_accuracies"),
-    *("shots", "lr_weight", "lr_blend", "blend_start", "sentence_draws", "scale_draws"),
+    *("shots", "lr_weight", "lr_blend", "blend_start", "sentence_draws", "scale_draws", "epoch_lrs_of_groups"),
     *("optimizers", "batch_order", "given_to_optimizer_but_frozen", "novel_class_names", "mixed_class_names"),
 }
 RECIPE = {"eps": "epsilon", "per": "", "betas": ""}
@@ -195,15 +195,23 @@ def check_other_names(
 
     Without names of its own, a recording is of the trained names as if they were new.
     """
-    for suffix in ("novel", "mixed"):
-        names, expected = case.get(f"{suffix}_class_names"), tensors.get(f"{kind}_{suffix}")
-        if expected is None:
-            continue
-        others = method.with_class_names(names or method.class_names)
-        if names is None:
-            others.set_trained_names(["a name that is not among them"])  # type: ignore[operator]
-            others.set_class_names(method.class_names)
-        same(others.predict_logits(tensors["eval_images"]), expected, tolerance)
+    similarity = kind.replace("eval_logits", "similarity_eval_logits")
+    for key, names in (
+        (f"{kind}_novel", case.get("novel_class_names")),
+        (f"{kind}_mixed", case.get("mixed_class_names")),
+        (similarity, None),
+    ):
+        if key in tensors:
+            others = as_new_names(method) if names is None else method.with_class_names(names)
+            same(others.predict_logits(tensors["eval_images"]), tensors[key], tolerance)
+
+
+def as_new_names(method: Method) -> Method:
+    """The method with its class names as if they were new."""
+    others = method.with_class_names(method.class_names)
+    others.set_trained_names(["a name that is not among them"])  # type: ignore[operator]
+    others.set_class_names(method.class_names)
+    return others
 
 
 def train(
@@ -242,7 +250,13 @@ def test_first_batch(path: Path, name: str) -> None:
         first = torch.tensor(case["sentence_draws"][0])
         text, image = method.features_at(case["adapter_train_scale"], first, batch.images)  # type: ignore[operator]
         same(method.logits(image, text).detach(), tensors[f"{name}/train_logits"])
-    if f"{name}/logits" in tensors:
+    if f"{name}/head_logits" in tensors:  # then the others are those of the similarity alone
+        images = method.image_features_raw(batch.images)
+        text = method.class_features_raw(l2_normalize(images))
+        head = method.head_logits(images, text, batch.labels)  # type: ignore[operator]
+        same(head.detach(), tensors[f"{name}/head_logits"])
+        same(as_new_names(method)(batch.images).detach(), tensors[f"{name}/logits"])
+    elif f"{name}/logits" in tensors:
         same(method(batch.images).detach(), tensors[f"{name}/logits"])
     loss, logs = method.loss(batch.images, batch.labels)
     same(loss.item(), case["loss"])
@@ -307,12 +321,20 @@ def check_steps(
         for parameter, value in trainer.trained.items():
             same(value.detach(), tensors[f"{name}/init/{parameter}"], case.get("final_tolerance", 1e-4))
 
-    trainer, steps = train(method, case, described, tensors, on_stage=compare_start)
+    rates: list[list[float]] = []  # of each step, of the parameters with each factor
+
+    def note_rates(trainer: Trainer) -> None:
+        assert trainer._optimizer is not None
+        rates.append([group["lr"] for group in trainer._optimizer.param_groups])
+
+    trainer, steps = train(method, case, described, tensors, on_step=note_rates, on_stage=compare_start)
     same([step.loss for step in steps], case["train_losses"])
     if "step_lrs" in case:
         same([step.lr for step in steps], case["step_lrs"])
     else:
         same([report.lr for report in trainer.history], case["epoch_lrs"])
+        steps_per_epoch = len(steps) // len(trainer.history)
+        same(rates[::steps_per_epoch], case.get("epoch_lrs_of_groups", [[lr] for lr in case["epoch_lrs"]]))
 
 
 # What a method on frozen features computes before it is trained, under the names of the recordings.

@@ -82,11 +82,26 @@ def test_a_cosine_of_steps(backbone: Backbone) -> None:
     assert [report.lr for report in trainer.history] == pytest.approx(expected[::2])
 
 
-def test_random_numbers_of_a_step_depend_on_the_seed_and_the_step_alone(backbone: Backbone) -> None:
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"name": "clip_lora", "dropout": 0.5},
+        {
+            "name": "promptsrc",
+            "prompts": {"name": "clip_lora", "dropout": 0.5},
+            "teacher_templates": ["a photo of a {}."],
+        },
+        {"name": "dept", "base_method": "clip_lora", "dropout": 0.5},
+    ],
+    ids=lambda description: description["name"],
+)
+def test_random_numbers_of_a_step_depend_on_the_seed_and_the_step_alone(
+    description: dict[str, Any], backbone: Backbone
+) -> None:
     """A resumed run draws what the interrupted one would have drawn; torch's generator is left as it was."""
 
     def trainer(seed: int) -> Trainer:
-        method = make(backbone, {"name": "clip_lora", "dropout": 0.5})
+        method = make(backbone, description)
         with torch.no_grad():
             for parameter in method.parameters():
                 parameter.add_(0.1)
@@ -107,6 +122,21 @@ def test_random_numbers_of_a_step_depend_on_the_seed_and_the_step_alone(backbone
     resumed.step(*(batches(1)[0][0].images, batches(1)[0][0].labels))
     assert torch.equal(torch.get_rng_state(), before)
     assert not resumed.method.training, "dropout is for steps alone"
+
+
+def test_a_parameter_may_have_a_factor_of_the_learning_rate(backbone: Backbone) -> None:
+    """Not in the warm-up. A step of plain SGD is the rate times the gradient."""
+    method = make(backbone, {"name": "dept", "prompt_length": 4, "head_lr_factor": 5.0})
+    settings = TrainSettings(lr=0.01, epochs=3, warmup_epochs=1, momentum=0, weight_decay=0)
+    trainer = Trainer(method, settings)
+    rates = (1e-5, 1e-5), (0.01, 0.05), (0.0075, 0.0375)
+    for lr, head_lr in rates:
+        before = values(method)
+        assert trainer.run_epoch(batches(1)).lr == pytest.approx(lr)
+        for name, parameter in method.prompt_parameters().items():
+            assert parameter.grad is not None
+            rate = lr if name.startswith("text_prompt") else head_lr
+            torch.testing.assert_close(parameter.detach(), before[name] - rate * parameter.grad)
 
 
 # --- steps

@@ -15,6 +15,7 @@ from maple.clip import LayerEdit
 from maple.clip.edits import edits_of_all_blocks
 from maple.errors import ExportError
 from maple.methods import Method
+from maple.methods.trained_names import TrainedNamesMethod
 from maple.methods.wraps_prompts import WrapsPrompts
 from maple.prompts import PromptedClasses, l2_normalize, to_float32
 from maple.prompts.splice import write_rows
@@ -36,6 +37,11 @@ def head_of(method: Method) -> Head:
     if method.classes_depend_on_image:
         if not hasattr(inner, "token_shift") or not is_cosine:
             raise ExportError(f"{method.title}: its classes depend on the image in a way that no export can hold")
+        if isinstance(method, TrainedNamesMethod):
+            raise ExportError(
+                f"{method.title} on {inner.title}: its classes depend on the image and on whether they were trained, "
+                "which no export can hold; use the run itself with maple predict or maple serve"
+            )
         return "shifted"
     if is_cosine:
         return "cosine"
@@ -46,7 +52,8 @@ def head_of(method: Method) -> Head:
 
 def keeps_image_features(method: Method) -> bool:
     """Whether its image features are those of the frozen CLIP."""
-    return method.accepts_features and type(innermost(method)).encode_images is Method.encode_images
+    plain = Method.encode_images, WrapsPrompts.encode_images
+    return method.accepts_features and all(type(each).encode_images in plain for each in (method, innermost(method)))
 
 
 class ImageSide(nn.Module):

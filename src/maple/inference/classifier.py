@@ -233,7 +233,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return float(np.average(predicted == labels, weights=weights))
 
     def encode_image(self, X: Any) -> Floats:  # noqa: N803
-        """Return unit image features [n, D] of the prompted image tower, float32; [n, 2D] where a method has two."""
+        """Return unit image features [n, D] of the prompted image tower, float32, and behind them a method's others."""
         return self._compute("encode_images", X, self._fitted().backbone.embed_dim).numpy()
 
     def set_class_names(self, names: Sequence[str]) -> Self:

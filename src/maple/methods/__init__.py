@@ -15,6 +15,7 @@ from maple.methods.clip_adapter import CLIPAdapter
 from maple.methods.clip_lora import CLIPLoRA
 from maple.methods.cocoop import CoCoOp
 from maple.methods.coop import CoOp
+from maple.methods.dept import DePT
 from maple.methods.gda import GDA
 from maple.methods.independent_vl import VPT, DeepLanguage, IndependentVL
 from maple.methods.kgcoop import KgCoOp
@@ -46,6 +47,7 @@ METHODS: dict[str, type[Method]] = {
     "kgcoop": KgCoOp,
     "prograd": ProGrad,
     "promptsrc": PromptSRC,
+    "dept": DePT,
     "tcp": TCP,
     "clip_lora": CLIPLoRA,
     "two_stage": TwoStage,

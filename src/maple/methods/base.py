@@ -25,6 +25,7 @@ from maple.prompts import (
     to_float32,
 )
 
+_SENTENCES_AT_ONCE = 1024
 DepthLimits = Mapping[str, tuple[Literal["text", "image"], ...]]
 
 
@@ -132,6 +133,7 @@ class Method(nn.Module):
         Settings: the settings class.
         classes_depend_on_image: whether text features differ per image, so that they cannot be cached.
         log_names: the keys of the logs of `loss`, which a process without images needs too.
+        added_names: the keys of `added_terms`.
         auxiliary_losses: names of the logged losses whose gradients are passed to `combine_gradients`; `loss` does not
             detach them.
         uses_features: whether `fit_features` and `select_hyperparameters` are called, before and after training.
@@ -158,11 +160,12 @@ class Method(nn.Module):
     plot_style: ClassVar[PlotStyle | None] = None
     report_roles: ClassVar[frozenset[ReportRole]] = frozenset()
     Settings: ClassVar[type[MethodSettings]]
-    classes_depend_on_image: ClassVar[bool] = False
-    log_names: ClassVar[tuple[str, ...]] = ("cross_entropy", "accuracy")
+    classes_depend_on_image: bool = False
+    log_names: tuple[str, ...] = ("cross_entropy", "accuracy")
+    added_names: ClassVar[tuple[str, ...]] = ()
     auxiliary_losses: ClassVar[tuple[str, ...]] = ()
     uses_features: ClassVar[bool] = False
-    needs_frozen_features: ClassVar[bool] = False
+    needs_frozen_features: bool = False
     uses_text_tower: ClassVar[bool] = True
 
     classes: PromptedClasses | TemplateClasses
@@ -263,6 +266,18 @@ class Method(nn.Module):
             return self.classes.features
         return self.classes.encode(self.text_edits())
 
+    def encode_classes_for(self, image_features: Tensor) -> Tensor:
+        """Class embeddings for unit image features [B, D]: [C, D]; [B, C, D] where they depend on the image."""
+        del image_features  # they do not
+        return self.encode_classes()
+
+    def class_features_raw(self, image_features: Tensor) -> Tensor:
+        """Text features before they are normalised, for unit image features [B, D]: [C, D] or [B, C, D]."""
+        del image_features
+        classes = self.classes
+        raw = classes.raw_mean if isinstance(classes, TemplateClasses) else classes.encode_raw(self.text_edits())
+        return to_float32(raw)
+
     @property
     def supports_new_classes(self) -> bool:
         """Whether `set_class_names` accepts classes that the method was not trained on."""
@@ -295,8 +310,10 @@ class Method(nn.Module):
         return l2_normalize(self.image_features_raw(images))
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Scaled cosines [B, C] of unit features [B, D] and [C, D]."""
+        """Scaled cosines [B, C] of unit features [B, D] and [C, D], or [B, C, D] of each image."""
         with full_precision(image_features):
+            if text_features.ndim == 3:
+                return self.logit_scale * torch.einsum("bd,bcd->bc", image_features, text_features)
             return self.logit_scale * image_features @ text_features.T
 
     @property
@@ -306,7 +323,8 @@ class Method(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, C] of normalised images [B, 3, R, R]; nothing is cached."""
-        return self.logits(self.encode_images(images), self.encode_classes())
+        image_features = self.encode_images(images)
+        return self.logits(image_features, self.encode_classes_for(image_features))
 
     @torch.no_grad()
     def class_embeddings(self) -> Tensor:
@@ -323,7 +341,11 @@ class Method(nn.Module):
 
     @torch.no_grad()
     def logits_of(self, image_features: Tensor) -> Tensor:
-        """Logits [B, C] of unit image features [B, D], with cached class embeddings."""
+        """Logits [B, C] of unit image features [B, D], with cached class embeddings where these depend on no image."""
+        if self.classes_depend_on_image:
+            # A few images at a time, so that their B * C sentences fit into memory.
+            parts = image_features.split(max(1, _SENTENCES_AT_ONCE // len(self.class_names)))
+            return torch.cat([self.logits(part, self.encode_classes_for(part)) for part in parts])
         return self.logits(image_features, self.class_embeddings())
 
     @torch.no_grad()
@@ -339,6 +361,22 @@ class Method(nn.Module):
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
         return loss, {"cross_entropy": loss.detach(), "accuracy": batch_accuracy(logits, labels)}
+
+    def added_terms(
+        self, image_features: Tensor, text_features: Tensor, images: Tensor
+    ) -> Mapping[str, tuple[float, Tensor]]:
+        """What the loss adds to cross-entropy, for methods that train this one's prompts: {name: (weight, scalar)}.
+
+        Args:
+            image_features, text_features: unit features of the batch and of the classes, [B, D] and [C, D].
+            images: as for `loss`, or raw features [B, D] of the frozen image tower if they are known.
+        """
+        del image_features, text_features, images
+        return {}
+
+    def learning_rate_factors(self) -> dict[str, float]:
+        """Factors of the learning rate after the warm-up, by parameter name; 1 where none is given."""
+        return {}
 
     def on_step_begin(self, generator: Generator) -> None:
         """Called before each training step, for random numbers that all parts of the step share, in all processes.

@@ -15,11 +15,9 @@ from maple.clip import Backbone, prompt_edits
 from maple.descriptions import PlotStyle
 from maple.errors import ConfigError
 from maple.methods.base import Method, MethodSettings, full_precision, hidden_width, prompt_list
-from maple.prompts import PromptedClasses
+from maple.prompts import PromptedClasses, l2_normalize, to_float32
 from maple.prompts.coupling import seeded_linear
 from maple.prompts.initialise import first_tokens
-
-_SENTENCES_AT_ONCE = 1024
 
 
 class CoCoOpSettings(MethodSettings):
@@ -77,21 +75,10 @@ class CoCoOp(Method):
                 states = layer(torch.relu(states))
             return states
 
+    def class_features_raw(self, image_features: Tensor) -> Tensor:
+        prompts = self.text_prompts()[0] + self.token_shift(image_features)[:, None]
+        return to_float32(self.classes.encode_raw(prompt_edits([prompts[:, None]])))
+
     def encode_classes_for(self, image_features: Tensor) -> Tensor:
         """Unit text features [B, C, D] for each of the unit image features [B, D]."""
-        prompts = self.text_prompts()[0] + self.token_shift(image_features)[:, None]
-        return self.classes.encode(prompt_edits([prompts[:, None]]))
-
-    def _logits(self, image_features: Tensor) -> Tensor:
-        text_features = self.encode_classes_for(image_features)
-        with full_precision(image_features):
-            return self.backbone.logit_scale * torch.einsum("bd,bcd->bc", image_features, text_features)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self._logits(self.encode_images(images))
-
-    @torch.no_grad()
-    def logits_of(self, image_features: Tensor) -> Tensor:
-        # A few images at a time, so that their B * C sentences fit into memory.
-        at_once = max(1, _SENTENCES_AT_ONCE // len(self.class_names))
-        return torch.cat([self._logits(chunk) for chunk in image_features.split(at_once)])
+        return l2_normalize(self.class_features_raw(image_features))

@@ -5,7 +5,7 @@ Source: Yao et al., "Visual-Language Prompt Tuning with Knowledge-guided Context
 meta-network, a bias and an adapter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -42,6 +42,7 @@ class KgCoOp(WrapsPrompts):
     plot_style = PlotStyle("#4c78a8", "X", (0, (4, 1, 1, 1, 1, 1)))
     Settings = KgCoOpSettings
     log_names = ("cross_entropy", "knowledge", "accuracy")
+    added_names = ("text_cosine",)
 
     settings: KgCoOpSettings
 
@@ -52,12 +53,20 @@ class KgCoOp(WrapsPrompts):
         super().__init__(settings, CoOp(coop, backbone, class_names, generator))
         self._teacher = Teacher(backbone, [settings.teacher_template])
 
-    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy + `weight` x (1 - mean over classes of the cosine to the teacher's text feature)."""
-        text_features = self.encode_classes()
-        logits = self.logits(self.encode_images(images), text_features)
-        cross_entropy = F.cross_entropy(logits, labels)
+    def added_terms(
+        self, image_features: Tensor, text_features: Tensor, images: Tensor
+    ) -> Mapping[str, tuple[float, Tensor]]:
+        """1 - the mean over classes of the cosine to the teacher's text feature, with `weight`."""
+        del image_features, images
         cosines = (text_features * self._teacher.text_features(self.class_names)).sum(dim=-1)
-        knowledge = self.settings.weight * (1 - cosines.mean())
+        return {"text_cosine": (self.settings.weight, 1 - cosines.mean())}
+
+    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy + the weighted distance to the teacher's text features."""
+        image_features, text_features = self.encode_images(images), self.encode_classes()
+        logits = self.logits(image_features, text_features)
+        cross_entropy = F.cross_entropy(logits, labels)
+        weight, distance = self.added_terms(image_features, text_features, images)["text_cosine"]
+        knowledge = weight * distance
         logs = {"cross_entropy": cross_entropy.detach(), "knowledge": knowledge.detach()}
         return cross_entropy + knowledge, {**logs, "accuracy": batch_accuracy(logits, labels)}

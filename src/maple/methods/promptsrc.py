@@ -20,7 +20,7 @@ from maple.errors import CheckpointError
 from maple.methods.base import Method, batch_accuracy
 from maple.methods.independent_vl import IndependentVL, IndependentVLSettings
 from maple.methods.teacher import Teacher
-from maple.methods.wraps_prompts import WrapsPrompts
+from maple.methods.wraps_prompts import WrapsPrompts, settings_of
 
 
 def sixty_templates() -> tuple[str, ...]:
@@ -53,21 +53,16 @@ class PromptSRCSettings(IndependentVLSettings):
 
     @property
     def supports_new_classes(self) -> bool:
-        if not self.prompts:
-            return super().supports_new_classes
-        from maple.methods import method_settings  # imports this module
+        return settings_of(self.prompts).supports_new_classes if self.prompts else super().supports_new_classes
 
-        return method_settings(self.prompts)[1].supports_new_classes
+    @property
+    def draws_random_numbers(self) -> bool:
+        return bool(self.prompts) and settings_of(self.prompts).draws_random_numbers
 
     @field_validator("prompts")
     @classmethod
     def _complete(cls, prompts: dict[str, Any]) -> dict[str, Any]:
-        if not prompts:
-            return prompts
-        from maple.methods import method_settings  # imports this module
-
-        name, settings = method_settings(prompts)
-        return {"name": name, **settings.model_dump(mode="json")}
+        return {"name": prompts.get("name"), **settings_of(prompts).model_dump(mode="json")} if prompts else prompts
 
     @model_validator(mode="after")
     def _one_kind_of_prompts(self) -> Self:
@@ -90,7 +85,8 @@ class PromptSRC(WrapsPrompts):
     plot_style = PlotStyle("#5a6b2f", "<", (0, (1, 3)))
     Settings = PromptSRCSettings
     needs_frozen_features = True
-    log_names = ("cross_entropy", "text_l1", "image_l1", "logits_kl", "accuracy")
+    added_names = ("text_l1", "image_l1", "logits_kl")
+    log_names = ("cross_entropy", *added_names, "accuracy")
 
     settings: PromptSRCSettings
 
@@ -109,22 +105,30 @@ class PromptSRC(WrapsPrompts):
         self._teacher = Teacher(backbone, settings.teacher_templates, normalize_each=False)
         self._average = {name: torch.zeros_like(value) for name, value in self.prompt_parameters().items()}
 
-    def loss(self, images: Tensor, labels: Tensor, frozen: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy, L1 distances to the frozen features of both towers, divergence from the frozen predictions.
+    def added_terms(
+        self, image_features: Tensor, text_features: Tensor, images: Tensor
+    ) -> Mapping[str, tuple[float, Tensor]]:
+        """L1 distances to the frozen features of both towers, and the divergence from the frozen predictions.
 
-        Each is a mean over its elements; the divergence over B and C. Without `frozen` features they are computed.
+        Each is a mean over its elements; the divergence over B and C.
         """
-        text, image = self.encode_classes(), self.encode_images(images)
         taught_text = self._teacher.text_features(self.class_names)
-        taught_image = self._teacher.image_features(images if frozen is None else frozen)
-        logits, taught = self.logits(image, text), self.logits(taught_image, taught_text)
+        taught_image = self._teacher.image_features(images)
+        logits, taught = self.logits(image_features, text_features), self.logits(taught_image, taught_text)
         divergence = F.kl_div(logits.log_softmax(-1), taught.log_softmax(-1), reduction="sum", log_target=True)
-        terms = {
-            "cross_entropy": F.cross_entropy(logits, labels),
-            "text_l1": self.settings.text_loss_weight * F.l1_loss(text, taught_text),
-            "image_l1": self.settings.image_loss_weight * F.l1_loss(image, taught_image),
-            "logits_kl": divergence / logits.numel(),
+        return {
+            "text_l1": (self.settings.text_loss_weight, F.l1_loss(text_features, taught_text)),
+            "image_l1": (self.settings.image_loss_weight, F.l1_loss(image_features, taught_image)),
+            "logits_kl": (1.0, divergence / logits.numel()),
         }
+
+    def loss(self, images: Tensor, labels: Tensor, frozen: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy + the added terms; without `frozen` features of the images they are computed."""
+        text, image = self.encode_classes(), self.encode_images(images)
+        logits = self.logits(image, text)
+        added = self.added_terms(image, text, images if frozen is None else frozen)
+        terms = {"cross_entropy": F.cross_entropy(logits, labels)}
+        terms |= {name: weight * value for name, (weight, value) in added.items()}
         logs = {name: value.detach() for name, value in terms.items()}
         return torch.stack(list(terms.values())).sum(), {**logs, "accuracy": batch_accuracy(logits, labels)}
 

@@ -25,6 +25,10 @@ class TrainedNamesMethod(Method):
 
     def set_class_names(self, names: Sequence[str]) -> None:
         super().set_class_names(names)
+        self.find_trained(names)
+
+    def find_trained(self, names: Sequence[str]) -> None:
+        """Set which of the current names are trained ones, and their rows."""
         rows = self._trained.find(names)
         with torch.inference_mode(False):
             pairs = [(index, row) for index, row in enumerate(rows) if row is not None]
@@ -35,19 +39,19 @@ class TrainedNamesMethod(Method):
         raise NotImplementedError
 
     def embed_trained(self, text_features: Tensor, rows: Tensor) -> Tensor:
-        """The class embeddings [n, E] of trained names.
+        """The class embeddings [n, E] of trained names, or [B, n, E].
 
         Args:
-            text_features: their unit text features, [n, D].
+            text_features: their unit text features, [n, D], or [B, n, D] of each image.
             rows: their positions in the list that was trained, [n] int64.
         """
         raise NotImplementedError
 
     def embed_classes(self, text_features: Tensor) -> Tensor:
-        """The class embeddings [C, E] of the current classes with these text features [C, D]."""
-        embedded = self.embed_trained(text_features[self.trained], self.rows)
-        others = F.pad(text_features, (0, embedded.shape[1] - text_features.shape[1]))
-        return others.index_copy(0, self.trained, embedded.to(others.dtype))
+        """The class embeddings [..., C, E] of the current classes with these text features [..., C, D]."""
+        embedded = self.embed_trained(text_features[..., self.trained, :], self.rows)
+        others = F.pad(text_features, (0, embedded.shape[-1] - text_features.shape[-1]))
+        return others.index_copy(-2, self.trained, embedded.to(others.dtype))
 
     def encode_classes(self) -> Tensor:
         """The class embeddings [C, E] of the current classes."""

@@ -72,7 +72,11 @@ class PromptedClasses:
 
     def encode(self, edits: Sequence[LayerEdit]) -> Tensor:
         """Unit text features [C, D] with these edits of the text tower; [G, C, D] with G prompts."""
-        return l2_normalize(encode_text(self._backbone.text, self.sentences, edits, self.memory_limit))
+        return l2_normalize(self.encode_raw(edits))
+
+    def encode_raw(self, edits: Sequence[LayerEdit]) -> Tensor:
+        """The text features of `encode` before they are normalised."""
+        return encode_text(self._backbone.text, self.sentences, edits, self.memory_limit)
 
 
 class EnsembleClasses(PromptedClasses):
@@ -140,7 +144,8 @@ class EnsembleClasses(PromptedClasses):
 class TemplateClasses:
     """Text features of fixed sentences: each class is the normalised mean of its template features, encoded once.
 
-    `set_class_names` sets `features` [C, D], unit-norm, and `mean` [C, D], the average before it is normalised.
+    `set_class_names` sets `features` [C, D], unit-norm, `mean` [C, D], the average before it is normalised, and
+    `raw_mean` [C, D], that of features of which none is normalised.
 
     Args:
         templates: sentences with {} for the class name.
@@ -165,6 +170,7 @@ class TemplateClasses:
         self.normalize_each = normalize_each
         self.features: Tensor
         self.mean: Tensor
+        self.raw_mean: Tensor
         self.memory_limit: int | None = None
         self._sentences: list[Sentences | Tensor] = []
 
@@ -190,11 +196,13 @@ class TemplateClasses:
     def encode(self) -> Tensor:
         """Compute `mean` again, and return `features` computed from it."""
         total: Tensor | float = 0.0
+        raw_total: Tensor | float = 0.0
         for sentences in self._sentences:
             if isinstance(sentences, Sentences):
                 raw = encode_text(self._backbone.text, sentences, [], self.memory_limit)
             else:  # ids, of a tower that prompts cannot enter
                 raw = torch.cat([self._backbone.text.plain(chunk) for chunk in sentences.split(_CHUNK)])
+            raw_total = raw_total + to_float32(raw)
             total = total + (l2_normalize(raw) if self.normalize_each else to_float32(raw))
-        self.mean = torch.as_tensor(total) / len(self.templates)
+        self.mean, self.raw_mean = (torch.as_tensor(each) / len(self.templates) for each in (total, raw_total))
         return l2_normalize(self.mean)

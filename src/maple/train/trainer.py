@@ -5,6 +5,7 @@ Departs: only prompts are given to the optimizer, and they are always float32, w
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -101,7 +102,12 @@ class Trainer:
         self.trained = {name: self.parameters[name] for name in self._stage.parameters}
         for parameter in self.parameters.values():
             parameter.grad = None
-        self._optimizer = make_optimizer(self.trained.values(), self.settings) if self.trained else None
+        factors = self.method.learning_rate_factors()
+        groups: dict[float, list[Tensor]] = defaultdict(list)
+        for name, parameter in self.trained.items():
+            groups[factors.get(name, 1.0)].append(parameter)
+        described = [{"params": members, "factor": factor} for factor, members in groups.items()]
+        self._optimizer = make_optimizer(described, self.settings) if self.trained else None
 
     @property
     def finished(self) -> bool:
@@ -167,7 +173,7 @@ class Trainer:
         self.method.eval()
         optimizer, lr = self._require_optimizer(), self.learning_rate()
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = self.learning_rate(group["factor"])
         gradients = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
         auxiliary = [gradient for by_name in step.auxiliary.values() for gradient in by_name.values()]
         self.processes.sum_([*gradients.values(), *auxiliary, *step.sums.values()])
@@ -207,12 +213,13 @@ class Trainer:
         self._step += 1
         return report
 
-    def learning_rate(self) -> float:
-        """That of the next step."""
+    def learning_rate(self, factor: float = 1.0) -> float:
+        """That of the next step, of parameters with a factor of their own."""
         stage = self._stage
         progress = (self._step - stage.first_step) / max(stage.end_step - stage.first_step, 1)
         epoch, epochs = max(self.epoch - stage.first_epoch, 0), stage.end_epoch - stage.first_epoch
-        return learning_rate(self.settings.model_copy(update={"epochs": epochs}), epoch, min(progress, 1.0))
+        settings = self.settings.model_copy(update={"epochs": epochs})
+        return learning_rate(settings, epoch, min(progress, 1.0), factor)
 
     def seeded(self, compute: Callable[[], _Result], part: int) -> Callable[[], _Result]:
         """The computation of a part of the current step, with random numbers of its own if the method draws some.
