@@ -29,10 +29,10 @@ from maple.fitting import (
     read_fit,
     workflow,
 )
-from maple.methods import Method
+from maple.methods import METHODS, Features, Method
 from maple.runs import read_rows, selection, selection_plan
 from maple.runs.folder import read_settings
-from maple.runs.spec import cached_backbone
+from maple.runs.spec import cached_backbone, sample
 from maple.runs.training import fresh_method
 
 TINY = {"backbone": {"name": "maple-tiny", "pretrained": "random:1"}, "data": {"shots": 4}}
@@ -225,6 +225,36 @@ def test_fewer_parts_then_fewer_steps_then_fewer_methods(images: Path, monkeypat
     shorter = plan(images, costs, 0.9, monkeypatch)
     assert shorter["maple"]["skipped"] == "not enough time: it needs about 3 minutes in all"
     assert plan(images, costs, 0.001, monkeypatch)["zero_shot"]["skipped"] == "", "the fastest one is always tried"
+
+
+def test_methods_that_are_fitted_take_their_time(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The estimate of a fit is that on features of the part's images, as many as there are, in each view."""
+    settings = candidates(images, ["zero_shot", "linear_probe", "gda", "tip_adapter"])
+    dataset, seen = load_dataset(str(images), None), {}
+
+    def fit_seconds(self: Method, features: Features) -> float:
+        seen[self.title] = features
+        return 1000.0
+
+    for kind in (METHODS[each.method["name"]] for each in settings.values()):
+        monkeypatch.setattr(kind, "fit_seconds", fit_seconds)
+    clock = selection_plan._Clock(dataset, tiny())
+    seconds = {}
+    for recipe, each in settings.items():
+        fold = selection_plan.make_fold(dataset, each, "trained", 0)
+        seconds[recipe], _ = clock.seconds(each, fold)
+        if features := seen.get(METHODS[each.method["name"]].title):
+            train, val, names = sample(each, fold.train)
+            views = max(each.train.views or 0, 1)
+            assert features.train.shape == (views, len(train), tiny().embed_dim)
+            assert len(features.val) == len(val)
+            assert set(features.train_labels.tolist()) == set(range(len(names)))
+    assert set(seen) == {"linear probe", "GDA", "Tip-Adapter"}
+    assert seconds["zero_shot"] < 1000 <= min(seconds[recipe] for recipe in settings if recipe != "zero_shot")
+    monkeypatch.setattr(selection_plan, "_MOST_TIMED", 1)
+    fold = selection_plan.make_fold(dataset, settings["gda"], "trained", 0)
+    images_of_part = len(sample(settings["gda"], fold.train)[0])
+    assert clock.seconds(settings["gda"], fold)[0] >= 1000 * images_of_part / 4, "of one image of each of four classes"
 
 
 def test_zero_shot_that_wins_is_kept(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

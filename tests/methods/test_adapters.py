@@ -12,7 +12,7 @@ from variants import NAMES
 from maple.checkpoint import load_prompts, save_prompts
 from maple.clip import Backbone
 from maple.errors import CheckpointError, ConfigError
-from maple.methods import Features, Method, build_method, linear_probe
+from maple.methods import Features, Method, base, build_method, gda, linear_probe, lpplusplus, tip_adapter
 from maple.methods.linear_probe import solve
 
 
@@ -168,6 +168,51 @@ def test_without_validation_images_there_is_nothing_to_choose_on(
     with pytest.raises(ConfigError, match=f"this data set has none: set .*{advice}.* validation images"):
         make(backbone, name=name).fit_features(some_features(backbone, val=0))
     make(backbone, name=name, **given).fit_features(some_features(backbone, val=0))
+
+
+@pytest.mark.parametrize(
+    ("description", "seconds"),
+    [
+        ({"name": "linear_probe"}, 15 * 70.0),
+        ({"name": "linear_probe", "inverse_regularisation": 1.0}, 70.0),
+        ({"name": "tip_adapter"}, 200.0),
+        ({"name": "tip_adapter", "search_steps": [30, 2]}, 30.0),
+        ({"name": "tip_adapter", "beta": 5.5}, 1.0),
+        ({"name": "lpplusplus", "epochs": 25}, 25.0),
+        ({"name": "gda"}, 1.0),
+        ({"name": "clap"}, 0.0),
+        ({"name": "zero_shot"}, 0.0),
+    ],
+)
+def test_the_time_of_a_fit_is_estimated_from_a_few_of_its_steps(
+    backbone: Backbone, description: dict[str, Any], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clock by which each call takes as many seconds as it makes steps."""
+    timed: list[int] = []
+
+    def seconds_of_steps(run: Any, steps: int, few: int) -> float:
+        for number in (1, few):
+            run(number)  # a few steps do run
+        timed.append(few)
+        return float(steps)
+
+    for module in (linear_probe, lpplusplus, tip_adapter):
+        monkeypatch.setattr(module, "seconds_of_steps", seconds_of_steps)
+    monkeypatch.setattr(gda, "seconds_of", lambda compute: (compute(), 1.0)[1])
+    method = make(backbone, **description)
+    assert method.fit_seconds(some_features(backbone)) == seconds
+    assert all(few < 10 for few in timed)
+
+
+def test_seconds_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fixed part, and one for each step."""
+    clock = [0.0]
+
+    def run(steps: int) -> None:
+        clock[0] += 5 + 2 * steps
+
+    monkeypatch.setattr(base.time, "perf_counter", lambda: clock[0])
+    assert base.seconds_of_steps(run, 100, 4) == pytest.approx(5 + 2 * 100)
 
 
 # --- CLIP-Adapter and TaskRes

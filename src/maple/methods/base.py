@@ -1,9 +1,11 @@
 """The contract of a method: everything that a paper has to provide."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import Any, ClassVar, Literal, Self
 
@@ -395,6 +397,14 @@ class Method(nn.Module):
     def fit_features(self, features: Features) -> None:
         """Fit to features. Called before the first epoch, and before a resumed one, if `uses_features`."""
 
+    def fit_seconds(self, features: Features) -> float:
+        """Estimate how long `fit_features` and `select_hyperparameters` take with such features, by doing a part of it.
+
+        The method is changed, and not to be used afterwards.
+        """
+        del features  # by default they take no time that matters
+        return 0.0
+
     def select_hyperparameters(self, features: Features) -> None:
         """Select settings with the trained parameters. Called after the last epoch if `uses_features`."""
 
@@ -419,6 +429,22 @@ def full_precision(features: Tensor) -> AbstractContextManager[None]:
     """Disable autocast, for what a method adds to the towers: it is computed in float32 also in a user's own loop."""
     kind = features.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def seconds_of(compute: Callable[[], object]) -> float:
+    """Seconds of the faster of two calls: the first one allocates memory."""
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        compute()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def seconds_of_steps(run: Callable[[int], object], steps: int, timed: int) -> float:
+    """Seconds of `run(steps)`, estimated from those of one step and of `timed` steps."""
+    shortest, longer = (seconds_of(partial(run, number)) for number in (1, timed))
+    return shortest + (steps - 1) * max(longer - shortest, 0.0) / (timed - 1)
 
 
 def batch_accuracy(logits: Tensor, labels: Tensor) -> Tensor:

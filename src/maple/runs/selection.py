@@ -29,7 +29,7 @@ from maple.runs.selection_plan import FOLDS, PLAN_FORMAT, Goal, SelectionSetting
 AUTO = "auto"
 """The name that stands for the choice of a method."""
 CANDIDATES: tuple[str, ...] = (
-    *("zero_shot", "tip_adapter", "linear_probe", "taskres", "clip_adapter-own", "tip-adapter-f"),
+    *("zero_shot", "tip_adapter", "gda", "linear_probe", "taskres", "clip_adapter-own", "tip-adapter-f"),
     *("coop", "maple", "independent_vl", "vpt"),
 )
 """The recipes that `fit` tries by default: zero-shot CLIP, methods on frozen features, prompt learning."""

@@ -1,12 +1,11 @@
 """The plan of a selection: on which parts of the training images which methods are tried, and what that takes.
 
-Times are estimated from those of single images and steps, measured on this machine.
+Times are estimated from those of single images and steps, and of a part of a fit, measured on this machine.
 """
 
 import math
 import random
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -20,7 +19,8 @@ from maple.data import Dataset, Item, eval_batches, hold_out, select_dataset
 from maple.data.batches import derive_seed, steps_per_epoch
 from maple.data.sampling import indices_by_label
 from maple.errors import ConfigError, MapleError
-from maple.methods import METHODS, method_settings
+from maple.methods import METHODS, Features, Method, method_settings
+from maple.methods.base import seconds_of
 from maple.prompts import encode_image
 from maple.runs.frozen_features import require_features
 from maple.runs.spec import eval_transform, sample, spare_items
@@ -36,6 +36,7 @@ PLAN_FORMAT = 1
 
 _MOST_SCORED = 1000  # images of a part: an accuracy's standard error is then below 1.6 points
 _FEWEST_STEPS = 1 / 3  # a shorter training is not tried
+_MOST_TIMED = 2000  # features that a method is fitted to, for an estimate
 _EXTRACTION_SHARE = 0.1  # of the time, for the features of several views of each image
 
 Goal = Literal["trained", "new"]
@@ -201,10 +202,10 @@ class _Clock:
         def read() -> torch.Tensor:
             return next(iter(eval_batches(items, store, transform, batch_size=len(items), num_workers=0))).images
 
-        self._read_seconds = _fastest(read) / len(items)
+        self._read_seconds = seconds_of(read) / len(items)
         images = read().to(backbone.device)
         with torch.inference_mode():
-            encoding = _fastest(lambda: encode_image(backbone.image, images, ()).float().cpu())
+            encoding = seconds_of(lambda: encode_image(backbone.image, images, ()).float().cpu())
         self._image_seconds = self._read_seconds + encoding / len(items)
 
     def extraction(self, settings: RunSettings, fold: Fold) -> float:
@@ -214,7 +215,7 @@ class _Clock:
 
     def seconds(self, settings: RunSettings, fold: Fold) -> tuple[float, int]:
         """Seconds and steps of one trial. Raises what building the method raises."""
-        items, _, class_names = sample(settings, fold.train)
+        items, val, class_names = sample(settings, fold.train)
         method = fresh_method(settings, self._backbone, class_names)
         if self._on_rows:
             require_features(method, self._backbone.embed_dim)
@@ -222,7 +223,10 @@ class _Clock:
         steps = steps_per_epoch(len(items), train.batch_size, train.drop_last)
         steps *= train.with_epochs_for(steps).epochs
         scored = len(fold.trained) + len(fold.new)
-        seconds, features_suffice = 0.0, method.accepts_features and (train.views is not None or not steps)
+        seconds, features_suffice = (
+            self._fitting(method, train.views, len(items), len(val)),
+            method.accepts_features and (train.views is not None or not steps),
+        )
         if method.accepts_features:
             # Features are extracted once, by the first method that needs them.
             if train.views is not None or method.uses_features:
@@ -239,16 +243,22 @@ class _Clock:
             shape = (count, self._backbone.embed_dim) if features_suffice else (count, 3, size, size)
             batch = torch.rand(shape), torch.arange(count) % len(method.class_names)
             trainer = Trainer(method, train)
-            seconds += steps * _fastest(lambda: trainer.step(*batch))
+            seconds += steps * seconds_of(lambda: trainer.step(*batch))
             seconds += 0.0 if features_suffice else steps * count * self._read_seconds
         return seconds, steps
 
-
-def _fastest(compute: Callable[[], object]) -> float:
-    """Seconds of the faster of two calls: the first one allocates memory."""
-    seconds = []
-    for _ in range(2):
-        start = time.perf_counter()
-        compute()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    def _fitting(self, method: Method, views: int | None, images: int, val_images: int) -> float:
+        """Seconds in which a method is fitted to the features of its images: a few of them, which are made up."""
+        if not method.uses_features:
+            return 0.0
+        width, classes, views = self._backbone.embed_dim, len(method.class_names), max(views or 0, 1)
+        count = min(images, max(_MOST_TIMED // views, classes))
+        generator, device = torch.Generator().manual_seed(0), self._backbone.device
+        centres = torch.rand(classes, width, generator=generator)
+        labels, val_labels = (torch.arange(number) % classes for number in (count, val_images))
+        train, val = (
+            (centres[each] + torch.rand(len(each), width, generator=generator)).to(device)
+            for each in (labels, val_labels)
+        )
+        features = Features(train.expand(views, -1, -1), labels.to(device), val, val_labels.to(device))
+        return method.fit_seconds(features) * images / count
