@@ -99,6 +99,7 @@ def test_transformers_reads_its_folder(tiny: Backbone, tmp_path: Path, views: to
         ("maple", {"prompt_depth": 2}, "openclip", "MaPLe has learned something in the image tower"),
         ("vpt", {"vision_prompt_depth": 2}, "transformers", "use format=onnx, or torchscript"),
         ("clip_adapter", {}, "openclip", "computes more than the cosines of a plain CLIP"),
+        ("dept", {}, "openclip", "computes more than the cosines of a plain CLIP"),
         ("tip_adapter", {}, "transformers", "computes more than the cosines of a plain CLIP"),
         ("cocoop", {}, "torchscript", "no module of images alone can hold it"),
         ("cocoop", {}, "openclip", "classes depend on the image"),

@@ -230,7 +230,8 @@ def _require_plain_clip(method: Method, kind: str) -> None:
     if method.classes_depend_on_image:
         problem = "its classes depend on the image"
         raise ExportError(f"{method.title}: {problem}, so {kind} cannot hold it; use format=onnx")
-    if type(innermost(method)).encode_images is not Method.encode_images or head_of(method) != "cosine":
+    is_plain = type(innermost(method)).encode_images is Method.encode_images and head_of(method) == "cosine"
+    if not is_plain or method.class_embeddings().shape[1] != method.backbone.embed_dim:
         problem = "computes more than the cosines of a plain CLIP"
         raise ExportError(f"{method.title} {problem}, so {kind} cannot hold it; {instead}")
     if method.vision_edits() and (learned := unmergeable(method.text_edits())):
