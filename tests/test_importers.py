@@ -95,6 +95,16 @@ def tcp() -> dict[str, torch.Tensor]:
     return {"ctx": draw(4, HT), **tokens(4, ""), **{f"meta_net.{key}": value for key, value in meta.items()}}
 
 
+def dept(base: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """Its whole model, with CoOp's prompt learner by default."""
+    base = coop() if base is None else base
+    bare = {"ctx", "token_prefix", "token_suffix", "bias_vectors"}
+    prompts = {f"prompt_learner.{k}" if k in bare or k.startswith("meta_net") else k: v for k, v in base.items()}
+    head = {"linear_probe_proj.weight": draw(CLASSES, D), "linear_probe_proj.bias": draw(CLASSES)}
+    films = {f"film_lp_{side}.{part}": draw(D) + 1 for side in ("img", "text") for part in ("scale", "bias")}
+    return {**prompts, **head, **films, **frozen()}
+
+
 def mma(start: int = 5, end: int = 12, width: int = 32) -> dict[str, torch.Tensor]:
     """Its adapter learner, which counts blocks from 1."""
     state = {"tokenized_prompts": torch.zeros(CLASSES, 77, dtype=torch.int64), "token_embedding.weight": draw(3, HT)}
@@ -142,7 +152,7 @@ def clip_lora(position: str = "all", encoder: str = "both", matrices: str = "qkv
 ALL = {"maple": maple, "independent_vl": ivlp, "deep_language": lambda: ivlp(4, vision_depth=0)}
 ALL |= {"vpt": lambda: ivlp(0, 8, 0), "coop": coop, "cocoop": cocoop}
 ALL |= {"kgcoop": kgcoop, "prograd": coop, "promptsrc": promptsrc, "tcp": tcp}
-ALL |= {"mma": mma, "mmapp": mma, "mmrl": mmrl, "mmrlpp": lambda: mmrl(plus=True)}
+ALL |= {"dept": dept, "mma": mma, "mmapp": mma, "mmrl": mmrl, "mmrlpp": lambda: mmrl(plus=True)}
 ALL = {name: make for name, make in ALL.items() if name in METHODS}
 
 
@@ -208,7 +218,8 @@ def test_a_checkpoint_with_live_objects_is_read_and_converted(tmp_path, method, 
 @pytest.mark.parametrize("method", ALL)
 def test_a_converted_checkpoint_is_a_method_with_its_parameters(method, vit_b16):
     got = convert(ALL[method](), method=method)
-    built = build_method({"name": got.method, **got.config}, vit_b16, ["cat", "dog"])
+    names = [f"class {number}" for number in range(got.info.get("class_count") or 2)]
+    built = build_method({"name": got.method, **got.config}, vit_b16, names)
     put_parameters(built, got.parameters, source="test")
     assert built.prompt_parameters().keys() == got.parameters.keys()
 
@@ -291,6 +302,31 @@ def test_prompts_trained_in_another_way():
     assert convert(promptsrc()).method == "independent_vl"
     assert convert(promptsrc(), method="promptsrc").config == convert(promptsrc()).config
     assert sum(value.numel() for value in convert(promptsrc()).parameters.values()) == 46_080
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "count"),
+    [(coop, "coop", 8_192), (cocoop, "cocoop", 35_360), (kgcoop, "kgcoop", 2_048), (maple, "maple", 3_555_072)],
+)
+def test_a_head_and_its_base_method(base, name, count, vit_b16):
+    state = dept(base())
+    converted = convert(state)
+    assert (converted.method, converted.config["base_method"], converted.config["film"]) == ("dept", name, True)
+    assert (converted.info["class_count"], converted.info["embedding_width"]) == (CLASSES, D)
+    method = build_method({"name": "dept", **converted.config}, vit_b16, list("abcde"))
+    shapes = {key: value.shape for key, value in method.prompt_parameters().items()}
+    assert shapes == {key: value.shape for key, value in converted.parameters.items()}
+    assert method.parameter_count() == count + 4 * D + CLASSES * (D + 1)
+    assert torch.equal(converted.parameters["film_text.bias"], state["film_lp_text.bias"].float())
+    assert torch.equal(converted.parameters["head.weight"], state["linear_probe_proj.weight"].float())
+    without = {key: value for key, value in state.items() if not key.startswith("film")}
+    assert convert(without).config["film"] is False
+    with pytest.raises(CheckpointError, match=r"film_lp_img and film_lp_text, each with scale and bias"):
+        convert({key: value for key, value in state.items() if key != "film_lp_img.bias"})
+    with pytest.raises(CheckpointError, match="the keys are those of dept, not of 'coop'"):
+        convert(state, method="coop")
+    with pytest.raises(CheckpointError, match="its head, linear_probe_proj, is missing"):
+        convert(base(), method="dept")
 
 
 def test_tcp_is_told_from_cocoop_by_its_tokens():

@@ -25,8 +25,8 @@ def import_command(
 ) -> None:
     """Import a checkpoint of the published code as a run.
 
-    MaPLe, IVLP, VPT, language prompting, CoOp, CoCoOp, KgCoOp, ProGrad (as CoOp), PromptSRC (as IVLP), TCP, MMA,
-    MMA++ (as MMA), MMRL, MMRL++, CLIP-LoRA. The file is read without executing anything in it.
+    MaPLe, IVLP, VPT, language prompting, CoOp, CoCoOp, KgCoOp, ProGrad (as CoOp), PromptSRC (as IVLP), TCP, DePT,
+    MMA, MMA++ (as MMA), MMRL, MMRL++, CLIP-LoRA. The file is read without executing anything in it.
 
     What a file does not say, such as the sentence of a data set, is that of the method's preset for --dataset;
     --set changes it.

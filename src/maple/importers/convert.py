@@ -11,11 +11,11 @@ from maple.archives.torch_file import read_with_ignored
 from maple.archives.unpickle import Placeholder
 from maple.errors import CheckpointError, ConfigError, UnsafeCheckpointError, one_of
 from maple.importers.keys import Kind, LearnedTensors, sort_keys
-from maple.importers.whole_tensors import lora_tensors, rename_tensors
+from maple.importers.whole_tensors import lora_tensors, rename_tensors, split_head
 
 IMPORTABLE = (
     *("maple", "independent_vl", "deep_language", "vpt", "coop", "cocoop", "kgcoop", "prograd", "promptsrc", "tcp"),
-    *("mma", "mmapp", "mmrl", "mmrlpp", "clip_lora"),
+    *("dept", "mma", "mmapp", "mmrl", "mmrlpp", "clip_lora"),
 )
 TEMPLATE = "a photo of a {}."
 # The published code initialises longer prompts at random, whatever its CTX_INIT.
@@ -106,6 +106,7 @@ def convert(
     KgCoOp saves a bias and a layer that it never uses: they make it `kgcoop`, and are dropped. ProGrad's files are
     CoOp's, and PromptSRC's are those of IVLP (with a second, frozen image tower): they compute the same, so they are
     read as `coop` and `independent_vl` unless `method` is `prograd` or `promptsrc`. Likewise MMA++'s files are MMA's.
+    DePT's head makes it `dept`, on the method that the other keys belong to.
     TCP's meta-network, unlike CoCoOp's, gives a token for each one that is learned.
 
     Args:
@@ -139,6 +140,11 @@ def convert(
         return ImportedPrompts(*lora_tensors(weights, metadata if isinstance(metadata, Mapping) else {}))
     if renamed := rename_tensors(state_dict, method):
         return ImportedPrompts(*renamed)
+    rest, head = split_head(state_dict)
+    if head:
+        return _with_head(rest, head, init_text, method)
+    if method == "dept":
+        raise CheckpointError("the keys are not those of DePT: its head, linear_probe_proj, is missing")
     learned = sort_keys(state_dict)
     name = _method_name(learned, method)
     parameters = _parameters(learned, name)
@@ -154,6 +160,20 @@ def convert(
     if name in ("cocoop", "tcp"):
         info["embedding_width"] = parameters["meta_net.0.weight"].shape[1]
     return ImportedPrompts(name, config, parameters, info)
+
+
+def _with_head(
+    rest: Mapping[str, object], head: dict[str, Tensor], init_text: str, method: str | None
+) -> ImportedPrompts:
+    """DePT's checkpoint: its head, and the rest, which is its base method's."""
+    if method not in (None, "dept"):
+        raise CheckpointError(f"the keys are those of dept, not of {method!r}; leave the method out or name that")
+    base = convert(rest, init_text=init_text)
+    if base.method == "deep_language" and base.config["prompt_depth"] == 1:
+        base = convert(rest, init_text=init_text, method="coop")  # DePT saves the frozen CLIP with CoOp's prompt, too
+    config = {"base_method": base.method, **base.config, "film": "film_image.scale" in head}
+    info = {**base.info, "class_count": len(head["head.weight"]), "embedding_width": head["head.weight"].shape[1]}
+    return ImportedPrompts("dept", config, base.parameters | head, info)
 
 
 def _method_name(learned: LearnedTensors, expected: str | None) -> str:

@@ -2,7 +2,8 @@
 
 Sources: htyao89/Textual-based_Class-aware_prompt_tuning@bd97bec trainers/tcp.py;
 ZjjConan/VLM-MultiModalAdapter@c3d0bc2 trainers/mmadapter.py; yunncheng/MMRL@27d8821 trainers/mmrl.py,
-trainers/mmrlpp.py; CLIP-LoRA from a description of MaxZanella/CLIP-LoRA@358f0d7 loralib/utils.py.
+trainers/mmrlpp.py; CLIP-LoRA from a description of MaxZanella/CLIP-LoRA@358f0d7 loralib/utils.py, DePT from one of
+Koorye/DePT@d4ff416.
 """
 
 import re
@@ -172,6 +173,42 @@ def rename_tensors(
             )
     config = renaming.settings(parameters, depth or _PUBLISHED_DEPTH)
     return method or renaming.methods[0], config, parameters, {"dropped_keys": dropped, "dtypes": sorted(dtypes)}
+
+
+_HEAD: Sequence[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = (
+    (re.compile(r"film_lp_(img|text)\.(scale|bias)"), lambda m: f"film_{m[1].replace('img', 'image')}.{m[2]}"),
+    (re.compile(r"linear_probe_proj\.(weight|bias)"), lambda m: f"head.{m[1]}"),
+)
+
+
+def split_head(state_dict: Mapping[str, object]) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """The state dict without DePT's head, and the tensors of the head by their names here; none in other files.
+
+    Raises:
+        CheckpointError: the head is incomplete, or its shapes do not fit together.
+        UnsafeCheckpointError: a tensor would be the result of running code.
+    """
+    rest: dict[str, object] = {}
+    head: dict[str, Tensor] = {}
+    for key, value in state_dict.items():
+        matches = ((pattern.fullmatch(str(key).removeprefix("module.")), rename) for pattern, rename in _HEAD)
+        if names := [rename(match) for match, rename in matches if match]:
+            head[names[0]] = learned_tensor(key, value)
+        else:
+            rest[key] = value
+    if head:
+        films = [f"film_{side}.{part}" for side in ("image", "text") for part in ("scale", "bias")]
+        shape = list(head["head.weight"].shape) if "head.weight" in head else []
+        expected = {"head.weight": shape, "head.bias": shape[:1]}
+        if any(name in head for name in films):
+            expected |= dict.fromkeys(films, shape[1:])
+        shapes = {name: list(tensor.shape) for name, tensor in head.items()}
+        if len(shape) != 2 or shapes != expected:
+            raise CheckpointError(
+                f"the head has the shapes {shapes}; DePT has linear_probe_proj.weight [C, D] and .bias [C], and "
+                "film_lp_img and film_lp_text, each with scale and bias [D]"
+            )
+    return rest, head
 
 
 def lora_tensors(

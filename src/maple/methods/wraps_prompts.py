@@ -47,13 +47,16 @@ class BaseMethodSettings(MethodSettings):
         if kind.Settings is cls:
             raise ConfigError(f"method.base_method={name!r} is this method itself; name another one, such as 'coop'")
         template, names = given.pop("dataset_template", None), cls.renamed.get(name, {})
-        if taken := given.keys() & names.values():
-            here = {original: renamed for renamed, original in names.items()}[taken.pop()]
-            raise ConfigError(f"the setting {names[here]} of {name} is called {here} here; use method.{here}")
+        back = {original: here for here, original in names.items()}
+        if taken := sorted(given.keys() & back.keys()):
+            here = back[taken[0]]
+            raise ConfigError(f"the setting {taken[0]} of {name} is called {here} here; use method.{here}")
+        known = [*cls.model_fields, *(back.get(key, key) for key in kind.Settings.model_fields)]
+        if unknown := [key for key in given if key not in known]:
+            raise ConfigError(one_of("setting", f"method.{unknown[0]}", known))
         defaults = {} if template is None else kind.Settings.for_template(template)
         renamed = {names.get(key, key): value for key, value in given.items()}
         base = settings_of({"name": name, **defaults, **cls.base_defaults.get(name, {}), **renamed})
-        back = {original: here for here, original in names.items()}
         return {**of_this, **{back.get(key, key): value for key, value in base.model_dump(mode="json").items()}}
 
     @property
