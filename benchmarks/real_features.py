@@ -47,12 +47,15 @@ PRESETS = (
     *("zero_shot", "tip_adapter", "tip-adapter-f", "taskres", "clip_adapter", "clip_adapter-own", "linear_probe"),
     *("clap", "zs-lp", "lpplusplus", "gda"),
 )
-# Accuracy, or gain over zero-shot CLIP, in per cent: a public model card, and the log of gaopengcuhk/Tip-Adapter.
+# Accuracy, or gain over zero-shot CLIP, in per cent: a public model card, and the logs of gaopengcuhk/Tip-Adapter and,
+# for GDA, mrflogs/ICLR24.
 PUBLISHED = {
     ("stanford_cars", "zero_shot"): "59.87 (test part)",
     ("stanford_cars", "tip_adapter"): "+11.0 (RN50)",
     ("fgvc_aircraft", "tip_adapter"): "+12.7 (RN50)",
     ("fgvc_aircraft", "tip-adapter-f"): "+18.5 (RN50)",
+    ("stanford_cars", "gda"): "+19.5 (RN50)",
+    ("fgvc_aircraft", "gda"): "+23.3 (RN50)",
 }
 LRS = (0.02, 0.05, 0.1, 0.2)
 # CLIP-Adapter as released, and with other ratios and rates in half the epochs.
