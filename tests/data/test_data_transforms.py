@@ -1,5 +1,7 @@
 """Transforms: pixels equal to torchvision's and open_clip's, randomness from the generator alone."""
 
+from typing import Any
+
 import numpy as np
 import open_clip
 import pytest
@@ -38,6 +40,33 @@ def test_evaluation_equals_open_clip_to_the_bit(shape: tuple[int, int], size: in
     assert found.dtype == torch.float32
     assert found.is_contiguous()
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("resize", "fill"), [("squash", 0), ("longest", 0), ("longest", 128)])
+@pytest.mark.parametrize("shape", [(64, 64), (300, 200), (201, 333), (7, 90), (1, 1), (224, 224), (90, 3000)])
+def test_every_resize_mode_equals_open_clip_to_the_bit(
+    shape: tuple[int, int], resize: str, fill: int, interpolation: str
+) -> None:
+    image = noise(*shape)
+    options: dict[str, Any] = {"interpolation": interpolation, "resize_mode": resize, "fill_color": fill}
+    expected = open_clip.image_transform(48, is_train=False, mean=MEAN, std=STD, **options)(image)
+    assert torch.equal(EvalTransform(48, MEAN, STD, interpolation, resize=resize, fill=fill)(image), expected)
+
+
+def test_a_part_of_a_squashed_or_filled_image_is_seen_in_training() -> None:
+    """With the whole area, a view is the image as evaluation sees it."""
+    image = noise(90, 40)
+    for resize in ("squash", "longest"):
+        seen = EvalTransform(32, MEAN, STD, resize=resize, fill=77)(image)
+        whole = TrainTransform(32, MEAN, STD, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, resize=resize, fill=77)(
+            image, generator(3)
+        )
+        assert torch.cosine_similarity(whole.flatten(), seen.flatten(), dim=0) > 0.99
+        part = TrainTransform(32, MEAN, STD, resize=resize, fill=77)(image, generator(3))
+        assert part.shape == (3, 32, 32)
+    strip = TrainTransform(32, MEAN, STD, resize="longest")(Image.new("RGB", (60_000, 1), "red"), generator(1))
+    assert strip.shape == (3, 32, 32)
 
 
 def test_strips_are_cut_before_they_fill_the_memory() -> None:

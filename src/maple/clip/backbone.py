@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from open_clip.model import convert_weights_to_lp
@@ -14,7 +14,7 @@ from open_clip.transformer import Attention, LayerNorm, LayerNormFp32, LayerScal
 from torch import Tensor, nn
 
 from maple.clip.towers import ImageTower, TextTower
-from maple.errors import BackboneError, ClassNamesError, shortened
+from maple.errors import BackboneError, ClassNamesError, one_of, shortened
 from maple.names import refuse_long
 
 _CLIP_VOCABULARY = 49408
@@ -23,7 +23,18 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the image tower expects: square size R in pixels, channel means and deviations of [0, 1] values.
+    """What the image tower expects, as the checkpoint says.
+
+    Attributes:
+        size: the side R of its square images, in pixels.
+        mean, std: of each channel of values in [0, 1].
+        interpolation: a key of `maple.data.images.eval_transform.RESAMPLING`.
+        resize: how an image is brought to `resize_size` (None: `size`): its shorter side, its longer side, both sides
+            ("squash", whatever its proportions), or not at all ("none").
+        fill: the level, 0 to 255, of what is added where the image is then smaller than R x R, in the centre of which
+            it stands. Where it is larger, the centre is cut out.
+        crop_offset: whether the first row and column of the crop are rounded half to even, as in torchvision and
+            open_clip, or down, as in transformers.
 
     Example:
         >>> clip.preprocessing.size
@@ -34,6 +45,10 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
+    resize: Literal["shortest", "longest", "squash", "none"] = "shortest"
+    resize_size: int | None = None
+    fill: int = 0
+    crop_offset: Literal["rounded", "floor"] = "rounded"
 
 
 class Backbone:
@@ -177,23 +192,56 @@ def fingerprint(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def preprocessing_of(config: Mapping[str, Any]) -> Preprocessing:
-    """Preprocessing from open_clip's preprocess settings; BackboneError if the images are not square.
+    """Preprocessing from open_clip's preprocess settings, and our own `resize_size` and `crop_offset`.
 
     A folder's values are checked: they may be of any kind.
+
+    Raises:
+        BackboneError: the images are not square, or a setting is none that can be followed.
+
+    Source: open_clip 3.3.0 src/open_clip/transform.py `image_transform`.
     """
     size = config["size"]
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(set(sides)) != 1:
         raise BackboneError(f"this CLIP reads images of {sides} pixels; only square images are supported")
     try:
-        mean, std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
+        # open_clip repeats a single number for the three channels.
+        triples = (
+            value if isinstance(value, list | tuple) else (value,) * 3 for value in (config["mean"], config["std"])
+        )
+        mean, std = (tuple(float(v) for v in values) for values in triples)
     except (TypeError, ValueError) as error:
         raise BackboneError(f"the means or deviations of this CLIP's images are not numbers ({error})") from error
     if not len(mean) == len(std) == 3 or not all(map(math.isfinite, (*mean, *std))) or not min(std) > 0:
         raise BackboneError(
             f"this CLIP's images have means {mean!r:.80} and deviations {std!r:.80}; three of each are read"
         )
-    return Preprocessing(int(sides[0]), mean, std, str(config.get("interpolation") or "bicubic"))
+    allowed: dict[str, Sequence[str]] = {
+        "interpolation": ("bicubic", "bilinear", "random", "nearest", "lanczos", "box", "hamming"),
+        "resize_mode": ("shortest", "longest", "squash", "none"),
+        "mode": ("RGB",),
+    }
+    chosen = {key: config.get(key) or values[0] for key, values in allowed.items()}
+    for key, values in allowed.items():
+        if chosen[key] not in values:
+            raise BackboneError(f"this CLIP's images have {one_of(key, chosen[key], values)}")
+    resize_size, fill = config.get("resize_size"), config.get("fill_color") or 0
+    if not isinstance(fill, int) or not 0 <= fill <= 255:
+        raise BackboneError(f"this CLIP's images are filled with {fill!r:.80}; a level from 0 to 255 is read")
+    # open_clip evaluates with bicubic interpolation where training draws it at random.
+    interpolation = {"random": "bicubic"}.get(chosen["interpolation"], chosen["interpolation"])
+    side = int(sides[0])
+    return Preprocessing(
+        side,
+        mean,
+        std,
+        interpolation,
+        resize=chosen["resize_mode"],
+        resize_size=None if resize_size == side else resize_size,
+        fill=fill,
+        crop_offset=config.get("crop_offset") or "rounded",
+    )
 
 
 def _convert(model: Any, dtype: torch.dtype) -> None:

@@ -211,7 +211,7 @@ def _from_architecture(name: str, pretrained: str | None) -> _Parts:
     trained = {"quick_gelu": bool(tag.get("quick_gelu", False))} if tag else {}
     trained |= {"quick_gelu": True} if not tag and formats.is_openai(state) else {}
     model, preprocess, tokenizer = _published(architecture, state, str(path), resize=bool(tag), **trained)
-    published = {key: tag[key] for key in ("mean", "std", "interpolation") if key in tag}
+    published = {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in tag}
     return model, {**preprocess, **published}, tokenizer
 
 

@@ -49,14 +49,109 @@ def read_transformers_folder(folder: Path) -> tuple[dict[str, Any], StateDict, d
     check_vocabulary(text.get("vocab_size", CLIP_VOCABULARY), str(folder))
     preprocessors = [folder / name for name in PREPROCESSORS if (folder / name).is_file()]
     stored: dict[str, Any] = read_json(preprocessors[0], error=BackboneError, foreign=True) if preprocessors else {}
-    stored = stored.get("image_processor") or stored
-    preprocess = {
-        "size": vision.get("image_size", 224),
-        "mean": stored.get("image_mean") or OPENAI_DATASET_MEAN,
-        "std": stored.get("image_std") or OPENAI_DATASET_STD,
-        "interpolation": {2: "bilinear", 3: "bicubic"}.get(stored.get("resample", 3), "bicubic"),
-    }
+    preprocess = processor_preprocess(stored.get("image_processor") or stored, vision.get("image_size", 224), folder)
     return model_config, _from_transformers(_read_weights(folder), folder), preprocess
+
+
+def processor_preprocess(stored: Mapping[str, Any], side: Any, folder: Path) -> dict[str, Any]:
+    """The preprocess settings, as `maple.clip.backbone.preprocessing_of` reads them, of a transformers processor.
+
+    Args:
+        stored: the content of preprocessor_config.json; what it leaves out is as in the class that it names, for images
+            of the tower's size.
+        side: of the square images that the tower reads.
+
+    Raises:
+        BackboneError: images are prepared in a way that cannot be followed.
+
+    Source: transformers 5.24 image_processing_backends.py `TorchvisionBackend`,
+        models/clip/image_processing_clip.py, models/siglip/image_processing_siglip.py.
+    """
+
+    def refused(what: str) -> BackboneError:
+        return BackboneError(f"{folder}: its processor {what}; such images cannot be prepared here")
+
+    kind = str(stored.get("image_processor_type") or stored.get("feature_extractor_type") or "CLIPImageProcessor")
+    kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind)
+    if kind not in _PROCESSORS:
+        raise refused(f"is of the type {kind!r:.80}, not {' or '.join(_PROCESSORS)}")
+    values = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_pad": False}
+    values |= {"resample": 3, "rescale_factor": 1 / 255, **_PROCESSORS[kind]}
+    # The class's own sizes are those of its first model, and do not fit others.
+    values |= {"size": side, "crop_size": side}
+    values |= {key: value for key, value in stored.items() if value is not None}
+    if values["do_pad"]:
+        raise refused("pads images (do_pad)")
+    crop, resize, resized = None, "none", None
+    if values["do_center_crop"]:
+        crop = _square(values["crop_size"], ("height", "width"))
+        if crop is None:
+            raise refused(f"cuts images to {values['crop_size']!r:.80}, not to a square")
+    if values["do_resize"]:
+        size = values["size"]
+        # A plain number is the shorter side for CLIP's class, and both sides for others.
+        if isinstance(size, int) and not isinstance(size, bool):
+            size = {"shortest_edge": size} if kind == "CLIP" else {"height": size, "width": size}
+        resize = "shortest" if isinstance(size, Mapping) and size.keys() == {"shortest_edge"} else "squash"
+        resized = _square(size, ("shortest_edge",) if resize == "shortest" else ("height", "width"))
+        if resized is None:
+            raise refused(f"resizes images to {values['size']!r:.80}, which is neither a shorter side nor a square")
+    final = crop if crop is not None else resized if resize == "squash" else None
+    if final is None:
+        raise refused("neither cuts images to a square nor resizes them to one (do_center_crop, do_resize)")
+    if final != side:
+        raise refused(f"makes images of {final} pixels, but the model reads {side}")
+    if not isinstance(values["resample"], int) or values["resample"] not in _RESAMPLES:
+        raise refused(f"has resample {values['resample']!r:.80}, not one of {sorted(_RESAMPLES)}")
+    try:
+        # Levels are multiplied by the factor before they are normalised.
+        factor = 255 * float(values["rescale_factor"]) if values["do_rescale"] else 255.0
+        mean, std = values["image_mean"], values["image_std"]
+        if not values["do_normalize"]:
+            mean, std = [0.0] * 3, [1.0] * 3
+        mean, std = ([float(v) / factor for v in (x if isinstance(x, list | tuple) else [x] * 3)] for x in (mean, std))
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise refused(f"has image_mean, image_std or rescale_factor that are not numbers ({error})") from error
+    return {
+        "size": side,
+        "mean": mean,
+        "std": std,
+        "interpolation": _RESAMPLES[values["resample"]],
+        "resize_mode": resize,
+        "resize_size": resized,
+        "crop_offset": "floor",
+    }
+
+
+def _square(size: Any, keys: Sequence[str]) -> int | None:
+    """The side of a square that a processor's size describes by these keys, or None."""
+    sides = [size.get(key) for key in keys] if isinstance(size, Mapping) and size.keys() == set(keys) else [size]
+    side = sides[0]
+    is_number = isinstance(side, int) and not isinstance(side, bool)
+    return side if is_number and 0 < side <= _LARGEST_SIDE and sides[0] == sides[-1] else None
+
+
+_LARGEST_SIDE = 10_000
+_RESAMPLES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+_HALVES = [0.5, 0.5, 0.5]
+_PROCESSORS: dict[str, dict[str, Any]] = {
+    "CLIP": {
+        "do_center_crop": True,
+        "image_mean": OPENAI_DATASET_MEAN,
+        "image_std": OPENAI_DATASET_STD,
+    },
+    "Siglip": {
+        "do_center_crop": False,
+        "image_mean": _HALVES,
+        "image_std": _HALVES,
+    },
+    "ViT": {
+        "do_center_crop": False,
+        "resample": 2,
+        "image_mean": _HALVES,
+        "image_std": _HALVES,
+    },
+}
 
 
 def _open_clip_config(config: dict[str, Any], text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from maple.clip.backbone import Preprocessing, fingerprint
 from maple.clip.formats import HEAD_WIDTH, OPENAI_EXTRAS
 from maple.clip.load import load_backbone
 from maple.clip.transformers_format import transformers_name
+from maple.data.images.eval_transform import RESAMPLING
 from maple.errors import ExportError, MapleError
 from maple.export.export_source import ExportSource
 from maple.export.graphs import head_of, innermost
@@ -97,13 +98,20 @@ def transformers_config(config: Mapping[str, Any], logit_scale: float) -> dict[s
 
 
 def image_processor_config(preprocessing: Preprocessing) -> dict[str, Any]:
-    """The content of preprocessor_config.json."""
-    size = preprocessing.size
+    """The content of preprocessor_config.json; ExportError if transformers cannot prepare images in this way."""
+    size, resized = preprocessing.size, preprocessing.resize_size or preprocessing.size
+    if preprocessing.resize == "longest" or preprocessing.fill:
+        raise ExportError(
+            f"transformers: this backbone's images are resized by their longer side and filled with "
+            f"{preprocessing.fill}, which transformers' processor does not do; use format=onnx or openclip"
+        )
     return {
         "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": {"bilinear": 2, "bicubic": 3}[preprocessing.interpolation],
+        "do_resize": preprocessing.resize != "none",
+        "size": {"shortest_edge": resized}
+        if preprocessing.resize != "squash"
+        else {"height": resized, "width": resized},
+        "resample": int(RESAMPLING[preprocessing.interpolation]),
         "do_center_crop": True,
         "crop_size": {"height": size, "width": size},
         "do_rescale": True,
@@ -204,8 +212,15 @@ def _write_weights(
     seen = source.method.backbone.preprocessing
     context_length = config["text_cfg"]["context_length"]
     if kind == "openclip":
-        preprocess = {"mean": seen.mean, "std": seen.std, "interpolation": seen.interpolation}
-        content = {"model_cfg": config, "preprocess_cfg": {**preprocess, "resize_mode": "shortest"}}
+        if seen.resize == "none" or seen.resize_size or seen.interpolation not in ("bicubic", "bilinear"):
+            raise ExportError(
+                f"openclip: this backbone's images are resized to {seen.resize_size or seen.size} pixels "
+                f"({seen.resize}, {seen.interpolation}) and cut to {seen.size}, which open_clip does not do; use "
+                "format=onnx or transformers"
+            )
+        preprocess: dict[str, Any] = {"mean": seen.mean, "std": seen.std, "interpolation": seen.interpolation}
+        preprocess |= {"resize_mode": seen.resize, "fill_color": seen.fill}
+        content = {"model_cfg": config, "preprocess_cfg": preprocess}
         _write_json(folder / "open_clip_config.json", content)
         save_safetensors(state, folder / "open_clip_model.safetensors")
     elif kind == "openai":

@@ -59,6 +59,10 @@ class Preprocess(_Section):
     mean: tuple[float, float, float]
     std: tuple[Positive, Positive, Positive]
     interpolation: str
+    resize: Literal["shortest", "longest", "squash", "none"] = "shortest"
+    resize_size: int | None = Field(None, ge=1, le=_LARGEST_IMAGE)
+    fill: int = Field(0, ge=0, le=255)
+    crop_offset: Literal["rounded", "floor"] = "rounded"
 
 
 class Manifest(_Section):

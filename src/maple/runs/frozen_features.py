@@ -76,6 +76,9 @@ def frozen_batches(
         seen |= {"scale": transform.scale, "ratio": transform.ratio, "flip": transform.flip}
     seen |= {"size": transform.size, "mean": transform.mean, "std": transform.std}
     seen |= {"interpolation": transform.interpolation, "batch_size": batch_size}
+    # Only where they differ from what was the only way, so that what is cached stays.
+    others = {"resize": "shortest", "resize_size": transform.size, "fill": 0, "crop_offset": "rounded"}
+    seen |= {key: value for key in others if (value := getattr(transform, key, others[key])) != others[key]}
     cache = FeatureCache.open()
     key = None if cache is None else _key(backbone, items, store, seen, num_workers)
     features = None if cache is None or key is None else cache.read(key)

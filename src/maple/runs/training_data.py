@@ -142,6 +142,8 @@ class TrainingData:
             scale=train.crop_scale,
             flip=train.flip,
             interpolation=image.interpolation,
+            resize=image.resize,
+            fill=image.fill,
         )
 
     def _features(self, method: Method) -> Features:

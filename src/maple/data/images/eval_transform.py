@@ -14,16 +14,29 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 
-RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+RESAMPLING = {
+    name: Image.Resampling[name.upper()] for name in ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
+}
+RESIZES = ("shortest", "longest", "squash", "none")
 _MAX_ASPECT = 64
 
 
 class InputTransform:
     """The checked settings of a tower's input, and the normalisation of its pixels."""
 
-    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str) -> None:
+    def __init__(
+        self,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: str,
+        resize: str = "shortest",
+        fill: int = 0,
+    ) -> None:
         if size < 1:
             raise ConfigError(f"image size is {size}; it must be at least 1 pixel")
+        if resize not in RESIZES:
+            raise ConfigError(one_of("resize", resize, RESIZES))
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != 3:
                 raise ConfigError(f"image {name} is {tuple(values)}; give three numbers, for red, green and blue")
@@ -33,6 +46,8 @@ class InputTransform:
             raise ConfigError(one_of("interpolation", interpolation, RESAMPLING))
         self.size = size
         self.interpolation = interpolation
+        self.resize = resize
+        self.fill = fill
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
         self._mean = np.array(self.mean, dtype=np.float32).reshape(3, 1, 1)
@@ -50,7 +65,7 @@ class InputTransform:
 
 
 class EvalView(InputTransform):
-    """Resize the shorter side, crop the centre, normalise: the preprocessing that CLIP was evaluated with.
+    """Resize, crop the centre, normalise: the preprocessing that a CLIP was evaluated with.
 
     Needs no torch; `EvalTransform` returns the same values as a tensor.
 
@@ -60,35 +75,85 @@ class EvalView(InputTransform):
         (3, 224, 224)
     """
 
-    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str = "bicubic") -> None:
-        """Prepare images for a tower that reads `size` x `size` pixels.
+    def __init__(
+        self,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: str = "bicubic",
+        *,
+        resize: str = "shortest",
+        resize_size: int | None = None,
+        fill: int = 0,
+        crop_offset: str = "rounded",
+    ) -> None:
+        """Prepare images for a tower that reads `size` x `size` pixels; see `maple.clip.Preprocessing`.
 
         Raises:
             ConfigError: a setting is out of its range.
 
         Source: open_clip 3.3.0 src/open_clip/transform.py `image_transform(is_train=False)`, equal to the bit except
-        for images more than 64 times as long as wide.
+        for images more than 64 times as long as wide of which only the middle is seen. transformers 5.24
+        image_processing_backends.py, up to the rounding of resized pixels.
         """
-        super().__init__(size, mean, std, interpolation)
+        super().__init__(size, mean, std, interpolation, resize, fill)
+        self.resize_size = resize_size or size
+        self.crop_offset = crop_offset
 
     @classmethod
     def from_preprocessing(cls, preprocessing: Any) -> Self:
         """Return the transform for a `Backbone.preprocessing`, or for the same fields of an export's manifest."""
-        return cls(preprocessing.size, preprocessing.mean, preprocessing.std, preprocessing.interpolation)
+        return cls(
+            preprocessing.size,
+            preprocessing.mean,
+            preprocessing.std,
+            preprocessing.interpolation,
+            resize=preprocessing.resize,
+            resize_size=preprocessing.resize_size,
+            fill=preprocessing.fill,
+            crop_offset=preprocessing.crop_offset,
+        )
 
     def __call__(self, image: Image.Image) -> Floats:
         """Return the normalised values [3, R, R] of an RGB image."""
         # Resized whole, an extreme strip would fill the memory, although only its middle is seen: cut it first.
         longest = min(image.size) * _MAX_ASPECT
-        if max(image.size) > longest:
+        if self.resize == "shortest" and max(image.size) > longest:
             left, top = (max(0, (side - longest) // 2) for side in image.size)
             image = image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))
-        short = min(image.size)
-        width, height = (int(self.size * side / short) if side > short else self.size for side in image.size)
+        width, height = self._resized(image.size)
         if (width, height) != image.size:
             image = image.resize((width, height), RESAMPLING[self.interpolation])
-        left, top = round((width - self.size) / 2.0), round((height - self.size) / 2.0)
-        return self.normalize(image.crop((left, top, left + self.size, top + self.size)))
+        if width < self.size or height < self.size:
+            image = self._filled(image)
+        return self.normalize(self._centre(image))
+
+    def _resized(self, sides: tuple[int, int]) -> tuple[int, int]:
+        """The width and height of an image of these sides after resizing."""
+        target = self.resize_size
+        if self.resize == "squash":
+            return target, target
+        if self.resize == "none":
+            return sides
+        if self.resize == "longest":
+            # Half a pixel of a very thin image would be none.
+            width, height = (max(1, round(side / (max(sides) / target))) for side in sides)
+        else:
+            short = min(sides)
+            width, height = (int(target * side / short) if side > short else target for side in sides)
+        return width, height
+
+    def _filled(self, image: Image.Image) -> Image.Image:
+        """The image in the centre of one that has at least `size` pixels on each side."""
+        sides = (max(image.width, self.size), max(image.height, self.size))
+        filled = Image.new("RGB", sides, (self.fill,) * 3)
+        filled.paste(image, ((sides[0] - image.width) // 2, (sides[1] - image.height) // 2))
+        return filled
+
+    def _centre(self, image: Image.Image) -> Image.Image:
+        halves = ((side - self.size) / 2.0 for side in image.size)
+        left, top = (int(half) if self.crop_offset == "floor" else round(half) for half in halves)
+        return image.crop((left, top, left + self.size, top + self.size))
 
 
 class EvalTransform(EvalView):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from maple.data.images.eval_transform import InputTransform
+from maple.data.images.eval_transform import RESAMPLING, InputTransform
 from maple.errors import ConfigError
 
 _CROP_TRIES = 10
@@ -34,10 +34,14 @@ class TrainTransform(InputTransform):
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
         interpolation: str = "bicubic",
+        resize: str = "shortest",
+        fill: int = 0,
     ) -> None:
         """Crop a part of the area within `scale`, of an aspect within `ratio`, to `size` x `size` pixels.
 
-        `mean` and `std` are those of the backbone, for red, green and blue in 0..1; `flip` is a probability.
+        `mean` and `std` are those of the backbone, for red, green and blue in 0..1; `flip` is a probability. Where the
+        backbone squashes images ("squash"), the part is one of the squashed image; where it fills them to a square
+        ("longest", with `fill`), one of the filled image.
 
         Raises:
             ConfigError: a setting is out of its range.
@@ -45,7 +49,7 @@ class TrainTransform(InputTransform):
         Source: muzairkhattak/multimodal-prompt-learning@69bce21 configs/trainers/MaPLe/
         vit_b16_c2_ep5_batch4_2ctx.yaml:9-14; KaiyangZhou/Dassl.pytorch@c61a1b5 dassl/data/transforms/transforms.py.
         """
-        super().__init__(size, mean, std, interpolation)
+        super().__init__(size, mean, std, interpolation, resize, fill)
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ConfigError(f"crop scale is {scale}; give two fractions of the area, 0 < smallest <= largest <= 1")
         if not 0 < ratio[0] <= ratio[1]:
@@ -58,12 +62,32 @@ class TrainTransform(InputTransform):
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
         """Return one augmented view [3, R, R] of an RGB image; equal generators give equal views."""
-        box = crop_box(image.height, image.width, self.scale, self.ratio, generator)
+        if self.resize == "longest":
+            image = self._squared(image)
+        if self.resize == "squash":
+            side = max(image.size)
+            square = crop_box(side, side, self.scale, self.ratio, generator)
+            sides = (image.height, image.width) * 2
+            top, left, height, width = (part * of / side for part, of in zip(square, sides, strict=True))
+            box = (int(top), int(left), max(1, round(height)), max(1, round(width)))
+        else:
+            box = crop_box(image.height, image.width, self.scale, self.ratio, generator)
         flipped = torch.rand(1, generator=generator).item() < self.flip
         view = transforms.resized_crop(
             image, *box, [self.size, self.size], interpolation=InterpolationMode(self.interpolation), antialias=True
         )
         return torch.from_numpy(self.normalize(transforms.horizontal_flip(view) if flipped else view))
+
+    def _squared(self, image: Image.Image) -> Image.Image:
+        """The image in the centre of a square."""
+        longest = max(image.size)
+        # A square of a long strip's length would fill the memory; four times as many pixels as are seen are enough.
+        if longest > 4 * self.size > 0 and min(image.size) * 8 < longest:
+            shrunk = [max(1, round(side * 4 * self.size / longest)) for side in image.size]
+            image, longest = image.resize((shrunk[0], shrunk[1]), RESAMPLING[self.interpolation]), max(shrunk)
+        square = Image.new("RGB", (longest, longest), (self.fill,) * 3)
+        square.paste(image, ((longest - image.width) // 2, (longest - image.height) // 2))
+        return square
 
 
 def crop_box(
