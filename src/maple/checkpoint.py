@@ -15,8 +15,9 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from maple import files
-from maple.clip import Backbone, load_clip
-from maple.clip.backbone_names import require_trusted
+from maple.clip import Backbone
+from maple.clip.backbone_names import ASSUMED, require_trusted
+from maple.clip.load import load_given
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, shortened
 from maple.methods import METHODS, Method, build_method
 from maple.names import clean_class_names
@@ -35,7 +36,8 @@ class PromptsFile:
 
     Attributes:
         method: {"name": ..., **settings}.
-        backbone: name, pretrained, precision and fingerprint of the CLIP it was learned on.
+        backbone: name, pretrained, precision, fingerprint and activation of the CLIP it was learned on; the last is
+            missing in files of earlier versions.
         info: data set, training summary, calibration, versions, origin.
         tensors: the parameters by contract name, float32, and other tensors that a method has computed.
     """
@@ -45,6 +47,11 @@ class PromptsFile:
     class_names: tuple[str, ...]
     info: dict[str, Any]
     tensors: dict[str, Tensor]
+
+    @property
+    def activation(self) -> str:
+        """That of the CLIP it was learned on."""
+        return self.backbone.get("activation") or ASSUMED
 
     @property
     def temperature(self) -> float:
@@ -68,8 +75,8 @@ def describe(method: Method) -> dict[str, Any]:
 
 
 def describe_backbone(backbone: Backbone) -> dict[str, Any]:
-    """The arguments to load the backbone again, and the fingerprint to check that it is the same."""
-    return {key: getattr(backbone, key) for key in _BACKBONE}
+    """The arguments to load the backbone again, and the fingerprint and activation to check that it is the same."""
+    return {key: getattr(backbone, key) for key in (*_BACKBONE, "activation")}
 
 
 def save_prompts(path: str | Path, method: Method, info: Mapping[str, Any] | None = None) -> None:
@@ -153,7 +160,9 @@ def read_prompts(path: str | Path) -> PromptsFile:
     tensors, content = read_tensors(path)
     try:
         backbone = dict(content["backbone"])
-        backbone = {key: _name(backbone[key], key) for key in _BACKBONE}
+        # Files of earlier versions do not say the activation.
+        keys = (*_BACKBONE, *(["activation"] if "activation" in backbone else []))
+        backbone = {key: _name(backbone[key], key) for key in keys}
         method, names, info = dict(content["method"]), content["class_names"], dict(content["info"])
         if not isinstance(method["name"], str):
             raise ValueError(f"its method is {shortened(repr(method['name']))}, not a name")
@@ -211,7 +220,14 @@ def load_prompts(
             if not trust_backbone:
                 require_trusted(name, weights, str(path))
             pretrained = weights
-        backbone = load_clip(backbone or name, pretrained, precision=precision or learned_precision, device=device)
+        options = {"precision": precision or learned_precision, "device": device}
+        backbone = load_given(backbone or name, pretrained, activation=stored.activation, **options)
+    if stored.activation not in (ASSUMED, backbone.activation) and backbone.fingerprint == fingerprint:
+        raise CheckpointError(
+            f"{path} was learned on a CLIP with the activation {stored.activation}, but this backbone, of the same "
+            f"weights, was loaded with {backbone.activation}, which gives other features; name the architecture with "
+            f"its activation, as in ViT-B-32-{stored.activation}, or give pretrained={stored.activation!r} with a file"
+        )
     if backbone.fingerprint != fingerprint:
         raise CheckpointError(
             f"{path} was learned on {name} / {weights} (fingerprint {fingerprint}), "

@@ -148,7 +148,7 @@ def test_numbers_of_another_kind_are_refused(state: files.State, tmp_path: Path)
         {**state, "ln_final.bias": torch.zeros(64, dtype=torch.int32)}, tmp_path / "w.safetensors"
     )
     with pytest.raises(BackboneError, match=r"not of floating-point numbers: ln_final.bias \(int32\)"):
-        load_clip(str(path))
+        load_clip(str(path), "quickgelu")
 
 
 # ---- what a file may name

@@ -30,7 +30,10 @@ Backbone = Annotated[
         "emoji data sets, otherwise OpenAI's ViT-B-16, downloaded on first use."
     ),
 ]
-Pretrained = Annotated[str | None, Option(help="For an architecture: an open_clip tag, a file, or random[:SEED].")]
+Pretrained = Annotated[
+    str | None,
+    Option(help="For an architecture: an open_clip tag, a file, or random[:SEED]; for a file: quickgelu or gelu."),
+]
 TrainedBackbone = Annotated[
     str | None,
     Option("--backbone", help="The CLIP of the run, where it is not stored where the run says; it must be the same."),

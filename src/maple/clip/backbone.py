@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from open_clip.model import convert_weights_to_lp
 from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, SimpleTokenizer, _clean_lower
-from open_clip.transformer import Attention, LayerNorm, LayerNormFp32, LayerScale
+from open_clip.transformer import Attention, LayerNorm, LayerNormFp32, LayerScale, QuickGELU
 from torch import Tensor, nn
 
+from maple.clip.backbone_names import GELU, QUICKGELU
 from maple.clip.towers import ImageTower, TextTower
 from maple.errors import BackboneError, ClassNamesError, one_of, shortened
 from maple.names import refuse_long
@@ -109,6 +110,11 @@ class Backbone:
         else:
             with torch.no_grad():
                 self.embed_dim = int(self.text.plain(tokenizer(["a"]).to(self.device)).shape[-1])
+
+    @property
+    def activation(self) -> str:
+        """ "quickgelu" if blocks have this activation, else "gelu", whatever others there are."""
+        return QUICKGELU if any(isinstance(module, QuickGELU) for module in self._model.modules()) else GELU
 
     @property
     def model(self) -> Any:
@@ -222,7 +228,7 @@ def preprocessing_of(config: Mapping[str, Any]) -> Preprocessing:
         "resize_mode": ("shortest", "longest", "squash", "none"),
         "mode": ("RGB",),
     }
-    chosen = {key: config.get(key) or values[0] for key, values in allowed.items()}
+    chosen: dict[str, Any] = {key: config.get(key) or values[0] for key, values in allowed.items()}
     for key, values in allowed.items():
         if chosen[key] not in values:
             raise BackboneError(f"this CLIP's images have {one_of(key, chosen[key], values)}")

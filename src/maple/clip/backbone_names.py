@@ -6,6 +6,7 @@ published by open_clip under one of its own tags, or was given by this user befo
 """
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 # Models that are shipped with the package: name -> folder in open_clip's format under assets/.
 PACKAGED = {"maple-small": "small_clip"}
 
+QUICKGELU, GELU = "quickgelu", "gelu"
+ASSUMED = "assumed"
+"""The activation of weights that were loaded before it was asked for: QuickGELU of a file, else the architecture's."""
+
 HUB = "hf-hub:"
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 _MOST_REMEMBERED = 10_000
@@ -39,7 +44,35 @@ _given: set[tuple[str, str]] = set()
 
 def is_architecture(name: str) -> bool:
     """Whether `name` is an architecture of open_clip or of this package, or a packaged model."""
-    return name.replace("/", "-") in (*PACKAGED, *ARCHITECTURES, *open_clip.list_models())
+    name = name.replace("/", "-")
+    return name in PACKAGED or name in ARCHITECTURES or architecture_config(name) is not None
+
+
+def architecture_config(name: str) -> dict[str, Any] | None:
+    """The configuration of an open_clip architecture; None if `name` is none.
+
+    Where open_clip has an architecture, it can also be named with its activation: ViT-L-16-quickgelu, ViT-L-16-gelu.
+
+    Example:
+        >>> architecture_config("ViT-L-16-quickgelu")["quick_gelu"]
+        True
+    """
+    name = name.replace("/", "-")
+    if name in open_clip.list_models():
+        config: dict[str, Any] | None = open_clip.get_model_config(name)
+        return config
+    for activation in (QUICKGELU, GELU):
+        plain = name.removesuffix(f"-{activation}")
+        if plain != name and plain in open_clip.list_models() and has_clip_blocks(config := architecture_config(plain)):
+            return {**(config or {}), "quick_gelu": activation == QUICKGELU}
+    return None
+
+
+def has_clip_blocks(config: Mapping[str, Any] | None) -> bool:
+    """Whether the blocks of both towers are open_clip's own, so that their activation is QuickGELU or GELU."""
+    vision, text = ((config or {}).get(key) or {} for key in ("vision_cfg", "text_cfg"))
+    foreign = vision.get("timm_model_name") or text.get("hf_model_name") or "multimodal_cfg" in (config or {})
+    return config is not None and not foreign
 
 
 def is_hub_id(name: str) -> bool:

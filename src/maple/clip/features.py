@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from maple.clip.backbone import Backbone, Preprocessing
-from maple.clip.backbone_names import is_architecture
+from maple.clip.backbone_names import ASSUMED, is_architecture
 from maple.errors import BackboneError, ClassNamesError, ConfigError, DataError, UnsupportedTowerError
 from maple.feature_files import read_features
 from maple.names import FEATURES, words_of
@@ -45,6 +45,10 @@ class FeatureBackbone(Backbone):
         self._row_of = {words_of(class_name): row for row, class_name in enumerate(table.class_names)}
         self.text = _Table(text.to(self.device))  # type: ignore[assignment]
         self.image = _Table(None)  # type: ignore[assignment]
+
+    @property
+    def activation(self) -> str:
+        return ASSUMED
 
     @property
     def model(self) -> None:

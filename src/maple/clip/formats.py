@@ -33,6 +33,9 @@ OPEN_CLIP_WEIGHTS = (
     "model.safetensors",
     "pytorch_model.bin",
 )
+_ENCLOSING = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "clip_model.", "clip.")
+"""What parallel, compiled and Lightning modules, and models that own a CLIP, put before the names of its tensors."""
 HEAD_WIDTH = 64  # of every CLIP that OpenAI published; its files do not store it
 CLIP_VOCABULARY = 49408
 MOST_PIXELS, MOST_TOKENS = 4096, 4096  # sides of images and lengths of sentences; published ones reach 1,024 and 256
@@ -45,7 +48,8 @@ _MAPPED_BYTES = 32 * 1024**2  # how much of a file is copied before it is mapped
 def read_tensors(path: Path) -> StateDict:
     """Read a file of weights: safetensors, a TorchScript archive, or a state dict saved by `torch.save`.
 
-    Nothing in the file is run or imported. `module.` prefixes and an enclosing {"state_dict": ...} are removed.
+    Nothing in the file is run or imported. What training code wraps the weights in is removed: an enclosing
+    {"state_dict": ...} (or model_state_dict, model), and the prefixes of `_PREFIXES` where all tensors have them.
 
     Raises:
         BackboneError: the file is none of these, or is damaged.
@@ -58,13 +62,13 @@ def read_tensors(path: Path) -> StateDict:
     except CheckpointError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise BackboneError(f"{path} cannot be read as CLIP weights: {reason}") from error
-    if isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    while enclosed := [key for key in _ENCLOSING if isinstance(content.get(key), Mapping)]:
+        content = content[enclosed[0]]
     if not content:
         raise BackboneError(f"{path} does not hold a state dict of tensors: it is empty")
     state: StateDict = {}
     for key, value in content.items():
-        name = str(key).removeprefix("module.")
+        name = str(key)
         tensor = torch.as_tensor(value) if name in OPENAI_EXTRAS and isinstance(value, int) else value
         if isinstance(tensor, Placeholder):
             raise BackboneError(
@@ -72,9 +76,41 @@ def read_tensors(path: Path) -> StateDict:
                 "run. Save the file again with nothing but tensors"
             )
         if not isinstance(tensor, Tensor):
-            raise BackboneError(f"{path} does not hold a state dict: {name!r} is a {type(tensor).__name__}")
+            raise BackboneError(
+                f"{path} does not hold a state dict: {name!r} is a {type(tensor).__name__}; save the weights alone, as "
+                "torch.save(model.state_dict(), FILE), or as {'state_dict': model.state_dict()}"
+            )
         state[name] = tensor
-    return state
+    return _without_prefixes(state, path)
+
+
+def _without_prefixes(state: StateDict, path: Path) -> StateDict:
+    """The tensors without the prefixes of training code that all of them have.
+
+    Raises:
+        BackboneError: only some of the tensors have the prefix of the others.
+    """
+    sizes = {key: value for key, value in state.items() if key.rpartition(".")[2] in OPENAI_EXTRAS}
+    weights = {key: value for key, value in state.items() if key not in sizes}
+    while weights and (prefix := next((p for p in _PREFIXES if any(key.startswith(p) for key in weights)), "")):
+        others = [key for key in weights if not key.startswith(prefix)]
+        if others:
+            # "model" and "clip" may begin the name of a part of a CLIP's own.
+            if not any(key.startswith((f"{prefix}visual.", f"{prefix}transformer.")) for key in weights):
+                break
+            raise BackboneError(
+                f"{path} holds a CLIP whose tensors begin with {prefix!r}, and {len(others)} tensors that do not "
+                f"({shortened_list(others, 3)}); save the CLIP alone: its state_dict()"
+            )
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return {**weights, **{key.rpartition(".")[2]: value for key, value in sizes.items()}}
+
+
+def layout_hint(state: Mapping[str, Tensor]) -> str:
+    """What to do with weights in transformers' layout, to be added to an error; "" for others."""
+    if not any(key.startswith(("text_model.", "vision_model.")) for key in state):
+        return ""
+    return ". These are weights in transformers' layout: give their folder, with its config.json, as the backbone"
 
 
 def _read_safetensors(path: Path) -> StateDict:
@@ -119,7 +155,11 @@ def openai_config(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
             "text_cfg": _openai_text(state, source),
         }
     except KeyError as error:
-        raise BackboneError(f"{source} is not a CLIP in OpenAI's layout: the tensor {error} is missing") from error
+        hint = layout_hint(state)
+        raise BackboneError(
+            f"{source} is not a CLIP in OpenAI's layout: the tensor {error} is missing; it begins with "
+            f"{shortened_list(sorted(state), 3)}{hint}"
+        ) from error
     except (IndexError, ValueError) as error:
         raise BackboneError(
             f"{source} is not a CLIP in OpenAI's layout: a tensor has too few dimensions ({error})"

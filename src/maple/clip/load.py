@@ -27,8 +27,13 @@ from maple.clip import formats
 from maple.clip.backbone import DTYPES, Backbone, preprocessing_of
 from maple.clip.backbone_names import (
     ARCHITECTURES,
+    ASSUMED,
+    GELU,
     HUB,
     PACKAGED,
+    QUICKGELU,
+    architecture_config,
+    has_clip_blocks,
     is_architecture,
     is_hub_id,
     random_seed,
@@ -57,8 +62,9 @@ def load_clip(
             `org/model`) or a folder, in open_clip's or transformers' format, or a file in OpenAI's layout (`.pt`,
             TorchScript or state dict; `.safetensors`).
         pretrained: for an architecture only: an open_clip tag (`openai`, `laion2b_s34b_b88k`, ...), a weight file
-            (QuickGELU if OpenAI wrote it or the name of the architecture contains it), or `random` / `random:SEED` for
-            seeded random weights. By default `openai`, where OpenAI published one.
+            (if OpenAI did not write it, the architecture must say the activation, as `ViT-B-32-quickgelu` or
+            `ViT-B-32-gelu`), or `random` / `random:SEED` for seeded random weights. By default `openai`, where OpenAI
+            published one. For a file: `quickgelu` or `gelu`, its activation, unless OpenAI wrote it.
         precision: `fp32`, `bf16` or `fp16`, of the large weights and the states; the rest stays float32.
         device: where it runs.
 
@@ -74,13 +80,28 @@ def load_clip(
         >>> load_clip("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", precision="bf16", device="cuda")
         >>> load_clip("maple-tiny", "random:1")
     """
-    backbone = load_backbone(name, pretrained, precision=precision, device=device)
+    return load_given(name, pretrained, precision=precision, device=device)
+
+
+def load_given(name: str, pretrained: str | None, **options: Any) -> Backbone:
+    """`load_backbone`, for what the user gave: files may name it from now on."""
+    backbone = load_backbone(name, pretrained, **options)
     remember(backbone.name, backbone.pretrained)
     return backbone
 
 
-def load_backbone(name: str, pretrained: str | None, *, precision: str, device: str | torch.device) -> Backbone:
-    """`load_clip`, for what was not given by the user: it is not remembered as trusted."""
+def load_backbone(
+    name: str,
+    pretrained: str | None,
+    *,
+    precision: str,
+    device: str | torch.device,
+    activation: str | None = None,
+) -> Backbone:
+    """`load_clip`, for what was not given by the user: it is not remembered as trusted.
+
+    `activation` (QUICKGELU, GELU or ASSUMED) is that of weights that do not say theirs, which are refused otherwise.
+    """
     if not isinstance(name, str) or not isinstance(pretrained, str | None) or len(f"{name}{pretrained}") > 8192:
         raise BackboneError(f"the CLIP {name!r:.80} / {pretrained!r:.80} must be named by strings; see `load_clip`")
     if precision not in list(DTYPES):
@@ -96,19 +117,20 @@ def load_backbone(name: str, pretrained: str | None, *, precision: str, device: 
     name, pretrained = with_absolute_paths(name, pretrained)
     local = Path(name)
     if not is_architecture(name) and (os.path.exists(name) or name.startswith(HUB) or is_hub_id(name)):
-        if pretrained is not None:
+        if pretrained is not None and not (local.is_file() and pretrained in (QUICKGELU, GELU)):
             raise BackboneError(
                 f"{name!r} has its own weights; pretrained={pretrained!r} can only be given with an architecture name"
+                + (f" (with a file, {QUICKGELU} or {GELU}, its activation)" if local.is_file() else "")
             )
         if local.is_file():
-            model, preprocess, tokenizer = _from_file(local)
+            model, preprocess, tokenizer = _from_file(local, pretrained or activation)
         else:
             folder = local if local.is_dir() else download(name.removeprefix(HUB))
             model, preprocess, tokenizer = _from_folder(folder)
     elif name in PACKAGED:
         model, preprocess, tokenizer = _from_package(name, pretrained)
     else:
-        model, preprocess, tokenizer = _from_architecture(name, pretrained)
+        model, preprocess, tokenizer = _from_architecture(name, pretrained, activation)
     return Backbone(
         model,
         name=name,
@@ -140,9 +162,13 @@ def _clip_tokenizer(context_length: int) -> Callable[[Sequence[str]], Tensor]:
 _Parts = tuple[Any, Mapping[str, Any], Callable[[Sequence[str]], Tensor]]
 
 
-def _from_file(path: Path) -> _Parts:
+def _from_file(path: Path, activation: str | None) -> _Parts:
     state = formats.read_tensors(path)
     config = formats.openai_config(state, str(path))
+    if not formats.is_openai(state):
+        if activation is None:
+            raise _unknown_activation(path, f"pretrained={QUICKGELU!r} or pretrained={GELU!r}")
+        config["quick_gelu"] = activation != GELU
     model = _build(config, formats.openai_state(state), str(path))
     tokenizer = _clip_tokenizer(config["text_cfg"]["context_length"])
     return model, _openai_preprocess(config), tokenizer
@@ -175,11 +201,20 @@ def _from_package(name: str, pretrained: str | None) -> _Parts:
         return _from_folder(folder)
 
 
-def _from_architecture(name: str, pretrained: str | None) -> _Parts:
+def _unknown_activation(path: Path, choice: str) -> BackboneError:
+    return BackboneError(
+        f"{path} does not say whether its CLIP was trained with QuickGELU, as OpenAI's and all that was fine-tuned "
+        f"from those, or with GELU, as most others (LAION's, DataComp's); the wrong one gives wrong features. Take "
+        f"{choice}"
+    )
+
+
+def _from_architecture(name: str, pretrained: str | None, activation: str | None) -> _Parts:
     architecture = name.replace("/", "-")
     if architecture in ARCHITECTURES:
         return _from_own_architecture(architecture, pretrained)
-    if architecture not in open_clip.list_models():
+    config = architecture_config(architecture)
+    if config is None:
         known = [*open_clip.list_models(), *ARCHITECTURES, *PACKAGED]
         # However the words are written: vit-b-16, ViTB16.
         plain = {re.sub(r"[^a-z0-9]", "", each.casefold()): each for each in reversed(known)}
@@ -209,8 +244,14 @@ def _from_architecture(name: str, pretrained: str | None) -> _Parts:
     state = formats.read_tensors(path)
     # The activation that the weights were trained with, where that is known; otherwise that of the configuration.
     trained = {"quick_gelu": bool(tag.get("quick_gelu", False))} if tag else {}
-    trained |= {"quick_gelu": True} if not tag and formats.is_openai(state) else {}
+    if not tag and formats.is_openai(state):
+        trained = {"quick_gelu": True}
+    is_unknown = not trained and "quick_gelu" not in config and has_clip_blocks(config) and activation != ASSUMED
+    if is_unknown and activation is not None:
+        trained = {"quick_gelu": activation == QUICKGELU}
     model, preprocess, tokenizer = _published(architecture, state, str(path), resize=bool(tag), **trained)
+    if is_unknown and activation is None:  # asked for only now: the weights fit
+        raise _unknown_activation(path, f"{architecture}-{QUICKGELU} or {architecture}-{GELU}, not {architecture}")
     published = {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in tag}
     return model, {**preprocess, **published}, tokenizer
 
@@ -248,7 +289,7 @@ def _published(
     **trained: Any,
 ) -> _Parts:
     """An architecture of open_clip with the weights of `state` (None: open_clip's random initialisation)."""
-    config = {**(open_clip.get_model_config(architecture) or {}), **trained}
+    config = {**(architecture_config(architecture) or {}), **trained}
     model = _build(config, state, source or architecture, resize=resize, is_published=True)
     return model, _preprocess(model), _tokenizer(config["text_cfg"], None)
 
@@ -417,10 +458,7 @@ def _config(name: str) -> Mapping[str, Any] | None:
             return _folder_config(folder)
     if architecture in ARCHITECTURES:
         return ARCHITECTURES[architecture]
-    if architecture in open_clip.list_models():
-        config: Mapping[str, Any] | None = open_clip.get_model_config(architecture)
-        return config
-    return _folder_config(Path(name).expanduser())
+    return architecture_config(architecture) or _folder_config(Path(name).expanduser())
 
 
 def _folder_config(folder: Path) -> Mapping[str, Any] | None:

@@ -68,14 +68,14 @@ def processor_preprocess(stored: Mapping[str, Any], side: Any, folder: Path) -> 
         models/clip/image_processing_clip.py, models/siglip/image_processing_siglip.py.
     """
 
-    def refused(what: str) -> BackboneError:
-        return BackboneError(f"{folder}: its processor {what}; such images cannot be prepared here")
+    def refused(problem: str) -> BackboneError:
+        return BackboneError(f"{folder}: its processor {problem}; such images cannot be prepared here")
 
     kind = str(stored.get("image_processor_type") or stored.get("feature_extractor_type") or "CLIPImageProcessor")
     kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind)
     if kind not in _PROCESSORS:
         raise refused(f"is of the type {kind!r:.80}, not {' or '.join(_PROCESSORS)}")
-    values = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_pad": False}
+    values: dict[str, Any] = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_pad": False}
     values |= {"resample": 3, "rescale_factor": 1 / 255, **_PROCESSORS[kind]}
     # The class's own sizes are those of its first model, and do not fit others.
     values |= {"size": side, "crop_size": side}
@@ -127,8 +127,9 @@ def _square(size: Any, keys: Sequence[str]) -> int | None:
     """The side of a square that a processor's size describes by these keys, or None."""
     sides = [size.get(key) for key in keys] if isinstance(size, Mapping) and size.keys() == set(keys) else [size]
     side = sides[0]
-    is_number = isinstance(side, int) and not isinstance(side, bool)
-    return side if is_number and 0 < side <= _LARGEST_SIDE and sides[0] == sides[-1] else None
+    if not isinstance(side, int) or isinstance(side, bool) or sides[-1] != side:
+        return None
+    return side if 0 < side <= _LARGEST_SIDE else None
 
 
 _LARGEST_SIDE = 10_000

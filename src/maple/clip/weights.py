@@ -38,7 +38,7 @@ def load_weights(model: Any, state: Mapping[str, Tensor], source: str, *, resize
     weights = {
         key: value
         for key, value in weights.items()
-        if key in expected or not (key in formats.OPENAI_EXTRAS or key.endswith(".position_ids"))
+        if key in expected or not (key in formats.OPENAI_EXTRAS or key.endswith((".position_ids", "attn_mask")))
     }
     for scalar in ("logit_scale", "logit_bias"):
         if scalar in weights and scalar in expected and weights[scalar].numel() == expected[scalar].numel():
@@ -49,7 +49,8 @@ def load_weights(model: Any, state: Mapping[str, Tensor], source: str, *, resize
         resize_pos_embed(weights, model)
         resize_text_pos_embed(weights, model)
     if problems := _mismatches(expected, weights):
-        raise BackboneError(f"{source} does not fit the architecture: {'; '.join(problems)}")
+        hint = formats.layout_hint(state)
+        raise BackboneError(f"{source} does not fit the architecture: {'; '.join(problems)}{hint}")
     model.load_state_dict({key: _owned(value, expected.get(key)) for key, value in weights.items()}, assign=True)
 
 

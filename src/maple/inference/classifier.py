@@ -290,7 +290,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     require_trusted(name, weights, str(path))
                 pretrained = weights
             backbone = cached_backbone(
-                backbone or name, pretrained, stored.backbone["precision"], choose_device(device)
+                backbone or name, pretrained, stored.backbone["precision"], choose_device(device), stored.activation
             )
         method = load_prompts(path, backbone)
         # A file of `maple train` has no section of a classifier: its labels are the class names.

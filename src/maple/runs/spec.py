@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from maple.clip import Backbone, load_clip
-from maple.clip.backbone_names import with_absolute_paths
+from maple.clip import Backbone
+from maple.clip.backbone_names import ASSUMED, with_absolute_paths
+from maple.clip.load import load_given
 from maple.config import RunSettings
 from maple.data import Dataset, EvalTransform, Item, load_dataset, sample_few_shot, select_dataset
 from maple.data.catalogue import canonical_name, known_names, require_images, template_of
@@ -171,16 +172,19 @@ def spare_items(settings: RunSettings, dataset: Dataset, trained: Sequence[Item]
     return items
 
 
-def open_backbone(settings: RunSettings, device: str | torch.device) -> Backbone:
-    """The frozen CLIP of a run."""
-    clip = settings.backbone
-    return load_clip(clip.name, clip.pretrained, precision=clip.precision, device=device)
+def open_backbone(settings: RunSettings, device: str | torch.device, *, is_stored: bool = False) -> Backbone:
+    """The frozen CLIP of a run; of one that is stored, an activation that weights do not say is what it was then."""
+    clip, activation = settings.backbone, ASSUMED if is_stored else None
+    options = {"precision": clip.precision, "device": device}
+    return load_given(clip.name, clip.pretrained, activation=activation, **options)
 
 
 @lru_cache(maxsize=1)
-def cached_backbone(name: str, pretrained: str | None, precision: str, device: torch.device) -> Backbone:
+def cached_backbone(
+    name: str, pretrained: str | None, precision: str, device: torch.device, activation: str | None = None
+) -> Backbone:
     """Load a CLIP, or return the one loaded by the last call if it was the same: it is frozen, so it can be shared."""
-    return load_clip(name, pretrained, precision=precision, device=device)
+    return load_given(name, pretrained, precision=precision, device=device, activation=activation)
 
 
 def eval_transform(backbone: Backbone) -> EvalTransform:
@@ -206,8 +210,10 @@ def relevant(settings: RunSettings) -> dict[str, Any]:
         ("train", "calibrate", False),
         ("data", "listing", None),
         ("data", "validation", "few-shot"),
+        ("method", "prompt_sharing", "per_layer"),
+        ("method", "meta_net_layers", 2),
     ):
-        if relevant[section][key] == default:
+        if key in relevant[section] and relevant[section][key] == default:
             del relevant[section][key]  # so that runs made before there was such a setting keep their names
     return relevant
 

@@ -250,7 +250,8 @@ class _TrainingRun:
         keeps_best = settings.train.keep == "best"
         self._spare = spare_items(settings, self.dataset, self.items, self._val) if keeps_best else []
         # After the data set, whose errors need no download.
-        backbone = backbone or open_backbone(settings, processes.device)
+        stored = (folder / "config.json").exists()
+        backbone = backbone or open_backbone(settings, processes.device, is_stored=stored)
         self.method = fresh_method(settings, backbone, class_names)
         self.identity = {
             "items": items_hash(self.items),
@@ -330,6 +331,8 @@ class _TrainingRun:
             problem = f"the run cannot be resumed: {path} lacks a part of its metadata ({error})"
             raise CheckpointError(f"{problem}; {advice}") from error
         current = json.loads(json.dumps(self.identity))  # as it would be read again: tuples are lists
+        if "activation" not in stored["backbone"]:  # of an earlier version
+            del current["backbone"]["activation"]
         if differing := [key for key in _IDENTITY if stored.get(key) != current.get(key)]:
             details = "; ".join(
                 f"{_IDENTITY[key]}: {stored.get(key)} there, {current.get(key)} now" for key in differing
