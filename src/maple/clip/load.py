@@ -1,4 +1,4 @@
-"""`load_clip` loads a CLIP of any kind; `tower_depths` reads how deep it is without loading it."""
+"""`load_clip` loads a CLIP of any kind."""
 
 import difflib
 import logging
@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -40,15 +39,13 @@ from maple.clip.backbone_names import (
     remember,
     with_absolute_paths,
 )
+from maple.clip.configurations import clip_tokenizer
 from maple.clip.features import FeatureBackbone
 from maple.clip.hub import download, is_network_error, offline, offline_if_unreachable
 from maple.clip.transformers_format import read_transformers_folder
 from maple.clip.weights import load_weights, uninitialised
 from maple.errors import BackboneDownloadError, BackboneError, first_line, one_of
-from maple.files import read_json
 from maple.names import FEATURES
-
-_DEFAULT_DEPTH = 12  # of open_clip and transformers, if a configuration does not set it
 
 
 def load_clip(
@@ -147,16 +144,9 @@ def backbone_from_state_dict(state: Mapping[str, Tensor], *, name: str = "state 
     config = formats.openai_config(state, name)
     # Copies, since the model keeps its tensors and the caller may change its own.
     model = _build(config, {key: value.clone() for key, value in formats.openai_state(state).items()}, name)
-    tokenizer = _clip_tokenizer(config["text_cfg"]["context_length"])
+    tokenizer = clip_tokenizer(config["text_cfg"]["context_length"])
     preprocessing = preprocessing_of(_openai_preprocess(config))
     return Backbone(model, name=name, pretrained=None, preprocessing=preprocessing, tokenizer=tokenizer, **options)
-
-
-@cache
-def _clip_tokenizer(context_length: int) -> Callable[[Sequence[str]], Tensor]:
-    """CLIP's own tokenizer, shared: it is slow to read and has no state."""
-    tokenizer: Callable[[Sequence[str]], Tensor] = open_clip.SimpleTokenizer(context_length=context_length)
-    return tokenizer
 
 
 _Parts = tuple[Any, Mapping[str, Any], Callable[[Sequence[str]], Tensor]]
@@ -170,7 +160,7 @@ def _from_file(path: Path, activation: str | None) -> _Parts:
             raise _unknown_activation(path, f"pretrained={QUICKGELU!r} or pretrained={GELU!r}")
         config["quick_gelu"] = activation != GELU
     model = _build(config, formats.openai_state(state), str(path))
-    tokenizer = _clip_tokenizer(config["text_cfg"]["context_length"])
+    tokenizer = clip_tokenizer(config["text_cfg"]["context_length"])
     return model, _openai_preprocess(config), tokenizer
 
 
@@ -183,7 +173,7 @@ def _from_folder(folder: Path) -> _Parts:
         return model, preprocess, _tokenizer(config["text_cfg"], folder)
     if (folder / "config.json").is_file():
         config, state, preprocess = read_transformers_folder(folder)
-        tokenizer = _clip_tokenizer(config["text_cfg"]["context_length"])
+        tokenizer = clip_tokenizer(config["text_cfg"]["context_length"])
         return _build(config, state, str(folder)), preprocess, tokenizer
     raise BackboneError(
         f"{folder} is not a CLIP: it needs open_clip_config.json (open_clip) or config.json (transformers) "
@@ -263,7 +253,7 @@ def _from_own_architecture(name: str, pretrained: str | None) -> _Parts:
     config = ARCHITECTURES[name]
     with _seeded(seed):
         model = open_clip.CLIP(**_copy(config))
-    tokenizer = _clip_tokenizer(config["text_cfg"]["context_length"])
+    tokenizer = clip_tokenizer(config["text_cfg"]["context_length"])
     return model, _openai_preprocess(config), tokenizer
 
 
@@ -304,7 +294,7 @@ def _tokenizer(text: Mapping[str, Any], folder: Path | None) -> Callable[[Sequen
     name, options = text.get("hf_tokenizer_name"), dict(text.get("tokenizer_kwargs") or {})
     length = text.get("context_length", 77)
     if not name and not options:
-        return _clip_tokenizer(length)
+        return clip_tokenizer(length)
     try:
         with _quiet(), offline(folder is not None):
             if not name:
@@ -408,71 +398,3 @@ def _quiet() -> Iterator[None]:
     finally:
         root.setLevel(level)
         root.removeHandler(silent)
-
-
-def tower_depths(name: str) -> tuple[int, int] | None:
-    """Read the number of blocks of the (text, image) towers from the configuration alone, without a download.
-
-    None if the model `name`, as in `load_clip`, has to be loaded to know (a file, a hub repository), or if a tower is
-    not a transformer of open_clip's own.
-
-    Raises:
-        BackboneError: a configuration file is unreadable.
-
-    Example:
-        >>> tower_depths("ViT-L-14")
-        (12, 24)
-    """
-    config = _config(name)
-    if config is None:
-        return None
-    depths = []
-    for tower in ("text_cfg", "vision_cfg"):
-        values = config.get(tower)
-        if not isinstance(values, Mapping) or values.get("hf_model_name") or values.get("timm_model_name"):
-            return None
-        depths.append(values.get("layers", _DEFAULT_DEPTH))
-    return (depths[0], depths[1]) if all(isinstance(depth, int) for depth in depths) else None
-
-
-def sentence_limit(name: str) -> tuple[Callable[[str], int], int] | None:
-    """How to count the tokens of a sentence, and the most that a CLIP reads, from its configuration alone.
-
-    None if the model has to be loaded to know, or has another tokenizer than CLIP's.
-    """
-    text = (_config(name) or {}).get("text_cfg")
-    if not isinstance(text, Mapping) or "siglip" in name.lower():
-        return None
-    if any(text.get(key) for key in ("hf_tokenizer_name", "hf_model_name", "tokenizer_kwargs")):
-        return None
-    limit = text.get("context_length", 77)
-    tokenizer: Any = _clip_tokenizer(limit)
-    return lambda sentence: len(tokenizer.encode(sentence)) + 2, limit
-
-
-def _config(name: str) -> Mapping[str, Any] | None:
-    """The open_clip configuration of a model that is known or in a folder here."""
-    architecture = name.replace("/", "-")
-    if name in PACKAGED:
-        with resources.as_file(resources.files("maple").joinpath("assets", PACKAGED[name])) as folder:
-            return _folder_config(folder)
-    if architecture in ARCHITECTURES:
-        return ARCHITECTURES[architecture]
-    return architecture_config(architecture) or _folder_config(Path(name).expanduser())
-
-
-def _folder_config(folder: Path) -> Mapping[str, Any] | None:
-    config: dict[str, Any]
-    if (folder / "open_clip_config.json").is_file():
-        config = read_json(folder / "open_clip_config.json", error=BackboneError, foreign=True)
-        model = config.get("model_cfg")
-        return model if isinstance(model, Mapping) else None
-    if (folder / "config.json").is_file():
-        config = read_json(folder / "config.json", error=BackboneError, foreign=True)
-        towers = {"text_cfg": config.get("text_config"), "vision_cfg": config.get("vision_config")}
-        return {
-            tower: {"layers": values.get("num_hidden_layers", _DEFAULT_DEPTH)}
-            for tower, values in towers.items()
-            if isinstance(values, Mapping)
-        }
-    return None

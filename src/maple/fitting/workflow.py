@@ -22,7 +22,7 @@ from typing import Any
 
 from maple.checkpoint import load_prompts
 from maple.clip import Backbone
-from maple.clip.load import sentence_limit
+from maple.clip.configurations import sentence_limit
 from maple.config import RunSettings, merge_layers, override_layer, read_preset, resolve
 from maple.data import Dataset, Inspection, Item, inspect_dataset, open_source, template_of
 from maple.data.checks.findings import Finding
