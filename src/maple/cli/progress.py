@@ -59,7 +59,7 @@ class TrainBar(_Bars, TrainProgress):
         )
         self._settings = settings
         self._folder = folder
-        self._epochs = 0
+        self._epochs = self._steps = 0
         self._epoch_began = time.monotonic()
         self._images = 0
 
@@ -78,7 +78,7 @@ class TrainBar(_Bars, TrainProgress):
         self._console.print(visible(f"run folder: {self._folder}"))
 
     def start(self, epochs: int, steps: int, finished_epochs: int) -> None:
-        self._epochs = epochs
+        self._epochs, self._steps = epochs, steps
         if finished_epochs:
             self._console.print(f"resuming after epoch {finished_epochs} of {epochs}")
         self._tasks["train"] = self._bars.add_task(
@@ -101,6 +101,7 @@ class TrainBar(_Bars, TrainProgress):
         )
 
     def epoch(self, report: EpochReport) -> None:
+        self._bars.update(self._tasks["train"], completed=(report.epoch + 1) * self._steps)  # a stage may end an epoch
         validation = f"  validation acc {report.validation['accuracy']:.1%}" if report.validation else ""
         self._console.print(
             f"epoch {report.epoch + 1}/{self._epochs}  lr {report.lr:.3g}  loss {report.loss:.4f}  "
