@@ -87,6 +87,7 @@ def test_sentences_of_each_class_are_exported_for_trained_names(tiny: Backbone, 
         {"name": "mmrl", "layers": [2, 3], "tokens": 2, "token_width": 16},
         {"name": "two_stage", "vision_start": 2},
         {"name": "dept", "base_method": "maple", "prompt_depth": 2},
+        {"name": "dept", "base_method": "cocoop", "meta_net_reduction": 4},
         {"name": "mma", "adapter_start": 2, "adapter_end": 3, "adapter_width": 8, "adapter_scale": 0.5},
         {
             "name": "mmapp",

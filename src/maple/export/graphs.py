@@ -37,17 +37,21 @@ def head_of(method: Method) -> Head:
     if method.classes_depend_on_image:
         if not hasattr(inner, "token_shift") or not is_cosine:
             raise ExportError(f"{method.title}: its classes depend on the image in a way that no export can hold")
-        if isinstance(method, TrainedNamesMethod):
-            raise ExportError(
-                f"{method.title} on {inner.title}: its classes depend on the image and on whether they were trained, "
-                "which no export can hold; use the run itself with maple predict or maple serve"
-            )
         return "shifted"
     if is_cosine:
         return "cosine"
     if method.supports_new_classes:
         raise ExportError(f"{method.title}: it computes logits in a way of its own, which no export can hold")
     return "logits"
+
+
+def shifted_embeddings(method: Method) -> tuple[float, Tensor] | None:
+    """Weight and constant [C, E] of the trained names' embeddings, weight x text + constant; None for other methods."""
+    if not isinstance(method, TrainedNamesMethod):
+        return None
+    text = torch.zeros(len(method.class_names), method.backbone.embed_dim, device=method.backbone.device)
+    constant, of_ones = (method.embed_trained(each, method.rows).detach() for each in (text, text + 1))
+    return float((of_ones - constant)[0, 0]), constant
 
 
 def keeps_image_features(method: Method) -> bool:
@@ -90,7 +94,7 @@ class ImageSide(nn.Module):
             outputs.append(logits if temperature == 1 else logits / temperature)
         elif self.head == "shifted":
             inner: Any = innermost(self.method)
-            outputs.append(inner.token_shift(features))
+            outputs.append(inner.token_shift(features[:, : self.method.backbone.embed_dim]))
         if self.frozen:
             outputs.append(l2_normalize(cast(Tensor, plain)))
         return tuple(outputs)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from maple import __version__
 from maple.errors import ConfigError, ExportError, first_line
 from maple.export.export_source import ExportSource
-from maple.export.graphs import ImageSide, TextSide, head_of, innermost
+from maple.export.graphs import ImageSide, TextSide, head_of, innermost, shifted_embeddings
 from maple.export.parity_check import NEW_NAMES, largest_difference, require_parity
 from maple.inference import manifest as export_files
 from maple.inference.manifest import Manifest, Preprocess, Slots, Templates
@@ -78,6 +78,10 @@ def write_onnx(source: ExportSource, folder: Path, *, zero_shot: bool, int8: boo
         tables[export_files.ZERO_SHOT] = source.frozen
     for name, classifier in tables.items():
         np.save(folder / name, classifier.class_embeddings().detach().float().numpy(), allow_pickle=False)
+    text_weight = None
+    if head == "shifted" and (embeddings := shifted_embeddings(method)):
+        text_weight, constant = embeddings
+        np.save(folder / export_files.CLASSES, constant.float().numpy(), allow_pickle=False)
     if int8:
         _quantize(folder)
     manifest = Manifest(
@@ -88,6 +92,7 @@ def write_onnx(source: ExportSource, folder: Path, *, zero_shot: bool, int8: boo
         preprocess=Preprocess(**asdict(method.backbone.preprocessing)),
         logit_scale=method.logit_scale / method.temperature,
         head=head,
+        text_weight=text_weight,
         temperature=method.temperature,
         frozen_logit_scale=method.backbone.logit_scale if zero_shot else None,
         int8=int8,
@@ -109,6 +114,8 @@ def write_onnx(source: ExportSource, folder: Path, *, zero_shot: bool, int8: boo
     manifest = manifest.model_copy(update={"maximal_difference": max(differences.values()), "checked": checked})
     # Versions of the package that do not know these can read what does not need them.
     unneeded = {"temperature"} if manifest.temperature == 1 else set()
+    if text_weight is None:
+        unneeded.add("text_weight")
     if not zero_shot or method.logit_scale == method.backbone.logit_scale:
         unneeded.add("frozen_logit_scale")
     content = manifest.model_dump(mode="json", exclude=unneeded)

@@ -72,6 +72,8 @@ class Manifest(_Section):
         head: how logits are computed from unit image features. `cosine`: logit_scale x features x classes; `logits`:
             the graph outputs those of the trained names; `shifted`: `cosine`, with classes that `text.onnx` computes
             for each image under the graph's `shift`.
+        text_weight: where `shifted` classes depend on whether they were trained, the weight of the text feature in the
+            embedding of a trained name, to which its row of the table is added. Only written there.
         temperature: by which these logits are divided already, for probabilities: in the graph, or in the logit_scale,
             which is that of the method divided by it. Only written where it is not 1.
         frozen_logit_scale: that of the frozen CLIP. Only written where the method has another.
@@ -88,6 +90,7 @@ class Manifest(_Section):
     preprocess: Preprocess
     logit_scale: Positive
     head: Literal["cosine", "logits", "shifted"]
+    text_weight: Annotated[float, Field(ge=0, le=1)] | None = None
     temperature: float = Field(1.0, ge=1e-3, le=1e3)
     frozen_logit_scale: Positive | None = None
     int8: bool
@@ -109,7 +112,7 @@ class Manifest(_Section):
         needed = {
             IMAGE: True,
             **dict.fromkeys((TEXT, MERGES), self.sentences is not None),
-            CLASSES: self.head == "cosine",
+            CLASSES: self.head == "cosine" or self.text_weight is not None,
             ZERO_SHOT: self.zero_shot is not None,
         }
         if absent := [name for name, is_needed in needed.items() if is_needed and name not in self.files]:
@@ -122,6 +125,8 @@ class Manifest(_Section):
             raise ValueError("sentences need a context_length")
         if isinstance(self.sentences, Slots) and self.sentences.length > (self.context_length or 0) - 2:
             raise ValueError(f"a prompt of {self.sentences.length} tokens exceeds the context_length")
+        if self.text_weight is not None and self.head != "shifted":
+            raise ValueError("a text_weight needs the head 'shifted'")
         if self.head == "shifted" and not isinstance(self.sentences, Slots):
             raise ValueError("classes that depend on the image need sentences with learned tokens")
         return self

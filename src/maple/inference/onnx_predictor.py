@@ -48,7 +48,7 @@ class OnnxPredictor(Predictor):
             raise CheckpointError(f"{folder / export_files.IMAGE} has outputs of variable width; {_AGAIN}")
         width, frozen_width = outputs["features"][1], outputs.get("frozen", outputs["features"])[-1]
         self._class_table = self._zero_shot_table = None
-        if manifest.head == "cosine":
+        if manifest.head == "cosine" or manifest.text_weight is not None:
             self._class_table = _table(folder / export_files.CLASSES, [count, width])
         if zero_shot:
             self._zero_shot_table = _table(folder / export_files.ZERO_SHOT, [count, frozen_width])
@@ -134,8 +134,9 @@ class OnnxPredictor(Predictor):
             trained = np.stack([image["logits"] for image in encoded])[:, classes.trained]
         elif self.manifest.head == "shifted":
             # Every image shifts the learned tokens, so that the classes are encoded once for each.
-            pairs = ((image, self._encode_text(*classes.trained, shift=image["shift"])) for image in encoded)
-            trained = np.stack([scale * image["features"] @ shifted.T for image, shifted in pairs])
+            sentences, rows = classes.trained
+            pairs = ((image, self._encode_text(*sentences, shift=image["shift"])) for image in encoded)
+            trained = np.stack([scale * image["features"] @ self._embedded(text, rows).T for image, text in pairs])
         else:
             trained = scale * np.stack([image["features"] for image in encoded]) @ classes.trained.T
         if classes.zero_shot is None:
@@ -157,7 +158,7 @@ class OnnxPredictor(Predictor):
         if head == "logits":
             trained = rows
         elif head == "shifted" and isinstance(sentences, Slots):
-            trained = self._padded(self._slotted(names, sentences))
+            trained = self._padded(self._slotted(names, sentences)), rows
         else:
             trained = self._class_features(names, rows, self._class_table, sentences)
         zero_shot = None
@@ -192,6 +193,16 @@ class OnnxPredictor(Predictor):
         is_new = np.array([row is None for row in rows])
         embedded[is_new, : features.shape[1]] = features
         embedded[~is_new] = table[known]
+        return embedded
+
+    def _embedded(self, text_features: Floats, rows: list[int | None]) -> Floats:
+        """Class embeddings [C, E] of text features [C, D] of one image, where they depend on it."""
+        if self._class_table is None:
+            return text_features
+        embedded = np.pad(text_features, ((0, 0), (0, self._class_table.shape[1] - text_features.shape[1])))
+        for place, row in enumerate(rows):
+            if row is not None:
+                embedded[place] = np.float32(self.manifest.text_weight) * embedded[place] + self._class_table[row]
         return embedded
 
     def _template_features(self, names: Sequence[str], sentences: Templates, *, frozen: bool = True) -> Floats:
