@@ -12,7 +12,7 @@ from variants import NAMES
 from maple.checkpoint import load_prompts, save_prompts
 from maple.clip import Backbone
 from maple.errors import CheckpointError, ConfigError
-from maple.methods import Features, Method, base, build_method, gda, linear_probe, lpplusplus, tip_adapter
+from maple.methods import Features, Method, build_method, features, gda, linear_probe, lpplusplus, tip_adapter
 from maple.methods.linear_probe import solve
 
 
@@ -211,8 +211,8 @@ def test_seconds_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(steps: int) -> None:
         clock[0] += 5 + 2 * steps
 
-    monkeypatch.setattr(base.time, "perf_counter", lambda: clock[0])
-    assert base.seconds_of_steps(run, 100, 4) == pytest.approx(5 + 2 * 100)
+    monkeypatch.setattr(features.time, "perf_counter", lambda: clock[0])
+    assert features.seconds_of_steps(run, 100, 4) == pytest.approx(5 + 2 * 100)
 
 
 # --- CLIP-Adapter and TaskRes

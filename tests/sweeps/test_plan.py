@@ -129,7 +129,11 @@ def test_methods_are_not_evaluated_on_classes_they_do_not_support() -> None:
     [
         ({"methods": []}, ConfigError, "methods = .*at least 1"),
         ({"seeds": [-1]}, ConfigError, "greater than or equal to 0"),
-        ({"methods": ["mapel"]}, ConfigError, "unknown method 'mapel'; choose one of: .*maple.*zero_shot.*, or the path"),
+        (
+            {"methods": ["mapel"]},
+            ConfigError,
+            "unknown method 'mapel'; choose one of: .*maple.*zero_shot.*, or the path",
+        ),
         ({"protocol": "cross-dataset"}, DataError, "cross-dataset needs a source to train on: give --source"),
         ({"source": "dtd"}, ConfigError, "source = 'dtd': base-to-novel trains on each of its data sets"),
         ({"datasets": ["dtd", "eurosta"]}, DataError, "unknown data set 'eurosta'; choose one of: imagenet, "),

@@ -9,13 +9,14 @@ from torch import Generator
 from maple.clip import Backbone
 from maple.descriptions import MethodDescription
 from maple.errors import ConfigError, one_of
-from maple.methods.base import Features, Method, MethodSettings
+from maple.methods.base import Method, MethodSettings
 from maple.methods.clap import CLAP
 from maple.methods.clip_adapter import CLIPAdapter
 from maple.methods.clip_lora import CLIPLoRA
 from maple.methods.cocoop import CoCoOp
 from maple.methods.coop import CoOp
 from maple.methods.dept import DePT
+from maple.methods.features import Features
 from maple.methods.gda import GDA
 from maple.methods.independent_vl import VPT, DeepLanguage, IndependentVL
 from maple.methods.kgcoop import KgCoOp

@@ -1,11 +1,9 @@
 """The contract of a method: everything that a paper has to provide."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
-from functools import partial
 from hashlib import blake2b
 from typing import Any, ClassVar, Literal, Self
 
@@ -17,6 +15,7 @@ from maple.clip import Backbone, LayerEdit, prompt_edits
 from maple.config import Settings
 from maple.descriptions import PlotStyle, ReportRole
 from maple.errors import CheckpointError, ConfigError
+from maple.methods.features import Features
 from maple.names import clean_class_names
 from maple.prompts import (
     PromptedClasses,
@@ -63,42 +62,6 @@ class MethodSettings(Settings):
     def needs_validation(self) -> bool:
         """Whether a setting is to be selected on validation images."""
         return False
-
-
-@dataclass(frozen=True)
-class Features:
-    """Raw image features of the frozen tower, float32, for methods that are fitted to all of them at once.
-
-    Attributes:
-        train, train_labels: [V, N, D], V views of each training image, and [N] int64.
-        val, val_labels: [M, D], of the validation images as in evaluation, and [M] int64; M may be 0.
-
-    Example:
-        >>> Features(torch.rand(1, 4, 512), torch.tensor([0, 0, 1, 1]), torch.rand(2, 512), torch.tensor([0, 1]))
-    """
-
-    train: Tensor
-    train_labels: Tensor
-    val: Tensor
-    val_labels: Tensor
-
-    def unit_views(self) -> tuple[Tensor, Tensor]:
-        """Unit features of all views [V N, D], each counted as an image, and their labels [V N]."""
-        return l2_normalize(self.train.flatten(0, 1)), self.train_labels.repeat(len(self.train))
-
-    def class_sums(self, values: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-        """The sums [C, K] of values [V N, K] of `unit_views` by label, and how many each class has [C, 1]."""
-        # Views first, and by a product: one member matrix of N images, and the same sum in every run on a GPU.
-        members = F.one_hot(self.train_labels, classes).T.to(values.dtype)
-        summed = values.unflatten(0, self.train.shape[:2]).sum(dim=0)
-        return members @ summed, members.sum(dim=1, keepdim=True) * len(self.train)
-
-    def require_validation(self, selection: str, advice: str) -> None:
-        """Raise ConfigError if there are no validation images, for `selection`, as in "x searches its alpha"."""
-        if not len(self.val):
-            raise ConfigError(
-                f"{selection} on validation images, and this data set has none: {advice}, or give it validation images"
-            )
 
 
 @dataclass(frozen=True)
@@ -429,22 +392,6 @@ def full_precision(features: Tensor) -> AbstractContextManager[None]:
     """Disable autocast, for what a method adds to the towers: it is computed in float32 also in a user's own loop."""
     kind = features.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
-
-def seconds_of(compute: Callable[[], object]) -> float:
-    """Seconds of the faster of two calls: the first one allocates memory."""
-    seconds = []
-    for _ in range(2):
-        start = time.perf_counter()
-        compute()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
-def seconds_of_steps(run: Callable[[int], object], steps: int, timed: int) -> float:
-    """Seconds of `run(steps)`, estimated from those of one step and of `timed` steps."""
-    shortest, longer = (seconds_of(partial(run, number)) for number in (1, timed))
-    return shortest + (steps - 1) * max(longer - shortest, 0.0) / (timed - 1)
 
 
 def batch_accuracy(logits: Tensor, labels: Tensor) -> Tensor:

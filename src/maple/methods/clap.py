@@ -15,7 +15,8 @@ from torch import Generator, Tensor, nn
 
 from maple.clip import Backbone
 from maple.descriptions import PlotStyle
-from maple.methods.base import Features, batch_accuracy, full_precision
+from maple.methods.base import batch_accuracy, full_precision
+from maple.methods.features import Features
 from maple.methods.per_class import PerClassMethod, PerClassSettings
 from maple.prompts import TemplateClasses, l2_normalize
 

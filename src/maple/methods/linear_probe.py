@@ -14,7 +14,8 @@ from torch import Generator, Tensor, nn
 
 from maple.clip import Backbone
 from maple.descriptions import PlotStyle
-from maple.methods.base import Features, full_precision, seconds_of_steps
+from maple.methods.base import full_precision
+from maple.methods.features import Features, seconds_of_steps
 from maple.methods.per_class import PerClassMethod, PerClassSettings
 from maple.prompts import TemplateClasses, l2_normalize
 

@@ -20,7 +20,7 @@ from maple.data.batches import derive_seed, steps_per_epoch
 from maple.data.sampling import indices_by_label
 from maple.errors import ConfigError, MapleError
 from maple.methods import METHODS, Features, Method, method_settings
-from maple.methods.base import seconds_of
+from maple.methods.features import seconds_of
 from maple.prompts import encode_image
 from maple.runs.frozen_features import require_features
 from maple.runs.spec import eval_transform, sample, spare_items
