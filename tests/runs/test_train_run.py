@@ -179,7 +179,7 @@ def test_other_images_are_refused(settings: RunSettings, interrupted: Path) -> N
 def test_another_backbone_is_refused(settings: RunSettings, interrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from maple.clip import load_clip
 
-    monkeypatch.setattr("maple.runs.training.open_backbone", lambda *_: load_clip("maple-tiny", "random:7"))
+    monkeypatch.setattr("maple.runs.training.open_backbone", lambda *_, **__: load_clip("maple-tiny", "random:7"))
     with pytest.raises(CheckpointError, match=r"other backbone: .*fingerprint.* there, .*fingerprint.* now"):
         train_run(settings, interrupted)
 

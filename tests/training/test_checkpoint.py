@@ -53,6 +53,7 @@ def test_content(path: Path, method: Method, backbone: Backbone) -> None:
         "pretrained": None,
         "precision": "fp32",
         "fingerprint": backbone.fingerprint,
+        "activation": "quickgelu",
     }
     assert stored.class_names == ("cat", "fire_truck")
     assert stored.info["dataset"] == "pictures"
