@@ -310,6 +310,14 @@ def test_every_recipe_fits_the_packaged_clip(preset: str, small_clip: Backbone) 
 
 
 @every
+def test_every_recipe_fits_the_packaged_clip_on_every_data_set(preset: str, small_clip: Backbone) -> None:
+    """What a preset says of single data sets does not hide what it says of the packaged CLIP."""
+    for data in ({"dataset": "eurosat"}, {"dataset": "imagenet"}, {"dataset": "stanford_cars", "shots": 1}):
+        settings = complete(resolve([read_preset(preset), {"data": data, "backbone": {"name": "maple-small"}}]))
+        assert build_method(settings.method, small_clip, ["cat", "dog"]).class_names == ("cat", "dog")
+
+
+@every
 def test_every_value_is_a_setting(preset: str) -> None:
     content = read_preset(preset)
     assert content.get("train", {}).keys() <= TrainSettings.model_fields.keys()
