@@ -222,17 +222,17 @@ def load_prompts(
             pretrained = weights
         options = {"precision": precision or learned_precision, "device": device}
         backbone = load_given(backbone or name, pretrained, activation=stored.activation, **options)
-    if stored.activation not in (ASSUMED, backbone.activation) and backbone.fingerprint == fingerprint:
-        raise CheckpointError(
-            f"{path} was learned on a CLIP with the activation {stored.activation}, but this backbone, of the same "
-            f"weights, was loaded with {backbone.activation}, which gives other features; name the architecture with "
-            f"its activation, as in ViT-B-32-{stored.activation}, or give pretrained={stored.activation!r} with a file"
-        )
     if backbone.fingerprint != fingerprint:
         raise CheckpointError(
             f"{path} was learned on {name} / {weights} (fingerprint {fingerprint}), "
             f"but this backbone is {backbone.name} / {backbone.pretrained} (fingerprint {backbone.fingerprint}); "
             "prompts do not work with other weights: load that backbone, or train again on this one"
+        )
+    if stored.activation not in (ASSUMED, backbone.activation):
+        raise CheckpointError(
+            f"{path} was learned on a CLIP with the activation {stored.activation}, but this backbone, of the same "
+            f"weights, was loaded with {backbone.activation}, which gives other features; name the architecture with "
+            f"its activation, as in ViT-B-32-{stored.activation}, or give pretrained={stored.activation!r} with a file"
         )
     _refuse_larger_prompts(stored, path)
     try:

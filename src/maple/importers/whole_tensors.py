@@ -1,7 +1,6 @@
 """Published checkpoints whose learned tensors are this package's, one for one, under other names.
 
-Sources: htyao89/Textual-based_Class-aware_prompt_tuning@bd97bec trainers/tcp.py;
-ZjjConan/VLM-MultiModalAdapter@c3d0bc2 trainers/mmadapter.py; yunncheng/MMRL@27d8821 trainers/mmrl.py,
+Sources: ZjjConan/VLM-MultiModalAdapter@c3d0bc2 trainers/mmadapter.py; yunncheng/MMRL@27d8821 trainers/mmrl.py,
 trainers/mmrlpp.py; CLIP-LoRA from a description of MaxZanella/CLIP-LoRA@358f0d7 loralib/utils.py, DePT from one of
 Koorye/DePT@d4ff416.
 """
@@ -21,6 +20,10 @@ _LORA_FACTORS = {"w_lora_A": "down", "w_lora_B": "up"}
 _PUBLISHED_DEPTH = 12  # of the towers for which the published code names parts of a tower
 
 
+Name = tuple[re.Pattern[str], Callable[[re.Match[str]], str]]
+"""A pattern of published keys, and the name here, from the match."""
+
+
 @dataclass(frozen=True)
 class Renaming:
     """How the published code names the tensors of a method.
@@ -35,7 +38,7 @@ class Renaming:
 
     methods: tuple[str, ...]
     marks: re.Pattern[str]
-    names: Sequence[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]]
+    names: Sequence[Name]
     dropped: re.Pattern[str]
     settings: Callable[[Mapping[str, Tensor], int], dict[str, Any]]
 
@@ -80,7 +83,8 @@ def _mmrl_settings(parameters: Mapping[str, Tensor], depth: int) -> dict[str, An
 
 _MMRL_SIDES = {"r2v": "to_vision", "r2t": "to_text"}
 _MMRL_FACTORS = {"A": "up", "B": "down", "bias": "bias"}
-_NOTHING = re.compile(r"(?!)")
+_MMRL_TOKENS: Name = (re.compile(r"representation_learner\.compound_rep_tokens"), lambda _: "tokens")
+_MMRL_DROPPED = re.compile(r"(representation_learner\.)?prompt_embeddings")
 RENAMINGS = (
     Renaming(
         methods=("mma", "mmapp"),
@@ -104,21 +108,21 @@ RENAMINGS = (
         methods=("mmrl",),
         marks=re.compile(r"representation_learner\.compound_rep_tokens_r2vproj\.\d+\.weight"),
         names=(
-            (re.compile(r"representation_learner\.compound_rep_tokens"), lambda _: "tokens"),
+            _MMRL_TOKENS,
             (
                 re.compile(r"representation_learner\.compound_rep_tokens_(r2[vt])proj\.(\d+)\.(weight|bias)"),
                 lambda m: f"{_MMRL_SIDES[m[1]]}.{m[2]}.{m[3]}",
             ),
             (re.compile(r"image_encoder\.proj_rep"), lambda _: "projection"),
         ),
-        dropped=re.compile(r"prompt_embeddings|representation_learner\.prompt_embeddings"),
+        dropped=_MMRL_DROPPED,
         settings=_mmrl_settings,
     ),
     Renaming(
         methods=("mmrlpp",),
         marks=re.compile(r"representation_learner\.srra_r2vproj\.weight"),
         names=(
-            (re.compile(r"representation_learner\.compound_rep_tokens"), lambda _: "tokens"),
+            _MMRL_TOKENS,
             (
                 re.compile(r"representation_learner\.srra_(r2[vt])proj\.weight"),
                 lambda m: f"{_MMRL_SIDES[m[1]]}.weight",
@@ -130,7 +134,7 @@ RENAMINGS = (
             (re.compile(r"image_encoder\.A"), lambda _: "projection.down"),
             (re.compile(r"image_encoder\.B"), lambda _: "projection.up"),
         ),
-        dropped=re.compile(r"prompt_embeddings|representation_learner\.prompt_embeddings"),
+        dropped=_MMRL_DROPPED,
         settings=_mmrl_settings,
     ),
 )
@@ -157,10 +161,8 @@ def rename_tensors(
     parameters: dict[str, Tensor] = {}
     dropped, dtypes, depth = 0, set(), 0
     for name, key in plain.items():
-        matches = ((pattern.fullmatch(name), rename) for pattern, rename in renaming.names)
-        renamed = [rename(match) for match, rename in matches if match]
-        if renamed:
-            parameters[renamed[0]] = learned_tensor(key, state_dict[key])
+        if renamed := _renamed(name, renaming.names):
+            parameters[renamed] = learned_tensor(key, state_dict[key])
             dtypes.add(str(getattr(state_dict[key], "dtype", "")).removeprefix("torch."))
         elif FROZEN.fullmatch(name) or TOKENS.fullmatch(name) or renaming.dropped.fullmatch(name):
             dropped += 1
@@ -175,7 +177,13 @@ def rename_tensors(
     return method or renaming.methods[0], config, parameters, {"dropped_keys": dropped, "dtypes": sorted(dtypes)}
 
 
-_HEAD: Sequence[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = (
+def _renamed(key: str, names: Sequence[Name]) -> str:
+    """The name here of a published key; "" if no pattern fits it."""
+    matches = ((pattern.fullmatch(key), rename) for pattern, rename in names)
+    return next((rename(match) for match, rename in matches if match), "")
+
+
+_HEAD: Sequence[Name] = (
     (re.compile(r"film_lp_(img|text)\.(scale|bias)"), lambda m: f"film_{m[1].replace('img', 'image')}.{m[2]}"),
     (re.compile(r"linear_probe_proj\.(weight|bias)"), lambda m: f"head.{m[1]}"),
 )
@@ -191,9 +199,8 @@ def split_head(state_dict: Mapping[str, object]) -> tuple[dict[str, object], dic
     rest: dict[str, object] = {}
     head: dict[str, Tensor] = {}
     for key, value in state_dict.items():
-        matches = ((pattern.fullmatch(str(key).removeprefix("module.")), rename) for pattern, rename in _HEAD)
-        if names := [rename(match) for match, rename in matches if match]:
-            head[names[0]] = learned_tensor(key, value)
+        if name := _renamed(str(key).removeprefix("module."), _HEAD):
+            head[name] = learned_tensor(key, value)
         else:
             rest[key] = value
     if head:

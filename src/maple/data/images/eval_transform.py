@@ -53,6 +53,13 @@ class InputTransform:
         self._mean = np.array(self.mean, dtype=np.float32).reshape(3, 1, 1)
         self._std = np.array(self.std, dtype=np.float32).reshape(3, 1, 1)
 
+    def filled(self, image: Image.Image, side: int) -> Image.Image:
+        """The image in the centre of one of which no side is shorter than `side`, of the level `fill`."""
+        width, height = max(image.width, side), max(image.height, side)
+        filled = Image.new("RGB", (width, height), (self.fill,) * 3)
+        filled.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+        return filled
+
     def normalize(self, image: Image.Image) -> Floats:
         """Return the normalised values [3, R, R] of an image of R x R pixels."""
         # In float32 and one operation per step, so that the values equal torchvision's to the bit. NumPy rather than
@@ -125,7 +132,7 @@ class EvalView(InputTransform):
         if (width, height) != image.size:
             image = image.resize((width, height), RESAMPLING[self.interpolation])
         if width < self.size or height < self.size:
-            image = self._filled(image)
+            image = self.filled(image, self.size)
         return self.normalize(self._centre(image))
 
     def _resized(self, sides: tuple[int, int]) -> tuple[int, int]:
@@ -142,13 +149,6 @@ class EvalView(InputTransform):
             short = min(sides)
             width, height = (int(target * side / short) if side > short else target for side in sides)
         return width, height
-
-    def _filled(self, image: Image.Image) -> Image.Image:
-        """The image in the centre of one that has at least `size` pixels on each side."""
-        sides = (max(image.width, self.size), max(image.height, self.size))
-        filled = Image.new("RGB", sides, (self.fill,) * 3)
-        filled.paste(image, ((sides[0] - image.width) // 2, (sides[1] - image.height) // 2))
-        return filled
 
     def _centre(self, image: Image.Image) -> Image.Image:
         halves = ((side - self.size) / 2.0 for side in image.size)

@@ -85,9 +85,7 @@ class TrainTransform(InputTransform):
         if longest > 4 * self.size > 0 and min(image.size) * 8 < longest:
             shrunk = [max(1, round(side * 4 * self.size / longest)) for side in image.size]
             image, longest = image.resize((shrunk[0], shrunk[1]), RESAMPLING[self.interpolation]), max(shrunk)
-        square = Image.new("RGB", (longest, longest), (self.fill,) * 3)
-        square.paste(image, ((longest - image.width) // 2, (longest - image.height) // 2))
-        return square
+        return self.filled(image, longest)
 
 
 def crop_box(
