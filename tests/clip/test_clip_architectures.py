@@ -12,8 +12,9 @@ from open_clip import pretrained as published
 from open_clip.transformer import QuickGELU
 from torch import nn
 
-from maple.clip import ImageTower, TextTower, load_clip
 from maple.clip import load as loading
+from maple.clip import load_clip
+from maple.clip.towers import image_tower, text_tower
 from maple.errors import BackboneError
 
 STANDARD = {
@@ -105,7 +106,7 @@ def test_sizes_of_the_standard_models(name: str) -> None:
     size, vision_width, vision_depth, text_width, text_depth, embed, patches = STANDARD[name]
     with torch.device("meta"):
         model = open_clip.CLIP(**open_clip.get_model_config(name))
-        text, image = TextTower(model, torch.float32), ImageTower(model, torch.float32)
+        text, image = text_tower(model, torch.float32), image_tower(model, torch.float32)
         assert (image.width, image.depth, image.obstacle) == (vision_width, vision_depth, None)
         assert (text.width, text.depth, text.obstacle, text.context_length) == (text_width, text_depth, None, 77)
         states = image.embed(torch.zeros(2, 3, size, size))

@@ -6,10 +6,12 @@ import clip_files as files
 import open_clip
 import pytest
 import torch
-from test_clip_precision import MODELS, build
+from test_clip_precision import CUSTOM_BLOCKS, MODELS, build
 
 from maple.clip import Backbone, ImageTower, TextTower
+from maple.clip.towers import image_tower
 from maple.errors import BackboneError, ClassNamesError, ImageError, UnsupportedTowerError
+from maple.prompts import l2_normalize
 
 WALKED = {
     **MODELS,
@@ -20,14 +22,18 @@ WALKED = {
     "sine positions": files.changed(vision={"pos_embed_type": "sin_cos_2d"}),
     "patch dropout": files.changed(vision={"patch_dropout": 0.5}),
     "another context": files.changed(text={"context_length": 33}),
+    "last token": files.changed(custom_text=True, text={"pool_type": "last"}),
+    "first token": files.changed(custom_text=True, text={"no_causal_mask": True, "pool_type": "first"}),
+    "bidirectional, read at EOT": files.changed(custom_text=True, text={"no_causal_mask": True}),
+    "class token": files.changed(custom_text=True, text={"embed_cls": True}),
 }
 
 
 def walk_text(text: TextTower, ids: torch.Tensor) -> torch.Tensor:
-    states = text.enter(text.embed(ids))
+    states, mask = text.enter(text.embed(ids)), text.mask(ids)
     for layer in range(text.depth):
-        states = text.block(layer, states)
-    return text.finish(states[torch.arange(len(ids)), text.end_positions(ids)])
+        states = text.block(layer, states, mask=mask)
+    return text.finish(text.pool(states, ids))
 
 
 def walk_image(image: ImageTower, inputs: torch.Tensor) -> torch.Tensor:
@@ -109,20 +115,28 @@ def coca() -> Any:
         )
 
 
-def test_coca_runs_whole_and_says_why() -> None:
-    tokenizer = files.tokenizer(76)
-    model = files.shaken(coca())
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_coca(precision: str) -> None:
+    model, tokenizer = files.shaken(coca()), files.tokenizer(76)
     seen = build(files.CONFIG).preprocessing
-    for precision in ("fp32", "bf16"):
-        backbone = Backbone(
-            model, name="c", pretrained=None, preprocessing=seen, tokenizer=tokenizer, precision=precision
-        )
-        assert backbone.embed_dim == 64
-        assert files.logits(backbone).shape == (4, 3)
-    with pytest.raises(UnsupportedTowerError, match=r"^MaPLe puts prompts into the text tower, but .*CoCa"):
-        backbone.text.require_promptable("MaPLe")
-    with pytest.raises(UnsupportedTowerError, match=r"^MaPLe puts prompts into the image tower, but .*attention.*CoCa"):
-        backbone.image.require_promptable("MaPLe")
+    ids, inputs = tokenizer(files.SENTENCES), files.images()
+    with torch.no_grad():
+        text = model.encode_text(ids, normalize=True)
+        image = model.encode_image(inputs, normalize=True)
+    backbone = Backbone(model, name="c", pretrained=None, preprocessing=seen, tokenizer=tokenizer, precision=precision)
+    assert backbone.embed_dim == 64
+    tolerance = 1e-5 if precision == "fp32" else 2e-2
+    with torch.no_grad():
+        walked = l2_normalize(walk_text(backbone.text, ids)), l2_normalize(walk_image(backbone.image, inputs))
+    torch.testing.assert_close(walked[0], text, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(walked[1], image, rtol=tolerance, atol=tolerance)
+
+
+def test_single_tokens_of_coca_have_no_features() -> None:
+    tower = image_tower(coca(), torch.float32)
+    for finish in (lambda: tower.projection, lambda: tower.finish_tokens(torch.zeros(1, 2, tower.width))):
+        with pytest.raises(UnsupportedTowerError, match=r"attention pooling.*single tokens have no features"):
+            finish()
 
 
 @pytest.mark.parametrize(
@@ -144,18 +158,10 @@ def test_image_obstacles(name: str, what: str) -> None:
         assert torch.equal(backbone.image.plain(files.images(size)), expected)
 
 
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ({"no_causal_mask": True, "pool_type": "last"}, "is not causal"),
-        ({"pool_type": "last"}, "pools by 'last', not at the EOT token"),
-        ({"pool_type": "first"}, "pools by 'first'"),
-        ({"embed_cls": True}, "extra class token"),
-    ],
-)
-def test_text_obstacles(text: dict[str, Any], why: str) -> None:
-    backbone = build(files.changed(custom_text=True, text=text))
-    with pytest.raises(UnsupportedTowerError, match=f"CoOp puts prompts into the text tower, but .*{why}"):
+def test_text_obstacles() -> None:
+    custom = {**CUSTOM_BLOCKS, "embed_cls": True}
+    backbone = build(files.changed(custom_text=True, text=custom))
+    with pytest.raises(UnsupportedTowerError, match=r"CoOp puts prompts into the text tower, but .*masks padding"):
         backbone.text.require_promptable("CoOp")
     backbone.image.require_promptable("a vision method")
     assert backbone.embed_dim == 64

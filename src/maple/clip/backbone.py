@@ -5,16 +5,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from open_clip.model import convert_weights_to_lp
 from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, SimpleTokenizer, _clean_lower
-from open_clip.transformer import Attention, LayerNorm, LayerNormFp32, LayerScale, QuickGELU
+from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from maple.clip.backbone_names import GELU, QUICKGELU
-from maple.clip.towers import ImageTower, TextTower
+from maple.clip.towers import image_tower, text_tower
 from maple.errors import BackboneError, ClassNamesError, one_of, shortened
 from maple.names import refuse_long
 
@@ -96,14 +96,10 @@ class Backbone:
         self.fingerprint = fingerprint(model.state_dict())
         self.logit_scale = float(model.logit_scale.detach().float().exp())
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
-        _convert(model, self.dtype)
+        self.text, self.image = text_tower(model, self.dtype), image_tower(model, self.dtype)
+        self.text.convert()
+        self.image.convert()
         model.to(self.device)
-        self.text = TextTower(model, self.dtype)
-        self.image = ImageTower(model, self.dtype)
-        for tower in (self.text, self.image):
-            if self.dtype != torch.float32 and tower.obstacle is not None:
-                # Towers of other libraries keep float32 weights and run under autocast, as these libraries expect.
-                tower.encode = _autocasted(tower.encode, self.device.type, self.dtype)
         projection = getattr(model, "text_projection", None)
         if isinstance(projection, nn.Parameter):
             self.embed_dim = int(projection.shape[1])
@@ -155,11 +151,31 @@ class Backbone:
         plain = isinstance(tokenizer, SimpleTokenizer) and tokenizer.reduction_fn is None
         return plain and tokenizer.vocab_size == _CLIP_VOCABULARY and tokenizer.clean_fn is _clean_lower
 
+    @cached_property
+    def first_word(self) -> int:
+        """The position of the first word of a sentence: after SOS, or 0 where the tokenizer writes none."""
+        return self._words("a")[0]
+
     def word_ids(self, text: str) -> list[int]:
-        """Vocabulary ids of `text`, without SOS and EOT."""
-        ids = self.tokenize([text])[0]
-        end = int(self.text.end_positions(ids[None])[0])
-        return [int(i) for i in ids[1:end]]
+        """Vocabulary ids of `text`, without special tokens such as SOS and EOT."""
+        first, end, ids = self._words(text)
+        return ids[first:end]
+
+    def _words(self, text: str) -> tuple[int, int, list[int]]:
+        """Where the words of a tokenized `text` begin and end, and its ids."""
+        ids: list[int] = self.tokenize([text])[0].tolist()
+        tokenizer: Any = self._tokenizer
+        if not isinstance(tokenizer, HFTokenizer | SigLipTokenizer):
+            return (
+                1,
+                1 + len(tokenizer.encode(text)) if isinstance(tokenizer, SimpleTokenizer) else ids.index(max(ids)),
+                ids,
+            )
+        inner = tokenizer.tokenizer
+        special = {*inner.all_special_ids} - {inner.unk_token_id}
+        words = [position for position, index in enumerate(ids) if index not in special]
+        first = words[0] if words else next((n for n, index in enumerate(ids) if index == inner.eos_token_id), 0)
+        return first, words[-1] + 1 if words else first, ids
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Decode each vocabulary id by itself; a token that only begins a word ends in a hyphen.
@@ -248,51 +264,3 @@ def preprocessing_of(config: Mapping[str, Any]) -> Preprocessing:
         fill=fill,
         crop_offset=config.get("crop_offset") or "rounded",
     )
-
-
-def _convert(model: Any, dtype: torch.dtype) -> None:
-    """Convert the large weights to `dtype`; norms stay in float32.
-
-    This is what open_clip's `precision` does, but after the float32 weights were fingerprinted. It also converts what
-    open_clip leaves out: layer and head scales, and a text projection that is a linear layer.
-    """
-    if dtype == torch.float32:
-        return
-    if TextTower(model, dtype).obstacle is None:
-        tower = getattr(model, "text", model)
-        _convert_part(tower.transformer, dtype)
-        tower.ln_final = _float32_norm(tower.ln_final)
-        if isinstance(tower.text_projection, nn.Linear):
-            tower.text_projection.to(dtype)
-        elif tower.text_projection is not None:
-            tower.text_projection.data = tower.text_projection.data.to(dtype)
-    if ImageTower(model, dtype).obstacle is None:
-        _convert_part(model.visual, dtype)
-
-
-def _convert_part(part: nn.Module, dtype: torch.dtype) -> None:
-    scales = {LayerScale: ("gamma",), Attention: ("head_scale", "logit_scale")}
-    for module in part.modules():
-        for child_name, child in module.named_children():
-            if isinstance(child, nn.LayerNorm):
-                setattr(module, child_name, _float32_norm(child))
-        for name in scales.get(type(module), ()):
-            if (scale := getattr(module, name)) is not None:
-                scale.data = scale.data.to(dtype)
-    convert_weights_to_lp(part, dtype)
-
-
-def _float32_norm(norm: nn.LayerNorm) -> nn.LayerNorm:
-    if type(norm) is not LayerNorm:
-        return norm
-    copy = LayerNormFp32(norm.normalized_shape, eps=norm.eps)
-    copy.weight, copy.bias = norm.weight, norm.bias
-    return copy.eval()  # type: ignore[no-any-return]
-
-
-def _autocasted(encode: Callable[[Tensor], Tensor], device_type: str, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    def run(inputs: Tensor) -> Tensor:
-        with torch.autocast(device_type, dtype):
-            return encode(inputs)
-
-    return run

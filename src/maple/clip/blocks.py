@@ -90,8 +90,17 @@ class Block:
         query, key, value = self._project(normed, edit)
         return self._after_attention(states, normed, attend(query, key, value, causal=True), edit)
 
-    def full(self, states: Tensor, edit: LayerEdit = NO_EDIT, first_row_only: bool = False) -> Tensor:
-        """Full attention: [N, n, H], or the output of the first row alone, [N, 1, H]."""
+    def full(
+        self,
+        states: Tensor,
+        edit: LayerEdit = NO_EDIT,
+        first_row_only: bool = False,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Full attention: [N, n, H], or the output of the first row alone, [N, 1, H].
+
+        `mask` [N or 1, 1, 1 or n, n] is true where a row attends to another; standard blocks alone know it.
+        """
         if not self.is_standard:
             states = self._as_is(states, None, edit)
             return states[:, :1] if first_row_only else states
@@ -101,7 +110,7 @@ class Block:
             states, normed = states[:, :1], normed[:, :1]
         else:
             query, key, value = self._project(normed, edit)
-        return self._after_attention(states, normed, attend(query, key, value), edit)
+        return self._after_attention(states, normed, attend(query, key, value, mask), edit)
 
     def full_with_attention(self, states: Tensor, edit: LayerEdit = NO_EDIT) -> tuple[Tensor, Tensor]:
         """`full`, and its attention weights: [N, n, H] and [N, heads, n, n], whose rows sum to 1.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from maple.clip.backbone import Backbone, Preprocessing
 from maple.clip.backbone_names import ASSUMED, is_architecture
+from maple.clip.towers import Tower
 from maple.errors import BackboneError, ClassNamesError, ConfigError, DataError, UnsupportedTowerError
 from maple.feature_files import read_features
 from maple.names import FEATURES, words_of
@@ -114,24 +115,26 @@ def require_features_of(backbone: Backbone, width: int, computed_by: str, source
         )
 
 
-class _Table:
+class _Table(Tower):
     """Stands for a tower that prompts cannot enter, and that knows the features of class names at most."""
 
-    obstacle = f"it is trained on features, without a CLIP; methods that go: {_METHODS}"
-    width = depth = 0
     context_length = 77
-    dtype = torch.float32
+    reads_padding = True
 
     def __init__(self, features: Tensor | None) -> None:
+        obstacle = f"it is trained on features, without a CLIP; methods that go: {_METHODS}"
+        super().__init__(self._features_of, torch.float32, obstacle)
         self._features = features
 
     def require_promptable(self, method: str) -> None:
+        """Raise UnsupportedTowerError."""
         raise UnsupportedTowerError(f"{method} puts prompts into a tower, but {self.obstacle}")
 
     def require_standard_blocks(self, method: str) -> None:
+        """Raise UnsupportedTowerError."""
         raise UnsupportedTowerError(f"{method} changes layers of a tower, but {self.obstacle}")
 
-    def plain(self, inputs: Tensor) -> Tensor:
+    def _features_of(self, inputs: Tensor) -> Tensor:
         """The features [n, D] of rows [n, 1]."""
         if self._features is None:
             raise BackboneError(

@@ -79,7 +79,9 @@ def relevance(method: Method, images: Tensor, classes: Tensor) -> Tensor:
             accumulated = write_rows(accumulated, empty, rows + prompted, inserted, edit.keep)
             inserted = len(edit.tokens)
         accumulated = accumulated + matrix @ accumulated
-    patches = accumulated[:, 0, 1:] if backbone.image.pools_class_token else accumulated[:, 1:rows, 1:].mean(dim=1)
+    first = backbone.image.first_patch
+    from_patches = accumulated[:, :rows, first:]
+    patches = from_patches[:, 0] if backbone.image.pools_class_token else from_patches[:, first:].mean(dim=1)
     grid: Tensor = patches.unflatten(1, (int(patches.shape[1] ** 0.5), -1)).cpu()
     return grid
 

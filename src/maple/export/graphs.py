@@ -131,11 +131,14 @@ class TextSide(nn.Module):
             states = edit.enter(states, insert, None if layer else tower.enter, residual_first=True)
             if edit.tokens is not None:
                 states = write_rows(states, edit.tokens, 1, inserted, edit.keep)
-                slots = slots if inserted else F.pad(slots, (len(edit.tokens), 0))  # the first column, SOS, has no slot
+                if not inserted:  # rows of their own, without a slot, after the first one
+                    none = torch.zeros_like(slots[:, :1]).expand(-1, len(edit.tokens))
+                    slots = torch.cat([slots[:, :1], none, slots[:, 1:]], dim=1)
                 inserted = len(edit.tokens)
-            states = tower.block(layer, states, edit)
-        ends = (tower.end_positions(ids) + inserted)[:, None, None].expand(-1, 1, states.shape[-1])
-        return l2_normalize(tower.finish(states.gather(1, ends)[:, 0]))
+            states = tower.block(layer, states, edit, tower.mask(ids, inserted))
+        if inserted:
+            states = torch.cat([states[:, :1], states[:, 1 + inserted :]], dim=1)
+        return l2_normalize(tower.finish(tower.pool(states, ids)))
 
 
 def _insert_rows(states: Tensor, _prompt: Tensor, *, slots: Tensor, table: Tensor | None) -> Tensor:

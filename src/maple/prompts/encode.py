@@ -32,7 +32,8 @@ def encode_text(
 
     The common prefix of all sentences (SOS, tokens, shared prompts, shared words) is computed once, and their suffixes,
     packed almost without padding, attend to it; in the last block only the EOT rows are computed. Under a causal mask
-    this changes the result by rounding only. Where edits draw random numbers, every row of every sentence is computed.
+    this changes the result by rounding only. Where edits draw random numbers, or the tower is not causal, every row of
+    every sentence is computed.
 
     Args:
         edits: the edit of layer k changes block k; blocks after the last edit are unchanged. With G prompts the result
@@ -165,7 +166,7 @@ def _encode_text(
     limit = device_memory(sentences.ids.device) // 4 if memory_limit is None else memory_limit
     row_bytes = _STATES_PER_ROW * tower.width * tower.dtype.itemsize * (tower.depth if for_gradient else 1)
     most_rows = max(limit // row_bytes, 1)
-    if any(edit.is_random for edit in edits):
+    if not tower.is_causal or any(edit.is_random for edit in edits):
         if not groups:
             return _encode_each(tower, sentences, layers, most_rows)
         each = ([_part(edit, slice(group, group + 1)) for edit in layers] for group in range(groups[0]))
@@ -212,7 +213,7 @@ def _encode_each(tower: TextTower, sentences: Sentences, layers: Sequence[LayerE
     for start in range(0, count, at_once):
         part = slice(start, start + at_once)
         edits = [_part(edit, part) for edit in layers]
-        arguments = tower, sentences.ids[part], sentences.slots[part], sentences.ends[part], edits
+        arguments = tower, sentences.ids[part], sentences.slots[part], edits
         if torch.is_grad_enabled() and at_once < count:
             # The state of the random generator is restored for the second computation.
             features.append(checkpoint(_encode_rows, *arguments, use_reentrant=False))
@@ -221,16 +222,20 @@ def _encode_each(tower: TextTower, sentences: Sentences, layers: Sequence[LayerE
     return torch.cat(features)
 
 
-def _encode_rows(tower: TextTower, ids: Tensor, slots: Tensor, ends: Tensor, layers: Sequence[LayerEdit]) -> Tensor:
+def _encode_rows(tower: TextTower, ids: Tensor, slots: Tensor, layers: Sequence[LayerEdit]) -> Tensor:
     states, inserted = tower.embed(ids), 0
+    mask = tower.mask(ids)
     for layer, edit in enumerate(layers):
-        insert = partial(insert_text, slots=slots + inserted)
+        insert = partial(insert_text, slots=torch.where(slots > 0, slots + inserted, slots))
         states = edit.enter(states, insert, tower.enter if layer == 0 else None, residual_first=True)
         if edit.tokens is not None:
             states = write_rows(states, edit.tokens, 1, inserted, edit.keep)
             inserted = len(edit.tokens)
-        states = tower.block(layer, states, edit)
-    return tower.finish(states[torch.arange(len(ids), device=ids.device), ends + inserted])
+            mask = tower.mask(ids, inserted)
+        states = tower.block(layer, states, edit, mask)
+    if inserted:
+        states = torch.cat([states[:, :1], states[:, 1 + inserted :]], dim=1)
+    return tower.finish(tower.pool(states, ids))
 
 
 def _part(edit: LayerEdit, part: slice) -> LayerEdit:

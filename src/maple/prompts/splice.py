@@ -33,9 +33,9 @@ class Sentences:
     """One sentence per class, with slots for prompt tokens.
 
     Attributes:
-        ids: [C, T] int64, truncated after the longest sentence: under a causal mask, nothing after EOT is ever read.
+        ids: [C, T] int64, truncated after the longest sentence unless the text tower reads what follows it.
         slots: [C, P] int64, the positions of the prompt tokens.
-        ends: [C] int64, the position of EOT.
+        ends: [C] int64, the position of EOT, or of the last token that the text tower reads.
         shared: the length of the prefix, slots included, that all sentences have in common; at least 1 (SOS).
 
     Example:
@@ -246,11 +246,12 @@ def write_sentences(
     cleaned = clean_class_names(names)
     sentence = template or f"{words} {{}}."
     ids = backbone.tokenize([sentence.replace("{}", name) for name in cleaned])
-    slots = torch.arange(1, 1 + prompt_length).repeat(len(cleaned), 1)
+    first = backbone.first_word
+    slots = torch.arange(first, first + prompt_length).repeat(len(cleaned), 1)
     if position != "end":
         before = prompt_length // 2 if position == "middle" else 0
         for row, name in enumerate(cleaned):
-            slots[row] = _move_class_name(ids[row], prompt_length, before, len(backbone.word_ids(name)))
+            slots[row] = _move_class_name(ids[row], first, prompt_length, before, len(backbone.word_ids(name)))
     return _sentences(backbone, ids, slots)
 
 
@@ -261,7 +262,8 @@ def read_sentences(backbone: Backbone, texts: Sequence[str]) -> Sentences:
 
 
 def _sentences(backbone: Backbone, ids: Tensor, slots: Tensor) -> Sentences:
-    ends = backbone.text.end_positions(ids)
+    text = backbone.text
+    ends = torch.full_like(ids[:, 0], ids.shape[1] - 1) if text.reads_padding else text.end_positions(ids)
     is_slot = torch.zeros(ids.shape, dtype=torch.bool).scatter(1, slots, value=True)
     equal = ((ids == ids[0]) & (is_slot == is_slot[0])).all(dim=0).int()
     return Sentences(
@@ -272,11 +274,15 @@ def _sentences(backbone: Backbone, ids: Tensor, slots: Tensor) -> Sentences:
     )
 
 
-def _move_class_name(ids: Tensor, length: int, before: int, name_length: int) -> Tensor:
-    """Reorder one row [T] in place so that only `before` prompt tokens precede the class name; return its slots [P]."""
-    prompt, name = ids[1 : 1 + length].clone(), ids[1 + length : 1 + length + name_length].clone()
-    ids[1 : 1 + length + name_length] = torch.cat([prompt[:before], name, prompt[before:]])
-    return torch.cat([torch.arange(1, 1 + before), torch.arange(1 + before + name_length, 1 + length + name_length)])
+def _move_class_name(ids: Tensor, first: int, length: int, before: int, name_length: int) -> Tensor:
+    """Reorder one row [T] in place so that only `before` prompt tokens precede the class name; return its slots [P].
+
+    The prompt begins at `first`.
+    """
+    last = first + length + name_length
+    prompt, name = ids[first : first + length].clone(), ids[first + length : last].clone()
+    ids[first:last] = torch.cat([prompt[:before], name, prompt[before:]])
+    return torch.cat([torch.arange(first, first + before), torch.arange(first + before + name_length, last)])
 
 
 def insert_text(states: Tensor, prompt: Tensor, slots: Tensor) -> Tensor:

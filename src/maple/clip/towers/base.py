@@ -1,0 +1,254 @@
+"""What the towers of all families have in common; by itself, a tower that only runs whole."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from maple.clip.blocks import Block, Bucket, PrefixCache
+from maple.clip.edits import NO_EDIT, Affine, LayerEdit
+from maple.errors import ImageError, UnsupportedTowerError
+
+
+class Tower:
+    """A frozen tower of a CLIP.
+
+    Attributes:
+        width: H, the channels of a token (0 if prompts cannot enter).
+        depth: L, the number of blocks (0 if prompts cannot enter).
+        obstacle: why prompts cannot enter, or None if they can.
+        dtype: of the states between blocks.
+    """
+
+    kind: ClassVar[str]
+    """The word for it in messages: text or image."""
+    instead: ClassVar[str] = ""
+    """What to do if prompts cannot enter, for messages."""
+
+    def __init__(
+        self, encode: Callable[[Tensor], Tensor], dtype: torch.dtype, obstacle: str | None, blocks: Sequence[Block] = ()
+    ) -> None:
+        self.dtype = dtype
+        self.obstacle = obstacle
+        self.width = 0
+        self.depth = len(blocks)
+        self._blocks = list(blocks)
+        self._encode = encode
+
+    def require_promptable(self, method: str) -> None:
+        """Raise UnsupportedTowerError, which names `method`, if prompts cannot enter this tower."""
+        if self.obstacle is not None:
+            raise UnsupportedTowerError(
+                f"{method} puts prompts into the {self.kind} tower, but {self.obstacle}{self.instead}"
+            )
+
+    def require_standard_blocks(self, method: str) -> None:
+        """Raise UnsupportedTowerError if layers inside the blocks cannot be changed."""
+        self.require_promptable(method)
+        for number, block in enumerate(self._blocks):
+            if not block.is_standard:
+                raise UnsupportedTowerError(
+                    f"{method} changes layers inside the blocks, but block {number} of this {self.kind} tower is not a "
+                    "standard CLIP attention block; use a backbone with standard blocks, such as ViT-B-16"
+                )
+
+    def norms(self, layer: int) -> tuple[Affine, Affine]:
+        """The affine parameters of a standard block's norms, before the attention and before the MLP."""
+        return self._blocks[layer].norms
+
+    def plain(self, inputs: Tensor) -> Tensor:
+        """The whole tower without prompts: raw features [N, D] of its inputs."""
+        with self.autocast(inputs.device.type):
+            return self._encode(inputs)
+
+    def convert(self) -> None:
+        """Convert the large weights to `dtype`; norms stay in float32.
+
+        Towers of other libraries than open_clip keep float32 weights, and run under autocast, as these expect.
+        """
+
+    def autocast(self, device_type: str) -> AbstractContextManager[Any]:
+        """In which a tower of float32 weights computes in `dtype`."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(device_type, self.dtype)
+
+
+class TextTower(Tower):
+    """The text tower of a CLIP: ids [C, T] to raw features [C, D].
+
+    Attributes:
+        context_length: the length of the longest sentence, special tokens included.
+        is_causal: whether tokens attend only to those before them, so that a common prefix of sentences has the same
+            states in all of them (`prefix` and `suffix`).
+        reads_padding: whether what follows the end of a sentence changes its feature.
+
+    Example:
+        >>> clip.text.plain(clip.tokenize(["a photo of a cat."])).shape
+        torch.Size([1, 512])
+    """
+
+    kind = "text"
+
+    def __init__(
+        self, model: Any, dtype: torch.dtype, obstacle: str | None = None, blocks: Sequence[Block] = ()
+    ) -> None:
+        super().__init__(model.encode_text, dtype, obstacle, blocks)
+        tower = model if hasattr(model, "context_length") else model.text
+        self.context_length = int(tower.context_length)
+        self.is_causal = False
+        self.reads_padding = True
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings of ids [C, T], without positions: [C, n, Ht], n = T, or T + 1 with a class token."""
+        raise NotImplementedError
+
+    def enter(self, states: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Add positional embeddings to [..., n, Ht]: those of `positions` [n] int64, by default of 0 to n - 1."""
+        raise NotImplementedError
+
+    def mask(self, ids: Tensor, inserted: int = 0) -> Tensor | None:
+        """Which rows each row of a sentence attends to, beyond causality: [C, 1, 1 or n, n] bool; None for all.
+
+        Args:
+            inserted: rows that were inserted after the first one, and that all others attend to.
+        """
+        raise NotImplementedError
+
+    def block(self, layer: int, states: Tensor, edit: LayerEdit = NO_EDIT, mask: Tensor | None = None) -> Tensor:
+        """Block `layer` on whole sentences, with what `mask` returned: [C, n, Ht] -> [C, n, Ht]."""
+        raise NotImplementedError
+
+    def prefix(
+        self, layer: int, states: Tensor, edit: LayerEdit = NO_EDIT, *, cache_only: bool = False
+    ) -> tuple[PrefixCache, Tensor]:
+        """Block `layer` of a causal tower on the common prefix of the sentences of each of G groups, [G, S, Ht].
+
+        See `Block.prefix`.
+        """
+        raise NotImplementedError
+
+    def suffix(
+        self,
+        layer: int,
+        cache: PrefixCache,
+        rows: Tensor,
+        buckets: Sequence[Bucket],
+        edit: LayerEdit = NO_EDIT,
+        *,
+        ends_only: bool = False,
+    ) -> Tensor:
+        """Block `layer` of a causal tower on packed sentence ends [R, Ht]: see `Block.suffix`."""
+        raise NotImplementedError
+
+    def pool(self, states: Tensor, ids: Tensor) -> Tensor:
+        """The row that stands for each sentence, of its final states [C, n, Ht]: [C, Ht]."""
+        ends = self.end_positions(ids)[:, None, None].expand(-1, 1, states.shape[-1])
+        return states.gather(1, ends)[:, 0]
+
+    def finish(self, rows: Tensor) -> Tensor:
+        """Final norm and projection of pooled rows [C, Ht]: raw features [C, D]."""
+        raise NotImplementedError
+
+    def end_positions(self, ids: Tensor) -> Tensor:
+        """The row of the last state that a feature needs, in each row of ids [C, T]: [C] int64."""
+        raise NotImplementedError
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The table of token embeddings [V, Ht]."""
+        raise NotImplementedError
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of token embeddings."""
+        return len(self.embeddings)
+
+    def token_embeddings(self, ids: Sequence[int]) -> Tensor:
+        """Embeddings of n vocabulary ids, float32 without a gradient: [n, Ht]."""
+        table = self.embeddings
+        return table[torch.as_tensor(list(ids), device=table.device)].detach().float()
+
+
+class ImageTower(Tower):
+    """The image tower of a CLIP: images [B, 3, R, R] to raw features [B, D].
+
+    Example:
+        >>> clip.image.plain(torch.zeros(1, 3, 224, 224)).shape
+        torch.Size([1, 512])
+    """
+
+    kind = "image"
+    instead = "; use a ViT backbone, or a method without image prompts"
+
+    pools_class_token = False
+    """Whether features come from the first row alone, so that `finish` does not need the other rows."""
+    first_patch = 1
+    """The number of rows before the patches: class and register tokens."""
+
+    def __init__(
+        self, model: Any, dtype: torch.dtype, obstacle: str | None = None, blocks: Sequence[Block] = ()
+    ) -> None:
+        super().__init__(model.encode_image, dtype, obstacle, blocks)
+        size = model.visual.image_size
+        self.image_size: tuple[int, int] = tuple(size) if isinstance(size, Sequence) else (size, size)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Class and register tokens, if any, and N patches with positions, before the pre-norm: [B, n, Hv].
+
+        Raises:
+            ImageError: the images are not [B, 3, R, R].
+        """
+        raise NotImplementedError
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise ImageError unless the images are [B, 3, R, R]."""
+        # Under TorchScript's tracing, sizes are tensors, and a size that is compared becomes a constant.
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        sides = self.image_size
+        if not tracing and (images.ndim != 4 or images.shape[1:] != (3, *sides)):
+            raise ImageError(
+                f"got images of shape {list(images.shape)}; this CLIP reads [B, 3, {sides[0]}, {sides[1]}], resized "
+                "and normalised as backbone.preprocessing describes"
+            )
+
+    def enter(self, states: Tensor) -> Tensor:
+        """The layer norm before the blocks: [B, n, Hv] -> [B, n, Hv]."""
+        raise NotImplementedError
+
+    def block(self, layer: int, states: Tensor, edit: LayerEdit = NO_EDIT, *, first_row_only: bool = False) -> Tensor:
+        """Block `layer`: [B, n, Hv] -> [B, n, Hv], or its class token alone, [B, 1, Hv]."""
+        raise NotImplementedError
+
+    def block_with_attention(self, layer: int, states: Tensor, edit: LayerEdit = NO_EDIT) -> tuple[Tensor, Tensor]:
+        """Block `layer` and its attention weights: [B, n, Hv] -> [B, n, Hv] and [B, heads, n, n]; differentiable.
+
+        Raises:
+            UnsupportedTowerError: it is not a standard attention block.
+        """
+        if not self._blocks[layer].is_standard:
+            raise UnsupportedTowerError(
+                f"block {layer} of this image tower is not a standard CLIP attention block, so its attention cannot be "
+                "read; use a backbone with standard blocks, such as ViT-B-16"
+            )
+        return self._blocks[layer].full_with_attention(states, edit)
+
+    def finish(self, states: Tensor) -> Tensor:
+        """Pool, normalise and project the states that `embed` returned rows for, without prompts: [B, n, Hv] to [B, D].
+
+        The first row alone, [B, 1, Hv], is enough if `pools_class_token`.
+        """
+        raise NotImplementedError
+
+    @property
+    def projection(self) -> Tensor:
+        """From final states to features: [Hv, D]; the identity where there is none.
+
+        Raises:
+            UnsupportedTowerError: features are no linear function of a row.
+        """
+        raise NotImplementedError
+
+    def finish_tokens(self, states: Tensor) -> Tensor:
+        """The final norm of rows [B, K, Hv] that are not pooled, without the projection: [B, K, Hv]."""
+        raise NotImplementedError

@@ -1,0 +1,33 @@
+"""Convert open_clip's modules to half precision as its `precision` does, but after they were fingerprinted."""
+
+import torch
+from open_clip.model import convert_weights_to_lp
+from open_clip.transformer import Attention, LayerNorm, LayerNormFp32, LayerScale
+from torch import nn
+
+
+def convert_part(part: nn.Module, dtype: torch.dtype) -> None:
+    """Convert the large weights of `part` to `dtype`; norms stay in float32.
+
+    It also converts what open_clip leaves out: layer and head scales.
+    """
+    if dtype == torch.float32:
+        return
+    scales = {LayerScale: ("gamma",), Attention: ("head_scale", "logit_scale")}
+    for module in part.modules():
+        for child_name, child in module.named_children():
+            if isinstance(child, nn.LayerNorm):
+                setattr(module, child_name, float32_norm(child))
+        for name in scales.get(type(module), ()):
+            if (scale := getattr(module, name)) is not None:
+                scale.data = scale.data.to(dtype)
+    convert_weights_to_lp(part, dtype)
+
+
+def float32_norm(norm: nn.Module) -> nn.Module:
+    """The same norm, computed in float32 whatever its input."""
+    if type(norm) is not LayerNorm:
+        return norm
+    copy = LayerNormFp32(norm.normalized_shape, eps=norm.eps)
+    copy.weight, copy.bias = norm.weight, norm.bias
+    return copy.eval()  # type: ignore[no-any-return]
