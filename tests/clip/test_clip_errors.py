@@ -238,7 +238,10 @@ def test_transformers_folders(state: files.State, tmp_path: Path) -> None:
     config, text = folder / "config.json", json.loads((folder / "config.json").read_text())["text_config"]
     original = config.read_text()
     for changes, message in (
-        ({"model_type": "siglip"}, r"describes a 'siglip' model; .* must have model_type 'clip'"),
+        (
+            {"model_type": "blip"},
+            r"describes a 'blip' model; .* must have model_type 'clip' or 'metaclip_2' or 'siglip'",
+        ),
         (
             {"text_config": {**text, "vocab_size": 30522}},
             r"a vocabulary of 30522 tokens, but CLIP's tokenizer has 49408",
@@ -266,4 +269,4 @@ def test_transformers_attention_with_a_part_missing(state: files.State, tmp_path
     weights = load_file(folder / "model.safetensors")
     weights.pop("text_model.encoder.layers.1.self_attn.k_proj.bias")
     files.save_safetensors(weights, folder / "model.safetensors")
-    refuses(r"transformer.resblocks.1.attn.in_proj_bias lacks its \['k'\] projections", str(folder))
+    refuses(r"lacks the weights text_model.encoder.layers.1.self_attn.k_proj.bias", str(folder))

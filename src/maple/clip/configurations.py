@@ -1,26 +1,16 @@
 """What can be known of a CLIP without loading it: its configuration, how deep it is, how long a sentence may be."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import open_clip
-from torch import Tensor
-
 from maple.clip.backbone_names import ARCHITECTURES, PACKAGED, architecture_config
+from maple.clip.tokenizers import clip_tokenizer
 from maple.errors import BackboneError
 from maple.files import read_json
 
 _DEFAULT_DEPTH = 12  # of open_clip and transformers, if a configuration does not set it
-
-
-@cache
-def clip_tokenizer(context_length: int) -> Callable[[Sequence[str]], Tensor]:
-    """CLIP's own tokenizer, shared: it is slow to read and has no state."""
-    tokenizer: Callable[[Sequence[str]], Tensor] = open_clip.SimpleTokenizer(context_length=context_length)
-    return tokenizer
 
 
 def tower_depths(name: str) -> tuple[int, int] | None:
@@ -54,7 +44,7 @@ def sentence_limit(name: str) -> tuple[Callable[[str], int], int] | None:
     None if the model has to be loaded to know, or has another tokenizer than CLIP's.
     """
     text = (_config(name) or {}).get("text_cfg")
-    if not isinstance(text, Mapping) or "siglip" in name.lower():
+    if not isinstance(text, Mapping):
         return None
     if any(text.get(key) for key in ("hf_tokenizer_name", "hf_model_name", "tokenizer_kwargs")):
         return None
@@ -83,8 +73,9 @@ def _folder_config(folder: Path) -> Mapping[str, Any] | None:
     if (folder / "config.json").is_file():
         config = read_json(folder / "config.json", error=BackboneError, foreign=True)
         towers = {"text_cfg": config.get("text_config"), "vision_cfg": config.get("vision_config")}
+        other_tokenizer = None if config.get("model_type") == "clip" else str(folder)
         return {
-            tower: {"layers": values.get("num_hidden_layers", _DEFAULT_DEPTH)}
+            tower: {"layers": values.get("num_hidden_layers", _DEFAULT_DEPTH), "hf_tokenizer_name": other_tokenizer}
             for tower, values in towers.items()
             if isinstance(values, Mapping)
         }

@@ -1,9 +1,10 @@
 """Download CLIP repositories from the Hugging Face hub into its own cache."""
 
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -18,8 +19,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 
 from maple.clip import formats
-from maple.clip.transformers_format import PREPROCESSORS
+from maple.clip.transformers_format import PREPROCESSORS, transformers_model_type
 from maple.errors import BackboneDownloadError, BackboneError, first_line
+from maple.files import read_json
 
 _WEIGHTS = {
     "open_clip_config.json": formats.OPEN_CLIP_WEIGHTS,
@@ -49,18 +51,23 @@ def download(repository: str) -> Path:
             for config, candidates in _WEIGHTS.items():
                 if (path := _fetch(repository, config)) is None:
                     continue
-                weights = next(filter(None, (_fetch(repository, candidate) for candidate in candidates)), None)
-                if weights is None:
-                    raise BackboneError(f"{repository} has a {config} but none of {', '.join(candidates)}")
-                extras: Iterable[str] = formats.shards(weights) if weights.suffix == ".json" else ()
+                # What is described is checked before the weights, which may be large, are downloaded.
+                extras: tuple[str, ...] = ()
                 if config == "config.json":
-                    extras = (*extras, *PREPROCESSORS)
+                    described: dict[str, Any] = read_json(path, error=BackboneError, foreign=True)
+                    model_type = transformers_model_type(described, path)
+                    extras = (*PREPROCESSORS, *(_TOKENIZER_FILES if model_type != "clip" else ()))
                 else:
                     text = formats.read_open_clip_config(path)[0]["text_cfg"]
                     if text.get("hf_tokenizer_name"):
-                        extras = (*extras, *_TOKENIZER_FILES)
+                        extras = _TOKENIZER_FILES
                     if text.get("hf_model_name"):  # one of open_clip's own; its configuration only
                         _fetch(text["hf_model_name"], "config.json")
+                weights = next(filter(None, (_fetch(repository, candidate) for candidate in candidates)), None)
+                if weights is None:
+                    raise BackboneError(f"{repository} has a {config} but none of {', '.join(candidates)}")
+                if weights.suffix == ".json":
+                    extras = (*extras, *formats.shards(weights))
                 for file in extras:
                     _fetch(repository, file)
                 return path.parent

@@ -1,16 +1,14 @@
 """`load_clip` loads a CLIP of any kind."""
 
 import difflib
-import logging
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import open_clip
 import torch
@@ -18,7 +16,6 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.pretrained import download_pretrained
-from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor
 
@@ -39,9 +36,11 @@ from maple.clip.backbone_names import (
     remember,
     with_absolute_paths,
 )
-from maple.clip.configurations import clip_tokenizer
 from maple.clip.features import FeatureBackbone
-from maple.clip.hub import download, is_network_error, offline, offline_if_unreachable
+from maple.clip.foreign import FOREIGN_ERRORS, quiet
+from maple.clip.hub import download, is_network_error, offline_if_unreachable
+from maple.clip.siglip_format import build_siglip
+from maple.clip.tokenizers import TransformersTokenizer, clip_tokenizer, described_tokenizer
 from maple.clip.transformers_format import read_transformers_folder
 from maple.clip.weights import load_weights, uninitialised
 from maple.errors import BackboneDownloadError, BackboneError, first_line, one_of
@@ -170,11 +169,13 @@ def _from_folder(folder: Path) -> _Parts:
         weights = formats.open_clip_weights(folder)
         model = _build(config, formats.read_tensors(weights), str(weights), resize=True)
         preprocess = merge_preprocess_dict(_preprocess(model), {**preprocess, "size": model.visual.image_size})
-        return model, preprocess, _tokenizer(config["text_cfg"], folder)
+        return model, preprocess, described_tokenizer(config["text_cfg"], folder)
     if (folder / "config.json").is_file():
-        config, state, preprocess = read_transformers_folder(folder)
-        tokenizer = clip_tokenizer(config["text_cfg"]["context_length"])
-        return _build(config, state, str(folder)), preprocess, tokenizer
+        model_type, config, state, preprocess = read_transformers_folder(folder)
+        model, text = _build(config, state, str(folder)), config["text_cfg"]
+        if model_type == "clip":
+            return model, preprocess, clip_tokenizer(text["context_length"])
+        return model, preprocess, TransformersTokenizer(folder, model_type, text["context_length"], text["vocab_size"])
     raise BackboneError(
         f"{folder} is not a CLIP: it needs open_clip_config.json (open_clip) or config.json (transformers) "
         "next to the weights"
@@ -281,35 +282,12 @@ def _published(
     """An architecture of open_clip with the weights of `state` (None: open_clip's random initialisation)."""
     config = {**(architecture_config(architecture) or {}), **trained}
     model = _build(config, state, source or architecture, resize=resize, is_published=True)
-    return model, _preprocess(model), _tokenizer(config["text_cfg"], None)
+    return model, _preprocess(model), described_tokenizer(config["text_cfg"], None)
 
 
 def _preprocess(model: Any) -> dict[str, Any]:
     """open_clip's default preprocess settings for a model."""
     return {**asdict(PreprocessCfg()), "size": model.visual.image_size}
-
-
-def _tokenizer(text: Mapping[str, Any], folder: Path | None) -> Callable[[Sequence[str]], Tensor]:
-    """The tokenizer that a text_cfg describes: CLIP's own, or one of transformers in `folder` (None: from the hub)."""
-    name, options = text.get("hf_tokenizer_name"), dict(text.get("tokenizer_kwargs") or {})
-    length = text.get("context_length", 77)
-    if not name and not options:
-        return clip_tokenizer(length)
-    try:
-        with _quiet(), offline(folder is not None):
-            if not name:
-                return cast(
-                    Callable[[Sequence[str]], Tensor], open_clip.SimpleTokenizer(context_length=length, **options)
-                )
-            # An absolute folder, which cannot be mistaken for a repository; code in it is refused without a question.
-            options |= {"tokenizer_mode": text.get("tokenizer_mode"), "trust_remote_code": False}
-            source = str(name if folder is None else folder.absolute())
-            return cast(Callable[[Sequence[str]], Tensor], HFTokenizer(source, context_length=length, **options))
-    except _FOREIGN_ERRORS as error:
-        raise BackboneError(
-            f"the tokenizer of {folder or name} cannot be loaded: {first_line(error)} (its files must be next to the "
-            "weights; Python code in a folder or repository is never run)"
-        ) from error
 
 
 def _build(
@@ -333,8 +311,8 @@ def _build(
     try:
         if state is not None and not is_published:
             formats.check_size(config, state, source)
-        custom = config.pop("custom_text", False)
-        with _quiet(), _untouched_rng(), uninitialised(state is not None):
+        custom, trunk = config.pop("custom_text", False), config.pop("timm_trunk", None)
+        with quiet(), _untouched_rng(), uninitialised(state is not None):
             kind = open_clip.CLIP
             if config["vision_cfg"].get("timm_model_name"):
                 config["vision_cfg"]["timm_model_pretrained"] = False
@@ -344,8 +322,8 @@ def _build(
                 config["text_cfg"] |= {"hf_model_name": str(Path(path).parent), "hf_model_pretrained": False}
             if custom or hf_name:
                 kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
-            model = kind(**config)
-    except _FOREIGN_ERRORS as error:
+            model = kind(**config) if trunk is None else build_siglip(config, trunk)
+    except FOREIGN_ERRORS as error:
         raise BackboneError(f"{source} does not describe a CLIP, it cannot be built: {first_line(error)}") from error
     if state is not None:
         load_weights(model, state, source, resize=resize)
@@ -361,13 +339,6 @@ def _copy(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: dict(value) if isinstance(value, Mapping) else value for key, value in config.items()}
 
 
-# Raised by open_clip, timm, transformers and torch for a configuration that they cannot build.
-_FOREIGN_ERRORS = (
-    *(RuntimeError, ValueError, OSError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
-    *(ImportError, MemoryError, RecursionError),
-)
-
-
 @contextmanager
 def _untouched_rng() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
@@ -381,20 +352,3 @@ def _seeded(seed: int) -> Iterator[None]:
     with _untouched_rng():
         torch.default_generator.manual_seed(seed)
         yield
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what open_clip logs about random weights and activations."""
-    # It uses the root logger, to which the first record would add a handler for good if it had none.
-    root, silent = logging.getLogger(), logging.NullHandler()
-    level = root.level
-    root.addHandler(silent)
-    root.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            yield
-    finally:
-        root.setLevel(level)
-        root.removeHandler(silent)

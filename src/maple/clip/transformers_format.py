@@ -1,7 +1,7 @@
-"""A transformers-format CLIP, read as an open_clip configuration and state dict.
+"""CLIP, MetaCLIP 2 and SigLIP in transformers' format, read as an open_clip configuration and state dict.
 
 Source: huggingface/transformers, models/clip/configuration_clip.py and convert_clip_original_pytorch_to_hf.py
-(the same weights under other names).
+(the same weights under other names); models/metaclip_2/modeling_metaclip_2.py.
 """
 
 import re
@@ -13,44 +13,70 @@ import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
+from maple.clip import siglip_format
 from maple.clip.formats import CLIP_VOCABULARY, StateDict, check_vocabulary, mlp_ratio, read_tensors, shards
 from maple.errors import BackboneError
 from maple.files import read_json
 
+MODEL_TYPES = ("clip", "metaclip_2", "siglip")
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
-def read_transformers_folder(folder: Path) -> tuple[dict[str, Any], StateDict, dict[str, Any]]:
-    """Read a CLIP folder in transformers' format: configuration and state dict as open_clip's, preprocess settings.
+def read_transformers_folder(folder: Path) -> tuple[str, dict[str, Any], StateDict, dict[str, Any]]:
+    """Read a folder in transformers' format: model_type, configuration and state dict as open_clip's, preprocessing.
+
+    The configuration of a SigLIP has the sizes of its image tower under `timm_trunk`, for `build_siglip`.
 
     Raises:
-        BackboneError: it is not a CLIP, its activation or vocabulary is not CLIP's, or weights are missing.
+        BackboneError: it is not a CLIP, MetaCLIP 2 or SigLIP, its activation or vocabulary is not the model's, or
+            weights are missing.
     """
-    config: dict[str, Any] = read_json(folder / "config.json", error=BackboneError, foreign=True)
-    if config.get("model_type") != "clip":
-        raise BackboneError(
-            f"{folder / 'config.json'} describes a {config.get('model_type')!r} model; a backbone in transformers' "
-            "format must have model_type 'clip'"
-        )
+    path = folder / "config.json"
+    config: dict[str, Any] = read_json(path, error=BackboneError, foreign=True)
+    model_type = transformers_model_type(config, path)
     # Old files have some sizes in a second place, which wins (transformers, configuration_clip.py).
     try:
         text, vision = (
             {**(config.get(f"{tower}_config") or {}), **(config.get(f"{tower}_config_dict") or {})}
             for tower in ("text", "vision")
         )
-        model_config = _open_clip_config(config, text, vision)
-        activations = {text.get("hidden_act", "quick_gelu"), vision.get("hidden_act", "quick_gelu")}
-        if len(activations) != 1 or not activations <= {"quick_gelu", "gelu"}:
-            raise BackboneError(
-                f"{folder}: the towers' activations are {sorted(activations)}; both must be quick_gelu, or both gelu"
-            )
+        model_config = (
+            siglip_format.siglip_config(text, vision, str(path))
+            if model_type == "siglip"
+            else _open_clip_config(model_type, config, text, vision, folder)
+        )
     except (TypeError, ArithmeticError) as error:
-        raise BackboneError(f"{folder / 'config.json'} does not describe a CLIP: {error}") from error
-    check_vocabulary(text.get("vocab_size", CLIP_VOCABULARY), str(folder))
+        raise BackboneError(f"{path} does not describe a CLIP: {error}") from error
     preprocessors = [folder / name for name in PREPROCESSORS if (folder / name).is_file()]
     stored: dict[str, Any] = read_json(preprocessors[0], error=BackboneError, foreign=True) if preprocessors else {}
-    preprocess = processor_preprocess(stored.get("image_processor") or stored, vision.get("image_size", 224), folder)
-    return model_config, _from_transformers(_read_weights(folder), folder), preprocess
+    processor = stored.get("image_processor") or stored
+    if model_type == "siglip" and isinstance(processor, Mapping):
+        processor = {"image_processor_type": "SiglipImageProcessor", **processor}
+    preprocess = processor_preprocess(processor, vision.get("image_size", 224), folder)
+    state = _with_joined_attention(_read_weights(folder), folder)
+    weights = _siglip_state(state, folder) if model_type == "siglip" else _clip_state(state)
+    return model_type, model_config, weights, preprocess
+
+
+def transformers_model_type(config: Mapping[str, Any], path: Path) -> str:
+    """The model_type of a transformers configuration that is read here: clip, metaclip_2 or siglip.
+
+    Raises:
+        BackboneError: it is another one.
+    """
+    model_type = config.get("model_type")
+    if model_type == "siglip2":
+        raise BackboneError(
+            f"{path} describes a SigLIP 2 of variable image sizes (NaFlex, model_type 'siglip2'), whose patches differ "
+            "from image to image; only square images of one size are supported. Take one of the checkpoints of one "
+            "resolution, such as google/siglip2-base-patch16-224"
+        )
+    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
+        raise BackboneError(
+            f"{path} describes a {model_type!r:.80} model; a backbone in transformers' format must have model_type "
+            f"{' or '.join(map(repr, MODEL_TYPES))}"
+        )
+    return model_type
 
 
 def processor_preprocess(stored: Mapping[str, Any], side: Any, folder: Path) -> dict[str, Any]:
@@ -155,7 +181,22 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
 }
 
 
-def _open_clip_config(config: dict[str, Any], text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
+def _open_clip_config(
+    model_type: str, config: Mapping[str, Any], text: Mapping[str, Any], vision: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    activations = {text.get("hidden_act", "quick_gelu"), vision.get("hidden_act", "quick_gelu")}
+    if len(activations) != 1 or not activations <= {"quick_gelu", "gelu"}:
+        raise BackboneError(
+            f"{folder}: the towers' activations are {sorted(activations)}; both must be quick_gelu, or both gelu"
+        )
+    pooling: dict[str, Any] = {}
+    if model_type == "clip":
+        check_vocabulary(text.get("vocab_size", CLIP_VOCABULARY), str(folder))
+    else:  # MetaCLIP 2 has CLIP's layout, but another vocabulary, in which the EOS token does not have the largest id
+        end = text.get("eos_token_id", 49407)
+        if not isinstance(end, int) or isinstance(end, bool):
+            raise BackboneError(f"{folder}: eos_token_id is {end!r:.40}; one number is required")
+        pooling = {"pool_type": "eos", "eos_id": end}
     text_width, vision_width = text.get("hidden_size", 512), vision.get("hidden_size", 768)
     return {
         "embed_dim": config.get("projection_dim", 512),
@@ -177,6 +218,7 @@ def _open_clip_config(config: dict[str, Any], text: dict[str, Any], vision: dict
             "layers": text.get("num_hidden_layers", 12),
             "mlp_ratio": mlp_ratio(text.get("intermediate_size", 2048), text_width),
             "norm_kwargs": {"eps": text.get("layer_norm_eps", 1e-5)},
+            **pooling,
         },
     }
 
@@ -237,25 +279,43 @@ def _renamed(name: str, prefixes: Sequence[tuple[str, str]], parts: Sequence[tup
     return name
 
 
-def _from_transformers(state: Mapping[str, Tensor], folder: Path) -> StateDict:
-    """Rename, transpose the projections, and join queries, keys and values."""
-    renamed: StateDict = {}
+def _with_joined_attention(state: Mapping[str, Tensor], folder: Path) -> StateDict:
+    """The weights with the queries, keys and values of each attention in one, `self_attn.in_proj_weight` and `_bias`.
+
+    Raises:
+        BackboneError: one of the three is missing.
+    """
+    joined: StateDict = {}
     attention: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
-        if key.endswith("position_ids"):
-            continue
-        name = open_clip_name(key)
-        part = re.fullmatch(r"(.*)\.self_attn\.([qkv])_proj\.(weight|bias)", name)
+        part = re.fullmatch(r"(.*\.self_attn)\.([qkv])_proj\.(weight|bias)", key)
         if part:
-            attention.setdefault(f"{part[1]}.attn.in_proj_{part[3]}", {})[part[2]] = value
-        elif key in ("text_projection.weight", "visual_projection.weight"):
-            renamed["text_projection" if key.startswith("text") else "visual.proj"] = value.T.contiguous()
-        else:
-            renamed[name] = value
-    for name, parts in attention.items():
-        if set(parts) != set("qkv"):
-            raise BackboneError(
-                f"{folder}: the attention {name} lacks its {sorted(set('qkv') - set(parts))} projections"
-            )
-        renamed[name] = torch.cat([parts[letter] for letter in "qkv"])
-    return renamed
+            attention.setdefault(f"{part[1]}.in_proj_{part[3]}", {})[part[2]] = value
+        elif not key.endswith("position_ids"):
+            joined[key] = value
+    for key, parts in attention.items():
+        if missing := sorted(set("qkv") - set(parts)):
+            names = ", ".join(key.replace(".in_proj_", f".{letter}_proj.") for letter in missing)
+            raise BackboneError(f"{folder} lacks the weights {names}, which its attention needs")
+        joined[key] = torch.cat([parts[letter] for letter in "qkv"])
+    return joined
+
+
+def _clip_state(state: Mapping[str, Tensor]) -> StateDict:
+    """CLIP's weights under open_clip's names, with the final projections transposed."""
+    projections = {"text_projection.weight": "text_projection", "visual_projection.weight": "visual.proj"}
+    return {
+        projections.get(key) or open_clip_name(key).replace(".self_attn.", ".attn."): (
+            value.T.contiguous() if key in projections else value
+        )
+        for key, value in state.items()
+    }
+
+
+def _siglip_state(state: Mapping[str, Tensor], folder: Path) -> StateDict:
+    """SigLIP's weights under the names of open_clip's text tower and timm's image tower."""
+    return {
+        _renamed(key, siglip_format.PREFIXES, parts): value
+        for key, value in siglip_format.split_pooling(state, str(folder)).items()
+        for parts in [siglip_format.TEXT_PARTS if key.startswith("text_model.") else siglip_format.IMAGE_PARTS]
+    }
