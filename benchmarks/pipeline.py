@@ -22,7 +22,7 @@ from benchmarks import common
 from maple.clip import load_clip
 from maple.data import Batch, EvalTransform, ImageStore, Item, TrainTransform, eval_batches
 from maple.data.batches import view_batches
-from maple.data.folders.class_folders import walk_files
+from maple.data.folders.listing import walk_files
 from maple.data.images.prefetch import reading_threads
 from maple.evaluation import predict
 from maple.methods import Method, build_method

@@ -17,7 +17,7 @@ from maple.distributed import Processes
 from maple.errors import ConfigError, TrainingDivergedError
 from maple.methods import Method, build_method
 from maple.train import Trainer
-from maple.train.trainer import accumulate_gradients
+from maple.train.gradients import accumulate_gradients
 
 Gradients = Mapping[str, Mapping[str, Tensor]]
 

@@ -16,7 +16,7 @@ from maple.data import Batch
 from maple.errors import CheckpointError, ConfigError, TrainingDivergedError
 from maple.methods import Method, build_method
 from maple.train import StepReport, Trainer, learning_rate
-from maple.train.trainer import accumulate_gradients
+from maple.train.gradients import accumulate_gradients
 
 NAMES = ["cat", "dog", "owl"]
 MAPLE = {"name": "maple", "prompt_depth": 3}

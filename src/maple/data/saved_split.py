@@ -10,7 +10,7 @@ from typing import Any
 from maple import files
 from maple.data.catalogue import load_dataset
 from maple.data.checks.findings import number_of
-from maple.data.folders.class_folders import nfc
+from maple.data.folders.listing import nfc
 from maple.data.records import SPLIT_NAMES, Dataset, Item, items_hash
 from maple.errors import DataError, shortened
 

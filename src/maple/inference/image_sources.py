@@ -19,7 +19,7 @@ from urllib.request import Request
 
 from PIL import Image
 
-from maple.data.folders.class_folders import walk_files
+from maple.data.folders.listing import walk_files
 from maple.data.images.formats import has_image_name, is_image_file, unread_format
 from maple.data.images.reading import read_image
 from maple.errors import ConfigError, DataError, ImageError

@@ -31,7 +31,8 @@ from maple import files
 from maple.checkpoint import versions, write_tensors
 from maple.config import RunSettings
 from maple.data import Item
-from maple.data.folders.class_folders import is_ignored, split_domain
+from maple.data.folders.class_folders import split_domain
+from maple.data.folders.listing import is_ignored
 from maple.data.records import items_hash
 from maple.errors import BusyError, CheckpointError, ConfigError, output_error, shortened
 from maple.runs.spec import relevant

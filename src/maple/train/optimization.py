@@ -16,13 +16,16 @@ Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 """Those of an optimizer, or groups of them as its class takes them."""
 
 
-def learning_rate(settings: TrainSettings, epoch: int, progress: float = 0.0, factor: float = 1.0) -> float:
+def learning_rate(
+    settings: TrainSettings, epoch: int, progress: float = 0.0, factor: float = 1.0, *, epochs: int | None = None
+) -> float:
     """The learning rate of an epoch (from 0): a constant warm-up, then a cosine over the epochs.
 
     The cosine counts from the first epoch after the warm-up, with T_max = epochs, so it does not reach 0: the last of
     five epochs of MaPLe runs at 0.35 of the rate. Source: Dassl.pytorch@c61a1b5 dassl/optim/lr_scheduler.py:38-57
     (the wrapped scheduler first steps when the warm-up is over). With the schedule per step, it is a half cosine from
-    `lr` to `final_lr`, of which `progress` is the part that has passed. A parameter may have a `factor` of `lr`.
+    `lr` to `final_lr`, of which `progress` is the part that has passed. A parameter may have a `factor` of `lr`, and a
+    stage of a training `epochs` of its own.
 
     Example:
         >>> [round(learning_rate(TrainSettings(lr=0.1), epoch), 5) for epoch in range(5)]
@@ -35,7 +38,7 @@ def learning_rate(settings: TrainSettings, epoch: int, progress: float = 0.0, fa
         return settings.warmup_lr
     if settings.schedule == "constant":
         return lr
-    return lr * 0.5 * (1 + math.cos(math.pi * (epoch - settings.warmup_epochs) / settings.epochs))
+    return lr * 0.5 * (1 + math.cos(math.pi * (epoch - settings.warmup_epochs) / (epochs or settings.epochs)))
 
 
 def make_optimizer(parameters: Parameters, settings: TrainSettings) -> torch.optim.Optimizer:

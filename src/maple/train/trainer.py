@@ -7,8 +7,7 @@ Departs: only prompts are given to the optimizer, and they are always float32, w
 import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -20,8 +19,8 @@ from maple.data.batches import derive_seed
 from maple.distributed import Processes
 from maple.errors import CheckpointError, ConfigError, MapleError, TrainingDivergedError
 from maple.methods import Method
-from maple.prompts import share_passes
 from maple.train.best_state import BestState
+from maple.train.gradients import Step, accumulate_gradients
 from maple.train.optimization import learning_rate, make_optimizer
 from maple.train.reports import EpochReport, StepReport
 from maple.train.stages import stages_of
@@ -30,24 +29,6 @@ _Result = TypeVar("_Result")
 
 Batches = Iterable[tuple[Batch, int]]
 """Pairs of this process's share of a batch and the number of images in the whole batch."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a trainer, from its batch to its gradients; those of the loss are with the parameters.
-
-    Attributes:
-        micro_batches: this process's share of the batch, in pieces.
-        images: the number of images in the whole batch, of all processes.
-        sums: this process's share of the loss and of each log.
-        auxiliary: the gradients of the method's auxiliary losses, by parameter.
-    """
-
-    trainer: "Trainer"
-    micro_batches: list[Batch]
-    images: int
-    sums: dict[str, Tensor]
-    auxiliary: dict[str, dict[str, Tensor]]
 
 
 class Trainer:
@@ -218,8 +199,7 @@ class Trainer:
         stage = self._stage
         progress = (self._step - stage.first_step) / max(stage.end_step - stage.first_step, 1)
         epoch, epochs = max(self.epoch - stage.first_epoch, 0), stage.end_epoch - stage.first_epoch
-        settings = self.settings.model_copy(update={"epochs": epochs})
-        return learning_rate(settings, epoch, min(progress, 1.0), factor)
+        return learning_rate(self.settings, epoch, min(progress, 1.0), factor, epochs=epochs)
 
     def seeded(self, compute: Callable[[], _Result], part: int) -> Callable[[], _Result]:
         """The computation of a part of the current step, with random numbers of its own if the method draws some.
@@ -418,39 +398,3 @@ def run_epochs(
         if not steps:
             return [results[number] for number in range(len(parts))]
         accumulate_gradients(steps)
-
-
-def accumulate_gradients(steps: Sequence[Step]) -> None:
-    """Accumulate the gradient of each step's mean loss over its whole batch, its logs, and its auxiliary losses.
-
-    Every micro-batch of every process is weighted by its part of the whole batch, so the sum is the same however the
-    batch is divided. Steps share no parameter, so their gradients do not mix.
-    """
-    for number in range(max(len(step.micro_batches) for step in steps)):
-        current = [step for step in steps if number < len(step.micro_batches)]
-        losses = []
-        for step in current:
-            batch, device = step.micro_batches[number], step.sums["loss"].device
-            tensors = (batch.images, batch.labels, *(() if batch.frozen is None else (batch.frozen,)))
-            compute = partial(step.trainer.method.loss, *(tensor.to(device) for tensor in tensors))
-            losses.append(step.trainer.seeded(compute, number))
-        terms: list[dict[str, Tensor]] = []
-        for step, (loss, logs) in zip(current, share_passes(losses), strict=True):
-            weight = len(step.micro_batches[number]) / step.images
-            terms.append({name: value * weight for name, value in {**logs, "loss": loss}.items()})
-            for name, value in terms[-1].items():
-                step.sums[name] += value.detach()
-        for auxiliary in dict.fromkeys(name for step in current for name in step.auxiliary):
-            having = [(step, term) for step, term in zip(current, terms, strict=True) if auxiliary in step.auxiliary]
-            gradients = torch.autograd.grad(
-                [step.trainer.scaler.scale(term[auxiliary]) for step, term in having],
-                [parameter for step, _ in having for parameter in step.trainer.trained.values()],
-                retain_graph=True,
-                materialize_grads=True,
-            )
-            totals = [total for step, _ in having for total in step.auxiliary[auxiliary].values()]
-            for total, gradient in zip(totals, gradients, strict=True):
-                total += gradient
-        torch.autograd.backward(
-            [step.trainer.scaler.scale(term["loss"]) for step, term in zip(current, terms, strict=True)]
-        )

@@ -11,14 +11,12 @@ from maple.data.checks.findings import Finding, number_of
 from maple.data.folders.class_folders import (
     class_folder_names,
     detect_domains,
-    is_ignored,
-    list_folder,
-    nfc,
     rename_classes,
     split_domain,
     split_folders,
     split_of,
 )
+from maple.data.folders.listing import is_ignored, list_folder, nfc
 from maple.data.folders.manifests import SUFFIXES, is_manifest
 from maple.data.folders.unused import unread_images, unread_kind
 from maple.data.images.formats import has_image_name, is_image_file

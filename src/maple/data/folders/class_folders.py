@@ -4,14 +4,14 @@ import logging
 import os
 import random
 import re
-import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from maple.data.checks.findings import Finding
+from maple.data.folders.listing import list_folder, nfc, walk_files
 from maple.data.folders.unused import nested_classes, unread_images
 from maple.data.images.formats import has_image_name, is_image_file
 from maple.data.records import SPLIT_NAMES, Dataset, Item
@@ -21,7 +21,6 @@ from maple.names import has_lone_surrogate, words_of
 
 logger = logging.getLogger(__name__)
 
-_SYSTEM_NAMES = {"__macosx", "thumbs.db", "desktop.ini"}
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val"),
@@ -262,64 +261,6 @@ def _inner_folders(root: Path, train: Path, images: _Paths) -> dict[str, list[st
     return {name: ["".join(path.split("/")[depth:-1][:1]) for path in paths] for name, paths in images.items() if paths}
 
 
-def walk_files(
-    folder: Path,
-    *,
-    recursive: bool = True,
-    on_unreadable: Callable[[DataError], None] | None = None,
-    within: Sequence[Path] = (),
-) -> Iterator[Path]:
-    """Iterate over the files of a folder in order of their names, without hidden files and system files.
-
-    With `recursive`, subfolders are included, each in its place in the order; links back to a parent folder, or to one
-    of `within`, are not followed. Only the names of the open folders are kept in memory. `on_unreadable` is called with
-    the DataError of a folder that cannot be listed, which is then skipped; without it, the error is raised.
-    """
-
-    def identity(path: Path) -> tuple[int, int]:
-        status = path.stat()
-        return status.st_dev, status.st_ino
-
-    def walk(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-        try:
-            children = list_folder(folder)
-        except DataError as error:
-            if on_unreadable is None:
-                raise
-            on_unreadable(error)
-            return
-        if identity(folder) in parents:
-            logger.warning("%s: links back to a parent folder; not followed", folder)
-            return
-        for child in children:
-            if not os.path.isdir(child):
-                yield child
-            elif recursive:
-                yield from walk(child, (*parents, identity(folder)))
-
-    return walk(folder, tuple(identity(parent) for parent in within))
-
-
-def list_names(folder: Path) -> list[str]:
-    """Return the sorted names in a folder, without hidden and system files; DataError if it cannot be listed."""
-    try:
-        return sorted(name for name in os.listdir(folder) if not is_ignored(name))
-    except FileNotFoundError as error:
-        raise DataError(f"{folder}: the folder is missing; put or link the images there") from error
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror}); make the folder readable") from error
-
-
-def list_folder(folder: Path) -> list[Path]:
-    """Return the paths of `list_names`."""
-    return [folder / name for name in list_names(folder)]
-
-
-def is_ignored(name: str) -> bool:
-    """Return whether a file or folder of this name is hidden or belongs to the system, and is always skipped."""
-    return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
-
-
 def _check_splits(
     root: Path, train: Path, images: Mapping[str, _Paths], min_classes: int, *, listed: bool, may_lack: bool
 ) -> None:
@@ -389,11 +330,6 @@ def assemble(
         for split in SPLIT_NAMES
     }
     return Dataset(name, root, class_names=tuple(classes), drawn_split=drawn_split, **splits)
-
-
-def nfc(name: str) -> str:
-    """Normalise a name to Unicode NFC, in which names are compared: file systems use different forms."""
-    return unicodedata.normalize("NFC", name)
 
 
 def split_domain(text: str) -> tuple[Path, str] | None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from maple.data.folders.class_folders import SPLIT_FOLDERS, assemble, check_fractions, draw_split, nfc, rename_classes
+from maple.data.folders.class_folders import SPLIT_FOLDERS, assemble, check_fractions, draw_split, rename_classes
+from maple.data.folders.listing import nfc
 from maple.data.records import SPLIT_NAMES, Dataset
 from maple.errors import DataError, one_of, shortened_list
 from maple.files import on_disk, parse_json, regular

@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from maple.data.folders.class_folders import list_names
+from maple.data.folders.listing import list_names
 from maple.data.images.formats import has_image_name
 from maple.data.published.split_files import Contents, read_lines
 from maple.data.records import Item

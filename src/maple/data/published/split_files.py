@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from maple import files
-from maple.data.folders.class_folders import list_names
+from maple.data.folders.listing import list_names
 from maple.data.images.formats import is_image_file
 from maple.data.records import SPLIT_NAMES, Item
 from maple.errors import DataError, shortened
