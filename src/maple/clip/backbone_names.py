@@ -6,6 +6,7 @@ published by open_clip under one of its own tags, or was given by this user befo
 """
 
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -79,6 +80,18 @@ def is_hub_id(name: str) -> bool:
     """Whether `name` can be a repository of the hub, OWNER/NAME, rather than a path."""
     parts = name.split("/")
     return len(parts) == 2 and all(parts) and not name.startswith((".", "~")) and not name.endswith(_WEIGHT_SUFFIXES)
+
+
+def is_text_model_name(name: Any) -> bool:
+    """Whether `name` can be a model of the hub, NAME or OWNER/NAME, rather than a path.
+
+    Example:
+        >>> is_text_model_name("microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"), is_text_model_name("../bert")
+        (True, False)
+    """
+    if not isinstance(name, str) or len(name) > 96 or ".." in name or "--" in name:
+        return False
+    return re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name, re.ASCII) is not None
 
 
 def random_seed(pretrained: str) -> int | None:

@@ -7,11 +7,9 @@ import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from open_clip.coca_model import MultimodalCfg
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from maple.archives import Placeholder, read_checkpoint, read_torchscript
 from maple.archives.torch_file import is_torchscript
+from maple.clip.backbone_names import is_text_model_name
 from maple.errors import BackboneError, CheckpointError, first_line, pointer_problem, shortened_list
 from maple.files import read_json, regular
 
@@ -273,11 +272,10 @@ def read_open_clip_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
         if not isinstance(timm_name, str) or set(":/\\") & set(timm_name) or not timm.is_model(timm_name):
             raise BackboneError(f"{path}: timm_model_name is {timm_name!r:.100}; it must be a model of timm's own")
-    towers = {str(tower.get("hf_model_name")) for tower in published_text_configs()}
-    if text.get("hf_model_name") and str(text["hf_model_name"]) not in towers:
+    if text.get("hf_model_name") and not is_text_model_name(text["hf_model_name"]):
         raise BackboneError(
-            f"{path}: hf_model_name is {text['hf_model_name']!r:.100}; allowed is what open_clip's own models use: "
-            f"{', '.join(sorted(towers - {'None'}))}"
+            f"{path}: hf_model_name is {text['hf_model_name']!r:.100}; it must be a model of the hub, NAME or "
+            "OWNER/NAME, of which the configuration is read"
         )
     options = text.get("tokenizer_kwargs") or {}
     if not isinstance(options, dict) or not isinstance(text.get("hf_tokenizer_name"), str | None):
@@ -291,23 +289,21 @@ def read_open_clip_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return model, preprocess
 
 
-@cache
-def published_text_configs() -> list[dict[str, Any]]:
-    """The text_cfg of each model of open_clip."""
-    configs = (open_clip.get_model_config(name) for name in open_clip.list_models())
-    return [config["text_cfg"] for config in configs if config]
-
-
-def check_size(config: Mapping[str, Any], state: Mapping[str, Tensor], source: str) -> None:
+def check_size(
+    config: Mapping[str, Any], state: Mapping[str, Tensor], source: str, text_size: tuple[int, float] = (0, 0.0)
+) -> None:
     """Refuse a description that is out of proportion to its weights, before any of it is built.
 
     A few bytes can ask for terabytes, or for modules without end. What a model needs is estimated from above, roughly.
+
+    Args:
+        text_size: the layers and numbers of a text tower that is transformers' own.
 
     Raises:
         BackboneError: it is larger than the weights by far, or an image or a sentence is too large.
     """
     stored = sum(tensor.numel() for tensor in state.values())
-    needed = 0.0
+    needed = math.inf if text_size[0] > len(state) else text_size[1]
     kinds: dict[str, Any] = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg, "multimodal_cfg": MultimodalCfg}
     for part in kinds.keys() & config.keys():
         tower = vars(kinds[part](**config[part]))

@@ -23,6 +23,9 @@ from maple.clip.transformers_format import PREPROCESSORS, transformers_model_typ
 from maple.errors import BackboneDownloadError, BackboneError, first_line
 from maple.files import read_json
 
+TEXT_FOLDER = "text_encoder"
+"""The folder, next to open_clip_config.json, of a config.json that is taken in place of that of the hub."""
+
 _WEIGHTS = {
     "open_clip_config.json": formats.OPEN_CLIP_WEIGHTS,
     "config.json": (
@@ -61,8 +64,9 @@ def download(repository: str) -> Path:
                     text = formats.read_open_clip_config(path)[0]["text_cfg"]
                     if text.get("hf_tokenizer_name"):
                         extras = _TOKENIZER_FILES
-                    if text.get("hf_model_name"):  # one of open_clip's own; its configuration only
-                        _fetch(text["hf_model_name"], "config.json")
+                    name = text.get("hf_model_name")
+                    if name and _fetch(repository, f"{TEXT_FOLDER}/config.json") is None:
+                        fetch_text_config(name)
                 weights = next(filter(None, (_fetch(repository, candidate) for candidate in candidates)), None)
                 if weights is None:
                     raise BackboneError(f"{repository} has a {config} but none of {', '.join(candidates)}")
@@ -85,6 +89,27 @@ def download(repository: str) -> Path:
             "If this machine has no network, download the repository elsewhere and give its folder"
         ) from error
     raise BackboneError(f"{repository} is not a CLIP: it has neither open_clip_config.json nor config.json")
+
+
+def fetch_text_config(name: str) -> Path:
+    """Fetch the config.json of a model of the hub, and no other file of it; return its path in the hub's cache.
+
+    Raises:
+        BackboneDownloadError: there is none, or the hub cannot be reached.
+    """
+    try:
+        with offline_if_unreachable():
+            path = _fetch(name, "config.json")
+    except Exception as error:
+        if not isinstance(error, HfHubHTTPError | OSError | ValueError) and not is_network_error(error):
+            raise
+        raise BackboneDownloadError(
+            f"the configuration of the text tower {name} cannot be downloaded: {first_line(error)} If this machine has "
+            f"no network, put its config.json into the folder {TEXT_FOLDER} next to open_clip_config.json"
+        ) from error
+    if path is None:
+        raise BackboneDownloadError(f"the text tower {name} has no config.json in its repository")
+    return path
 
 
 @contextmanager

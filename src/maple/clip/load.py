@@ -12,7 +12,6 @@ from typing import Any
 
 import open_clip
 import torch
-from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.pretrained import download_pretrained
@@ -40,6 +39,7 @@ from maple.clip.features import FeatureBackbone
 from maple.clip.foreign import FOREIGN_ERRORS, quiet
 from maple.clip.hub import download, is_network_error, offline_if_unreachable
 from maple.clip.siglip_format import build_siglip
+from maple.clip.text_configs import size_of_text_tower, text_config, written
 from maple.clip.tokenizers import TransformersTokenizer, clip_tokenizer, described_tokenizer
 from maple.clip.transformers_format import read_transformers_folder
 from maple.clip.weights import load_weights, uninitialised
@@ -167,7 +167,7 @@ def _from_folder(folder: Path) -> _Parts:
     if (folder / "open_clip_config.json").is_file():
         config, preprocess = formats.read_open_clip_config(folder / "open_clip_config.json")
         weights = formats.open_clip_weights(folder)
-        model = _build(config, formats.read_tensors(weights), str(weights), resize=True)
+        model = _build(config, formats.read_tensors(weights), str(weights), resize=True, folder=folder)
         preprocess = merge_preprocess_dict(_preprocess(model), {**preprocess, "size": model.visual.image_size})
         return model, preprocess, described_tokenizer(config["text_cfg"], folder)
     if (folder / "config.json").is_file():
@@ -297,32 +297,40 @@ def _build(
     *,
     resize: bool = False,
     is_published: bool = False,
+    folder: Path | None = None,
 ) -> Any:
     """An open_clip model of `config` with exactly the weights of `state`; None leaves open_clip's random ones.
 
     Args:
         resize: interpolate positional embeddings of another length, as open_clip does for the models it published.
         is_published: the configuration is open_clip's own, however large.
+        folder: where the description is from, if it is a folder's.
 
     Raises:
         BackboneError: a weight is missing, unknown, or of another shape; or the sizes do not fit together.
     """
     config = _copy(config)
+    hf_name = config["text_cfg"].get("hf_model_name")
+    text = text_config(hf_name, folder) if hf_name else None
     try:
         if state is not None and not is_published:
-            formats.check_size(config, state, source)
+            formats.check_size(config, state, source, (0, 0.0) if text is None else size_of_text_tower(text))
         custom, trunk = config.pop("custom_text", False), config.pop("timm_trunk", None)
         with quiet(), _untouched_rng(), uninitialised(state is not None):
             kind = open_clip.CLIP
             if config["vision_cfg"].get("timm_model_name"):
                 config["vision_cfg"]["timm_model_pretrained"] = False
-            if hf_name := config["text_cfg"].get("hf_model_name"):
-                # Its configuration only, in the hub's cache: by its name it could be a folder of the working directory.
-                path = hf_hub_download(hf_name, "config.json")
-                config["text_cfg"] |= {"hf_model_name": str(Path(path).parent), "hf_model_pretrained": False}
             if custom or hf_name:
                 kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
-            model = kind(**config) if trunk is None else build_siglip(config, trunk)
+            if trunk is not None:
+                model = build_siglip(config, trunk)
+            elif text is not None:
+                # By its name it could be a folder of the working directory, or have weights of its own.
+                with written(text) as text_folder:
+                    config["text_cfg"] |= {"hf_model_name": text_folder, "hf_model_pretrained": False}
+                    model = kind(**config)
+            else:
+                model = kind(**config)
     except FOREIGN_ERRORS as error:
         raise BackboneError(f"{source} does not describe a CLIP, it cannot be built: {first_line(error)}") from error
     if state is not None:
