@@ -245,7 +245,7 @@ class ImageTower(Tower):
         """From final states to features: [Hv, D]; the identity where there is none.
 
         Raises:
-            UnsupportedTowerError: features are no linear function of a row.
+            UnsupportedTowerError: features are not a linear function of a row.
         """
         raise NotImplementedError
 

@@ -1,0 +1,36 @@
+"""Validated settings of a run, from a preset, a file and the command line."""
+
+from maple.config.layers import merge_layers, options_layer, override_layer, parse_value, resolve, setting_layer
+from maple.config.settings import (
+    BUNDLED_PREFIX,
+    SECTIONS,
+    BackboneSettings,
+    DataSettings,
+    Positive,
+    RunSettings,
+    Settings,
+    TrainSettings,
+)
+from maple.config.toml import preset_names, preset_of, read_named_toml, read_preset, toml_names
+
+__all__ = [
+    "BUNDLED_PREFIX",
+    "SECTIONS",
+    "BackboneSettings",
+    "DataSettings",
+    "Positive",
+    "RunSettings",
+    "Settings",
+    "TrainSettings",
+    "merge_layers",
+    "options_layer",
+    "override_layer",
+    "parse_value",
+    "preset_names",
+    "preset_of",
+    "read_named_toml",
+    "read_preset",
+    "resolve",
+    "setting_layer",
+    "toml_names",
+]
