@@ -10,19 +10,24 @@ docs/, and the site is built from there.
 
 import csv
 import inspect
+import json
 import shutil
 import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from maple.config import preset_names, read_preset
+from pydantic import BaseModel
+
+from maple.config import RunSettings, preset_names, read_preset
 from maple.methods import METHODS, Method
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build"
 PROTOCOLS = {"base-to-novel": "Base-to-novel", "transfer": "Trained on all classes of ImageNet"}
 OVERVIEW = '{ "Overview" = "methods.md" },'
+SETTINGS = '{ "All settings" = "settings.md" },'
 
 
 def method_page(name: str) -> str:
@@ -48,17 +53,73 @@ def method_page(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def settings_page() -> str:
+    """The Markdown page of all settings: of runs, and of each method."""
+    lines = [
+        "# All settings",
+        "",
+        "`--set section.key=value` changes one; `maple train FILE` and `--preset FILE` take them from TOML or JSON.",
+        "`--print-config` prints what a command would use, as such a file; a run folder is one as well. A preset may",
+        "have [rules](new-method.md) for data sets, shots and backbones.",
+        "",
+    ]
+    run = RunSettings.model_fields
+    for name, title in {"backbone": "Backbone", "data": "Data", "train": "Training", "evaluate": "Evaluation"}.items():
+        kind: type[BaseModel] = run[name].annotation  # type: ignore[assignment]
+        lines += [f"## {title}", "", *_table(kind, f"{name}."), ""]
+    lines += [
+        "## Seed",
+        "",
+        "`seed`, by default 1, decides the images that are drawn, the first prompts and the order.",
+        "",
+    ]
+    lines += ["## Methods", "", "`method.name` is a name of `maple methods`; the others belong to the method.", ""]
+    for name, method in METHODS.items():
+        lines += [f"### [{method.title}](methods/{name}.md) (`{name}`)", "", *_settings(method)[2:]]
+    return "\n".join(lines) + "\n"
+
+
 def _settings(method: type[Method]) -> list[str]:
-    fields = method.Settings.model_fields
-    if not fields:
+    if not method.Settings.model_fields:
         return ["## Settings", "", "None.", ""]
-    lines = ["## Settings", "", "| setting | default | type |", "|---|---|---|"]
-    for name, field in fields.items():
-        allowed = inspect.formatannotation(field.annotation).replace("typing.", "").replace("|", "or")
-        lines.append(f"| `{name}` | `{field.get_default(call_default_factory=True)!r}` | {allowed} |")
     # `inspect.getdoc` would fall back on the docstring of the base class
     description = inspect.getdoc(method.Settings) if method.Settings.__doc__ else None
-    return [*lines, "", *([description, ""] if description else [])]
+    return ["## Settings", "", *_table(method.Settings), "", *([description, ""] if description else [])]
+
+
+def _table(settings: type[BaseModel], prefix: str = "") -> list[str]:
+    """A table of a section's settings: name, default, what is allowed, and the meaning where it is said."""
+    schema = settings.model_json_schema(mode="validation")
+    has_meaning = any(field.description for field in settings.model_fields.values())
+    lines = [f"| setting | default | allowed |{' meaning |' if has_meaning else ''}", f"|{'---|' * (3 + has_meaning)}"]
+    for name, field in settings.model_fields.items():
+        default = json.dumps(field.get_default(call_default_factory=True), default=str)
+        cells = [f"`{prefix}{name}`", f"`{default}`", _allowed(schema["properties"][name], schema.get("$defs", {}))]
+        cells += [" ".join((field.description or "").split())] * has_meaning
+        lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+    return lines
+
+
+def _allowed(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """What a JSON schema permits, in words."""
+    if reference := schema.get("$ref"):
+        return _allowed(definitions[reference.rpartition("/")[2]], definitions)
+    if options := schema.get("anyOf"):
+        return " or ".join(_allowed(option, definitions) for option in options)
+    if values := schema.get("enum") or ([schema["const"]] if "const" in schema else None):
+        return ", ".join(f"`{value}`" for value in values)
+    limits = {
+        "minimum": "at least {}",
+        "exclusiveMinimum": "above {}",
+        "maximum": "at most {}",
+        "exclusiveMaximum": "below {}",
+    }
+    kinds = {"integer": "whole number", "array": "list", "object": "table", "null": "nothing"}
+    words = [kinds.get(schema.get("type", ""), schema.get("type", "any value"))]
+    words += [text.format(schema[limit]) for limit, text in limits.items() if limit in schema]
+    if items := schema.get("items") or (schema.get("prefixItems") or [None])[0]:
+        words.append(f"each: {_allowed(items, definitions)}")
+    return ", ".join(words)
 
 
 def _presets(name: str) -> list[str]:
@@ -101,9 +162,10 @@ def write_sources() -> Path:
     (pages / "methods").mkdir()
     for name in METHODS:
         (pages / "methods" / f"{name}.md").write_text(method_page(name), encoding="utf-8")
+    (pages / "settings.md").write_text(settings_page(), encoding="utf-8")
     entries = [f'{{ "{method.title}" = "methods/{name}.md" }},' for name, method in METHODS.items()]
     config = (ROOT / "zensical.toml").read_text(encoding="utf-8")
-    config = config.replace(OVERVIEW, "\n        ".join([OVERVIEW, *entries]))
+    config = config.replace(OVERVIEW, "\n        ".join([OVERVIEW, SETTINGS, *entries]))
     config = config.replace('paths = ["src"]', 'paths = ["../src"]')
     path = BUILD / "zensical.toml"
     path.write_text(config, encoding="utf-8")

@@ -5,6 +5,8 @@ from typing import Literal
 
 DEFAULT_METHOD = "maple"
 """The method that is used where none is named."""
+ALL_SHOTS = "all"
+"""In files and options, for `data.shots`: every training image."""
 
 ReportRole = Literal["zero-shot", "baseline", "class baseline", "headline"]
 """What a method is to a report:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ import maple
 from maple.checkpoint import load_prompts, put_parameters, read_prompts
 from maple.cli import app, main
 from maple.clip import load_clip
-from maple.errors import CheckpointError, ClassNamesError, MapleError
-from maple.methods import build_method
+from maple.config import RunSettings, preset_of
+from maple.errors import CheckpointError, ClassNamesError, ConfigError, MapleError
+from maple.methods import METHODS, build_method
 from maple.runs import read_settings
 
 TINY = ["--backbone", "maple-tiny", "--pretrained", "random:1", "--device", "cpu"]
@@ -256,14 +258,48 @@ def test_an_interruption_is_reported_and_resumed(folder: Path, tmp_path: Path) -
 
 def test_print_config(folder: Path) -> None:
     arguments = ["--dataset", folder, "--method", "coop", "--set", "train.lr=0.01", "--seed", "0", "--print-config"]
-    settings = json.loads(run("train", *arguments))
+    settings = tomllib.loads(run("train", *arguments))
     assert settings["method"]["name"] == "coop"
     assert (settings["train"]["lr"], settings["train"]["epochs"], settings["seed"]) == (0.01, 200, 0)
 
 
 def test_zero_shot_uses_the_data_sets_template() -> None:
-    settings = json.loads(run("train", "--dataset", "eurosat", "--method", "zero_shot", "--print-config"))
+    settings = tomllib.loads(run("train", "--dataset", "eurosat", "--method", "zero_shot", "--print-config"))
     assert settings["method"]["templates"] == ["a centered satellite photo of {}."]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_printed_settings_are_a_preset(method: str, folder: Path, tmp_path: Path) -> None:
+    arguments = ["--dataset", folder, "--preset", preset_of(method, ["few-shot", "base-to-novel"]), "--shots", "all"]
+    printed = run("train", *arguments, "--set", "train.workers=0", "--print-config")
+    file = tmp_path / "mine.toml"
+    file.write_text(printed)
+    assert run("train", file, "--print-config") == printed
+    assert run("train", "--preset", file, "--print-config") == printed
+    file.with_suffix(".json").write_text(json.dumps(tomllib.loads(printed)))
+    assert run("train", file.with_suffix(".json"), "--print-config") == printed
+
+
+def test_the_settings_of_a_run_are_a_preset(trained: Path, folder: Path) -> None:
+    printed = run("train", trained, "--print-config")
+    assert run("train", trained / "config.json", "--print-config") == printed
+    settings = read_settings(trained)
+    assert settings == RunSettings(**tomllib.loads(printed))
+    other = tomllib.loads(run("fit", folder, "--preset", trained, "--print-config"))
+    assert (other["method"], other["train"]["lr"]) == (settings.method, settings.train.lr)
+
+
+def test_settings_that_cannot_be_read(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text("{")
+    for arguments, message in (
+        ([trained, "--preset", "coop_few-shot"], "both have the settings; leave out one"),
+        ([tmp_path], "is not a run folder: it has no config.json"),
+        ([tmp_path / "broken.json"], "broken.json"),
+        ([tmp_path / "missing.toml"], "or the path of a TOML file"),
+    ):
+        outcome = CliRunner().invoke(app, ["train", *map(str, arguments), "--print-config"])
+        assert isinstance(outcome.exception, ConfigError), arguments
+        assert message in str(outcome.exception)
 
 
 def test_inspect_names_the_runs_of_a_sweep(trained: Path, tmp_path: Path) -> None:

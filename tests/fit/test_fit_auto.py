@@ -1,6 +1,7 @@
 """`maple fit --method auto`: the choice of a method by cross-validation on the training images."""
 
 import json
+import tomllib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -324,9 +325,11 @@ def test_the_command(images: Path, tmp_path: Path) -> None:
     )
     assert {entry["recipe"] for entry in answer["selection"]["candidates"]} == {"zero_shot", "taskres"}
     assert answer["selection"]["chosen"] in ("zero_shot", "taskres")
-    printed = json.loads(run("fit", images, *OPTIONS, "--print-config").stdout)
+    printed = tomllib.loads(run("fit", images, *OPTIONS, "--print-config").stdout)
     assert list(printed) == list(CANDIDATES)
-    one = json.loads(run("fit", images, *OPTIONS, "--preset", "coop_few-shot", "--epochs", 3, "--print-config").stdout)
+    one = tomllib.loads(
+        run("fit", images, *OPTIONS, "--preset", "coop_few-shot", "--epochs", 3, "--print-config").stdout
+    )
     assert (one["method"]["name"], one["train"]["epochs"]) == ("coop", 2), "--set counts more than --epochs"
 
 
@@ -352,4 +355,4 @@ def test_settings_of_a_method_mean_one_method(images: Path) -> None:
     options = [*OPTIONS, "--set", "method.prompt_depth=1", "--print-config"]
     outcome = run("fit", images, *options)
     assert "fitting maple alone" in outcome.stderr
-    assert json.loads(outcome.stdout)["method"]["prompt_depth"] == 1
+    assert tomllib.loads(outcome.stdout)["method"]["prompt_depth"] == 1

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from maple.descriptions import ALL_SHOTS
 from maple.errors import ConfigError, visible
 from maple.files import read_json
 from maple.names import is_features
@@ -20,6 +21,7 @@ Features = Annotated[
         "commas.",
     ),
 ]
+PrintConfig = Annotated[bool, Option("--print-config", help="Print the settings as TOML, for --preset, and stop.")]
 Device = Annotated[str | None, Option(help="Where to compute: cpu, cuda, cuda:1, mps. Default: a GPU if there is one.")]
 DataRoot = Annotated[str | None, Option(envvar="MAPLE_DATA", help="The folder with the folders of the data sets.")]
 Tracker = Annotated[str | None, Option(help="Also log to an experiment tracker: tensorboard, wandb or mlflow.")]
@@ -97,7 +99,7 @@ def number_list(text: str | None, option: str) -> list[int] | None:
 
 def parse_shots(text: str) -> int | None:
     """Parse a number of training images per class; None for "all"."""
-    if text == "all":
+    if text == ALL_SHOTS:
         return None
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"--shots {text!r} must be a whole number from 1, or all")

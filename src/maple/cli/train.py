@@ -21,6 +21,13 @@ _MOST_CHANGES = 5
 
 
 def train_command(
+    config: Annotated[
+        str | None,
+        Argument(
+            metavar="[SETTINGS]",
+            help="A TOML or JSON file of settings, as --print-config and a run's config.json are, or a run folder.",
+        ),
+    ] = None,
     dataset: Annotated[
         str | None,
         Option(
@@ -31,7 +38,9 @@ def train_command(
     features: options.Features = None,
     data_root: options.DataRoot = None,
     method: options.MethodName = None,
-    preset: Annotated[str | None, Option(help="A preset, or a TOML file. Default: METHOD_base-to-novel.")] = None,
+    preset: Annotated[
+        str | None, Option(help="A preset, a file of settings, or a run folder. Default: METHOD_base-to-novel.")
+    ] = None,
     backbone: options.Backbone = None,
     pretrained: options.Pretrained = None,
     precision: options.Precision = None,
@@ -43,14 +52,19 @@ def train_command(
     output: options.RunOutput = None,
     device: options.Device = None,
     tracker: options.Tracker = None,
-    print_config: Annotated[bool, Option("--print-config", help="Print the settings, and stop.")] = False,
+    print_config: Annotated[
+        bool, Option("--print-config", help="Print the settings as TOML, for --preset, and stop.")
+    ] = False,
 ) -> None:
     """Learn prompts from a few images per class. Repeat the same command to resume an interrupted run."""
     from contextlib import ExitStack
 
-    from maple.config import options_layer, preset_names, read_preset, resolve, setting_layer
+    from maple.config import options_layer, preset_names, read_preset, resolve, setting_layer, to_toml
     from maple.runs import Tracked, complete, content_name, train_run
 
+    if config is not None and preset is not None:
+        raise ConfigError(f"{config} and --preset {preset} both have the settings; leave out one of them")
+    preset = config if preset is None else preset
     names = options.read_names_file(class_names)
     layer = options_layer(
         backbone={"name": backbone, "pretrained": pretrained, "precision": precision},
@@ -73,7 +87,7 @@ def train_command(
         given = given.changed(data=given.data.changed(dataset=options.feature_files(features), root=None))
     settings = complete(given)
     if print_config:
-        typer.echo(settings.model_dump_json(indent=1))
+        typer.echo(to_toml(settings).rstrip())
         return
     folder = options.run_folder(output, Path("runs") / content_name(given))
 
@@ -131,7 +145,9 @@ def fit_command(
     minutes: Annotated[
         float | None, Option(help="The time that `auto` may take, as estimated before. Default: 10.")
     ] = None,
-    preset: Annotated[str | None, Option(help="A preset, or a TOML file: fit with its method.")] = None,
+    preset: Annotated[
+        str | None, Option(help="A preset, a file of settings, or a run folder: fit with its method.")
+    ] = None,
     epochs: Annotated[int | None, Option(help="Passes over the training images, in place of the preset's.")] = None,
     shots: options.Shots = "16",
     seed: options.Seed = 1,
@@ -143,7 +159,9 @@ def fit_command(
     data_root: options.DataRoot = None,
     device: options.Device = None,
     tracker: options.Tracker = None,
-    print_config: Annotated[bool, Option("--print-config", help="Print the settings, and stop.")] = False,
+    print_config: Annotated[
+        bool, Option("--print-config", help="Print the settings as TOML, for --preset, and stop.")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Adapt CLIP to your own images: inspect them, train on a few, compare with zero-shot CLIP on others.
@@ -163,7 +181,7 @@ def fit_command(
 
     from maple.cli.progress import FileBars, FitBars
     from maple.cli.report import thumbnail_loader
-    from maple.config import merge_layers, options_layer, setting_layer
+    from maple.config import merge_layers, options_layer, setting_layer, to_toml
     from maple.fitting import (
         AUTO,
         CANDIDATES,
@@ -208,8 +226,8 @@ def fit_command(
         settings = fit_settings(source, method, preset=preset, layer=layer, overrides=overrides or [])
         candidates = {"": settings}
     if print_config:
-        shown = {recipe: complete(candidate).model_dump(mode="json") for recipe, candidate in candidates.items()}
-        typer.echo(json.dumps(shown if selection else shown[""], indent=1))
+        shown = {recipe: complete(candidate) for recipe, candidate in candidates.items()}
+        typer.echo(to_toml(shown if selection else shown[""]).rstrip())
         return
     if check:
         with FileBars() as bars:

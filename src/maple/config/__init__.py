@@ -11,7 +11,7 @@ from maple.config.settings import (
     Settings,
     TrainSettings,
 )
-from maple.config.toml import preset_names, preset_of, read_named_toml, read_preset, toml_names
+from maple.config.toml import preset_names, preset_of, read_named_toml, read_preset, to_toml, toml_names
 
 __all__ = [
     "BUNDLED_PREFIX",
@@ -32,5 +32,6 @@ __all__ = [
     "read_preset",
     "resolve",
     "setting_layer",
+    "to_toml",
     "toml_names",
 ]

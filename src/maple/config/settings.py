@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from maple.descriptions import DEFAULT_METHOD
+from maple.descriptions import ALL_SHOTS, DEFAULT_METHOD
 from maple.errors import ConfigError, one_of, shortened
 
 BUNDLED_BACKBONE = "maple-small"
@@ -28,7 +28,9 @@ class Settings(BaseModel):
     """Base of all settings: unknown names are refused, instances are immutable."""
 
     section: ClassVar[str] = ""
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=False, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -60,81 +62,99 @@ class BackboneSettings(Settings):
 
     section = "backbone."
     name: str = "ViT-B-16"
+    """A packaged CLIP, an architecture of open_clip, a hub repository, a folder or a file. Default on the bundled data
+    sets: the packaged CLIP."""
     pretrained: str | None = None
+    """For an architecture: a tag of open_clip, a weight file, `random` or `random:SEED`."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the large weights and of the states between blocks."""
 
 
 class DataSettings(Settings):
-    """Which images. `classes` is the part of the sorted labels that is trained on (SPEC: base-to-novel).
-
-    `validation` is which validation images a method selects its settings on: "few-shot" draws min(shots, 4) of each
-    class, as the papers of prompt learning do; "all" takes every one, as Tip-Adapter's authors do.
-
-    `listing` is the hash of a saved split (a list of images and their splits) in the run folder, which `maple fit`
-    writes; it then replaces the data set.
-    """
+    """Which images."""
 
     section = "data."
     dataset: str = ""
+    """A data set, a folder of class-named folders, FOLDER:DOMAIN, a table, or files of features. Default:
+    emoji-animals."""
     root: str | None = None
+    """The folder of the published data sets."""
     shots: Positive | None = 16
+    """Training images per class; None, `"all"` in files, for every one."""
     classes: Literal["all", "base", "novel"] = "all"
+    """The part of the sorted labels that is trained on: in base-to-novel, the first half are the base classes."""
     class_names: dict[str, str] = {}
+    """Names in place of those of the data set, by these."""
     validation: Literal["few-shot", "all"] = "few-shot"
+    """The validation images that a method selects its settings on: `few-shot` draws min(shots, 4) of each class, as the
+    papers of prompt learning do; `all` takes every one, as Tip-Adapter's authors do."""
     listing: str | None = None
+    """The hash of the list of images and their splits in the run folder, which `maple fit` writes and which then
+    replaces the data set."""
+
+    @field_validator("shots", mode="before")
+    @classmethod
+    def _every_image(cls, value: Any) -> Any:
+        return None if value == ALL_SHOTS else value
 
 
 class TrainSettings(Settings):
-    """How prompts are trained. Source: SPEC section 4; Dassl.pytorch@c61a1b5 dassl/optim.
-
-    With the schedule `cosine_per_step` the rate changes at each step, from `lr` down to `final_lr`, without a warm-up.
-    `epsilon` is that of Adam and AdamW.
-
-    `steps` is a budget that replaces `epochs`: training takes as many whole epochs as it needs for this number of
-    steps, and at least one after the warm-up. Of two layers, one that sets `epochs` alone takes the budget away.
-
-    `views` is the number of augmented views of each image, used in turn by the epochs; None for a new one in every
-    epoch, 0 for no augmentation. Where the image tower is unchanged, the features of these views are extracted once and
-    replace the images.
-
-    `keep` is which state of the training is the result: that after the last epoch, or the best one, by the accuracy on
-    validation images after at most ten epochs, evenly spread (ties: the lowest loss, then the later state). These are
-    the images that `calibrate` uses. There is no early stopping: the rate is lowest, and most states best, at the end.
-
-    `calibrate` fits a temperature for probabilities, at the end of the training, on images that are neither trained on
-    nor tested on: the validation images and, of a user's own images, also those that the sample has left over.
-
-    `text_memory` is the memory in GiB that the states of the text tower may take while a gradient is computed; where
-    all classes at once would take more, they are computed in pieces, and again for the gradient. None for a quarter of
-    the device's memory. The result is the same up to rounding.
-
-    `workers` threads read images ahead (None: none on the CPU, otherwise up to four); the result does not depend on it.
-    `images` has no effect; it is accepted because run folders of the first edition hold it.
-    """
+    """How prompts are trained. Source: SPEC section 4; Dassl.pytorch@c61a1b5 dassl/optim."""
 
     section = "train."
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """SGD has momentum, without Nesterov."""
     lr: Annotated[float, Field(gt=0)] = 0.002
+    """The learning rate after the warm-up."""
     momentum: Fraction = 0.9
+    """Of SGD."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    """On every learned parameter."""
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """Of Adam and AdamW."""
     epochs: Annotated[int, Field(ge=0)] = 5
+    """Passes over the training images."""
     steps: Positive | None = None
+    """A budget that replaces `epochs`: as many whole epochs as it takes for this number of steps, and at least one
+    after the warm-up. Of two layers of settings, one that sets `epochs` alone takes the budget away."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
+    """Epochs with the rate `warmup_lr`."""
     warmup_lr: Annotated[float, Field(ge=0)] = 1e-5
+    """The rate of the warm-up."""
     schedule: Literal["cosine", "constant", "cosine_per_step"] = "cosine"
+    """How the rate changes after the warm-up: at each epoch, not at all, or at each step from `lr` to `final_lr`
+    without a warm-up."""
     final_lr: Annotated[float, Field(ge=0)] = 0.0
+    """The last rate of `cosine_per_step`."""
     batch_size: Positive = 4
+    """Images of a step."""
     micro_batch: Positive | None = None
+    """Images that pass through the towers at once; None for the whole batch. The result is the same up to rounding."""
     drop_last: bool = True
+    """Whether an epoch leaves out its last images if they are fewer than a batch."""
     crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.08, 1.0)
+    """The least and the greatest share of an image's area that a training crop has."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """The probability that a training crop is mirrored."""
     views: Annotated[int, Field(ge=0)] | None = None
+    """The number of augmented views of each image, used in turn by the epochs; None for a new one in every epoch, 0 for
+    no augmentation. Where the image tower is unchanged, the features of these views are extracted once."""
     keep: Literal["last", "best"] = "last"
+    """Which state of the training is the result: that after the last epoch, or the best one, by the accuracy on
+    validation images after at most ten epochs, evenly spread (ties: the lowest loss, then the later state). These are
+    the images that `calibrate` uses. There is no early stopping: the rate is lowest, and most states best, at the
+    end."""
     calibrate: bool = False
+    """Whether to fit a temperature for probabilities, at the end of the training, on images that are neither trained on
+    nor tested on: validation images and, of a user's own images, also those that the sample has left over."""
     workers: Threads = None
+    """Threads that read images ahead; None: none on the CPU, otherwise up to four. The result does not depend on it."""
     images: ImagePlace = "auto"
+    """Has no effect; it is accepted because run folders of the first edition hold it."""
     text_memory: Annotated[float, Field(gt=0)] | None = None
+    """The memory in GiB that the states of the text tower may take while a gradient is computed; where all classes at
+    once would take more, they are computed in pieces, and again for the gradient. None for a quarter of the device's
+    memory. The result is the same up to rounding."""
 
     @field_validator("crop_scale")
     @classmethod
@@ -156,12 +176,15 @@ class TrainSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """How a run is evaluated. `workers` (None: up to four, by the number of cores) and `images` as in training."""
+    """How a run is evaluated."""
 
     section = "evaluate."
     batch_size: Positive = 100
+    """Images that pass through the tower at once."""
     workers: Threads = None
+    """Threads that read images ahead; None: up to four, by the number of cores."""
     images: ImagePlace = "auto"
+    """Has no effect, as in training."""
 
 
 class RunSettings(Settings):

@@ -1,14 +1,20 @@
-"""Presets and other files of settings, in TOML."""
+"""Files of settings: presets, settings that were printed, those of a run; in TOML or JSON."""
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+from pydantic import BaseModel
+
+from maple.descriptions import ALL_SHOTS
 from maple.errors import ConfigError, one_of
-from maple.files import check_values
+from maple.files import check_values, read_json
+
+RUN_CONFIG = "config.json"
 
 PRESETS = resources.files("maple") / "presets"
 
@@ -45,12 +51,52 @@ def preset_of(method: str, endings: Iterable[str]) -> str:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """The settings of a shipped preset, or of a TOML file.
+    """The settings of a shipped preset, of a TOML or JSON file, or of a run by its folder.
+
+    The list of images that a run of `maple fit` keeps is left out: it belongs to the folder of that run.
 
     Raises:
-        ConfigError: neither a preset nor a file, or not TOML.
+        ConfigError: neither a preset nor a file, or not TOML or JSON.
+
+    Example:
+        >>> read_preset("runs/maple_flowers_seed1")["train"]["lr"]
+        0.0035
     """
+    path = Path(name).expanduser()
+    if name not in preset_names():
+        if (path / RUN_CONFIG).is_file():
+            path = path / RUN_CONFIG
+        elif path.is_dir():
+            raise ConfigError(
+                f"{name} is not a run folder: it has no {RUN_CONFIG}; give a TOML or JSON file of settings"
+            )
+        if path.suffix == ".json":
+            content: dict[str, Any] = read_json(path, error=ConfigError, foreign=True)
+            if isinstance(data := content.get("data"), dict):
+                data.pop("listing", None)
+            return content
     return read_named_toml(name, "preset", PRESETS)
+
+
+def to_toml(settings: BaseModel | Mapping[str, BaseModel]) -> str:
+    """Settings as TOML, which `read_preset` reads; several under their names, each in a table.
+
+    TOML has no null: what is None by default is left out, and all training images are `shots = "all"`.
+
+    Example:
+        >>> print(to_toml(TrainSettings(lr=0.01)).splitlines()[1])
+        lr = 0.01
+    """
+    several = settings if isinstance(settings, Mapping) else {"": settings}
+    tables = {name: _without_none(each.model_dump(mode="json")) for name, each in several.items()}
+    return tomli_w.dumps(tables if isinstance(settings, Mapping) else tables[""])
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: _without_none(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    if "shots" in kept and kept["shots"] is None:
+        kept["shots"] = ALL_SHOTS
+    return {key: value for key, value in kept.items() if value is not None}
 
 
 def read_named_toml(name: str, kind: str, folder: Traversable, also: Iterable[str] = ()) -> dict[str, Any]:
