@@ -1,6 +1,7 @@
 """The kinds of towers that open_clip publishes, in the smallest sizes that it can build: the features of open_clip."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,18 @@ import torch
 from safetensors.torch import save_file
 
 from maple.clip import load_clip
+from maple.clip.describe import FAMILIES, describe_backbone
+from maple.errors import UnsupportedTowerError
+from maple.methods import build_method
 
+# A method of each family, in its smallest form.
+EXAMPLES = {
+    "text prompts": {"name": "coop", "prompt_length": 2},
+    "image prompts": {"name": "vpt", "vision_prompt_depth": 1},
+    "both towers": {"name": "maple", "prompt_depth": 1},
+    "inside the blocks": {"name": "clip_lora"},
+    "frozen features": {"name": "linear_probe"},
+}
 SMALL = {"context_length": 20, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
 TIMM = {"timm_model_pretrained": False, "timm_proj": None}
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -43,16 +55,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "vision_cfg": {**TIMM, "timm_model_name": "fastvit_mci0", "timm_pool": "avg", "image_size": 256},
         "text_cfg": {**SMALL, "no_causal_mask": True},
     },
-    "vitamin": {
-        "vision_cfg": {
-            **TIMM,
-            "timm_model_name": "vitamin_small_224",
-            "timm_pool": "",
-            "timm_proj": "linear",
-            "image_size": 224,
-        },
-        "text_cfg": SMALL,
-    },
     "coca": {
         "vision_cfg": {
             "image_size": 32,
@@ -81,6 +83,15 @@ def test_layouts_that_open_clip_publishes(tmp_path: Path, layout: str) -> None:
     described = {"model_cfg": {**config, "custom_text": True}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(described))
     backbone = load_clip(str(tmp_path))
+    described = describe_backbone(str(tmp_path))
+    assert described.families().keys() == EXAMPLES.keys() == FAMILIES.keys()
+    assert (described.parameters, described.embed_dim) == (backbone.parameter_count, backbone.embed_dim)
+    assert described.image_size == (backbone.preprocessing.size,) * 2
+    for tower, about in ((backbone.text, described.text), (backbone.image, described.image)):
+        assert (about.prompts, about.depth, about.width) == (tower.obstacle, tower.depth, tower.width)
+    for family, reason in described.families().items():
+        with nullcontext() if reason is None else pytest.raises(UnsupportedTowerError):
+            build_method(EXAMPLES[family], backbone, ["cat", "dog"])
     images, ids = files.images(config["vision_cfg"]["image_size"])[:1], backbone.tokenize(["a photo of a cat.", "dogs"])
     with torch.no_grad():
         pairs = (

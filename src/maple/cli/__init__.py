@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from maple import __version__
 from maple.cli import options
+from maple.cli.backbones import backbones_command
 from maple.cli.cache import cache_app
 from maple.cli.data import data_app
 from maple.cli.evaluate import evaluate_command
@@ -71,6 +72,7 @@ app.command("serve")(serve_command)
 app.command("export")(export_command)
 app.command("import")(import_command)
 app.command("methods")(methods_command)
+app.command("backbones")(backbones_command)
 app.command("inspect")(inspect_command)
 app.add_typer(data_app)
 app.add_typer(cache_app)

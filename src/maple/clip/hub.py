@@ -41,10 +41,10 @@ _TOKENIZER_FILES = (
 )
 
 
-def download(repository: str) -> Path:
+def download(repository: str, *, weights: bool = True) -> Path:
     """Download the files of a hub repository that `load_clip` reads; return their folder in the hub's cache.
 
-    Without a network, the files of an earlier call are enough.
+    Without a network, the files of an earlier call are enough. Without `weights`, only descriptions are downloaded.
 
     Raises:
         BackboneError: there is no such repository, it is not in a known format, or the hub cannot be reached.
@@ -64,16 +64,18 @@ def download(repository: str) -> Path:
                     text = formats.read_open_clip_config(path)[0]["text_cfg"]
                     if text.get("hf_tokenizer_name"):
                         extras = _TOKENIZER_FILES
-                    name = text.get("hf_model_name")
-                    if name and _fetch(repository, f"{TEXT_FOLDER}/config.json") is None:
-                        fetch_text_config(name)
-                weights = next(filter(None, (_fetch(repository, candidate) for candidate in candidates)), None)
-                if weights is None:
+                    text_name = text.get("hf_model_name")
+                    if text_name and _fetch(repository, f"{TEXT_FOLDER}/config.json") is None:
+                        fetch_text_config(text_name)
+                if not weights:
+                    return path.parent
+                file = next(filter(None, (_fetch(repository, candidate) for candidate in candidates)), None)
+                if file is None:
                     raise BackboneError(f"{repository} has a {config} but none of {', '.join(candidates)}")
-                if weights.suffix == ".json":
-                    extras = (*extras, *formats.shards(weights))
-                for file in extras:
-                    _fetch(repository, file)
+                if file.suffix == ".json":
+                    extras = (*extras, *formats.shards(file))
+                for name in extras:
+                    _fetch(repository, name)
                 return path.parent
     except Exception as error:
         if not isinstance(error, HfHubHTTPError | OSError | ValueError) and not is_network_error(error):

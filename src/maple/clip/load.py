@@ -142,7 +142,7 @@ def backbone_from_state_dict(state: Mapping[str, Tensor], *, name: str = "state 
     """Build a backbone from a state dict in OpenAI's layout; `options` are those of `Backbone`."""
     config = formats.openai_config(state, name)
     # Copies, since the model keeps its tensors and the caller may change its own.
-    model = _build(config, {key: value.clone() for key, value in formats.openai_state(state).items()}, name)
+    model = build_model(config, {key: value.clone() for key, value in formats.openai_state(state).items()}, name)
     tokenizer = clip_tokenizer(config["text_cfg"]["context_length"])
     preprocessing = preprocessing_of(_openai_preprocess(config))
     return Backbone(model, name=name, pretrained=None, preprocessing=preprocessing, tokenizer=tokenizer, **options)
@@ -158,7 +158,7 @@ def _from_file(path: Path, activation: str | None) -> _Parts:
         if activation is None:
             raise _unknown_activation(path, f"pretrained={QUICKGELU!r} or pretrained={GELU!r}")
         config["quick_gelu"] = activation != GELU
-    model = _build(config, formats.openai_state(state), str(path))
+    model = build_model(config, formats.openai_state(state), str(path))
     tokenizer = clip_tokenizer(config["text_cfg"]["context_length"])
     return model, _openai_preprocess(config), tokenizer
 
@@ -167,16 +167,21 @@ def _from_folder(folder: Path) -> _Parts:
     if (folder / "open_clip_config.json").is_file():
         config, preprocess = formats.read_open_clip_config(folder / "open_clip_config.json")
         weights = formats.open_clip_weights(folder)
-        model = _build(config, formats.read_tensors(weights), str(weights), resize=True, folder=folder)
+        model = build_model(config, formats.read_tensors(weights), str(weights), resize=True, folder=folder)
         preprocess = merge_preprocess_dict(_preprocess(model), {**preprocess, "size": model.visual.image_size})
         return model, preprocess, described_tokenizer(config["text_cfg"], folder)
     if (folder / "config.json").is_file():
         model_type, config, state, preprocess = read_transformers_folder(folder)
-        model, text = _build(config, state, str(folder)), config["text_cfg"]
+        model, text = build_model(config, state, str(folder)), config["text_cfg"]
         if model_type == "clip":
             return model, preprocess, clip_tokenizer(text["context_length"])
         return model, preprocess, TransformersTokenizer(folder, model_type, text["context_length"], text["vocab_size"])
-    raise BackboneError(
+    raise no_clip_in(folder)
+
+
+def no_clip_in(folder: Path) -> BackboneError:
+    """The error that a folder does not hold a CLIP."""
+    return BackboneError(
         f"{folder} is not a CLIP: it needs open_clip_config.json (open_clip) or config.json (transformers) "
         "next to the weights"
     )
@@ -206,16 +211,7 @@ def _from_architecture(name: str, pretrained: str | None, activation: str | None
         return _from_own_architecture(architecture, pretrained)
     config = architecture_config(architecture)
     if config is None:
-        known = [*open_clip.list_models(), *ARCHITECTURES, *PACKAGED]
-        # However the words are written: vit-b-16, ViTB16.
-        plain = {re.sub(r"[^a-z0-9]", "", each.casefold()): each for each in reversed(known)}
-        matches = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", architecture.casefold()), plain, n=3, cutoff=0.5)
-        near = ", ".join(plain[match] for match in matches)
-        raise BackboneError(
-            f"unknown CLIP {name!r}: it is neither a file or folder here nor an open_clip architecture such as "
-            f"ViT-B-16 or ViT-L-14 ({f'the nearest are {near}' if near else '`open_clip.list_models()` lists them'}"
-            "); hub repositories are written hf-hub:org/model"
-        )
+        raise unknown_name(name)
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained is None:
         if "openai" not in tags:
@@ -245,6 +241,20 @@ def _from_architecture(name: str, pretrained: str | None, activation: str | None
         raise _unknown_activation(path, f"{architecture}-{QUICKGELU} or {architecture}-{GELU}, not {architecture}")
     published = {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in tag}
     return model, {**preprocess, **published}, tokenizer
+
+
+def unknown_name(name: str) -> BackboneError:
+    """The error that there is no CLIP of this name, with the nearest ones."""
+    known = [*open_clip.list_models(), *ARCHITECTURES, *PACKAGED]
+    # However the words are written: vit-b-16, ViTB16.
+    plain = {re.sub(r"[^a-z0-9]", "", each.casefold()): each for each in reversed(known)}
+    matches = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", name.casefold()), plain, n=3, cutoff=0.5)
+    near = ", ".join(plain[match] for match in matches)
+    return BackboneError(
+        f"unknown CLIP {name!r}: it is neither a file or folder here nor an open_clip architecture such as "
+        f"ViT-B-16 or ViT-L-14 ({f'the nearest are {near}' if near else '`open_clip.list_models()` lists them'}"
+        "); hub repositories are written hf-hub:org/model"
+    )
 
 
 def _from_own_architecture(name: str, pretrained: str | None) -> _Parts:
@@ -281,7 +291,7 @@ def _published(
 ) -> _Parts:
     """An architecture of open_clip with the weights of `state` (None: open_clip's random initialisation)."""
     config = {**(architecture_config(architecture) or {}), **trained}
-    model = _build(config, state, source or architecture, resize=resize, is_published=True)
+    model = build_model(config, state, source or architecture, resize=resize, is_published=True)
     return model, _preprocess(model), described_tokenizer(config["text_cfg"], None)
 
 
@@ -290,7 +300,7 @@ def _preprocess(model: Any) -> dict[str, Any]:
     return {**asdict(PreprocessCfg()), "size": model.visual.image_size}
 
 
-def _build(
+def build_model(
     config: Mapping[str, Any],
     state: Mapping[str, Tensor] | None,
     source: str,
@@ -298,6 +308,7 @@ def _build(
     resize: bool = False,
     is_published: bool = False,
     folder: Path | None = None,
+    text: Mapping[str, Any] | None = None,
 ) -> Any:
     """An open_clip model of `config` with exactly the weights of `state`; None leaves open_clip's random ones.
 
@@ -305,13 +316,14 @@ def _build(
         resize: interpolate positional embeddings of another length, as open_clip does for the models it published.
         is_published: the configuration is open_clip's own, however large.
         folder: where the description is from, if it is a folder's.
+        text: the configuration of a text tower of transformers; by default that of the folder or of the hub.
 
     Raises:
         BackboneError: a weight is missing, unknown, or of another shape; or the sizes do not fit together.
     """
     config = _copy(config)
     hf_name = config["text_cfg"].get("hf_model_name")
-    text = text_config(hf_name, folder) if hf_name else None
+    text = text_config(hf_name, folder) if hf_name and text is None else text
     try:
         if state is not None and not is_published:
             formats.check_size(config, state, source, (0, 0.0) if text is None else size_of_text_tower(text))

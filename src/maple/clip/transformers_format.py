@@ -25,11 +25,29 @@ PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 def read_transformers_folder(folder: Path) -> tuple[str, dict[str, Any], StateDict, dict[str, Any]]:
     """Read a folder in transformers' format: model_type, configuration and state dict as open_clip's, preprocessing.
 
-    The configuration of a SigLIP has the sizes of its image tower under `timm_trunk`, for `build_siglip`.
-
     Raises:
         BackboneError: it is not a CLIP, MetaCLIP 2 or SigLIP, its activation or vocabulary is not the model's, or
             weights are missing.
+    """
+    model_type, model_config = read_transformers_config(folder)
+    preprocessors = [folder / name for name in PREPROCESSORS if (folder / name).is_file()]
+    stored: dict[str, Any] = read_json(preprocessors[0], error=BackboneError, foreign=True) if preprocessors else {}
+    processor = stored.get("image_processor") or stored
+    if model_type == "siglip" and isinstance(processor, Mapping):
+        processor = {"image_processor_type": "SiglipImageProcessor", **processor}
+    preprocess = processor_preprocess(processor, model_config["vision_cfg"]["image_size"], folder)
+    state = _with_joined_attention(_read_weights(folder), folder)
+    weights = _siglip_state(state, folder) if model_type == "siglip" else _clip_state(state)
+    return model_type, model_config, weights, preprocess
+
+
+def read_transformers_config(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The model_type of a folder in transformers' format, and its configuration as open_clip's.
+
+    That of a SigLIP has the sizes of its image tower under `timm_trunk`, for `build_siglip`.
+
+    Raises:
+        BackboneError: it is not a CLIP, MetaCLIP 2 or SigLIP, or its activation or vocabulary is not the model's.
     """
     path = folder / "config.json"
     config: dict[str, Any] = read_json(path, error=BackboneError, foreign=True)
@@ -40,22 +58,11 @@ def read_transformers_folder(folder: Path) -> tuple[str, dict[str, Any], StateDi
             {**(config.get(f"{tower}_config") or {}), **(config.get(f"{tower}_config_dict") or {})}
             for tower in ("text", "vision")
         )
-        model_config = (
-            siglip_format.siglip_config(text, vision, str(path))
-            if model_type == "siglip"
-            else _open_clip_config(model_type, config, text, vision, folder)
-        )
+        if model_type == "siglip":
+            return model_type, siglip_format.siglip_config(text, vision, str(path))
+        return model_type, _open_clip_config(model_type, config, text, vision, folder)
     except (TypeError, ArithmeticError) as error:
         raise BackboneError(f"{path} does not describe a CLIP: {error}") from error
-    preprocessors = [folder / name for name in PREPROCESSORS if (folder / name).is_file()]
-    stored: dict[str, Any] = read_json(preprocessors[0], error=BackboneError, foreign=True) if preprocessors else {}
-    processor = stored.get("image_processor") or stored
-    if model_type == "siglip" and isinstance(processor, Mapping):
-        processor = {"image_processor_type": "SiglipImageProcessor", **processor}
-    preprocess = processor_preprocess(processor, vision.get("image_size", 224), folder)
-    state = _with_joined_attention(_read_weights(folder), folder)
-    weights = _siglip_state(state, folder) if model_type == "siglip" else _clip_state(state)
-    return model_type, model_config, weights, preprocess
 
 
 def transformers_model_type(config: Mapping[str, Any], path: Path) -> str:

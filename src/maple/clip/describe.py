@@ -1,0 +1,177 @@
+"""What a CLIP has and what it permits, from its configuration alone: no weights are read or made."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.transformer import TextTransformer, VisionTransformer
+
+from maple.clip import formats
+from maple.clip.backbone_names import (
+    ARCHITECTURES,
+    HUB,
+    PACKAGED,
+    architecture_config,
+    is_architecture,
+    is_hub_id,
+    with_absolute_paths,
+)
+from maple.clip.hub import download
+from maple.clip.known_backbones import TEXT_CONFIGS
+from maple.clip.load import build_model, unknown_name
+from maple.clip.towers import Tower, image_tower, text_tower
+from maple.clip.transformers_format import read_transformers_config
+from maple.errors import BackboneError, UnsupportedTowerError
+
+_MOST_LAYERS = 1000
+FAMILIES = {
+    "text prompts": "CoOp, CoCoOp, deep language prompting, KgCoOp, ProGrad, TCP, DePT on these",
+    "image prompts": "VPT",
+    "both towers": "MaPLe, IVLP, PromptSRC, MMRL",
+    "inside the blocks": "CLIP-LoRA, 2SFS, MMA",
+    "frozen features": "zero-shot CLIP, linear probe, CLIP-Adapter, Tip-Adapter, TaskRes, CLAP, LP++, GDA",
+}
+"""What methods change, with examples."""
+
+
+@dataclass(frozen=True)
+class TowerDescription:
+    """One tower of a CLIP.
+
+    Attributes:
+        kind: the class that it is made of.
+        depth, width: its blocks and their channels; 0 where prompts cannot enter.
+        prompts: why prompts cannot enter, or None.
+        edits: why layers inside its blocks cannot be changed, or None.
+    """
+
+    kind: str
+    depth: int
+    width: int
+    prompts: str | None
+    edits: str | None
+
+
+@dataclass(frozen=True)
+class BackboneDescription:
+    """A CLIP, as its configuration describes it.
+
+    Attributes:
+        parameters: of both towers together.
+        image_size: the sides of its images, in pixels.
+        embed_dim: D, the length of its features.
+        context_length: T, the tokens of the longest sentence.
+        vocabulary: how many token embeddings it has.
+
+    Example:
+        >>> describe_backbone("ViT-B-16").parameters
+        149620737
+    """
+
+    parameters: int
+    image_size: tuple[int, int]
+    embed_dim: int
+    context_length: int
+    vocabulary: int
+    text: TowerDescription
+    image: TowerDescription
+
+    def families(self) -> dict[str, str | None]:
+        """For each of FAMILIES, why its methods do not run on this CLIP, or None if they do."""
+        text, image = self.text, self.image
+        return {
+            "text prompts": text.prompts,
+            "image prompts": image.prompts,
+            "both towers": text.prompts or image.prompts,
+            "inside the blocks": text.edits or image.edits,
+            "frozen features": None,
+        }
+
+
+def describe_backbone(name: str) -> BackboneDescription:
+    """Describe a CLIP that `load_clip` knows by this name: an architecture, a folder, a repository or a file.
+
+    Of a repository, the description is downloaded; of a file, the sizes of its tensors are read.
+
+    Raises:
+        BackboneError: it is unknown, or does not describe a CLIP.
+
+    Example:
+        >>> describe_backbone("RN50").families()["image prompts"]
+        'its image tower is a ModifiedResNet, not a vision transformer'
+    """
+    name, _ = with_absolute_paths(name, None)
+    if not is_architecture(name) and (os.path.exists(name) or name.startswith(HUB) or is_hub_id(name)):
+        path = Path(name) if os.path.exists(name) else download(name.removeprefix(HUB), weights=False)
+        if path.is_dir():
+            return _describe_folder(path)
+        return describe_config(formats.openai_config(formats.read_tensors(path), name), name)
+    if name in PACKAGED:
+        with resources.as_file(resources.files("maple").joinpath("assets", PACKAGED[name])) as folder:
+            return _describe_folder(folder)
+    config = ARCHITECTURES.get(name) or architecture_config(name)
+    if config is None:
+        raise unknown_name(name)
+    return describe_config(config, name)
+
+
+def _describe_folder(folder: Path) -> BackboneDescription:
+    if (folder / "open_clip_config.json").is_file():
+        config, _ = formats.read_open_clip_config(folder / "open_clip_config.json")
+        return describe_config(config, str(folder), folder)
+    if (folder / "config.json").is_file():
+        return describe_config(read_transformers_config(folder)[1], str(folder))
+    raise BackboneError(
+        f"{folder} is not a CLIP: it needs open_clip_config.json (open_clip) or config.json (transformers)"
+    )
+
+
+def describe_config(config: Mapping[str, Any], source: str, folder: Path | None = None) -> BackboneDescription:
+    """Describe the CLIP of an open_clip configuration.
+
+    Args:
+        folder: the folder that the configuration is from; None for a published one, whose text tower, if it is
+            transformers' own, has the published sizes of `TEXT_CONFIGS`.
+
+    Raises:
+        BackboneError: it does not describe a CLIP.
+    """
+    text = config["text_cfg"]
+    published = TEXT_CONFIGS.get(str(text.get("hf_model_name"))) if folder is None else None
+    for part in ("text_cfg", "vision_cfg", "multimodal_cfg"):
+        layers = (config.get(part) or {}).get("layers", 0)
+        if isinstance(layers, int) and layers > _MOST_LAYERS:
+            raise BackboneError(f"{source} describes a tower of {layers} layers; at most {_MOST_LAYERS} are supported")
+    # On this device tensors have shapes and no memory.
+    with torch.device("meta"):
+        model = build_model(config, None, source, folder=folder, text=published).eval().requires_grad_(False)
+        towers = text_tower(model, torch.float32), image_tower(model, torch.float32)
+    size = model.visual.image_size
+    return BackboneDescription(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        image_size=tuple(size) if isinstance(size, list | tuple) else (size, size),
+        embed_dim=int(config["embed_dim"]),
+        context_length=int(text.get("context_length", 77)),
+        vocabulary=int(getattr(model, "vocab_size", text.get("vocab_size", 0))),
+        text=_describe_tower(towers[0], getattr(model, "text", model)),
+        image=_describe_tower(towers[1], model.visual),
+    )
+
+
+def _describe_tower(tower: Tower, module: Any) -> TowerDescription:
+    edits = tower.obstacle
+    if edits is None:
+        try:
+            tower.require_standard_blocks("a method")
+        except UnsupportedTowerError as error:
+            edits = str(error)
+    if hasattr(module, "visual"):  # the text tower of a plain CLIP is not a module of its own
+        kind = "TextTransformer"
+    else:
+        inner = getattr(module, "trunk", getattr(module, "transformer", module))  # of timm; of transformers
+        kind = type(module if isinstance(module, TextTransformer | VisionTransformer) else inner).__name__
+    return TowerDescription(kind, tower.depth, tower.width, tower.obstacle, edits)
