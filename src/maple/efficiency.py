@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from maple import files
-from maple.clip import Backbone, LayerEdit
+from maple.clip import Backbone, ImageTower, LayerEdit, TextTower
 from maple.clip.cpu_linear import FLOPS
 from maple.clip.edits import edits_of_all_blocks
 from maple.config import RunSettings
@@ -148,18 +148,17 @@ def plain_flops(method: Method) -> int | None:
     Two per multiply-add: products of weights and of attention, patches and projections included.
     """
     backbone = method.backbone
-    text, image, clip = backbone.text, backbone.image, backbone.model
+    text, image = backbone.text, backbone.image
     if text.obstacle is not None or image.obstacle is not None:
         return None
-    sizes, embed = backbone.preprocessing.size, backbone.embed_dim
-    patch = int(clip.visual.conv1.kernel_size[0])
-    patches = (sizes // patch) ** 2
-    image_flops = 2 * (patches * 3 * patch**2 * image.width + image.width * embed)
-    image_flops += _tower_flops(clip.visual.transformer.resblocks, method.vision_edits(), 1 + patches, image.width)
-    blocks = getattr(clip, "text", clip).transformer.resblocks
-    text_edits = method.text_edits()
-    text_flops = _tower_flops(blocks, text_edits, text.context_length, text.width, has_slots=True)
-    text_flops += 2 * text.width * embed
+    embed, size = backbone.embed_dim, backbone.preprocessing.size
+    pixels = torch.zeros(1, 3, size, size, device=backbone.device)
+    with torch.inference_mode(False), torch.no_grad():
+        states = image.embed(pixels)
+    image_flops = count_flops(lambda: image.embed(pixels)) + count_flops(lambda: image.finish(states))
+    image_flops += _tower_flops(image, method.vision_edits(), states.shape[1], backbone.device)
+    text_flops = _tower_flops(text, method.text_edits(), text.context_length, backbone.device, has_slots=True)
+    text_flops += count_flops(lambda: text.finish(torch.zeros(1, text.width, dtype=text.dtype, device=backbone.device)))
     classes = len(method.class_names)
     if isinstance(method.classes, EnsembleClasses):
         sentences = sum(method.classes.counts)
@@ -175,25 +174,25 @@ def plain_flops(method: Method) -> int | None:
 
 
 def _tower_flops(
-    blocks: Sequence[Any], edits: Sequence[LayerEdit], rows: int, width: int, *, has_slots: bool = False
+    tower: TextTower | ImageTower,
+    edits: Sequence[LayerEdit],
+    rows: int,
+    device: torch.device,
+    *,
+    has_slots: bool = False,
 ) -> int:
     """Of blocks on `rows` states, those that edits add, and the edits; prompts have slots in a sentence."""
     prompted = inserted = flops = 0
-    for block, edit in zip(blocks, edits_of_all_blocks(edits, len(blocks)), strict=True):
+    for layer, edit in enumerate(edits_of_all_blocks(edits, tower.depth)):
         prompted = prompted if edit.prompt is None or has_slots else edit.prompt.shape[-2]
         inserted = inserted if edit.tokens is None else len(edit.tokens)
         count = rows + prompted + inserted
-        states = torch.zeros(count, width, device=block.ln_1.weight.device)
-        functions = (edit.input_residual, edit.residual, *edit.low_rank.values())
-        flops += 2 * _block_macs(block, count, width)
-        flops += sum(count_flops(partial(function, states)) for function in functions if function is not None)
+        functions = [edit.input_residual, edit.residual, *edit.low_rank.values()]
+        flops += 2 * tower.multiply_adds(layer, count)
+        for function in functions:
+            if function is not None:
+                flops += count_flops(partial(function, torch.zeros(count, tower.width, device=device)))
     return flops
-
-
-def _block_macs(block: Any, tokens: int, width: int) -> int:
-    """Queries, keys, values and output; scores and their products with the values; the two layers of the MLP."""
-    hidden = int(block.mlp[0].weight.shape[0])
-    return tokens * (4 * width**2 + 2 * width * hidden) + 2 * tokens**2 * width
 
 
 def _images(backbone: Backbone, batch: int) -> Tensor:

@@ -134,22 +134,23 @@ def test_coca(precision: str) -> None:
 
 def test_single_tokens_of_coca_have_no_features() -> None:
     tower = image_tower(coca(), torch.float32)
-    for finish in (lambda: tower.projection, lambda: tower.finish_tokens(torch.zeros(1, 2, tower.width))):
+    for finish in (
+        lambda: tower.project(torch.zeros(1, tower.width)),
+        lambda: tower.finish_tokens(torch.zeros(1, 2, tower.width)),
+    ):
         with pytest.raises(UnsupportedTowerError, match=r"attention pooling.*single tokens have no features"):
             finish()
 
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("ResNet", "ModifiedResNet"), ("timm", "TimmModel"), ("timm, convolutions", "TimmModel")],
+    [("ResNet", "a ModifiedResNet"), ("timm, convolutions", "timm's EfficientNet")],
 )
 def test_image_obstacles(name: str, what: str) -> None:
     backbone = build(MODELS[name])
     assert (backbone.image.width, backbone.image.depth) == (0, 0)
     backbone.text.require_promptable("CoOp")
-    message = (
-        f"MaPLe puts prompts into the image tower, but its image tower is a {what}.*a method without image prompts"
-    )
+    message = f"MaPLe puts prompts into the image tower, but its image tower is {what}.*a method without image prompts"
     with pytest.raises(UnsupportedTowerError, match=message):
         backbone.image.require_promptable("MaPLe")
     with torch.no_grad():

@@ -1,9 +1,10 @@
 """A residual attention block that can compute queries for some rows only, and attend to cached keys and values.
 
-The arithmetic is that of open_clip's block: the same weights, norms and order, so results agree up to rounding. Blocks
-of another structure run as they are, through the same calls, without the savings.
+The arithmetic is that of open_clip's or timm's block: the same weights, norms and order, so results agree up to
+rounding. Blocks of another structure run as they are, through the same calls, without the savings.
 
-Source: open_clip `ResidualAttentionBlock` (transformer.py); CLIP (Radford et al., 2021), section 2.4.
+Source: open_clip `ResidualAttentionBlock` (transformer.py); CLIP (Radford et al., 2021), section 2.4. `block_parts.py`
+names what is read of each library's blocks.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +13,9 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock
-from torch import Tensor, nn
+from torch import Tensor
 
+from maple.clip.block_parts import OpenClipParts, Rotation, first_norm, parts_of
 from maple.clip.cpu_linear import frozen_linear
 from maple.clip.edits import NO_EDIT, Affine, LayerEdit
 from maple.errors import UnsupportedTowerError
@@ -60,27 +61,40 @@ class Bucket:
 
 
 class Block:
-    """A block of an open_clip transformer, of width H; states are [N, n, H]."""
+    """A block of a transformer, of width H; states are [N, n, H].
 
-    def __init__(self, module: Any) -> None:
+    Args:
+        module: the block of open_clip or timm.
+        rotation: rotary positions of the image patches; None for none.
+
+    Attributes:
+        is_standard: whether its norms and the linear layers of its attention can be changed.
+        peculiarity: what its block has instead, for messages; "" for a standard one.
+    """
+
+    def __init__(self, module: Any, rotation: Rotation | None = None) -> None:
         self.module = module
-        attention = getattr(module, "attn", None)
-        self.is_standard = (
-            type(module) is ResidualAttentionBlock
-            and type(attention) is nn.MultiheadAttention
-            and attention.in_proj_weight is not None
-            and attention.bias_k is None
-            and not attention.add_zero_attn
-            and not hasattr(module, "ln_1_kv")
-        )
-        layers = list(module.mlp) if self.is_standard else []
-        self._plain_mlp = len(layers) == 3 and type(layers[0]) is type(layers[2]) is nn.Linear
+        self._rotation = rotation
+        parts = parts_of(module)
+        self.is_standard = not isinstance(parts, str)
+        self.peculiarity = parts if isinstance(parts, str) else ""
+        self._parts = cast(OpenClipParts, parts)
 
     @property
     def norms(self) -> tuple[Affine, Affine]:
         """Weights and biases of the norms before the attention and before the MLP, of a standard block."""
-        first, second = self.module.ln_1, self.module.ln_2
+        first, second = self._parts.norms
         return (first.weight, first.bias), (second.weight, second.bias)
+
+    @property
+    def first_norm(self) -> Any:
+        """The norm of the block's input; None where norms follow the layers, or there are several."""
+        return first_norm(self.module)
+
+    def multiply_adds(self, rows: int, width: int) -> int:
+        """Multiply-adds on `rows` states of `width` channels: products of the weights, and of the attention."""
+        weights: int = sum(weight.numel() for weight in self.module.parameters() if weight.ndim in (2, 4))
+        return rows * weights + 2 * rows**2 * width
 
     def causal(self, states: Tensor, mask: Mask, edit: LayerEdit = NO_EDIT) -> Tensor:
         """Causal attention: [N, n, H]."""
@@ -110,6 +124,8 @@ class Block:
             states, normed = states[:, :1], normed[:, :1]
         else:
             query, key, value = self._project(normed, edit)
+        if self._rotation is not None:  # a class token has no rotary position
+            query, key = query if first_row_only else self._rotation(query), self._rotation(key)
         return self._after_attention(states, normed, attend(query, key, value, mask), edit)
 
     def full_with_attention(self, states: Tensor, edit: LayerEdit = NO_EDIT) -> tuple[Tensor, Tensor]:
@@ -119,6 +135,8 @@ class Block:
         """
         normed = self._norm(0, states, edit)
         query, key, value = self._project(normed, edit)
+        if self._rotation is not None:
+            query, key = self._rotation(query), self._rotation(key)
         weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(dim=-1)
         return self._after_attention(states, normed, weights @ value, edit), weights
 
@@ -170,21 +188,21 @@ class Block:
             queries, keys_values = packed[:, : rows.shape[1]], packed[:, rows.shape[1] :]
         done = 0
         for bucket in buckets:
-            key, value = self._split_heads(bucket.rows(keys_values), 2)
+            key, value = self._split_heads(bucket.rows(keys_values), "kv")
             key = torch.cat([_per_sentence(cache[0], bucket.count), key], dim=2)
             value = torch.cat([_per_sentence(cache[1], bucket.count), value], dim=2)
             if ends_only:
-                query = self._split_heads(queries[done : done + bucket.sentences, None], 1)[0]
+                query = self._split_heads(queries[done : done + bucket.sentences, None], "q")[0]
                 done += bucket.sentences
             else:
-                query = self._split_heads(bucket.rows(queries), 1)[0]
+                query = self._split_heads(bucket.rows(queries), "q")[0]
             allowed = _suffix_mask(bucket, key.shape[2] - bucket.length, ends_only)
             attended.append(_merge_heads(attend(query, key, value, allowed)).flatten(0, 1))
         return self._after_attention(rows, normed, torch.cat(attended), edit)
 
     def _norm(self, which: int, states: Tensor, edit: LayerEdit) -> Tensor:
         """The norm before the attention (0) or before the MLP (1), with the affine parameters of the edit, if any."""
-        norm = (self.module.ln_1, self.module.ln_2)[which]
+        norm = self._parts.norms[which]
         affine = edit.norms[which]
         if affine is None:
             return cast(Tensor, norm(states))
@@ -195,27 +213,34 @@ class Block:
 
     def _project(self, normed: Tensor, edit: LayerEdit, kinds: str = "qkv") -> tuple[Tensor, ...]:
         """Queries, keys and values, as `kinds` says, of [N, n, H]: [N, heads, n, H / heads] each."""
-        return self._split_heads(self._linear(normed, edit, kinds), len(kinds))
+        if self._parts.packed:
+            return self._split_heads(self._linear(normed, edit, kinds), kinds)
+        return tuple(self._split_heads(self._linear(normed, edit, kind), kind)[0] for kind in kinds)
 
     def _linear(self, normed: Tensor, edit: LayerEdit, kinds: str) -> Tensor:
         """The packed projection `kinds`, consecutive ones of q, k, v, with low-rank updates: [..., kinds * H]."""
-        attention, width = self.module.attn, normed.shape[-1]
-        first = "qkv".index(kinds)
-        part = slice(first * width, (first + len(kinds)) * width)
-        bias = attention.in_proj_bias
-        packed = frozen_linear(normed, attention.in_proj_weight[part], None if bias is None else bias[part])
+        if not self._parts.packed and len(kinds) > 1:
+            return torch.cat([self._linear(normed, edit, kind) for kind in kinds], dim=-1)
+        packed = frozen_linear(normed, *self._parts.projection(kinds))
         updates = {kinds.index(kind): update for kind, update in edit.low_rank.items() if kind in kinds}
         if not updates:
             return packed
-        parts = packed.split(width, dim=-1)
+        parts = packed.split(normed.shape[-1], dim=-1)
         return torch.cat(
             [each + updates[number](normed) if number in updates else each for number, each in enumerate(parts)], dim=-1
         )
 
-    def _split_heads(self, packed: Tensor, kinds: int) -> tuple[Tensor, ...]:
-        attention = self.module.attn
-        split = packed.view(*packed.shape[:2], kinds, attention.num_heads, attention.head_dim)
-        return split.permute(2, 0, 3, 1, 4).unbind(0)
+    def _split_heads(self, packed: Tensor, kinds: str) -> tuple[Tensor, ...]:
+        """Queries, keys and values, as `kinds` says, by heads, each with its norm if it has one."""
+        parts = self._parts
+        split = packed.view(*packed.shape[:2], len(kinds), parts.head_count, parts.head_width)
+        heads = split.permute(2, 0, 3, 1, 4).unbind(0)
+        if not parts.head_norms:
+            return heads
+        return tuple(
+            parts.head_norms[kind](each).to(each.dtype) if kind in parts.head_norms else each
+            for kind, each in zip(kinds, heads, strict=True)
+        )
 
     def _after_attention(self, states: Tensor, normed: Tensor, attended: Tensor, edit: LayerEdit) -> Tensor:
         """The output projection, the MLP, both residual connections, and that of the edit.
@@ -224,34 +249,34 @@ class Block:
             states, normed: the block's input, [..., H], and its first norm.
             attended: its attention by heads, [N, heads, n, H / heads], or joined, [..., H].
         """
-        module, joined = self.module, attended if attended.ndim == states.ndim else _merge_heads(attended)
-        attention = frozen_linear(joined, module.attn.out_proj.weight, module.attn.out_proj.bias)
+        parts = self._parts
+        joined = parts.before_output(attended if attended.ndim == states.ndim else _merge_heads(attended))
+        attention = frozen_linear(joined, *parts.output)
         if "o" in edit.low_rank:
             attention = attention + edit.low_rank["o"](joined)
-        states = states + module.ls_1(attention)
-        hidden = self._norm(1, states, edit)
-        if self._plain_mlp:
-            first, activation, second = module.mlp
-            hidden = frozen_linear(hidden, first.weight, first.bias)
-            # QuickGELU is x * sigmoid(a x). As SiLU it is one kernel that keeps one tensor for the gradient.
-            quick = type(activation) is QuickGELU
-            hidden = F.silu(1.702 * hidden) / 1.702 if quick else activation(hidden)
-            hidden = frozen_linear(hidden, second.weight, second.bias)
-        else:
-            hidden = module.mlp(hidden)
-        states = states + module.ls_2(hidden)
+        states = states + parts.scale(0, attention)
+        states = states + parts.scale(1, parts.mlp(self._norm(1, states, edit)))
         return states if edit.residual is None else states + edit.residual(normed)
 
     def _as_is(self, states: Tensor, mask: Tensor | None, edit: LayerEdit) -> Tensor:
-        output = self.module(states) if mask is None else self.module(states, attn_mask=mask)
         if edit.is_inside:
             raise UnsupportedTowerError(
                 "this CLIP has blocks that are not standard attention blocks, whose projections and norms cannot be "
                 "changed; use a backbone such as ViT-B-16, or a method that learns tokens or adapters"
             )
-        if edit.residual is not None:
-            output = output + edit.residual(self.module.ln_1(states))
-        return cast(Tensor, output)
+        options: dict[str, Tensor] = {} if mask is None else {"attn_mask": mask}
+        if self._rotation is not None:
+            options["rope"] = self._rotation.of_rows(states.shape[1])
+        output = cast(Tensor, self.module(states, **options))
+        if edit.residual is None:
+            return output
+        norm = self.first_norm
+        if norm is None:
+            raise UnsupportedTowerError(
+                "this CLIP has blocks that do not begin with a norm of their input, to which adapters belong; use a "
+                "backbone such as ViT-B-16, or a method that learns tokens"
+            )
+        return output + edit.residual(norm(states))
 
     def _suffix_as_is(
         self, prefix: Tensor, rows: Tensor, buckets: Sequence[Bucket], mask: Mask, edit: LayerEdit, ends_only: bool

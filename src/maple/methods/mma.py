@@ -50,6 +50,8 @@ class AdapterMethod(Method):
         if start > end:
             raise ConfigError(f"adapter_start={start} is after adapter_end={end}; choose 0 to {end}")
         require_both_towers(self, end, "adapter_end")
+        for tower in (backbone.text, backbone.image):
+            tower.require_residuals(self.title)
         keys = [*(["input"] if start == 0 else []), *(str(block - 1) for block in range(max(start, 1), end + 1))]
         width = settings.adapter_width
 

@@ -85,6 +85,7 @@ class MMRL(TrainedNamesMethod):
     ) -> None:
         super().__init__(settings, backbone)
         require_both_towers(self, settings.layers[-1], "layers")
+        backbone.image.require_token_features(self.title)
         self.tokens = nn.Parameter(random_tokens(settings.tokens, settings.token_width, generator=generator))
         self.add_maps(generator)
         self.classes = PromptedClasses(backbone, prompt_length=0, template=settings.template)
@@ -206,9 +207,8 @@ class MMRLPlusPlus(MMRL):
         return 1 - self.settings.beta
 
     def project(self, rows: Tensor) -> Tensor:
-        learned = self.projection["down"] @ self.projection["up"]
-        feature: Tensor = rows @ (self.backbone.image.projection.to(rows.dtype) + learned)
-        return feature
+        learned: Tensor = rows @ self.projection["down"] @ self.projection["up"]
+        return self.backbone.image.project(rows) + learned
 
 
 class _SharedMap(nn.Module):

@@ -311,7 +311,8 @@ def _encode_embedded(
             states, attention = tower.block_with_attention(layer, states, edit)
             attentions.append(attention)
     if token_rows is not None:
-        token_rows.append(tower.finish_tokens(states[:, count + prompted : count + prompted + inserted]))
+        rows = states[:, count + prompted : count + prompted + inserted]
+        token_rows.append(tower.finish_tokens(rows) if inserted else rows)
     return tower.finish(states[:, :count])
 
 

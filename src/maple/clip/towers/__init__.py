@@ -12,11 +12,13 @@ clip/model.py:313-328 and 452-463 for where prompts enter.
 from typing import Any
 
 import torch
+from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
 
 from maple.clip.towers.base import ImageTower, TextTower, Tower
 from maple.clip.towers.open_clip_image import OpenClipImageTower
 from maple.clip.towers.open_clip_text import OpenClipTextTower
+from maple.clip.towers.timm_image import TimmImageTower
 
 __all__ = ["ImageTower", "TextTower", "Tower", "image_tower", "text_tower"]
 
@@ -46,4 +48,6 @@ def image_tower(model: Any, dtype: torch.dtype) -> ImageTower:
     tower = model.visual
     if isinstance(tower, VisionTransformer):
         return OpenClipImageTower(model, dtype)
+    if isinstance(tower, TimmModel):
+        return TimmImageTower(model, dtype)
     return ImageTower(model, dtype, f"its image tower is a {type(tower).__name__}, not a vision transformer")

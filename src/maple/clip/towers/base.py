@@ -49,14 +49,29 @@ class Tower:
         self.require_promptable(method)
         for number, block in enumerate(self._blocks):
             if not block.is_standard:
+                why = f": it has {block.peculiarity}" if block.peculiarity else ""
                 raise UnsupportedTowerError(
                     f"{method} changes layers inside the blocks, but block {number} of this {self.kind} tower is not a "
-                    "standard CLIP attention block; use a backbone with standard blocks, such as ViT-B-16"
+                    f"standard CLIP attention block{why}; use a backbone with standard blocks, such as ViT-B-16"
+                )
+
+    def require_residuals(self, method: str) -> None:
+        """Raise UnsupportedTowerError if adapters cannot be added to the blocks, for which the input needs a norm."""
+        self.require_promptable(method)
+        for number, block in enumerate(self._blocks):
+            if block.first_norm is None:
+                raise UnsupportedTowerError(
+                    f"{method} adds adapters to the normed input of the blocks, but block {number} of this {self.kind} "
+                    "tower does not begin with a norm of its input; use a backbone such as ViT-B-16"
                 )
 
     def norms(self, layer: int) -> tuple[Affine, Affine]:
         """The affine parameters of a standard block's norms, before the attention and before the MLP."""
         return self._blocks[layer].norms
+
+    def multiply_adds(self, layer: int, rows: int) -> int:
+        """Multiply-adds of block `layer` on `rows` states, edits aside: products of weights and of attention."""
+        return self._blocks[layer].multiply_adds(rows, self.width)
 
     def plain(self, inputs: Tensor) -> Tensor:
         """The whole tower without prompts: raw features [N, D] of its inputs."""
@@ -71,7 +86,7 @@ class Tower:
 
     def autocast(self, device_type: str) -> AbstractContextManager[Any]:
         """In which a tower of float32 weights computes in `dtype`."""
-        return nullcontext() if self.dtype == torch.float32 else torch.autocast(device_type, self.dtype)
+        return nullcontext() if self.dtype.itemsize > 2 else torch.autocast(device_type, self.dtype)
 
 
 class TextTower(Tower):
@@ -183,6 +198,8 @@ class ImageTower(Tower):
 
     pools_class_token = False
     """Whether features come from the first row alone, so that `finish` does not need the other rows."""
+    pools_by_attention = False
+    """Whether features come from an attention pooling, so that single rows have none."""
     first_patch = 1
     """The number of rows before the patches: class and register tokens."""
 
@@ -226,12 +243,14 @@ class ImageTower(Tower):
         Raises:
             UnsupportedTowerError: it is not a standard attention block.
         """
-        if not self._blocks[layer].is_standard:
+        block = self._blocks[layer]
+        if not block.is_standard:
+            why = f": it has {block.peculiarity}" if block.peculiarity else ""
             raise UnsupportedTowerError(
-                f"block {layer} of this image tower is not a standard CLIP attention block, so its attention cannot be "
-                "read; use a backbone with standard blocks, such as ViT-B-16"
+                f"block {layer} of this image tower is not a standard CLIP attention block{why}, so its attention "
+                "cannot be read; use a backbone with standard blocks, such as ViT-B-16"
             )
-        return self._blocks[layer].full_with_attention(states, edit)
+        return block.full_with_attention(states, edit)
 
     def finish(self, states: Tensor) -> Tensor:
         """Pool, normalise and project the states that `embed` returned rows for, without prompts: [B, n, Hv] to [B, D].
@@ -240,15 +259,28 @@ class ImageTower(Tower):
         """
         raise NotImplementedError
 
-    @property
-    def projection(self) -> Tensor:
-        """From final states to features: [Hv, D]; the identity where there is none.
+    def require_token_features(self, method: str) -> None:
+        """Raise UnsupportedTowerError if single rows have no features by `finish_tokens` and `project`."""
+        self.require_promptable(method)
+        if self.pools_by_attention:
+            raise UnsupportedTowerError(
+                f"{method} needs features of single tokens, but the final norm and projection of this image tower "
+                "follow its attention pooling, so that single tokens have no features; use a backbone such as "
+                "ViT-B-16, or a method that learns prompts alone"
+            )
+
+    def finish_tokens(self, states: Tensor) -> Tensor:
+        """The final norm of rows [B, K, Hv] that are not pooled, without the projection: [B, K, Hv].
 
         Raises:
-            UnsupportedTowerError: features are not a linear function of a row.
+            UnsupportedTowerError: features are not computed from single rows.
         """
         raise NotImplementedError
 
-    def finish_tokens(self, states: Tensor) -> Tensor:
-        """The final norm of rows [B, K, Hv] that are not pooled, without the projection: [B, K, Hv]."""
+    def project(self, rows: Tensor) -> Tensor:
+        """The features [..., D] of finished rows [..., Hv], or of their means.
+
+        Raises:
+            UnsupportedTowerError: features are not computed from single rows.
+        """
         raise NotImplementedError

@@ -9,7 +9,6 @@ from maple.clip.blocks import Block
 from maple.clip.edits import NO_EDIT, LayerEdit
 from maple.clip.towers.base import ImageTower
 from maple.clip.towers.precision import convert_part, float32_norm
-from maple.errors import UnsupportedTowerError
 
 
 class OpenClipImageTower(ImageTower):
@@ -22,7 +21,8 @@ class OpenClipImageTower(ImageTower):
         super().__init__(model, dtype, None, [Block(module) for module in model.visual.transformer.resblocks])
         self._tower: Any = model.visual
         self.width = int(self._tower.conv1.weight.shape[0])
-        self.pools_class_token = self._tower.attn_pool is None and str(self._tower.pool_type) == "tok"
+        self.pools_by_attention = self._tower.attn_pool is not None
+        self.pools_class_token = not self.pools_by_attention and str(self._tower.pool_type) == "tok"
 
     def convert(self) -> None:
         """Convert the large weights to `dtype`; norms, and an attention pooling, stay in float32."""
@@ -71,21 +71,13 @@ class OpenClipImageTower(ImageTower):
         pooled: Tensor = self._tower._pool(states if self._tower.attn_pool is None else states.float())[0]
         return pooled if self._tower.proj is None else pooled @ self._tower.proj
 
-    @property
-    def projection(self) -> Tensor:
-        """From final states to features: [Hv, D]; the identity where there is none."""
-        self._require_rows_to_finish()
-        projection: Tensor | None = self._tower.proj
-        return torch.eye(self.width, device=self._tower.conv1.weight.device) if projection is None else projection
-
     def finish_tokens(self, states: Tensor) -> Tensor:
         """The final norm of rows [B, K, Hv] that are not pooled, without the projection: [B, K, Hv]."""
-        self._require_rows_to_finish()
+        self.require_token_features("this method")
         return cast(Tensor, self._tower.ln_post(states))
 
-    def _require_rows_to_finish(self) -> None:
-        if self._tower.attn_pool is not None:
-            raise UnsupportedTowerError(
-                "the final norm and projection of this image tower follow its attention pooling (CoCa), so that single "
-                "tokens have no features; use a backbone such as ViT-B-16, or a method that learns prompts alone"
-            )
+    def project(self, rows: Tensor) -> Tensor:
+        """The features [..., D] of finished rows [..., Hv]."""
+        self.require_token_features("this method")
+        projection: Tensor | None = self._tower.proj
+        return rows if projection is None else rows @ projection.to(rows.dtype)
