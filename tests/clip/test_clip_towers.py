@@ -168,20 +168,6 @@ def test_text_obstacles() -> None:
     assert backbone.embed_dim == 64
 
 
-def test_transformers_text_tower_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
-    import open_clip.hf_model as hf_model
-    from transformers import BertConfig
-
-    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    monkeypatch.setattr(hf_model.AutoConfig, "from_pretrained", lambda *_, **__: BertConfig(vocab_size=49408, **small))
-    config = files.changed(custom_text=True)
-    config["text_cfg"] = {"hf_model_name": "any", "hf_model_pretrained": False, "hf_pooler_type": "mean_pooler"}
-    backbone = build(config)
-    with pytest.raises(UnsupportedTowerError, match="its text tower is a HFTextEncoder"):
-        backbone.text.require_promptable("CoOp")
-    assert files.logits(backbone).shape == (4, 3)
-
-
 def test_a_sentence_that_just_fits_and_one_that_does_not() -> None:
     backbone = build(files.CONFIG)
     fits, longer = " ".join(["cat"] * 75), " ".join(["cat"] * 76)

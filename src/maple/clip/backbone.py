@@ -125,10 +125,13 @@ class Backbone:
 
         Raises:
             ClassNamesError: a sentence has more tokens than the context length; none is ever truncated.
+            BackboneError: the tokenizer pads sentences in front.
         """
         refuse_long(sentences)
-        ids = self._tokenizer(list(sentences)).to(torch.int64)
         tokenizer: Any = self._tokenizer
+        if getattr(getattr(tokenizer, "tokenizer", None), "padding_side", "right") == "left":
+            raise BackboneError(f"the tokenizer of {self.name} pads sentences in front; it must pad them behind")
+        ids: Tensor = tokenizer(list(sentences)).to(torch.int64)
         can_be_longer = isinstance(tokenizer, SimpleTokenizer | HFTokenizer | SigLipTokenizer)
         for sentence, row in zip(sentences, ids, strict=True):
             if row[-1] == 0 or not can_be_longer:
@@ -151,31 +154,47 @@ class Backbone:
         plain = isinstance(tokenizer, SimpleTokenizer) and tokenizer.reduction_fn is None
         return plain and tokenizer.vocab_size == _CLIP_VOCABULARY and tokenizer.clean_fn is _clean_lower
 
-    @cached_property
+    @property
     def first_word(self) -> int:
         """The position of the first word of a sentence: after SOS, or 0 where the tokenizer writes none."""
-        return self._words("a")[0]
+        return self._special_tokens[0]
+
+    @cached_property
+    def placeholder(self) -> str:
+        """A word of one token, which keeps the place of a prompt token in a sentence.
+
+        Raises:
+            BackboneError: no such word is known to the tokenizer.
+        """
+        for word in ("X", "a", "the", "o", "*"):
+            if len(self.word_ids(" ".join([word] * 3))) == 3:
+                return word
+        raise BackboneError(f"the tokenizer of {self.name} has no usual word of one token, so prompts have no place")
 
     def word_ids(self, text: str) -> list[int]:
         """Vocabulary ids of `text`, without special tokens such as SOS and EOT."""
-        first, end, ids = self._words(text)
-        return ids[first:end]
+        before, after = self._special_tokens
+        ids = self._unpadded(text)
+        return ids[before : len(ids) - after]
 
-    def _words(self, text: str) -> tuple[int, int, list[int]]:
-        """Where the words of a tokenized `text` begin and end, and its ids."""
+    @cached_property
+    def _special_tokens(self) -> tuple[int, int]:
+        """How many special tokens a sentence has before its words and after them."""
+        special, sentence = self._unpadded(""), self._unpadded("a")
+        pairs = enumerate(zip(special, sentence, strict=False))
+        before = next((number for number, (one, other) in pairs if one != other), len(special))
+        return before, len(special) - before
+
+    def _unpadded(self, text: str) -> list[int]:
+        """The ids of a sentence without the padding behind them."""
         ids: list[int] = self.tokenize([text])[0].tolist()
         tokenizer: Any = self._tokenizer
         if not isinstance(tokenizer, HFTokenizer | SigLipTokenizer):
-            return (
-                1,
-                1 + len(tokenizer.encode(text)) if isinstance(tokenizer, SimpleTokenizer) else ids.index(max(ids)),
-                ids,
-            )
-        inner = tokenizer.tokenizer
-        special = {*inner.all_special_ids} - {inner.unk_token_id}
-        words = [position for position, index in enumerate(ids) if index not in special]
-        first = words[0] if words else next((n for n, index in enumerate(ids) if index == inner.eos_token_id), 0)
-        return first, words[-1] + 1 if words else first, ids
+            return ids[: ids.index(max(ids)) + 1]  # EOT is the last of CLIP's vocabulary; padding is one of its words
+        padding = tokenizer.tokenizer.pad_token_id
+        while ids and ids[-1] == padding:  # with SigLIP's, the end of the sentence too
+            ids.pop()
+        return ids
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Decode each vocabulary id by itself; a token that only begins a word ends in a hyphen.
@@ -189,7 +208,7 @@ class Backbone:
                 text[:-1] if text.endswith(" ") else text if text.endswith("_of_text>") else f"{text}-"
                 for text in texts
             ]
-        if isinstance(self._tokenizer, HFTokenizer):
+        if isinstance(self._tokenizer, HFTokenizer | SigLipTokenizer):
             return [str(self._tokenizer.tokenizer.decode([index])) for index in ids]
         raise BackboneError(f"the tokenizer of {self.name} ({type(self._tokenizer).__name__}) cannot decode tokens")
 

@@ -128,7 +128,8 @@ class TextSide(nn.Module):
         for layer, (edit, table) in enumerate(zip(self.edits, self.tables, strict=True)):
             moved = table if table is None or shift is None or layer else table + shift
             insert = partial(_insert_rows, slots=slots, table=moved)
-            states = edit.enter(states, insert, None if layer else tower.enter, residual_first=True)
+            enter = partial(tower.enter, positions=tower.positions(ids))
+            states = edit.enter(states, insert, None if layer else enter, residual_first=True)
             if edit.tokens is not None:
                 states = write_rows(states, edit.tokens, 1, inserted, edit.keep)
                 if not inserted:  # rows of their own, without a slot, after the first one

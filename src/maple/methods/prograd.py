@@ -19,7 +19,6 @@ from maple.methods.base import MethodSettings, batch_accuracy
 from maple.methods.coop import CoOp, CoOpSettings
 from maple.methods.teacher import Teacher
 from maple.methods.wraps_prompts import WrapsPrompts
-from maple.prompts.splice import PLACEHOLDER
 
 _NAME = " {}."
 
@@ -76,7 +75,7 @@ class ProGrad(WrapsPrompts):
                 f"prompt_length={length}; set prompt_length={count}, or use a shorter template"
             )
         missing = length - count
-        coop = CoOpSettings(prompt_length=length, init_text=" ".join([PLACEHOLDER] * missing + [words]))
+        coop = CoOpSettings(prompt_length=length, init_text=" ".join([backbone.placeholder] * missing + [words]))
         super().__init__(settings, CoOp(coop, backbone, class_names, generator))
         with torch.no_grad():
             self.text_prompts()[0][:missing] = 0

@@ -224,10 +224,10 @@ def _encode_each(tower: TextTower, sentences: Sentences, layers: Sequence[LayerE
 
 def _encode_rows(tower: TextTower, ids: Tensor, slots: Tensor, layers: Sequence[LayerEdit]) -> Tensor:
     states, inserted = tower.embed(ids), 0
-    mask = tower.mask(ids)
+    mask, enter = tower.mask(ids), partial(tower.enter, positions=tower.positions(ids))
     for layer, edit in enumerate(layers):
         insert = partial(insert_text, slots=torch.where(slots > 0, slots + inserted, slots))
-        states = edit.enter(states, insert, tower.enter if layer == 0 else None, residual_first=True)
+        states = edit.enter(states, insert, enter if layer == 0 else None, residual_first=True)
         if edit.tokens is not None:
             states = write_rows(states, edit.tokens, 1, inserted, edit.keep)
             inserted = len(edit.tokens)

@@ -23,7 +23,6 @@ from maple.errors import ConfigError
 from maple.names import clean_class_names
 
 Position = Literal["end", "middle", "front"]
-PLACEHOLDER = "X"
 _BUCKETS = 6  # of sentences of similar length: more of them save little padding, and each costs an attention call
 _SPLITS_KEPT = 8
 
@@ -212,7 +211,8 @@ def write_sentences(
     """Write "{prompt} {class name}." for every class.
 
     The prompt is `init_text`, whose first P tokens become slots while the rest stays as fixed words, or "X X ... X" (P
-    times) if it is empty. With `position` middle, half of the slots come after the class name; with front, all of them.
+    times, or another word of one token) if it is empty. With `position` middle, half of the slots come after the class
+    name; with front, all of them.
 
     Args:
         names: C class names; underscores are read as spaces.
@@ -228,7 +228,7 @@ def write_sentences(
         >>> write_sentences(load_clip("ViT-B-16"), ["cat", "dog"], prompt_length=2, init_text="a photo of a").ids.shape
         torch.Size([2, 8])
     """
-    words = init_text.replace("_", " ").strip() or " ".join([PLACEHOLDER] * prompt_length)
+    words = init_text.replace("_", " ").strip() or " ".join([backbone.placeholder] * prompt_length)
     words = template.split("{}")[0] if template else words
     available = len(backbone.word_ids(words))
     if available < prompt_length:
@@ -251,7 +251,8 @@ def write_sentences(
     if position != "end":
         before = prompt_length // 2 if position == "middle" else 0
         for row, name in enumerate(cleaned):
-            slots[row] = _move_class_name(ids[row], first, prompt_length, before, len(backbone.word_ids(name)))
+            length = len(backbone.word_ids(f"{words} {name}")) - prompt_length  # as the name is tokenized there
+            slots[row] = _move_class_name(ids[row], first, prompt_length, before, length)
     return _sentences(backbone, ids, slots)
 
 

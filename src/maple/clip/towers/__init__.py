@@ -33,6 +33,11 @@ def text_tower(model: Any, dtype: torch.dtype) -> TextTower:
     tower = getattr(model, "text", model)
     if tower is model or isinstance(tower, TextTransformer):
         return OpenClipTextTower(model, dtype)
+    if type(tower).__name__ == "HFTextEncoder":
+        # Only now: transformers is an optional package, and takes seconds to import.
+        from maple.clip.towers.hugging_face_text import hugging_face_text_tower
+
+        return hugging_face_text_tower(model, dtype)
     return TextTower(
         model, dtype, f"its text tower is a {type(tower).__name__}, which is not an open_clip text transformer"
     )

@@ -119,11 +119,18 @@ class TextTower(Tower):
         raise NotImplementedError
 
     def enter(self, states: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Add positional embeddings to [..., n, Ht]: those of `positions` [n] int64, by default of 0 to n - 1."""
+        """Add positional embeddings to [..., n, Ht]: those of `positions` [n] or [C, n], by default of 0 to n - 1."""
         raise NotImplementedError
 
+    def positions(self, ids: Tensor) -> Tensor | None:
+        """The positions of ids [C, T] for `enter`, if they depend on these: [C, T] int64."""
+        del ids
+        return None
+
     def mask(self, ids: Tensor, inserted: int = 0) -> Tensor | None:
-        """Which rows each row of a sentence attends to, beyond causality: [C, 1, 1 or n, n] bool; None for all.
+        """What `block` takes for the rows of a sentence: [C, 1, 1 or n, n] bool, which rows each row attends to.
+
+        None for all, or those that causality permits. A tower may have numbers instead, which are added to scores.
 
         Args:
             inserted: rows that were inserted after the first one, and that all others attend to.
