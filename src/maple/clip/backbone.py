@@ -181,8 +181,8 @@ class Backbone:
     def _special_tokens(self) -> tuple[int, int]:
         """How many special tokens a sentence has before its words and after them."""
         special, sentence = self._unpadded(""), self._unpadded("a")
-        pairs = enumerate(zip(special, sentence, strict=False))
-        before = next((number for number, (one, other) in pairs if one != other), len(special))
+        equal = (special[position] == sentence[position] for position in range(len(special)))
+        before = next((position for position, same in enumerate(equal) if not same), len(special))
         return before, len(special) - before
 
     def _unpadded(self, text: str) -> list[int]:
