@@ -33,7 +33,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "CLIP": {"vision_cfg": _VISION, "text_cfg": _TEXT},
     "SigLIP": {**_timm("vit_base_patch16_siglip_224", "map", "none"), "text_cfg": _BIDIRECTIONAL},
     "EVA-02": _timm("eva02_base_patch16_clip_224", "token", None),
-    "Perception Encoder": _timm("vit_pe_core_base_patch16_224", "map", None),
     "CoCa": {
         "vision_cfg": {**_VISION, "attentional_pool": True, "output_tokens": True}
         | {"attn_pooler_heads": 2, "attn_pooler_queries": 8},
@@ -45,6 +44,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 """A family of towers in each entry; those of the tests of every method."""
 
 OTHERS: dict[str, dict[str, Any]] = {
+    "Perception Encoder": _timm("vit_pe_core_base_patch16_224", "map", None),
     "EVA, gap": _timm("eva_giant_patch14_224", "avg", None),
     "registers": _timm("vit_small_patch14_reg4_dinov2", "token", "linear"),
     "rotary in each block": _timm("vit_base_patch16_rope_mixed_224", "token", "linear"),

@@ -16,7 +16,7 @@ from maple.prompts.encode import encode_image_with_attention
 
 AS_THEY_ARE = ["post-norm", "gated"]
 STANDARD = [
-    *("SigLIP", "EVA-02", "Perception Encoder"),
+    *("SigLIP", "EVA-02"),
     *(name for name in OTHERS if name not in (*AS_THEY_ARE, "relative positions")),
 ]
 PROMPT, TOKENS, RANK = 3, 2, 2
