@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch import Tensor
+from tower_families import double_family, family
+from tower_families import images as tower_images
 from variants import NAMES, VARIANTS, make
 
 from maple.clip import Backbone
@@ -103,3 +105,48 @@ def test_classes_that_do_not_exist(classes: list[int], backbone: Backbone, image
 def test_resnets_have_no_attention_to_read(resnet_backbone: Backbone, images: Tensor) -> None:
     with pytest.raises(UnsupportedTowerError, match="heat maps need a CLIP with a vision transformer"):
         relevance(make("coop", resnet_backbone), images, torch.zeros(6, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("name", ["SigLIP", "Perception Encoder", "EVA, gap", "CoCa"])
+def test_towers_that_pool_several_rows(name: str) -> None:
+    """The rule written out: rows count by what they contribute to the score, by moving each towards the mean row."""
+    backbone, pixels = family(name), tower_images(1)
+    tower = backbone.image
+    method = build_method({"name": "vpt", "vision_prompt_length": 3, "vision_prompt_depth": 2}, backbone, NAMES)
+    states: list[Tensor] = []
+    leaf = pixels.clone().requires_grad_()
+    raw, seen = encode_image_with_attention(tower, leaf, method.vision_edits(), None, states)
+    final = states[0].double()
+
+    def score(features: Tensor) -> Tensor:
+        unit = method.encode_images(to_float32(features))
+        logits = method.logits(unit, method.class_embeddings().to(unit.dtype))[0]
+        return logits[1] - (logits[0] + logits[2]) / 2
+
+    gradients = torch.autograd.grad(score(raw), seen)
+    rows = final.shape[1]
+    relevant = torch.cat([torch.eye(rows), torch.zeros(3, rows)])
+    for layer, (attention, slope) in enumerate(zip(seen, gradients, strict=True)):
+        if layer < 2:
+            relevant[rows:] = 0
+        relevant = relevant + (attention * slope)[0].clamp(min=0).mean(dim=0).detach() @ relevant
+    contributed, step = [], 1e-3
+    with torch.no_grad():
+        for row in range(rows):
+            less, more, away = final.clone(), final.clone(), final[:, row] - final.mean(dim=1)
+            less[:, row] -= step * away
+            more[:, row] += step * away
+            exact = double_family(name).image
+            contributed.append((score(exact.finish(more)) - score(exact.finish(less))) / (2 * step))
+    expected = torch.stack(contributed).clamp(min=0).float() @ relevant[:rows, tower.first_patch :]
+    found = relevance(method, pixels, torch.tensor([1])).flatten()
+    torch.testing.assert_close(found / found.sum(), expected / expected.sum(), rtol=1e-3, atol=1e-4)
+    assert float(found.max() / found.min().clamp(min=1e-9)) > 1.05, "not the same everywhere"
+
+
+def test_a_class_token_with_rotary_positions_and_registers() -> None:
+    for name in ("EVA-02", "registers"):
+        method = build_method({"name": "maple", "prompt_depth": 3}, family(name), NAMES)
+        maps = relevance(method, tower_images(), torch.tensor([0, 1, 2]))
+        assert maps.shape == (3, 4, 4)
+        assert float(maps.amax(dim=(1, 2)).min()) > 0

@@ -2,13 +2,15 @@
 
 In each block the attention A is weighted by the gradient of the class's score, negative evidence is dropped, and the
 heads are averaged: E = mean over heads of max(0, A * dscore/dA). Relevance starts as the identity over tokens, and
-grows by R <- R + E R from block to block; the class token's row, at its patches, is the map.
+grows by R <- R + E R from block to block; the class token's row, at its patches, is the map. Where features are pooled
+from all rows, the map is a sum of these: each counts by what the score would lose, to first order, with the mean state
+in place of its final one.
 Prompt tokens are not patches: their rows start empty, and are emptied again wherever a block replaces them, because the
 new ones contain nothing of the image.
 
 Source: Chefer, Gur and Wolf, "Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
-Transformers", ICCV 2021, section 3, equations 5 and 6. Departs: the prompt rows; and the score, which is a class's
-logit above the mean of the others, so that evidence for all classes alike counts for none.
+Transformers", ICCV 2021, section 3, equations 5 and 6. Departs: the prompt rows; towers without a class token; and the
+score, which is a class's logit above the mean of the others, so that evidence for all classes alike counts for none.
 """
 
 from collections.abc import Sequence
@@ -53,14 +55,15 @@ def relevance(method: Method, images: Tensor, classes: Tensor) -> Tensor:
     with torch.inference_mode(False), torch.enable_grad():
         # A copy that requires gradients: through a frozen tower nothing would be recorded otherwise.
         leaf = images.detach().to(backbone.device).clone().requires_grad_()
-        features, attention = attended_features(method, leaf, edits)
+        states: list[Tensor] = []
+        features, attention = attended_features(method, leaf, edits, states)
         logits = explained_logits(method, features)
         # The index is copied too: a tensor of the caller's inference mode cannot be kept for a gradient.
         score = logits.gather(1, torch.tensor(classes.tolist(), device=backbone.device)[:, None])[:, 0]
         if count > 1:
             # Above the mean of the other classes; the only class of a list is explained by its logit.
             score = score - (logits.sum(dim=1) - score) / (count - 1)
-        gradients = torch.autograd.grad(score.sum(), attention)
+        *gradients, slope = torch.autograd.grad(score.sum(), [*attention, *states])
     weighted = [
         (weights.detach().float() * gradient.float()).clamp(min=0).mean(dim=1)
         for weights, gradient in zip(attention, gradients, strict=True)
@@ -81,15 +84,26 @@ def relevance(method: Method, images: Tensor, classes: Tensor) -> Tensor:
         accumulated = accumulated + matrix @ accumulated
     first = backbone.image.first_patch
     from_patches = accumulated[:, :rows, first:]
-    patches = from_patches[:, 0] if backbone.image.pools_class_token else from_patches[:, first:].mean(dim=1)
+    if backbone.image.pools_class_token:
+        patches = from_patches[:, 0]
+    else:
+        final = states[0].detach().float()
+        # Not the product with the state itself: a norm of single rows leaves the score as it is where a state grows.
+        contributed = ((final - final.mean(dim=1, keepdim=True)) * slope.float()).sum(dim=-1).clamp(min=0)
+        patches = (contributed[:, None] @ from_patches)[:, 0]
     grid: Tensor = patches.unflatten(1, (int(patches.shape[1] ** 0.5), -1)).cpu()
     return grid
 
 
-def attended_features(method: Method, images: Tensor, edits: Sequence[LayerEdit]) -> tuple[Tensor, list[Tensor]]:
-    """The method's raw image features [B, E], and the attention weights of every block."""
+def attended_features(
+    method: Method, images: Tensor, edits: Sequence[LayerEdit], states: list[Tensor] | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """The method's raw image features [B, E], and the attention weights of every block.
+
+    The states that are pooled are appended to `states`.
+    """
     rows: list[Tensor] = []
-    raw, attention = encode_image_with_attention(method.backbone.image, images, edits, rows)
+    raw, attention = encode_image_with_attention(method.backbone.image, images, edits, rows, states)
     features = to_float32(raw)
     return method.join_token_rows(features, rows[0]) if rows[0].shape[1] else features, attention
 

@@ -247,11 +247,16 @@ def _part(edit: LayerEdit, part: slice) -> LayerEdit:
 
 
 def encode_image_with_attention(
-    tower: ImageTower, images: Tensor, edits: Sequence[LayerEdit], token_rows: list[Tensor] | None = None
+    tower: ImageTower,
+    images: Tensor,
+    edits: Sequence[LayerEdit],
+    token_rows: list[Tensor] | None = None,
+    final_states: list[Tensor] | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """`encode_image`, and the attention weights [B, heads, n, n] of every block; differentiable, but slower.
 
-    The rows of the edits' tokens after the final norm, [B, K, Hv], are appended to `token_rows`.
+    The rows of the edits' tokens after the final norm, [B, K, Hv], are appended to `token_rows`, and the states
+    that are pooled, [B, n, Hv], to `final_states`.
 
     Raises:
         UnsupportedTowerError: the tower is not a vision transformer of standard blocks.
@@ -267,7 +272,7 @@ def encode_image_with_attention(
             "transformer, such as ViT-B-16"
         )
     attentions: list[Tensor] = []
-    return _encode_embedded(tower, tower.embed(images), edits, token_rows, attentions), attentions
+    return _encode_embedded(tower, tower.embed(images), edits, token_rows, attentions, final_states), attentions
 
 
 def _encode_image(
@@ -294,8 +299,9 @@ def _encode_embedded(
     edits: Sequence[LayerEdit],
     token_rows: list[Tensor] | None = None,
     attentions: list[Tensor] | None = None,
+    final_states: list[Tensor] | None = None,
 ) -> Tensor:
-    """Raw features [B, D] of embedded images [B, 1 + N, Hv]; the final rows of tokens and attentions are appended."""
+    """Raw features [B, D] of embedded images [B, 1 + N, Hv]; what the lists are for is appended to them."""
     count, prompted, inserted = states.shape[1], 0, 0
     for layer, edit in enumerate(edits_of_all_blocks(edits, tower.depth)):
         insert = partial(write_rows, start=count, replaced=prompted)
@@ -313,7 +319,10 @@ def _encode_embedded(
     if token_rows is not None:
         rows = states[:, count + prompted : count + prompted + inserted]
         token_rows.append(tower.finish_tokens(rows) if inserted else rows)
-    return tower.finish(states[:, :count])
+    states = states[:, :count]
+    if final_states is not None:
+        final_states.append(states)
+    return tower.finish(states)
 
 
 def to_float32(features: Tensor) -> Tensor:

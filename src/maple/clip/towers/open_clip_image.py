@@ -68,7 +68,9 @@ class OpenClipImageTower(ImageTower):
 
         The class token alone, [B, 1, Hv], is enough if `pools_class_token`.
         """
-        pooled: Tensor = self._tower._pool(states if self._tower.attn_pool is None else states.float())[0]
+        if self.pools_by_attention and states.dtype.itemsize <= 2:
+            states = states.float()
+        pooled: Tensor = self._tower._pool(states)[0]
         return pooled if self._tower.proj is None else pooled @ self._tower.proj
 
     def finish_tokens(self, states: Tensor) -> Tensor:
