@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,32 @@ def test_the_same_folder_under_another_path_keeps_its_class_names(
     arguments = ["--dataset", f"./{folder.name}", "--json", "--device", "cpu"]
     (row,) = rows_of(run("evaluate", tmp_path / "run", *arguments))
     assert (row["part"], row["class_names"]) == ("test", ["blue thing", "green thing", "rose"])
+
+
+def test_a_backbone_given_by_a_relative_path_works_from_any_folder_and_may_move(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    clip, home = tmp_path / "clips" / "mine", tmp_path / "elsewhere"
+    with resources.as_file(resources.files("maple").joinpath("assets", "small_clip")) as packaged:
+        shutil.copytree(packaged, clip)
+    home.mkdir()
+    monkeypatch.chdir(tmp_path)
+    coop = ["--method", "coop", "--shots", "2", "--set", "train.epochs=1"]
+    run("train", "--dataset", folder, "--backbone", "clips/mine", *coop, "--output", "run")
+    monkeypatch.chdir(home)
+    evaluate = ["evaluate", "../run", "--json", "--device", "cpu"]
+    before = rows_of(run(*evaluate))
+    prompts = load_prompts("../run/prompts.safetensors")
+    assert prompts.backbone.name == str(clip)
+    clip.rename(tmp_path / "moved")
+    with pytest.raises(MapleError, match=r"names the CLIP .*mine', which does not exist here; name your own copy"):
+        run(*evaluate)
+    again = rows_of(run(*evaluate, "--backbone", "../moved"))
+    assert [row["top1"] for row in again] == [row["top1"] for row in before]
+    assert run("predict", "../run", folder / "red_thing" / "1.png", "--backbone", "../moved", "--device", "cpu")
+    with pytest.raises(CheckpointError, match="prompts do not work with other weights"):
+        run(*evaluate, "--backbone", "maple-tiny", "--pretrained", "random:1")
 
 
 def test_a_folder_named_like_a_published_data_set_is_a_folder(trained: Path, folder: Path, tmp_path: Path) -> None:

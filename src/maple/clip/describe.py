@@ -25,6 +25,7 @@ from maple.clip.known_backbones import TEXT_CONFIGS
 from maple.clip.load import build_model, unknown_name
 from maple.clip.towers import Tower, image_tower, text_tower
 from maple.clip.transformers_format import read_transformers_config
+from maple.clip.weights import uninitialised
 from maple.errors import BackboneError, UnsupportedTowerError
 
 _MOST_LAYERS = 1000
@@ -131,14 +132,25 @@ def _describe_folder(folder: Path) -> BackboneDescription:
 
 
 def describe_config(config: Mapping[str, Any], source: str, folder: Path | None = None) -> BackboneDescription:
-    """Describe the CLIP of an open_clip configuration.
+    """Describe the CLIP of an open_clip configuration; the arguments are those of `model_without_weights`.
+
+    Raises:
+        BackboneError: it does not describe a CLIP.
+    """
+    return describe_model(model_without_weights(config, source, folder), config)
+
+
+def model_without_weights(config: Mapping[str, Any], source: str, folder: Path | None = None) -> Any:
+    """An open_clip model on the meta device, where tensors have shapes and no memory.
 
     Args:
+        config: open_clip's.
+        source: its name, for messages.
         folder: the folder that the configuration is from; None for a published one, whose text tower, if it is
             transformers' own, has the published sizes of `TEXT_CONFIGS`.
 
     Raises:
-        BackboneError: it does not describe a CLIP.
+        BackboneError: the configuration does not describe a CLIP.
     """
     text = config["text_cfg"]
     published = TEXT_CONFIGS.get(str(text.get("hf_model_name"))) if folder is None else None
@@ -146,19 +158,21 @@ def describe_config(config: Mapping[str, Any], source: str, folder: Path | None 
         layers = (config.get(part) or {}).get("layers", 0)
         if isinstance(layers, int) and layers > _MOST_LAYERS:
             raise BackboneError(f"{source} describes a tower of {layers} layers; at most {_MOST_LAYERS} are supported")
-    # On this device tensors have shapes and no memory.
-    with torch.device("meta"):
-        model = build_model(config, None, source, folder=folder, text=published).eval().requires_grad_(False)
-        towers = text_tower(model, torch.float32), image_tower(model, torch.float32)
-    size = model.visual.image_size
+    with torch.device("meta"), uninitialised():
+        return build_model(config, None, source, folder=folder, text=published).eval().requires_grad_(False)
+
+
+def describe_model(model: Any, config: Mapping[str, Any]) -> BackboneDescription:
+    """Describe an open_clip model of a configuration."""
+    text, size = config["text_cfg"], model.visual.image_size
     return BackboneDescription(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         image_size=tuple(size) if isinstance(size, list | tuple) else (size, size),
         embed_dim=int(config["embed_dim"]),
         context_length=int(text.get("context_length", 77)),
         vocabulary=int(getattr(model, "vocab_size", text.get("vocab_size", 0))),
-        text=_describe_tower(towers[0], getattr(model, "text", model)),
-        image=_describe_tower(towers[1], model.visual),
+        text=_describe_tower(text_tower(model, torch.float32), getattr(model, "text", model)),
+        image=_describe_tower(image_tower(model, torch.float32), model.visual),
     )
 
 

@@ -168,7 +168,9 @@ def _from_folder(folder: Path) -> _Parts:
         config, preprocess = formats.read_open_clip_config(folder / "open_clip_config.json")
         weights = formats.open_clip_weights(folder)
         model = build_model(config, formats.read_tensors(weights), str(weights), resize=True, folder=folder)
-        preprocess = merge_preprocess_dict(_preprocess(model), {**preprocess, "size": model.visual.image_size})
+        preprocess = merge_preprocess_dict(
+            default_preprocess(model.visual.image_size), {**preprocess, "size": model.visual.image_size}
+        )
         return model, preprocess, described_tokenizer(config["text_cfg"], folder)
     if (folder / "config.json").is_file():
         model_type, config, state, preprocess = read_transformers_folder(folder)
@@ -292,12 +294,12 @@ def _published(
     """An architecture of open_clip with the weights of `state` (None: open_clip's random initialisation)."""
     config = {**(architecture_config(architecture) or {}), **trained}
     model = build_model(config, state, source or architecture, resize=resize, is_published=True)
-    return model, _preprocess(model), described_tokenizer(config["text_cfg"], None)
+    return model, default_preprocess(model.visual.image_size), described_tokenizer(config["text_cfg"], None)
 
 
-def _preprocess(model: Any) -> dict[str, Any]:
-    """open_clip's default preprocess settings for a model."""
-    return {**asdict(PreprocessCfg()), "size": model.visual.image_size}
+def default_preprocess(image_size: Any) -> dict[str, Any]:
+    """open_clip's preprocess settings where neither a tag nor a folder says others."""
+    return {**asdict(PreprocessCfg()), "size": image_size}
 
 
 def build_model(
