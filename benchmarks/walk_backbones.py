@@ -2,12 +2,12 @@
 
 Usage: python -m benchmarks.walk_backbones [--only ViT-B-16,RN50] [--output FOLDER] [--page docs/backbones.md]
 Of each architecture, both towers are built in full size and run on the meta device, where tensors have shapes and no
-memory (text towers of transformers are built there, and run in the next step alone: they read values). Then the towers
-that prompts can enter are built with their widths, heads and image sizes, but two blocks and random weights, and one
-method of each family makes a step on them: the loss must be finite, and gradients must reach what is learned and
-nothing else. What does not run has the tower's reason. Of each tag, the preprocessing is read. Text towers of
-transformers have their published sizes, and tokenizers that need a download are replaced by one that has the same
-special tokens. With --page, the table between the page's two markers is replaced.
+memory (text towers of transformers are built there, and run in the next step alone: they read values). Then the
+towers that prompts can enter are built with their widths and heads, but two blocks, images of 4 x 4 patches and
+random weights, and one method of each family makes a step on them: the loss must be finite, and gradients must reach
+what is learned and nothing else. What does not run has the tower's reason. Of each tag, the preprocessing is read.
+Text towers of transformers have their published sizes, and tokenizers that need a download are replaced by one that
+has the same special tokens. With --page, the table between the page's two markers is replaced.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import timm
 import torch
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer
+from timm.layers import PatchEmbed
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -95,10 +96,10 @@ def walk(architecture: str, tags: list[str], steps: dict[str, list[str]]) -> dic
             preprocessing_of({**default_preprocess(described.image_size), **stored})
     except MapleError as error:
         return {**row, "refused": first_line(error)}
-    small, text_config, depth = small_config(config, described)
-    key = repr((small, text_config, depth))
+    small, text_config, sizes = small_config(config, described, model)
+    key = repr((small, text_config, sizes))
     if key not in steps:  # many architectures differ in what is made small alone
-        backbone = small_backbone(small, text_config, depth)
+        backbone = small_backbone(small, text_config, sizes)
         running = [family for family, reason in described.families().items() if reason is None]
         problems = {family: step(EXAMPLES[family], backbone) for family in running}
         steps[key] = [f"{family}: {problem}" for family, problem in problems.items() if problem is not None]
@@ -116,21 +117,27 @@ def run_on_meta_device(model: Any, described: BackboneDescription) -> None:
 
 
 def small_config(
-    config: Mapping[str, Any], described: BackboneDescription
+    config: Mapping[str, Any], described: BackboneDescription, model: Any
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
-    """The configuration with two blocks in each tower, that of a text tower of transformers, and timm's depth.
+    """The configuration with two blocks in each tower, that of a text tower of transformers, and timm's sizes.
 
     In place of a tower that prompts cannot enter, which has run on the meta device, there is a small one.
+
+    Args:
+        model: the towers in full size, without memory.
     """
     text, vision = dict(config["text_cfg"]), dict(config["vision_cfg"])
     text_config = dict(TEXT_CONFIGS.get(str(text.get("hf_model_name")), {}))
-    depth: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     if described.image.prompts is not None:
         vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1}
     elif vision.get("timm_model_name"):
-        depth["depth"] = 2
+        sizes["depth"] = 2
+        patch = model.visual.trunk.patch_embed.patch_size[0]
+        if isinstance(model.visual.trunk.patch_embed, PatchEmbed):  # ViTamin's is a network of its own
+            vision["image_size"] = sizes["img_size"] = 4 * patch
     else:
-        vision["layers"] = 2
+        vision |= {"layers": 2, "image_size": 4 * int(vision["patch_size"])}
     if text_config:
         layers = {key: 2 for key in ("num_hidden_layers", "encoder_layers", "decoder_layers") if key in text_config}
         text_config |= {**layers, "vocab_size": _WORDS_KEPT}
@@ -139,13 +146,13 @@ def small_config(
     small = {**config, "text_cfg": text, "vision_cfg": vision}
     if "multimodal_cfg" in small:
         small["multimodal_cfg"] = {**small["multimodal_cfg"], "layers": 1}
-    return small, text_config, depth
+    return small, text_config, sizes
 
 
-def small_backbone(small: Mapping[str, Any], text_config: Mapping[str, Any], depth: Mapping[str, int]) -> Backbone:
+def small_backbone(small: Mapping[str, Any], text_config: Mapping[str, Any], sizes: Mapping[str, int]) -> Backbone:
     """A CLIP of `small_config`, with random weights."""
     torch.manual_seed(0)
-    with mock.patch.object(timm, "create_model", functools.partial(timm.create_model, **depth)):
+    with mock.patch.object(timm, "create_model", functools.partial(timm.create_model, **sizes)):
         model = build_model(small, None, "walk", text=text_config or None)
     return Backbone(
         model,

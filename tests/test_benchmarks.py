@@ -9,8 +9,9 @@ import torch
 from forked import ForkedProcess
 from safetensors.torch import save_file
 
-from benchmarks import baseline, common, floors, real_features, together
+from benchmarks import baseline, common, floors, real_features, together, walk_backbones
 from benchmarks.sizes import held, reset_peak
+from maple.clip.backbone_names import ARCHITECTURES
 
 SETTINGS = ["--backbone", "maple-tiny", "--rounds", "1", "--images", "100"]
 
@@ -114,3 +115,26 @@ def test_methods_are_compared_on_given_features(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(sys, "argv", [*command, "--methods", "tip"])
     with pytest.raises(SystemExit, match="unknown: tip; choose from zero_shot"):
         real_features.main()
+
+
+def test_the_walk_reports_what_runs_and_what_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(walk_backbones, "architecture_config", ARCHITECTURES.__getitem__)
+    row = walk_backbones.walk("maple-tiny", ["one", "two"], {})
+    assert (row["parameters"], row["pixels"], row["tokens"]) == (9099521, 64, 77)
+    assert set(row["families"].values()) == {None}
+    assert row["failures"] == []
+    monkeypatch.setitem(walk_backbones.EXAMPLES, "image prompts", {"name": "vpt", "vision_prompt_depth": 9})
+    failed = walk_backbones.walk("maple-tiny", [], {})
+    assert len(failed["failures"]) == 1
+    assert "image prompts: ConfigError: vision prompt depth=9" in failed["failures"][0]
+    page = tmp_path / "page.md"
+    page.write_text("before\n" + "\nold\n".join(walk_backbones.MARKERS) + "\nafter\n")
+    for _ in range(2):
+        walk_backbones.write_table(page, [row, failed, {**row, "failures": [], "refused": "too large"}])
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert text.count("| maple-tiny | one, two | 9 | 64 | 77 | yes | yes | yes | yes | yes |") == 1
+    assert "too large" in text
+    assert "vision prompt depth=9" in text

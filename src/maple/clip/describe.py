@@ -182,7 +182,8 @@ def _describe_tower(tower: Tower, module: Any) -> TowerDescription:
         try:
             tower.require_standard_blocks("a method")
         except UnsupportedTowerError as error:
-            edits = str(error)
+            # Without the name of the method before it, and the advice after it.
+            edits = str(error).partition(", but ")[2].partition(";")[0]
     if hasattr(module, "visual"):  # the text tower of a plain CLIP is not a module of its own
         kind = "TextTransformer"
     else:
