@@ -1,8 +1,8 @@
 """Walk over every architecture and tag that open_clip publishes, without weights: what loads, and which methods run.
 
 Usage: python -m benchmarks.walk_backbones [--only ViT-B-16,RN50] [--output FOLDER] [--page docs/backbones.md]
-Of each architecture, both towers are built in full size and run on the meta device, where tensors have shapes and no
-memory (text towers of transformers are built there, and run in the next step alone: they read values). Then the
+Each architecture is built in full size on the meta device, where tensors have shapes and no memory. Of those that
+differ in their resolution alone, one is run there (but text towers of transformers, which read values), and then its
 towers that prompts can enter are built with their widths and heads, but two blocks, images of 4 x 4 patches and
 random weights, and one method of each family makes a step on them: the loss must be finite, and gradients must reach
 what is learned and nothing else. What does not run has the tower's reason. Of each tag, the preprocessing is read.
@@ -13,6 +13,7 @@ has the same special tokens. With --page, the table between the page's two marke
 import argparse
 import functools
 import math
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -86,19 +87,21 @@ def walk(architecture: str, tags: list[str], steps: dict[str, list[str]]) -> dic
     config = architecture_config(architecture)
     assert config is not None, architecture
     try:
-        model = model_without_weights(config, architecture)
+        with mock.patch("timm.layers.weight_init._trunc_normal_", lambda tensor, *_: tensor):  # slow, and not needed
+            model = model_without_weights(config, architecture)
         described = describe_model(model, config)
         row |= {"parameters": described.parameters, "pixels": described.image_size[0]}
         row |= {"tokens": described.context_length, "families": described.families()}
-        run_on_meta_device(model, described)
         for tag in tags:
             stored = open_clip.get_pretrained_cfg(architecture, tag)
             preprocessing_of({**default_preprocess(described.image_size), **stored})
     except MapleError as error:
         return {**row, "refused": first_line(error)}
     small, text_config, sizes = small_config(config, described, model)
-    key = repr((small, text_config, sizes))
-    if key not in steps:  # many architectures differ in what is made small alone
+    # Many architectures differ in their resolution alone: their towers run once.
+    key = re.sub(r"_\d+'", "'", repr((small, text_config, sizes, config["vision_cfg"].get("timm_model_name"))))
+    if key not in steps:
+        run_on_meta_device(model, described)
         backbone = small_backbone(small, text_config, sizes)
         running = [family for family, reason in described.families().items() if reason is None]
         problems = {family: step(EXAMPLES[family], backbone) for family in running}
