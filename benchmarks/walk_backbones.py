@@ -74,8 +74,7 @@ def main() -> None:
     failed = [row for row in rows if row["failures"]]
     tags = sum(len(row["tags"]) for row in rows)
     print(f"{len(rows)} architectures, {tags} tags; {len(failed)} architectures with failures")
-    if arguments.output:
-        write(arguments.output, "backbones", {"rows": rows})
+    write(arguments.output, "backbones", vars(arguments), rows)
     if arguments.page:
         write_table(arguments.page, rows)
     sys.exit(1 if failed else 0)
