@@ -30,6 +30,8 @@ from maple.report.records import CostRow, SpeedRow
 from maple.runs.folder import environment, processor
 from maple.train import Trainer
 
+_EMBEDDINGS = ("token_embedding.weight", "word_embeddings.weight", "embed_tokens.weight")
+"""Ends of the names of token embeddings: of open_clip, BERT, and mT5 and M2M100."""
 _FEWEST_ROUNDS = 3
 _SHOTS = 16
 """Images per class in a method's cache of training images, where the settings say all."""
@@ -89,9 +91,7 @@ def measure_cost(
         image_size=backbone.preprocessing.size,
         backbone_parameters=sum(parameter.numel() for parameter in backbone.model.parameters()),
         embedding_parameters=sum(
-            parameter.numel()
-            for name, parameter in backbone.model.named_parameters()
-            if name.endswith("token_embedding.weight")
+            parameter.numel() for name, parameter in backbone.model.named_parameters() if name.endswith(_EMBEDDINGS)
         ),
         classes=classes,
         device=str(backbone.device),

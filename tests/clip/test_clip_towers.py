@@ -9,6 +9,7 @@ import torch
 from test_clip_precision import CUSTOM_BLOCKS, MODELS, build
 
 from maple.clip import Backbone, ImageTower, TextTower
+from maple.clip.tokens import SentenceTokenizer
 from maple.clip.towers import image_tower
 from maple.errors import BackboneError, ClassNamesError, ImageError, UnsupportedTowerError
 from maple.prompts import l2_normalize
@@ -181,7 +182,7 @@ def test_a_sentence_that_just_fits_and_one_that_does_not() -> None:
 
 def test_a_class_name_of_many_words_is_named() -> None:
     backbone = build(files.changed(text={"context_length": 10}))
-    backbone._tokenizer = files.tokenizer(10)
+    backbone._tokenizer = SentenceTokenizer(files.tokenizer(10), "x")
     with pytest.raises(ClassNamesError, match="'a photo of a very long name of an animal' needs 12 tokens"):
         backbone.tokenize(["a photo of a very long name of an animal"])
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from tower_families import double_family
 
-from maple.clip.edits import LayerEdit, prompt_edits
+from maple.clip.edits import LayerEdit, LowRank, prompt_edits
 from maple.clip.towers import TextTower, text_tower
 from maple.errors import UnsupportedTowerError
 from maple.prompts import encode_text
-from maple.prompts.splice import Sentences
+from maple.prompts.splice import Sentences, write_sentences
 
 WIDTH, DEPTH, WORDS, LENGTH = 32, 3, 60, 11
 ENDS = (10, 6, 8)
@@ -197,6 +198,79 @@ def test_adapters_where_blocks_begin_with_a_norm(name: str, pooler: str) -> None
     assert seen[0].shape == (3, LENGTH, WIDTH)
     if name == "m2m_100":
         torch.testing.assert_close(seen[0].mean(dim=-1), torch.zeros(3, LENGTH), atol=0.2, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["SigLIP", "CoCa"])
+def test_every_edit_as_open_clip_with_hooks(name: str) -> None:
+    """Towers that read padding: prompts, tokens, adapters, low-rank updates and norms, written into open_clip's own."""
+    backbone = double_family(name)
+    given = write_sentences(backbone, ["cat", "annual crop land"], prompt_length=2, position="middle")
+    width, leaves = backbone.text.width, []
+
+    def leaf(*shape: int) -> Tensor:
+        leaves.append(random(*shape, seed=len(leaves)).double().requires_grad_())
+        return leaves[-1]
+
+    first, deeper, tokens = leaf(2, width), leaf(2, width), leaf(3, width)
+    adapter, low_rank = leaf(width, width), LowRank(leaf(2, width), leaf(width, 2), scale=0.1)
+    weight, bias = leaf(width), leaf(width)
+    edits = [
+        LayerEdit(prompt=first, low_rank={"v": low_rank}),
+        LayerEdit(prompt=deeper, tokens=tokens, residual=lambda rows: rows @ adapter),
+        LayerEdit(norms=(None, (weight, bias))),
+    ]
+    features = encode_text(backbone.text, given, edits)
+    text = backbone.model.text
+    blocks, rows = text.transformer.resblocks, torch.arange(2)[:, None]
+
+    def enter_first(_module: Any, _inputs: Any, states: Tensor) -> Tensor:
+        return states.index_put((rows, given.slots), first)
+
+    def enter_second(_module: Any, inputs: Any, given_mask: dict[str, Any]) -> Any:
+        states = inputs[0].index_put((rows, given.slots), deeper)
+        states = torch.cat([states[:, :1], tokens.expand(2, -1, -1), states[:, 1:]], dim=1)
+        return (states,), longer(given_mask)
+
+    def longer(given_mask: dict[str, Any]) -> dict[str, Any]:
+        mask = given_mask["attn_mask"]
+        if mask is None:
+            return given_mask
+        hidden = torch.cat([mask[:, -1, :1], mask.new_zeros(len(mask), 3), mask[:, -1, 1:]], dim=1)[:, None]
+        count = hidden.shape[2]
+        return {**given_mask, "attn_mask": hidden + mask.new_full((count, count), -torch.inf).triu(1)}
+
+    def adapt(module: Any, inputs: Any, states: Tensor) -> Tensor:
+        added: Tensor = states + module.ln_1(inputs[0]) @ adapter
+        return added
+
+    def leave(_module: Any, _inputs: Any, states: Tensor) -> Tensor:
+        return torch.cat([states[:, :1], states[:, 4:]], dim=1)
+
+    hooks = [
+        text.token_embedding.register_forward_hook(enter_first),
+        blocks[1].register_forward_pre_hook(enter_second, with_kwargs=True),
+        blocks[1].register_forward_hook(adapt),
+        blocks[2].register_forward_pre_hook(lambda _, inputs, mask: (inputs, longer(mask)), with_kwargs=True),
+        blocks[2].register_forward_hook(leave),
+    ]
+    update = torch.cat([torch.zeros(2 * width, width), 0.1 * low_rank.up @ low_rank.down])
+    changed = {
+        "transformer.resblocks.0.attn.in_proj_weight": blocks[0].attn.in_proj_weight + update,
+        "transformer.resblocks.2.ln_2.weight": weight,
+        "transformer.resblocks.2.ln_2.bias": bias,
+    }
+    try:
+        output = torch.func.functional_call(text, changed, (given.ids,))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    expected = output[0] if isinstance(output, tuple) else output
+    torch.testing.assert_close(features, expected, rtol=1e-9, atol=1e-11)
+    direction = random(*features.shape).double()
+    wanted = torch.autograd.grad((expected * direction).sum(), leaves)
+    for gradient, correct in zip(torch.autograd.grad((features * direction).sum(), leaves), wanted, strict=True):
+        assert correct.abs().max() > 0
+        torch.testing.assert_close(gradient, correct, rtol=1e-8, atol=1e-10)
 
 
 def test_an_unknown_encoder_says_which_are_known() -> None:

@@ -5,20 +5,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, SimpleTokenizer, _clean_lower
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from maple.clip.backbone_names import GELU, QUICKGELU
+from maple.clip.tokens import SentenceTokenizer
 from maple.clip.towers import image_tower, text_tower
-from maple.errors import BackboneError, ClassNamesError, one_of, shortened
-from maple.names import refuse_long
+from maple.errors import BackboneError, one_of
 
-_CLIP_VOCABULARY = 49408
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -91,7 +88,7 @@ class Backbone:
         self.precision = precision
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
-        self._tokenizer = tokenizer
+        self._tokenizer = SentenceTokenizer(tokenizer, name)
         self._model = model.eval().requires_grad_(False)
         self.fingerprint = fingerprint(model.state_dict())
         self.logit_scale = float(model.logit_scale.detach().float().exp())
@@ -100,12 +97,15 @@ class Backbone:
         self.text.convert()
         self.image.convert()
         model.to(self.device)
+        first_ids = tokenizer(["a"])
+        # Encoders of transformers may have more positions than sentences are padded to, or no number of them (mT5).
+        self.text.context_length = min(self.text.context_length or first_ids.shape[1], first_ids.shape[1])
         projection = getattr(model, "text_projection", None)
         if isinstance(projection, nn.Parameter):
             self.embed_dim = int(projection.shape[1])
         else:
             with torch.no_grad():
-                self.embed_dim = int(self.text.plain(tokenizer(["a"]).to(self.device)).shape[-1])
+                self.embed_dim = int(self.text.plain(first_ids.to(self.device)).shape[-1])
 
     @property
     def activation(self) -> str:
@@ -127,90 +127,38 @@ class Backbone:
             ClassNamesError: a sentence has more tokens than the context length; none is ever truncated.
             BackboneError: the tokenizer pads sentences in front.
         """
-        refuse_long(sentences)
-        tokenizer: Any = self._tokenizer
-        if getattr(getattr(tokenizer, "tokenizer", None), "padding_side", "right") == "left":
-            raise BackboneError(f"the tokenizer of {self.name} pads sentences in front; it must pad them behind")
-        ids: Tensor = tokenizer(list(sentences)).to(torch.int64)
-        can_be_longer = isinstance(tokenizer, SimpleTokenizer | HFTokenizer | SigLipTokenizer)
-        for sentence, row in zip(sentences, ids, strict=True):
-            if row[-1] == 0 or not can_be_longer:
-                continue
-            # A full row may be a sentence that just fits. It was truncated if a longer context adds more than padding.
-            longer = tokenizer([sentence], context_length=len(row) + 1)[0]
-            if not torch.equal(longer[:-1].to(row), row):
-                simple = isinstance(tokenizer, SimpleTokenizer)
-                needed = str(len(tokenizer.encode(sentence)) + 2) if simple else f"more than {len(row)}"
-                raise ClassNamesError(
-                    f"{shortened(sentence)!r} needs {needed} tokens, but this CLIP reads at most {len(row)}; shorten "
-                    "the class name, the template, or the prompt"
-                )
-        return ids
+        return self._tokenizer(sentences)
 
     @property
     def uses_clip_tokenizer(self) -> bool:
         """Whether the tokenizer is CLIP's own, as published."""
-        tokenizer: Any = self._tokenizer
-        plain = isinstance(tokenizer, SimpleTokenizer) and tokenizer.reduction_fn is None
-        return plain and tokenizer.vocab_size == _CLIP_VOCABULARY and tokenizer.clean_fn is _clean_lower
+        return self._tokenizer.is_clip
 
     @property
     def first_word(self) -> int:
         """The position of the first word of a sentence: after SOS, or 0 where the tokenizer writes none."""
-        return self._special_tokens[0]
+        return self._tokenizer.first_word
 
-    @cached_property
+    @property
     def placeholder(self) -> str:
         """A word of one token, which keeps the place of a prompt token in a sentence.
 
         Raises:
             BackboneError: no such word is known to the tokenizer.
         """
-        for word in ("X", "a", "the", "o", "*"):
-            if len(self.word_ids(" ".join([word] * 3))) == 3:
-                return word
-        raise BackboneError(f"the tokenizer of {self.name} has no usual word of one token, so prompts have no place")
+        return self._tokenizer.placeholder
 
     def word_ids(self, text: str) -> list[int]:
         """Vocabulary ids of `text`, without special tokens such as SOS and EOT."""
-        before, after = self._special_tokens
-        ids = self._unpadded(text)
-        return ids[before : len(ids) - after]
-
-    @cached_property
-    def _special_tokens(self) -> tuple[int, int]:
-        """How many special tokens a sentence has before its words and after them."""
-        special, sentence = self._unpadded(""), self._unpadded("a")
-        equal = (special[position] == sentence[position] for position in range(len(special)))
-        before = next((position for position, same in enumerate(equal) if not same), len(special))
-        return before, len(special) - before
-
-    def _unpadded(self, text: str) -> list[int]:
-        """The ids of a sentence without the padding behind them."""
-        ids: list[int] = self.tokenize([text])[0].tolist()
-        tokenizer: Any = self._tokenizer
-        if not isinstance(tokenizer, HFTokenizer | SigLipTokenizer):
-            return ids[: ids.index(max(ids)) + 1]  # EOT is the last of CLIP's vocabulary; padding is one of its words
-        padding = tokenizer.tokenizer.pad_token_id
-        while ids and ids[-1] == padding:  # with SigLIP's, the end of the sentence too
-            ids.pop()
-        return ids
+        return self._tokenizer.word_ids(text)
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
-        """Decode each vocabulary id by itself; a token that only begins a word ends in a hyphen.
+        """Decode each vocabulary id by itself: a hyphen shows on which side a part of a word continues.
 
         Raises:
             BackboneError: the tokenizer cannot decode single tokens.
         """
-        if isinstance(self._tokenizer, SimpleTokenizer):
-            texts = [self._tokenizer.decode([index]) for index in ids]
-            return [
-                text[:-1] if text.endswith(" ") else text if text.endswith("_of_text>") else f"{text}-"
-                for text in texts
-            ]
-        if isinstance(self._tokenizer, HFTokenizer | SigLipTokenizer):
-            return [str(self._tokenizer.tokenizer.decode([index])) for index in ids]
-        raise BackboneError(f"the tokenizer of {self.name} ({type(self._tokenizer).__name__}) cannot decode tokens")
+        return self._tokenizer.token_texts(ids)
 
 
 def fingerprint(state_dict: Mapping[str, Tensor]) -> str:

@@ -120,11 +120,12 @@ class TextSide(nn.Module):
     def forward(self, ids: Tensor, slots: Tensor, shift: Tensor | None = None) -> Tensor:
         """Unit features [C, D] of sentences.
 
-        `ids` and `slots` are [C, T] int64, T the longest sentence; a slot is the learned token, from 1, at its place,
-        or 0. `shift` [Ht] is added to the learned tokens of the first layer.
+        `ids` and `slots` are [C, T] int64, T the longest sentence or, where padding is read, the context; a slot is the
+        learned token, from 1, at its place, or 0. `shift` [Ht] is added to the learned tokens of the first layer.
         """
         tower = self.tower
         states, inserted = tower.embed(ids), 0
+        slots = F.pad(slots, (0, states.shape[1] - slots.shape[1]))  # CoCa appends a class token
         for layer, (edit, table) in enumerate(zip(self.edits, self.tables, strict=True)):
             moved = table if table is None or shift is None or layer else table + shift
             insert = partial(_insert_rows, slots=slots, table=moved)

@@ -60,13 +60,16 @@ def write_onnx(source: ExportSource, folder: Path, *, zero_shot: bool, int8: boo
     inputs = {"images": torch.from_numpy(source.random_images[:2])}
     _write_graph(image, folder / export_files.IMAGE, inputs, image.outputs, ({0: batch},))
     if sentences is not None:
-        ids = method.backbone.tokenize(["a", "a photo of two"])[:, :8]
+        tower = method.backbone.text
+        ids = method.backbone.tokenize(["a", "a photo of two"])
+        variable = {0: torch.export.Dim("classes")}
+        if not tower.reads_padding:  # otherwise sentences have one length, which the graph says
+            ids = ids[:, :8]
+            variable[1] = torch.export.Dim("length", max=tower.context_length)
         inputs = {"ids": ids, "slots": torch.zeros_like(ids)}
-        classes = torch.export.Dim("classes")
-        length = torch.export.Dim("length", max=method.backbone.text.context_length)
-        shapes: list[Any] = [{0: classes, 1: length}, {0: classes, 1: length}]
+        shapes: list[Any] = [variable, variable]
         if head == "shifted":
-            inputs["shift"] = torch.zeros(method.backbone.text.width)
+            inputs["shift"] = torch.zeros(tower.width)
             shapes.append(None)
         _write_graph(TextSide(method).eval(), folder / export_files.TEXT, inputs, ["features"], tuple(shapes))
         if zero_shot and not all(edit.only_prompts for edit in method.text_edits()):

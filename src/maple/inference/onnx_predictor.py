@@ -55,12 +55,18 @@ class OnnxPredictor(Predictor):
         self._text: Any = None
         self._frozen_text: Any = None
         self._no_shift: dict[str, Floats] = {}
+        self._text_length = 0  # of all sentences; 0 if the text graph takes any length
         if manifest.sentences is not None:
             path = folder / export_files.TEXT
             self._text = _session(path, device)
             shapes = {"ids": [None, None], "slots": [None, None]}
             shapes |= {"shift": [outputs["shift"][1]]} if manifest.head == "shifted" else {}
             inputs = _check_graph(path, self._text.get_inputs(), shapes)
+            if isinstance(inputs["ids"][1], int):  # of a text tower that reads padding, too
+                self._text_length = inputs["ids"][1]
+                if self._text_length != manifest.context_length:
+                    problem = f"'ids' has {self._text_length} tokens, not context_length={manifest.context_length}"
+                    raise CheckpointError(f"{path} does not fit its manifest: {problem}; {_AGAIN}")
             self._text_outputs = _check_graph(path, self._text.get_outputs(), {"features": [None, None]})
             text_width = self._text_outputs["features"][1]
             # Class embeddings may have more entries than text features, never fewer.
@@ -235,10 +241,9 @@ class OnnxPredictor(Predictor):
             rows.append((ids, slots))
         return rows
 
-    @staticmethod
-    def _padded(rows: Sequence[tuple[list[int], list[int]]]) -> tuple[Integers, Integers]:
-        """Ids and slots [C, T] of sentences, T the longest."""
-        longest = max(len(ids) for ids, _ in rows)
+    def _padded(self, rows: Sequence[tuple[list[int], list[int]]]) -> tuple[Integers, Integers]:
+        """Ids and slots [C, T] of sentences, T the longest, or the length of all where the text graph has one."""
+        longest = self._text_length or max(len(ids) for ids, _ in rows)
         both = np.zeros((2, len(rows), longest), np.int64)
         for number, row in enumerate(rows):
             for part in (0, 1):

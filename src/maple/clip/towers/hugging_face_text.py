@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from open_clip.hf_model import ClsPooler
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from maple.clip.edits import NO_EDIT, LayerEdit
@@ -57,6 +57,12 @@ class HuggingFaceTextTower(TextTower):
                 f"({type(self._encoder).__name__}) do not begin with a norm of their input; use a backbone such as "
                 "ViT-B-16"
             )
+
+    def multiply_adds(self, layer: int, rows: int) -> int:
+        """Multiply-adds of block `layer` on `rows` states: products of weights and of attention."""
+        weights = [module.weight for module in self._layers[layer].modules() if isinstance(module, nn.Linear)]
+        # The first one projects to queries, whose width may be another than that of the states (mT5).
+        return rows * sum(weight.numel() for weight in weights) + 2 * rows**2 * len(weights[0])
 
     def embed(self, ids: Tensor) -> Tensor:
         """Word embeddings of ids [C, T], without positions: [C, T, Ht]."""

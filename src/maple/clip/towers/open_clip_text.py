@@ -67,7 +67,7 @@ class OpenClipTextTower(TextTower):
         if self._class_token is None:
             return states
         token = self._class_token.to(self.dtype)
-        return torch.cat([states, token.expand(len(states), 1, -1)], dim=1)
+        return torch.cat([states, token.expand(states.shape[0], 1, -1)], dim=1)
 
     def enter(self, states: Tensor, positions: Tensor | None = None) -> Tensor:
         """Add positional embeddings to [..., n, Ht]: those of `positions` [n] int64, by default of 0 to n - 1."""
