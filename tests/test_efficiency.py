@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tower_families import family, images
 from typer.testing import CliRunner
 
 from maple.cli import app
@@ -227,3 +228,30 @@ def test_a_timed_step_is_a_whole_step(backbone: Backbone, monkeypatch: pytest.Mo
 def test_token_embeddings_are_counted_by_themselves(backbone: Backbone) -> None:
     cost = measure_cost(settings(name="zero_shot"), backbone, classes=2, batches=[1], seconds=1e-3)
     assert cost.embedding_parameters == 49408 * backbone.text.width
+
+
+@pytest.mark.parametrize("name", ["SigLIP", "EVA-02", "CoCa"])
+def test_towers_of_other_families(name: str) -> None:
+    """By shapes as when every row of every block is computed."""
+    backbone = family(name)
+    image, text = backbone.image, backbone.text
+    method = build_method({"name": "zero_shot"}, backbone, ["cat", "dog", "owl"])
+    ids = backbone.tokenize(["a photo of a cat."])
+
+    def every_row() -> None:
+        states = image.enter(image.embed(images(1)))
+        for layer in range(image.depth):
+            states = image.block(layer, states)
+        image.finish(states)
+
+    def every_token() -> None:
+        states = text.enter(text.embed(ids))
+        for layer in range(text.depth):
+            states = text.block(layer, states, mask=text.mask(ids))
+        text.finish(text.pool(states, ids))
+
+    logits = 2 * 3 * backbone.embed_dim
+    assert plain_flops(method) == count_flops(every_row) + 3 * count_flops(every_token) + logits
+    found = cost(backbone, name="maple", prompt_depth=2)
+    assert found.flops_plain is not None
+    assert found.flops_plain > plain_flops(method) > 0

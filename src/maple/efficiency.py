@@ -153,11 +153,12 @@ def plain_flops(method: Method) -> int | None:
         return None
     embed, size = backbone.embed_dim, backbone.preprocessing.size
     pixels = torch.zeros(1, 3, size, size, device=backbone.device)
+    ids = torch.zeros(1, text.context_length, dtype=torch.int64, device=backbone.device)
     with torch.inference_mode(False), torch.no_grad():
-        states = image.embed(pixels)
+        states, tokens = image.embed(pixels), text.embed(ids)  # CoCa adds a class token
     image_flops = count_flops(lambda: image.embed(pixels)) + count_flops(lambda: image.finish(states))
     image_flops += _tower_flops(image, method.vision_edits(), states.shape[1], backbone.device)
-    text_flops = _tower_flops(text, method.text_edits(), text.context_length, backbone.device, has_slots=True)
+    text_flops = _tower_flops(text, method.text_edits(), tokens.shape[1], backbone.device, has_slots=True)
     text_flops += count_flops(lambda: text.finish(torch.zeros(1, text.width, dtype=text.dtype, device=backbone.device)))
     classes = len(method.class_names)
     if isinstance(method.classes, EnsembleClasses):
