@@ -46,6 +46,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "text prompts": {"name": "deep_language", "prompt_length": 2, "prompt_depth": 2, "init_text": "a photo"},
     "image prompts": {"name": "vpt", "vision_prompt_length": 2, "vision_prompt_depth": 2},
     "both towers": {"name": "maple", "prompt_length": 2, "prompt_depth": 2, "init_text": "a photo"},
+    "features of tokens": {"name": "mmrl", "layers": [1, 2], "tokens": 2, "token_width": 16},
     "inside the blocks": {"name": "clip_lora"},
     "frozen features": {"name": "clip_adapter"},
 }
@@ -230,7 +231,7 @@ def write_table(page: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         tags = ", ".join(row["tags"])
         if "refused" in row or row["failures"]:
             problem = row.get("refused") or "; ".join(row["failures"])
-            lines.append(f"| {row['architecture']} | {tags} | | | | {problem} | | | | |")
+            lines.append(f"| {row['architecture']} | {tags} | | | | {problem} |{' |' * (len(FAMILIES) - 1)}")
             continue
         marks = [
             "yes" if reason is None else f"no ({reasons.setdefault(reason, len(reasons) + 1)})"
@@ -240,7 +241,7 @@ def write_table(page: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         cells = (row["architecture"], tags, size, row["pixels"], row["tokens"], *marks)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     columns = ("architecture", "tags", "million parameters", "pixels", "tokens", *FAMILIES)
-    table = [f"| {' | '.join(columns)} |", "|---|---|--:|--:|--:|---|---|---|---|---|", *lines, ""]
+    table = [f"| {' | '.join(columns)} |", f"|---|---|--:|--:|--:|{'---|' * len(FAMILIES)}", *lines, ""]
     table += [f"{number}. {reason[0].upper()}{reason[1:]}." for reason, number in reasons.items()]
     page.write_text(before + "\n".join([MARKERS[0], "", *table, "", MARKERS[1]]) + after)
 

@@ -61,7 +61,14 @@ def test_one_in_detail(tmp_path: Path) -> None:
     assert "image tower: ModifiedResNet" in output
     assert "image prompts (VPT): no, its image tower is a ModifiedResNet" in output
     described: dict[str, Any] = json.loads(run("maple-tiny", "--json"))
-    assert described["image"] == {"kind": "VisionTransformer", "depth": 4, "width": 192, "prompts": None, "edits": None}
+    assert described["image"] == {
+        "kind": "VisionTransformer",
+        "depth": 4,
+        "width": 192,
+        "prompts": None,
+        "edits": None,
+        "tokens": None,
+    }
     assert set(described["methods"].values()) == {None}
     folder = {"model_cfg": {"embed_dim": 8, "vision_cfg": {"layers": 10**9}, "text_cfg": {}}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(folder))

@@ -21,6 +21,7 @@ EXAMPLES = {
     "text prompts": {"name": "coop", "prompt_length": 2},
     "image prompts": {"name": "vpt", "vision_prompt_depth": 1},
     "both towers": {"name": "maple", "prompt_depth": 1},
+    "features of tokens": {"name": "mmrl", "layers": [1, 2], "tokens": 2, "token_width": 16},
     "inside the blocks": {"name": "clip_lora"},
     "frozen features": {"name": "linear_probe"},
 }

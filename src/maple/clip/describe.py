@@ -1,7 +1,7 @@
 """What a CLIP has and what it permits, from its configuration alone: no weights are read or made."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -23,7 +23,7 @@ from maple.clip.backbone_names import (
 from maple.clip.hub import download
 from maple.clip.known_backbones import TEXT_CONFIGS
 from maple.clip.load import build_model, unknown_name
-from maple.clip.towers import Tower, image_tower, text_tower
+from maple.clip.towers import ImageTower, Tower, image_tower, text_tower
 from maple.clip.transformers_format import read_transformers_config
 from maple.clip.weights import uninitialised
 from maple.errors import BackboneError, UnsupportedTowerError
@@ -32,7 +32,8 @@ _MOST_LAYERS = 1000
 FAMILIES = {
     "text prompts": "CoOp, CoCoOp, deep language prompting, KgCoOp, ProGrad, TCP, DePT on these",
     "image prompts": "VPT",
-    "both towers": "MaPLe, IVLP, PromptSRC, MMRL",
+    "both towers": "MaPLe, IVLP, PromptSRC",
+    "features of tokens": "MMRL, MMRL++",
     "inside the blocks": "CLIP-LoRA, 2SFS, MMA",
     "frozen features": "zero-shot CLIP, linear probe, CLIP-Adapter, Tip-Adapter, TaskRes, CLAP, LP++, GDA",
 }
@@ -48,6 +49,7 @@ class TowerDescription:
         depth, width: its blocks and their channels; 0 where prompts cannot enter.
         prompts: why prompts cannot enter, or None.
         edits: why layers inside its blocks cannot be changed, or None.
+        tokens: why single tokens have no features, or None.
     """
 
     kind: str
@@ -55,6 +57,7 @@ class TowerDescription:
     width: int
     prompts: str | None
     edits: str | None
+    tokens: str | None
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class BackboneDescription:
             "text prompts": text.prompts,
             "image prompts": image.prompts,
             "both towers": text.prompts or image.prompts,
+            "features of tokens": text.prompts or image.tokens,
             "inside the blocks": text.edits or image.edits,
             "frozen features": None,
         }
@@ -177,16 +181,23 @@ def describe_model(model: Any, config: Mapping[str, Any]) -> BackboneDescription
 
 
 def _describe_tower(tower: Tower, module: Any) -> TowerDescription:
-    edits = tower.obstacle
-    if edits is None:
-        try:
-            tower.require_standard_blocks("a method")
-        except UnsupportedTowerError as error:
-            # Without the name of the method before it, and the advice after it.
-            edits = str(error).partition(", but ")[2].partition(";")[0]
+    edits = _reason(tower, tower.require_standard_blocks)
+    tokens = _reason(tower, tower.require_token_features) if isinstance(tower, ImageTower) else tower.obstacle
     if hasattr(module, "visual"):  # the text tower of a plain CLIP is not a module of its own
         kind = "TextTransformer"
     else:
         inner = getattr(module, "trunk", getattr(module, "transformer", module))  # of timm; of transformers
         kind = type(module if isinstance(module, TextTransformer | VisionTransformer) else inner).__name__
-    return TowerDescription(kind, tower.depth, tower.width, tower.obstacle, edits)
+    return TowerDescription(kind, tower.depth, tower.width, tower.obstacle, edits, tokens)
+
+
+def _reason(tower: Tower, require: Callable[[str], None]) -> str | None:
+    """Why a tower refuses what `require` asks of it, or None."""
+    if tower.obstacle is not None:
+        return tower.obstacle
+    try:
+        require("a method")
+    except UnsupportedTowerError as error:
+        # Without the name of the method before it, and the advice after it.
+        return str(error).partition(", but ")[2].partition(";")[0]
+    return None
