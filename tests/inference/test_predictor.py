@@ -192,7 +192,7 @@ def test_a_folder_without_pictures_says_so(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_listed_is_one_failure(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import maple.data.folders.class_folders as folders
+    import maple.data.folders.listing as folders
 
     whole = folders.list_folder
 
