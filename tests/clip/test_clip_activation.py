@@ -28,9 +28,9 @@ def test_a_file_that_does_not_say_its_activation(
         backbone = load_clip(*arguments)
         torch.testing.assert_close(files.logits(backbone), expected, rtol=1e-5, atol=1e-5)
         assert backbone.activation == chosen
-    with pytest.raises(BackboneError, match=r"does not say .* Take pretrained='quickgelu' or pretrained='gelu'$"):
+    with pytest.raises(BackboneError, match=r"does not say .* take pretrained='quickgelu' or pretrained='gelu'$"):
         load_clip(path)
-    with pytest.raises(BackboneError, match=r"does not say .* Take Tiny-8-quickgelu or Tiny-8-gelu, not Tiny-8$"):
+    with pytest.raises(BackboneError, match=r"does not say .* take Tiny-8-quickgelu or Tiny-8-gelu, not Tiny-8$"):
         load_clip(name, path)
 
 

@@ -202,7 +202,7 @@ def _from_package(name: str, pretrained: str | None) -> _Parts:
 def _unknown_activation(path: Path, choice: str) -> BackboneError:
     return BackboneError(
         f"{path} does not say whether its CLIP was trained with QuickGELU, as OpenAI's and all that was fine-tuned "
-        f"from those, or with GELU, as most others (LAION's, DataComp's); the wrong one gives wrong features. Take "
+        f"from those, or with GELU, as most others (LAION's, DataComp's); the wrong one gives wrong features: take "
         f"{choice}"
     )
 
