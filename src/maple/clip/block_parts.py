@@ -173,7 +173,7 @@ def parts_of(module: Any) -> OpenClipParts | str:
         )
         return OpenClipParts(module) if usual else "an attention of another form than CLIP's"
     if kind not in (TimmBlock, EvaBlock):
-        return f"the structure of a {kind.__name__}, whose norms do not come before its attention and MLP alone"
+        return f"the structure of {kind.__name__}, whose norms do not come before its attention and MLP alone"
     if type(attention) not in (TimmAttention, AttentionRope, EvaAttention):
         return f"a {type(attention).__name__} in place of the usual attention"
     if getattr(attention, "gate", None) is not None:

@@ -44,9 +44,9 @@ class HuggingFaceTextTower(TextTower):
     def require_standard_blocks(self, method: str) -> None:
         """Raise UnsupportedTowerError: layers inside the blocks of transformers cannot be changed."""
         raise UnsupportedTowerError(
-            f"{method} changes layers inside the blocks, but this text tower has those of transformers "
-            f"({type(self._encoder).__name__}); use a backbone with CLIP's own, such as ViT-B-16, or a method that "
-            "learns prompts alone"
+            f"{method} changes layers inside the blocks, but the blocks of this text tower are transformers' own "
+            f"({type(self._encoder).__name__}), which cannot be changed; use a backbone with CLIP's, such as ViT-B-16, "
+            "or a method that learns prompts alone"
         )
 
     def require_residuals(self, method: str) -> None:
