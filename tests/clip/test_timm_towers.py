@@ -190,7 +190,7 @@ def test_other_blocks_run_as_they_are(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("post-norm", r"a EvaBlockPostNorm, whose norms do not come"), ("gated", "a gate on its attention")],
+    [("post-norm", r"structure of EvaBlockPostNorm, whose norms do not come"), ("gated", "a gate on its attention")],
 )
 def test_other_blocks_are_refused_by_name(name: str, why: str) -> None:
     backbone = family(name)
