@@ -274,10 +274,11 @@ def test_every_edit_as_open_clip_with_hooks(name: str) -> None:
 
 
 def test_an_unknown_encoder_says_which_are_known() -> None:
-    class HFTextEncoder:
-        config = SimpleNamespace(model_type="gpt2")
+    from open_clip.hf_model import HFTextEncoder
 
-    tower = tower_of(HFTextEncoder())
+    unknown = HFTextEncoder.__new__(HFTextEncoder)
+    object.__setattr__(unknown, "config", SimpleNamespace(model_type="gpt2"))
+    tower = tower_of(unknown)
     assert tower.obstacle == (
         "its text tower is a 'gpt2' of transformers; blocks of bert, roberta, xlm-roberta, mt5, m2m_100 are known"
     )

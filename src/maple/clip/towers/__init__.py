@@ -12,6 +12,7 @@ clip/model.py:313-328 and 452-463 for where prompts enter.
 from typing import Any
 
 import torch
+from open_clip.hf_model import HFTextEncoder
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer
 
@@ -33,7 +34,7 @@ def text_tower(model: Any, dtype: torch.dtype) -> TextTower:
     tower = getattr(model, "text", model)
     if tower is model or isinstance(tower, TextTransformer):
         return OpenClipTextTower(model, dtype)
-    if type(tower).__name__ == "HFTextEncoder":
+    if isinstance(tower, HFTextEncoder):
         # Only now: transformers is an optional package, and takes seconds to import.
         from maple.clip.towers.hugging_face_text import hugging_face_text_tower
 

@@ -49,10 +49,10 @@ class Tower:
         self.require_promptable(method)
         for number, block in enumerate(self._blocks):
             if not block.is_standard:
-                why = f": it has {block.peculiarity}" if block.peculiarity else ""
                 raise UnsupportedTowerError(
                     f"{method} changes layers inside the blocks, but block {number} of this {self.kind} tower is not a "
-                    f"standard CLIP attention block{why}; use a backbone with standard blocks, such as ViT-B-16"
+                    f"standard CLIP attention block: it has {block.peculiarity}; use a backbone with standard blocks, "
+                    "such as ViT-B-16"
                 )
 
     def require_residuals(self, method: str) -> None:
@@ -137,6 +137,12 @@ class TextTower(Tower):
         """
         raise NotImplementedError
 
+    @staticmethod
+    def _with_inserted(attended: Tensor, inserted: int) -> Tensor:
+        """Which rows [C, n] of sentences are attended to, and rows that are inserted after the first one."""
+        entries = torch.ones_like(attended[:, :1]).expand(-1, inserted)
+        return torch.cat([attended[:, :1], entries, attended[:, 1:]], dim=1)
+
     def block(self, layer: int, states: Tensor, edit: LayerEdit = NO_EDIT, mask: Tensor | None = None) -> Tensor:
         """Block `layer` on whole sentences, with what `mask` returned: [C, n, Ht] -> [C, n, Ht]."""
         raise NotImplementedError
@@ -148,7 +154,7 @@ class TextTower(Tower):
 
         See `Block.prefix`.
         """
-        raise NotImplementedError
+        return self._blocks[layer].prefix(states, self._causal_mask, edit, cache_only)
 
     def suffix(
         self,
@@ -161,6 +167,10 @@ class TextTower(Tower):
         ends_only: bool = False,
     ) -> Tensor:
         """Block `layer` of a causal tower on packed sentence ends [R, Ht]: see `Block.suffix`."""
+        return self._blocks[layer].suffix(cache, rows, buckets, self._causal_mask, edit, ends_only)
+
+    def _causal_mask(self, length: int) -> Tensor:
+        """The additive causal mask [length, length] of a causal tower."""
         raise NotImplementedError
 
     def pool(self, states: Tensor, ids: Tensor) -> Tensor:
@@ -252,10 +262,10 @@ class ImageTower(Tower):
         """
         block = self._blocks[layer]
         if not block.is_standard:
-            why = f": it has {block.peculiarity}" if block.peculiarity else ""
             raise UnsupportedTowerError(
-                f"block {layer} of this image tower is not a standard CLIP attention block{why}, so its attention "
-                "cannot be read; use a backbone with standard blocks, such as ViT-B-16"
+                f"block {layer} of this image tower is not a standard CLIP attention block: it has "
+                f"{block.peculiarity}, so its attention cannot be read; use a backbone with standard blocks, such as "
+                "ViT-B-16"
             )
         return block.full_with_attention(states, edit)
 

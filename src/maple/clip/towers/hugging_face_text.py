@@ -11,9 +11,8 @@ from abc import abstractmethod
 from typing import Any, cast
 
 import torch
-from open_clip.hf_model import ClsPooler
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from maple.clip.edits import NO_EDIT, LayerEdit
 from maple.clip.towers.base import TextTower
@@ -67,22 +66,12 @@ class HuggingFaceTextTower(TextTower):
     def embed(self, ids: Tensor) -> Tensor:
         """Word embeddings of ids [C, T], without positions: [C, T, Ht]."""
         with self.autocast(ids.device.type):
-            return self._words(ids).to(self.dtype)
+            return cast(Tensor, self._encoder.get_input_embeddings()(ids)).to(self.dtype)
 
-    @abstractmethod
-    def _words(self, ids: Tensor) -> Tensor:
-        """Word embeddings."""
-
-    def mask(self, ids: Tensor, inserted: int = 0) -> Tensor | None:
+    def mask(self, ids: Tensor, inserted: int = 0) -> Tensor:
         """What is added to attention scores: nothing, or a great negative number at padding; [C, 1, 1, n]."""
-        kept = self._insert(ids != self._pad_id, inserted, value=True)
+        kept = self._with_inserted(ids != self._pad_id, inserted)
         return (~kept)[:, None, None].to(torch.float32) * torch.finfo(self.dtype).min
-
-    @staticmethod
-    def _insert(values: Tensor, inserted: int, value: bool) -> Tensor:
-        """Values [C, T] with those of rows that were inserted after the first one."""
-        filled = torch.full_like(values[:, :1], value).expand(-1, inserted)
-        return torch.cat([values[:, :1], filled, values[:, 1:]], dim=1)
 
     def block(self, layer: int, states: Tensor, edit: LayerEdit = NO_EDIT, mask: Tensor | None = None) -> Tensor:
         """Block `layer` on whole sentences, with what `mask` returned: [C, n, Ht] -> [C, n, Ht]."""
@@ -98,13 +87,10 @@ class HuggingFaceTextTower(TextTower):
         """What stands for each sentence, of its final states [C, T, Ht]: [C, Ht]."""
         with self.autocast(states.device.type):
             states = self._final_norm(states)
-            kept = (ids != self._pad_id).long()
-            pooled = None
-            if isinstance(self._tower.pooler, ClsPooler) and getattr(self._encoder, "pooler", None) is not None:
-                pooled = self._encoder.pooler(states)
-            if pooled is None:
-                pooled = self._tower.pooler(BaseModelOutput(last_hidden_state=states), kept)
-            return cast(Tensor, pooled)
+            pooler = getattr(self._encoder, "pooler", None)  # which open_clip's pooler takes, if it is of that kind
+            pooled = None if pooler is None else pooler(states)
+            output = BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
+            return cast(Tensor, self._tower.pooler(output, (ids != self._pad_id).long()))
 
     def _final_norm(self, states: Tensor) -> Tensor:
         return states
@@ -130,9 +116,6 @@ class BertTextTower(HuggingFaceTextTower):
 
     def _layer_list(self) -> Any:
         return self._encoder.encoder.layer
-
-    def _words(self, ids: Tensor) -> Tensor:
-        return cast(Tensor, self._encoder.embeddings.word_embeddings(ids))
 
     def enter(self, states: Tensor, positions: Tensor | None = None) -> Tensor:
         """Add types and positions, and normalise: [C, T, Ht] -> [C, T, Ht]."""
@@ -160,15 +143,12 @@ class T5TextTower(HuggingFaceTextTower):
     def _first_norm(self, layer: Any) -> Any:
         return layer.layer[0].layer_norm
 
-    def _words(self, ids: Tensor) -> Tensor:
-        return cast(Tensor, self._encoder.embed_tokens(ids))
-
     def enter(self, states: Tensor, positions: Tensor | None = None) -> Tensor:
         """Nothing: positions are those of the attention."""
         del positions
         return states
 
-    def mask(self, ids: Tensor, inserted: int = 0) -> Tensor | None:
+    def mask(self, ids: Tensor, inserted: int = 0) -> Tensor:
         """What is added to attention scores, relative positions and padding: [C, heads, n, n]."""
         length = ids.shape[1]
         bias: Tensor = self._layers[0].layer[0].SelfAttention.compute_bias(length, length, device=ids.device)
@@ -176,8 +156,7 @@ class T5TextTower(HuggingFaceTextTower):
             rows = torch.cat([bias[:, :, :1], bias.new_zeros(*bias.shape[:2], inserted, length), bias[:, :, 1:]], dim=2)
             columns = bias.new_zeros(*bias.shape[:2], length + inserted, inserted)
             bias = torch.cat([rows[..., :1], columns, rows[..., 1:]], dim=3)
-        padding = super().mask(ids, inserted)
-        return bias if padding is None else bias + padding
+        return bias + super().mask(ids, inserted)
 
     def _run(self, layer: Any, states: Tensor, mask: Tensor | None) -> Tensor:
         assert mask is not None
@@ -196,9 +175,6 @@ class M2M100TextTower(HuggingFaceTextTower):
     def _first_norm(self, layer: Any) -> Any:
         return layer.self_attn_layer_norm
 
-    def _words(self, ids: Tensor) -> Tensor:
-        return cast(Tensor, self._encoder.embed_tokens(ids))
-
     def enter(self, states: Tensor, positions: Tensor | None = None) -> Tensor:
         """Add positional embeddings: [C, T, Ht] -> [C, T, Ht]."""
         table = self._encoder.embed_positions
@@ -216,8 +192,7 @@ class M2M100TextTower(HuggingFaceTextTower):
     @property
     def embeddings(self) -> Tensor:
         """The table of word embeddings [V, Ht], as they enter the tower."""
-        module = self._encoder.embed_tokens
-        return cast(Tensor, module.weight * getattr(module, "embed_scale", 1.0))
+        return super().embeddings * float(self._encoder.embed_tokens.embed_scale)
 
 
 def _first(output: Any) -> Tensor:

@@ -1,12 +1,11 @@
 """open_clip's text transformers: CLIP's, SigLIP's and CLIPA's without a causal mask, CoCa's with a class token."""
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from maple.clip.blocks import Block, Bucket, PrefixCache
+from maple.clip.blocks import Block
 from maple.clip.edits import NO_EDIT, LayerEdit
 from maple.clip.towers.base import TextTower
 from maple.clip.towers.precision import convert_part, float32_norm
@@ -46,6 +45,8 @@ class OpenClipTextTower(TextTower):
             return
         convert_part(tower.transformer, self.dtype)
         tower.ln_final = float32_norm(tower.ln_final)
+        if self._class_token is not None:
+            self._class_token.data = self._class_token.data.to(self.dtype)
         if isinstance(tower.text_projection, nn.Linear):
             tower.text_projection.to(self.dtype)
         elif tower.text_projection is not None:
@@ -53,21 +54,14 @@ class OpenClipTextTower(TextTower):
 
     def plain(self, ids: Tensor) -> Tensor:
         """The whole tower without prompts: ids [C, T] -> raw features [C, D]."""
-        if self._class_token is None or self.dtype == torch.float32:
-            return self._encode(ids)
-        # open_clip would add a class token in float32 to states in half precision.
-        states, mask = self.enter(self.embed(ids)), self.mask(ids)
-        for layer in range(self.depth):
-            states = self.block(layer, states, mask=mask)
-        return self.finish(self.pool(states, ids))
+        return self._encode(ids)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings of ids [...], without positions: [..., Ht]; a class token is appended to [C, T]."""
         states = cast(Tensor, self._tower.token_embedding(ids)).to(self.dtype)
         if self._class_token is None:
             return states
-        token = self._class_token.to(self.dtype)
-        return torch.cat([states, token.expand(states.shape[0], 1, -1)], dim=1)
+        return torch.cat([states, self._class_token.expand(states.shape[0], 1, -1)], dim=1)
 
     def enter(self, states: Tensor, positions: Tensor | None = None) -> Tensor:
         """Add positional embeddings to [..., n, Ht]: those of `positions` [n] int64, by default of 0 to n - 1."""
@@ -82,7 +76,7 @@ class OpenClipTextTower(TextTower):
         # CoCa's published weights were trained with the entry of the class token in front: shifted by one.
         allowed, entry = ids != self._tower.pad_id, torch.ones_like(ids[:, :1], dtype=torch.bool)
         allowed = torch.cat([allowed, entry] if self._tower.correct_cls_mask else [entry, allowed], dim=1)
-        allowed = torch.cat([allowed[:, :1], entry.expand(-1, inserted), allowed[:, 1:]], dim=1)
+        allowed = self._with_inserted(allowed, inserted)
         length = allowed.shape[1]
         return allowed[:, None, None] & torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
 
@@ -91,25 +85,6 @@ class OpenClipTextTower(TextTower):
         if mask is None and self._tower.attn_mask is not None:
             return self._blocks[layer].causal(states, self._causal_mask, edit)
         return self._blocks[layer].full(states, edit, mask=mask)
-
-    def prefix(
-        self, layer: int, states: Tensor, edit: LayerEdit = NO_EDIT, *, cache_only: bool = False
-    ) -> tuple[PrefixCache, Tensor]:
-        """Block `layer` on the common prefix of the sentences of each of G groups, [G, S, Ht]: see `Block.prefix`."""
-        return self._blocks[layer].prefix(states, self._causal_mask, edit, cache_only)
-
-    def suffix(
-        self,
-        layer: int,
-        cache: PrefixCache,
-        rows: Tensor,
-        buckets: Sequence[Bucket],
-        edit: LayerEdit = NO_EDIT,
-        *,
-        ends_only: bool = False,
-    ) -> Tensor:
-        """Block `layer` on packed sentence ends [R, Ht]: see `Block.suffix`."""
-        return self._blocks[layer].suffix(cache, rows, buckets, self._causal_mask, edit, ends_only)
 
     def _causal_mask(self, length: int) -> Tensor:
         mask: Tensor = self._tower.attn_mask
