@@ -53,6 +53,24 @@ def train_step(method: Method, images: Tensor) -> None:
     make_optimizer(method.prompt_parameters().values(), TrainSettings(lr=0.1)).step()
 
 
+def trained_and_loaded(method: Method, images: Tensor, folder: Path, *, learns: bool = True) -> Method:
+    """A step changes what is learned and nothing of the backbone; saved and loaded, the method predicts the same."""
+    backbone = method.backbone
+    frozen = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    before, untrained = values(method), logits_of(method, images)
+    assert untrained.isfinite().all()
+    if learns:
+        train_step(method, images)
+        assert all(not torch.equal(before[name], value) for name, value in values(method).items())
+        assert not torch.equal(logits_of(method, images), untrained)
+    assert all(weight.grad is None for weight in backbone.model.parameters())
+    assert same(frozen, backbone.model.state_dict())
+    save_prompts(folder / "prompts.safetensors", method)
+    loaded = load_prompts(folder / "prompts.safetensors", backbone)
+    assert torch.equal(logits_of(loaded, images), logits_of(method, images))
+    return loaded
+
+
 @every
 def test_shapes_and_unit_norms(variant: str, backbone: Backbone, images: Tensor) -> None:
     method = make(variant, backbone)

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_contract import logits_of, same, train_step, values
+from test_contract import logits_of, trained_and_loaded
 from text_backbones import text_backbone
 from tower_families import images
 from variants import NAMES, make
 
 from maple import build_method
-from maple.checkpoint import load_prompts, save_prompts
 from maple.efficiency import plain_flops
 from maple.errors import UnsupportedTowerError
 from maple.explain.words import nearest_words
@@ -23,17 +22,7 @@ METHODS = ["coop-front", "cocoop", "kgcoop", "tcp", "maple", "promptsrc", "dept"
 def test_promises(name: str, kind: str, tmp_path: Path) -> None:
     backbone, pixels = text_backbone(kind), images(6)
     method = make(name, backbone)
-    frozen = {key: tensor.clone() for key, tensor in backbone.model.state_dict().items()}
-    before, untrained = values(method), logits_of(method, pixels)
-    assert untrained.isfinite().all()
-    train_step(method, pixels)
-    assert all(not torch.equal(before[key], value) for key, value in values(method).items())
-    assert not torch.equal(logits_of(method, pixels), untrained)
-    assert all(weight.grad is None for weight in backbone.model.parameters())
-    assert same(frozen, backbone.model.state_dict())
-    save_prompts(tmp_path / "prompts.safetensors", method)
-    loaded = load_prompts(tmp_path / "prompts.safetensors", backbone)
-    assert torch.equal(logits_of(loaded, pixels), logits_of(method, pixels))
+    loaded = trained_and_loaded(method, pixels, tmp_path)
     loaded.set_class_names(["photo", NAMES[0]])
     torch.testing.assert_close(loaded.predict_logits(pixels)[:, 1], logits_of(method, pixels)[:, 0])
 
