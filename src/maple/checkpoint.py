@@ -21,6 +21,7 @@ from maple.clip.load import load_given
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, shortened
 from maple.methods import METHODS, Method, build_method
 from maple.names import clean_class_names
+from maple.plugins import code_of, require_code
 
 FORMAT = 1
 _TYPES = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
@@ -65,7 +66,7 @@ def describe(method: Method) -> dict[str, Any]:
     Raises:
         ConfigError: the method's class is not in METHODS, so that it could not be built again.
     """
-    name = next((name for name, kind in METHODS.items() if kind is type(method)), None)
+    name = METHODS.name_of(type(method))
     if name is None:
         raise ConfigError(
             f"{type(method).__name__} is not in METHODS, so it could not be loaded again; "
@@ -82,6 +83,8 @@ def describe_backbone(backbone: Backbone) -> dict[str, Any]:
 def save_prompts(path: str | Path, method: Method, info: Mapping[str, Any] | None = None) -> None:
     """Write the method's prompts and all that `load_prompts` needs, atomically, as safetensors.
 
+    The code of a method of an accepted file is written next to it.
+
     Example:
         >>> save_prompts("prompts.safetensors", method, {"dataset": "photos"})
     """
@@ -89,13 +92,18 @@ def save_prompts(path: str | Path, method: Method, info: Mapping[str, Any] | Non
     info = dict(info or {})
     if method.temperature != 1 or "calibration" in info:
         info["calibration"] = {**info.get("calibration", {}), "temperature": method.temperature}
+    described = describe(method)
     content = {
-        "method": describe(method),
+        "method": described,
         "backbone": describe_backbone(method.backbone),
         "class_names": list(method.class_names),
         "info": {**info, "versions": versions()},
     }
     write_tensors(path, tensors, content)
+    name = described["name"]
+    if (code := code_of(name)) is not None:  # so that the folder can be given to others
+        with files.replacing(Path(path).parent / name.partition(":")[0]) as temporary:
+            temporary.write_bytes(code)
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], content: Mapping[str, Any]) -> None:
@@ -194,6 +202,7 @@ def load_prompts(
     *,
     pretrained: str | None = None,
     trust_backbone: bool = False,
+    trust_code: bool = False,
     precision: str | None = None,
     device: str | torch.device = "cpu",
 ) -> Method:
@@ -203,10 +212,12 @@ def load_prompts(
         backbone, pretrained: the CLIP to put the prompts on, loaded or as in `load_clip`; by default the one that the
             file names, if it is packaged, published by open_clip, or was given by this user before.
         trust_backbone: load whatever CLIP the file names.
+        trust_code: run the file next to it that defines its method, if it has one and this user has never named it.
         precision, device: for loading it; by default the precision of training, on the CPU.
 
     Raises:
         UntrustedBackboneError: the file names an unknown CLIP.
+        UntrustedCodeError: its method is defined by a file that was never named here.
         CheckpointError: unreadable file, another backbone than it was learned on, or parameters that are missing,
             unknown or of another shape.
 
@@ -214,6 +225,7 @@ def load_prompts(
         >>> method = load_prompts("prompts.safetensors", device="cuda")
     """
     stored = read_prompts(path)
+    require_code(stored.method["name"], Path(path).parent, str(path), trust=trust_code)
     name, weights, learned_precision, fingerprint = (stored.backbone[key] for key in _BACKBONE)
     if not isinstance(backbone, Backbone):
         if backbone is None and pretrained is None:

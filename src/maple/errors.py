@@ -35,6 +35,10 @@ class UntrustedBackboneError(BackboneError):
     """A file names a CLIP that is neither published nor was ever given by the user; it was not loaded."""
 
 
+class UntrustedCodeError(MapleError):
+    """A file needs code from outside the package that the user has never named or accepted; it was not run."""
+
+
 class BackboneDownloadError(BackboneError):
     """The weights of a CLIP cannot be downloaded."""
 

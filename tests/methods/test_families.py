@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_contract import logits_of, trained_and_loaded
 from tower_families import FAMILIES, family, images
 from variants import LEARNING, NAMES, VARIANTS, make
 
 from maple.clip import Backbone
 from maple.errors import UnsupportedTowerError
 from maple.methods import Method
+from maple.testing import logits_of, trained_and_loaded
 
 ONE_OF_EACH = list({settings["name"]: variant for variant, settings in reversed(VARIANTS.items())}.values())
 

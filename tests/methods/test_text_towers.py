@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_contract import logits_of, trained_and_loaded
 from text_backbones import text_backbone
 from tower_families import images
 from variants import NAMES, make
@@ -13,6 +12,7 @@ from maple import build_method
 from maple.efficiency import plain_flops
 from maple.errors import UnsupportedTowerError
 from maple.explain.words import nearest_words
+from maple.testing import logits_of, trained_and_loaded
 
 METHODS = ["coop-front", "cocoop", "kgcoop", "tcp", "maple", "promptsrc", "dept"]
 

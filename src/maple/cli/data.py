@@ -37,6 +37,7 @@ def list_command(data_root: options.DataRoot = None) -> None:
     from rich.text import Text
 
     from maple.data import CATALOGUE, known_names, load_dataset, template_of
+    from maple.data.catalogue import place_of_absent
     from maple.data.checks.verify import published_statistics
     from maple.data.published.prepare import recipes
 
@@ -51,18 +52,22 @@ def list_command(data_root: options.DataRoot = None) -> None:
         table.add_column(column, overflow="fold")
     for name in known_names():
         if name in CATALOGUE:
-            counts = published_statistics()[name].counts
+            published, recipe = published_statistics().get(name), recipes().get(name)
+            counts: dict[str, Any] = dict(published.counts) if published else {}
             kind = "evaluation" if CATALOGUE[name].evaluation_only else "published"
             state = "?"
-            if data_root:
-                recipe = recipes()[name]
+            if data_root and recipe is None:  # of an installed package
+                state = "no" if place_of_absent(name, Path(data_root)) else _state(name, data_root)
+            elif data_root and recipe is not None:
                 missing = recipe.missing(Path(data_root).expanduser())
                 state = f"lacks {', '.join(missing)}" if missing else _state(name, data_root)
                 if len(missing) == len(recipe.needs):
                     state = "no"
         else:
             counts, kind, state = dict(load_dataset(name, None).counts()), "bundled", "yes"
-        numbers = ("?" if counts[key] is None else f"{counts[key]:,}" for key in ("classes", "train", "val", "test"))
+        numbers = (
+            "?" if counts.get(key) is None else f"{counts[key]:,}" for key in ("classes", "train", "val", "test")
+        )
         table.add_row(name, kind, *numbers, *([Text(template_of(name) or "")] if with_template else []), state)
     console.print(table)
     if not data_root:

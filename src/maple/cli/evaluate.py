@@ -29,6 +29,7 @@ def evaluate_command(
     backbone: options.TrainedBackbone = None,
     pretrained: options.Pretrained = None,
     trust_backbone: options.TrustBackbone = False,
+    trust_code: options.TrustCode = False,
     per_class: Annotated[bool, Option("--per-class", help="Print the accuracy of every class.")] = False,
     confusion: Annotated[bool, Option("--confusion", help="Print the confusion matrix.")] = False,
     as_json: options.AsJson = False,
@@ -52,7 +53,7 @@ def evaluate_command(
     method = load_prompts(
         finished_prompts(run),
         device=this_process(device).device,
-        **options.clip_arguments(backbone, pretrained, trust_backbone),
+        **options.load_arguments(backbone, pretrained, trust_backbone, trust_code),
     )
     results: dict[str, tuple[Scores, dict[str, Any]]] = {}
     unsupported: dict[str, UnlearnedClassesError] = {}

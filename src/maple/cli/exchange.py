@@ -31,9 +31,10 @@ def import_command(
     What a file does not say, such as the sentence of a data set, is that of the method's preset for --dataset;
     --set changes it.
     """
-    from maple.config import preset_of, read_preset, resolve
+    from maple.config import read_preset, resolve
     from maple.data import select_dataset
     from maple.importers import import_checkpoint
+    from maple.methods import recipe_of
     from maple.runs.spec import open_dataset
     from maple.runs.training import write_imported
 
@@ -43,7 +44,7 @@ def import_command(
         "backbone": {"name": backbone, "pretrained": pretrained},
         "data": {"dataset": dataset or "", "root": data_root, "classes": classes},
     }
-    preset = read_preset(preset_of(imported.method, ["base-to-novel", "few-shot"]))
+    preset = read_preset(recipe_of(imported.method, ["base-to-novel", "few-shot"]))
     rules = [{**rule, "train": {}} for rule in preset.get("rules", []) if rule.get("method")]
     settings = resolve([{"method": preset["method"], "rules": rules}, layer], overrides or ())
     if names is not None:
@@ -73,11 +74,12 @@ def export_command(
     backbone: options.TrainedBackbone = None,
     pretrained: options.Pretrained = None,
     trust_backbone: options.TrustBackbone = False,
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Export a trained method for other programs, and check that it computes the same."""
     from maple.export import export_run
 
-    clip = options.clip_arguments(backbone, pretrained, trust_backbone)
+    clip = options.load_arguments(backbone, pretrained, trust_backbone, trust_code)
     written = export_run(run, output, format, zero_shot=zero_shot, int8=int8, data_root=data_root, **clip)
     images = "random images" if not written.images else f"random images and {written.images} of the run's"
     options.echo(f"{written.folder}: {written.bytes / 1e6:,.1f} MB")

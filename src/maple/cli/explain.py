@@ -30,6 +30,7 @@ def explain_command(
     backbone: options.TrainedBackbone = None,
     pretrained: options.Pretrained = None,
     trust_backbone: options.TrustBackbone = False,
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Draw which parts of an image support a class, before and after training; or list the words near learned tokens.
 
@@ -48,7 +49,7 @@ def explain_command(
     folder = output or (run_folder / FOLDER if run_folder.is_dir() else None)
     if images is not None and folder is None:
         raise ConfigError(f"{run} is not a run folder where maps can be kept; name a folder with --output FOLDER")
-    clip = options.clip_arguments(backbone, pretrained, trust_backbone)
+    clip = options.load_arguments(backbone, pretrained, trust_backbone, trust_code)
     predictor = TorchPredictor.load(run, zero_shot=True, device=device, **clip)
     if classes is not None:
         options.echo_note(predictor.set_class_names(names_in(classes)))

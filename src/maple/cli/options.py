@@ -43,10 +43,15 @@ TrainedBackbone = Annotated[
 TrustBackbone = Annotated[
     bool, Option("--trust-backbone", help="Load whatever CLIP the run names, and remember it, if the run is not yours.")
 ]
+TrustCode = Annotated[
+    bool, Option("--trust-code", help="Run the file next to the prompts that defines their method, if it is not yours.")
+]
 MeasuredBackbone = Annotated[str, Option("--backbone", help="The CLIP to measure; by default with random weights.")]
 Precision = Annotated[str | None, Option(help="fp32, bf16 or fp16; prompts are always fp32.")]
-MethodName = Annotated[str | None, Option("--method", help="The method; `maple methods` lists them.")]
-Methods = Annotated[str | None, Option(help='First parts of preset names, or TOML files: "zero_shot,coop,maple".')]
+MethodName = Annotated[str | None, Option("--method", help="One of `maple methods`, or your own: PATH/FILE.py:CLASS.")]
+Methods = Annotated[
+    str | None, Option(help='"zero_shot,coop,maple": first parts of preset names, TOML files, PATH/FILE.py:CLASS.')
+]
 Shots = Annotated[str | None, Option(help="Training images per class, or `all`.")]
 Seed = Annotated[int | None, Option(help="The seed of the sample, the initial prompts and the order of images.")]
 Overrides = Annotated[list[str] | None, Option("--set", help="Override any setting: section.key=value; repeatable.")]
@@ -124,9 +129,24 @@ def run_folder(output: Path | None, default: Path) -> Path:
     return output or default
 
 
-def clip_arguments(backbone: str | None, pretrained: str | None, trust_backbone: bool) -> dict[str, Any]:
-    """The options of a trained run's CLIP, as `load_prompts` takes them."""
-    return {"backbone": backbone, "pretrained": pretrained, "trust_backbone": trust_backbone}
+def load_arguments(
+    backbone: str | None, pretrained: str | None, trust_backbone: bool, trust_code: bool
+) -> dict[str, Any]:
+    """The options by which a trained run is loaded, as `load_prompts` takes them."""
+    trust = {"trust_backbone": trust_backbone, "trust_code": trust_code}
+    return {"backbone": backbone, "pretrained": pretrained, **trust}
+
+
+def method_name(text: str) -> str:
+    """The name of a method that the user gives; a file of one, PATH/FILE.py:CLASS, is accepted by naming it."""
+    from maple.plugins import trust_code
+
+    return trust_code(text)
+
+
+def method_names(text: str | None) -> list[str] | None:
+    """`method_name` of each in "a, b"; None stays None."""
+    return None if text is None else [method_name(name) for name in comma_list(text) or []]
 
 
 def needs_no_weights(backbone: str, pretrained: str | None) -> str | None:
@@ -161,8 +181,8 @@ def echo(text: object = "", *, err: bool = False) -> None:
     typer.echo(visible_lines(str(text).split("\n")), err=err)
 
 
-_KEYWORDS = "backbone|dataset|format|int8|method|only|part|pretrained|recursive|root|trust_backbone|zero_shot"
-_KEYWORD = re.compile(rf"(?<![^\s(])({_KEYWORDS})=(True|[A-Z]+|all|onnx|openclip)\b")
+_KEYWORDS = r"backbone|dataset|format|int8|method|only|part|pretrained|recursive|root|trust_\w+|zero_shot"
+_KEYWORD = re.compile(rf"(?<![^\s(])({_KEYWORDS})=(True|PATH/FILE\.py:CLASS|[A-Z]+|all|onnx|openclip)\b")
 _SETTING = re.compile(r"(?<![^\s(])((?:method|train|backbone)\.[a-z_]+=)")
 
 

@@ -42,6 +42,7 @@ def predict_command(
     backbone: options.TrainedBackbone = None,
     pretrained: options.Pretrained = None,
     trust_backbone: options.TrustBackbone = False,
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Classify images. Any class names may be given, including ones that were not trained.
 
@@ -71,7 +72,7 @@ def predict_command(
         rows = read_rows(options.feature_files(features))
     else:
         images = find_images(sources or [], recursive=recursive, stdin=getattr(sys.stdin, "buffer", None))
-    clip = options.clip_arguments(backbone, pretrained, trust_backbone)
+    clip = options.load_arguments(backbone, pretrained, trust_backbone, trust_code)
     predictor = load_predictor(run, zero_shot=zero_shot, device=device, **clip)
     if classes is not None:
         options.echo_note(predictor.set_class_names(names_in(classes)))

@@ -78,7 +78,7 @@ def efficiency_command(
             "and `maple report` makes a table of them"
         )
     batch_sizes = options.number_list(batch, "--batch") or []
-    names = options.comma_list(methods) or read_sweep("complexity")["methods"]
+    names = options.method_names(methods) or read_sweep("complexity")["methods"]
     if names == ["all"]:
         ending = "_base-to-novel"
         names = [name.removesuffix(ending) for name in preset_names() if name.endswith(ending)]

@@ -9,7 +9,16 @@ import typer
 from typer import Option
 
 from maple.cli import options
-from maple.cli.options import AnyModel, DataRoot, Device, Pretrained, TrainedBackbone, TrustBackbone, clip_arguments
+from maple.cli.options import (
+    AnyModel,
+    DataRoot,
+    Device,
+    Pretrained,
+    TrainedBackbone,
+    TrustBackbone,
+    TrustCode,
+    load_arguments,
+)
 from maple.errors import ConfigError
 
 MIN_TOKEN = 16
@@ -52,6 +61,7 @@ def serve_command(
     backbone: TrainedBackbone = None,
     pretrained: Pretrained = None,
     trust_backbone: TrustBackbone = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Serve a web page and an HTTP API that classify images, until Ctrl-C.
 
@@ -82,7 +92,7 @@ def serve_command(
         upload_timeout=max(timeout, 30.0),
     )
     check_token(token)
-    clip = clip_arguments(backbone, pretrained, trust_backbone)
+    clip = load_arguments(backbone, pretrained, trust_backbone, trust_code)
     # Before the model is loaded, so that an address that cannot be used is reported at once.
     with listen.bind(host, port) as listening:
         bound_to = listening.getsockname()[0]

@@ -75,7 +75,7 @@ def sweep_command(
         require_tracker(tracker)
     settings = read_sweep(sweep_name)
     settings |= options_layer(
-        methods=options.comma_list(methods),
+        methods=options.method_names(methods),
         datasets=None if datasets is None else names_in(datasets),
         source=source,
         seeds=options.number_list(seeds, "--seeds"),

@@ -59,12 +59,13 @@ def train_command(
     """Learn prompts from a few images per class. Repeat the same command to resume an interrupted run."""
     from contextlib import ExitStack
 
-    from maple.config import options_layer, preset_names, read_preset, resolve, setting_layer, to_toml
+    from maple.config import options_layer, read_preset, resolve, setting_layer, to_toml
     from maple.runs import Tracked, complete, content_name, train_run
 
     if config is not None and preset is not None:
         raise ConfigError(f"{config} and --preset {preset} both have the settings; leave out one of them")
     preset = config if preset is None else preset
+    method = None if method is None else options.method_name(method)
     names = options.read_names_file(class_names)
     layer = options_layer(
         backbone={"name": backbone, "pretrained": pretrained, "precision": precision},
@@ -72,12 +73,11 @@ def train_command(
         seed=seed,
     )
     if preset is None:
-        preset = f"{method or DEFAULT_METHOD}_base-to-novel"
-        if preset not in preset_names():
-            from maple.methods import METHODS, method_settings
+        from maple.methods import METHODS, recipe_of
 
-            method_settings({"name": method})  # an unknown method is an error of its own
-            raise ConfigError(f"{method} has no preset {preset}; name one with --preset ({', '.join(METHODS)})")
+        if method is not None:
+            METHODS.find(method, ", or PATH/FILE.py:CLASS for one of your own")
+        preset = recipe_of(method or DEFAULT_METHOD, ["base-to-novel"])
     layers = [read_preset(preset), *([] if method is None else [{"method": {"name": method}}]), layer]
     if shots is not None:
         layers.append(setting_layer("data.shots", options.parse_shots(shots)))
@@ -133,7 +133,7 @@ def fit_command(
     class_names: options.ClassNamesFile = None,
     method: Annotated[
         str,
-        Option(help="`auto` tries several methods and keeps the best; or one of `maple methods`."),
+        Option(help="`auto` keeps the best of several; or one of `maple methods`, or your own: PATH/FILE.py:CLASS."),
     ] = "auto",
     methods: Annotated[
         str | None, Option(help='The methods that `auto` tries, in place of its own: "zero_shot,coop,maple".')
@@ -208,11 +208,12 @@ def fit_command(
     if tracker is not None:
         require_tracker(tracker)
     selection = None
+    method = options.method_name(method)
     if method == AUTO and any(override.startswith("method.") for override in overrides or ()):
         method = DEFAULT_METHOD
         options.echo(f"settings of a method are given: fitting {method} alone (--method names another)", err=True)
     if preset is None and method == AUTO:
-        recipes = options.comma_list(methods) or CANDIDATES
+        recipes = options.method_names(methods) or CANDIDATES
         candidates = fit_candidates(source, recipes, layer=layer, overrides=overrides or [])
         given: dict[str, Any] = {"goal": goal, "minutes": minutes}
         selection = SelectionSettings(**{key: value for key, value in given.items() if value is not None})

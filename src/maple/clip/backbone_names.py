@@ -18,6 +18,7 @@ from filelock import FileLock
 from maple import files
 from maple.errors import BackboneError, MapleError, UntrustedBackboneError, shortened
 from maple.names import FEATURES
+from maple.places import state_folder
 
 # Small architectures for tests and first trials without weights: 64 x 64 pixels, CLIP's vocabulary.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -188,10 +189,8 @@ def _key(name: str, pretrained: str | None) -> tuple[str, str]:
 
 def _record() -> Path | None:
     """The file of what the user gave; None without a home."""
-    with suppress(RuntimeError):
-        state = Path(os.environ.get("XDG_STATE_HOME") or "")
-        return (state if state.is_absolute() else Path.home() / ".local" / "state") / "maple" / "backbones.json"
-    return None
+    state = state_folder()
+    return None if state is None else state / "backbones.json"
 
 
 def _remembered(record: Path) -> list[tuple[str, str]]:

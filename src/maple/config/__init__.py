@@ -11,7 +11,7 @@ from maple.config.settings import (
     Settings,
     TrainSettings,
 )
-from maple.config.toml import preset_names, preset_of, read_named_toml, read_preset, to_toml, toml_names
+from maple.config.toml import add_presets, preset_names, preset_of, read_named_toml, read_preset, to_toml, toml_names
 
 __all__ = [
     "BUNDLED_PREFIX",
@@ -22,6 +22,7 @@ __all__ = [
     "RunSettings",
     "Settings",
     "TrainSettings",
+    "add_presets",
     "merge_layers",
     "options_layer",
     "override_layer",

@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -16,6 +17,8 @@ from maple.files import check_values, read_json
 
 RUN_CONFIG = "config.json"
 
+_PROTOCOLS = ("base-to-novel", "few-shot", "cross-dataset", "domain-generalization")
+
 PRESETS = resources.files("maple") / "presets"
 
 
@@ -24,9 +27,42 @@ def toml_names(folder: Traversable) -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
+_added: dict[str, dict[str, Any]] = {}
+"""Presets of methods from outside the package, by name."""
+
+
 def preset_names() -> list[str]:
-    """Names of the shipped presets, such as `maple_base-to-novel`."""
-    return toml_names(PRESETS)
+    """Names of the shipped presets, such as `maple_base-to-novel`, and those of `add_presets`."""
+    return [*toml_names(PRESETS), *_added]
+
+
+def add_presets(method: str, titles: Iterable[str], presets: Mapping[str, Mapping[str, Any]]) -> str:
+    """Add the presets of a method from outside the package, by protocol; their settings need not name the method.
+
+    They are named TITLE_PROTOCOL, with the first title that no other method has; it is returned. Where there is none
+    for few-shot or base-to-novel, 800 steps or the default settings are taken.
+
+    Raises:
+        ConfigError: a protocol is unknown.
+
+    Example:
+        >>> add_presets("acme", ["acme"], {"few-shot": {"train": {"lr": 0.01}}})
+        'acme'
+        >>> read_preset("acme_few-shot")
+        {'train': {'lr': 0.01}, 'method': {'name': 'acme'}}
+    """
+    if unknown := presets.keys() - set(_PROTOCOLS):
+        raise ConfigError(f"presets of {method}: {one_of('protocol', min(unknown), _PROTOCOLS)}")
+    defaults: dict[str, Mapping[str, Any]] = {"base-to-novel": {}, "few-shot": {"train": {"steps": 800}}}
+    layers = {
+        protocol: {**preset, "method": {"name": method, **preset.get("method", {})}}
+        for protocol, preset in {**defaults, **presets}.items()
+    }
+    for title in titles:
+        if _added.get(f"{title}_base-to-novel", layers["base-to-novel"])["method"]["name"] == method:
+            break
+    _added.update({f"{title}_{protocol}": layer for protocol, layer in layers.items()})
+    return title
 
 
 def preset_of(method: str, endings: Iterable[str]) -> str:
@@ -63,6 +99,8 @@ def read_preset(name: str) -> dict[str, Any]:
         0.0035
     """
     path = Path(name).expanduser()
+    if name in _added:
+        return deepcopy(_added[name])
     if name not in preset_names():
         if (path / RUN_CONFIG).is_file():
             path = path / RUN_CONFIG

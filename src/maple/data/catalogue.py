@@ -32,9 +32,10 @@ from maple.data.published.split_files import (
     write_drawn_split,
 )
 from maple.data.records import DRAWN, Dataset, Item
-from maple.errors import DataError, one_of
+from maple.errors import ConfigError, DataError, one_of
 from maple.files import on_disk
 from maple.names import absolute_features, feature_paths, is_features
+from maple.plugins import Registry
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ _NAMES = "classnames.txt"
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz")
 _V2 = "imagenetv2-matched-frequency-format-val"
 
-CATALOGUE: dict[str, DatasetSpec] = {
+_OWN: dict[str, DatasetSpec] = {
     "imagenet": DatasetSpec("ImageNet", "imagenet", "images", _NAMES, _PHOTO, read_imagenet),
     "caltech101": DatasetSpec(
         "Caltech101", "caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json", _PHOTO
@@ -109,10 +110,20 @@ CATALOGUE: dict[str, DatasetSpec] = {
     "imagenet_r": DatasetSpec("ImageNetR", "imagenet-rendition", "imagenet-r", _NAMES, _PHOTO, read_synsets, True),
 }
 
+
+def _outside_dataset(source: str, loaded: object) -> DatasetSpec:
+    if not isinstance(loaded, DatasetSpec):
+        raise ConfigError(f"{source} is {loaded!r:.80}; it must be a maple.data.DatasetSpec")
+    return loaded
+
+
+CATALOGUE = Registry("maple.datasets", "data set", _OWN, _outside_dataset)
+"""The data sets with a fixed layout: the published ones, and those of installed packages (entry points)."""
+
 DATASET_GROUPS: dict[str, list[str]] = {
-    "paper11": [name for name, spec in CATALOGUE.items() if not spec.evaluation_only],
-    "cross10": [name for name, spec in CATALOGUE.items() if not spec.evaluation_only and name != "imagenet"],
-    "imagenet-variants": [name for name, spec in CATALOGUE.items() if spec.evaluation_only],
+    "paper11": [name for name, spec in _OWN.items() if not spec.evaluation_only],
+    "cross10": [name for name, spec in _OWN.items() if not spec.evaluation_only and name != "imagenet"],
+    "imagenet-variants": [name for name, spec in _OWN.items() if spec.evaluation_only],
 }
 """The papers' lists: base-to-novel and few-shot; the targets of cross-dataset; those of domain generalization."""
 
@@ -292,7 +303,7 @@ def load_published(name: str, root: Path | None) -> Dataset:
     for path, role in ((root, "the data root"), (folder, f"the folder of {spec.title}"), (images, "its image folder")):
         if not path.is_dir():
             archives = sorted(path.name for path in folder.glob("*") if path.name.endswith(_ARCHIVES))
-            advice = f"`maple data prepare {name}` says how to get it"
+            advice = f"`maple data prepare {name}` says how to get it" if name in _OWN else completion_advice(name)
             if archives:
                 advice = f"{', '.join(archives[:3])} in {folder} must be unpacked there first"
             raise DataError(
@@ -344,6 +355,8 @@ def require_images(dataset: Dataset, items: Sequence[Item]) -> None:
 
 def completion_advice(name: str) -> str:
     """How to complete a published data set."""
+    if name not in _OWN:
+        return "the package that defines this data set says how to get it"
     return (
         f"`maple data verify {name} --quick` lists what differs; to fetch it again, move {CATALOGUE[name].folder}/ "
         f"away and run `maple data prepare {name}`"

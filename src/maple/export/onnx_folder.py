@@ -28,6 +28,7 @@ from maple.inference.manifest import Manifest, Preprocess, Slots, Templates
 from maple.inference.onnx_predictor import OnnxPredictor
 from maple.inference.predictor import EncodedClasses, Floats
 from maple.methods import Method
+from maple.methods.trained_names import TrainedNamesMethod
 from maple.prompts import EnsembleClasses, PromptedClasses, TemplateClasses
 
 INLINE_BYTES = 1_500_000_000
@@ -155,6 +156,9 @@ def _sentences(method: Method) -> tuple[Slots | Templates | None, str | None]:
     backbone = method.backbone
     if not method.supports_new_classes:
         return None, f"{method.title} has learned weights for each class, and none for others"
+    encode = type(innermost(method)).encode_classes
+    if encode not in (Method.encode_classes, TrainedNamesMethod.encode_classes) and not method.classes_depend_on_image:
+        return None, f"{method.title} computes the features of classes in a way of its own; use PyTorch for new names"
     if backbone.text.obstacle is not None or not backbone.uses_clip_tokenizer:
         reason = backbone.text.obstacle or "its tokenizer is not CLIP's"
         return None, f"the export has no text tower, as {reason}; use PyTorch for new names"

@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
+from maple import plugins
 from maple.checkpoint import load_prompts, read_prompts, save_prompts
 from maple.clip import Backbone
 from maple.clip.backbone_names import require_trusted
@@ -27,7 +28,7 @@ from maple.inference.hub import PREFIX, PROMPTS, fetch_prompts, is_hub_id, push_
 from maple.inference.in_memory import check_callbacks, settings_of_methods, train_in_memory
 from maple.inference.predictor import check_reject
 from maple.inference.torch_predictor import finite, prompts_file
-from maple.methods import Method, method_settings
+from maple.methods import Method, method_settings, recipe_of
 from maple.names import clean_class_names, distinct
 from maple.runs import TrainProgress, complete
 from maple.runs.frozen_features import require_features
@@ -255,6 +256,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         backbone: str | Backbone | None = None,
         pretrained: str | None = None,
         trust_backbone: bool = False,
+        trust_code: bool = False,
         device: str | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -267,6 +269,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Args:
             backbone, pretrained: the CLIP, where it is not stored where the file says; it must be the same.
             trust_backbone: load whatever CLIP the file names, which may be from elsewhere.
+            trust_code: run the file next to it that defines its method, which may be from elsewhere, too.
             revision, token, cache_dir, force_download, local_files_only: for a hub repository, as in
                 `huggingface_hub.hf_hub_download`.
 
@@ -292,7 +295,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             backbone = cached_backbone(
                 backbone or name, pretrained, stored.backbone["precision"], choose_device(device), stored.activation
             )
-        method = load_prompts(path, backbone)
+        method = load_prompts(path, backbone, trust_code=trust_code)
         # A file of `maple train` has no section of a classifier: its labels are the class names.
         trained = {"labels": list(stored.class_names), "names": list(stored.class_names)}
         current = stored.info.get("classifier", trained)
@@ -407,10 +410,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         default: dict[str, Any] = {"backbone": {"name": BackboneSettings().name}, "train": {"calibrate": True}}
         shots = {"data": {"shots": None}}
         if self.method != AUTO:
+            name = plugins.trust_code(self.method) if isinstance(self.method, str) else self.method
             if self.preset is None:
-                method_settings({"name": self.method})  # reports an unknown method as such, not as an unknown preset
-            preset = read_preset(self.preset or f"{self.method}_base-to-novel")
-            method = {"method": {"name": self.method}, **shots}
+                method_settings({"name": name})  # reports an unknown method as such, not as an unknown preset
+            preset = read_preset(self.preset or recipe_of(name, ["base-to-novel"]))
+            method = {"method": {"name": name}, **shots}
             return {"": complete(resolve([default, preset, method, settings, layer]))}, None
         if self.preset is not None or "method" in settings:
             given = f"preset={self.preset!r} has" if self.preset is not None else "settings of a method belong to"

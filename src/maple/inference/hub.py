@@ -13,6 +13,7 @@ from maple.checkpoint import PromptsFile, read_prompts
 from maple.clip.hub import is_network_error, offline_if_unreachable
 from maple.errors import CheckpointError, first_line
 from maple.methods import METHODS
+from maple.plugins import code_of, is_code_name
 
 _SHOWN = 60
 
@@ -106,12 +107,18 @@ def is_hub_id(name: str) -> bool:
 def fetch_prompts(repository: str, **options: Any) -> Path:
     """Fetch the prompts file of a hub repository, with `options` of `hf_hub_download`; return its path in the cache.
 
+    The file of a method from outside the package is fetched, too; nothing in it is run.
+
     Raises:
         CheckpointError: no such repository or revision, one without prompts, or a hub that cannot be reached.
     """
     try:
         with offline_if_unreachable():
-            return Path(hf_hub_download(repository, PROMPTS, **options))
+            path = Path(hf_hub_download(repository, PROMPTS, **options))
+            name = str(read_prompts(path).method["name"])
+            if is_code_name(name) and code_of(name) is None:
+                hf_hub_download(repository, name.partition(":")[0], **options)
+            return path
     except Exception as error:
         _require_hub_error(error)
         raise CheckpointError(

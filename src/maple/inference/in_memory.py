@@ -9,13 +9,14 @@ from typing import Any, NamedTuple, NoReturn
 from torch import Tensor
 
 from maple.clip import Backbone
-from maple.config import RunSettings, preset_of, read_preset, resolve
+from maple.config import RunSettings, read_preset, resolve
 from maple.data import Dataset, Item, hold_out
 from maple.distributed import Processes
 from maple.errors import ConfigError, ImageError
 from maple.inference.array_images import InputError
 from maple.inference.image_sources import ImageSource
-from maple.methods import Method
+from maple.methods import Method, recipe_of
+from maple.plugins import trust_code
 from maple.runs import TrainingData, TrainProgress, complete
 from maple.runs.calibration import calibrate
 from maple.runs.cross_calibration import cross_calibrate
@@ -69,10 +70,10 @@ def settings_of_methods(
     recipes = CANDIDATES if methods is None else methods
     if isinstance(recipes, str) or not isinstance(recipes, Iterable):
         raise ConfigError(f'methods is {recipes!r:.80}; give a list of names, as in ["zero_shot", "coop"]')
-    recipes = list(recipes)
+    recipes = [trust_code(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
     if not recipes or not all(isinstance(name, str) for name in recipes) or len(set(recipes)) < len(recipes):
         raise ConfigError(f"methods is {recipes!r:.80}; name at least one, and each once")
-    presets = {recipe: read_preset(preset_of(recipe, ["few-shot", "base-to-novel"])) for recipe in recipes}
+    presets = {recipe: read_preset(recipe_of(recipe, ["few-shot", "base-to-novel"])) for recipe in recipes}
     return {recipe: complete(resolve(layers(preset))) for recipe, preset in presets.items()}
 
 

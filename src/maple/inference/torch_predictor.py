@@ -135,7 +135,7 @@ def describe(method: Method, info: Mapping[str, Any]) -> dict[str, Any]:
     backbone = method.backbone
     calibrated = {} if method.temperature == 1 else {"temperature": method.temperature}
     return {
-        "method": next((name for name, kind in METHODS.items() if kind is type(method)), type(method).__name__),
+        "method": METHODS.name_of(type(method)) or type(method).__name__,
         "title": method.title,
         "backbone": backbone.name,
         "pretrained": backbone.pretrained,

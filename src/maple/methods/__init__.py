@@ -1,14 +1,15 @@
-"""Methods: one file per paper, and a dictionary of them."""
+"""Methods: one file per paper, a registry of them, and of those from outside the package."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Generator
 
 from maple.clip import Backbone
+from maple.config import add_presets, preset_of
 from maple.descriptions import MethodDescription
-from maple.errors import ConfigError, one_of
+from maple.errors import ConfigError
 from maple.methods.base import Method, MethodSettings
 from maple.methods.clap import CLAP
 from maple.methods.clip_adapter import CLIPAdapter
@@ -33,11 +34,23 @@ from maple.methods.tcp import TCP
 from maple.methods.tip_adapter import TipAdapter
 from maple.methods.two_stage import TwoStage
 from maple.methods.zero_shot import ZeroShot
+from maple.plugins import Registry, short_code_name
 
 ZERO_SHOT = "zero_shot"
 """The method that learns nothing: the frozen CLIP, with which every other is compared."""
 
-METHODS: dict[str, type[Method]] = {
+
+def _outside_method(source: str, loaded: object) -> type[Method]:
+    """A method class from outside the package; its presets are then known under its name."""
+    if not isinstance(loaded, type) or not issubclass(loaded, Method):
+        raise ConfigError(f"{source} is {loaded!r:.80}; it must be a class derived from maple.Method")
+    for attribute in ("title", "paper", "summary", "Settings"):
+        if not hasattr(loaded, attribute):
+            raise ConfigError(f'{source} has no {attribute}; the page "Add a method" says what a method needs')
+    return loaded
+
+
+_OWN: dict[str, type[Method]] = {
     ZERO_SHOT: ZeroShot,
     "coop": CoOp,
     "cocoop": CoCoOp,
@@ -65,7 +78,19 @@ METHODS: dict[str, type[Method]] = {
     "gda": GDA,
 }
 
-__all__ = ["METHODS", "Features", "Method", "MethodSettings", "build_method", "describe_methods", "method_settings"]
+METHODS = Registry("maple.methods", "method", _OWN, _outside_method)
+"""The methods of this package, of installed packages (entry points `maple.methods`), and those that are assigned."""
+
+__all__ = [
+    "METHODS",
+    "Features",
+    "Method",
+    "MethodSettings",
+    "build_method",
+    "describe_methods",
+    "method_settings",
+    "recipe_of",
+]
 
 
 def describe_methods() -> dict[str, MethodDescription]:
@@ -93,9 +118,26 @@ def method_settings(description: Mapping[str, Any]) -> tuple[str, MethodSettings
     """
     values = dict(description)
     name = values.pop("name", None)
-    if not isinstance(name, str) or name not in METHODS:
-        raise ConfigError(one_of("method", name, METHODS))
-    return name, METHODS[name].Settings(**values)
+    return name, METHODS.find(name, ", or PATH/FILE.py:CLASS for one of your own").Settings(**values)
+
+
+def recipe_of(method: str, endings: Iterable[str]) -> str:
+    """The preset of a method, or of a variant of one, with the first of these endings that exists.
+
+    A method from outside the package has the presets of its class, by protocol; in any case one for few-shot and one
+    for base-to-novel. The path of a TOML file is returned as it is.
+
+    Raises:
+        ConfigError: there is none, or the class cannot be imported.
+
+    Example:
+        >>> recipe_of("maple-shallow", ["few-shot", "base-to-novel"])
+        'maple-shallow_base-to-novel'
+    """
+    if method not in _OWN and (kind := METHODS.get(method)) is not None:
+        # Two versions of a file have the same short name.
+        method = add_presets(method, [short_code_name(method), method], kind.presets)
+    return preset_of(method, endings)
 
 
 def build_method(
@@ -120,6 +162,6 @@ def build_method(
         torch.Size([1, 2])
     """
     name, settings = method_settings(description)
-    constructor: Any = METHODS[name]
+    constructor: Any = METHODS.find(name)
     method: Method = constructor(settings, backbone, class_names, generator or torch.Generator().manual_seed(0))
     return method.to(backbone.device).eval()

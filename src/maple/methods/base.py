@@ -96,6 +96,8 @@ class Method(nn.Module):
         short_title, plot_style, report_roles: how reports name, draw and use the method; "" is the title itself, and
             a style is picked where the class has none.
         Settings: the settings class.
+        presets: of a class outside the package, settings for its training by protocol, as a preset's file has them:
+            {"few-shot": {"method": {...}, "train": {...}, "rules": [...]}}.
         classes_depend_on_image: whether text features differ per image, so that they cannot be cached.
         log_names: the keys of the logs of `loss`, which a process without images needs too.
         added_names: the keys of `added_terms`.
@@ -125,6 +127,7 @@ class Method(nn.Module):
     plot_style: ClassVar[PlotStyle | None] = None
     report_roles: ClassVar[frozenset[ReportRole]] = frozenset()
     Settings: ClassVar[type[MethodSettings]]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     classes_depend_on_image: bool = False
     log_names: tuple[str, ...] = ("cross_entropy", "accuracy")
     added_names: ClassVar[tuple[str, ...]] = ()

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from maple.descriptions import MethodDescription
 from maple.errors import CheckpointError, DataError
 from maple.files import FAILURE, read_json, read_json_lines
+from maple.plugins import code_title
 from maple.report.records import Collection, CostRow, EvaluationRecord, Problem, Row, RunRecord, read_stored, reason_of
 
 COSTS = "complexity"
@@ -112,7 +113,7 @@ def _read_evaluations(
             problems.append(Problem(f"{run.name}/rows.jsonl line {number}", f"not an evaluation: {reason_of(error)}"))
             continue
         method = row.method["name"]
-        description = methods.get(method, MethodDescription(method))
+        description = methods.get(method, MethodDescription(code_title(method)))
         evaluations.append(EvaluationRecord(run, row, description, on_own_data=_is_own(row, run.folder)))
     return evaluations
 

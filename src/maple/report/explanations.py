@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 
 from maple.descriptions import MethodDescription
 from maple.files import regular
+from maple.plugins import code_title
 from maple.report.predictions import evenly
 from maple.report.records import Collection, Problem, RunRecord, Stored, read_stored, reason_of
 
@@ -83,7 +84,7 @@ def explained_runs(collection: Collection, problems: list[Problem]) -> list[Expl
         if len(explained) == _MOST_RUNS or not (run.folder / FOLDER).is_dir():
             continue
         name = str((run.settings.get("method") or {}).get("name"))
-        title = collection.methods.get(name, MethodDescription(name)).title
+        title = collection.methods.get(name, MethodDescription(code_title(name))).title
         stored = _read(run, "maps.json", _Maps, problems)
         maps = stored.maps if stored else ()
         chosen = [maps[index] for index in evenly(len(maps), min(len(maps), _MOST_MAPS))]

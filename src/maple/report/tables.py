@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from maple.descriptions import MethodDescription
+from maple.plugins import code_title
 from maple.report.comparison import FEWEST_PAIRS, PairedTest, paired_tests
 from maple.report.groups import ANY_SHOTS, BASE, HARMONIC_MEAN, MEAN_OF_HARMONIC_MEANS, MEASURES, Group, Spread, Variant
 from maple.report.published import PublishedResult, differing_counts, published_costs, published_result
@@ -303,7 +304,7 @@ def cost_tables(costs: Sequence[CostRow], methods: Mapping[str, MethodDescriptio
         >>> collection = collect(Path("runs"), describe_methods())
         >>> [table.caption for table in cost_tables(collection.costs, collection.methods)]
     """
-    described = {row.name: methods.get(row.name, MethodDescription(row.name)) for row in costs}
+    described = {row.name: methods.get(row.name, MethodDescription(code_title(row.name))) for row in costs}
     by_conditions: dict[str, list[CostRow]] = defaultdict(list)
     for row in sorted(costs, key=lambda row: (row.conditions, described[row.name].order, row.recipe)):
         by_conditions[row.conditions].append(row)

@@ -22,6 +22,7 @@ from maple.data.saved_split import SAVED_SPLIT, SavedImages, changes_since, read
 from maple.errors import DataError
 from maple.methods import METHODS, method_settings
 from maple.names import FEATURES, is_features
+from maple.plugins import short_code_name
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def complete(settings: RunSettings) -> RunSettings:
         16
     """
     description = dict(settings.method)
-    kind = METHODS.get(str(description.get("name")))
+    kind = METHODS.get(description.get("name", ""))
     template = template_of(settings.data.dataset)
     if kind is not None and template is not None:
         description = {**kind.Settings.for_template(template), **description}
@@ -83,6 +84,7 @@ def folder_name(settings: RunSettings, method: str, identity: Mapping[str, Any])
         >>> folder_name(complete(settings), "auto", {"candidates": ["coop", "maple"]})
         'photos_auto_all_16shots_seed1_0d6a2b9e47'
     """
+    method = short_code_name(method).rpartition(":")[2]
     digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     data = settings.data
     published = template_of(data.dataset) is not None

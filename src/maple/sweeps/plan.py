@@ -19,7 +19,6 @@ from maple.config import (
     Positive,
     RunSettings,
     Settings,
-    preset_of,
     read_named_toml,
     read_preset,
     resolve,
@@ -30,7 +29,8 @@ from maple.data import known_names
 from maple.data.catalogue import DATASET_GROUPS, require_possible, template_of
 from maple.errors import ConfigError, DataError, MapleError
 from maple.feature_files import read_features
-from maple.methods import MethodSettings, describe_methods, method_settings
+from maple.methods import METHODS, MethodSettings, method_settings
+from maple.methods import recipe_of as method_recipe
 from maple.names import is_features
 from maple.runs import complete, content_name
 from maple.runs.spec import cached_backbone, open_dataset
@@ -209,7 +209,7 @@ def plan_sweep(sweep: SweepSettings, on_dropped: Callable[[str], None] = lambda 
             if reasons := reasons or _needs_a_clip(settings):
                 dropped |= dict.fromkeys(reasons)
                 continue
-            learns = not describe_methods()[settings.method["name"]].is_zero_shot
+            learns = "zero-shot" not in METHODS[settings.method["name"]].report_roles
             if drawn is None and not learns:
                 drawn = len(sweep.seeds) > 1 and _seed_draws_test(settings, evaluations)
             by_seed = learns or drawn
@@ -340,4 +340,4 @@ def _training_sets(sweep: SweepSettings) -> list[tuple[str, tuple[PlannedEvaluat
 
 def recipe_of(method: str, protocol: ProtocolName) -> str:
     """Return the preset that a method uses in a protocol, ConfigError if unknown; the path of a TOML file as it is."""
-    return preset_of(method, PROTOCOLS[protocol])
+    return method_recipe(method, PROTOCOLS[protocol])

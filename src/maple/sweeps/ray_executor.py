@@ -24,6 +24,7 @@ import torch
 from maple import files
 from maple.errors import ConfigError, first_line
 from maple.files import FAILURE
+from maple.plugins import accept_code, code_of
 from maple.sweeps.executors import ATTEMPTS, Completed, Group, Work, refuse_launcher
 from maple.sweeps.plan import PlannedRun
 from maple.sweeps.runner import Report, RunOutcome, finished_outcome, record_failure, status_of
@@ -117,6 +118,7 @@ class WorkerConfig:
     threads: int
     command: tuple[str, ...]  # for the record of the environment
     work: Work
+    code: tuple[bytes, ...] = ()  # files of methods, which were accepted where the sweep was started
 
 
 def on_ray(
@@ -163,7 +165,10 @@ def on_ray(
     with _connection(address):
         gpus = _reserved_gpus(gpus_per_run, cpus_per_run)
         device, threads = device or (None if gpus else "cpu"), max(1, int(cpus_per_run))
-        config = WorkerConfig(root.resolve(), Path.cwd(), marker, storage, device, threads, tuple(sys.argv), work)
+        named = {run.settings.method["name"] for group in groups for run in group}
+        code = tuple(content for content in map(code_of, sorted(named)) if content is not None)
+        command = tuple(sys.argv)
+        config = WorkerConfig(root.resolve(), Path.cwd(), marker, storage, device, threads, command, work, code)
         board = _start_progress_board()
         options = {"num_cpus": cpus_per_run, "num_gpus": gpus, "max_retries": ATTEMPTS - 1}
         machines = _machines()
@@ -298,6 +303,8 @@ def _run_on_worker(group: Group, config: WorkerConfig, board: Any) -> list[RunOu
     sys.argv[:] = config.command
     os.environ.pop("WORLD_SIZE", None)  # of the machine; a worker trains alone
     torch.set_num_threads(config.threads)
+    for content in config.code:
+        accept_code(content)
     store = None if config.storage is None else Storage(config.storage)
     if store is None and not config.marker.is_file():
         return socket.gethostname()

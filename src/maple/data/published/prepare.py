@@ -116,9 +116,10 @@ def prepare(
         DataError: the name is unknown, the root is not writable, or another process prepares this data set.
         DownloadError: something is still missing; the message says why, what to download by hand and where to put it.
     """
-    if name not in CATALOGUE:
-        raise DataError(one_of("published data set", name, CATALOGUE))
-    recipe, progress = recipe or recipes()[name], progress or PrepareProgress()
+    recipe = recipe or recipes().get(name)
+    if recipe is None:
+        raise DataError(one_of("published data set", name, recipes()))
+    progress = progress or PrepareProgress()
     before = recipe.missing(root)
     if not before:
         return []
