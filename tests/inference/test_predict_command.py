@@ -225,3 +225,52 @@ def test_a_reader_that_leaves_early_and_names_that_are_not_unicode(prompts: Path
     left = ForkedProcess(run_without_reader, arguments)
     assert left.wait() == 1, "what could not be written"
     assert "Traceback" not in left.stderr
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_rows_in_a_file(suffix: str, prompts: Path, pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / f"out{suffix}"
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'maple-clip[ray]'")
+    arguments = [prompts, pictures, "--top", 2, "--reject", 0.99, "--zero-shot"]
+    done = predict(*arguments, "--output", output)
+    assert (done.exit_code, done.stdout) == (1, "")
+    shown = rows(predict(*arguments, "--json").stdout)
+    if suffix == ".csv":
+        with output.open(newline="") as file:
+            table = list(csv.DictReader(file))
+        best = [[row["class_1"], row["class_2"]] for row in table]
+        assert table[0]["zero_shot_class_1"] == shown[0]["zero_shot"][0]["class"]
+        assert [row["rejected"] for row in table] == ["true", "true", "true", ""]
+    else:
+        if suffix == ".jsonl":
+            table = rows(output.read_text())
+        else:
+            import pyarrow.parquet as pq
+
+            table = pq.read_table(output).to_pylist()
+        best = [row["classes"] for row in table]
+        assert table[0]["probabilities"] == pytest.approx([item["probability"] for item in shown[0]["best"]])
+        assert [row["rejected"] for row in table] == [True, True, True, None]
+    assert best[:3] == [[item["class"] for item in row["best"]] for row in shown]
+    assert [row["path"] for row in table] == [*(row["source"] for row in shown), str(pictures / "d.png")]
+    assert [bool(row["error"]) for row in table] == [False, False, False, True]
+    assert "cannot be decoded" in str(table[3]["error"])
+    with pytest.raises(ConfigError, match="exists; choose another output, or remove it"):
+        predict(prompts, pictures, "--output", output)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--executor", "spark"], "unknown executor 'spark'; choose one of: local, ray"),
+        (["--actors", "2"], "--actors without --executor ray has no effect"),
+        (["--executor", "ray"], "--executor ray needs the folder of its results: --output NAME.parquet"),
+        (["--executor", "ray", "--output", "x.csv"], "needs the folder of its results, not x.csv"),
+        (["--output", "x.txt"], r"output 'x.txt': predictions are written to a file named .parquet, .csv, .jsonl"),
+        (["--output", "x.csv", "--json"], "--json cannot be used with --output"),
+    ],
+)
+def test_refused_outputs(words: list[str], message: str, prompts: Path, pictures: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        predict(prompts, pictures, *words)

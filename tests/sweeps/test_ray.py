@@ -204,7 +204,7 @@ def test_results_are_exchanged_through_a_storage(make_images: Callable[..., Path
     ("options", "message"),
     [
         ({"cpus_per_run": 64}, "--cpus-per-run 64: .*the machine with most cores has 2"),
-        ({"gpus_per_run": 1.5}, "--gpus-per-run 1.5: a run takes a fraction of a GPU, or whole ones"),
+        ({"gpus_per_run": 1.5}, "--gpus-per-run 1.5: each run takes a fraction of a GPU, or whole ones"),
         ({"gpus_per_run": 200}, "the machine with most has"),
         ({"storage": "nowhere://bucket"}, "the storage 'nowhere://bucket' cannot be opened"),
     ],
@@ -233,6 +233,6 @@ def test_a_folder_that_is_not_shared_is_refused(
 def test_missing_ray_is_reported(
     make_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maple.sweeps.ray_executor.find_spec", lambda _: None)
+    monkeypatch.setattr("maple.ray_cluster.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install 'maple-clip\[ray\]'"):
         run_sweep(runs_of(make_images()), tmp_path, executor=on_ray, progress=RecordedProgress())

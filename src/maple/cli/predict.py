@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from rich.cells import cell_len
 from typer import Option
 
 from maple.cli import options
+from maple.cli.predict_output import check_executor, predict_on_cluster
 from maple.errors import ClassNamesError, ConfigError, visible
 from maple.names import names_in
 
@@ -38,6 +40,19 @@ def predict_command(
     as_csv: Annotated[bool, Option("--csv", help="Print CSV: one line per image and class.")] = False,
     recursive: options.Recursive = False,
     batch_size: Annotated[int, Option(help="How many images are computed at once.", min=1)] = 32,
+    output: Annotated[
+        Path | None,
+        Option(help="Write one row per image to this file instead: .parquet, .csv or .jsonl; ray: a .parquet folder."),
+    ] = None,
+    executor: Annotated[
+        str, Option(help="local, or ray: the actors of a cluster; IMAGES are folders, Parquet, shards, fsspec URLs.")
+    ] = "local",
+    ray_address: Annotated[str | None, Option(help="HOST:6379, ray://HOST:10001, auto. Default: RAY_ADDRESS.")] = None,
+    actors: Annotated[
+        int | None, Option(help="ray: at most this many processes. Default: all there is room for.")
+    ] = None,
+    gpus_per_actor: Annotated[float | None, Option(help="ray: GPUs, or a fraction of one. Default: 1.")] = None,
+    cpus_per_actor: Annotated[float | None, Option(help="ray: cores of each actor. Default: 1.")] = None,
     device: options.Device = None,
     backbone: options.TrainedBackbone = None,
     pretrained: options.Pretrained = None,
@@ -52,6 +67,7 @@ def predict_command(
     """
     from maple.inference import UnreadableImage, find_images, load_predictor
     from maple.inference.image_sources import STDIN, cache_downloads
+    from maple.inference.prediction_tables import write_predictions
     from maple.inference.predictor import check_reject
 
     check_reject(reject)
@@ -63,6 +79,20 @@ def predict_command(
         raise typer.BadParameter("give images, or their features with --features FILE", param_hint="IMAGES...")
     if features is not None and (sources or recursive):
         raise ConfigError(f"--features takes the place of images: leave out {sources[0] if sources else '--recursive'}")
+    ray_options: dict[str, Any] = {
+        "ray-address": ray_address,
+        "actors": actors,
+        "gpus-per-actor": gpus_per_actor,
+        "cpus-per-actor": cpus_per_actor,
+    }
+    printing = {"--ask": ask, "--json": as_json, "--csv": as_csv}
+    check_executor(executor, output, ray_options, printing, has_features=features is not None)
+    clip = options.load_arguments(backbone, pretrained, trust_backbone, trust_code)
+    if executor == "ray":
+        scalars: dict[str, Any] = {"top": top, "reject": reject, "batch_size": batch_size}
+        names = None if classes is None else names_in(classes)
+        settings = {**scalars, **clip, "classes": names, "zero_shot": zero_shot, "recursive": recursive}
+        predict_on_cluster(run, sources or [], output or Path(), {**settings, "device": device}, ray_options)
     # Before a backbone is loaded, so that malformed sources are refused at once.
     images: Iterable[ImageSource] = ()
     rows = None
@@ -72,7 +102,6 @@ def predict_command(
         rows = read_rows(options.feature_files(features))
     else:
         images = find_images(sources or [], recursive=recursive, stdin=getattr(sys.stdin, "buffer", None))
-    clip = options.load_arguments(backbone, pretrained, trust_backbone, trust_code)
     predictor = load_predictor(run, zero_shot=zero_shot, device=device, **clip)
     if classes is not None:
         options.echo_note(predictor.set_class_names(names_in(classes)))
@@ -88,13 +117,17 @@ def predict_command(
             results = predictor.stream_features(rows, **numbers)
         else:
             results = predictor.stream(images, **numbers, workers=workers)
+        if output is not None:
+            shown = min(top, len(predictor.class_names))
+            results = write_predictions(output, results, top=shown, zero_shot=zero_shot, reject=reject is not None)
         for result in results:
             if isinstance(result, UnreadableImage):
                 unreadable += 1
                 typer.echo(visible(options.in_options(f"maple: {result.reason}")), err=True)
             else:
                 read += 1
-                show(result)
+                if output is None:
+                    show(result)
 
     if ask:
         fetched = list(cache_downloads(iter(images)))

@@ -4,4 +4,6 @@ from .predictor import Prediction as Prediction
 from .predictor import Predictor as Predictor
 from .predictor import UnreadableImage as UnreadableImage
 from .predictor import load_predictor as load_predictor
+from .ray_predict import BulkResult as BulkResult
+from .ray_predict import predict_on_ray as predict_on_ray
 from .torch_predictor import TorchPredictor as TorchPredictor

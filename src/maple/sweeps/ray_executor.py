@@ -10,11 +10,10 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Any
@@ -25,6 +24,7 @@ from maple import files
 from maple.errors import ConfigError, first_line
 from maple.files import FAILURE
 from maple.plugins import accept_code, code_of
+from maple.ray_cluster import connection, require_ray, reserved_gpus
 from maple.sweeps.executors import ATTEMPTS, Completed, Group, Work, refuse_launcher
 from maple.sweeps.plan import PlannedRun
 from maple.sweeps.runner import Report, RunOutcome, finished_outcome, record_failure, status_of
@@ -152,8 +152,7 @@ def on_ray(
         >>> run_sweep(runs, Path("/shared/runs"), executor=partial(on_ray, address="auto", gpus_per_run=0.5))
     """
     refuse_launcher()
-    if find_spec("ray") is None:
-        raise ConfigError("--executor ray needs Ray, on every machine: pip install 'maple-clip[ray]'")
+    require_ray()
     store = None if storage is None else Storage(storage)
     import ray
 
@@ -162,8 +161,8 @@ def on_ray(
         marker = min(root.glob(f"{_MARKER}*"), default=root / f"{_MARKER}{uuid.uuid4().hex}").resolve()
         if not marker.exists():
             files.write_text(marker, "Ray workers that see this file see the folder of the sweep.\n")
-    with _connection(address):
-        gpus = _reserved_gpus(gpus_per_run, cpus_per_run)
+    with connection(address):
+        gpus = reserved_gpus(gpus_per_run, cpus_per_run, default=_DEFAULT_GPUS, user="run")
         device, threads = device or (None if gpus else "cpu"), max(1, int(cpus_per_run))
         named = {run.settings.method["name"] for group in groups for run in group}
         code = tuple(content for content in map(code_of, sorted(named)) if content is not None)
@@ -327,48 +326,3 @@ def _run_on_worker(group: Group, config: WorkerConfig, board: Any) -> list[RunOu
         with suppress(OSError):  # not empty: other runs are still there
             root.rmdir()
     return outcomes
-
-
-@contextmanager
-def _connection(address: str | None) -> Iterator[None]:
-    """Use the cluster that this process is connected to; otherwise connect, and disconnect at the end."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    # No usage statistics: a cluster on this machine alone sends nothing anywhere.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        problem = "a Ray cluster cannot be started" if address is None else f"no Ray cluster answers at {address!r}"
-        raise ConfigError(
-            f"{problem}: {first_line(error)}; start one with `ray start --head` and give --ray-address HOST:6379, or "
-            "auto on one of its machines"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _reserved_gpus(gpus: float | None, cpus: float) -> float:
-    """Return the number of GPUs per run; raise ConfigError if no machine has room for a run."""
-    import ray
-
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    most_gpus, most_cpus = (max((room.get(kind, 0.0) for room in machines), default=0.0) for kind in ("GPU", "CPU"))
-    if gpus is None:
-        gpus = _DEFAULT_GPUS if most_gpus else 0.0
-    if not 0 < cpus <= most_cpus:
-        raise ConfigError(
-            f"--cpus-per-run {cpus:g}: a run takes more than 0, and the machine with most cores has {most_cpus:g}"
-        )
-    allowed_fraction = gpus <= 1 or gpus == int(gpus)
-    if not (0 <= gpus <= most_gpus and allowed_fraction):
-        raise ConfigError(
-            f"--gpus-per-run {gpus:g}: a run takes a fraction of a GPU, or whole ones; the machine with most has "
-            f"{most_gpus:g}"
-        )
-    return gpus
