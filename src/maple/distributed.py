@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+import platform
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -158,3 +159,13 @@ def device_memory(device: torch.device) -> int:
         return min(physical, int(_CGROUP.read_text()))
     except (OSError, ValueError):  # no control group, or no limit in it
         return physical
+
+
+def processor() -> str:
+    """The processor's name; "cpu" where the system does not give it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(filter(None, names), platform.processor() or "cpu")

@@ -22,12 +22,13 @@ from maple.clip import Backbone, ImageTower, LayerEdit, TextTower
 from maple.clip.cpu_linear import FLOPS
 from maple.clip.edits import edits_of_all_blocks
 from maple.config import RunSettings
+from maple.distributed import processor
 from maple.errors import ConfigError
 from maple.methods import Method, build_method
 from maple.prompts import EnsembleClasses, TemplateClasses
 from maple.report.collect import COSTS
 from maple.report.records import CostRow, SpeedRow
-from maple.runs.folder import environment, processor
+from maple.runs.folder import environment
 from maple.train import Trainer
 
 _EMBEDDINGS = ("token_embedding.weight", "word_embeddings.weight", "embed_tokens.weight")

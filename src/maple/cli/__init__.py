@@ -15,6 +15,7 @@ from maple.cli import options
 from maple.cli.backbones import backbones_command
 from maple.cli.cache import cache_app
 from maple.cli.data import data_app
+from maple.cli.doctor import doctor_command
 from maple.cli.evaluate import evaluate_command
 from maple.cli.exchange import export_command, import_command
 from maple.cli.explain import explain_command
@@ -76,6 +77,7 @@ app.command("backbones")(backbones_command)
 app.command("inspect")(inspect_command)
 app.add_typer(data_app)
 app.add_typer(cache_app)
+app.command("doctor")(doctor_command)
 app.command("efficiency")(efficiency_command)
 app.command("report")(report_command)
 

@@ -45,9 +45,9 @@ def list_command(as_json: options.AsJson = False) -> None:
             for entry in entries:
                 about = {key: str(value) for key, value in entry.description.items()}
                 described = [about.get(key, "damaged") for key in ("images", "root", "view", "backbone", "precision")]
-                table.append((*described, _size(entry.size), _time(entry.used)))
+                table.append((*described, size_text(entry.size), _time(entry.used)))
             options.print_table(columns, table, right=("images", "size"), soft_wrap=True)
-        options.echo(f"{len(entries)} in {cache.folder}: {_size(total)} of at most {_size(cache.limit)}")
+        options.echo(f"{len(entries)} in {cache.folder}: {size_text(total)} of at most {size_text(cache.limit)}")
 
 
 @cache_app.command("clear")
@@ -66,14 +66,14 @@ def clear_command(
         options.echo(_NONE)
         return
     count, size = cache.clear(older_than)
-    options.echo(f"{cache.folder}: removed {count} ({_size(size)})")
+    options.echo(f"{cache.folder}: removed {count} ({size_text(size)})")
 
 
 def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
 
 
-def _size(size: int) -> str:
+def size_text(size: int) -> str:
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000 or unit == "GB":
             break

@@ -1,7 +1,9 @@
 """Options and arguments that several commands share, and the parsing of their values."""
 
+import os
 import re
 from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,9 +11,51 @@ import typer
 from typer import Argument, Option
 
 from maple.descriptions import ALL_SHOTS
-from maple.errors import ConfigError, visible
+from maple.errors import ConfigError, MapleError, visible
 from maple.files import read_json
 from maple.names import is_features
+
+LAST = "last"
+"""The name of the newest finished run, wherever a run is named."""
+_RUNS = Path("runs")
+
+
+def newest_run(value: Any) -> Any:
+    """Return the folder of the newest finished run in runs/ for `last`, and any other value as it is.
+
+    The newest is the one that was started last, as its environment.json says. Runs inside the folder of another one,
+    which `maple fit` compares, do not count.
+
+    Raises:
+        ConfigError: there is no finished run.
+    """
+    if str(value) != LAST:
+        return value
+    runs = []
+    for folder, below, names in os.walk(_RUNS):
+        if "config.json" in names:
+            below.clear()
+            if "prompts.safetensors" in names:
+                runs.append(Path(folder))
+    if not runs:
+        raise ConfigError(
+            "last: there is no finished run in runs/ of the current folder; train one, or give the folder of a run "
+            "(./last for one that is called last)"
+        )
+    newest = max(runs, key=_started)
+    typer.echo(visible(f"maple: last is {newest}"), err=True)
+    return type(value)(newest)
+
+
+def _started(run: Path) -> tuple[float, float]:
+    """When a run was started, and when its result was written, in seconds; the latter twice if nothing is recorded."""
+    written = (run / "prompts.safetensors").stat().st_mtime
+    try:
+        started = datetime.fromisoformat(read_json(run / "environment.json")["started"]).timestamp()
+    except (MapleError, LookupError, TypeError, ValueError):
+        started = written
+    return started, written
+
 
 Features = Annotated[
     str | None,
@@ -62,9 +106,20 @@ ClassNamesFile = Annotated[
 RunOutput = Annotated[
     Path | None, Option("--output", help="The run folder. Default: a name derived from the settings, in runs/.")
 ]
-RunFolder = Annotated[Path, Argument(metavar="RUN", help="A run folder, as written by `maple train`.")]
-TrainedModel = Annotated[str, Argument(metavar="RUN", help="A run folder, a prompts file, or hf-hub:OWNER/NAME.")]
-AnyModel = Annotated[str, Argument(metavar="RUN", help="A run, a prompts file, hf-hub:OWNER/NAME, or an ONNX export.")]
+RunFolder = Annotated[
+    Path,
+    Argument(metavar="RUN", help="A run folder, or `last`: the newest finished run in runs/.", callback=newest_run),
+]
+TrainedModel = Annotated[
+    str,
+    Argument(metavar="RUN", help="A run folder, `last`, a prompts file, or hf-hub:OWNER/NAME.", callback=newest_run),
+]
+AnyModel = Annotated[
+    str,
+    Argument(
+        metavar="RUN", help="A run, `last`, a prompts file, hf-hub:OWNER/NAME, or an ONNX export.", callback=newest_run
+    ),
+]
 ImageSources = Annotated[
     list[str] | None,
     Argument(metavar="IMAGES...", help="Image files, folders, http(s) addresses, or - for standard input."),

@@ -19,7 +19,14 @@ _WIDE = 160  # columns of text in a file or a pipe, where nothing has to be cut 
 
 
 def report_command(
-    folder: Annotated[Path, Argument(metavar="DIR", help="A folder that holds run folders, at any depth.")],
+    folder: Annotated[
+        Path,
+        Argument(
+            metavar="DIR",
+            help="A folder that holds run folders, at any depth; or `last`: the newest finished run in runs/.",
+            callback=options.newest_run,
+        ),
+    ],
     output: Annotated[
         Path | None, Option(help="A folder, or the file of a single format. Default: report.* in DIR.")
     ] = None,

@@ -35,7 +35,9 @@ def methods_command(backbone: options.MeasuredBackbone = "ViT-B-16", pretrained:
 
 
 def inspect_command(
-    run: Annotated[Path, Argument(metavar="RUN", help="A run folder, or a prompts file.")],
+    run: Annotated[
+        Path, Argument(metavar="RUN", help="A run folder, `last`, or a prompts file.", callback=options.newest_run)
+    ],
     as_json: options.AsJson = False,
 ) -> None:
     """Show the settings of a run, its epochs, its learned parameters and its evaluations. Loads no backbone."""

@@ -24,12 +24,11 @@ from torch import Tensor
 
 from maple import files
 from maple.errors import ConfigError
+from maple.places import CACHE_VARIABLE, OFF, cache_folder
 
 logger = logging.getLogger(__name__)
 
-FOLDER_VARIABLE = "MAPLE_CACHE"
 SIZE_VARIABLE = "MAPLE_CACHE_SIZE"
-OFF = "off"
 DEFAULT_BYTES = 5 * 1000**3
 
 _SUFFIX = ".safetensors"
@@ -74,20 +73,13 @@ class FeatureCache:
     def open(cls) -> "FeatureCache | None":
         """Return the user's cache; None if it is off, or there is no home folder for it.
 
-        Its folder is `$MAPLE_CACHE`, else `maple` in `$XDG_CACHE_HOME` or in `~/.cache`; its limit `$MAPLE_CACHE_SIZE`,
-        else 5 GB.
+        It is in `maple.places.cache_folder`; its limit is `$MAPLE_CACHE_SIZE`, else 5 GB.
 
         Raises:
             ConfigError: the limit is not a size.
         """
-        given = os.environ.get(FOLDER_VARIABLE, "").strip()
-        if given.lower() == OFF:
-            return None
-        try:
-            base = Path(os.environ.get("XDG_CACHE_HOME") or "")
-            home = Path(given).expanduser() if given else None
-            home = home or (base if base.is_absolute() else Path.home() / ".cache") / "maple"
-        except RuntimeError:  # no home
+        home = cache_folder()
+        if home is None:
             return None
         return cls(home / "features", _parse_size(os.environ.get(SIZE_VARIABLE, "")))
 
@@ -216,5 +208,5 @@ def _parse_size(text: str) -> int:
 def _warn_once(folder: str, reason: str) -> None:
     logger.warning(
         "%s: features cannot be kept there (%s), so they are computed each time; set %s to another folder, or to %s",
-        *(folder, reason, FOLDER_VARIABLE, OFF),
+        *(folder, reason, CACHE_VARIABLE, OFF),
     )

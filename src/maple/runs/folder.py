@@ -34,6 +34,7 @@ from maple.data import Item
 from maple.data.folders.class_folders import split_domain
 from maple.data.folders.listing import is_ignored
 from maple.data.records import items_hash
+from maple.distributed import processor
 from maple.errors import BusyError, CheckpointError, ConfigError, output_error, shortened
 from maple.runs.spec import relevant
 from maple.train import EpochReport, Trainer
@@ -252,13 +253,3 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
-
-
-def processor() -> str:
-    """The processor's name; "cpu" where the system does not give it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(filter(None, names), platform.processor() or "cpu")

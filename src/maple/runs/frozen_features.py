@@ -21,11 +21,11 @@ from maple.config import RunSettings
 from maple.data import Batch, EvalTransform, ImageStore, Item, TrainTransform, eval_batches
 from maple.data.batches import view_batches
 from maple.data.images.prefetch import map_in_order, reading_threads
+from maple.distributed import processor
 from maple.errors import ConfigError
 from maple.methods import Method
 from maple.prompts import encode_image, to_float32
 from maple.runs.feature_cache import FeatureCache
-from maple.runs.folder import processor
 from maple.runs.spec import eval_transform
 
 _FORMAT = 1
