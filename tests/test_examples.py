@@ -1,7 +1,9 @@
 """The examples run as written, with little data."""
 
+import os
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -31,3 +33,21 @@ def test_train_maple(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_every_example_has_a_test() -> None:
     """A new example needs a test here."""
     assert [path.name for path in EXAMPLES.glob("*.py")] == ["train_maple.py"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs bash")
+@pytest.mark.parametrize(
+    ("status", "left", "expected"), [(0, "new", 0), (1, "new", 0), (1, "failed", 1), (2, "new", 2)]
+)
+def test_slurm_sweep_fails_only_with_its_runs(status: int, left: str, expected: int, tmp_path: Path) -> None:
+    """A task that ends while others are training is not a failure; `maple` is replaced by what it answers."""
+    maple = tmp_path / "maple"
+    plan = f"""echo '{{"status": "{left}"}}'; exit 0"""
+    maple.write_text(f'#!/bin/sh\necho "$@" >&2\ncase "$*" in *--plan*) {plan};; esac\nexit {status}\n')
+    maple.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MAPLE_RUNS": "shared", "SLURM_ARRAY_TASK_ID": "3"}
+    command = ["bash", str(EXAMPLES / "slurm_sweep.sh"), "demo", "--set", "data.listing=a b"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == expected
+    assert done.stderr.splitlines()[0] == "sweep demo --set data.listing=a b --output shared"
+    assert "task 3 of job none" in done.stdout

@@ -1,8 +1,11 @@
 """The runs and evaluations that a sweep expands to."""
 
 import json
+import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -11,6 +14,7 @@ from maple.cli import app
 from maple.clip import Backbone, tower_depths
 from maple.errors import ConfigError, DataError
 from maple.methods import build_method
+from maple.runs.evaluation import evaluation_request
 from maple.sweeps import PlannedRun, SweepSettings, plan_sweep, read_sweep, sweep_names
 from maple.sweeps.plan import PlannedEvaluation
 
@@ -274,6 +278,37 @@ def test_another_backbone_drops_the_weights_of_the_file(tmp_path: Path) -> None:
     assert planned_by(str(path), "--backbone", "ViT-B-32") == planned_by(*plain, "ViT-B-32")
     assert planned_by(str(path)) == planned_by(*plain, "ViT-B-16", "--pretrained", "openai")
     assert planned_by(str(path), *laion) == planned_by(*plain, "ViT-B-16", *laion)
+
+
+def test_plan_for_programs(tmp_path: Path) -> None:
+    options = ["base-to-novel", "--methods", "maple", "--datasets", "emoji-food", "--output", str(tmp_path)]
+
+    def plan() -> dict[str, Any]:
+        done = CliRunner().invoke(
+            app, ["sweep", *options, "--seeds", "1-3", "--plan", "--json"], catch_exceptions=False
+        )
+        return dict(json.loads(done.stdout))
+
+    content = plan()
+    assert content["counts"] == {"new": 3}
+    assert content["estimated_seconds"] is None
+    first, second, _ = content["runs"]
+    assert (first["method"], first["seed"], second["seed"]) == ("maple", 1, 2)
+    assert first["evaluations"] == [{"dataset": "emoji-food", "classes": part} for part in ("base", "novel")]
+    folder = Path(first["folder"])
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "environment.json").write_text(json.dumps({"started": "2025-05-01T10:00:00+00:00"}))
+    (folder / "prompts.safetensors").write_bytes(b"")
+    os.utime(folder / "prompts.safetensors", (0, datetime(2025, 5, 1, 10, 1, 30, tzinfo=UTC).timestamp()))
+    rows = [{"asked": evaluation_request("emoji-food", part)} for part in ("base", "novel")]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = plan()
+    assert content["counts"] == {"finished": 1, "new": 2}
+    assert content["runs"][0]["seconds"] == 90
+    assert content["estimated_seconds"] == 180
+    with pytest.raises(ConfigError, match="add --plan, or leave --json out"):
+        CliRunner().invoke(app, ["sweep", *options, "--json"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(

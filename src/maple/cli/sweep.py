@@ -59,6 +59,7 @@ def sweep_command(
     cpus_per_run: Annotated[float | None, Option(help="ray: cores that a run reserves. Default: 1.")] = None,
     retry_failed: Annotated[bool, Option("--retry-failed", help="Repeat failed runs.")] = False,
     plan_only: Annotated[bool, Option("--plan", help="Print the runs and their status, and stop.")] = False,
+    as_json: Annotated[bool, Option("--json", help="--plan: print one JSON object, with estimated times.")] = False,
     device: options.Device = None,
     tracker: options.Tracker = None,
 ) -> None:
@@ -71,6 +72,8 @@ def sweep_command(
     from maple.sweeps.plan import PAPERS_TARGETS
     from maple.sweeps.runner import run_group
 
+    if as_json and not plan_only:
+        raise ConfigError("--json prints the plan of a sweep: add --plan, or leave --json out")
     if tracker is not None:
         require_tracker(tracker)
     settings = read_sweep(sweep_name)
@@ -97,6 +100,9 @@ def sweep_command(
         "cpus-per-run": cpus_per_run,
     }
     chosen_executor = _ray_executor(executor, jobs, device, ray_options)
+    if as_json:
+        _print_json_plan(runs, output)
+        return
     _print_plan(runs, output, full=plan_only)
     if plan_only:
         return
@@ -163,19 +169,42 @@ def _print_plan(runs: "list[PlannedRun]", output: Path, *, full: bool) -> None:
     options.echo(f"{len(runs)} runs in {output} ({counts})", err=not full)
     options.echo(f"recipes: {', '.join(dict.fromkeys(run.recipe for run in runs))}", err=not full)
     if full:
-        from maple.data.catalogue import place_of_absent
-
-        wanted = {
-            (name or run.settings.data.dataset, run.settings.data.root)
-            for run in runs
-            for name in (None, *(evaluation.dataset for evaluation in run.evaluations))
-        }
-        for name, root in sorted(wanted, key=str):
-            if place := place_of_absent(name, None if root is None else Path(root)):
-                options.echo(f"absent: {name}, expected at {place}")
+        for name, place in _absent_data(runs):
+            options.echo(f"absent: {name}, expected at {place}")
         for run in runs:
             evaluations = ", ".join(f"{e.dataset or 'its own'} {e.classes}" for e in run.evaluations)
             options.echo(f"{status[run.name]:<12} {run.label}  [{evaluations}]  {run.name}")
+
+
+def _absent_data(runs: "list[PlannedRun]") -> list[tuple[str, str]]:
+    """The data sets that runs need and that are not there, and where each is expected."""
+    from maple.data.catalogue import place_of_absent
+
+    wanted = {
+        (name or run.settings.data.dataset, run.settings.data.root)
+        for run in runs
+        for name in (None, *(evaluation.dataset for evaluation in run.evaluations))
+    }
+    places = ((name, place_of_absent(name, None if root is None else Path(root))) for name, root in wanted)
+    return sorted((name, place) for name, place in places if place)
+
+
+def _print_json_plan(runs: "list[PlannedRun]", output: Path) -> None:
+    import json
+    from collections import Counter
+
+    from maple.sweeps.runner import describe_plan
+
+    described = describe_plan(runs, output)
+    estimates = [row["estimated_seconds"] for row in described if row["status"] != "finished"]
+    content = {
+        "output": str(output),
+        "counts": dict(Counter(row["status"] for row in described)),
+        "estimated_seconds": None if None in estimates else sum(estimates),
+        "absent": [{"dataset": name, "place": place} for name, place in _absent_data(runs)],
+        "runs": described,
+    }
+    typer.echo(json.dumps(content, indent=1))
 
 
 def _print_outcomes(runs: "list[PlannedRun]", outcomes: "list[RunOutcome]", output: Path) -> None:

@@ -6,8 +6,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from maple import files
@@ -98,6 +100,57 @@ def status_of(run: PlannedRun, root: Path) -> Status:
     if (folder / FAILURE).exists():
         return "failed"
     return "interrupted" if (folder / "config.json").exists() else "new"
+
+
+def describe_plan(runs: Sequence[PlannedRun], root: Path) -> list[dict[str, Any]]:
+    """Describe planned runs below `root` as JSON, with their status and how long they take.
+
+    `seconds` is the time from the start of a finished run to its result, pauses included; for the others
+    `estimated_seconds` is the median of finished runs with the same preset, data set and shots, None without one.
+
+    Example:
+        >>> [run["status"] for run in describe_plan(runs, Path("runs/demo"))]
+        ['finished', 'new']
+    """
+    described: list[dict[str, Any]] = []
+    measured: dict[tuple[Any, ...], list[float]] = {}
+    for run in runs:
+        folder, data = root / run.name, run.settings.data
+        status = status_of(run, root)
+        row = {
+            "name": run.name,
+            "label": run.label,
+            "status": status,
+            "folder": str(folder),
+            "preset": run.recipe,
+            "method": run.settings.method["name"],
+            "dataset": data.dataset,
+            "shots": data.shots,
+            "seed": run.settings.seed,
+            "evaluations": [
+                {"dataset": planned.dataset or data.dataset, "classes": planned.classes} for planned in run.evaluations
+            ],
+        }
+        kind = (run.recipe, data.dataset, data.shots)
+        if status == "finished":
+            row["seconds"] = _seconds(folder)
+            if row["seconds"] is not None:
+                measured.setdefault(kind, []).append(row["seconds"])
+        described.append(row)
+    for row in described:
+        if row["status"] != "finished":
+            times = measured.get((row["preset"], row["dataset"], row["shots"]))
+            row["estimated_seconds"] = None if times is None else median(times)
+    return described
+
+
+def _seconds(folder: Path) -> float | None:
+    """The time from the recorded start of a finished run to its result; None where that is not known."""
+    try:
+        started = datetime.fromisoformat(read_json(folder / "environment.json")["started"])
+    except (MapleError, LookupError, TypeError, ValueError):
+        return None
+    return max(0.0, round((folder / "prompts.safetensors").stat().st_mtime - started.timestamp(), 1))
 
 
 def run_group(
