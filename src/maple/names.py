@@ -1,12 +1,13 @@
-"""Lists of class names: parsing, checks, normalisation to the words that a text tower reads; names of feature files."""
+"""Lists of class names: parsing, checks, the words that a text tower reads; names of feature files and of the hub."""
 
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 
-from maple.errors import ClassNamesError, shortened
+from maple.errors import CheckpointError, ClassNamesError, shortened
 
+HUB_PREFIXES = ("hf-hub:", "hub:")
 MOST_CLASSES = 100_000
 """The most classes of one classifier."""
 
@@ -122,3 +123,26 @@ FEATURES = "features:"
 _FEATURES_SUFFIX = ".safetensors"
 _LONGEST = 20_000
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name may be a repository of the hub: OWNER/NAME."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None
+
+
+def repository_of(name: str) -> str | None:
+    """OWNER/NAME of hub:OWNER/NAME and hf-hub:OWNER/NAME; None for a name without such a prefix.
+
+    Raises:
+        CheckpointError: something else follows the prefix.
+
+    Example:
+        >>> repository_of("hub:acme/pets")
+        'acme/pets'
+    """
+    for prefix in HUB_PREFIXES:
+        if name.startswith(prefix):
+            if not is_hub_id(repository := name.removeprefix(prefix)):
+                raise CheckpointError(f"{name!r:.120} does not name a repository of the hub; write {prefix}OWNER/NAME")
+            return repository
+    return None

@@ -157,5 +157,5 @@ def test_nothing_learned_is_nothing_pushed(fake: Hub) -> None:
 
 def test_a_name_of_the_hub_without_its_prefix_is_told() -> None:
     """The command takes names for folders."""
-    with pytest.raises(CheckpointError, match=r"no run folder or prompts file me/pets; .* is written hf-hub:me/pets"):
+    with pytest.raises(CheckpointError, match=r"no run folder or prompts file me/pets; .* is written hub:me/pets"):
         CliRunner().invoke(app, ["predict", "me/pets", "a.png"], catch_exceptions=False)

@@ -17,7 +17,7 @@ from maple.cli.cache import cache_app
 from maple.cli.data import data_app
 from maple.cli.doctor import doctor_command
 from maple.cli.evaluate import evaluate_command
-from maple.cli.exchange import export_command, import_command
+from maple.cli.exchange import export_command, gallery_command, import_command, push_command
 from maple.cli.explain import explain_command
 from maple.cli.predict import predict_command
 from maple.cli.report import efficiency_command, report_command
@@ -72,6 +72,8 @@ app.command("explain")(explain_command)
 app.command("serve")(serve_command)
 app.command("export")(export_command)
 app.command("import")(import_command)
+app.command("push")(push_command)
+app.command("gallery")(gallery_command)
 app.command("methods")(methods_command)
 app.command("backbones")(backbones_command)
 app.command("inspect")(inspect_command)

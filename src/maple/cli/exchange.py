@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
 from typer import Argument, Option
 
 from maple.cli import options
@@ -60,6 +61,55 @@ def import_command(
     info = {"imported": {**imported.info, "file": file.name}, "dataset": dataset}
     learned = write_imported(settings, imported.parameters, class_names, folder, info=info)
     options.echo(f"{learned.title}, {learned.parameter_count():,} parameters, {len(class_names)} classes: {folder}")
+
+
+def push_command(
+    run: options.TrainedModel,
+    repository: Annotated[str, Argument(metavar="OWNER/NAME", help="The repository; it is created if needed.")],
+    private: Annotated[bool, Option("--private", help="Create a repository that only its owners can read.")] = False,
+    branch: Annotated[str | None, Option(help="A branch, created if needed. Default: main.")] = None,
+    message: Annotated[str, Option(help="Of the commit.")] = "Upload prompts",
+) -> None:
+    """Upload prompts to the Hugging Face hub, with a card that says what they are and what was measured.
+
+    `maple predict hub:OWNER/NAME` then loads them anywhere. The token is that of `hf auth login`, or HF_TOKEN. CLIP is
+    not uploaded, and neither are images, nor the folder that they were in.
+    """
+    from tempfile import TemporaryDirectory
+
+    from maple.inference.hub import push_folder
+    from maple.inference.sharing import share_run
+    from maple.names import repository_of
+
+    name = repository_of(repository) or repository
+    with TemporaryDirectory() as place:
+        folder = share_run(run, Path(place) / "prompts")
+        commit = push_folder(
+            folder, name, message=message, branch=branch, token=None, private=True if private else None
+        )
+    options.echo(f"pushed: {commit}")
+    options.echo(f"next: maple predict hub:{name} image.jpg")
+
+
+def gallery_command(
+    index: Annotated[Path, Argument(metavar="INDEX", help="A TOML or JSON file: title, and [[prompts]] with source.")],
+    output: Annotated[Path, Option(help="The page to write.")] = Path("gallery.html"),
+) -> None:
+    """Write a page that lists prompts by backbone and data set; an index names them.
+
+    A source is hub:OWNER/NAME, a run folder or a prompts file; a note may be with it. No backbone is loaded.
+
+    Exit status: 0 all were read, 1 some were not, 2 none was, or wrong use.
+    """
+    from maple import files
+    from maple.gallery import gallery_page, read_gallery
+
+    gallery = read_gallery(index)
+    files.write_text(output, gallery_page(gallery))
+    for entry in gallery.unreadable:
+        options.echo(f"maple: {entry.source} is left out: {entry.reason}", err=True)
+    options.echo(f"written: {output}")
+    raise typer.Exit(1 if gallery.unreadable else 0)
 
 
 def export_command(

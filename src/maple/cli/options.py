@@ -112,12 +112,12 @@ RunFolder = Annotated[
 ]
 TrainedModel = Annotated[
     str,
-    Argument(metavar="RUN", help="A run folder, `last`, a prompts file, or hf-hub:OWNER/NAME.", callback=newest_run),
+    Argument(metavar="RUN", help="A run folder, `last`, a prompts file, or hub:OWNER/NAME.", callback=newest_run),
 ]
 AnyModel = Annotated[
     str,
     Argument(
-        metavar="RUN", help="A run, `last`, a prompts file, hf-hub:OWNER/NAME, or an ONNX export.", callback=newest_run
+        metavar="RUN", help="A run, `last`, a prompts file, hub:OWNER/NAME, or an ONNX export.", callback=newest_run
     ),
 ]
 ImageSources = Annotated[

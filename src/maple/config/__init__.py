@@ -11,7 +11,16 @@ from maple.config.settings import (
     Settings,
     TrainSettings,
 )
-from maple.config.toml import add_presets, preset_names, preset_of, read_named_toml, read_preset, to_toml, toml_names
+from maple.config.toml import (
+    add_presets,
+    preset_names,
+    preset_of,
+    read_named_toml,
+    read_preset,
+    read_toml_or_json,
+    to_toml,
+    toml_names,
+)
 
 __all__ = [
     "BUNDLED_PREFIX",
@@ -31,6 +40,7 @@ __all__ = [
     "preset_of",
     "read_named_toml",
     "read_preset",
+    "read_toml_or_json",
     "resolve",
     "setting_layer",
     "to_toml",

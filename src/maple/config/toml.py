@@ -109,7 +109,7 @@ def read_preset(name: str) -> dict[str, Any]:
                 f"{name} is not a run folder: it has no {RUN_CONFIG}; give a TOML or JSON file of settings"
             )
         if path.suffix == ".json":
-            content: dict[str, Any] = read_json(path, error=ConfigError, foreign=True)
+            content = read_toml_or_json(path)
             if isinstance(data := content.get("data"), dict):
                 data.pop("listing", None)
             return content
@@ -150,6 +150,24 @@ def read_named_toml(name: str, kind: str, folder: Traversable, also: Iterable[st
     file: Traversable = folder / f"{name}.toml" if name in names else Path(name).expanduser()
     if not file.is_file():
         raise ConfigError(one_of(kind, name, [*also, *names], ", or the path of a TOML file"))
+    return _read_toml(file, name)
+
+
+def read_toml_or_json(path: Path) -> dict[str, Any]:
+    """The content of a TOML file, or of a JSON file if its name ends in .json.
+
+    Raises:
+        ConfigError: missing, unreadable, or malformed.
+    """
+    if path.suffix == ".json":
+        content: dict[str, Any] = read_json(path, error=ConfigError, foreign=True)
+        return content
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such file; give a TOML or JSON file")
+    return _read_toml(path, str(path))
+
+
+def _read_toml(file: Traversable, name: str) -> dict[str, Any]:
     try:
         return parse_toml(file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
     except (OSError, UnicodeDecodeError) as error:

@@ -54,7 +54,7 @@ def export_run(
     """Write a trained method into a new folder in another format, and check that its logits are the same.
 
     Args:
-        run: a finished run's folder, a prompts file, or `hf-hub:OWNER/NAME`.
+        run: a finished run's folder, a prompts file, or `hub:OWNER/NAME`.
         output: a folder that does not exist yet, or is empty.
         zero_shot, int8: onnx only: include the frozen CLIP; 8-bit weights.
         data_root: the folder of the run's data set, for images to check on.

@@ -24,12 +24,13 @@ from maple.descriptions import DEFAULT_METHOD
 from maple.distributed import choose_device
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, MapleError
 from maple.inference.array_images import InputError, class_names_of_labels, number_labels, read_inputs, to_inputs
-from maple.inference.hub import PREFIX, PROMPTS, fetch_prompts, is_hub_id, push_folder, write_card
+from maple.inference.hub import fetch_prompts, push_folder
 from maple.inference.in_memory import check_callbacks, settings_of_methods, train_in_memory
 from maple.inference.predictor import check_reject
+from maple.inference.sharing import PROMPTS, without_paths, write_card
 from maple.inference.torch_predictor import finite, prompts_file
 from maple.methods import Method, method_settings, recipe_of
-from maple.names import clean_class_names, distinct
+from maple.names import clean_class_names, distinct, is_hub_id, repository_of
 from maple.runs import TrainProgress, complete
 from maple.runs.frozen_features import require_features
 from maple.runs.selection import AUTO
@@ -279,10 +280,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         source = str(pretrained_model_name_or_path)
         path = Path(source).expanduser()
-        if not path.exists() and is_hub_id(source.removeprefix(PREFIX)):
+        repository = None if path.exists() else repository_of(source) or (source if is_hub_id(source) else None)
+        if repository is not None:
             options = {"revision": revision, "token": token, "cache_dir": cache_dir}
             options |= {"force_download": force_download, "local_files_only": local_files_only}
-            path = fetch_prompts(source.removeprefix(PREFIX), **options)
+            path = fetch_prompts(repository, **options)
         else:
             path = prompts_file(path)
         stored = read_prompts(path)
@@ -349,7 +351,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         # The file names the classes of the training; the current ones are noted in its information.
         method.set_class_names(self._trained_names)
         try:
-            save_prompts(folder / PROMPTS, method, {**self._info, "classifier": current})
+            save_prompts(folder / PROMPTS, method, {**without_paths(self._info), "classifier": current})
         finally:
             method.set_class_names(self.class_names_)
         write_card(folder, (model_card_kwargs or {}).get("repo_id", repo_id))

@@ -1,107 +1,16 @@
 """Prompts on the Hugging Face hub."""
 
-import json
-import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCardData, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from maple import files
-from maple.checkpoint import PromptsFile, read_prompts
+from maple.checkpoint import read_prompts
 from maple.clip.hub import is_network_error, offline_if_unreachable
 from maple.errors import CheckpointError, first_line
-from maple.methods import METHODS
+from maple.inference.sharing import PROMPTS, write_card
 from maple.plugins import code_of, is_code_name
-
-_SHOWN = 60
-
-
-def model_card(stored: PromptsFile, repository: str | None = None) -> str:
-    """Return a model card in Markdown, with the hub's front matter, for the content of a prompts file.
-
-    Its lines that load the prompts name `repository`, or the folder of the file.
-    """
-    name, pretrained = stored.backbone["name"], stored.backbone["pretrained"]
-    base = name.removeprefix("hf-hub:") if name.startswith("hf-hub:") else None
-    front_matter = ModelCardData(
-        library_name="maple-clip",
-        pipeline_tag="zero-shot-image-classification",
-        base_model=base,
-        tags=["clip", "prompt-learning", "few-shot", stored.method["name"]],
-    )
-    settings = ", ".join(f"`{key}={value}`" for key, value in stored.method.items() if key != "name")
-    kind = METHODS.get(stored.method["name"])
-    title = kind.title if kind else stored.method["name"]
-    paper = f" ({kind.paper})" if kind else ""
-    count = sum(tensor.numel() for tensor in stored.tensors.values())
-    clip = f"{name} / {pretrained}" if pretrained else name
-    shown = ", ".join(stored.class_names[:_SHOWN]) + (", ..." if len(stored.class_names) > _SHOWN else "")
-    local = "" if base or not Path(name).is_absolute() else _LOCAL
-    return f"""---
-{front_matter.to_yaml()}
----
-
-# {title} prompts for {len(stored.class_names)} classes
-
-{count:,} learned prompt parameters for a frozen CLIP, by {title}{paper}, as
-maple-clip writes them. CLIP itself is not included.
-
-| | |
-|---|---|
-| method | {title}{": " + settings if settings else ""} |
-| CLIP | {_cell(clip)}, {stored.backbone["precision"]}, fingerprint `{stored.backbone["fingerprint"]}` |
-{_training(stored.info)}| classes | {_cell(shown)} |
-{local}
-## Use
-
-```python
-from maple import PromptClassifier
-
-classifier = PromptClassifier.from_pretrained("{repository or "path/of/this/folder"}")
-classifier.predict(["image.jpg"])
-classifier.set_class_names(["cat", "dog"])  # other classes, without training
-classifier.predict_proba(["image.jpg"])
-```
-
-Prompts can make CLIP worse on images or classes far from those they were trained on; compare with zero-shot CLIP.
-"""
-
-
-_LOCAL = """
-This CLIP was a folder or file on the machine of the training. Elsewhere, give its path, as in
-`from_pretrained(..., backbone="path/of/that/clip")`; the fingerprint is checked.
-"""
-
-
-def _training(info: dict[str, Any]) -> str:
-    train, data = (part if isinstance(part := info.get(key), dict) else {} for key in ("train", "data"))
-    rows = {
-        "data set": info.get("dataset"),
-        "shots": data.get("shots"),
-        "images": train.get("images"),
-        "epochs": train.get("epochs"),
-        "last loss": f"{train['loss']:.4f}" if isinstance(train.get("loss"), float) else None,
-        "seed": info.get("seed"),
-        "versions": json.dumps(info["versions"]).strip("{}").replace('"', "") if "versions" in info else None,
-    }
-    return "".join(f"| {key} | {_cell(value)} |\n" for key, value in rows.items() if value is not None)
-
-
-def _cell(value: object) -> str:
-    """Escape a value for a table row, where a bar would end the cell and a tag would be read as HTML."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-PROMPTS = "prompts.safetensors"
-CARD = "README.md"
-PREFIX = "hf-hub:"
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name may be a repository of the hub: OWNER/NAME."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None
 
 
 def fetch_prompts(repository: str, **options: Any) -> Path:
@@ -125,11 +34,6 @@ def fetch_prompts(repository: str, **options: Any) -> Path:
             f"{repository!r} is not a run folder or prompts file here, and its {PROMPTS} cannot be fetched from the "
             f"hub: {first_line(error)}"
         ) from error
-
-
-def write_card(folder: Path, repository: str | None = None) -> None:
-    """Write the model card of the prompts in a folder; `repository` is their name on the hub."""
-    files.write_text(folder / CARD, model_card(read_prompts(folder / PROMPTS), repository))
 
 
 def push_folder(
@@ -164,6 +68,10 @@ def push_folder(
 
 
 def _require_hub_error(error: Exception) -> None:
-    """Raise again what comes neither from the hub nor from the network."""
-    if not isinstance(error, HfHubHTTPError | OSError | ValueError) and not is_network_error(error):
-        raise error
+    """Raise again what comes neither from the hub nor from the network, nor was caused by these."""
+    cause: BaseException | None = error
+    while isinstance(cause, Exception):  # the client wraps errors of uploads in one of its own
+        if isinstance(cause, HfHubHTTPError | OSError | ValueError) or is_network_error(cause):
+            return
+        cause = cause.__cause__
+    raise error

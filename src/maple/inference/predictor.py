@@ -343,7 +343,7 @@ def _check_numbers(reject: float | None, **numbers: tuple[int, int]) -> None:
 
 
 def load_predictor(source: str | Path, *, zero_shot: bool = False, device: str | None = None, **clip: Any) -> Predictor:
-    """Load a finished run's folder, a prompts file, `hf-hub:OWNER/NAME`, or the folder of an export to ONNX.
+    """Load a finished run's folder, a prompts file, `hub:OWNER/NAME`, or the folder of an export to ONNX.
 
     PyTorch is imported for the first three only. `zero_shot` classifies with the frozen CLIP too; the default `device`
     is a GPU if there is one. `clip`: `backbone`, `pretrained` and `trust_backbone`, as in `maple.load_prompts`; not for

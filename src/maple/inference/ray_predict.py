@@ -29,7 +29,7 @@ from maple.inference.image_sources import ImageSource
 from maple.inference.manifest import export_folder, is_export, read_manifest
 from maple.inference.prediction_tables import arrow_schema, to_row
 from maple.inference.predictor import check_reject, load_predictor
-from maple.names import clean_class_names
+from maple.names import clean_class_names, repository_of
 from maple.ray_cluster import connection, require_ray, reserved_gpus
 
 _STATE = "_maple.json"  # readers of Parquet folders skip names that begin with _ or a dot
@@ -87,7 +87,7 @@ def predict_on_ray(
     sources at the same paths; `output` is only needed here.
 
     Args:
-        run: as for `load_predictor`: a run, a prompts file, hf-hub:OWNER/NAME, or an export to ONNX.
+        run: as for `load_predictor`: a run, a prompts file, hub:OWNER/NAME, or an export to ONNX.
         sources: paths, patterns and URLs, as for `list_units`.
         classes: class names; by default the trained ones.
         top, reject, batch_size: as for `Predictor.stream`.
@@ -116,7 +116,7 @@ def predict_on_ray(
     for name, number in (("top", top), ("batch_size", batch_size), ("actors", 1 if actors is None else actors)):
         if number < 1:
             raise ConfigError(f"{name} is {number}; it must be at least 1")
-    run = str(run) if str(run).startswith("hf-hub:") else str(Path(run).expanduser().resolve())
+    run = str(run) if repository_of(str(run)) else str(Path(run).expanduser().resolve())
     clip = {key: value for key, value in clip.items() if value}
     # Loaded here once, and dropped again: what is wrong with it is reported before a cluster is started.
     predictor = load_predictor(run, zero_shot=zero_shot, device="cpu", **clip)

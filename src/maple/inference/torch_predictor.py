@@ -14,9 +14,10 @@ from maple.data.emoji import TEMPLATE
 from maple.distributed import choose_device
 from maple.errors import BackboneError, CheckpointError
 from maple.feature_files import FeatureRows
-from maple.inference.hub import PREFIX, fetch_prompts, is_hub_id
+from maple.inference.hub import fetch_prompts
 from maple.inference.predictor import EncodedClasses, Floats, Predictor
 from maple.methods import METHODS, ZERO_SHOT, Method, build_method
+from maple.names import is_hub_id, repository_of
 from maple.prompts import TemplateClasses, l2_normalize
 from maple.runs import finished_prompts
 from maple.runs.frozen_features import require_features
@@ -70,7 +71,7 @@ class TorchPredictor(Predictor):
 
     @classmethod
     def load(cls, run: str | Path, *, zero_shot: bool = False, device: str | None = None, **clip: Any) -> Self:
-        """Load a finished run's folder, a prompts file, or `hf-hub:OWNER/NAME`.
+        """Load a finished run's folder, a prompts file, or `hub:OWNER/NAME`.
 
         The frozen CLIP uses the template of the run's data set, or "a photo of a {}.".
 
@@ -150,16 +151,16 @@ def describe(method: Method, info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prompts_file(run: str | Path) -> Path:
-    """The prompts file of a run: the file itself, that of a finished run's folder, or of `hf-hub:OWNER/NAME`.
+    """The prompts file of a run: the file itself, that of a finished run's folder, or of `hub:OWNER/NAME`.
 
     Raises:
         CheckpointError: there is none.
     """
-    if str(run).startswith(PREFIX):
-        return fetch_prompts(str(run).removeprefix(PREFIX))
+    if (repository := repository_of(str(run))) is not None:
+        return fetch_prompts(repository)
     path = Path(run).expanduser()
     if not path.exists():
-        hint = f"; a repository of the hub is written {PREFIX}{run}" if is_hub_id(str(run)) else ""
+        hint = f"; a repository of the hub is written hub:{run}" if is_hub_id(str(run)) else ""
         raise CheckpointError(f"there is no run folder or prompts file {path}{hint}")
     return path if path.is_file() else finished_prompts(path)
 

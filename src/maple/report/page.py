@@ -62,6 +62,26 @@ class CloserLook:
     class_figures: list[CaptionedFigure]
 
 
+def template_environment() -> Any:
+    """jinja2's environment of the pages: names from elsewhere are escaped, and control characters left out."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("maple.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: harmless(value) if type(value) is str else value,
+    )
+    environment.filters["svg"] = Markup  # made by matplotlib, which escapes every name in it
+    # Names of classes and files have no spaces, at which a narrow screen could break them.
+    environment.filters["breakable"] = lambda text: Markup("_<wbr>").join(harmless(str(text)).split("_"))
+    environment.filters["percent"] = lambda fraction: f"{100 * fraction:.0f}\N{NO-BREAK SPACE}%"
+    return environment
+
+
 def make_page(
     collection: Collection,
     groups: list[Group],
@@ -70,9 +90,6 @@ def make_page(
     opening: Opening | None = None,
 ) -> str:
     """The page's HTML."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
     problems = list(collection.problems)
     chapters, waiting = list(opening.chapters if opening else ()), dict(enumerate(curves))
     # Of one run an opening says it all.
@@ -98,19 +115,8 @@ def make_page(
         "data set": len({evaluation.dataset for evaluation in collection.evaluations}),
         "backbone": len({evaluation.row.backbone for evaluation in collection.evaluations}),
     }
-    environment = Environment(
-        loader=PackageLoader("maple.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: harmless(value) if type(value) is str else value,
-    )
-    environment.filters["svg"] = Markup  # made by matplotlib, which escapes every name in it
-    # Names of classes and files have no spaces, at which a narrow screen could break them.
-    environment.filters["breakable"] = lambda text: Markup("_<wbr>").join(harmless(str(text)).split("_"))
-    environment.filters["percent"] = lambda fraction: f"{100 * fraction:.0f}\N{NO-BREAK SPACE}%"
-    return environment.get_template("page.html.j2").render(
+    template = template_environment().get_template("page.html.j2")
+    page: str = template.render(
         headline=opening.headline if opening else headline_sentences(groups, collection.costs),
         counts=" · ".join(f"{number} {word}{'s' if number != 1 else ''}" for word, number in numbers.items()),
         chapters=chapters,
@@ -123,6 +129,7 @@ def make_page(
         problems=problems,
         remarks=[(run.name, run.remarks) for run in collection.runs if run.remarks],
     )
+    return page
 
 
 def _shots_chapter(curves: ShotCurves, name: str) -> Chapter:
