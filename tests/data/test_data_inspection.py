@@ -343,7 +343,7 @@ def test_a_domain_keeps_the_classes_that_it_lacks(draw: Draw, tmp_path: Path) ->
         ("art", r"looks like a folder of domains \(photo, sketch\) .*name one of them: .*art:photo"),
         ("swapped", r"its classes are divided inside .*turn the folders around: test/cat, train/cat"),
         ("links", r"holds no folders; .*; 1 link leads nowhere \(1 in links; cat -> /mnt/cat\)"),
-        ("pets.zip", "is an archive; unpack it first"),
+        ("pets.rar", "is an archive of a kind that is not read; unpack it first"),
         ("flat/a.png", "is an image; give the folder"),
         ("notes.txt", r"is a file; give a folder .* ends in \.csv"),
     ],
@@ -353,7 +353,7 @@ def test_common_mistakes_are_explained(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "pets.zip").write_bytes(b"PK")
+    (tmp_path / "pets.rar").write_bytes(b"Rar!")
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "links").mkdir()
     (tmp_path / "links/cat").symlink_to("/mnt/cat")

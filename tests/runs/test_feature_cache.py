@@ -470,4 +470,4 @@ def test_the_commands(extraction: Extraction, own_cache: Path, monkeypatch: pyte
     monkeypatch.setenv("MAPLE_CACHE", "off")
     assert "MAPLE_CACHE is off" in run("list")
     assert "MAPLE_CACHE is off" in run("clear")
-    assert json.loads(run("list", "--json")) == {"cache": None, "entries": []}
+    assert json.loads(run("list", "--json")) == {"cache": None, "entries": [], "sources": []}

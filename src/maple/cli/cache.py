@@ -1,7 +1,7 @@
-"""`maple cache`: show and clear the features that are kept on disk."""
+"""`maple cache`: show and clear the features and unpacked images that are kept on disk."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Option
@@ -9,11 +9,11 @@ from typer import Option
 from maple.cli import options
 from maple.errors import ConfigError
 
-_NONE = "no features are kept: MAPLE_CACHE is off, or there is no home folder"
+_NONE = "nothing is kept: MAPLE_CACHE is off, or there is no home folder"
 
 cache_app = typer.Typer(
     name="cache",
-    help="Show and clear the image features that are kept on disk.",
+    help="Show and clear the image features and the unpacked images that are kept on disk.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -21,9 +21,10 @@ cache_app = typer.Typer(
 
 @cache_app.command("list")
 def list_command(as_json: options.AsJson = False) -> None:
-    """List the kept features: of which images, by which backbone, their size, and when they were last used."""
+    """List what is kept, with its size and last use: features of which images and backbone, and unpacked sources."""
     import json
 
+    from maple.data.sources.unpacked import unpacked_sources
     from maple.runs.feature_cache import FeatureCache
 
     cache = FeatureCache.open()
@@ -35,19 +36,33 @@ def list_command(as_json: options.AsJson = False) -> None:
             for entry in entries
         ]
         place = None if cache is None else {"folder": str(cache.folder), "size": total, "limit": cache.limit}
-        typer.echo(json.dumps({"cache": place, "entries": rows}, indent=1))
+        sources = []
+        for each in unpacked_sources():
+            about: dict[str, Any] = {"source": each.description.get("source"), "images": each.description.get("files")}
+            sources.append({"folder": str(each.path), "size": each.size, "used": _time(each.used), **about})
+        typer.echo(json.dumps({"cache": place, "entries": rows, "sources": sources}, indent=1))
     elif cache is None:
         options.echo(_NONE)
     else:
         if entries:
-            columns = ("images", "of", "view", "backbone", "precision", "size", "last used")
             table = []
             for entry in entries:
-                about = {key: str(value) for key, value in entry.description.items()}
-                described = [about.get(key, "damaged") for key in ("images", "root", "view", "backbone", "precision")]
+                texts = {key: str(value) for key, value in entry.description.items()}
+                described = [texts.get(key, "damaged") for key in ("images", "root", "view", "backbone", "precision")]
                 table.append((*described, size_text(entry.size), _time(entry.used)))
+            columns = ("images", "of", "view", "backbone", "precision", "size", "last used")
             options.print_table(columns, table, right=("images", "size"), soft_wrap=True)
         options.echo(f"{len(entries)} in {cache.folder}: {size_text(total)} of at most {size_text(cache.limit)}")
+        if unpacked := unpacked_sources():
+            lines: list[tuple[Any, ...]] = []
+            for each in unpacked:
+                words = [each.description.get(key, "damaged") for key in ("source", "files")]
+                lines.append((*words, size_text(each.size), _time(each.used)))
+            options.print_table(
+                ("source", "images", "size", "last used"), lines, right=("images", "size"), soft_wrap=True
+            )
+            kept = sum(each.size for each in unpacked)
+            options.echo(f"{len(unpacked)} in {unpacked[0].path.parent}: {size_text(kept)}, which count to no limit")
 
 
 @cache_app.command("clear")
@@ -56,7 +71,11 @@ def clear_command(
         float, Option("--older-than", metavar="DAYS", help="Only what was not used within this number of days.")
     ] = 0.0,
 ) -> None:
-    """Remove the kept features; they are computed again when they are needed."""
+    """Remove the kept features and unpacked sources; they are made again when they are needed.
+
+    Unpacked sources are made again from the files, or the data set of the hub, that they were unpacked from.
+    """
+    from maple.data.sources.unpacked import clear_sources
     from maple.runs.feature_cache import FeatureCache
 
     if not 0 <= older_than < float("inf"):
@@ -67,6 +86,9 @@ def clear_command(
         return
     count, size = cache.clear(older_than)
     options.echo(f"{cache.folder}: removed {count} ({size_text(size)})")
+    count, size = clear_sources(older_than)
+    if count:
+        options.echo(f"unpacked sources: removed {count} ({size_text(size)})")
 
 
 def _time(seconds: float) -> str:

@@ -75,8 +75,8 @@ class DataSettings(Settings):
 
     section = "data."
     dataset: str = ""
-    """A data set, a folder of class-named folders, FOLDER:DOMAIN, a table, or files of features. Default:
-    emoji-animals."""
+    """A data set, a folder of class-named folders, FOLDER:DOMAIN, a table, a Parquet or Arrow file, an archive, shards,
+    hf:OWNER/NAME, or files of features. Default: emoji-animals."""
     root: str | None = None
     """The folder of the published data sets."""
     shots: Positive | None = 16
@@ -88,6 +88,10 @@ class DataSettings(Settings):
     validation: Literal["few-shot", "all"] = "few-shot"
     """The validation images that a method selects its settings on: `few-shot` draws min(shots, 4) of each class, as the
     papers of prompt learning do; `all` takes every one, as Tip-Adapter's authors do."""
+    image_column: str | None = None
+    """The column of images in a table of them, where it is not clear; in shards, the extension."""
+    label_column: str | None = None
+    """The column of labels, where it is not clear; in shards, the key in the .json, or the extension."""
     listing: str | None = None
     """The hash of the list of images and their splits in the run folder, which `maple fit` writes and which then
     replaces the data set."""

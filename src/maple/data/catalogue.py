@@ -32,6 +32,8 @@ from maple.data.published.split_files import (
     write_drawn_split,
 )
 from maple.data.records import DRAWN, Dataset, Item
+from maple.data.sources.opening import absent_part, absolute_source, load_source, names_source
+from maple.data.sources.rows import Columns
 from maple.errors import ConfigError, DataError, one_of
 from maple.files import on_disk
 from maple.names import absolute_features, feature_paths, is_features
@@ -138,17 +140,20 @@ def load_dataset(
     test_fraction: float = 0.25,
     drop_empty: bool = False,
     min_classes: int = 2,
+    image_column: str | None = None,
+    label_column: str | None = None,
     on_finding: Callable[[Finding], None] | None = None,
 ) -> Dataset:
     """Read a published data set by its name under `root`, or a user's own images by their path.
 
     A name of `CATALOGUE` is read from its folder, `emoji-GROUP[/STYLE]` is rendered from the bundled emoji; write
     `./NAME` for a folder of that name. A path is that of a folder of class folders (`load_folder`), of a folder of
-    domains and one of them, as in `pacs:photo` (`load_domain`), or of a CSV or JSON-lines file (`load_manifest`);
-    `seed` and the fractions apply to these only. `class_names` maps published names, folder names or labels to the
-    names to use; `drop_empty` leaves out class folders without images instead of refusing them;
-    `min_classes=1` accepts images of one class, for an evaluation among other names; each finding about
-    images of a folder that are not read is passed to `on_finding`, by default to the log.
+    domains and one of them, as in `pacs:photo` (`load_domain`), of a CSV or JSON-lines file (`load_manifest`), or of a
+    Parquet or Arrow file, an archive or shards, which are unpacked first, as is `hf:OWNER/NAME` (`load_source`);
+    `image_column` and `label_column` name columns of these. `seed` and the fractions apply to all of these only.
+    `class_names` maps published names, folder names or labels to the names to use; `drop_empty` leaves out class
+    folders without images instead of refusing them; `min_classes=1` accepts images of one class, for an evaluation
+    among other names; each finding about images that are not read is passed to `on_finding`, by default to the log.
 
     Raises:
         ConfigError: a fraction is out of range.
@@ -171,6 +176,10 @@ def load_dataset(
         from maple.data.features import load_features  # imports torch, which images do not need
 
         return rename_classes(load_features(name_or_path, seed=seed, **fractions)[0], class_names)
+    if names_source(name_or_path):
+        columns = Columns(image_column, label_column)
+        remaining: dict[str, Any] = {"drop_empty": drop_empty, "min_classes": min_classes, "on_finding": on_finding}
+        return load_source(name_or_path, columns=columns, **options, **remaining)
     path = on_disk(Path(name_or_path).expanduser())
     if is_manifest(path):
         return load_manifest(path, **options, min_classes=min_classes)
@@ -207,6 +216,7 @@ def require_possible(name_or_path: str) -> None:
         return
     if (
         name_or_path in CATALOGUE
+        or absolute_source(name_or_path)
         or is_path
         or on_disk(Path(name_or_path).expanduser()).exists()
         or split_domain(name_or_path)
@@ -220,7 +230,8 @@ def _unknown(name: str) -> DataError:
         one_of(
             *("data set", name, known_names()),
             "; or give the path of an existing folder that holds one folder of images per class, FOLDER:DOMAIN for a "
-            "folder of domains that hold these, or a .csv or .jsonl file with the columns path and label",
+            "folder of domains that hold these, a .csv or .jsonl file with the columns path and label, a Parquet file, "
+            "an archive, shards, or hf:OWNER/NAME",
         )
     )
 
@@ -236,6 +247,8 @@ def place_of_absent(name_or_path: str, root: Path | None) -> str | None:
     if is_features(name_or_path):
         absent = (path for path in feature_paths(name_or_path) if not Path(path).expanduser().exists())
         return ",".join(absent) or None
+    if absolute_source(name_or_path):
+        return absent_part(name_or_path)
     if name_or_path.startswith(PREFIX) or split_domain(name_or_path) or Path(name_or_path).expanduser().exists():
         return None
     return name_or_path
@@ -259,6 +272,8 @@ def canonical_name(name_or_path: str) -> str:
         return name_or_path
     if is_features(name_or_path):
         return absolute_features(name_or_path)
+    if absolute := absolute_source(name_or_path):
+        return absolute
     path = on_disk(Path(name_or_path).expanduser())
     if path.exists():
         return str(path.resolve())

@@ -1,7 +1,7 @@
 """The images and splits of a run, saved in its folder: training and every later evaluation read them."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -12,7 +12,8 @@ from maple.data.catalogue import load_dataset
 from maple.data.checks.findings import number_of
 from maple.data.folders.listing import nfc
 from maple.data.records import SPLIT_NAMES, Dataset, Item, items_hash
-from maple.errors import DataError, shortened
+from maple.data.sources.opening import names_source
+from maple.errors import ConfigError, DataError, shortened
 
 SAVED_SPLIT = "images.json"
 """The file name in a run folder."""
@@ -45,8 +46,13 @@ def write_saved_split(path: Path, dataset: Dataset, source: str, left_out: Itera
     return str(content["hash"])
 
 
-def read_saved_split(path: Path, expected: str | None = None, *, look: bool = True) -> Dataset:
+def read_saved_split(
+    path: Path, expected: str | None = None, *, look: bool = True, columns: Mapping[str, str | None] | None = None
+) -> Dataset:
     """Read a data set that `write_saved_split` wrote; its images are not opened, and without `look` not looked for.
+
+    Images that were unpacked into the cache and have been removed from it are unpacked again; `columns` are the
+    arguments of `load_dataset` for these.
 
     Raises:
         DataError: the file is missing or damaged, has another hash than `expected`, or its image folder is gone.
@@ -79,12 +85,23 @@ def read_saved_split(path: Path, expected: str | None = None, *, look: bool = Tr
     if root is None:
         rendered = load_dataset(source, None)
         return replace(dataset, read=rendered.read, identify=rendered.identify, features=rendered.features)
+    if not dataset.root.is_dir() and (restored := _unpacked_again(source, columns or {})) is not None:
+        dataset = replace(dataset, root=restored)
     if not dataset.root.is_dir():
         raise DataError(
             f"{dataset.root}: the folder with the images of this run is gone; put it back, or write where it is now "
             f'as "root" into {path}; or evaluate the run on it, with dataset=FOLDER'
         )
     return dataset
+
+
+def _unpacked_again(source: str, columns: Mapping[str, str | None]) -> Path | None:
+    """The folder of a source's images, unpacked into the cache once more; None for any other source."""
+    options: dict[str, Any] = dict(columns)
+    try:
+        return load_dataset(source, None, **options).root if names_source(source) else None
+    except (DataError, ConfigError):
+        return None  # the folder that is gone is reported
 
 
 def saved_split_hash(dataset: Dataset) -> str:

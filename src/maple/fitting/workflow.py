@@ -36,6 +36,7 @@ from maple.data.saved_split import (
     saved_split_hash,
     write_saved_split,
 )
+from maple.data.sources.opening import absolute_source
 from maple.descriptions import DEFAULT_METHOD
 from maple.distributed import this_process
 from maple.errors import BackboneDownloadError, ClassNamesError, ConfigError, output_error, shortened
@@ -58,7 +59,7 @@ from maple.runs.cross_calibration import cross_calibrate
 from maple.runs.folder import lock_folder, read_settings, refuse_other_run
 from maple.runs.selection import AUTO, CANDIDATES, read_selection, select
 from maple.runs.selection_plan import SelectionSettings, make_fold, with_validation
-from maple.runs.spec import folder_name, open_backbone, warn_if_images_changed
+from maple.runs.spec import columns_of, folder_name, open_backbone, warn_if_images_changed
 from maple.runs.training import fresh_method
 from maple.sweeps.plan import recipe_of
 
@@ -126,7 +127,13 @@ def fit_settings(
     if is_features(source):
         source = absolute_features(source)
     # A source that no longer exists is resolved as it was while it existed, so that the fit of its images is found.
-    elif template_of(source) is None and source.strip() and "\0" not in source and not os.path.exists(path):
+    elif (
+        template_of(source) is None
+        and source.strip()
+        and "\0" not in source
+        and not os.path.exists(path)
+        and absolute_source(source) is None
+    ):
         source = os.path.realpath(path)
     data = {"data": {"dataset": source}}
     recipe = preset or recipe_of(method, "few-shot")
@@ -181,6 +188,8 @@ def inspect_source(
     class_names: Mapping[str, str] | None = None,
     seed: int = 1,
     keep_near_copies: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
     on_images: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Inspection:
     """Inspect all images of a source; write nothing.
@@ -192,7 +201,8 @@ def inspect_source(
         >>> print("\\n".join(inspect_source("flowers").lines()))
     """
     folder = None if root is None else Path(root).expanduser()
-    dataset, remarks = open_source(source, folder, class_names=class_names, seed=seed)
+    columns = {"image_column": image_column, "label_column": label_column}
+    dataset, remarks = open_source(source, folder, class_names=class_names, seed=seed, **columns)
     return inspect_dataset(
         dataset,
         remarks=remarks,
@@ -292,7 +302,7 @@ def fit(
     run = first if selection is None else _select(candidates, folder, backbone, selection, device, progress)
     if (folder / "config.json").exists():  # a run that an earlier version began is not calibrated
         run = run.changed(train=run.train.changed(calibrate=read_settings(folder).train.calibrate))
-    split = read_saved_split(folder / SAVED_SPLIT)
+    split = read_saved_split(folder / SAVED_SPLIT, columns=columns_of(first.data))
     run = run.changed(data=run.data.changed(listing=saved_split_hash(split)))
     calibration = None
     if not (folder / "prompts.safetensors").exists():
@@ -350,7 +360,8 @@ def _inspect(
     settings, *others = candidates.values()
     data, keep_near_copies = settings.data, "keep_near_copies" in request
     root = None if data.root is None else Path(data.root).expanduser()
-    opened, remarks = open_source(data.dataset, root, class_names=data.class_names, seed=settings.seed)
+    columns = columns_of(data)
+    opened, remarks = open_source(data.dataset, root, class_names=data.class_names, seed=settings.seed, **columns)
     backbone = _backbone(settings, device)
     if not others:
         fresh_method(settings, backbone, opened.class_names)

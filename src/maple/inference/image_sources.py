@@ -1,4 +1,4 @@
-"""Images of files, folders, patterns, http(s) addresses and standard input, each read when its turn comes."""
+"""Images of files, folders, tables, archives, http(s) addresses and standard input, each read when its turn comes."""
 
 import glob
 import os
@@ -22,6 +22,9 @@ from PIL import Image
 from maple.data.folders.listing import walk_files
 from maple.data.images.formats import has_image_name, is_image_file, unread_format
 from maple.data.images.reading import read_image
+from maple.data.sources.opening import find_source
+from maple.data.sources.rows import Columns, Source
+from maple.data.sources.shards import is_pattern
 from maple.errors import ConfigError, DataError, ImageError
 from maple.files import on_disk, web_opener
 
@@ -60,6 +63,8 @@ def find_images(
 ) -> Iterator[ImageSource]:
     """Iterate over the images of files, folders, http(s) addresses and `-` (one encoded image from `stdin`).
 
+    Parquet and Arrow files, zip and tar archives, shards and `hf:OWNER/NAME` are streamed, and not unpacked.
+
     Sources come in their order, the images of a folder in that of their names on every file system. An image is read
     only when its `read` is called, and no list of a folder tree is kept. Other files of a folder are skipped; anything
     else that cannot be read becomes an image whose `read` raises the reason.
@@ -72,7 +77,10 @@ def find_images(
         ...     print(image.name, image.read().size)
     """
     if not sources or not all(sources):
-        raise ConfigError("an image is needed: an image file, a folder, an http(s) address, or - for standard input")
+        raise ConfigError(
+            "an image is needed: an image file, a folder, an archive, a Parquet file, an http(s) address, or - for "
+            "standard input"
+        )
     if list(sources).count(STDIN) > 1:
         raise ConfigError("standard input (-) holds one image; name it once")
 
@@ -87,8 +95,17 @@ def find_images(
                 # A pattern that no shell has expanded, unless a file has this very name.
                 if glob.has_magic(source) and not Path(source).expanduser().exists():
                     paths = sorted(glob.glob(os.path.expanduser(source))) or paths
+                if is_pattern(source):
+                    paths = [source]
                 for path in paths:
-                    if on_disk(Path(path).expanduser()).is_dir():
+                    try:
+                        rows = find_source(path)
+                    except DataError as error:
+                        yield ImageSource(path, partial(_fail, error))
+                        continue
+                    if rows is not None:
+                        yield from _row_images(rows)
+                    elif on_disk(Path(path).expanduser()).is_dir():
                         yield from _folder_images(path, recursive)
                     else:
                         yield ImageSource(path, partial(read_image, Path(path).expanduser()))
@@ -119,26 +136,46 @@ def cache_downloads(images: Iterator[ImageSource]) -> Iterator[ImageSource]:
         yield ImageSource(image.name, cached(image.read)) if slow else image
 
 
-def _folder_images(source: str, recursive: bool) -> Iterator[ImageSource]:
-    def fail(error: DataError) -> NoReturn:
-        raise error
+def _row_images(source: Source) -> Iterator[ImageSource]:
+    """The images of a table, an archive or shards, streamed; what ends the stream early becomes its last image."""
+    try:
+        empty = True
+        for row in source.rows(Columns(), labelled=False):
+            empty = False
+            if row.content is None:
+                problem = ImageError(f"{row.name}: has no image; give its bytes or its path")
+                yield ImageSource(row.name, partial(_fail, problem))
+            elif isinstance(row.content, Path):
+                yield ImageSource(row.name, partial(read_image, row.content))
+            else:
+                yield ImageSource(row.name, partial(_decode, row.name, partial(bytes, row.content)))
+        if empty:
+            yield ImageSource(source.text, partial(_fail, DataError(f"{source.text}: holds no images")))
+    except DataError as error:
+        yield ImageSource(source.text, partial(_fail, error))
 
+
+def _fail(error: DataError) -> NoReturn:
+    raise error
+
+
+def _folder_images(source: str, recursive: bool) -> Iterator[ImageSource]:
     folder = on_disk(Path(source).expanduser())
     unreadable: list[DataError] = []
     empty = True
     for file in walk_files(folder, recursive=recursive, on_unreadable=unreadable.append):
         while unreadable:
-            yield ImageSource(str(folder), partial(fail, unreadable.pop(0)))
+            yield ImageSource(str(folder), partial(_fail, unreadable.pop(0)))
         # A broken link or a pipe with the name of an image, and other formats, are reported when they are read.
         is_broken = not (os.path.isfile(file) if has_image_name(file.name) else file.suffix or os.path.exists(file))
         if is_image_file(file) or unread_format(file) or is_broken:
             empty = False
             yield ImageSource(str(file), partial(read_image, file))
     for error in unreadable:
-        yield ImageSource(str(folder), partial(fail, error))
+        yield ImageSource(str(folder), partial(_fail, error))
     if empty and not unreadable:
         hint = "" if recursive else "; recursive=True also looks into the folders below it"
-        yield ImageSource(source, partial(fail, DataError(f"{source}: holds no images{hint}")))
+        yield ImageSource(source, partial(_fail, DataError(f"{source}: holds no images{hint}")))
 
 
 def _decode(name: str, load: Callable[[], bytes]) -> Image.Image:

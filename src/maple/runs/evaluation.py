@@ -28,8 +28,7 @@ from maple import files
 from maple.checkpoint import describe_backbone, load_prompts, read_prompts
 from maple.config import RunSettings
 from maple.data import Dataset, Item, select_dataset
-from maple.data.catalogue import canonical_name, require_images, template_of
-from maple.data.folders.class_folders import split_domain
+from maple.data.catalogue import canonical_name, place_of_absent, require_images, template_of
 from maple.data.records import SPLIT_NAMES, items_hash
 from maple.data.saved_split import SavedImages, changes_since, keep_division
 from maple.distributed import this_process
@@ -191,9 +190,7 @@ def evaluation_request(
 def _open_own_images(settings: RunSettings, folder: Path, saved: SavedImages | None) -> Dataset:
     """The user's images that the run was made with, divided as then; those that are gone are left out, and reported."""
     source = settings.data.dataset
-    if settings.data.listing is None and not (
-        is_features(source) or split_domain(source) or Path(source).expanduser().exists()
-    ):
+    if settings.data.listing is None and not (is_features(source) or place_of_absent(source, None) is None):
         raise DataError(
             f"the images of this run were in {source}, which is gone; put them back, or name where they are now: "
             "evaluate the run with dataset=FOLDER (those that were trained on are recognised and left out)"

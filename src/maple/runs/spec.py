@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -16,6 +17,7 @@ from maple.clip import Backbone
 from maple.clip.backbone_names import ASSUMED, with_absolute_paths
 from maple.clip.load import load_given
 from maple.config import RunSettings
+from maple.config.settings import DataSettings
 from maple.data import Dataset, EvalTransform, Item, load_dataset, sample_few_shot, select_dataset
 from maple.data.catalogue import canonical_name, known_names, require_images, template_of
 from maple.data.saved_split import SAVED_SPLIT, SavedImages, changes_since, read_saved_images, read_saved_split
@@ -88,7 +90,8 @@ def folder_name(settings: RunSettings, method: str, identity: Mapping[str, Any])
     digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     data = settings.data
     published = template_of(data.dataset) is not None
-    dataset = (data.dataset if published else Path(data.dataset).name).replace("/", "-").replace(":", "-")
+    dataset = data.dataset if published else Path(data.dataset).name
+    dataset = re.sub(r"[/:{}*?]", "-", dataset)
     shots = "all" if data.shots is None else data.shots
     return "_".join([dataset or "data", method, data.classes, f"{shots}shots", f"seed{settings.seed}", digest])
 
@@ -103,14 +106,20 @@ def open_dataset(settings: RunSettings, folder: Path | None = None, **options: A
     """
     data = settings.data
     if data.listing is not None and folder is not None:
-        return read_saved_split(folder / SAVED_SPLIT, data.listing)
+        return read_saved_split(folder / SAVED_SPLIT, data.listing, columns=columns_of(data))
     if not data.dataset:
         raise DataError(
             f"no data set is named; give dataset=NAME, one of {', '.join(known_names())}, and root=DIR, or the path "
-            "of a folder of class-named folders, of FOLDER:DOMAIN, or of a .csv or .jsonl file"
+            "of a folder of class-named folders, of FOLDER:DOMAIN, of a table, an archive or shards, or hf:OWNER/NAME"
         )
     root = None if data.root is None else Path(data.root)
+    options = {**columns_of(data), **options}
     return load_dataset(data.dataset, root, class_names=data.class_names or None, seed=settings.seed, **options)
+
+
+def columns_of(data: DataSettings) -> dict[str, str | None]:
+    """The columns that these settings name, as arguments of `load_dataset`."""
+    return {"image_column": data.image_column, "label_column": data.label_column}
 
 
 def changed_images(settings: RunSettings, saved: SavedImages) -> str:
@@ -212,6 +221,8 @@ def relevant(settings: RunSettings) -> dict[str, Any]:
         ("train", "calibrate", False),
         ("data", "listing", None),
         ("data", "validation", "few-shot"),
+        ("data", "image_column", None),
+        ("data", "label_column", None),
         ("method", "prompt_sharing", "per_layer"),
         ("method", "meta_net_layers", 2),
     ):

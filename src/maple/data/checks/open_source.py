@@ -1,7 +1,6 @@
 """Open a user's image folder, and suggest what was meant when it cannot be read as a data set."""
 
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -21,16 +20,23 @@ from maple.data.folders.manifests import SUFFIXES, is_manifest
 from maple.data.folders.unused import unread_images, unread_kind
 from maple.data.images.formats import has_image_name, is_image_file
 from maple.data.records import Dataset
+from maple.data.sources.opening import names_source
 from maple.errors import DataError, shortened_list
 from maple.files import on_disk
 from maple.names import is_features
 
 _FORM = "FOLDER/CLASS/image.jpg, one folder of images for each class"
-_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".rar", ".7z", ".gz")
+_ARCHIVES = (".rar", ".7z", ".gz", ".bz2", ".xz", ".zst")
 
 
 def open_source(
-    source: str, root: Path | None = None, *, class_names: Mapping[str, str] | None = None, seed: int = 0
+    source: str,
+    root: Path | None = None,
+    *,
+    class_names: Mapping[str, str] | None = None,
+    seed: int = 0,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> tuple[Dataset, list[Finding]]:
     """Read a data set as `load_dataset` does, without its empty classes, and report unexpected files.
 
@@ -44,7 +50,18 @@ def open_source(
     """
     check_source(source)
     findings: list[Finding] = []
-    dataset = load_dataset(source, root, seed=seed, drop_empty=True, on_finding=findings.append)
+    dataset = load_dataset(
+        *(source, root),
+        seed=seed,
+        drop_empty=True,
+        image_column=image_column,
+        label_column=label_column,
+        on_finding=findings.append,
+    )
+    if names_source(source):
+        if class_names:
+            findings = [finding for finding in findings if finding.kind != "numbered classes"]
+        return rename_classes(dataset, class_names), findings
     domain, path = split_domain(source), on_disk(Path(source).expanduser())
     if domain:
         findings += unexpected_files(domain[0] / domain[1])
@@ -66,30 +83,34 @@ def check_source(source: str) -> None:
     """
     if is_features(source) or source in known_names() or source.partition("/")[0] in known_names():
         return
+    if source.strip() and "\0" not in source and names_source(source):
+        return
     path = on_disk(Path(source).expanduser())
     if not source.strip():
         raise DataError(f"no data set is given; give the path of a folder: {_FORM}")
     try:
         exists, is_folder = path.exists(), path.is_dir()
-        is_zip = path.is_file() and zipfile.is_zipfile(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"{source!r:.200} cannot be reached ({reason}); give the path of a folder: {_FORM}") from error
     if is_folder:
         _check_folder(path)
     elif exists and not is_manifest(path):
-        if is_zip or path.name.casefold().endswith(_ARCHIVES):
-            raise DataError(f"{source}: is an archive; unpack it first, and give the folder: {_FORM}")
+        if path.name.casefold().endswith(_ARCHIVES):
+            raise DataError(
+                f"{source}: is an archive of a kind that is not read; unpack it first, and give the folder: {_FORM}"
+            )
         if is_image_file(path):
             raise DataError(f"{source}: is an image; give the folder that holds the class folders: {_FORM}")
         raise DataError(
-            f"{source}: is a file; give a folder ({_FORM}), or a table of path and label that ends in "
-            f"{', '.join(SUFFIXES)}"
+            f"{source}: is a file; give a folder ({_FORM}), a table of path and label that ends in "
+            f"{', '.join(SUFFIXES)}, a Parquet or Arrow file, or a zip or tar archive"
         )
     elif not exists and not split_domain(source) and not os.path.islink(path):
         raise DataError(
             f"{source}: there is no such folder or file; give a folder ({_FORM}), FOLDER:DOMAIN for a folder of "
-            "domains that hold these, or a .csv or .jsonl file with the columns path and label"
+            "domains that hold these, a .csv or .jsonl file with the columns path and label, a Parquet file, an "
+            "archive, shards/{0000..0012}.tar, or hf:OWNER/NAME"
         )
 
 

@@ -19,7 +19,7 @@ SUFFIXES = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": ""}
 """The file names of manifests, and the delimiter of each unless its header shows another."""
 
 _COLUMNS = ("path", "label", "split")
-_MISSING = {"nan", "NaN", "NAN", "NaT", "None", "<NA>", "#N/A"}
+MISSING_VALUES = {"nan", "NaN", "NAN", "NaT", "None", "<NA>", "#N/A"}
 """Labels that pandas, Python and Excel write for a missing value."""
 _SPLIT_FORM = "it must be train, val or test, in every row or in none"
 
@@ -110,7 +110,7 @@ def _checked_row(manifest: Path, folder: "_Folder", line: int, values: Mapping[s
             f"write paths relative to it"
         )
     label = nfc(label.strip())
-    if label in _MISSING and label not in relative.parts[:-1]:
+    if label in MISSING_VALUES and label not in relative.parts[:-1]:
         raise DataError(
             f"{where} has the label {label!r}, as software writes a missing value; give the name of the class of "
             f"{path}. If a class has this name, put its images into a folder {label!r}"

@@ -37,7 +37,7 @@ _DIRECTORY = 32 << 20
 _DICTIONARY = 128 << 20
 """The most memory to decompress xz with; `xz -9` needs half of it."""
 
-_DAMAGED = (
+DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, gzip.BadGzipFile, struct.error, EOFError),
     # What tarfile and zipfile raise at fields that are not numbers or text, or too many headers in sequence.
     *(ValueError, OverflowError, LookupError, TypeError, RecursionError),
@@ -105,7 +105,7 @@ def unpack(
                             raise _too_large(archive, limit, name)
                         target.write(block)
                         on_bytes(len(block))
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise _damaged(archive, error) from error
     except (NotImplementedError, RuntimeError) as error:
         raise DownloadError(f"{archive}: cannot be unpacked ({error}); unpack it by hand") from error

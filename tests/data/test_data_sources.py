@@ -1,0 +1,376 @@
+"""Parquet, Arrow, archives, shards and data sets of the hub, read as data sets: well-formed and broken ones."""
+
+import io
+import json
+import os
+import tarfile
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maple.cli import app
+from maple.data import load_dataset, open_source, read_image
+from maple.data.catalogue import canonical_name, place_of_absent
+from maple.data.saved_split import read_saved_split, write_saved_split
+from maple.data.sources import unpacked
+from maple.errors import ConfigError, DataError
+
+pa = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+NAMES = ("cat", "dog", "Käse")
+
+
+def encoded(number: int, kind: str = "PNG") -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 60, (24, 24, 3)).astype(np.uint8)
+    pixels[..., number % 3] += 150
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, kind)
+    return content.getvalue()
+
+
+IMAGES = [encoded(number) for number in range(12)]
+LABELS = [NAMES[number % 3] for number in range(12)]
+
+
+def table(path: Path, columns: Mapping[str, Any] | None = None, **more: Any) -> str:
+    parquet.write_table(pa.table({**(columns or {"image": IMAGES, "label": LABELS}), **more}), path)
+    return str(path)
+
+
+def shard(path: Path, members: Sequence[tuple[str, bytes]]) -> str:
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return str(path)
+
+
+def samples(labels: Sequence[object] = LABELS, extension: str = "cls") -> list[tuple[str, bytes]]:
+    pairs = zip(IMAGES, labels, strict=True)
+    return [
+        member
+        for number, (image, label) in enumerate(pairs)
+        for member in ((f"{number:03d}.png", image), (f"{number:03d}.{extension}", str(label).encode()))
+    ]
+
+
+def zipped(path: Path, members: Mapping[str, bytes]) -> str:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return str(path)
+
+
+def class_members(prefix: str = "") -> dict[str, bytes]:
+    return {f"{prefix}{label}/{number}.png": IMAGES[number] for number, label in enumerate(LABELS)}
+
+
+def contents(dataset: Any) -> dict[str, set[bytes]]:
+    found: dict[str, set[bytes]] = {name: set() for name in dataset.class_names}
+    for item in (*dataset.train, *dataset.val, *dataset.test):
+        found[item.class_name].add(dataset.file(item).read_bytes())
+    return found
+
+
+EXPECTED = {name: {IMAGES[number] for number in range(12) if LABELS[number] == name} for name in NAMES}
+
+
+def as_parquet(folder: Path) -> str:
+    return table(folder / "pets.parquet")
+
+
+def as_structs(folder: Path) -> str:
+    return table(
+        folder / "pets.parquet", {"photo": [{"bytes": image, "path": None} for image in IMAGES], "kind": LABELS}
+    )
+
+
+def as_paths(folder: Path) -> str:
+    (folder / "photos").mkdir()
+    for number, image in enumerate(IMAGES):
+        (folder / "photos" / f"{number}.png").write_bytes(image)
+    paths = [f"photos\\{number}.png" for number in range(12)]
+    return table(folder / "pets.parquet", {"file_name": paths, "label": LABELS, "id": list(range(12))})
+
+
+def as_arrow(folder: Path) -> str:
+    content = pa.table({"image": IMAGES, "label": LABELS})
+    with pa.ipc.new_file(folder / "pets.arrow", content.schema) as writer:
+        writer.write_table(content)
+    return str(folder / "pets.arrow")
+
+
+def as_zip(folder: Path) -> str:
+    trash = {f"__MACOSX/pets/cat/._{number}.png": b"Mac" for number in range(3)}
+    return zipped(folder / "pets.zip", {**class_members("pets/"), **trash})
+
+
+def as_windows_zip(folder: Path) -> str:
+    return zipped(folder / "pets.zip", {name.replace("/", "\\"): image for name, image in class_members().items()})
+
+
+def as_tar(folder: Path) -> str:
+    return shard(folder / "pets.tar", list(class_members().items()))
+
+
+def as_shards(folder: Path) -> str:
+    shard(folder / "shards" / "00.tar", samples()[:12])
+    shard(folder / "shards" / "01.tar", samples()[12:])
+    return str(folder / "shards" / "{00..01}.tar")
+
+
+def as_shard_folder(folder: Path) -> str:
+    return str(Path(as_shards(folder)).parent)
+
+
+def as_json_shard(folder: Path) -> str:
+    labels = [json.dumps({"label": label, "caption": f"photo {number}"}) for number, label in enumerate(LABELS)]
+    return shard(folder / "pets.tar", samples(labels, "json"))
+
+
+def as_zip_with_table(folder: Path) -> str:
+    rows = "".join(f"photos/{number}.png,{label}\n" for number, label in enumerate(LABELS))
+    images = {f"photos/{number}.png": image for number, image in enumerate(IMAGES)}
+    return zipped(folder / "pets.zip", {**images, "images.csv": ("path,label\n" + rows).encode()})
+
+
+SOURCES: list[Callable[[Path], str]] = [
+    *(as_parquet, as_structs, as_paths, as_arrow, as_zip, as_windows_zip, as_tar),
+    *(as_shards, as_shard_folder, as_json_shard, as_zip_with_table),
+]
+
+
+@pytest.mark.parametrize("make", SOURCES)
+def test_each_kind_gives_the_same_bytes_and_classes(make: Callable[[Path], str], tmp_path: Path) -> None:
+    source = make(tmp_path)
+    dataset, findings = open_source(source, seed=3)
+    assert contents(dataset) == EXPECTED
+    assert dataset.counts() == {"train": 9, "val": 0, "test": 3, "classes": 3}
+    assert dataset.drawn_split
+    assert not findings
+    assert place_of_absent(source, None) is None
+    assert load_dataset(canonical_name(source), None, seed=3).train == dataset.train
+
+
+def test_class_labels_keep_their_order_and_splits_are_used(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["z", "a", "unused"]))
+    rows = {"image": [{"bytes": image, "path": None} for image in IMAGES], "label": [0, 1] * 6}
+    whole = datasets.Dataset.from_dict(rows, features=features)
+    unlabelled = datasets.Dataset.from_dict({"image": rows["image"][:2], "label": [-1, -1]}, features=features)
+    parts = {"train": whole.select(range(8)), "validation": whole.select(range(8, 12)), "test": unlabelled}
+    datasets.disable_progress_bars()
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    dataset, findings = open_source(str(tmp_path / "saved"))
+    assert dataset.class_names == ("z", "a")
+    assert dataset.counts() == {"train": 8, "val": 0, "test": 4, "classes": 2}  # a val without a test split is the test
+    assert [finding.kind for finding in findings] == ["no label", "empty classes"]
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    for split, part in parts.items():
+        part.to_parquet(tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet")
+    assert open_source(str(tmp_path / "hub"))[0].counts() == dataset.counts()
+
+
+def test_rows_without_an_image_or_a_label_are_left_out_and_reported(tmp_path: Path) -> None:
+    images = [*IMAGES[:10], None, b"not an image"]
+    labels = [*LABELS[:9], None, *LABELS[10:]]
+    dataset, findings = open_source(table(tmp_path / "pets.parquet", {"image": images, "label": labels}))
+    assert {finding.kind for finding in findings} == {"no label", "no image"}
+    assert any("pets.parquet#9" in finding.text for finding in findings)
+    # Bytes that are not an image are kept for the inspection, which reports them as it does files.
+    assert sum(dataset.counts()[split] for split in ("train", "test")) == 10
+
+
+def test_numbers_without_names_are_reported_and_a_list_names_them(tmp_path: Path) -> None:
+    source = table(tmp_path / "pets.parquet", {"image": IMAGES, "label": [float(n % 12) for n in range(11)] + [None]})
+    with pytest.raises(DataError, match="all 11 images have different labels"):
+        load_dataset(source, None)
+    source = table(tmp_path / "pets.parquet", {"image": IMAGES, "label": [*([0.0, 10.0, 2.0] * 3), 0.0, 2.0, None]})
+    dataset, findings = open_source(source)
+    assert dataset.class_names == ("0", "2", "10")
+    assert "classnames.txt" in findings[-1].text
+    assert not any(f.kind == "numbered classes" for f in open_source(source, class_names={"0": "cat"})[1])
+    (tmp_path / "classnames.txt").write_text("\n".join(f"word {number}" for number in range(11)))
+    assert load_dataset(source, None).class_names == ("word 0", "word 2", "word 10")
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n")
+    with pytest.raises(DataError, match=r"pets.parquet#1 has the label 10, but there are 2 class names"):
+        load_dataset(source, None)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"left": IMAGES, "right": IMAGES, "label": LABELS}, r"images is not clear.*image_column.*left \(bytes\)"),
+        ({"image": IMAGES, "fine": LABELS, "coarse": LABELS}, r"labels is not clear.*label_column.*fine \(text\)"),
+        ({"image": IMAGES}, r"labels is not clear"),
+        ({"image": IMAGES, "label": [0.5] * 12}, r"#0 has the label 0.5, float"),
+        ({"image": IMAGES, "label": ["nan"] * 12}, r"as software writes a missing value"),
+        ({"image": IMAGES, "label": [None] * 12}, r"none of its 12 images has a label"),
+        ({"image": [], "label": []}, r"(holds no images|not clear)"),
+        ({"path": ["http://a/b.jpg"] * 12, "label": LABELS}, r"names the address"),
+    ],
+)
+def test_unclear_tables_are_refused(columns: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        load_dataset(table(tmp_path / "pets.parquet", columns), None)
+    assert not list((Path(os.environ["MAPLE_CACHE"]) / "sources").glob("*/source.json"))
+
+
+def test_one_class_is_for_evaluation_only(tmp_path: Path) -> None:
+    source = table(tmp_path / "pets.parquet", {"image": IMAGES, "label": ["cat"] * 12})
+    with pytest.raises(DataError, match="has only one class, 'cat'"):
+        load_dataset(source, None)
+    assert load_dataset(source, None, min_classes=1).class_names == ("cat",)
+
+
+def test_columns_are_named(tmp_path: Path) -> None:
+    source = table(tmp_path / "p.parquet", {"left": IMAGES, "right": IMAGES[::-1], "a": LABELS, "b": ["x", "y"] * 6})
+    dataset = load_dataset(source, None, image_column="right", label_column="b")
+    assert dataset.class_names == ("x", "y")
+    with pytest.raises(DataError, match=r"unknown column 'up'; choose one of: left, right"):
+        load_dataset(source, None, image_column="up")
+
+
+def test_a_column_of_splits_is_used(tmp_path: Path) -> None:
+    splits = ["train"] * 6 + ["valid"] * 3 + ["test"] * 3
+    assert load_dataset(table(tmp_path / "p.parquet", split=splits), None).counts()["val"] == 3
+    with pytest.raises(DataError, match="unknown split 'tain'"):
+        load_dataset(table(tmp_path / "p.parquet", split=["tain"] * 12), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.parquet", b"", "is empty"),
+        ("x.parquet", b"PAR1 not really", "cannot be read"),
+        ("x.arrow", b"not arrow at all", "cannot be read"),
+        ("x.zip", b"PK\3\4 not really", "damaged"),
+        ("x.tar", b"", "empty|damaged|holds"),
+        ("x.tar.gz", b"\x1f\x8b\x08 no", "damaged"),
+    ],
+)
+def test_damaged_files_are_refused(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_dataset(str(tmp_path / name), None)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"../cat/1.png": IMAGES[0]}, "leaves its folder"),
+        ({"inner.zip": b"PK", "other.tar": b"x"}, r"holds no images but archives \(inner.zip, other.tar\)"),
+        ({"1.png": IMAGES[0], "2.png": IMAGES[1]}, r"holds 2 files \(1.png, 2.png\) but no class folders"),
+        ({"cat/1.png": IMAGES[0]}, "only one class, 'cat'"),
+        ({}, "holds nothing but no class folders|damaged"),
+    ],
+)
+def test_other_zips_are_refused(members: dict[str, bytes], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        load_dataset(zipped(tmp_path / "pets.zip", members), None)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("1.png", IMAGES[0]), ("2.png", IMAGES[1])], "none of its 2 images has a label"),
+        ([*samples(), ("999.png", IMAGES[0]), ("999.png", IMAGES[0])], "twice"),
+        (samples(["{"] * 12, "json"), "is not JSON"),
+        (samples([7, "cat"] * 6), "some labels are names, others numbers"),
+        (samples([f"a photo of number {n}" for n in range(12)], "txt"), "all 12 images have different labels"),
+        ([("1.png", IMAGES[0]), ("1.jpg", IMAGES[1]), ("1.cls", b"cat")], "has several images"),
+    ],
+)
+def test_other_shards_are_refused(members: list[tuple[str, bytes]], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        load_dataset(shard(tmp_path / "x.tar", members), None)
+
+
+def test_missing_shards_are_named(tmp_path: Path) -> None:
+    pattern = as_shards(tmp_path).replace("01}", "02}")
+    assert place_of_absent(pattern, None) == str(tmp_path / "shards" / "02.tar")
+    with pytest.raises(DataError, match=r"lacks 1 of 3 shards \(.*02.tar\)"):
+        load_dataset(pattern, None)
+
+
+def test_a_source_is_unpacked_once_and_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = as_parquet(tmp_path)
+    first = load_dataset(source, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(unpacked, "_write", lambda *_: pytest.fail("it is unpacked twice"))
+        assert load_dataset(source, None) == first
+    first.file(first.train[0]).write_bytes(b"cut")  # what is incomplete is unpacked again
+    assert contents(load_dataset(source, None)) == EXPECTED
+    table(tmp_path / "pets.parquet", {"image": IMAGES[:6], "label": LABELS[:6]})
+    assert sum(load_dataset(source, None).counts()[split] for split in ("train", "test")) == 6
+
+
+def test_an_interrupted_unpacking_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(os.environ["MAPLE_CACHE"]) / "sources"
+    monkeypatch.setattr(unpacked.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    with pytest.raises(DataError, match=r"only 0 MB are free.*make room there, or set MAPLE_CACHE"):
+        load_dataset(as_parquet(tmp_path), None)
+    assert not [path for path in folder.iterdir() if path.suffix != ".lock"]
+
+
+def test_a_run_finds_its_images_after_the_cache_is_cleared(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    source = as_parquet(tmp_path)
+    dataset = load_dataset(source, None)
+    write_saved_split(tmp_path / "images.json", dataset, source)
+    shown = CliRunner().invoke(app, ["cache", "list", "--json"], catch_exceptions=False).output
+    assert json.loads(shown)["sources"][0]["source"] == source
+    assert "which count to no limit" in CliRunner().invoke(app, ["cache", "list"], catch_exceptions=False).output
+    cleared = CliRunner().invoke(app, ["cache", "clear"], catch_exceptions=False).output
+    assert "unpacked sources: removed 1" in cleared
+    assert not dataset.root.exists()
+    again = read_saved_split(tmp_path / "images.json")
+    assert read_image(again.file(again.train[0])).size == (24, 24)
+
+
+def test_without_a_cache_nothing_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAPLE_CACHE", "off")
+    with pytest.raises(ConfigError, match="MAPLE_CACHE is off"):
+        load_dataset(as_parquet(tmp_path), None)
+
+
+def test_the_hub_is_streamed_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(NAMES)))
+    rows = {"image": [{"bytes": image, "path": None} for image in IMAGES], "label": [0, 1, 2] * 4}
+    data = datasets.Dataset.from_dict(rows, features=features)
+    asked: list[tuple[Any, ...]] = []
+
+    def load(name: str, config: str | None, *, revision: str | None, streaming: bool) -> Any:
+        asked.append((name, config, revision, streaming))
+        return datasets.IterableDatasetDict(train=data.to_iterable_dataset(), test=data.to_iterable_dataset())
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    dataset = load_dataset("hf:owner/pets:small@v2", None)
+    assert asked == [("owner/pets", "small", "v2", True)]
+    assert dataset.counts() == {"train": 12, "val": 0, "test": 12, "classes": 3}
+    assert contents(dataset) == EXPECTED
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("it is fetched twice"))
+    assert load_dataset("hf:owner/pets:small@v2", None).train == dataset.train
+
+
+def test_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def load(*_: object, **__: object) -> None:
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(DataError, match=r"cannot be loaded.*Couldn't reach.*save_to_disk"):
+        load_dataset("hf:owner/pets", None)
+    with pytest.raises(DataError, match="write it as hf:OWNER/NAME"):
+        load_dataset("hf:owner/pets/more", None)
