@@ -79,11 +79,12 @@ def push_command(
 
     from maple.inference.hub import push_folder
     from maple.inference.sharing import share_run
+    from maple.inference.torch_predictor import prompts_file
     from maple.names import repository_of
 
     name = repository_of(repository) or repository
     with TemporaryDirectory() as place:
-        folder = share_run(run, Path(place) / "prompts")
+        folder = share_run(prompts_file(run), Path(place) / "prompts")
         commit = push_folder(
             folder, name, message=message, branch=branch, token=None, private=True if private else None
         )

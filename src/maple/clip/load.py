@@ -12,6 +12,7 @@ from typing import Any
 
 import open_clip
 import torch
+from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.pretrained import download_pretrained
@@ -278,9 +279,17 @@ def _download_weights(name: str, tag: str, published: Mapping[str, Any]) -> Path
         if not isinstance(error, OSError | RuntimeError | ValueError | HfHubHTTPError) and not is_network_error(error):
             raise
         raise BackboneDownloadError(
-            f"the weights of {name} / {tag} cannot be downloaded: {first_line(error)} "
-            f"If this machine has no network, download them elsewhere and give the file of {name}: pretrained=FILE"
+            f"the weights of {name} / {tag} cannot be downloaded: {first_line(error)} If this machine has no network, "
+            f"download {_address(published)} elsewhere and give the file of {name}: pretrained=FILE"
         ) from error
+
+
+def _address(published: Mapping[str, Any]) -> str:
+    """Where the file of a tag of open_clip is, as it downloads it."""
+    repository, _, file = str(published.get("hf_hub") or "").rpartition("/")
+    if not repository:
+        return str(published.get("url"))
+    return f"{constants.ENDPOINT}/{repository}/resolve/main/{file or 'open_clip_model.safetensors'}"
 
 
 def _published(

@@ -14,7 +14,6 @@ from maple.data.catalogue import short_name
 from maple.methods import METHODS, ZERO_SHOT
 from maple.plugins import code_of, code_title, is_code_name
 from maple.runs import read_rows
-from maple.runs.folder import finished_prompts
 
 PROMPTS = "prompts.safetensors"
 CARD = "README.md"
@@ -156,14 +155,12 @@ def measured_text(row: Mapping[str, Any]) -> str:
         return "unreadable"
 
 
-def share_run(run: str | Path, folder: Path) -> Path:
-    """Write the prompts of a run, without the paths of this machine and with what was measured, into a new folder.
+def share_run(path: Path, folder: Path) -> Path:
+    """Write the prompts of a file, without the paths of this machine and with what was measured, into a new folder.
 
     Raises:
-        CheckpointError: there are none.
+        CheckpointError: it is not a prompts file, or the file of its method is missing.
     """
-    path = Path(run).expanduser()
-    path = path if path.is_file() else finished_prompts(path)
     stored = read_prompts(path)
     tensors, content = read_tensors(path)
     measured = measurements_of(stored.info, path.parent if path.name == PROMPTS else None)
