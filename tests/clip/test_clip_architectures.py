@@ -89,7 +89,7 @@ def test_failed_download_of_a_tag(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])  # whether or not there is a network here
     with pytest.raises(
         BackboneError,
-        match=r"RN50 / openai cannot .*Failed.*/timm/resnet50_clip\.openai/resolve/main/open_clip_model\.saf.*pretrained=FILE",
+        match=r"RN50 / openai cannot .*Failed.*/timm/resnet50_clip\.openai/resolve/main/open_.*pretrained=FILE",
     ):
         load_clip("RN50")
 

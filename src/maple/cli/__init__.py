@@ -117,8 +117,8 @@ def main() -> None:
         if (error.name or "").partition(".")[0] not in _OPTIONAL:
             raise
         typer.echo(
-            f"maple: this needs {error.name}, which is not installed: install maple-clip with its dependencies. Without "
-            "it, `maple predict` can use a folder written by `maple export --format onnx`",
+            f"maple: this needs {error.name}, which is not installed: install maple-clip with its dependencies. "
+            "Without it, `maple predict` can use a folder written by `maple export --format onnx`",
             err=True,
         )
         sys.exit(2)
