@@ -94,7 +94,7 @@ def test_a_shard_is_read_up_to_where_it_is_damaged(tmp_path: Path) -> None:
         ("nosuch://bucket", "nosuch://bucket: cannot be opened .*fsspec URL"),
         ("", "give image files, folders"),
         ("labels.parquet", r"no column of images was recognised; its columns are label, x"),
-        ("text.parquet", "is not a readable Parquet file"),
+        ("text.parquet", "text.parquet: cannot be read as a Parquet file"),
     ],
 )
 def test_refused_sources(source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

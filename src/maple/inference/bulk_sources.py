@@ -12,7 +12,7 @@ from glob import has_magic
 from typing import Any
 
 from maple.data.images.formats import has_image_name
-from maple.errors import ConfigError, DataError, first_line, shortened_list
+from maple.errors import ConfigError, first_line, shortened_list
 from maple.inference.image_sources import MAX_BYTES
 
 FILES_PER_UNIT = 64
@@ -127,7 +127,10 @@ def _files_of(source: str, recursive: bool) -> tuple[Any, list[tuple[str, str]]]
             return filesystem, [(root, source)]
         else:
             raise ConfigError(f"{source}: there is no such file or folder; check the path or the URL")
-    except (ImportError, ValueError, OSError) as error:
+    except ConfigError:
+        raise
+    except Exception as error:
+        # Filesystems raise whatever their libraries do, here and below.
         raise ConfigError(
             f"{source}: cannot be opened ({first_line(error)}); give a path, or an fsspec URL such as "
             "s3://bucket/folder, and install the package of its protocol (s3fs, gcsfs, adlfs, aiohttp)"
@@ -160,7 +163,6 @@ def _named(filesystem: Any, source: str, place: str) -> str:
 
 
 def _row_groups(filesystem: Any, place: str, name: str) -> Iterator[Unit]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
@@ -171,8 +173,10 @@ def _row_groups(filesystem: Any, place: str, name: str) -> Iterator[Unit]:
             for group in range(parquet.num_row_groups):
                 yield Unit("parquet", filesystem, ((place, name),), group, first)
                 first += parquet.metadata.row_group(group).num_rows
-    except (OSError, pa.ArrowException) as error:
-        raise ConfigError(f"{name}: is not a readable Parquet file ({first_line(error)})") from error
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{name}: cannot be read as a Parquet file ({first_line(error)})") from error
 
 
 def _columns(schema: Any, name: str) -> tuple[str | None, str | None]:
@@ -213,7 +217,7 @@ def _read_file(filesystem: Any, place: str, source: str, path: str) -> EncodedIm
             return _checked(source, path, file.read(MAX_BYTES + 1))
     except FileNotFoundError:
         return EncodedImage(source, path, error=f"{path}: there is no such file")
-    except Exception as error:  # noqa: BLE001 - filesystems raise whatever their libraries do, for one image here
+    except Exception as error:  # noqa: BLE001 - a row of the result
         return EncodedImage(source, path, error=f"{path}: cannot be read ({first_line(error)})")
 
 
@@ -226,7 +230,6 @@ def _checked(source: str, path: str, content: bytes | None) -> EncodedImage:
 
 
 def _read_rows(unit: Unit, skip: Container[str]) -> Iterator[EncodedImage]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     ((place, name),) = unit.files
@@ -242,7 +245,7 @@ def _read_rows(unit: Unit, skip: Container[str]) -> Iterator[EncodedImage]:
                     if source not in skip:
                         image, path = values.get(image_column), values.get(path_column)
                         yield _read_row(unit.filesystem, place, source, image, path)
-    except (OSError, pa.ArrowException, ConfigError) as error:
+    except Exception as error:  # noqa: BLE001 - a row of the result
         # The rows that were not reached have no answer of their own; one row of the result reports them.
         source = f"{name}#{row}-"
         if source not in skip:
@@ -273,7 +276,7 @@ def _read_members(unit: Unit, skip: Container[str]) -> Iterator[EncodedImage]:
                     continue
                 content = archive.extractfile(member)
                 yield _checked(source, source, content.read(MAX_BYTES + 1) if content else None)
-    except (OSError, EOFError, tarfile.TarError, DataError) as error:
+    except Exception as error:  # noqa: BLE001 - a row of the result
         source = f"{name}#"
         if source not in skip:
             yield EncodedImage(source, name, error=f"{name}: cannot be read to its end ({first_line(error)})")
