@@ -186,11 +186,14 @@ def main() -> None:
     parser.add_argument("run", help="a run folder, a prompts file or an export")
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--table", type=Path, help="where the scenes are kept, and read from if they were drawn before")
     parser.add_argument("--output", type=Path, help="a folder for the result as JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        table, output = Path(folder, "scenes.parquet"), Path(folder, "answers.parquet")
-        draw_scenes(table, arguments.images)
+        table, output = arguments.table or Path(folder, "scenes.parquet"), Path(folder, "answers.parquet")
+        if not table.exists():
+            draw_scenes(table, arguments.images)
+        arguments.images = pq.read_metadata(table).num_rows
         results: dict[str, Any] = {"megabytes_of_images": table.stat().st_size / 1e6}
         results["ray"] = on_ray(arguments.run, table, output, arguments.actors, arguments.images)
         expected, results["one_process"] = alone(arguments.run, table)
