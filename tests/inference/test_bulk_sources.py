@@ -76,9 +76,13 @@ def test_tables_of_bytes_structs_and_paths(tmp_path: Path) -> None:
 
 
 def test_a_shard_is_read_up_to_where_it_is_damaged(tmp_path: Path) -> None:
-    path = shard(tmp_path / "s.tar", {"1.png": IMAGES[0], "1.cls": b"3", "in/2.png": IMAGES[1], "._2.png": b"x"})
-    assert names(read(str(path))) == [f"{path}#1.png", f"{path}#in/2.png"]
-    assert names(read(str(path), skip={f"{path}#1.png"})) == [f"{path}#in/2.png"]
+    path = shard(
+        tmp_path / "s.tar",
+        {"1.png": IMAGES[0], "1.cls": b"3", "1.mask.png": IMAGES[1], "in/2.png": IMAGES[1], "._2.png": b"x"},
+    )
+    sources = [f"{path}#{member}" for member in ("1", "1.mask.png", "in/2")]
+    assert names(read(str(path))) == sources
+    assert names(read(str(path), skip=set(sources[:2]))) == sources[2:]
     path.write_bytes(path.read_bytes()[:2600])
     first, *_, last = read(str(path))
     assert first.content == IMAGES[0]

@@ -46,7 +46,7 @@ class EncodedImage:
     """One image: encoded bytes, or the reason why there are none.
 
     Attributes:
-        source: identifies the image among all sources: its file, or FILE#ROW of a table, or FILE#MEMBER of a shard.
+        source: identifies the image among all sources: its file, or FILE#ROW of a table, or FILE#KEY of a shard.
         path: what a table calls the image; elsewhere the source.
     """
 
@@ -265,14 +265,21 @@ def _read_row(filesystem: Any, table: str, source: str, image: Any, path: str | 
 
 
 def _read_members(unit: Unit, skip: Container[str]) -> Iterator[EncodedImage]:
-    """Read the images of a tar archive from its beginning to its end; nothing is extracted."""
+    """Read the images of a tar archive from its beginning to its end; nothing is extracted.
+
+    The source of a further image with the same key has the whole name of its member.
+    """
     ((place, name),) = unit.files
+    last = None
     try:
         with unit.filesystem.open(place, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as archive:
             for member in archive:
-                source = f"{name}#{member.name}"
-                hidden = os.path.basename(member.name).startswith(".")
-                if not member.isfile() or hidden or not has_image_name(member.name) or source in skip:
+                folder, basename = os.path.split(member.name)
+                if not member.isfile() or basename.startswith(".") or not has_image_name(basename):
+                    continue
+                key = os.path.join(folder, basename.partition(".")[0])
+                source, last = f"{name}#{member.name if key == last else key}", key
+                if source in skip:
                     continue
                 content = archive.extractfile(member)
                 yield _checked(source, source, content.read(MAX_BYTES + 1) if content else None)

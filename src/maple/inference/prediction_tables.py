@@ -1,7 +1,8 @@
 """Predictions as tables: one row for each image, in Parquet, CSV or JSON Lines.
 
-The columns are path, classes and probabilities (best first), those of zero-shot CLIP and `rejected` where they were
-requested, and `error`, which is empty unless the image could not be read.
+The columns are source (which image of which file), path (what a table calls it; otherwise the source), classes and
+probabilities (best first), those of zero-shot CLIP and `rejected` where they were requested, and `error`: empty unless
+the image could not be read.
 """
 
 import csv
@@ -27,7 +28,7 @@ def to_row(result: Prediction | UnreadableImage) -> dict[str, Any]:
         >>> to_row(next(predictor.stream(find_images(["cat.jpg"]), top=2)))["classes"]
         ['cat', 'dog']
     """
-    row: dict[str, Any] = {"path": result.source, "classes": None, "probabilities": None}
+    row: dict[str, Any] = {"source": result.source, "path": result.source, "classes": None, "probabilities": None}
     row |= {"zero_shot_classes": None, "zero_shot_probabilities": None, "rejected": None, "error": None}
     if isinstance(result, UnreadableImage):
         return row | {"error": result.reason}
@@ -38,15 +39,14 @@ def to_row(result: Prediction | UnreadableImage) -> dict[str, Any]:
     return row | {"rejected": result.rejected}
 
 
-def arrow_schema(*, zero_shot: bool, reject: bool, source: bool = False) -> Any:
-    """Return the Arrow schema of rows, with the columns that were requested; `source` comes first."""
+def arrow_schema(*, zero_shot: bool, reject: bool) -> Any:
+    """Return the Arrow schema of rows, with the columns that were requested."""
     import pyarrow as pa
 
     names, numbers = pa.list_(pa.string()), pa.list_(pa.float32())
     return pa.schema(
         [
-            *([("source", pa.string())] if source else []),
-            *(("path", pa.string()), ("classes", names), ("probabilities", numbers)),
+            *(("source", pa.string()), ("path", pa.string()), ("classes", names), ("probabilities", numbers)),
             *([("zero_shot_classes", names), ("zero_shot_probabilities", numbers)] if zero_shot else []),
             *([("rejected", pa.bool_())] if reject else []),
             ("error", pa.string()),
@@ -123,7 +123,7 @@ def _parquet_writer(path: Path, schema: Any) -> Iterator[Write]:
 
 
 def _json_writer(file: Any, kinds: list[str], reject: bool) -> Write:
-    columns = ["path", *(f"{kind}{part}" for kind in kinds for part in ("classes", "probabilities"))]
+    columns = ["source", "path", *(f"{kind}{part}" for kind in kinds for part in ("classes", "probabilities"))]
     columns += [*(["rejected"] if reject else []), "error"]
     return lambda rows: file.writelines(json.dumps({name: row[name] for name in columns}) + "\n" for row in rows)
 
@@ -132,10 +132,10 @@ def _csv_writer(file: Any, top: int, kinds: list[str], reject: bool) -> Write:
     ranks = range(1, top + 1)
     ranked = [f"{kind}{part}_{rank}" for kind in kinds for rank in ranks for part in ("class", "probability")]
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["path", *ranked, *(["rejected"] if reject else []), "error"])
+    writer.writerow(["source", "path", *ranked, *(["rejected"] if reject else []), "error"])
 
     def cells(row: dict[str, Any]) -> Iterator[Any]:
-        yield row["path"]
+        yield from (row["source"], row["path"])
         for kind in kinds:
             pairs = zip(row[f"{kind}classes"] or (), row[f"{kind}probabilities"] or (), strict=True)
             values = list(chain.from_iterable(pairs))

@@ -260,14 +260,14 @@ class _Classifier:
         if names is not None:
             self._predictor.set_class_names(names)
         self._numbers: dict[str, Any] = {"top": top, "reject": reject, "batch_size": batch_size, "workers": threads}
-        self._schema = arrow_schema(zero_shot=zero_shot, reject=reject is not None, source=True)
+        self._schema = arrow_schema(zero_shot=zero_shot, reject=reject is not None)
 
     def __call__(self, batch: Any) -> Any:
         import pyarrow as pa
 
         images = [EncodedImage(**row) for row in batch.to_pylist()]
         results = self._predictor.stream((ImageSource(i.path, partial(_decode, i)) for i in images), **self._numbers)
-        rows = [{"source": image.source, **to_row(result)} for image, result in zip(images, results, strict=True)]
+        rows = [{**to_row(result), "source": image.source} for image, result in zip(images, results, strict=True)]
         return pa.Table.from_pylist(rows, schema=self._schema)
 
 
