@@ -67,9 +67,9 @@ def test_shots_may_be_set_in_settings() -> None:
     assert PromptClassifier(**quick).fit(images, labels)._info["train"]["images"] == 6
 
 
-def test_addresses_and_nothing_are_no_images(fitted: PromptClassifier) -> None:
-    with pytest.raises(ImageError, match=r"http://host/a\.png: is an address, which only"):
-        fitted.predict(["http://host/a.png"])
+def test_other_addresses_and_nothing_are_refused(fitted: PromptClassifier) -> None:
+    with pytest.raises(ImageError, match=r"ftp://host/a\.png: only http:// and https://"):
+        fitted.predict(["ftp://host/a.png"])
     with pytest.raises(ImageError, match="is empty"):
         read_image(b"")
 

@@ -77,7 +77,8 @@ def list_command(data_root: options.DataRoot = None) -> None:
     if not with_template:
         options.echo("the terminal is too narrow for the templates; `maple data show NAME` prints one")
     options.echo(
-        "Your own images: a folder of class-named folders, FOLDER:DOMAIN, or a .csv or .jsonl of path and label."
+        "Your own images: a folder of class-named folders, FOLDER:DOMAIN, a .csv or .jsonl of path and label, "
+        "Parquet, an archive, shards, or hf:OWNER/NAME."
     )
 
 

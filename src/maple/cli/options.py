@@ -122,7 +122,10 @@ AnyModel = Annotated[
 ]
 ImageSources = Annotated[
     list[str] | None,
-    Argument(metavar="IMAGES...", help="Image files, folders, http(s) addresses, or - for standard input."),
+    Argument(
+        metavar="IMAGES...",
+        help="Image files, folders, archives, Parquet, shards, hf:NAME, http(s) addresses, or - for standard input.",
+    ),
 ]
 ClassNames = Annotated[
     str | None,

@@ -31,7 +31,8 @@ def train_command(
     dataset: Annotated[
         str | None,
         Option(
-            help="A data set (`maple data list`), a folder of class-named folders, FOLDER:DOMAIN, or a .csv. "
+            help="A data set (`maple data list`), a folder of class-named folders, FOLDER:DOMAIN, a .csv, Parquet, "
+            "an archive, shards, or hf:OWNER/NAME. "
             "Default: emoji-animals."
         ),
     ] = None,
@@ -122,7 +123,8 @@ def fit_command(
         str | None,
         Argument(
             metavar="[IMAGES]",
-            help="A folder of class-named folders, FOLDER:DOMAIN, or a .csv or .jsonl of path and label.",
+            help="A folder of class-named folders, FOLDER:DOMAIN, a .csv or .jsonl of path and label, Parquet, an "
+            "archive, shards, or hf:OWNER/NAME.",
         ),
     ] = None,
     features: options.Features = None,

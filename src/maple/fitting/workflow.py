@@ -37,9 +37,11 @@ from maple.data.saved_split import (
     write_saved_split,
 )
 from maple.data.sources.opening import absolute_source
+from maple.data.sources.rows import Columns
 from maple.descriptions import DEFAULT_METHOD
 from maple.distributed import this_process
 from maple.errors import BackboneDownloadError, ClassNamesError, ConfigError, output_error, shortened
+from maple.fitting.python_data import keep_data
 from maple.fitting.stored_fit import (
     NO_TEXT,
     SELECTION,
@@ -99,7 +101,7 @@ class FitProgress(TrainProgress):
 
 
 def fit_settings(
-    source: str,
+    source: Any,
     method: str = DEFAULT_METHOD,
     *,
     preset: str | None = None,
@@ -109,8 +111,10 @@ def fit_settings(
     """Return the settings of a fit: the few-shot preset of the method, with all classes of `source`, and calibrated.
 
     Args:
-        source: a folder of class-named folders, FOLDER:DOMAIN, a .csv or .jsonl file, the name of a data set, or
-            .safetensors files of features, separated by commas.
+        source: a folder of class-named folders, FOLDER:DOMAIN, a .csv or .jsonl file, a Parquet file, an archive or
+            another source of `maple.data.load_dataset`, the name of a data set, or .safetensors files of features,
+            separated by commas. Or a data set in memory: a `datasets.Dataset` or `DatasetDict`, one of torchvision, or
+            a frame; its images are kept in the cache (`keep_data`), whose folder is then the source.
         method: one of `maple methods`, or the first part of a preset name.
         preset: another preset, or a TOML file, in place of the method's.
         layer: settings by section that override the preset.
@@ -123,6 +127,10 @@ def fit_settings(
         >>> fit_settings("flowers", "coop", layer={"data": {"shots": 4}}).data.shots
         4
     """
+    if not isinstance(source, str):
+        data_settings = (layer or {}).get("data", {})
+        columns = Columns(data_settings.get("image_column"), data_settings.get("label_column"))
+        source = str(source) if isinstance(source, Path) else str(keep_data(source, columns))
     path = os.path.expanduser(source)
     if is_features(source):
         source = absolute_features(source)
@@ -143,7 +151,7 @@ def fit_settings(
 
 
 def fit_candidates(
-    source: str,
+    source: Any,
     recipes: Sequence[str] = CANDIDATES,
     *,
     layer: Mapping[str, Any] | None = None,
@@ -159,6 +167,8 @@ def fit_candidates(
     """
     if not recipes or len(set(recipes)) < len(recipes):
         raise ConfigError(f"the methods to compare are {', '.join(recipes) or 'none'}; name each once")
+    if not isinstance(source, str | Path):
+        source = str(keep_data(source))
     given = merge_layers(dict(layer or {}), override_layer(overrides))
     if "method" in given:
         raise ConfigError("settings of a method need one method; name it, as in method=NAME")

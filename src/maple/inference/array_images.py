@@ -1,7 +1,7 @@
 """Images and labels of a Python program, in any of their usual forms."""
 
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from hashlib import sha256
@@ -17,67 +17,84 @@ from maple.data.images.prefetch import map_in_order
 from maple.data.images.reading import read_image, to_rgb
 from maple.errors import ClassNamesError, DataError, ImageError
 from maple.files import on_disk, sha256_of
-from maple.inference.image_sources import ImageSource, is_address
+from maple.inference.image_sources import ImageSource, download_image, find_images, is_address, is_collection
+from maple.inference.python_data import InputError as InputError
+from maple.inference.python_data import Lazy, is_frame, open_data
 
 Array = np.ndarray[Any, Any]
 
 _FORMS = (
-    "a list of paths, PIL images, arrays [H, W, 3] or tensors [3, H, W]; an array [n, H, W, 3]; or a tensor "
-    "[n, 3, H, W]; values are bytes 0 to 255, or floats 0 to 1"
+    "one image or a list of them: paths, addresses, bytes, PIL images, arrays [H, W, 3] or tensors [3, H, W]; an array "
+    "[n, H, W, 3]; or a tensor [n, 3, H, W]; values are bytes 0 to 255, or floats 0 to 1"
 )
 
 # Two threads that decode one PIL image disturb each other, and a list may hold an image twice.
 _DECODING = [threading.Lock() for _ in range(16)]
 
 
-class InputError(DataError, ValueError):
-    """Images or labels of another form than required; a ValueError too, as numerical programs expect."""
-
-
 class LabelNamesError(ClassNamesError, ValueError):
     """Labels without class names; a ValueError too."""
 
 
-def to_images(images: Any) -> list[ImageSource]:
-    """Return n images as image sources, which are read and converted one by one, when their turn comes.
+def to_images(images: Any) -> Sequence[ImageSource] | Iterator[ImageSource]:
+    """Return images as image sources, which are read and converted one by one, when their turn comes.
 
     Args:
-        images: paths, PIL images, arrays [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (transparency becomes white) or
-            tensors [1, H, W] or [3, H, W], in any sequence; or one array or tensor with a leading n. Values are uint8,
-            0 to 255, or floats, 0 to 1, not normalised.
+        images: one image: a path, an http(s) address, encoded bytes, a PIL image, an array [H, W, 3], [H, W, 1] or
+            [H, W, 4] (transparency becomes white), or a tensor [3, H, W] or [1, H, W]. Or n of them: in any sequence,
+            where an array may also be [H, W]; in an iterator, which is read as images are needed; or as one array or
+            tensor with a leading n. Values are uint8, 0 to 255, or floats, 0 to 1, not normalised. Or the path of a
+            folder, whose folders are included, an archive, a table or another source of `find_images`; or a data set of
+            another library (`open_data`).
 
     Raises:
-        InputError: not a sequence of images, or an array that is one image. An error in a single image is raised, with
-            its number, when it is read.
+        InputError: neither an image nor images. An error in a single image is raised, with its number, when it is read.
+        DataError: a data set with several columns that may be meant.
 
     Example:
         >>> [image.name for image in to_images([np.zeros((8, 8, 3), np.uint8), "cat.jpg"])]
         ['image 0', 'image 1']
     """
+    if isinstance(images, str | Path):
+        if not is_address(str(images)) and is_collection(str(images)):
+            return find_images([str(images)], recursive=True)
+        images = [images]
+    elif isinstance(images, bytes | Image.Image) or _is_one_image(images):
+        images = [images]
+    elif (data := open_data(images)) is not None:
+        images = data.images
     if isinstance(images, torch.Tensor):
         if images.ndim != 4:
             raise InputError(f"the tensor of images has shape {list(images.shape)}; give {_FORMS}")
     elif isinstance(images, np.ndarray):
-        if images.dtype.kind not in "OU":
-            problem, shape = f"the array of images has shape {list(images.shape)}", images.shape
-            if images.ndim not in (3, 4):
-                raise InputError(f"{problem}; give {_FORMS}")
-            if images.ndim == 3 and shape[2] in (1, 3, 4):
-                raise InputError(f"{problem}, which is one image [H, W, {shape[2]}]; give a list of it, or {_FORMS}")
-    elif isinstance(images, str | bytes | Path | Image.Image) or not isinstance(images, Sequence):
+        if images.dtype.kind not in "OUS" and images.ndim not in (3, 4):
+            raise InputError(f"the array of images has shape {list(images.shape)}; give {_FORMS}")
+    elif isinstance(images, Iterator):
+        return (_source(image, f"image {number}") for number, image in enumerate(images))
+    elif not isinstance(images, Sequence):
         # A column of pandas, say, converts itself to an array.
-        if not hasattr(images, "__array__") or isinstance(images, Image.Image):
-            raise InputError(f"images are {type(images).__name__}; give {_FORMS} (one image: a list of it)")
+        if not hasattr(images, "__array__"):
+            raise InputError(f"images are {type(images).__name__}; give {_FORMS}")
         return to_images(np.asarray(images))
-    names = (f"image {number}" for number in range(len(images)))
-    return [
-        ImageSource(name, partial(_read, images[number], name), partial(_content_id, images[number], name))
-        for number, name in enumerate(names)
-    ]
+    sequence = images
+    return Lazy(len(sequence), lambda number: _source(sequence[number], f"image {number}"))
 
 
-def to_inputs(images: Any) -> list[ImageSource] | torch.Tensor:
-    """Return n images as `to_images` does; or, of a two-dimensional array or tensor of floats, features [n, D] float32.
+def _is_one_image(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.ndim == 3 and value.shape[0] in (1, 3)
+    is_array = isinstance(value, np.ndarray) and value.dtype.kind not in "OUS"
+    return is_array and value.ndim == 3 and value.shape[2] in (1, 3, 4)
+
+
+def _source(image: Any, name: str) -> ImageSource:
+    if isinstance(image, ImageSource):
+        return image
+    return ImageSource(name, partial(_read, image, name), partial(_content_id, image, name))
+
+
+def to_inputs(images: Any) -> Sequence[ImageSource] | Iterator[ImageSource] | torch.Tensor:
+    """Return images as `to_images` does; or, of a two-dimensional array or tensor of floats, features [n, D] float32.
 
     Raises:
         InputError: as `to_images`, or a feature is not finite.
@@ -86,6 +103,8 @@ def to_inputs(images: Any) -> list[ImageSource] | torch.Tensor:
         >>> to_inputs(np.zeros((40, 512))).shape
         torch.Size([40, 512])
     """
+    if is_frame(images):
+        return to_images(images)
     is_table = hasattr(images, "__array__") and getattr(images, "ndim", 0) == 2  # of NumPy, PyTorch or pandas
     values = images if isinstance(images, torch.Tensor) else np.asarray(images) if is_table else None
     if not is_table or values is None or not torch.as_tensor(values[:0]).is_floating_point():
@@ -98,7 +117,7 @@ def to_inputs(images: Any) -> list[ImageSource] | torch.Tensor:
 
 
 def read_inputs(
-    inputs: list[ImageSource] | torch.Tensor, transform: EvalTransform, *, ahead: int
+    inputs: Iterable[ImageSource] | torch.Tensor, transform: EvalTransform, *, ahead: int
 ) -> Generator[torch.Tensor, None, None]:
     """Iterate over transformed images, which two threads read up to `ahead` of them ahead; or over rows of features."""
     if isinstance(inputs, torch.Tensor):
@@ -139,6 +158,23 @@ def number_labels(labels: Any, count: int) -> "tuple[Array, np.ndarray[Any, np.d
     return classes, indices
 
 
+def weighted_accuracy(predicted: Array, labels: Any, sample_weight: Any) -> float:
+    """Return the part of `predicted` [n] that equals the labels [n], weighted if weights [n] are given.
+
+    Raises:
+        InputError: not one label or not one weight for each image, or nothing to average.
+    """
+    count, labels = len(predicted), np.asarray(labels)
+    if labels.shape != predicted.shape:
+        raise InputError(f"{count} images have labels of shape {list(labels.shape)}; give one label for each")
+    weights = np.ones(count) if sample_weight is None else np.asarray(sample_weight)
+    if weights.shape != predicted.shape:
+        raise InputError(f"{count} images have weights of shape {list(weights.shape)}; give one for each")
+    if not weights.sum():
+        raise InputError(f"{count} images of weight 0 have no score; give some images")
+    return float(np.average(predicted == labels, weights=weights))
+
+
 def class_names_of_labels(classes: Array, class_names: Mapping[Any, str] | Sequence[str] | None) -> tuple[str, ...]:
     """Return the class names that CLIP reads for sorted labels [C]: the labels themselves, or those in `class_names`.
 
@@ -176,8 +212,15 @@ def _check_kinds(labels: Sequence[Any], kinds: tuple[type, ...]) -> None:
 
 def _read(image: Any, name: str) -> Image.Image:
     """Read or convert one image to RGB."""
+    if isinstance(image, Mapping) and image.keys() <= {"bytes", "path"}:  # as Hugging Face stores an image
+        image = image.get("bytes") if image.get("bytes") is not None else image.get("path")
     if isinstance(image, str) and is_address(image):
-        raise ImageError(f"{image}: is an address, which only `maple predict` downloads; give the image itself")
+        image = download_image(image)
+    if isinstance(image, bytes | bytearray):
+        try:
+            return read_image(bytes(image))
+        except ImageError as error:
+            raise ImageError(str(error).replace("<bytes>", name, 1)) from error
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Image.Image):
@@ -205,6 +248,10 @@ def _read(image: Any, name: str) -> Image.Image:
 def _content_id(image: Any, name: str) -> str | None:
     """The hash of an image file, or of the pixels of an image in memory; None if it cannot be read."""
     try:
+        if isinstance(image, str) and is_address(image):
+            return None
+        if isinstance(image, bytes):
+            return f"file:{sha256(image).hexdigest()}"
         if isinstance(image, str | Path):
             return f"file:{sha256_of(on_disk(Path(image)))}"
         rgb = _read(image, name)

@@ -1,6 +1,6 @@
 """`PromptClassifier`: adapted CLIP as a scikit-learn estimator."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -10,35 +10,39 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 
-from maple import plugins
 from maple.checkpoint import load_prompts, read_prompts, save_prompts
 from maple.clip import Backbone
 from maple.clip.backbone_names import require_trusted
-from maple.config import SECTIONS, BackboneSettings, RunSettings, options_layer, read_preset, resolve
 from maple.data import EvalTransform
+from maple.data.sources.rows import Columns
 from maple.descriptions import DEFAULT_METHOD
 from maple.distributed import choose_device
-from maple.errors import CheckpointError, ClassNamesError, ConfigError, MapleError
-from maple.inference.array_images import InputError, class_names_of_labels, number_labels, read_inputs, to_inputs
+from maple.errors import CheckpointError, ClassNamesError, MapleError
+from maple.inference.array_images import (
+    class_names_of_labels,
+    number_labels,
+    read_inputs,
+    to_inputs,
+    weighted_accuracy,
+)
 from maple.inference.hub import fetch_prompts, push_folder
-from maple.inference.in_memory import check_callbacks, settings_of_methods, train_in_memory
+from maple.inference.in_memory import candidates_of, check_callbacks, train_in_memory
 from maple.inference.predictor import check_reject
+from maple.inference.python_data import ADVICE, labelled
 from maple.inference.sharing import PROMPTS, without_paths, write_card
 from maple.inference.torch_predictor import finite, prompts_file
-from maple.methods import Method, method_settings, recipe_of
+from maple.methods import Method
 from maple.names import clean_class_names, distinct, is_hub_id, repository_of
-from maple.runs import TrainProgress, complete
+from maple.runs import TrainProgress
 from maple.runs.frozen_features import require_features
-from maple.runs.selection import AUTO
-from maple.runs.selection_plan import Goal, SelectionSettings
+from maple.runs.selection_plan import Goal
 from maple.runs.spec import cached_backbone
 
 _BATCH = 32
-
 Labels = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
@@ -47,14 +51,14 @@ class NotTrainedError(MapleError, NotFittedError):  # type: ignore[misc]
     """A classifier is used before it was trained or loaded; also scikit-learn's NotFittedError."""
 
 
-class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class PromptClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """CLIP, adapted by learned prompts: images in, labels out, with scikit-learn's methods.
 
-    It works with `clone`, `cross_val_score`, `GridSearchCV` and the like. Images are paths, PIL images, arrays
-    [n, H, W, 3] (bytes, or floats from 0 to 1) or tensors [n, 3, H, W], in lists or whole (see
-    `maple.inference.array_images.to_images`); or an array [n, D] of their features by the same frozen CLIP, for methods
-    that leave its image tower as it is. Nothing is checked or loaded before `fit`. A parameter that is None is as the
-    preset says, or the default of `maple train`.
+    It works with `clone`, `cross_val_score`, `GridSearchCV` and the like. Images are paths, addresses, bytes, PIL
+    images, arrays [n, H, W, 3] (bytes, or floats from 0 to 1) or tensors [n, 3, H, W], in lists or whole, or data sets
+    (`maple.inference.array_images.to_images`); or an array [n, D] of their features by the same frozen CLIP, for
+    methods that leave its image tower as it is. Nothing is checked or loaded before `fit`. A parameter that is None is
+    as the preset says, or the default of `maple train`.
 
     Args:
         method, preset, epochs, lr, batch_size: as in `maple train`; the preset is METHOD_base-to-novel by default. The
@@ -139,11 +143,15 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def fit(  # scikit-learn's names
         self,
         X: Any,  # noqa: N803
-        y: Any,
+        y: Any = None,
         verbose: bool = False,
         callbacks: TrainProgress | Iterable[TrainProgress] = (),
     ) -> Self:
         """Learn prompts from images `X` and their labels `y` [n], and forget what was learned before.
+
+        Without `y`, `X` has the labels: a data set of Hugging Face or torchvision, a frame with a column of labels, or
+        a text that names a data set as for `maple train` ("flowers", "flowers.zip", "hf:OWNER/NAME"). Class names are
+        then the labels; of a divided data set the training split is taken.
 
         What is learned equals what `maple train` learns with the same images in the same order, settings and seed. A
         method that searches on validation images takes them from `X`: see `validation_fraction`.
@@ -162,9 +170,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             >>> print(classifier.selection_)
         """
         followers = check_callbacks(callbacks)
-        candidates, selection = self._candidates()
-        images = to_inputs(X)
-        classes, indices = number_labels(y, len(images))
+        candidates, selection = candidates_of(self)
+        given, labels = labelled(X, self._columns(), split="train") if y is None else (X, y)
+        inputs = to_inputs(given)
+        images = list(inputs) if isinstance(inputs, Iterator) else inputs
+        classes, indices = number_labels(labels, len(images))
         names = class_names_of_labels(classes, self.class_names)
         clean_class_names(names)
         clip, device = next(iter(candidates.values())).backbone, choose_device(self.device)
@@ -185,7 +195,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def predict(self, X: Any, *, reject: float | None = None, rejected_label: Any = None) -> Labels:  # noqa: N803
-        """Return the likeliest label of each image, [n].
+        """Return the likeliest label of each image, [n]; of one image, [1].
+
+        `X` may be one image (a path, an http(s) address, bytes, a PIL image, an array [H, W, 3]), images in a list or a
+        generator, a folder or another source of `maple predict`, or a data set, whose labels are not read.
 
         An image whose greatest probability is below `reject` gets `rejected_label` instead; the array then has the type
         of the labels if this one has it, and holds Python objects otherwise, as with None.
@@ -217,26 +230,32 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return their logarithms [n, C], finite also where a probability is 0 in float32."""
         return (self._logits(X) / self._fitted().temperature).log_softmax(dim=1).numpy()
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:  # noqa: N803
         """Return the accuracy on images with labels `y` [n], weighted if weights are given.
+
+        Without `y`, `X` has the labels, as for `fit`; of a divided data set the test split is taken.
 
         Raises:
             InputError: not one label or not one weight for each image, or nothing to average.
         """
-        predicted, labels = self.predict(X), np.asarray(y)
-        count = len(predicted)
-        if labels.shape != predicted.shape:
-            raise InputError(f"{count} images have labels of shape {list(labels.shape)}; give one label for each")
-        weights = np.ones(count) if sample_weight is None else np.asarray(sample_weight)
-        if weights.shape != predicted.shape:
-            raise InputError(f"{count} images have weights of shape {list(weights.shape)}; give one for each")
-        if not weights.sum():
-            raise InputError(f"{count} images of weight 0 have no score; give some images")
-        return float(np.average(predicted == labels, weights=weights))
+        images, labels = labelled(X, self._columns(), split="test") if y is None else (X, y)
+        return weighted_accuracy(self.predict(images), labels, sample_weight)
 
     def encode_image(self, X: Any) -> Floats:  # noqa: N803
         """Return unit image features [n, D] of the prompted image tower, float32, and behind them a method's others."""
         return self._compute("encode_images", X, self._fitted().backbone.embed_dim).numpy()
+
+    def transform(self, X: Any) -> Floats:  # noqa: N803
+        """Return unit image features [n, D], float32, for the next step of a pipeline.
+
+        Example:
+            >>> pipeline = make_pipeline(PromptClassifier(shots=16), LogisticRegression()).fit(paths, labels)
+        """
+        return self.encode_image(X)[:, : self._fitted().backbone.embed_dim]
+
+    def get_feature_names_out(self, input_features: Any = None) -> Labels:  # noqa: ARG002
+        """Return the names of the D columns that `transform` gives: "promptclassifier0", "promptclassifier1", ..."""
+        return np.asarray([f"promptclassifier{i}" for i in range(self._fitted().backbone.embed_dim)], dtype=object)
 
     def set_class_names(self, names: Sequence[str]) -> Self:
         """Set the class names to predict, without training; they become the labels too.
@@ -391,38 +410,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.three_d_array = True
         return tags
 
-    def _candidates(self) -> tuple[dict[str, RunSettings], SelectionSettings | None]:
-        """The complete settings of each method to try, and how one is chosen; of the only one, and None."""
-        settings = {} if self.settings is None else self.settings
-        if not isinstance(settings, Mapping):
-            example = '{"train": {"optimizer": "adamw"}}'
-            raise ConfigError(f"settings is {settings!r:.80}; give sections, as in {example}")
-        if "seed" in settings:
-            raise ConfigError(f"settings holds the seed {settings['seed']!r}; give it as seed={settings['seed']!r}")
-        for section, values in settings.items():
-            if section in SECTIONS and not isinstance(values, Mapping):
-                raise ConfigError(f"settings has {section} = {values!r:.80}; give a section, {{{section!r}: {{...}}}}")
-        layer = options_layer(
-            backbone={"name": self.backbone, "pretrained": self.pretrained, "precision": self.precision},
-            train={key: getattr(self, key) for key in ("epochs", "lr", "batch_size", "calibrate")},
-            data={"shots": self.shots},
-        )
-        layer["seed"] = self.seed  # a seed of None is refused, not left out
-        # A user's own images need a CLIP of the usual breadth, unless another is named.
-        default: dict[str, Any] = {"backbone": {"name": BackboneSettings().name}, "train": {"calibrate": True}}
-        shots = {"data": {"shots": None}}
-        if self.method != AUTO:
-            name = plugins.trust_code(self.method) if isinstance(self.method, str) else self.method
-            if self.preset is None:
-                method_settings({"name": name})  # reports an unknown method as such, not as an unknown preset
-            preset = read_preset(self.preset or recipe_of(name, ["base-to-novel"]))
-            method = {"method": {"name": name}, **shots}
-            return {"": complete(resolve([default, preset, method, settings, layer]))}, None
-        if self.preset is not None or "method" in settings:
-            given = f"preset={self.preset!r} has" if self.preset is not None else "settings of a method belong to"
-            raise ConfigError(f'{given} one method, and "auto" tries several; name it, as in method="coop"')
-        candidates = settings_of_methods(self.methods, lambda preset: [default, preset, shots, settings, layer])
-        return candidates, SelectionSettings(minutes=self.minutes, goal=self.goal)
+    def _columns(self) -> Columns:
+        data = (self.settings or {}).get("data", {})
+        return Columns(data.get("image_column"), data.get("label_column"), ADVICE)
 
     def _set_method(self, method: Method, classes: Labels, info: Mapping[str, Any]) -> None:
         self.method_ = method

@@ -22,6 +22,7 @@ from PIL import Image
 from maple.data.folders.listing import walk_files
 from maple.data.images.formats import has_image_name, is_image_file, unread_format
 from maple.data.images.reading import read_image
+from maple.data.sources.hub import PREFIX as HUB
 from maple.data.sources.opening import find_source
 from maple.data.sources.rows import Columns, Source
 from maple.data.sources.shards import is_pattern
@@ -111,6 +112,11 @@ def find_images(
                         yield ImageSource(path, partial(read_image, Path(path).expanduser()))
 
     return images()
+
+
+def is_collection(source: str) -> bool:
+    """Whether a path names more than one image: a folder, a pattern of shards, or a source of `find_source`."""
+    return source.startswith(HUB) or on_disk(Path(source).expanduser()).is_dir() or find_source(source) is not None
 
 
 def cache_downloads(images: Iterator[ImageSource]) -> Iterator[ImageSource]:

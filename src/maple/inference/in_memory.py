@@ -9,19 +9,19 @@ from typing import Any, NamedTuple, NoReturn
 from torch import Tensor
 
 from maple.clip import Backbone
-from maple.config import RunSettings, read_preset, resolve
+from maple.config import SECTIONS, BackboneSettings, RunSettings, options_layer, read_preset, resolve
 from maple.data import Dataset, Item, hold_out
 from maple.distributed import Processes
 from maple.errors import ConfigError, ImageError
 from maple.inference.array_images import InputError
 from maple.inference.image_sources import ImageSource
-from maple.methods import Method, recipe_of
+from maple.methods import Method, method_settings, recipe_of
 from maple.plugins import trust_code
 from maple.runs import TrainingData, TrainProgress, complete
 from maple.runs.calibration import calibrate
 from maple.runs.cross_calibration import cross_calibrate
 from maple.runs.frozen_features import require_features
-from maple.runs.selection import CANDIDATES, Selection, select
+from maple.runs.selection import AUTO, CANDIDATES, Selection, select
 from maple.runs.selection_plan import FOLDS, SelectionSettings, lacks_validation
 from maple.runs.spec import sample, spare_items
 from maple.runs.training import fresh_method
@@ -75,6 +75,46 @@ def settings_of_methods(
         raise ConfigError(f"methods is {recipes!r:.80}; name at least one, and each once")
     presets = {recipe: read_preset(recipe_of(recipe, ["few-shot", "base-to-novel"])) for recipe in recipes}
     return {recipe: complete(resolve(layers(preset))) for recipe, preset in presets.items()}
+
+
+def candidates_of(estimator: Any) -> tuple[dict[str, RunSettings], SelectionSettings | None]:
+    """Return the complete settings of each method that a `PromptClassifier` tries, and how one is chosen.
+
+    Of the only one where it names its method, and None.
+
+    Raises:
+        ConfigError: a parameter is out of range, or does not fit the others.
+    """
+    settings = {} if estimator.settings is None else estimator.settings
+    if not isinstance(settings, Mapping):
+        example = '{"train": {"optimizer": "adamw"}}'
+        raise ConfigError(f"settings is {settings!r:.80}; give sections, as in {example}")
+    if "seed" in settings:
+        raise ConfigError(f"settings holds the seed {settings['seed']!r}; give it as seed={settings['seed']!r}")
+    for section, values in settings.items():
+        if section in SECTIONS and not isinstance(values, Mapping):
+            raise ConfigError(f"settings has {section} = {values!r:.80}; give a section, {{{section!r}: {{...}}}}")
+    layer = options_layer(
+        backbone={"name": estimator.backbone, "pretrained": estimator.pretrained, "precision": estimator.precision},
+        train={key: getattr(estimator, key) for key in ("epochs", "lr", "batch_size", "calibrate")},
+        data={"shots": estimator.shots},
+    )
+    layer["seed"] = estimator.seed  # a seed of None is refused, not left out
+    # A user's own images need a CLIP of the usual breadth, unless another is named.
+    default: dict[str, Any] = {"backbone": {"name": BackboneSettings().name}, "train": {"calibrate": True}}
+    shots = {"data": {"shots": None}}
+    if estimator.method != AUTO:
+        name = trust_code(estimator.method) if isinstance(estimator.method, str) else estimator.method
+        if estimator.preset is None:
+            method_settings({"name": name})  # reports an unknown method as such, not as an unknown preset
+        preset = read_preset(estimator.preset or recipe_of(name, ["base-to-novel"]))
+        method = {"method": {"name": name}, **shots}
+        return {"": complete(resolve([default, preset, method, settings, layer]))}, None
+    if estimator.preset is not None or "method" in settings:
+        given = f"preset={estimator.preset!r} has" if estimator.preset is not None else "settings of a method belong to"
+        raise ConfigError(f'{given} one method, and "auto" tries several; name it, as in method="coop"')
+    candidates = settings_of_methods(estimator.methods, lambda preset: [default, preset, shots, settings, layer])
+    return candidates, SelectionSettings(minutes=estimator.minutes, goal=estimator.goal)
 
 
 def train_in_memory(

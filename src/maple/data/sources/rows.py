@@ -38,7 +38,7 @@ class Columns:
 
     image: str | None = None
     label: str | None = None
-    advice: str = "name it, as in data.{column}=NAME"
+    advice: str = "name it, as in --set data.{column}=NAME"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,77 @@
+"""Data sets in the memory of a program, kept in the cache so that a fit of them can be resumed and evaluated."""
+
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from maple.data.folders.class_folders import split_of
+from maple.data.sources.rows import Columns, Row, Source, read_label
+from maple.data.sources.unpacked import store_rows
+from maple.errors import DataError
+from maple.inference.array_images import to_images
+from maple.inference.python_data import is_split, open_data
+
+
+def keep_data(data: Any, columns: Columns | None = None) -> Path:
+    """Write the images of a data set in memory into the cache; return the folder, which `load_dataset` reads.
+
+    Encoded images and files are copied as they are; PIL images, arrays and tensors are written as PNG, which loses
+    nothing of 8 bits. The folder is named by its content: equal data sets have the same folder. It is kept until
+    `maple cache clear`.
+
+    Args:
+        data: a `datasets.Dataset` or `DatasetDict`, whose splits are used, a data set of torchvision, or a frame.
+
+    Raises:
+        ConfigError: there is no cache.
+        DataError: it is not a data set with labels, an image cannot be read, or there is no room on the disk.
+
+    Example:
+        >>> fit(fit_settings(keep_data(torchvision.datasets.ImageFolder("pets"))), Path("runs/pets"))
+    """
+    return store_rows(_PythonSource(data, columns or Columns()))
+
+
+class _PythonSource(Source):
+    """The rows of a data set in memory."""
+
+    def __init__(self, data: Any, columns: Columns) -> None:
+        self.text, self._columns = f"a {type(data).__name__} in memory", columns
+        self._splits: dict[str, Any] = dict(data) if is_split(data) else {"": data}
+
+    @property
+    def name(self) -> str:
+        return "images"
+
+    def identity(self) -> Mapping[str, Any]:
+        raise NotImplementedError("data in memory are identified by their content")
+
+    def rows(self, columns: Columns, *, labelled: bool) -> Iterator[Row]:
+        del columns, labelled
+        for name, part in self._splits.items():
+            data = open_data(part, self._columns)
+            if data is None:
+                raise DataError(
+                    f"the source is {type(part).__name__}; give a path or the name of a data set, a datasets.Dataset, "
+                    "a data set of torchvision, or a frame with columns of images and labels"
+                )
+            parsed = split_of(str(name))
+            split = parsed[0] if parsed and len(self._splits) > 1 else ""
+            for number, (image, label) in enumerate(zip(data.images, data.read_labels(), strict=True)):
+                where = f"{name}/{number}" if name else f"row {number}"
+                yield Row(where, split, read_label(label, None, where), _encoded(image))
+
+
+def _encoded(image: Any) -> bytes | Path | None:
+    """The encoded bytes of an image, or its file; None if there is none."""
+    if isinstance(image, Mapping):
+        image = image.get("bytes") if image.get("bytes") is not None else image.get("path")
+    if image is None or isinstance(image, bytes):
+        return image
+    if isinstance(image, str | Path) and "://" not in str(image):
+        return Path(image).expanduser()
+    sources: Iterable[Any] = to_images([image])
+    content = io.BytesIO()
+    next(iter(sources)).read().save(content, "PNG")
+    return content.getvalue()

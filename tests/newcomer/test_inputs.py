@@ -1,0 +1,212 @@
+"""Every form of images that a newcomer may have, once through training and prediction, and what is refused."""
+
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from typer.testing import CliRunner
+
+from maple.cli import app
+from maple.data import load_dataset
+from maple.errors import MapleError
+from maple.fitting import fit_settings
+from maple.inference.classifier import PromptClassifier
+
+datasets = pytest.importorskip("datasets")
+pandas = pytest.importorskip("pandas")
+torchvision = pytest.importorskip("torchvision")
+
+NAMES = ["blue", "green", "red"]
+FIRST = [2, 1, 0] * 4
+"""The number of the class of each image."""
+
+
+def _encode(number: int) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 40, (32, 32, 3)).astype(np.uint8)
+    pixels[..., number % 3] = 230  # red, green, blue
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+IMAGES = [_encode(number) for number in range(12)]
+LABELS = [NAMES[label] for label in FIRST]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same twelve images in every form: class folders, zip, Parquet, Arrow, shards."""
+    folder = tmp_path_factory.mktemp("inputs")
+    tree = folder / "colours"
+    with zipfile.ZipFile(folder / "colours.zip", "w") as archive, tarfile.open(folder / "shard.tar", "w") as shard:
+        for number, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+            (tree / label).mkdir(parents=True, exist_ok=True)
+            (tree / label / f"{number}.png").write_bytes(image)
+            archive.writestr(f"colours/{label}/{number}.png", image)
+            for extension, content in (("png", image), ("cls", label.encode())):
+                member = tarfile.TarInfo(f"{number:03d}.{extension}")
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
+    (folder / "list.csv").write_text(
+        "path,label\n" + "".join(f"colours/{label}/{number}.png,{label}\n" for number, label in enumerate(LABELS))
+    )
+    hugging_face().to_parquet(folder / "colours.parquet")
+    hugging_face().save_to_disk(folder / "saved")
+    return folder
+
+
+def hugging_face() -> Any:
+    datasets.disable_progress_bars()
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=NAMES))
+    rows = {"image": [{"bytes": image, "path": None} for image in IMAGES], "label": FIRST}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+class Pairs:
+    """A data set that somebody wrote: images and labels by number."""
+
+    classes = NAMES
+
+    def __len__(self) -> int:
+        return len(IMAGES)
+
+    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+        return Image.open(io.BytesIO(IMAGES[number])), FIRST[number]
+
+
+def frame(place: Path) -> Any:
+    paths = [str(place / "colours" / label / f"{number}.png") for number, label in enumerate(LABELS)]
+    return pandas.DataFrame({"path": paths, "label": LABELS, "number": range(12)})
+
+
+FORMS: Mapping[str, Callable[[Path], Any]] = {
+    "folder": lambda place: str(place / "colours"),
+    "table": lambda place: str(place / "list.csv"),
+    "zip": lambda place: place / "colours.zip",
+    "parquet": lambda place: str(place / "colours.parquet"),
+    "saved": lambda place: str(place / "saved"),
+    "shards": lambda place: str(place / "shard.tar"),
+    "Dataset": lambda _: hugging_face(),
+    "streamed": lambda _: hugging_face().to_iterable_dataset(),
+    "ImageFolder": lambda place: torchvision.datasets.ImageFolder(place / "colours"),
+    "Subset": lambda _: torch.utils.data.Subset(Pairs(), range(12)),  # type: ignore[arg-type]
+    "pairs": lambda _: Pairs(),
+    "list of pairs": lambda _: [
+        (Image.open(io.BytesIO(image)), label) for image, label in zip(IMAGES, LABELS, strict=True)
+    ],
+    "paths": frame,
+    "bytes": lambda _: pandas.DataFrame({"image": IMAGES, "kind": LABELS}),
+    "images": lambda _: pandas.DataFrame({"image": [image for image, _ in Pairs()], "label": LABELS}),
+}
+
+
+def quick(**options: Any) -> PromptClassifier:
+    settings = {"train": {"warmup_epochs": 0}}
+    return PromptClassifier("coop", backbone="maple-small", epochs=1, calibrate=False, settings=settings, **options)
+
+
+@pytest.fixture(scope="module")
+def trained() -> PromptClassifier:
+    return quick().fit(IMAGES, LABELS)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_classifier_takes(form: str, place: Path, trained: PromptClassifier) -> None:
+    data = FORMS[form](place)
+    classifier = quick().fit(data)
+    assert classifier.classes_.tolist() == NAMES
+    assert classifier._info["train"]["images"] == 12
+    assert classifier.score(FORMS[form](place)) == classifier.score(IMAGES, LABELS)
+    if form != "table":
+        predicted = trained.predict(FORMS[form](place))
+        assert sorted(predicted) == sorted(trained.predict(IMAGES))
+
+
+@pytest.mark.parametrize("form", ["zip", "parquet", "saved", "shards"])
+def test_the_command_line_takes(form: str, place: Path, tmp_path: Path) -> None:
+    source, run = str(FORMS[form](place)), str(tmp_path / "run")
+    quickly = ["--set", "train.warmup_epochs=0"]
+    options = ["--method", "coop", "--dataset", source, "--backbone", "maple-small", "--output", run]
+    assert command("train", *options, *quickly)
+    command("evaluate", run)
+    row = json.loads((tmp_path / "run" / "rows.jsonl").read_text().splitlines()[0])
+    assert row["source"]["dataset"] == source
+    lines = command("predict", run, source, str(place / "colours" / "red" / "0.png"), "--json").splitlines()
+    names = [json.loads(line)["source"] for line in lines]
+    assert len(names) == 13
+    assert "#" in names[0]
+
+
+def command(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_one_image_in_every_form(trained: PromptClassifier, place: Path) -> None:
+    file = place / "colours" / "red" / "0.png"
+    image = Image.open(file)
+    pixels = np.asarray(image)
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    expected = trained.predict([file])
+    for form in (file, str(file), file.read_bytes(), image, pixels, tensor, {"bytes": file.read_bytes(), "path": None}):
+        given = [form] if isinstance(form, dict) else form
+        assert trained.predict(given).tolist() == expected.tolist()
+    generated = (Image.open(io.BytesIO(content)) for content in IMAGES)
+    assert trained.predict(generated).tolist() == trained.predict(IMAGES).tolist()
+
+
+def test_it_gives_features_in_a_pipeline(trained: PromptClassifier) -> None:
+    features = trained.transform(IMAGES)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+    assert features.shape == (12, len(trained.get_feature_names_out()))
+    pipeline = make_pipeline(quick().set_output(transform="pandas"), LogisticRegression()).fit(IMAGES, LABELS)
+    assert pipeline.score(IMAGES, LABELS) == 1
+    assert list(pipeline[:-1].transform(IMAGES[:2]).columns[:2]) == ["promptclassifier0", "promptclassifier1"]
+
+
+def test_a_fit_of_data_in_memory(place: Path) -> None:
+    whole = hugging_face()
+    divided = datasets.DatasetDict(train=whole, validation=whole.select(range(6)))
+    for data, counts in ((whole, (9, 3)), (divided, (12, 6)), (frame(place), (9, 3)), (FORMS["pairs"](place), (9, 3))):
+        settings = fit_settings(data, "coop", layer={"backbone": {"name": "maple-small"}})
+        kept = load_dataset(settings.data.dataset, None)
+        assert kept.class_names == tuple(NAMES)
+        assert (len(kept.train), len(kept.test)) == counts
+        contents = {kept.file(item).read_bytes() for item in (*kept.train, *kept.test)}
+        assert contents == set(IMAGES) or data.__class__ is Pairs
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda: torch.utils.data.DataLoader(Pairs()), r"DataLoader.*give its dataset"),  # type: ignore[arg-type]
+        (lambda: datasets.DatasetDict(one=hugging_face()), r"unknown split 'train'; choose one of: one"),
+        (lambda: hugging_face().remove_columns("label"), r"which column holds the labels is not clear"),
+        (
+            lambda: pandas.DataFrame({"a": LABELS, "b": LABELS}),
+            r"which column holds the images is not clear.*a \(text\)",
+        ),
+        (
+            lambda: pandas.DataFrame({"image": IMAGES, "label": [*LABELS[:11], None]}),
+            r"1 of 12 images have no label \(row 11\)",
+        ),
+        (lambda: list(IMAGES), r"no labels are given, and list has none"),
+        (lambda: "nosuch", "nosuch"),
+        (lambda: hugging_face().cast_column("label", datasets.Value("int64")), "CLIP reads the names of the classes"),
+        (list, "no labels are given"),
+    ],
+)
+def test_what_is_refused_says_what_to_do(data: Callable[[], Any], message: str) -> None:
+    with pytest.raises(MapleError, match=message):
+        quick().fit(data())
