@@ -23,11 +23,17 @@ def start() -> Iterator[Start]:
             predictor: Colours | None = None,
             *,
             token: str | None = None,
+            url_prefix: str = "",
             find_examples: Callable[[], ExampleList] | None = None,
             **limits: Any,
         ) -> TestClient:
             app = create_app(
-                predictor or Colours(), Limits(**limits), token=token, hosts=LOOPBACK, find_examples=find_examples
+                predictor or Colours(),
+                Limits(**limits),
+                token=token,
+                hosts=LOOPBACK,
+                find_examples=find_examples,
+                url_prefix=url_prefix,
             )
             return stack.enter_context(TestClient(app, base_url="http://127.0.0.1"))
 

@@ -47,6 +47,9 @@ def test_errors_come_before_the_model_is_loaded(prompts: Path, tmp_path: Path) -
         (["--max-images", "0"], "images is 0"),
         (["--max-images", "200"], "raise queue"),
         (["--allow-host", "http://x"], "--allow-host"),
+        (["--url-prefix", "maple"], "the URL prefix 'maple' is not a path"),
+        (["--url-prefix", "/maple/../x"], "is not a path"),
+        (["--url-prefix", "/v1"], "begins with 'v1', a path of the server"),
         (["--device", "cpux"], "cpux"),
     ]
     for options, message in wrong:

@@ -138,6 +138,30 @@ def test_errors_are_shown_in_words(page: Any, tmp_path: Path) -> None:
     clear(page)
 
 
+def test_predictions_come_into_view_on_a_small_screen(page: Any) -> None:
+    page.emulate_media(reduced_motion="reduce")  # the page then jumps, so that there is nothing to wait for
+    page.evaluate("scrollTo(0, 0)")
+    page.locator("#examples button").first.click()
+    shown(page.locator(".card").first, "tuned")
+    assert page.evaluate("document.activeElement.id") == "predictions"
+    assert 0 <= page.evaluate("document.getElementById('predictions').getBoundingClientRect().top") < 100
+    clear(page)
+    page.emulate_media(reduced_motion="no-preference")
+
+
+def test_the_description_of_the_api(page: Any, server: Process) -> None:
+    """Every link leads somewhere, and a small screen shows all of it."""
+    described = page.context.browser.new_page(viewport={"width": 390, "height": 800})
+    described.goto(f"{server.url}/docs")
+    described.get_by_role("heading", name="POST /v1/predict").wait_for()
+    assert described.get_by_text("Number of classes in a prediction.").count() == 2
+    assert f'Bearer $MAPLE_TOKEN" -F images=@cat.jpg -F top=3 {server.url}/v1/predict' in described.inner_text("pre")
+    assert described.evaluate("document.documentElement.scrollWidth") <= 390
+    links = described.eval_on_selector_all("main a", "all => all.map((one) => one.getAttribute('href').slice(1))")
+    assert described.evaluate("(names) => names.filter((name) => !document.getElementById(name))", links) == []
+    described.close()
+
+
 def test_keyboard_and_small_screen(page: Any) -> None:
     page.locator("#examples button").first.focus()
     page.keyboard.press("Enter")

@@ -232,7 +232,7 @@ def test_uploads_are_bounded_with_and_without_their_length(start: Start) -> None
 def test_unknown_addresses_and_methods(client: TestClient) -> None:
     assert "'/nothing'" in refused(client.get("/nothing"), 404, "not_found")
     refused(client.get("/v1/model/"), 404, "not_found")
-    refused(client.get("/docs"), 404, "not_found")
+    refused(client.get("/redoc"), 404, "not_found")
     refused(client.get("/page.css/../../serve/api.py"), 404, "not_found")
     wrong = client.put(PREDICT)
     refused(wrong, 405, "method_not_allowed")

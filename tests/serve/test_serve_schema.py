@@ -39,8 +39,8 @@ def schema(schemathesis: Any, url: str) -> Any:
 
 
 PATHS = [
-    *(("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/v1/model"), ("GET", "/v1/examples")),
-    *(("GET", "/v1/examples/{number}"), ("POST", "/v1/predict")),
+    *(("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/v1/model")),
+    *(("GET", "/v1/examples"), ("GET", "/v1/examples/{number}"), ("POST", "/v1/predict")),
 ]
 
 

@@ -22,6 +22,7 @@ from maple.cli.options import (
 from maple.errors import ConfigError
 
 MIN_TOKEN = 16
+_PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
 
 def serve_command(
@@ -42,6 +43,9 @@ def serve_command(
     allow_host: Annotated[
         list[str] | None, Option(help="Another name of this server, as of a proxy; repeatable.")
     ] = None,
+    url_prefix: Annotated[
+        str, Option(help="Path under which a proxy offers this server: /maple. It may be passed on or removed.")
+    ] = "",
     zero_shot: Annotated[
         bool | None,
         Option(help="Load the frozen CLIP too, for comparison. Default: if available; an export may lack it."),
@@ -65,9 +69,9 @@ def serve_command(
 ) -> None:
     """Serve a web page and an HTTP API that classify images, until Ctrl-C.
 
-    The page is at the printed address; /openapi.json describes the API.
+    The page is at the printed address; /docs describes the API, and /metrics is for Prometheus.
     """
-    if missing := [name for name in ("fastapi", "uvicorn", "python_multipart") if find_spec(name) is None]:
+    if missing := [name for name in _PACKAGES if find_spec(name) is None]:
         raise ConfigError(f"maple serve needs {', '.join(missing)}: pip install 'maple-clip[serve]'")
     from maple.inference import load_predictor
     from maple.inference.manifest import export_folder, is_export, read_manifest
@@ -108,6 +112,7 @@ def serve_command(
             limits,
             token=token,
             hosts=hosts,
+            url_prefix=url_prefix,
             find_examples=(lambda: find_examples(trained_on, predictor.trained_names)) if examples else None,
         )
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"

@@ -7,10 +7,12 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
@@ -22,6 +24,7 @@ from maple.serve.batching import Batcher, ClassProbabilities, Job
 from maple.serve.decoding import Decoder
 from maple.serve.limits import Limits
 from maple.serve.middleware import API_PREFIX, BEARER, Capacity, Exchange, GuardMiddleware
+from maple.serve.monitoring import METRICS_PATH, Metrics
 from maple.serve.request import PredictRequest, RequestParser
 from maple.serve.responses import (
     ApiError,
@@ -47,7 +50,8 @@ _PREDICT_ERRORS = (
     *("malformed", "upload_timeout", "too_large", "unsupported_media_type", "invalid_request", "class_names"),
     *("unreadable_image", "internal", "model_failed", "busy", "not_ready", "timeout"),
 )
-_PAGE_PATHS = ("/", "/page.css", "/page.js", "/icon.svg")
+_PAGE_PATHS = ("/", "/page.css", "/page.js", "/docs.css", "/docs.js", "/icon.svg")
+_DOCS_PATH, _OPENAPI_PATH = "/docs", "/openapi.json"
 _DESCRIPTION = """\
 Classifies images with prompts trained by maple-clip. Class names that were not trained may be given at any time.
 
@@ -64,8 +68,10 @@ class PredictionService:
         self.limits = limits
         self.parser = RequestParser(limits)
         self.model_info = describe_model(predictor, limits)
-        self.batcher = Batcher(predictor, limits)
+        self.metrics = Metrics()
+        self.batcher = Batcher(predictor, limits, self.metrics.batch_images.observe)
         self.queue = Capacity(limits.queue, "the queue is full ({used} of {total} images)")
+        self.metrics.watch_queue(lambda: self.queue.used, limits.queue)
         self._threads = ThreadPoolExecutor(limits.decoders, thread_name_prefix="maple-decode")
         self._decoders = [
             Decoder(predictor.preprocess, limits.pixels, limits.decode_timeout) for _ in range(limits.decoders)
@@ -169,6 +175,7 @@ def create_app(
     token: str | None = None,
     hosts: Iterable[str] | None = None,
     find_examples: Callable[[], ExampleList] | None = None,
+    url_prefix: str = "",
 ) -> FastAPI:
     """Create the server as an ASGI application.
 
@@ -176,15 +183,19 @@ def create_app(
         token: required from clients of the API; None for no token.
         hosts: names by which requests may address the server; None for any.
         find_examples: called in a thread when the server starts; None for no examples.
+        url_prefix: path under which a proxy offers the server, such as "/maple"; empty for none. Whether the proxy
+            removes it or passes it on does not matter.
 
     Raises:
-        ConfigError: the run was trained on features, and so cannot read images.
+        ConfigError: `url_prefix` is malformed, or begins like a path of the server; or the
+            run was trained on features, and so cannot read images.
     """
     if str(predictor.about.get("backbone")).startswith(FEATURES):
         raise ConfigError(
             "the run was trained on features, without a CLIP, and the server reads images; serve a run trained "
             "on images, or predict features with `maple predict RUN --features FILE`"
         )
+    prefix = _check_url_prefix(url_prefix)
     limits = limits or Limits()
     # A request may always list as many classes as were trained.
     limits = dataclasses.replace(limits, classes=max(limits.classes, len(predictor.trained_names)))
@@ -195,6 +206,7 @@ def create_app(
         description=_DESCRIPTION,
         docs_url=None,
         redoc_url=None,
+        servers=[{"url": prefix or "/"}],
         redirect_slashes=False,
         lifespan=service.lifespan,
         generate_unique_id_function=lambda route: route.name,
@@ -205,6 +217,15 @@ def create_app(
     # GuardMiddleware checks the token; the dependency describes it in OpenAPI.
     token_responses = {} if token is None else error_responses("unauthorized")
     dependencies = [] if token is None else [Depends(BEARER)]
+    app.add_api_route(
+        METRICS_PATH,
+        metrics,
+        tags=["health"],
+        summary="Metrics in the text format of Prometheus",
+        response_class=PlainTextResponse,
+        dependencies=dependencies,
+        responses=token_responses,
+    )
     app.include_router(_api, prefix=API_PREFIX, dependencies=dependencies, responses=token_responses)
     app.add_api_route(
         f"{API_PREFIX}/predict",
@@ -220,9 +241,28 @@ def create_app(
     # Single routes, not a mount at /, which would also answer for wrong methods of the routes above.
     page = StaticFiles(packages=[("maple.serve", "page")], html=True)
     app.router.routes += [Route(path, page, include_in_schema=False) for path in _PAGE_PATHS]
+    app.router.routes.append(Route(_DOCS_PATH, api_page, include_in_schema=False))
+    service.metrics.name_routes([*app.openapi()["paths"], *_PAGE_PATHS, _DOCS_PATH, _OPENAPI_PATH])
     app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_middleware(GuardMiddleware, limits=limits, token=token, hosts=hosts)
+    app.add_middleware(
+        GuardMiddleware, limits=limits, metrics=service.metrics, token=token, hosts=hosts, url_prefix=prefix
+    )
     return app
+
+
+def _check_url_prefix(prefix: str) -> str:
+    """The prefix without a slash at its end; ConfigError if it is not a path, or begins like one of the server."""
+    prefix = prefix.rstrip("/")
+    if prefix and not re.fullmatch(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+", prefix):
+        raise ConfigError(
+            f"the URL prefix {prefix!r} is not a path of letters, digits and . _ ~ -; give one such as /maple"
+        )
+    taken = ["v1", *(path[1:] for path in (*_PAGE_PATHS, _DOCS_PATH, _OPENAPI_PATH, METRICS_PATH)), "healthz", "readyz"]
+    if prefix and (first := prefix.split("/")[1]) in taken:
+        raise ConfigError(
+            f"the URL prefix {prefix!r} begins with {first!r}, a path of the server itself; choose another"
+        )
+    return prefix
 
 
 def _service_of(request: Request) -> PredictionService:
@@ -245,6 +285,14 @@ async def readyz(service: Service) -> ServerStatus:
     if not service.batcher.ready:
         raise ApiError("not_ready", "the model accepts no requests: the server is stopping, or has failed")
     return ServerStatus(status="ready")
+
+
+async def metrics(service: Service) -> Response:
+    return service.metrics.response()
+
+
+async def api_page(_request: Request) -> Response:
+    return FileResponse(Path(__file__).parent / "page" / "docs.html")
 
 
 @_api.get("/model", tags=["model"], summary="The model, and its trained classes")
@@ -294,7 +342,9 @@ async def predict(request: Request, service: Service) -> PredictResponse:
         zero_shot = None if prediction.zero_shot is None else _ranking(prediction.zero_shot)
         rejected = {} if prediction.rejected is None else {"rejected": prediction.rejected}
         best = _ranking(prediction.best)
+        service.metrics.rejected.inc(prediction.rejected is True)
         predictions.append(ImagePrediction(source=source, best=best, zero_shot=zero_shot, **rejected))
+    service.metrics.images.inc(len(predictions))
     note = result.note and result.note.replace("with zero-shot CLIP", "with the zero-shot predictions")
     return PredictResponse(predictions=predictions, class_count=len(result.names), note=note)
 
@@ -313,7 +363,7 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
             allowed = (error.headers or {}).get("Allow", "another method")
             error = ApiError("method_not_allowed", f"{path!r} supports {allowed}", headers=error.headers)
         elif error.status_code == 404:
-            error = ApiError("not_found", f"there is nothing at {path!r}; /openapi.json describes the API")
+            error = ApiError("not_found", f"there is nothing at {path!r}; /docs describes the API")
         else:
             error = ApiError("malformed", str(error.detail), headers=error.headers)
     return error.response()

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -47,11 +47,15 @@ class Batcher:
     """A thread that owns the model; `put` hands it jobs from any other thread.
 
     It does not bound how many jobs wait: the caller does (see `Capacity`).
+
+    Args:
+        on_batch: called in the thread with the number of images of each batch.
     """
 
-    def __init__(self, predictor: Predictor, limits: Limits) -> None:
+    def __init__(self, predictor: Predictor, limits: Limits, on_batch: Callable[[int], None] = lambda _: None) -> None:
         self._predictor = predictor
         self._limits = limits
+        self._on_batch = on_batch
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._closing = False
         self._thread = threading.Thread(target=self._process_batches, name="maple-model", daemon=True)
@@ -134,7 +138,9 @@ class Batcher:
         views = [view for names in encoded for job in groups[names] for view in job.views]
         features: list[Any] = []
         for start in range(0, len(views), self._limits.batch):
-            features += self._predictor.encode_images(np.stack(views[start : start + self._limits.batch]))
+            batch = np.stack(views[start : start + self._limits.batch])
+            self._on_batch(len(batch))
+            features += self._predictor.encode_images(batch)
         for names, classes in encoded.items():
             count = sum(len(job.views) for job in groups[names])
             of_group, features = features[:count], features[count:]

@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import logging
 import re
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import chain
@@ -13,9 +14,11 @@ from urllib.parse import urlsplit
 from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maple.serve.limits import Limits
+from maple.serve.monitoring import METRICS_PATH, Metrics
 from maple.serve.responses import ApiError
 
 logger = logging.getLogger(__name__)
@@ -74,13 +77,23 @@ class GuardMiddleware:
     Args:
         token: required for paths under /v1; None for no token.
         hosts: names by which requests may address this server, against DNS rebinding; None for any.
+        url_prefix: path under which a proxy offers the server, "/maple". Requests are accepted with and without it.
     """
 
     def __init__(
-        self, app: ASGIApp, limits: Limits, *, token: str | None = None, hosts: Iterable[str] | None = None
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        token: str | None = None,
+        hosts: Iterable[str] | None = None,
+        url_prefix: str = "",
     ) -> None:
         self._app = app
         self._limits = limits
+        self._metrics = metrics
+        self._url_prefix = url_prefix
         self._token = None if token is None else _digest(token)
         self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
         self._uploads = Capacity(limits.uploads_bytes, "uploads hold {used:,} of {total:,} bytes")
@@ -90,7 +103,15 @@ class GuardMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        started = time.monotonic()
         exchange = Exchange(scope, receive, send, self._limits, self._uploads, self._arriving)
+        # Removed here, not by ASGI's root_path, so that the path of the token's check is the one that is routed.
+        if self._url_prefix and scope["path"] == self._url_prefix:
+            # The page's links are relative to its folder.
+            await RedirectResponse(f"{self._url_prefix}/", 308)(scope, receive, exchange.send)
+            return
+        if self._url_prefix and scope["path"].startswith(f"{self._url_prefix}/"):
+            scope = {**scope, "path": scope["path"].removeprefix(self._url_prefix)}
         # HEAD is answered as GET; uvicorn leaves out the body.
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         # Ranges are ignored, as a server may: Starlette would answer invalid ones itself, in plain text.
@@ -103,12 +124,14 @@ class GuardMiddleware:
             await error.response()(scope, receive, exchange.send)
         except Exception as error:
             logger.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
-            if not exchange.response_started:
+            if exchange.status is None:
                 response = ApiError("internal", "the server failed; see its log").response()
                 await response(scope, receive, exchange.send)
         finally:
             self._arriving.discard(exchange)
             self._uploads.release(exchange.held)
+            if exchange.status is not None:
+                self._metrics.record(scope["path"], exchange.status, time.monotonic() - started)
 
     async def _check(self, scope: Scope) -> None:
         """Check size, host, origin and token, before anything of the body is read.
@@ -138,7 +161,8 @@ class GuardMiddleware:
         origin = headers.get("origin")
         if origin is not None and not self._is_same_origin(origin, host):
             raise ApiError("cross_origin", f"pages of {origin[:100]!r} may not use this server")
-        if self._token is not None and scope["path"].startswith(f"{API_PREFIX}/"):
+        is_private = scope["path"] == METRICS_PATH or scope["path"].startswith(f"{API_PREFIX}/")
+        if self._token is not None and is_private:
             credentials = await BEARER(HTTPConnection(scope))
             if credentials is None or not hmac.compare_digest(_digest(credentials.credentials.strip()), self._token):
                 raise ApiError(
@@ -160,6 +184,7 @@ class Exchange:
     """One request and its response: bounds the body while it is read, drains the rest of it, adds the headers.
 
     Attributes:
+        status: of the response, once that has started.
         held: bytes taken from `uploads`, given back when the request ends unless `take_over` is called.
     """
 
@@ -179,7 +204,7 @@ class Exchange:
         self._deadline = self._advanced + limits.upload_timeout
         self._timeout = asyncio.timeout_at(self._deadline)
         self._given_up = False
-        self.response_started = False
+        self.status: int | None = None
         self.held = 0
         headers = Headers(scope=scope)
         length = headers.get("content-length", "")
@@ -244,7 +269,7 @@ class Exchange:
         """Send a part of the response; before the first, drain the request and add the security headers."""
         if message["type"] == "http.response.start":
             await self._drain()
-            self.response_started = True
+            self.status = message["status"]
             headers = MutableHeaders(scope=message)
             for name, value in _SECURITY_HEADERS.items():
                 headers.setdefault(name, value)

@@ -180,7 +180,16 @@ function add(files) {
     at("images").prepend(image.card);
   }
   counted();
+  if (files.length) showPredictions();
   work();
+}
+
+// In one column the predictions are below the fold, and a choice would seem to have no effect.
+function showPredictions() {
+  if (!matchMedia("(max-width: 52rem)").matches) return;
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  at("predictions").focus({ preventScroll: true });
+  at("predictions").scrollIntoView({ behavior: still ? "auto" : "smooth", block: "start" });
 }
 
 function card(file) {
@@ -202,6 +211,7 @@ function remove(image) {
 }
 
 function counted() {
+  at("main").classList.toggle("answering", state.images.length > 0);
   at("empty").hidden = state.images.length > 0;
   at("clear").hidden = state.images.length < 2;
   if (!state.images.length) setText(at("note"), "");
