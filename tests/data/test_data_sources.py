@@ -2,7 +2,9 @@
 
 import io
 import json
+import multiprocessing
 import os
+import signal
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -266,7 +268,7 @@ def test_damaged_files_are_refused(name: str, content: bytes, message: str, tmp_
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"../cat/1.png": IMAGES[0]}, "leaves its folder"),
+        ({"../cat/1.png": IMAGES[0]}, "leaves its folder .*it is not unpacked; make it again"),
         ({"inner.zip": b"PK", "other.tar": b"x"}, r"holds no images but archives \(inner.zip, other.tar\)"),
         ({"1.png": IMAGES[0], "2.png": IMAGES[1]}, r"holds 2 files \(1.png, 2.png\) but no class folders"),
         ({"cat/1.png": IMAGES[0]}, "only one class, 'cat'"),
@@ -319,6 +321,39 @@ def test_an_interrupted_unpacking_leaves_nothing(tmp_path: Path, monkeypatch: py
     with pytest.raises(DataError, match=r"only 0 MB are free.*make room there, or set MAPLE_CACHE"):
         load_dataset(as_parquet(tmp_path), None)
     assert not [path for path in folder.iterdir() if path.suffix != ".lock"]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_processes_that_open_a_source_at_once_unpack_it_once(tmp_path: Path) -> None:
+    source = as_parquet(tmp_path)
+    folder = Path(os.environ["MAPLE_CACHE"]) / "sources"
+
+    def work() -> None:
+        assert contents(load_dataset(source, None)) == EXPECTED
+
+    processes = [multiprocessing.get_context("fork").Process(target=work) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len([path for path in folder.iterdir() if path.is_dir()]) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_killed_process_leaves_nothing_that_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = as_parquet(tmp_path)
+    folder = Path(os.environ["MAPLE_CACHE"]) / "sources"
+    monkeypatch.setattr(unpacked._Writer, "result", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    process = multiprocessing.get_context("fork").Process(target=lambda: load_dataset(source, None))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert list(folder.glob(".maple-*.tmp/images/all/0000/*.png"))
+    monkeypatch.undo()
+    monkeypatch.setenv("MAPLE_CACHE", str(folder.parent))
+    assert contents(load_dataset(source, None)) == EXPECTED
+    assert not list(folder.glob(".maple-*"))
 
 
 def test_a_run_finds_its_images_after_the_cache_is_cleared(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from typing import IO, Any, cast
 from maple.errors import DownloadError
 from maple.files import ZipBytes, regular
 
+UNPUBLISHED = "it is not what was published"
+"""Ends the error for an archive that is refused; of a published one, nothing in it should be."""
 MAX_FILES = 300_000
 """Files, folders and links. SUN397 has the most, 109,000 images, twice that with the files that macOS adds."""
 _FEW = 10_000
@@ -262,7 +264,7 @@ def _link(archive: Path, name: str, target: str) -> Callable[[], IO[bytes]]:
 
 
 def _refused(archive: Path, problem: str) -> DownloadError:
-    return DownloadError(f"{archive}: {problem}; it is not what was published")
+    return DownloadError(f"{archive}: {problem}; {UNPUBLISHED}")
 
 
 def _too_large(archive: Path, limit: int, name: str) -> DownloadError:

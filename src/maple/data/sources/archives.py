@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from maple.data.folders.listing import is_ignored, list_folder
 from maple.data.images.formats import has_image_name, is_image_file
-from maple.data.published.unpack import DAMAGED, is_archive, unpack
+from maple.data.published.unpack import DAMAGED, UNPUBLISHED, is_archive, unpack
 from maple.data.sources.rows import MAX_IMAGE_BYTES, Columns, Row, Source
 from maple.errors import DataError, DownloadError, shortened_list
 
@@ -43,7 +43,10 @@ class ArchiveSource(Source):
         try:
             unpack(self.path, folder, max_bytes=max(_LEAST_LIMIT, _MOST_RATIO * size), max_files=_MOST_FILES)
         except DownloadError as error:
-            raise DataError(str(error)) from error
+            # A user's own archive was not published.
+            raise DataError(
+                str(error).replace(UNPUBLISHED, "it is not unpacked; make it again without that")
+            ) from error
         # An archive of a folder holds that folder, perhaps in another one of the same name.
         while True:
             children = list_folder(folder)
