@@ -24,7 +24,7 @@ demo: setup ## five methods on drawings in a style that is new to the packaged C
 	$(BIN)/maple predict $(DEMO)/runs/*_maple_*_seed1_* $(DEMO)/images --zero-shot --classes $(NAMES) --ask
 
 test: setup ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
 lint: setup ## ruff, mypy --strict and the import contracts
 	$(BIN)/ruff check .

@@ -87,9 +87,11 @@ def test_notebooks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for cell in cells:
         if cell["cell_type"] == "code":
             # Outputs that are kept are of a run without errors, and have no folder of the machine that ran it.
-            assert all(output["output_type"] == "execute_result" for output in cell["outputs"]), path.name
+            assert {output["output_type"] for output in cell["outputs"]} <= {"execute_result", "stream"}, path.name
             assert not re.search(r"(/home|/root|/tmp|/Users)/", json.dumps(cell["outputs"])), path.name
-            exec(compile("".join(cell["source"]), f"{path.name}#{cell['id']}", "exec"), names)
+            source = "".join(cell["source"]).replace("--shots 16", "--shots 1 --set train.epochs=1")
+            exec(compile(source, f"{path.name}#{cell['id']}", "exec"), names)
+    assert sum(bool(cell.get("outputs")) for cell in cells) > 3, path.name
     assert names.get("rows") or len(names["again"].predict(names["test"])) == len(names["test"])
 
 

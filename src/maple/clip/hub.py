@@ -1,12 +1,7 @@
 """Download CLIP repositories from the Hugging Face hub into its own cache."""
 
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import (
@@ -22,6 +17,7 @@ from maple.clip import formats
 from maple.clip.transformers_format import PREPROCESSORS, transformers_model_type
 from maple.errors import BackboneDownloadError, BackboneError, first_line
 from maple.files import read_json
+from maple.hub_client import is_network_error, offline_if_unreachable
 
 TEXT_FOLDER = "text_encoder"
 """The folder, next to open_clip_config.json, of a config.json that is taken in place of that of the hub."""
@@ -112,52 +108,6 @@ def fetch_text_config(name: str) -> Path:
     if path is None:
         raise BackboneDownloadError(f"the text tower {name} has no config.json in its repository")
     return path
-
-
-@contextmanager
-def offline_if_unreachable() -> Iterator[None]:
-    """Use only the hub's cache while its host name cannot be resolved.
-
-    Raises:
-        OSError: it cannot be resolved, and a file is not in the cache.
-    """
-    # The client itself would retry for a minute, and log each attempt.
-    host = _unresolvable_host()
-    try:
-        with offline(host is not None):
-            yield
-    except OSError as error:
-        if host is None:
-            raise
-        raise OSError(f"{host} cannot be resolved (no network?), and its files were not downloaded before.") from error
-
-
-@contextmanager
-def offline(active: bool = True) -> Iterator[None]:
-    """Let the hub's client, and libraries that use it, read its cache only."""
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or active
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def _unresolvable_host() -> str | None:
-    host = urlsplit(constants.ENDPOINT).hostname
-    if host is None or constants.HF_HUB_OFFLINE or getproxies():
-        return None
-    try:
-        socket.getaddrinfo(host, None)
-    except socket.gaierror:
-        return host
-    return None
-
-
-def is_network_error(error: Exception) -> bool:
-    """Whether `error` comes from an HTTP library; across versions of the hub's client they share no base class."""
-    modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    return bool(modules & {"httpx", "httpx2", "httpcore", "requests", "urllib3"})
 
 
 def _fetch(repository: str, file: str) -> Path | None:

@@ -38,13 +38,14 @@ from maple.clip.backbone_names import (
 )
 from maple.clip.features import FeatureBackbone
 from maple.clip.foreign import FOREIGN_ERRORS, quiet
-from maple.clip.hub import download, is_network_error, offline_if_unreachable
+from maple.clip.hub import download
 from maple.clip.siglip_format import build_siglip
 from maple.clip.text_configs import size_of_text_tower, text_config, written
 from maple.clip.tokenizers import TransformersTokenizer, clip_tokenizer, described_tokenizer
 from maple.clip.transformers_format import read_transformers_folder
 from maple.clip.weights import load_weights, uninitialised
 from maple.errors import BackboneDownloadError, BackboneError, first_line, one_of
+from maple.hub_client import is_network_error, offline_if_unreachable
 from maple.names import FEATURES
 
 

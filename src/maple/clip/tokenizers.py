@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 
 from maple.clip.foreign import FOREIGN_ERRORS, quiet
-from maple.clip.hub import offline
 from maple.errors import BackboneError, first_line
 from maple.files import read_json, regular
+from maple.hub_client import offline
 
 Tokenize = Callable[[Sequence[str]], Tensor]
 _LARGEST_VOCABULARY_FILE = 256 * 1024**2  # bytes; Gemma's and XLM-V's tokenizer.json have 34 and 52 million

@@ -7,8 +7,8 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from maple.checkpoint import read_prompts
-from maple.clip.hub import is_network_error, offline_if_unreachable
 from maple.errors import CheckpointError, first_line
+from maple.hub_client import is_network_error, offline_if_unreachable
 from maple.inference.sharing import PROMPTS, write_card
 from maple.plugins import code_of, is_code_name
 

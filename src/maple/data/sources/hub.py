@@ -2,8 +2,11 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import constants
 
 from maple.data.folders.class_folders import split_of
 from maple.data.sources.rows import (
@@ -18,6 +21,7 @@ from maple.data.sources.rows import (
 )
 from maple.data.sources.tables import read_content
 from maple.errors import DataError, first_line
+from maple.hub_client import offline_if_unreachable
 
 PREFIX = "hf:"
 _NOWHERE = Path()
@@ -93,10 +97,11 @@ class HubSource(Source):
             raise DataError(
                 f"{self.text}: data sets of the hub need datasets; pip install 'maple-clip[datasets]'"
             ) from error
-        errors = []
+        errors: list[Exception] = []
         for streaming in (True, False):
             try:
-                loaded = datasets.load_dataset(self.repo, self.config, revision=self.revision, streaming=streaming)
+                with offline_if_unreachable(), _as_the_client(datasets):
+                    loaded = datasets.load_dataset(self.repo, self.config, revision=self.revision, streaming=streaming)
             except Exception as error:  # noqa: BLE001 - of the library, its builders and the network
                 errors.append(error)
             else:
@@ -106,6 +111,17 @@ class HubSource(Source):
             f"{self.text}: cannot be loaded from the Hugging Face hub ({reason:.200}); check its name ({_FORM}) and "
             "the network. Without network, give a folder that Dataset.save_to_disk wrote, or its Parquet files"
         ) from errors[0]
+
+
+@contextmanager
+def _as_the_client(datasets: Any) -> Iterator[None]:
+    """Let the library read its own cache only, where the client of the hub does; it would retry for half a minute."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or constants.HF_HUB_OFFLINE
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def feature_kinds(features: Mapping[str, Any]) -> dict[str, str]:
