@@ -166,7 +166,7 @@ def write_sources() -> Path:
     entries = [f'{{ "{method.title}" = "methods/{name}.md" }},' for name, method in METHODS.items()]
     config = (ROOT / "zensical.toml").read_text(encoding="utf-8")
     config = config.replace(OVERVIEW, "\n        ".join([OVERVIEW, SETTINGS, *entries]))
-    config = config.replace('paths = ["src"]', 'paths = ["../src"]')
+    config = config.replace('paths = ["src"]', 'paths = ["../src"]').replace('"scripts/', '"../scripts/')
     path = BUILD / "zensical.toml"
     path.write_text(config, encoding="utf-8")
     return path

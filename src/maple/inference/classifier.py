@@ -84,7 +84,7 @@ class PromptClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):  # typ
             `settings={"train": {"keep": "best"}}`, unless `shots` leaves images over.
         device: cpu, cuda, cuda:1, mps; by default a GPU if there is one.
 
-    Attributes (after `fit` or `from_pretrained`):
+    Attributes:
         classes_, class_names_: labels [C], sorted (after `set_class_names`: its names), and CLIP's words for them.
         method_: the `torch.nn.Module` with the prompts; its `backbone` is the frozen CLIP.
         history_: the reports of the epochs.

@@ -30,6 +30,7 @@ from maple.inference.manifest import export_folder, is_export, read_manifest
 from maple.inference.prediction_tables import arrow_schema, to_row
 from maple.inference.predictor import check_reject, load_predictor
 from maple.names import clean_class_names, repository_of
+from maple.plugins import accept_code, code_of
 from maple.ray_cluster import connection, require_ray, reserved_gpus
 
 _STATE = "_maple.json"  # readers of Parquet folders skip names that begin with _ or a dot
@@ -141,6 +142,7 @@ def predict_on_ray(
         units = list_units(sources, recursive=recursive)
         before = folder.images
         actor: dict[str, Any] = {"run": run, "names": None if classes is None else list(names), "clip": clip}
+        actor["code"] = _accepted_code(run)
         actor |= {"top": top, "zero_shot": zero_shot, "reject": reject, "batch_size": batch_size}
         with connection(address):
             gpus = reserved_gpus(gpus_per_actor, cpus_per_actor, default=1, user="actor")
@@ -250,8 +252,11 @@ class _Classifier:
         reject: float | None,
         zero_shot: bool,
         clip: dict[str, Any],
+        code: bytes | None,
     ) -> None:
         os.environ.pop("WORLD_SIZE", None)  # of the machine; an actor works alone
+        if code is not None:
+            accept_code(code)
         if not is_export(run):
             import torch
 
@@ -291,6 +296,16 @@ def _model_digest(run: str) -> str:
 
         paths = [prompts_file(run)]
     return hashlib.sha256("".join(map(files.sha256_of, paths)).encode()).hexdigest()
+
+
+def _accepted_code(run: str) -> bytes | None:
+    """The file that defines the method of a run, which was accepted when the run was loaded here; None without one."""
+    if is_export(run):
+        return None
+    from maple.checkpoint import read_prompts
+    from maple.inference.torch_predictor import prompts_file
+
+    return code_of(str(read_prompts(prompts_file(run)).method["name"]))
 
 
 class SourceSet:
