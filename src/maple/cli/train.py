@@ -194,7 +194,7 @@ def fit_command(
         fit_settings,
         inspect_source,
     )
-    from maple.fitting.workflow import require_readable_names
+    from maple.fitting.readable_names import require_readable_names
     from maple.runs import complete
     from maple.runs.tracking import require_tracker
 

@@ -14,7 +14,7 @@ and, where the method is chosen, selection.json: the plan and the scores of the 
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,6 @@ from typing import Any
 
 from maple.checkpoint import load_prompts
 from maple.clip import Backbone
-from maple.clip.configurations import sentence_limit
 from maple.config import RunSettings, merge_layers, override_layer, read_preset, resolve
 from maple.data import Dataset, Inspection, Item, inspect_dataset, open_source, template_of
 from maple.data.checks.findings import Finding
@@ -40,7 +39,7 @@ from maple.data.sources.opening import absolute_source
 from maple.data.sources.rows import Columns
 from maple.descriptions import DEFAULT_METHOD
 from maple.distributed import this_process
-from maple.errors import BackboneDownloadError, ClassNamesError, ConfigError, output_error, shortened
+from maple.errors import BackboneDownloadError, ConfigError, output_error
 from maple.fitting.python_data import keep_data
 from maple.fitting.stored_fit import (
     NO_TEXT,
@@ -54,7 +53,7 @@ from maple.fitting.stored_fit import (
     write_inspection,
 )
 from maple.methods import ZERO_SHOT, Method
-from maple.names import absolute_features, clean_class_names, is_features
+from maple.names import absolute_features, is_features
 from maple.report import ThumbnailLoader
 from maple.runs import Tracked, TrainProgress, complete, content_name, evaluate_run, finished_prompts, train_run
 from maple.runs.cross_calibration import cross_calibrate
@@ -220,39 +219,6 @@ def inspect_source(
         keep_near_copies=keep_near_copies,
         on_images=on_images,
     )
-
-
-def require_readable_names(settings: RunSettings, class_names: Sequence[str]) -> None:
-    """Refuse the class names that the CLIP of a fit could not read, without loading it where its size is known.
-
-    Raises:
-        ClassNamesError: a sentence is longer than this CLIP reads.
-    """
-    limit = sentence_limit(settings.backbone.name)
-    if limit is None:
-        return
-    count, most = limit
-
-    def templates(description: Mapping[str, Any]) -> Iterator[str]:
-        for value in description.values():
-            if isinstance(value, Mapping):
-                yield from templates(value)
-            texts = [value] if isinstance(value, str) else value if isinstance(value, Sequence) else []
-            yield from (text for text in texts if isinstance(text, str) and text.count("{}") == 1)
-        length = description.get("prompt_length") or description.get("text_prompt_length")
-        if isinstance(length, int):
-            # Which of them the sentence begins with depends on the method; no name is refused that it can read.
-            words = (description.get("init_text"), " ".join(["X"] * length))
-            yield min(filter(None, words), key=count) + " {}."
-
-    name = max(clean_class_names(class_names), key=count)
-    for template in (template_of(settings.data.dataset or "") or "a photo of a {}.", *templates(settings.method)):
-        sentence = template.replace("{}", name)
-        if count(sentence) > most:
-            raise ClassNamesError(
-                f"{shortened(sentence)!r} needs {count(sentence)} tokens, but this CLIP reads at most {most}; shorten "
-                "the class name (--class-names names.json gives other words), the template, or the prompt"
-            )
 
 
 def fit(
