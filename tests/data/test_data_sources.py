@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -404,8 +405,16 @@ def test_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object, **__: object) -> None:
         raise ConnectionError("Couldn't reach the Hub")
 
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])  # whether or not there is a network here
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(DataError, match=r"cannot be loaded.*Couldn't reach.*save_to_disk"):
         load_dataset("hf:owner/pets", None)
     with pytest.raises(DataError, match="write it as hf:OWNER/NAME"):
         load_dataset("hf:owner/pets/more", None)
+
+    def unresolved(*_: object) -> None:
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", unresolved)  # the library is not left to try again and again
+    with pytest.raises(DataError, match=r"cannot be loaded.*cannot be resolved.*save_to_disk"):
+        load_dataset("hf:owner/pets", None)

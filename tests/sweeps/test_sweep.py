@@ -180,7 +180,8 @@ def test_impossible_commands_are_refused(options: list[str], message: str, tmp_p
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_killed_sweeps_end_in_the_same_rows(make_images: Callable[..., Path], tmp_path: Path) -> None:
     """All processes of a sweep are killed, first while a run begins, then after an epoch."""
-    command = [*COMMAND, "--datasets", make_images()]
+    # Enough epochs that runs are still in progress when a busy machine notices that one has begun.
+    command = [*COMMAND, "--set", "train.epochs=12", "--datasets", make_images()]
     straight = run_maple(*command, "--output", tmp_path / "straight")
     assert straight.returncode == 0, straight.stderr
     command += ["--jobs", 2, "--output", tmp_path / "killed"]

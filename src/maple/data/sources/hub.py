@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants
-
 from maple.data.folders.class_folders import split_of
 from maple.data.sources.rows import (
     Columns,
@@ -21,7 +19,6 @@ from maple.data.sources.rows import (
 )
 from maple.data.sources.tables import read_content
 from maple.errors import DataError, first_line
-from maple.hub_client import offline_if_unreachable
 
 PREFIX = "hf:"
 _NOWHERE = Path()
@@ -97,6 +94,8 @@ class HubSource(Source):
             raise DataError(
                 f"{self.text}: data sets of the hub need datasets; pip install 'maple-clip[datasets]'"
             ) from error
+        from maple.hub_client import offline_if_unreachable  # imports the client, which other sources do not need
+
         errors: list[Exception] = []
         for streaming in (True, False):
             try:
@@ -116,6 +115,8 @@ class HubSource(Source):
 @contextmanager
 def _as_the_client(datasets: Any) -> Iterator[None]:
     """Let the library read its own cache only, where the client of the hub does; it would retry for half a minute."""
+    from huggingface_hub import constants
+
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = before or constants.HF_HUB_OFFLINE
     try:
