@@ -21,7 +21,7 @@ from maple.clip.load import load_given
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, shortened
 from maple.methods import METHODS, Method, build_method
 from maple.names import clean_class_names
-from maple.plugins import code_of, require_code
+from maple.plugins import code_file, code_of, require_code
 
 FORMAT = 1
 _TYPES = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
@@ -100,9 +100,9 @@ def save_prompts(path: str | Path, method: Method, info: Mapping[str, Any] | Non
         "info": {**info, "versions": versions()},
     }
     write_tensors(path, tensors, content)
-    name = described["name"]
-    if (code := code_of(name)) is not None:  # so that the folder can be given to others
-        with files.replacing(Path(path).parent / name.partition(":")[0]) as temporary:
+    file, code = code_file(described["name"]), code_of(described["name"])
+    if file is not None and code is not None:  # so that the folder can be given to others
+        with files.replacing(Path(path).parent / file) as temporary:
             temporary.write_bytes(code)
 
 

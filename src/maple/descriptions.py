@@ -8,6 +8,8 @@ DEFAULT_METHOD = "maple"
 ALL_SHOTS = "all"
 """In files and options, for `data.shots`: every training image."""
 
+ProtocolName = Literal["base-to-novel", "few-shot", "cross-dataset", "domain-generalization"]
+
 ReportRole = Literal["zero-shot", "baseline", "class baseline", "headline"]
 """What a method is to a report:
 

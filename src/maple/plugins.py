@@ -13,14 +13,16 @@ from collections.abc import Callable, ItemsView, Iterator, Mapping, MutableMappi
 from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from maple import files
 from maple.errors import ConfigError, MapleError, UntrustedCodeError, first_line, one_of, shortened
 from maple.places import state_folder
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +126,10 @@ class Registry(MutableMapping[str, T], Generic[T]):
 
 
 @lru_cache
-def _entry_points(group: str) -> dict[str, EntryPoint]:
+def _entry_points(group: str) -> "dict[str, EntryPoint]":
     """The entry points of a group by name; of several with one name, the first by its place."""
+    from importlib.metadata import entry_points  # slow to import, and not needed for what the package has itself
+
     entries: dict[str, EntryPoint] = {}
     for entry in sorted(entry_points(group=group), key=lambda entry: (entry.name, entry.value)):
         if not re.fullmatch(r"\w[\w-]*", entry.name):
@@ -151,6 +155,11 @@ def is_code_path(name: str) -> bool:
     """
     path, separator, attribute = name.partition("@")[0].rpartition(":")
     return bool(separator) and path.endswith(".py") and attribute.isidentifier()
+
+
+def code_file(name: str) -> str | None:
+    """FILE.py of FILE.py:CLASS@HASH; None for any other name."""
+    return name.partition(":")[0] if is_code_name(name) else None
 
 
 def short_code_name(name: str) -> str:

@@ -30,14 +30,6 @@ pytestmark = [
 NUMBERS: dict[str, Any] = {"top": 3, "reject": 0.2}
 
 
-@pytest.fixture(scope="module")
-def _cluster() -> Iterator[None]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """48 images of noisy colours, and a broken one."""
@@ -61,7 +53,7 @@ def expected_rows(prompts: Path, photos: Path) -> list[dict[str, Any]]:
     return [to_row(result) for result in predictor.stream(find_images([str(photos)]), **NUMBERS)]
 
 
-@pytest.mark.usefixtures("_cluster")
+@pytest.mark.usefixtures("ray_cluster")
 def test_with_a_worker_killed_the_rows_of_one_process(
     prompts: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +130,7 @@ def test_an_interrupted_call_is_continued(
         predict_on_ray(prompts, [str(photos)], output, **NUMBERS, classes=["cat", "dog"])
 
 
-@pytest.mark.usefixtures("_cluster")
+@pytest.mark.usefixtures("ray_cluster")
 def test_an_error_of_a_worker_is_one_of_the_command(
     prompts: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,6 @@ pytestmark = [
     # Ray leaves pipes and sockets of the cluster's processes to the garbage collector.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def _cluster() -> Iterator[None]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield
-    ray.shutdown()
 
 
 def runs_of(images: Path, epochs: int = 2) -> list[PlannedRun]:
@@ -58,7 +50,7 @@ def tries(pids: Path, name: str) -> list[int]:
     return [int(path.suffix[1:]) for path in pids.glob(f"{name}.*")]
 
 
-@pytest.mark.usefixtures("_cluster")
+@pytest.mark.usefixtures("ray_cluster")
 def test_two_workers_give_the_rows_of_one_process(make_images: Callable[..., Path], tmp_path: Path) -> None:
     runs, pids = runs_of(make_images()), tmp_path / "pids"
     pids.mkdir()
@@ -77,7 +69,7 @@ def test_two_workers_give_the_rows_of_one_process(make_images: Callable[..., Pat
     assert len(list((tmp_path / "ray").glob(".sweep-*"))) == 1
 
 
-@pytest.mark.usefixtures("_cluster")
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_worker_killed_during_a_run_is_replaced(make_images: Callable[..., Path], tmp_path: Path) -> None:
     runs, pids = runs_of(make_images(), epochs=6)[:2], tmp_path / "pids"
     pids.mkdir()
@@ -100,7 +92,7 @@ def test_a_worker_killed_during_a_run_is_replaced(make_images: Callable[..., Pat
     assert rows_below(tmp_path / "ray") == rows_below(tmp_path / "alone")
 
 
-@pytest.mark.usefixtures("_cluster")
+@pytest.mark.usefixtures("ray_cluster")
 def test_failures_are_recorded_and_dying_workers_are_given_up(make_images: Callable[..., Path], tmp_path: Path) -> None:
     images = make_images()
     deep = small_sweep(images, methods=["vpt"])  # VPT's recipe prompts 12 layers; this CLIP has 4
@@ -174,7 +166,7 @@ def test_the_scratch_folder_is_this_users(tmp_path: Path, monkeypatch: pytest.Mo
         store.scratch()
 
 
-@pytest.mark.usefixtures("_cluster")
+@pytest.mark.usefixtures("ray_cluster")
 def test_results_are_exchanged_through_a_storage(make_images: Callable[..., Path], tmp_path: Path) -> None:
     runs, url = runs_of(make_images())[:2], f"file://{tmp_path}/bucket"
     run_sweep(runs, tmp_path / "alone", device="cpu", progress=RecordedProgress())
@@ -199,7 +191,7 @@ def test_results_are_exchanged_through_a_storage(make_images: Callable[..., Path
     assert again[0].rows == outcome.rows
 
 
-@pytest.mark.usefixtures("_cluster")
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -219,7 +211,7 @@ def test_impossible_options_are_refused(
         )
 
 
-@pytest.mark.usefixtures("_cluster")
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_folder_that_is_not_shared_is_refused(
     make_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 from typer import Argument, Option
 
 from maple.descriptions import ALL_SHOTS
-from maple.errors import ConfigError, MapleError, visible
+from maple.errors import ConfigError, visible
 from maple.files import read_json
 from maple.names import is_features
 
@@ -49,12 +48,10 @@ def newest_run(value: Any) -> Any:
 
 def _started(run: Path) -> tuple[float, float]:
     """When a run was started, and when its result was written, in seconds; the latter twice if nothing is recorded."""
-    written = (run / "prompts.safetensors").stat().st_mtime
-    try:
-        started = datetime.fromisoformat(read_json(run / "environment.json")["started"]).timestamp()
-    except (MapleError, LookupError, TypeError, ValueError):
-        started = written
-    return started, written
+    from maple.runs.folder import start_of
+
+    written, started = (run / "prompts.safetensors").stat().st_mtime, start_of(run)
+    return written if started is None else started, written
 
 
 Features = Annotated[

@@ -6,18 +6,16 @@ from copy import deepcopy
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
 from pydantic import BaseModel
 
-from maple.descriptions import ALL_SHOTS
+from maple.descriptions import ALL_SHOTS, ProtocolName
 from maple.errors import ConfigError, one_of
 from maple.files import check_values, read_json
 
 RUN_CONFIG = "config.json"
-
-_PROTOCOLS = ("base-to-novel", "few-shot", "cross-dataset", "domain-generalization")
 
 PRESETS = resources.files("maple") / "presets"
 
@@ -51,8 +49,8 @@ def add_presets(method: str, titles: Iterable[str], presets: Mapping[str, Mappin
         >>> read_preset("acme_few-shot")
         {'train': {'lr': 0.01}, 'method': {'name': 'acme'}}
     """
-    if unknown := presets.keys() - set(_PROTOCOLS):
-        raise ConfigError(f"presets of {method}: {one_of('protocol', min(unknown), _PROTOCOLS)}")
+    if unknown := presets.keys() - set(protocols := get_args(ProtocolName)):
+        raise ConfigError(f"presets of {method}: {one_of('protocol', min(unknown), protocols)}")
     defaults: dict[str, Mapping[str, Any]] = {"base-to-novel": {}, "few-shot": {"train": {"steps": 800}}}
     layers = {
         protocol: {**preset, "method": {"name": method, **preset.get("method", {})}}

@@ -32,7 +32,7 @@ from maple.data.published.split_files import (
     write_drawn_split,
 )
 from maple.data.records import DRAWN, Dataset, Item
-from maple.data.sources.opening import absent_part, absolute_source, load_source, names_source
+from maple.data.sources.opening import absent_part, absolute_source, load_source
 from maple.data.sources.rows import Columns
 from maple.errors import ConfigError, DataError, one_of
 from maple.files import on_disk
@@ -176,10 +176,10 @@ def load_dataset(
         from maple.data.features import load_features  # imports torch, which images do not need
 
         return rename_classes(load_features(name_or_path, seed=seed, **fractions)[0], class_names)
-    if names_source(name_or_path):
-        columns = Columns(image_column, label_column)
-        remaining: dict[str, Any] = {"drop_empty": drop_empty, "min_classes": min_classes, "on_finding": on_finding}
-        return load_source(name_or_path, columns=columns, **options, **remaining)
+    columns = Columns(image_column, label_column)
+    remaining: dict[str, Any] = {"drop_empty": drop_empty, "min_classes": min_classes, "on_finding": on_finding}
+    if (unpacked := load_source(name_or_path, columns=columns, **options, **remaining)) is not None:
+        return unpacked
     path = on_disk(Path(name_or_path).expanduser())
     if is_manifest(path):
         return load_manifest(path, **options, min_classes=min_classes)

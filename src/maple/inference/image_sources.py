@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit, urlunsplit
 from urllib.request import Request
@@ -22,12 +22,11 @@ from PIL import Image
 from maple.data.folders.listing import walk_files
 from maple.data.images.formats import has_image_name, is_image_file, unread_format
 from maple.data.images.reading import read_image
-from maple.data.sources.hub import PREFIX as HUB
-from maple.data.sources.opening import find_source
-from maple.data.sources.rows import Columns, Source
-from maple.data.sources.shards import is_pattern
 from maple.errors import ConfigError, DataError, ImageError
 from maple.files import on_disk, web_opener
+
+if TYPE_CHECKING:
+    from maple.data.sources.rows import Source
 
 STDIN = "-"
 MAX_BYTES = 64 * 1024**2
@@ -94,13 +93,11 @@ def find_images(
             else:
                 paths = [source]
                 # A pattern that no shell has expanded, unless a file has this very name.
-                if glob.has_magic(source) and not Path(source).expanduser().exists():
+                if glob.has_magic(source) and not Path(source).expanduser().exists() and not _names_shards(source):
                     paths = sorted(glob.glob(os.path.expanduser(source))) or paths
-                if is_pattern(source):
-                    paths = [source]
                 for path in paths:
                     try:
-                        rows = find_source(path)
+                        rows = _find_rows(path)
                     except DataError as error:
                         yield ImageSource(path, partial(_fail, error))
                         continue
@@ -116,7 +113,11 @@ def find_images(
 
 def is_collection(source: str) -> bool:
     """Whether a path names more than one image: a folder, a pattern of shards, or a source of `find_source`."""
-    return source.startswith(HUB) or on_disk(Path(source).expanduser()).is_dir() or find_source(source) is not None
+    if _is_image(source):
+        return False
+    from maple.data.sources.hub import PREFIX
+
+    return source.startswith(PREFIX) or on_disk(Path(source).expanduser()).is_dir() or _find_rows(source) is not None
 
 
 def cache_downloads(images: Iterator[ImageSource]) -> Iterator[ImageSource]:
@@ -142,8 +143,29 @@ def cache_downloads(images: Iterator[ImageSource]) -> Iterator[ImageSource]:
         yield ImageSource(image.name, cached(image.read)) if slow else image
 
 
-def _row_images(source: Source) -> Iterator[ImageSource]:
+def _names_shards(source: str) -> bool:
+    from maple.data.sources.shards import is_pattern
+
+    return is_pattern(source)
+
+
+def _is_image(path: str) -> bool:
+    return has_image_name(path) and os.path.isfile(os.path.expanduser(path))
+
+
+def _find_rows(path: str) -> "Source | None":
+    """`find_source`, whose readers are imported only for what is not named as an image."""
+    if _is_image(path):
+        return None
+    from maple.data.sources.opening import find_source
+
+    return find_source(path)
+
+
+def _row_images(source: "Source") -> Iterator[ImageSource]:
     """The images of a table, an archive or shards, streamed; what ends the stream early becomes its last image."""
+    from maple.data.sources.rows import Columns
+
     try:
         empty = True
         for row in source.rows(Columns(), labelled=False):

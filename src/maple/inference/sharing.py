@@ -9,10 +9,10 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from maple import files
-from maple.checkpoint import PromptsFile, read_prompts, read_tensors, write_tensors
+from maple.checkpoint import PromptsFile, read_prompts, write_tensors
 from maple.data.catalogue import short_name
 from maple.methods import METHODS, ZERO_SHOT
-from maple.plugins import code_of, code_title, is_code_name
+from maple.plugins import code_file, code_of, code_title
 from maple.runs import read_rows
 
 PROMPTS = "prompts.safetensors"
@@ -28,7 +28,7 @@ def model_card(stored: PromptsFile, repository: str | None = None) -> str:
     """
     name, pretrained = stored.backbone["name"], stored.backbone["pretrained"]
     base = name.removeprefix("hf-hub:") if name.startswith("hf-hub:") else None
-    code = stored.method["name"].partition(":")[0] if is_code_name(stored.method["name"]) else None
+    code = code_file(stored.method["name"])
     front_matter = ModelCardData(
         library_name="maple-clip",
         pipeline_tag="zero-shot-image-classification",
@@ -162,14 +162,13 @@ def share_run(path: Path, folder: Path) -> Path:
         CheckpointError: it is not a prompts file, or the file of its method is missing.
     """
     stored = read_prompts(path)
-    tensors, content = read_tensors(path)
     measured = measurements_of(stored.info, path.parent if path.name == PROMPTS else None)
     info = {**without_paths(stored.info), **({"measured": measured} if measured else {})}
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / PROMPTS, tensors, {**content, "info": info})
-    if is_code_name(name := stored.method["name"]):
-        code = path.parent / name.partition(":")[0]
-        shutil.copy(code, folder / code.name)
+    content = {"method": stored.method, "backbone": stored.backbone, "class_names": list(stored.class_names)}
+    write_tensors(folder / PROMPTS, stored.tensors, {**content, "info": info})
+    if (code := code_file(stored.method["name"])) is not None:
+        shutil.copy(path.parent / code, folder / code)
     return folder
 
 

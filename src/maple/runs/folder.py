@@ -35,7 +35,7 @@ from maple.data.folders.class_folders import split_domain
 from maple.data.folders.listing import is_ignored
 from maple.data.records import items_hash
 from maple.distributed import processor
-from maple.errors import BusyError, CheckpointError, ConfigError, output_error, shortened
+from maple.errors import BusyError, CheckpointError, ConfigError, MapleError, output_error, shortened
 from maple.runs.spec import relevant
 from maple.train import EpochReport, Trainer
 
@@ -227,6 +227,19 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
         [('emoji-animals/noto', 0.8125)]
     """
     return list(files.read_json_lines(folder / "rows.jsonl", advice="move it away").values())
+
+
+def start_of(folder: Path) -> float | None:
+    """When a run was started, in seconds since 1970; None where that is not recorded.
+
+    Example:
+        >>> start_of(Path("runs/first"))
+        1764301234.0
+    """
+    try:
+        return datetime.fromisoformat(files.read_json(folder / "environment.json")["started"]).timestamp()
+    except (MapleError, LookupError, TypeError, ValueError):
+        return None
 
 
 def evaluation_key(row: dict[str, Any]) -> list[Any]:

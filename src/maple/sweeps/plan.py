@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
@@ -27,6 +27,7 @@ from maple.config import (
 )
 from maple.data import known_names
 from maple.data.catalogue import DATASET_GROUPS, require_possible, template_of
+from maple.descriptions import ProtocolName
 from maple.errors import ConfigError, DataError, MapleError
 from maple.feature_files import read_features
 from maple.methods import METHODS, MethodSettings, method_settings
@@ -36,7 +37,6 @@ from maple.runs import complete, content_name
 from maple.runs.spec import cached_backbone, open_dataset
 from maple.runs.training import fresh_method
 
-ProtocolName = Literal["base-to-novel", "few-shot", "cross-dataset", "domain-generalization"]
 PROTOCOLS: dict[ProtocolName, tuple[str, ...]] = {
     "base-to-novel": ("base-to-novel",),
     "few-shot": ("few-shot", "base-to-novel"),

@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -20,6 +19,7 @@ from maple.errors import BusyError, CheckpointError, MapleError, first_line
 from maple.files import FAILURE, read_json
 from maple.runs import Tracked, TrainProgress, evaluate_run, finished_prompts, read_rows, train_run, train_together
 from maple.runs.evaluation import evaluation_request
+from maple.runs.folder import start_of
 from maple.runs.spec import cached_backbone
 from maple.sweeps.plan import PlannedRun
 from maple.train import StepReport
@@ -146,11 +146,9 @@ def describe_plan(runs: Sequence[PlannedRun], root: Path) -> list[dict[str, Any]
 
 def _seconds(folder: Path) -> float | None:
     """The time from the recorded start of a finished run to its result; None where that is not known."""
-    try:
-        started = datetime.fromisoformat(read_json(folder / "environment.json")["started"])
-    except (MapleError, LookupError, TypeError, ValueError):
+    if (started := start_of(folder)) is None:
         return None
-    return max(0.0, round((folder / "prompts.safetensors").stat().st_mtime - started.timestamp(), 1))
+    return max(0.0, round((folder / "prompts.safetensors").stat().st_mtime - started, 1))
 
 
 def run_group(

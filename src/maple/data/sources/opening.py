@@ -108,8 +108,10 @@ def load_source(
     drop_empty: bool = False,
     min_classes: int = 2,
     on_finding: Callable[[Finding], None] | None = None,
-) -> Dataset:
+) -> Dataset | None:
     """Read a source as a data set; it is unpacked first, unless it was. Options as for `load_dataset`.
+
+    None for a text that does not name a source.
 
     Raises:
         DataError: as `find_source` and `unpack_source`, or there are fewer than `min_classes` classes.
@@ -118,12 +120,12 @@ def load_source(
         >>> load_source("pets.parquet", columns=Columns()).counts()
         {'train': 30, 'val': 0, 'test': 10, 'classes': 2}
     """
-    check_fractions(val_fraction, test_fraction)
     folder = on_disk(Path(text).expanduser())
-    if text.startswith(PREFIX) or not is_unpacked(folder):
-        source = find_source(text)
-        if source is None:
-            raise DataError(f"{text}: is not a source that can be unpacked")
+    source = find_source(text)
+    if source is None and not is_unpacked(folder):
+        return None
+    check_fractions(val_fraction, test_fraction)
+    if source is not None:
         folder = unpack_source(source, columns)
     content = read_description(folder)
     fractions: dict[str, Any] = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
