@@ -7,6 +7,7 @@ pytest-xdist reads this file too, and the workers wait for it.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -146,20 +147,20 @@ def no_user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache of features for one test, also of the processes that it starts: empty, and not the user's."""
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("MAPLE_CACHE", str(folder))
-    return folder / "features"
+    with tempfile.TemporaryDirectory(prefix="maple-cache-", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("MAPLE_CACHE", folder)
+        yield Path(folder) / "features"
 
 
 @pytest.fixture(autouse=True)
-def own_record(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_record(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A record of given backbones for one test, also of the processes that it starts."""
-    state = tmp_path_factory.mktemp("state")
-    monkeypatch.setenv("XDG_STATE_HOME", str(state))
-    monkeypatch.setattr("maple.clip.backbone_names._given", set())
-    return state / "maple" / "backbones.json"
+    with tempfile.TemporaryDirectory(prefix="maple-state-", ignore_cleanup_errors=True) as state:
+        monkeypatch.setenv("XDG_STATE_HOME", state)
+        monkeypatch.setattr("maple.clip.backbone_names._given", set())
+        yield Path(state) / "maple" / "backbones.json"
 
 
 @pytest.fixture(scope="module")
