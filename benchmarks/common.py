@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,13 @@ GROUPS = ("food", "animals", "objects", "places", "activities", "people", "symbo
 
 def class_names(count: int) -> list[str]:
     """Names of emoji, of one to nine words, group by group, like real lists of class names."""
-    names = dict.fromkeys(name for group in GROUPS for name in load_dataset(f"emoji-{group}", Path()).class_names)
-    return list(names)[:count]
+    return list(_emoji_names()[:count])
+
+
+@cache
+def _emoji_names() -> tuple[str, ...]:
+    names = (name for group in GROUPS for name in load_dataset(f"emoji-{group}", Path()).class_names)
+    return tuple(dict.fromkeys(names))
 
 
 def alternate(
@@ -88,12 +94,13 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def write(folder: Path | None, name: str, settings: dict[str, Any], results: Any) -> None:
-    """Write `name`.json with the settings and the machine, where a folder is given."""
+def write(folder: Path | None, name: str, settings: dict[str, Any], results: Any, *, announce: bool = True) -> None:
+    """Write `name`.json with the settings and the machine, where a folder is given; say so if it is to be announced."""
     if folder is not None:
         report = {"settings": {key: str(value) for key, value in settings.items()}, "machine": machine()}
         files.write_json(folder / f"{name}.json", json.loads(json.dumps({**report, "results": results})))
-        print(f"written: {folder / name}.json")
+        if announce:
+            print(f"written: {folder / name}.json")
 
 
 def integers(text: str) -> Sequence[int]:

@@ -1,6 +1,6 @@
 """Compare maple-clip with the plain way at ViT-B/16 size, in alternation in one process.
 
-Usage: python -m benchmarks.floors [--only train-50,train-50-bf16,...] [--rounds 3] [--output FOLDER]
+Usage: python -m benchmarks.floors [--only train-50,train-50-bf16,...] [--rounds 3] [--cpu-time] [--output FOLDER]
 Checks that both ways agree before it times anything. The plain way runs in float32; for the works in bfloat16 it is
 also timed in bfloat16, and both ratios are given. For training, the share that the step reaches of the rate of a large
 matrix product, measured in the same run, is printed too, useful operations only: of PyTorch's own product, and of the
@@ -8,6 +8,7 @@ one that is used here (maple.clip.cpu_linear), which is faster on some processor
 """
 
 import argparse
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,47 +18,58 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.baseline import PlainCLIPLoRA, PlainCoCoOp, PlainMaPLe
+from benchmarks.baseline import Plain, build
 from benchmarks.common import alternate, class_names, product_rates, write
 from maple.clip import Backbone, load_clip
 from maple.clip.cpu_linear import FLOPS
 from maple.methods import Method
-from maple.methods.clip_lora import CLIPLoRA, CLIPLoRASettings
-from maple.methods.cocoop import CoCoOp, CoCoOpSettings
-from maple.methods.maple import MaPLe, MaPLeSettings
 
 _TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
+
+Clips = Mapping[str, Backbone]
+Rates = Mapping[str, Mapping[str, float]]
+Alternate = Callable[[dict[str, Callable[[], object]]], dict[str, Any]]
 
 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="ViT-B-16")
+    parser.add_argument("--backbone", default="ViT-B-16-quickgelu")
     parser.add_argument("--only", help="names of works, with commas")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=200, help="number of images to evaluate, 100 at once")
+    parser.add_argument("--cpu-time", action="store_true", help="count processor seconds, for shared machines")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    clips = {precision: load_clip(arguments.backbone, "random:0", precision=precision) for precision in _TOLERANCE}
-    rates = {precision: product_rates(clip.dtype) for precision, clip in clips.items()}
-    for precision, by_product in rates.items():
-        listed = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in by_product.items())
-        print(f"a 4096 x 4096 matrix product in {precision}, billion operations per second: {listed}")
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    in_turn = partial(alternate, rounds=arguments.rounds, clock=clock)
     works: dict[str, Callable[[], dict[str, Any]]] = {
-        f"train-{classes}{suffix}": partial(training, clips, rates, precision, classes, 4, arguments.rounds)
-        for precision, suffix in (("fp32", ""), ("bf16", "-bf16"))
-        for classes in ((50, 100, 200) if precision == "fp32" else (50,))
+        f"{name}-{classes}{suffix}": partial(training, in_turn, method, precision, classes, 4)
+        for name, method, precision, suffix, sizes in (
+            ("train", "maple", "fp32", "", (50, 100, 200)),
+            ("train", "maple", "bf16", "-bf16", (50,)),
+            ("lora", "clip_lora", "fp32", "", (50,)),
+            ("mma", "mma", "fp32", "", (50,)),
+            ("mmrl", "mmrl", "fp32", "", (50,)),
+        )
+        for classes in sizes
     }
     for precision, suffix in (("fp32", ""), ("bf16", "-bf16")):
-        works[f"evaluate-100{suffix}"] = partial(evaluation, clips, precision, 100, arguments.images, arguments.rounds)
-    works["cocoop-100"] = partial(cocoop, clips["fp32"], 100, 2, arguments.rounds)
-    works["lora-50"] = partial(lora, clips["fp32"], 50, 4, arguments.rounds)
+        works[f"evaluate-100{suffix}"] = partial(evaluation, in_turn, precision, 100, arguments.images)
+    works["cocoop-100"] = partial(cocoop, in_turn, "fp32", 100, 2)
     chosen = arguments.only.split(",") if arguments.only else list(works)
     if unknown := [name for name in chosen if name not in works]:
         raise SystemExit(f"unknown works: {', '.join(unknown)}; choose from {', '.join(works)}")
+    # Not in vain: some processors take minutes for the product in bfloat16.
+    precisions = ["fp32", *(["bf16"] if any(name.endswith("-bf16") for name in chosen) else [])]
+    clips = {precision: load_clip(arguments.backbone, "random:0", precision=precision) for precision in precisions}
+    rates = {precision: product_rates(clip.dtype) for precision, clip in clips.items()}
+    for precision, by_product in rates.items():
+        listed = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in by_product.items())
+        print(f"a 4096 x 4096 matrix product in {precision}, billion operations per second: {listed}", flush=True)
     results: dict[str, Any] = {"product_rates": rates}
     for name in chosen:
-        results[name] = works[name]()
+        results[name] = works[name](clips, rates)
         ratios = ", ".join(
             f"{ratio:.2f}x [{low:.2f}, {high:.2f}] of {other}"
             for (other, ratio), (low, high) in zip(
@@ -72,13 +84,6 @@ def main() -> None:
     write(arguments.output, "floors", vars(arguments), results)
 
 
-def maple(clip: Backbone, names: list[str]) -> tuple[MaPLe, PlainMaPLe]:
-    """MaPLe as published (shallower where the CLIP is), and the same in the plain way."""
-    depth = min(9, clip.text.depth, clip.image.depth)
-    method = MaPLe(MaPLeSettings(prompt_depth=depth), clip, names, torch.Generator().manual_seed(0))
-    return method, PlainMaPLe(method, clip.tokenize([f"a photo of a {name}." for name in names]))
-
-
 def noise_images(clip: Backbone, count: int) -> Tensor:
     """Random images [count, 3, R, R]."""
     size = clip.preprocessing.size
@@ -86,40 +91,38 @@ def noise_images(clip: Backbone, count: int) -> Tensor:
 
 
 def training(
-    clips: Mapping[str, Backbone],
-    rates: Mapping[str, Mapping[str, float]],
-    precision: str,
-    classes: int,
-    batch: int,
-    rounds: int,
+    in_turn: Alternate, name: str, precision: str, classes: int, batch: int, clips: Clips, rates: Rates
 ) -> dict[str, Any]:
-    """Compute the loss and gradients of one MaPLe step."""
+    """Compute the loss and gradients of one step; they are compared without dropout, then timed with it."""
     names = class_names(classes)
-    method, plain = maple(clips[precision], names)
-    reference, reference_plain = maple(clips["fp32"], names)
+    method, plain = build(name, clips[precision], names)
+    reference, reference_plain = build(name, clips["fp32"], names)
     images, labels = noise_images(clips[precision], batch), torch.arange(batch) % classes
-    ways: dict[str, Callable[[], object]] = {
+    ways: dict[str, Callable[[], Any]] = {
         "ours": lambda: step(method, method.loss(images, labels)[0]),
         "plain fp32": lambda: step(reference, reference_plain.loss(images, labels)),
     }
     if precision != "fp32":
         ways[f"plain {precision}"] = lambda: step(method, plain.loss(images, labels))
-    gradients = step(method, method.loss(images, labels)[0])
-    expected = step(reference, reference_plain.loss(images, labels))
-    difference = agree(gradients, expected, precision)
+    difference = agree(ways["ours"](), ways["plain fp32"](), precision)
+    method.train()
+    reference.train()
     with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
         ways["ours"]()
     operations = counter.get_total_flops()
-    timed = alternate(ways, rounds)
+    timed = in_turn(ways)
     share = {name: operations / timed["seconds"]["ours"] / rate for name, rate in rates[precision].items()}
     return {**timed, "largest_difference": difference, "operations": operations, "share": share}
 
 
-def evaluation(clips: Mapping[str, Backbone], precision: str, classes: int, count: int, rounds: int) -> dict[str, Any]:
+def evaluation(
+    in_turn: Alternate, precision: str, classes: int, count: int, clips: Clips, rates: Rates
+) -> dict[str, Any]:
     """Compute the logits of `count` images, 100 at once, class embeddings included."""
+    del rates  # of large products: an evaluation waits for memory too
     names = class_names(classes)
-    method, plain = maple(clips[precision], names)
-    _, reference_plain = maple(clips["fp32"], names)
+    method, plain = build("maple", clips[precision], names)
+    _, reference_plain = build("maple", clips["fp32"], names)
     images = noise_images(clips[precision], 100)
     batches = [images] * max(1, count // 100)
 
@@ -129,7 +132,7 @@ def evaluation(clips: Mapping[str, Backbone], precision: str, classes: int, coun
             method.predict_logits(batch)
 
     @torch.no_grad()
-    def whole(way: PlainMaPLe) -> None:
+    def whole(way: Plain) -> None:
         for batch in batches:
             way.logits(batch)
 
@@ -139,37 +142,18 @@ def evaluation(clips: Mapping[str, Backbone], precision: str, classes: int, coun
     ways = {"ours": ours, "plain fp32": lambda: whole(reference_plain)}
     if precision != "fp32":
         ways[f"plain {precision}"] = lambda: whole(plain)
-    return {**alternate(ways, rounds), "largest_difference": difference, "images": 100 * len(batches)}
+    return {**in_turn(ways), "largest_difference": difference, "images": 100 * len(batches)}
 
 
-def cocoop(clip: Backbone, classes: int, batch: int, rounds: int) -> dict[str, Any]:
+def cocoop(in_turn: Alternate, precision: str, classes: int, batch: int, clips: Clips, rates: Rates) -> dict[str, Any]:
     """Compute CoCoOp's logits, whose text features differ for each image."""
-    names = class_names(classes)
-    method = CoCoOp(CoCoOpSettings(), clip, names, torch.Generator().manual_seed(0))
-    plain = PlainCoCoOp(method, clip.tokenize([f"a photo of a {name}." for name in names]))
-    images = noise_images(clip, batch)
+    del rates
+    method, plain = build("cocoop", clips[precision], class_names(classes))
+    images = noise_images(clips[precision], batch)
     with torch.no_grad():
-        difference = agree({"logits": method.predict_logits(images)}, {"logits": plain.logits(images)}, "fp32")
+        difference = agree({"logits": method.predict_logits(images)}, {"logits": plain.logits(images)}, precision)
     ways = {"ours": lambda: method.predict_logits(images), "plain fp32": lambda: torch.no_grad()(plain.logits)(images)}
-    return {**alternate(ways, rounds), "largest_difference": difference}
-
-
-def lora(clip: Backbone, classes: int, batch: int, rounds: int) -> dict[str, Any]:
-    """Compute the loss and gradients of one step of CLIP-LoRA; they are compared without its dropout, then timed."""
-    names = class_names(classes)
-    method = CLIPLoRA(CLIPLoRASettings(), clip, names, torch.Generator().manual_seed(0)).eval()
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter.add_(0.01)
-    plain = PlainCLIPLoRA(method, clip.tokenize([f"a photo of a {name}." for name in names]))
-    images, labels = noise_images(clip, batch), torch.arange(batch) % classes
-    ways = {
-        "ours": lambda: step(method, method.loss(images, labels)[0]),
-        "plain fp32": lambda: step(method, plain.loss(images, labels)),
-    }
-    difference = agree(ways["ours"](), ways["plain fp32"](), "fp32")
-    method.train()
-    return {**alternate(ways, rounds), "largest_difference": difference}
+    return {**in_turn(ways), "largest_difference": difference}
 
 
 def step(method: Method, loss: Tensor) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.baseline import PlainMaPLe
+from benchmarks.baseline import Plain
 from benchmarks.common import class_names, integers, write
 from benchmarks.floors import noise_images, step
 from maple.clip import load_clip
@@ -30,7 +30,7 @@ _STATUS = Path("/proc/self/status")
 def main() -> None:
     """Measure, print and write; with --work, be the process that is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="ViT-B-16")
+    parser.add_argument("--backbone", default="ViT-B-16-quickgelu")
     parser.add_argument("--classes", type=integers, default=[10, 50, 100, 200, 500, 1000])
     parser.add_argument("--batch", type=integers, default=[1, 4, 32, 100])
     parser.add_argument("--depth", type=integers, default=[1, 9, 12])
@@ -75,7 +75,7 @@ def measure(work: dict[str, Any]) -> dict[str, float]:
     settings = MaPLeSettings(prompt_depth=work["depth"])
     method = MaPLe(settings, clip, names, torch.Generator().manual_seed(0))
     method.limit_text_memory(None if work["text_memory"] is None else int(work["text_memory"] * 2**30))
-    plain = PlainMaPLe(method, clip.tokenize([f"a photo of a {name}." for name in names]))
+    plain = Plain(method, names)
     images, labels = noise_images(clip, work["batch"]), torch.arange(work["batch"]) % len(names)
     gc.collect()
     before = reset_peak()

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from benchmarks import baseline, common, floors, real_features, together, walk_backbones
 from benchmarks.sizes import held, reset_peak
+from maple.clip import load_clip
 from maple.clip.backbone_names import ARCHITECTURES
 
 SETTINGS = ["--backbone", "maple-tiny", "--rounds", "1", "--images", "100"]
@@ -33,10 +34,10 @@ def test_every_benchmark_agrees_with_the_plain_computation(monkeypatch: pytest.M
         "--output",
         str(tmp_path),
         "--only",
-        "train-50,train-50-bf16,evaluate-100,evaluate-100-bf16,cocoop-100,lora-50",
+        "train-50,train-50-bf16,evaluate-100,evaluate-100-bf16,cocoop-100,lora-50,mma-50,mmrl-50",
     )
     results = json.loads((tmp_path / "floors.json").read_text())["results"]
-    for name in ("train-50", "evaluate-100", "cocoop-100", "lora-50"):
+    for name in ("train-50", "evaluate-100", "cocoop-100", "lora-50", "mma-50", "mmrl-50"):
         assert results[name]["largest_difference"] < 1e-4
         assert set(results[name]["ratio"]) == {"plain fp32"}
     assert set(results["train-50-bf16"]["ratio"]) == {"plain fp32", "plain bf16"}
@@ -44,8 +45,8 @@ def test_every_benchmark_agrees_with_the_plain_computation(monkeypatch: pytest.M
 
 
 def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = baseline.PlainText.features
-    monkeypatch.setattr(baseline.PlainText, "features", lambda self, prompts: -right(self, prompts))
+    right = baseline.Plain.text_features
+    monkeypatch.setattr(baseline.Plain, "text_features", lambda self, prompts: -right(self, prompts))
     with pytest.raises(SystemExit, match="the two ways differ by"):
         run(monkeypatch, "--only", "train-50")
 
@@ -89,6 +90,19 @@ def test_joint_runs_agree_with_runs_in_turn(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(together.Work, "in_turn", lambda self: (spoilt(self), spoilt(self))[0])
     with pytest.raises(SystemExit, match="the two ways differ by"):
         together.main()
+
+
+def test_the_plain_tower_is_that_of_open_clip() -> None:
+    clip, names = load_clip("maple-tiny", "random:0"), ["cat", "dog"]
+    method, plain = baseline.build("coop", clip, names)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    ids = clip.tokenize([" ".join(["X"] * 16) + f" {name}." for name in names])
+    with torch.no_grad():
+        expected = clip.model.encode_image(images, normalize=True), clip.model.encode_text(ids, normalize=True)
+        features = plain.image_features(images, []), plain.text_features([])
+    assert method.settings.prompt_length == 16
+    for ours, theirs in zip(features, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_methods_are_compared_on_given_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
