@@ -9,7 +9,7 @@ import torch
 from forked import ForkedProcess
 from safetensors.torch import save_file
 
-from benchmarks import baseline, common, floors, real_features, together, walk_backbones
+from benchmarks import baseline, common, floors, gpu, real_features, together, walk_backbones
 from benchmarks.sizes import held, reset_peak
 from maple.clip import load_clip
 from maple.clip.backbone_names import ARCHITECTURES
@@ -103,6 +103,41 @@ def test_the_plain_tower_is_that_of_open_clip() -> None:
     assert method.settings.prompt_length == 16
     for ours, theirs in zip(features, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_the_check_for_gpus_runs_at_small_sizes_and_reports_what_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpu, "PLAIN", ("maple",))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setitem(gpu.SMALL, "methods", ("maple",))
+    command = ["gpu", "--device", "cpu", "--small", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    gpu.main()
+    (path,) = tmp_path.iterdir()
+    results = json.loads(path.read_text())["results"]
+    failed = {name for name, result in results.items() if isinstance(result, dict) and "error" in result}
+    assert not failed
+    assert results["agreement maple, maple-tiny"]["fp32"]["gradients"] < 1e-4
+    assert results["agreement maple, maple-tiny"]["bf16"]["logits"] > 0
+    assert results["training maple fp32, batch 2, 3 classes"]["share_of_product_rate"] > 0
+    assert results["together 2 seeds"]["steps"] == 4
+    assert results["JPEG files to predictions"]["same_predictions"] == 1
+    assert set(results["blocks of the image tower"]["cost_seconds"]) == {"compiled"}
+    assert "CUDA graphs need a CUDA device" in results["blocks of the text tower"]["errors"]["CUDA graphs"]
+    # A wrong result, a work that fails, and works that there is no time for are reported, and the rest is run.
+    right = baseline.Plain.logits
+    monkeypatch.setattr(baseline.Plain, "logits", lambda self, images: -right(self, images))
+    monkeypatch.setattr(gpu.works, "several_runs", lambda *_: 1 / 0)
+    monkeypatch.setattr(sys, "argv", [*command, "--only", "together,files"])
+    with pytest.raises(SystemExit, match="does not agree: JPEG files to predictions"):
+        gpu.main()
+    results = json.loads(path.read_text())["results"]
+    assert "ZeroDivisionError" in results["together 2 seeds"]["error"]
+    monkeypatch.setattr(sys, "argv", [*command, "--minutes", "0"])
+    gpu.main()
+    results = json.loads(path.read_text())["results"]
+    assert results["JPEG files to predictions"] == {"skipped": "0 seconds of 0 minutes were left"}
 
 
 def test_methods_are_compared_on_given_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
