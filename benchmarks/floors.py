@@ -63,7 +63,7 @@ def main() -> None:
     # Not in vain: some processors take minutes for the product in bfloat16.
     precisions = ["fp32", *(["bf16"] if any(name.endswith("-bf16") for name in chosen) else [])]
     clips = {precision: load_clip(arguments.backbone, "random:0", precision=precision) for precision in precisions}
-    rates = {precision: product_rates(clip.dtype) for precision, clip in clips.items()}
+    rates = {precision: product_rates(clip.dtype, clock=clock) for precision, clip in clips.items()}
     for precision, by_product in rates.items():
         listed = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in by_product.items())
         print(f"a 4096 x 4096 matrix product in {precision}, billion operations per second: {listed}", flush=True)

@@ -19,7 +19,7 @@ SETTINGS = ["--backbone", "maple-tiny", "--rounds", "1", "--images", "100"]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(floors, "product_rates", lambda dtype: common.product_rates(dtype, size=64, rounds=1))
+    monkeypatch.setattr(floors, "product_rates", lambda dtype, clock: common.product_rates(dtype, 64, 1, clock))
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
