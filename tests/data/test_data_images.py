@@ -65,6 +65,13 @@ def test_ordinary_images_are_those_of_pil(tmp_path: Path, extension: str) -> Non
     assert type(image) is Image.Image
 
 
+def test_an_image_of_the_user_is_copied() -> None:
+    given = half_red_half_blue()
+    image = to_rgb(given)
+    given.putpixel((0, 0), (1, 2, 3))
+    assert image.getpixel((0, 0)) != (1, 2, 3)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
 def test_modes_become_rgb_as_pil_does(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("x.jpg" if mode in ("CMYK", "YCbCr") else "x.png")
