@@ -65,6 +65,44 @@ def test_ordinary_images_are_those_of_pil(tmp_path: Path, extension: str) -> Non
     assert type(image) is Image.Image
 
 
+@pytest.mark.parametrize(
+    ("sides", "least_side", "drafted"),
+    [
+        ((640, 480), None, (640, 480)),
+        ((640, 480), 241, (640, 480)),
+        ((640, 480), 240, (320, 240)),
+        ((644, 480), 119, (161, 120)),
+        ((480, 640), 1, (60, 80)),
+    ],
+)
+def test_a_jpeg_is_decoded_at_a_scale_that_keeps_its_shorter_side(
+    sides: tuple[int, int], least_side: int | None, drafted: tuple[int, int]
+) -> None:
+    scene = Image.radial_gradient("L").convert("RGB").resize(sides)
+    content = encoded(scene, "JPEG", quality=95)
+    image = read_image(content, least_side=least_side)
+    assert image.size == drafted
+    assert image.info.get("draft") == (None if drafted == sides else (*sides, sides[0] // drafted[0]))
+    assert type(image) is Image.Image
+    expected = read_image(content).resize(drafted, Image.Resampling.BOX)
+    assert np.abs(np.asarray(image, np.int16) - np.asarray(expected, np.int16)).mean() < 1.0
+    # Other formats have no such scales.
+    assert read_image(encoded(scene, "PNG"), least_side=least_side).size == sides
+
+
+def test_a_draft_that_is_turned_knows_its_whole_size() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(Image.new("RGB", (642, 480), RED), "JPEG", exif=exif)
+    image = read_image(content, least_side=100)
+    assert (image.size, image.info["draft"]) == ((120, 161), (480, 642, 4))
+
+
+def test_the_least_side_is_a_number_of_pixels() -> None:
+    with pytest.raises(ConfigError, match="least_side is 0; it must be at least 1, or None for the whole size"):
+        read_image(b"x", least_side=0)
+
+
 def test_an_image_of_the_user_is_copied() -> None:
     given = half_red_half_blue()
     image = to_rgb(given)

@@ -1,5 +1,6 @@
 """Transforms: pixels equal to torchvision's and open_clip's, randomness from the generator alone."""
 
+import io
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as reference
 
-from maple.data import EvalTransform, TrainTransform
+from maple.data import EvalTransform, TrainTransform, read_image
 from maple.data.images.train_transform import crop_box
 from maple.errors import ConfigError
 
@@ -67,6 +68,19 @@ def test_a_part_of_a_squashed_or_filled_image_is_seen_in_training() -> None:
         assert part.shape == (3, 32, 32)
     strip = TrainTransform(32, MEAN, STD, resize="longest")(Image.new("RGB", (60_000, 1), "red"), generator(1))
     assert strip.shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("resize", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("shape", [(341, 257), (257, 341), (1001, 643)])
+def test_a_draft_is_seen_where_the_whole_image_is(shape: tuple[int, int], resize: str) -> None:
+    buffer = io.BytesIO()
+    Image.effect_noise((shape[0] // 8, shape[1] // 8), 60).convert("RGB").resize(shape).save(buffer, "JPEG", quality=95)
+    transform = EvalTransform(60, (0, 0, 0), (1, 1, 1), resize=resize)
+    whole, draft = (read_image(buffer.getvalue(), least_side=side) for side in (None, transform.least_side))
+    assert draft.width < whole.width
+    difference = 255 * (transform(draft) - transform(whole)).abs()
+    assert difference.mean() < 1
+    assert difference.max() < 16  # moved by half a pixel, it is several times as much
 
 
 def test_strips_are_cut_before_they_fill_the_memory() -> None:

@@ -14,6 +14,7 @@ import pytest
 from click.testing import Result
 from forked import ForkedProcess, run_command_line
 from inference_helpers import png, send
+from PIL import Image
 from typer.testing import CliRunner
 
 from maple.cli import app
@@ -43,6 +44,22 @@ def test_a_folder_in_order_without_what_is_unreadable(prompts: Path, pictures: P
         assert len(row["best"]) == 5
         values = [one["probability"] for one in row["best"]]
         assert values == sorted(values, reverse=True)
+
+
+def test_a_drafted_photograph_has_nearly_the_same_prediction(prompts: Path, tmp_path: Path) -> None:
+    coarse = Image.effect_noise((80, 60), 60).convert("RGB")
+    coarse.resize((1280, 960), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg", quality=92)
+    (tmp_path / "small.png").write_bytes(png())
+    results = []
+    for draft in ([], ["--draft"]):
+        done = rows(predict(prompts, tmp_path, "--json", *draft).stdout)
+        results.append([{best["class"]: best["probability"] for best in row["best"]} for row in done])
+    (large, small), (drafted, same) = results
+    assert small == same
+    assert large.keys() == drafted.keys()
+    assert 0 < max(abs(large[name] - drafted[name]) for name in large) < 0.01
+    with pytest.raises(ConfigError, match="--features takes the place of images: leave out --draft"):
+        predict(prompts, "--features", "x.safetensors", "--draft")
 
 
 def test_exit_codes(prompts: Path, pictures: Path, tmp_path: Path) -> None:

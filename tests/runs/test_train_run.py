@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from maple.checkpoint import load_prompts, read_prompts
 from maple.config import RunSettings
@@ -107,6 +108,37 @@ def test_workers_change_nothing(settings: RunSettings, tmp_path: Path) -> None:
     assert (tmp_path / "one/prompts.safetensors").read_bytes() == (tmp_path / "two/prompts.safetensors").read_bytes()
     assert content_name(settings) == content_name(settings.changed(train=settings.train.changed(workers=2)))
     assert content_name(settings) != content_name(settings.changed(seed=2))
+
+
+def test_drafts_are_a_setting_of_the_run(
+    make_images: Callable[..., Path],
+    settings_for: Callable[..., RunSettings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = make_images(classes=("cat", "dog"))
+    for path in [*folder.rglob("*.png"), *folder.rglob("*.jpg")]:
+        with Image.open(path) as image:
+            image.convert("RGB").resize((1408, 1056)).save(path.with_suffix(".jpg"))
+        if path.suffix != ".jpg":
+            path.unlink()
+    sizes: list[tuple[int, int]] = []
+    read = ImageStore.get
+
+    def counted(self: ImageStore, path: str) -> Image.Image:
+        image = read(self, path)
+        sizes.append(image.size)
+        return image
+
+    monkeypatch.setattr(ImageStore, "get", counted)
+    whole = settings_for(folder, epochs=1)
+    drafted = whole.changed(data=whole.data.changed(draft=True))
+    train_run(drafted, tmp_path / "drafted")
+    assert set(sizes) == {(352, 264)}  # 64 pixels are seen, and the smallest crop has 8 % of an image
+    sizes.clear()
+    evaluate_run(tmp_path / "drafted", part="train")
+    assert set(sizes) == {(176, 132)}
+    assert content_name(whole) != content_name(drafted)
 
 
 def test_where_images_are_cut_and_resized_changes_nothing(settings: RunSettings, tmp_path: Path) -> None:

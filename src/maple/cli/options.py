@@ -128,6 +128,10 @@ ClassNames = Annotated[
     str | None,
     Option("--classes", help='Any class names: "red car,blue car"; quote one with a comma. Default: the trained ones.'),
 ]
+Draft = Annotated[
+    bool,
+    Option("--draft", help="Decode large JPEGs at a half, quarter or eighth of their size: faster, nearly the same."),
+]
 Recursive = Annotated[bool, Option("--recursive", help="Search the subfolders of a folder, too.")]
 AsJson = Annotated[bool, Option("--json", help="Print JSON; where there are several objects, one per line.")]
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +40,7 @@ def predict_command(
     as_json: options.AsJson = False,
     as_csv: Annotated[bool, Option("--csv", help="Print CSV: one line per image and class.")] = False,
     recursive: options.Recursive = False,
+    draft: options.Draft = False,
     batch_size: Annotated[int, Option(help="How many images are computed at once.", min=1)] = 32,
     output: Annotated[
         Path | None,
@@ -77,8 +79,9 @@ def predict_command(
         raise ConfigError("--ask reads class names from standard input, so an image cannot be read from it, too")
     if not sources and features is None:
         raise typer.BadParameter("give images, or their features with --features FILE", param_hint="IMAGES...")
-    if features is not None and (sources or recursive):
-        raise ConfigError(f"--features takes the place of images: leave out {sources[0] if sources else '--recursive'}")
+    if features is not None and (sources or recursive or draft):
+        excess = sources[0] if sources else "--recursive" if recursive else "--draft"
+        raise ConfigError(f"--features takes the place of images: leave out {excess}")
     ray_options: dict[str, Any] = {
         "ray-address": ray_address,
         "actors": actors,
@@ -91,7 +94,7 @@ def predict_command(
     if executor == "ray":
         scalars: dict[str, Any] = {"top": top, "reject": reject, "batch_size": batch_size}
         names = None if classes is None else names_in(classes)
-        settings = {**scalars, **clip, "classes": names, "zero_shot": zero_shot, "recursive": recursive}
+        settings = {**scalars, **clip, "classes": names, "zero_shot": zero_shot, "recursive": recursive, "draft": draft}
         predict_on_cluster(run, sources or [], output or Path(), {**settings, "device": device}, ray_options)
     # Before a backbone is loaded, so that malformed sources are refused at once.
     images: Iterable[ImageSource] = ()
@@ -101,8 +104,11 @@ def predict_command(
 
         rows = read_rows(options.feature_files(features))
     else:
-        images = find_images(sources or [], recursive=recursive, stdin=getattr(sys.stdin, "buffer", None))
+        find = partial(find_images, sources or [], recursive=recursive, stdin=getattr(sys.stdin, "buffer", None))
+        images = find()
     predictor = load_predictor(run, zero_shot=zero_shot, device=device, **clip)
+    if draft:
+        images = find(least_side=predictor.preprocess.least_side)
     if classes is not None:
         options.echo_note(predictor.set_class_names(names_in(classes)))
     show = _show_json if as_json else _csv_printer(zero_shot, reject is not None) if as_csv else _show_text

@@ -115,9 +115,10 @@ class Dataset:
         """Return C."""
         return len(self.class_names)
 
-    def store(self, max_bytes: int = STORE_BYTES) -> ImageStore:
-        """Return a store that keeps up to `max_bytes` of its images decoded."""
-        return ImageStore(self.root, max_bytes, read=self.read, identify=self.identify, features=self.features)
+    def store(self, max_bytes: int = STORE_BYTES, *, least_side: int | None = None) -> ImageStore:
+        """Return a store that keeps up to `max_bytes` of its images decoded; `least_side` as for `read_image`."""
+        access = {"read": self.read, "identify": self.identify, "features": self.features}
+        return ImageStore(self.root, max_bytes, least_side=least_side, **access)  # type: ignore[arg-type]
 
     def file(self, item: Item) -> Path:
         """Return the image file of `item`."""

@@ -34,6 +34,9 @@ MAX_BYTES = 64 * 1024**2
 TIMEOUT = 30.0
 """The time limit of a download, in seconds."""
 
+Read = Callable[[Path | bytes], Image.Image]
+"""Reads an image, as `read_image` does."""
+
 _STDIN_NAME = "<stdin>"
 _CHUNK = 64 * 1024
 _GENERIC_TYPES = tuple(f"{kind}/octet-stream" for kind in ("application", "binary"))
@@ -59,7 +62,7 @@ class ImageSource:
 
 
 def find_images(
-    sources: Sequence[str], *, recursive: bool = False, stdin: BinaryIO | None = None
+    sources: Sequence[str], *, recursive: bool = False, stdin: BinaryIO | None = None, least_side: int | None = None
 ) -> Iterator[ImageSource]:
     """Iterate over the images of files, folders, http(s) addresses and `-` (one encoded image from `stdin`).
 
@@ -67,7 +70,7 @@ def find_images(
 
     Sources come in their order, the images of a folder in that of their names on every file system. An image is read
     only when its `read` is called, and no list of a folder tree is kept. Other files of a folder are skipped; anything
-    else that cannot be read becomes an image whose `read` raises the reason.
+    else that cannot be read becomes an image whose `read` raises the reason. `least_side` is that of `read_image`.
 
     Raises:
         ConfigError: no source, an empty one, or `-` twice (at the call).
@@ -84,12 +87,14 @@ def find_images(
     if list(sources).count(STDIN) > 1:
         raise ConfigError("standard input (-) holds one image; name it once")
 
+    read = partial(read_image, least_side=least_side)
+
     def images() -> Iterator[ImageSource]:
         for source in sources:
             if source == STDIN:
-                yield ImageSource(_STDIN_NAME, partial(_decode, _STDIN_NAME, partial(_read_stdin, stdin)))
+                yield ImageSource(_STDIN_NAME, partial(_decode, read, _STDIN_NAME, partial(_read_stdin, stdin)))
             elif is_address(source):
-                yield ImageSource(source, partial(_decode, source, partial(download_image, source)))
+                yield ImageSource(source, partial(_decode, read, source, partial(download_image, source)))
             else:
                 paths = [source]
                 # A pattern that no shell has expanded, unless a file has this very name.
@@ -102,11 +107,11 @@ def find_images(
                         yield ImageSource(path, partial(_fail, error))
                         continue
                     if rows is not None:
-                        yield from _row_images(rows)
+                        yield from _row_images(rows, read)
                     elif on_disk(Path(path).expanduser()).is_dir():
-                        yield from _folder_images(path, recursive)
+                        yield from _folder_images(path, recursive, read)
                     else:
-                        yield ImageSource(path, partial(read_image, Path(path).expanduser()))
+                        yield ImageSource(path, partial(read, Path(path).expanduser()))
 
     return images()
 
@@ -162,7 +167,7 @@ def _find_rows(path: str) -> "Source | None":
     return find_source(path)
 
 
-def _row_images(source: "Source") -> Iterator[ImageSource]:
+def _row_images(source: "Source", read: Read) -> Iterator[ImageSource]:
     """The images of a table, an archive or shards, streamed; what ends the stream early becomes its last image."""
     from maple.data.sources.rows import Columns
 
@@ -174,9 +179,9 @@ def _row_images(source: "Source") -> Iterator[ImageSource]:
                 problem = ImageError(f"{row.name}: has no image; give its bytes or its path")
                 yield ImageSource(row.name, partial(_fail, problem))
             elif isinstance(row.content, Path):
-                yield ImageSource(row.name, partial(read_image, row.content))
+                yield ImageSource(row.name, partial(read, row.content))
             else:
-                yield ImageSource(row.name, partial(_decode, row.name, partial(bytes, row.content)))
+                yield ImageSource(row.name, partial(_decode, read, row.name, partial(bytes, row.content)))
         if empty:
             yield ImageSource(source.text, partial(_fail, DataError(f"{source.text}: holds no images")))
     except DataError as error:
@@ -187,7 +192,7 @@ def _fail(error: DataError) -> NoReturn:
     raise error
 
 
-def _folder_images(source: str, recursive: bool) -> Iterator[ImageSource]:
+def _folder_images(source: str, recursive: bool, read: Read) -> Iterator[ImageSource]:
     folder = on_disk(Path(source).expanduser())
     unreadable: list[DataError] = []
     empty = True
@@ -198,7 +203,7 @@ def _folder_images(source: str, recursive: bool) -> Iterator[ImageSource]:
         is_broken = not (os.path.isfile(file) if has_image_name(file.name) else file.suffix or os.path.exists(file))
         if is_image_file(file) or unread_format(file) or is_broken:
             empty = False
-            yield ImageSource(str(file), partial(read_image, file))
+            yield ImageSource(str(file), partial(read, file))
     for error in unreadable:
         yield ImageSource(str(folder), partial(_fail, error))
     if empty and not unreadable:
@@ -206,11 +211,11 @@ def _folder_images(source: str, recursive: bool) -> Iterator[ImageSource]:
         yield ImageSource(source, partial(_fail, DataError(f"{source}: holds no images{hint}")))
 
 
-def _decode(name: str, load: Callable[[], bytes]) -> Image.Image:
+def _decode(read: Read, name: str, load: Callable[[], bytes]) -> Image.Image:
     """Decode bytes; an error names where they came from."""
     content = load()
     try:
-        return read_image(content)
+        return read(content)
     except ImageError as error:
         raise ImageError(str(error).replace("<bytes>", name, 1)) from error
 

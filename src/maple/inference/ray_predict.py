@@ -70,6 +70,7 @@ def predict_on_ray(
     zero_shot: bool = False,
     reject: float | None = None,
     recursive: bool = False,
+    draft: bool = False,
     batch_size: int = 32,
     actors: int | None = None,
     gpus_per_actor: float | None = None,
@@ -92,6 +93,7 @@ def predict_on_ray(
         sources: paths, patterns and URLs, as for `list_units`.
         classes: class names; by default the trained ones.
         top, reject, batch_size: as for `Predictor.stream`.
+        draft: whether large JPEGs are decoded at a part of their size (`EvalView.least_side`).
         actors: the largest number of processes with the model; by default as many as the cluster has room for.
         gpus_per_actor: number or fraction of GPUs of each; by default 1, or 0 where there are none.
         cpus_per_actor: cores of each, which are also the threads that decode its images.
@@ -135,6 +137,7 @@ def predict_on_ray(
         "reject": reject,
         "sources": [source if "://" in source else os.path.abspath(os.path.expanduser(source)) for source in sources],
         "recursive": recursive,
+        **({"draft": True} if draft else {}),
     }
     with _OutputFolder(output, settings).opened() as folder:
         if folder.finished:
@@ -143,7 +146,7 @@ def predict_on_ray(
         before = folder.images
         actor: dict[str, Any] = {"run": run, "names": None if classes is None else list(names), "clip": clip}
         actor["code"] = _accepted_code(run)
-        actor |= {"top": top, "zero_shot": zero_shot, "reject": reject, "batch_size": batch_size}
+        actor |= {"top": top, "zero_shot": zero_shot, "reject": reject, "batch_size": batch_size, "draft": draft}
         with connection(address):
             gpus = reserved_gpus(gpus_per_actor, cpus_per_actor, default=1, user="actor")
             actor |= {"device": device or (None if gpus else "cpu"), "threads": max(1, int(cpus_per_actor))}
@@ -250,6 +253,7 @@ class _Classifier:
         batch_size: int,
         top: int,
         reject: float | None,
+        draft: bool,
         zero_shot: bool,
         clip: dict[str, Any],
         code: bytes | None,
@@ -264,6 +268,7 @@ class _Classifier:
         self._predictor = load_predictor(run, zero_shot=zero_shot, device=device, **clip)
         if names is not None:
             self._predictor.set_class_names(names)
+        self._least_side = self._predictor.preprocess.least_side if draft else None
         self._numbers: dict[str, Any] = {"top": top, "reject": reject, "batch_size": batch_size, "workers": threads}
         self._schema = arrow_schema(zero_shot=zero_shot, reject=reject is not None)
 
@@ -271,17 +276,18 @@ class _Classifier:
         import pyarrow as pa
 
         images = [EncodedImage(**row) for row in batch.to_pylist()]
-        results = self._predictor.stream((ImageSource(i.path, partial(_decode, i)) for i in images), **self._numbers)
+        sources = (ImageSource(i.path, partial(_decode, i, self._least_side)) for i in images)
+        results = self._predictor.stream(sources, **self._numbers)
         rows = [{**to_row(result), "source": image.source} for image, result in zip(images, results, strict=True)]
         return pa.Table.from_pylist(rows, schema=self._schema)
 
 
-def _decode(image: EncodedImage) -> Image.Image:
+def _decode(image: EncodedImage, least_side: int | None) -> Image.Image:
     """Decode an image; an error names its path."""
     if image.error is not None:
         raise ImageError(image.error)
     try:
-        return read_image(io.BytesIO(image.content))
+        return read_image(io.BytesIO(image.content), least_side=least_side)
     except ImageError as error:
         raise ImageError(str(error).replace("<stream>", image.path, 1)) from error
 

@@ -13,7 +13,7 @@ from maple.methods import ZERO_SHOT, Method
 from maple.runs.calibration import FEWEST_IMAGES, temperature_of
 from maple.runs.frozen_features import prediction_batches
 from maple.runs.selection_plan import FOLDS, make_fold
-from maple.runs.spec import sample, spare_items
+from maple.runs.spec import eval_transform, open_store, sample, spare_items
 
 
 def cross_calibrate(
@@ -54,7 +54,8 @@ def cross_calibrate(
         except (ConfigError, TrainingDivergedError):
             return None
         method.set_class_names(fold.train.class_names)
-        batches = prediction_batches(method, fold.trained, dataset.store(max_bytes=0), settings)
+        store = open_store(settings, dataset, eval_transform(method.backbone))
+        batches = prediction_batches(method, fold.trained, store, settings)
         scored.append(predict(method, batches))
         images += len(fold.trained)
     logits, labels = (np.concatenate(arrays) for arrays in zip(*scored, strict=True))

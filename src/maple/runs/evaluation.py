@@ -40,7 +40,7 @@ from maple.metrics import Floats, Integers, Scores, calibration_error, score, so
 from maple.names import is_features, words_of
 from maple.runs.folder import append_row, evaluation_key, finished_prompts, read_settings
 from maple.runs.frozen_features import prediction_batches, require_features
-from maple.runs.spec import changed_images, open_dataset
+from maple.runs.spec import changed_images, eval_transform, open_dataset, open_store
 from maple.runs.trained_images import TrainedImages
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,8 @@ def evaluate_run(
         logger.warning("names by number: %s", ", ".join(f"{number} = {name}" for number, name in in_order.items()))
         names = [in_order[number] for number in class_list]
     method.set_class_names(names or class_list)
-    batches = prediction_batches(method, items, opened.store(max_bytes=0), settings)
+    store = open_store(settings, opened, eval_transform(method.backbone))
+    batches = prediction_batches(method, items, store, settings)
     done = 0
 
     def count(images: int) -> None:

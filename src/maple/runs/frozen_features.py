@@ -79,6 +79,7 @@ def frozen_batches(
     # Only where they differ from what was the only way, so that what is cached stays.
     others = {"resize": "shortest", "resize_size": transform.size, "fill": 0, "crop_offset": "rounded"}
     seen |= {key: value for key in others if (value := getattr(transform, key, others[key])) != others[key]}
+    seen |= {} if store.least_side is None else {"least_side": store.least_side}
     cache = FeatureCache.open()
     key = None if cache is None else _key(backbone, items, store, seen, num_workers)
     features = None if cache is None or key is None else cache.read(key)

@@ -25,6 +25,7 @@ from maple.methods import ZERO_SHOT, Method
 from maple.metrics import accuracy_interval, harmonic_mean, p_text, sign_test
 from maple.runs.frozen_features import prediction_batches
 from maple.runs.selection_plan import FOLDS, PLAN_FORMAT, Goal, SelectionSettings, make_fold, make_plan, with_changes
+from maple.runs.spec import eval_transform, open_store
 
 AUTO = "auto"
 """The name that stands for the choice of a method."""
@@ -242,7 +243,8 @@ def _right(method: Method, dataset: Dataset, items: list[Item], names: Sequence[
     if not items:
         return ""  # of few images, a part may have none
     method.set_class_names(names)
-    batches = prediction_batches(method, items, dataset.store(max_bytes=0), settings)
+    store = open_store(settings, dataset, eval_transform(method.backbone))
+    batches = prediction_batches(method, items, store, settings)
     logits, labels = predict(method, batches)
     return "".join("1" if right else "0" for right in logits.argmax(axis=1) == labels)
 

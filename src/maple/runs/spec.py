@@ -18,7 +18,16 @@ from maple.clip.backbone_names import ASSUMED, with_absolute_paths
 from maple.clip.load import load_given
 from maple.config import RunSettings
 from maple.config.settings import DataSettings
-from maple.data import Dataset, EvalTransform, Item, load_dataset, sample_few_shot, select_dataset
+from maple.data import (
+    Dataset,
+    EvalTransform,
+    ImageStore,
+    Item,
+    TrainTransform,
+    load_dataset,
+    sample_few_shot,
+    select_dataset,
+)
 from maple.data.catalogue import canonical_name, known_names, require_images, template_of
 from maple.data.saved_split import SAVED_SPLIT, SavedImages, changes_since, read_saved_images, read_saved_split
 from maple.errors import DataError
@@ -208,6 +217,28 @@ def eval_transform(backbone: Backbone) -> EvalTransform:
     return EvalTransform.from_preprocessing(backbone.preprocessing)
 
 
+def training_transform(settings: RunSettings, backbone: Backbone) -> TrainTransform | EvalTransform:
+    """The transform of training images for a backbone: random crops, unless there is no augmentation."""
+    train, image = settings.train, backbone.preprocessing
+    if train.views == 0:
+        return eval_transform(backbone)
+    return TrainTransform(
+        *(image.size, image.mean, image.std),
+        scale=train.crop_scale,
+        flip=train.flip,
+        interpolation=image.interpolation,
+        resize=image.resize,
+        fill=image.fill,
+    )
+
+
+def open_store(
+    settings: RunSettings, dataset: Dataset, transform: TrainTransform | EvalTransform, max_bytes: int = 0
+) -> ImageStore:
+    """The store of a run's images for a transform of these, which keeps up to `max_bytes`; drafts if it is set so."""
+    return dataset.store(max_bytes, least_side=transform.least_side if settings.data.draft else None)
+
+
 def relevant(settings: RunSettings) -> dict[str, Any]:
     """The settings that decide the result, as plain values."""
     relevant: dict[str, Any] = settings.model_dump(mode="json", exclude=_IRRELEVANT)  # type: ignore[arg-type]
@@ -220,6 +251,7 @@ def relevant(settings: RunSettings) -> dict[str, Any]:
         ("train", "final_lr", 0.0),
         ("train", "calibrate", False),
         ("data", "listing", None),
+        ("data", "draft", False),
         ("data", "validation", "few-shot"),
         ("data", "image_column", None),
         ("data", "label_column", None),

@@ -19,6 +19,7 @@ from maple.config import RunSettings
 from maple.data import ImageStore, Item
 from maple.data.batches import derive_seed
 from maple.data.catalogue import template_of
+from maple.data.images.store import STORE_BYTES
 from maple.data.records import items_hash
 from maple.data.saved_split import SAVED_SPLIT, write_saved_split
 from maple.distributed import Processes, this_process
@@ -29,12 +30,15 @@ from maple.runs.folder import lock_folder, read_history, refuse_other_run, write
 from maple.runs.spec import (
     absolute_backbone,
     complete,
+    eval_transform,
     joint_training_key,
     open_backbone,
     open_dataset,
+    open_store,
     relevant,
     sample,
     spare_items,
+    training_transform,
     warn_if_images_changed,
 )
 from maple.runs.trained_images import write_trained_images
@@ -190,7 +194,10 @@ def _train(
                     results[number] = finished
                     continue
                 # The runs see the same images: each is decoded once.
-                run.begin(stores.setdefault((run.dataset.root, run.dataset.read), run.dataset.store()))
+                store = open_store(
+                    settings, run.dataset, training_transform(settings, run.method.backbone), STORE_BYTES
+                )
+                run.begin(stores.setdefault((run.dataset.root, run.dataset.read), store))
             except MapleError as error:
                 results[number] = error
             else:
@@ -311,7 +318,8 @@ class _TrainingRun:
                 # A method that learns nothing has no training images.
                 trained = self.items if trainer.method.saved_tensors() else ()
                 items = spare_items(settings, self.dataset, trained, self._val)
-                calibration = calibrate(trainer.method, items, self.dataset.store(max_bytes=0), settings)
+                store = open_store(settings, self.dataset, eval_transform(trainer.method.backbone))
+                calibration = calibrate(trainer.method, items, store, settings)
             trainer.method.temperature = calibration["temperature"]
             info["calibration"] = dict(calibration)
         save_prompts(self.folder / "prompts.safetensors", trainer.method, info)

@@ -16,7 +16,7 @@ from maple.errors import ConfigError
 from maple.evaluation import predict
 from maple.methods import Features, Method
 from maple.runs.frozen_features import frozen_batches, prediction_batches
-from maple.runs.spec import eval_transform
+from maple.runs.spec import eval_transform, training_transform
 from maple.train import EpochReport, Trainer, is_validation_epoch
 
 
@@ -123,7 +123,7 @@ class TrainingData:
         if views is not None and method.accepts_features:
             yield from feature_batches(self._view_features(method), self._labels, **order)
             return
-        transform, threads = self._transform(method), self._threads(method)
+        transform, threads = training_transform(self._settings, method.backbone), self._threads(method)
         batches = train_batches(self._items, self._store, transform, **order, num_workers=threads, views=views)
         # Where every epoch shows another view, extracting them first would save nothing.
         if method.needs_frozen_features and views is not None and views < trainer.epochs:
@@ -132,19 +132,6 @@ class TrainingData:
                 yield replace(batch, frozen=frozen.images), whole
         else:
             yield from batches
-
-    def _transform(self, method: Method) -> TrainTransform | EvalTransform:
-        train, image = self._settings.train, method.backbone.preprocessing
-        if train.views == 0:
-            return eval_transform(method.backbone)
-        return TrainTransform(
-            *(image.size, image.mean, image.std),
-            scale=train.crop_scale,
-            flip=train.flip,
-            interpolation=image.interpolation,
-            resize=image.resize,
-            fill=image.fill,
-        )
 
     def _features(self, method: Method) -> Features:
         if self._cached_features is None:
@@ -164,7 +151,9 @@ class TrainingData:
         """
         if self._views is None:
             views = self._settings.train.views or 0
-            transform = self._transform(method) if views else eval_transform(method.backbone)
+            transform = (
+                training_transform(self._settings, method.backbone) if views else eval_transform(method.backbone)
+            )
             features = [self._extracted(method, self._items, transform, view) for view in range(max(views, 1))]
             self._views = torch.stack(features)
         return self._views

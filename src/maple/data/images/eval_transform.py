@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from maple.data.images.formats import DRAFT
 from maple.errors import ConfigError, one_of
 
 if TYPE_CHECKING:
@@ -107,6 +108,14 @@ class EvalView(InputTransform):
         self.resize_size = resize_size or size
         self.crop_offset = crop_offset
 
+    @property
+    def least_side(self) -> int | None:
+        """The shorter side, in pixels, at which a JPEG may be decoded: see `read_image`. None if none is resized.
+
+        Twice what is seen: the image is then still resized by a factor of two, which hides most of the difference.
+        """
+        return None if self.resize == "none" else 2 * max(self.size, self.resize_size)
+
     @classmethod
     def from_preprocessing(cls, preprocessing: Any) -> Self:
         """Return the transform for a `Backbone.preprocessing`, or for the same fields of an export's manifest."""
@@ -124,13 +133,17 @@ class EvalView(InputTransform):
     def __call__(self, image: Image.Image) -> Floats:
         """Return the normalised values [3, R, R] of an RGB image."""
         # Resized whole, an extreme strip would fill the memory, although only its middle is seen: cut it first.
+        *whole, divisor = image.info.get(DRAFT, (*image.size, 1))
         longest = min(image.size) * _MAX_ASPECT
         if self.resize == "shortest" and max(image.size) > longest:
             left, top = (max(0, (side - longest) // 2) for side in image.size)
             image = image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))
-        width, height = self._resized(image.size)
+            whole, divisor = [*image.size], 1
+        width, height = self._resized((whole[0], whole[1]))
         if (width, height) != image.size:
-            image = image.resize((width, height), RESAMPLING[self.interpolation])
+            # The sides of a draft are rounded up. Resized as they are, all would be moved by up to a pixel.
+            box = None if divisor == 1 else (0, 0, whole[0] / divisor, whole[1] / divisor)
+            image = image.resize((width, height), RESAMPLING[self.interpolation], box=box)
         if width < self.size or height < self.size:
             image = self.filled(image, self.size)
         return self.normalize(self._centre(image))

@@ -12,6 +12,8 @@ from maple.files import regular
 
 CAMERA_RAW = "camera RAW"
 """The format of a camera's own files, and the key of `info` in an image that is only the preview of one."""
+DRAFT = "draft"
+"""The key of `info` in an image that was decoded at a part of its size: its width, its height, and their divisor."""
 SIXTEEN_BITS = "16 bits"
 """The key of `info` in an image whose file has 16 bits for each colour."""
 

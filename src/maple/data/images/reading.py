@@ -17,6 +17,7 @@ from PIL import Image, ImageFile, JpegImagePlugin
 
 from maple.data.images.formats import (
     CAMERA_RAW,
+    DRAFT,
     HEAD_BYTES,
     SIXTEEN_BITS,
     extension_of,
@@ -59,7 +60,9 @@ _SUBFILE_TYPE, _SUB_IFDS, _DNG_VERSION = 254, 330, 50706
 _BITS, _STRIP_ROWS, _TILE_COLUMNS, _TILE_ROWS = 258, 278, 322, 323
 
 
-def read_image(source: str | Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(
+    source: str | Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS, least_side: int | None = None
+) -> Image.Image:
     """Read an image file, encoded bytes or a binary stream as RGB: decoded, upright by its EXIF data, first frame.
 
     JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF and binary PNM are read, and HEIC where pillow-heif is installed. Transparent
@@ -69,11 +72,15 @@ def read_image(source: str | Path | bytes | BinaryIO, *, max_pixels: int = MAX_P
     height, so that one image takes at most about 1 GB of memory. A camera RAW file gives its preview, with
     `info["camera RAW"]`. Thread-safe; changes no setting of Pillow.
 
+    With `least_side`, a JPEG is decoded at a half, a quarter or an eighth of its width and height, as long as its
+    shorter side keeps that number of pixels. That takes a fraction of the time; `info["draft"]` then holds the width
+    and the height of the whole image, and what they were divided by.
+
     Raises:
         ImageError: the source is missing, a folder, empty, not an image of these formats, a pointer of git-lfs,
             git-annex or DVC, damaged, truncated, or has more than `max_pixels` pixels, or more than its format can
             decode in about 1 GB. The message begins with the path ("<bytes>" or "<stream>" if there is none).
-        ConfigError: `max_pixels` is below 1.
+        ConfigError: `max_pixels` or `least_side` is below 1.
 
     Source: departs from KaiyangZhou/Dassl.pytorch@c61a1b5 dassl/data/data_manager.py and dassl/utils/tools.py
     `read_image` (PIL open, convert to RGB), which ignores the EXIF orientation, shows hidden colours below transparent
@@ -85,16 +92,18 @@ def read_image(source: str | Path | bytes | BinaryIO, *, max_pixels: int = MAX_P
     """
     if max_pixels < 1:
         raise ConfigError(f"max_pixels is {max_pixels}; it must be at least 1")
+    if least_side is not None and least_side < 1:
+        raise ConfigError(f"least_side is {least_side}; it must be at least 1, or None for the whole size")
     if isinstance(source, bytes):
         if not source:
             raise ImageError("<bytes>: is empty (0 bytes); give an encoded image")
-        return _read(io.BytesIO(source), "<bytes>", max_pixels)
+        return _read(io.BytesIO(source), "<bytes>", max_pixels, least_side)
     if isinstance(source, str | Path):
         with _open_file(Path(source)) as file:
-            return _read(file, str(source), max_pixels)
+            return _read(file, str(source), max_pixels, least_side)
     name = getattr(source, "name", None)
     stream = source if source.seekable() else io.BytesIO(source.read())
-    return _read(stream, name if isinstance(name, str) else "<stream>", max_pixels)
+    return _read(stream, name if isinstance(name, str) else "<stream>", max_pixels, least_side)
 
 
 def to_rgb(image: Image.Image, name: str = "<image>", *, shared: bool = False) -> Image.Image:
@@ -147,25 +156,27 @@ def _open_file(path: Path) -> IO[bytes]:
         raise ImageError(f"{path}: cannot be opened ({error.strerror}); make the file readable") from error
 
 
-def _read(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+def _read(stream: IO[bytes], name: str, max_pixels: int, least_side: int | None) -> Image.Image:
     stream.seek(0)
     head = stream.read(HEAD_BYTES)
     kind = format_of(head, short=True)
     if not is_read(kind):
         raise ImageError(f"{name}: {why_unread(head, kind, name)}")
     try:
-        return _decode(stream, head, kind, name, max_pixels)
+        return _decode(stream, head, kind, name, max_pixels, least_side)
     except ImageError as error:
         if kind != "PNG" or error.__cause__ is None:
             raise
         # Pillow refuses a PNG for its text or its colour profile if these are large; neither is used here.
         try:
-            return _decode(_without_metadata(stream), head, kind, name, max_pixels)
+            return _decode(_without_metadata(stream), head, kind, name, max_pixels, None)
         except ImageError as still:
             raise (still if still.__cause__ is None else error) from error.__cause__
 
 
-def _decode(stream: IO[bytes], head: bytes, kind: str, name: str, max_pixels: int) -> Image.Image:
+def _decode(
+    stream: IO[bytes], head: bytes, kind: str, name: str, max_pixels: int, least_side: int | None
+) -> Image.Image:
     is_raw = head[8:10] == b"CR" or has_raw_name(name)
     # Decoders raise nearly any exception on damaged input (struct.error, zlib.error, KeyError, SyntaxError ...).
     try:
@@ -190,12 +201,17 @@ def _decode(stream: IO[bytes], head: bytes, kind: str, name: str, max_pixels: in
             f"{name}: has {size}, which take {needed / 1e9:.1f} GB of memory to decode in this format, more than the "
             f"allowed {_MEMORY / 1e9:.1f}; scale it down, or save it as a baseline JPEG"
         )
-    if kind == "JPEG" and width * height > _LARGE:
-        image.draft(image.mode, (width // 2, height // 2))
+    if kind == "JPEG" and (least_side or width * height > _LARGE):
+        sides = (width // 2, height // 2) if width * height > _LARGE else image.size
+        # Pillow takes the smallest of libjpeg's scales at which both sides have at least these lengths.
+        image.draft(image.mode, (min(sides[0], least_side or sides[0]), min(sides[1], least_side or sides[1])))
     # The mode of the file's pixels, such as "RGB;16B", is the arguments of most decoders, or the first of them.
     arguments = str(image.tile[0][3]) if image.tile else ""
     is_slow_pnm = bool(image.tile) and image.tile[0][0] == "ppm"
     rgb = to_rgb(_read_pnm(stream, image, name) if is_slow_pnm else image, name, shared=True)
+    if kind == "JPEG" and least_side and image.size != (width, height):
+        whole = (width, height) if rgb.size == image.size else (height, width)
+        rgb.info[DRAFT] = (*whole, image.decoderconfig[0])
     # NEF, ARW and others begin with a reduced image, and keep the image itself in a sub-folder.
     tags = getattr(image, "tag_v2", {})
     if kind == "TIFF" and (is_raw or _DNG_VERSION in tags or (tags.get(_SUBFILE_TYPE) == 1 and _SUB_IFDS in tags)):

@@ -39,15 +39,16 @@ class ImageStore:
         max_bytes: int = STORE_BYTES,
         *,
         max_pixels: int = MAX_PIXELS,
+        least_side: int | None = None,
         read: Callable[[str], Image.Image] | None = None,
         identify: Callable[[str], str | None] | None = None,
         features: Features | None = None,
     ) -> None:
         """Keep up to `max_bytes` of decoded images (0: none) of the files below `root`.
 
-        `read` returns the image of a path, for images that are rendered instead of stored, and `identify` a text that
-        is equal for equal images, without rendering; see `content_id`. `features` returns those of paths that have no
-        images.
+        `least_side` is that of `read_image`: JPEGs may be decoded at a part of their size. `read` returns the image of
+        a path, for images that are rendered instead of stored, and `identify` a text that is equal for equal images,
+        without rendering; see `content_id`. `features` returns those of paths that have no images.
 
         Raises:
             ConfigError: `max_bytes` is negative.
@@ -57,6 +58,7 @@ class ImageStore:
         self.root = root
         self.max_bytes = max_bytes
         self.max_pixels = max_pixels
+        self.least_side = least_side
         self._read = read
         self._identify = identify
         self.features = features
@@ -84,7 +86,11 @@ class ImageStore:
             if self.max_bytes and not self._read:
                 self._file_if_unchanged(path)  # notes the state of the file that the kept image was decoded from
             try:
-                image = self._read(path) if self._read else read_image(self.root / path, max_pixels=self.max_pixels)
+                if self._read:
+                    image = self._read(path)
+                else:
+                    limits = {"max_pixels": self.max_pixels, "least_side": self.least_side}
+                    image = read_image(self.root / path, **limits)  # type: ignore[arg-type]
                 size = image.width * image.height * 4  # Pillow stores an RGB pixel in four bytes
                 with self._lock:
                     self.decodes += 1
@@ -130,6 +136,7 @@ class ImageStore:
     def __reduce__(self) -> tuple[Callable[[], "ImageStore"], tuple[()]]:
         options = {
             "max_pixels": self.max_pixels,
+            "least_side": self.least_side,
             "read": self._read,
             "identify": self._identify,
             "features": self.features,

@@ -60,6 +60,11 @@ class TrainTransform(InputTransform):
         self.ratio = ratio
         self.flip = flip
 
+    @property
+    def least_side(self) -> int | None:
+        """As that of `EvalView`; of an image whose smallest crop is enlarged no more than that of the whole one."""
+        return None if self.resize == "none" else max(2 * self.size, math.ceil(self.size / self.scale[0] ** 0.5))
+
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
         """Return one augmented view [3, R, R] of an RGB image; equal generators give equal views."""
         if self.resize == "longest":
