@@ -9,7 +9,7 @@ import torch
 from forked import ForkedProcess
 from safetensors.torch import save_file
 
-from benchmarks import baseline, common, floors, gpu, real_features, together, walk_backbones
+from benchmarks import baseline, common, floors, gpu, predict_files, real_features, together, walk_backbones
 from benchmarks.sizes import held, reset_peak
 from maple.clip import load_clip
 from maple.clip.backbone_names import ARCHITECTURES
@@ -187,3 +187,18 @@ def test_the_walk_reports_what_runs_and_what_fails(monkeypatch: pytest.MonkeyPat
     assert text.count("| maple-tiny | one, two | 9 | 64 | 77 | yes | yes | yes | yes | yes |") == 1
     assert "too large" in text
     assert "vision prompt depth=9" in text
+
+
+def test_files_are_predicted_as_in_a_plain_loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(predict_files, "WORKERS", 0)
+    arguments = ["--backbones", "maple-tiny", "--images", "5", "--batches", "2,4", "--rounds", "1", "--processes", "0"]
+    monkeypatch.setattr(sys, "argv", ["predict_files", *arguments, "--output", str(tmp_path)])
+    predict_files.main()
+    results = json.loads((tmp_path / "predict-files.json").read_text())["results"]["maple-tiny"]
+    assert 0 <= results["largest_difference"] < 1e-4
+    assert results["batch of the plain loop"] in (2, 4)
+    assert set(results["loop"]["ratio"]) == {"plain"}
+    plain = predict_files.plain_loop
+    monkeypatch.setattr(predict_files, "plain_loop", lambda *arguments: 1 - plain(*arguments))
+    with pytest.raises(SystemExit, match="maple-tiny: the two ways differ by"):
+        predict_files.main()
