@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,16 @@ from export_helpers import NAMES, write_prompts
 from PIL import Image
 
 from maple.clip import Backbone
+from maple.config import resolve
 from maple.data import EvalTransform, EvalView
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, ExportError, UnlearnedClassesError
 from maple.export import export_run, onnx_folder, parity_check
-from maple.inference import ImageSource, Prediction, TorchPredictor, load_predictor
+from maple.inference import ImageSource, Prediction, TorchPredictor, find_images, load_predictor
 from maple.inference.manifest import MANIFEST, Slots
 from maple.inference.onnx_predictor import OnnxPredictor
 from maple.inference.tokenizer import ClipTokenizer
 from maple.prompts import write_sentences
+from maple.runs import evaluate_run, train_run
 from maple.serve.examples import trained_dataset
 
 MERGES = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
@@ -163,6 +166,7 @@ def test_votes_of_known_classes_in_8_bits(tiny: Backbone, tmp_path: Path, monkey
     assert (tmp_path / "rough/image.onnx.data").is_file()
     assert rough.bytes < 0.5 * (tmp_path / "plain/image.onnx").stat().st_size
     assert 1e-6 < rough.difference < 5
+    assert rough.scores is None  # the images of this run are not here
     one, other = OnnxPredictor.load(tmp_path / "plain"), TorchPredictor.load(file, device="cpu")
     views = np.stack([one.preprocess(picture.read()) for picture in pictures()])
     part = [NAMES[2], NAMES[0]]
@@ -173,6 +177,26 @@ def test_votes_of_known_classes_in_8_bits(tiny: Backbone, tmp_path: Path, monkey
         one.encode_class_names(["submarine"])
     with pytest.raises(ConfigError, match="exported without the frozen CLIP"):
         OnnxPredictor.load(tmp_path / "plain", zero_shot=True)
+
+
+def test_8_bits_are_scored_on_held_out_images(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_images(classes=("cat", "dog"))
+    layer = {
+        "method": {"name": "linear_probe", "inverse_regularisation": 1.0},
+        "backbone": {"name": "maple-tiny", "pretrained": "random"},
+        "data": {"dataset": str(folder), "shots": None},
+        "train": {"epochs": 1},
+    }
+    train_run(resolve([layer]), tmp_path / "run")
+    accuracy, _ = evaluate_run(tmp_path / "run")
+    result = export_run(tmp_path / "run", tmp_path / "out", int8=True)
+    assert result.scores is not None
+    assert (result.scores["images"], result.scores["accuracy_float32"]) == (accuracy.images, accuracy.top1)
+    predictor = OnnxPredictor.load(tmp_path / "out")
+    predictions = predictor.stream(find_images([str(folder / "test")], recursive=True))
+    right = [Path(one.source).parent.name == one.best[0].name for one in predictions if isinstance(one, Prediction)]
+    assert result.scores["accuracy"] == sum(right) / len(right)
+    assert json.loads((tmp_path / "out" / MANIFEST).read_text())["checked"]["scores"] == result.scores
 
 
 @pytest.mark.parametrize("name", ["clap", "lpplusplus", "gda"])

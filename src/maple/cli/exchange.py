@@ -135,6 +135,11 @@ def export_command(
     images = "random images" if not written.images else f"random images and {written.images} of the run's"
     options.echo(f"{written.folder}: {written.bytes / 1e6:,.1f} MB")
     options.echo(f"largest difference of logits from PyTorch: {written.difference:.2g} ({images})")
+    if (scores := written.scores) is not None:
+        options.echo(
+            f"accuracy on {scores['images']:,} held-out images: {scores['accuracy']:.1%} in 8 bits, "
+            f"{scores['accuracy_float32']:.1%} in float32; the same class on {scores['same_class']:.1%}"
+        )
     for note in written.notes:
         options.echo(note)
     if written.new_names is not None:

@@ -20,6 +20,8 @@ class ExportResult:
     Attributes:
         difference: the largest difference of logits from those of PyTorch, measured after writing.
         images: the number of the run's images in that measurement, in addition to random ones.
+        scores: of 8-bit weights: `images`, the number of held-out images, and the fractions of these `accuracy`,
+            `accuracy_float32` and `same_class`; None where there are no images of trained classes.
         new_names: why new class names cannot be used there; None where they can.
         notes: what the user of a checkpoint should know, in sentences.
 
@@ -34,6 +36,7 @@ class ExportResult:
     images: int
     new_names: str | None
     notes: tuple[str, ...] = ()
+    scores: dict[str, float] | None = None
 
     @property
     def bytes(self) -> int:
@@ -79,9 +82,10 @@ def export_run(
         taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
     if taken or not target.name:
         raise output_error(f"{target} exists already", ": the name of a folder to be made")
-    source = open_export_source(run, data_root, **clip)
+    source = open_export_source(run, data_root, scored=int8, **clip)
     refusal: str | None
     notes: list[str] = []
+    scores: dict[str, float] | None = None
     with ExitStack() as stack:
         # Written next to its place, under another name, and renamed when the check has passed.
         try:
@@ -94,6 +98,7 @@ def export_run(
 
             manifest = write_onnx(source, temporary, zero_shot=zero_shot, int8=int8)
             difference, refusal = manifest.maximal_difference or 0.0, manifest.new_names
+            scores = manifest.checked.get("scores")
         elif format == "torchscript":
             from maple.export.torchscript import write_torchscript
 
@@ -108,4 +113,4 @@ def export_run(
             path.chmod(0o666 & ~umask)
         temporary.chmod(0o777 & ~umask)
         temporary.rename(target)
-    return ExportResult(target, difference, len(source.run_images), refusal, tuple(notes))
+    return ExportResult(target, difference, len(source.run_images), refusal, tuple(notes), scores)

@@ -1,5 +1,6 @@
 """The input of an export: a trained method in float32 on the CPU, the frozen CLIP, and images to check both on."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from maple.checkpoint import load_prompts, read_prompts
-from maple.data import EvalView, template_of
+from maple.data import EvalView, Item, template_of
 from maple.data.catalogue import short_name
 from maple.errors import ConfigError, MapleError
 from maple.inference.manifest import is_export
@@ -20,7 +22,7 @@ from maple.runs import read_settings
 from maple.runs.spec import open_dataset
 
 _RANDOM_IMAGES = 4
-_RUN_IMAGES = 16
+_RUN_IMAGES, _SCORED_IMAGES = 16, 100
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class ExportSource:
         precision: that of the training, of the backbone's weights and states.
         random_images, run_images: preprocessed images [n, 3, R, R] to check an export on: noise, and test images of the
             run (n may be 0).
+        labels: [n] the class of each of the latter among the trained names; -1 where it is not one of them.
     """
 
     method: Method
@@ -42,10 +45,15 @@ class ExportSource:
     about: dict[str, Any]
     random_images: Floats
     run_images: Floats
+    labels: NDArray[np.int64]
 
 
-def open_export_source(run: str | Path, data_root: str | None = None, **clip: Any) -> ExportSource:
+def open_export_source(
+    run: str | Path, data_root: str | None = None, *, scored: bool = False, **clip: Any
+) -> ExportSource:
     """Load what `maple predict` would, in float32 on the CPU; `clip` as in `maple.inference.load_predictor`.
+
+    With `scored`, there are up to 100 test images, of trained classes if there are any, and otherwise up to 16.
 
     Raises:
         ConfigError: `run` is an export.
@@ -62,7 +70,7 @@ def open_export_source(run: str | Path, data_root: str | None = None, **clip: An
     preprocessing = method.backbone.preprocessing
     shape = (3, preprocessing.size, preprocessing.size)
     noise = torch.randn(_RANDOM_IMAGES, *shape, generator=torch.Generator().manual_seed(0)).numpy()
-    images = np.empty((0, *shape), np.float32)
+    images, labels = np.empty((0, *shape), np.float32), list[int]()
     # The run's data set may be on another machine; the check then uses as many images as can be read.
     with suppress(MapleError):
         settings = read_settings(path.parent)
@@ -70,10 +78,18 @@ def open_export_source(run: str | Path, data_root: str | None = None, **clip: An
             settings = settings.changed(data=settings.data.changed(root=data_root))
         dataset = open_dataset(settings)
         store, preprocess = dataset.store(0), EvalView.from_preprocessing(preprocessing)
-        for item in dataset.test[:: max(1, len(dataset.test) // _RUN_IMAGES)][:_RUN_IMAGES]:
+        items: Sequence[Item] = dataset.test
+        if scored:
+            items = [item for item in items if item.class_name in method.class_names] or items
+        most = _SCORED_IMAGES if scored else _RUN_IMAGES
+        for item in items[:: max(1, len(items) // most)][:most]:
             images = np.concatenate([images, preprocess(store.get(item.path))[None]])
+            name = item.class_name
+            labels.append(method.class_names.index(name) if name in method.class_names else -1)
     about = describe(method, info)
     if isinstance(about["dataset"], str):
         # An export may be given away: it does not say in which folder the data set was.
         about |= {"dataset": short_name(about["dataset"]), "own_images": template_of(about["dataset"]) is None}
-    return ExportSource(method, frozen, template, str(stored.backbone["precision"]), about, noise, images)
+    return ExportSource(
+        method, frozen, template, str(stored.backbone["precision"]), about, noise, images, np.array(labels, np.int64)
+    )

@@ -22,7 +22,7 @@ from maple import __version__
 from maple.errors import ConfigError, ExportError, first_line
 from maple.export.export_source import ExportSource
 from maple.export.graphs import ImageSide, TextSide, head_of, innermost, shifted_embeddings
-from maple.export.parity_check import NEW_NAMES, largest_difference, require_parity
+from maple.export.parity_check import NEW_NAMES, largest_difference, require_parity, scores
 from maple.inference import manifest as export_files
 from maple.inference.manifest import Manifest, Preprocess, Slots, Templates
 from maple.inference.onnx_predictor import OnnxPredictor
@@ -114,7 +114,11 @@ def write_onnx(source: ExportSource, folder: Path, *, zero_shot: bool, int8: boo
         for kind, difference in differences.items():
             require_parity(difference, f"the ONNX file ({kind})")
     counts = {"random_images": len(source.random_images), "images_of_the_run": len(source.run_images)}
-    checked = {**counts, "differences": differences}
+    checked: dict[str, Any] = {**counts, "differences": differences}
+    if int8:
+        exported = OnnxPredictor(folder, manifest, zero_shot=False, device="cpu")
+        classes = exported.encode_class_names(method.class_names)
+        checked["scores"] = scores(source, lambda part: exported.logits(exported.encode_images(part), classes)[0])
     manifest = manifest.model_copy(update={"maximal_difference": max(differences.values()), "checked": checked})
     # Versions of the package that do not know these can read what does not need them.
     unneeded = {"temperature"} if manifest.temperature == 1 else set()

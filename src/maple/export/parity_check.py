@@ -13,6 +13,8 @@ from maple.methods import Method
 MAX_DIFFERENCE = 1e-3
 """The largest allowed difference of logits of an export in float32."""
 
+_BATCH = 32
+
 NEW_NAMES = ("red car", "a_very small  blue car", "Crème brûlée & co.", "x")
 """Class names that were not trained: with signs, of several lengths."""
 
@@ -34,13 +36,30 @@ def largest_difference(
         ExportError: logits of another shape, or not finite.
     """
     images = np.concatenate([source.random_images, source.run_images])
-    # In batches of one, of three, and of the rest: a batch size that the export has fixed would fail.
-    parts = [images[:1], images[1:4], *([images[4:]] if len(images) > 4 else [])]
+    # In batches of one, of three, and of more: a batch size that the export has fixed would fail.
+    parts = [images[:1], images[1:4], *(images[start : start + _BATCH] for start in range(4, len(images), _BATCH))]
     actual = np.concatenate([logits(part) for part in parts])
-    expected = reference_logits(method, images, names)
+    expected = np.concatenate([reference_logits(method, part, names) for part in parts])
     if actual.shape != expected.shape or not np.isfinite(actual).all():
         raise ExportError(f"the export gives logits {list(actual.shape)} instead of finite {list(expected.shape)}")
     return float(np.abs(actual - expected).max())
+
+
+def scores(source: ExportSource, logits: Callable[[Floats], Floats]) -> dict[str, float] | None:
+    """How `logits` predict the run's images of trained classes, and how PyTorch does; None if there are no such images.
+
+    The keys: `images`, their number; `accuracy`, `accuracy_float32` and `same_class`, fractions of them.
+    """
+    known = source.labels >= 0
+    images, labels = source.run_images[known], source.labels[known]
+    if not len(images):
+        return None
+    parts = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+    names = source.method.class_names
+    actual = np.concatenate([logits(part).argmax(axis=1) for part in parts])
+    expected = np.concatenate([reference_logits(source.method, part, names).argmax(axis=1) for part in parts])
+    pairs = {"accuracy": (actual, labels), "accuracy_float32": (expected, labels), "same_class": (actual, expected)}
+    return {"images": len(images), **{key: float(np.mean(one == other)) for key, (one, other) in pairs.items()}}
 
 
 def require_parity(difference: float, export: str) -> None:
