@@ -258,6 +258,17 @@ def test_damaged_exports_are_named(exported: Path, tmp_path: Path) -> None:
             OnnxPredictor.load(folder)
 
 
+def test_the_text_side_is_opened_when_new_names_need_it(exported: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "export"))
+    (folder / "text.onnx").write_bytes(b"\0" * (folder / "text.onnx").stat().st_size)
+    predictor = OnnxPredictor.load(folder)
+    assert predictor.classes.names == predictor.trained_names
+    with pytest.raises(CheckpointError, match=r"text.onnx cannot be opened"):
+        predictor.set_class_names(["a new name"])
+    with pytest.raises(CheckpointError, match=r"text.onnx cannot be opened"):
+        predictor.prepare()  # as a server does before it accepts requests
+
+
 @pytest.mark.parametrize("size", [(224, 224), (500, 333), (37, 64), (64, 1), (1, 70), (5000, 20), (223, 225), (65, 64)])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_views_are_those_of_torchvision(size: tuple[int, int], interpolation: str) -> None:

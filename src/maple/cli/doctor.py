@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from packaging.requirements import Requirement
 from typer import Option
 
 from maple.cli import options
@@ -146,6 +145,8 @@ def _extras() -> list[dict[str, Any]]:
 
 def _missing(distribution: str, extra: str) -> set[str]:
     """The requirements of an extra, and of the extras that these name, that are not installed."""
+    from packaging.requirements import Requirement
+
     missing: set[str] = set()
     for line in metadata.requires(distribution) or []:
         requirement = Requirement(line)

@@ -105,7 +105,7 @@ def serve_command(
         if zero_shot is None:
             zero_shot = not is_export(run) or read_manifest(export_folder(run)).zero_shot is not None
         predictor = load_predictor(run, zero_shot=zero_shot, device=device, **clip)
-        predictor.encode_class_names()
+        predictor.prepare()
         trained_on = trained_dataset(Path(run).expanduser(), predictor.about, data_root)
         app = create_app(
             predictor,

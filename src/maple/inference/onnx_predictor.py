@@ -1,6 +1,7 @@
 """Predictions of an exported method on onnxruntime, without torch and open_clip."""
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -52,40 +53,9 @@ class OnnxPredictor(Predictor):
             self._class_table = _table(folder / export_files.CLASSES, [count, width])
         if zero_shot:
             self._zero_shot_table = _table(folder / export_files.ZERO_SHOT, [count, frozen_width])
-        self._text: Any = None
-        self._frozen_text: Any = None
-        self._no_shift: dict[str, Floats] = {}
-        self._text_length = 0  # of all sentences; 0 if the text graph takes any length
-        if manifest.sentences is not None:
-            path = folder / export_files.TEXT
-            self._text = _session(path, device)
-            shapes = {"ids": [None, None], "slots": [None, None]}
-            shapes |= {"shift": [outputs["shift"][1]]} if manifest.head == "shifted" else {}
-            inputs = _check_graph(path, self._text.get_inputs(), shapes)
-            if isinstance(inputs["ids"][1], int):  # of a text tower that reads padding, too
-                self._text_length = inputs["ids"][1]
-                if self._text_length != manifest.context_length:
-                    problem = f"'ids' has {self._text_length} tokens, not context_length={manifest.context_length}"
-                    raise CheckpointError(f"{path} does not fit its manifest: {problem}; {_AGAIN}")
-            self._text_outputs = _check_graph(path, self._text.get_outputs(), {"features": [None, None]})
-            text_width = self._text_outputs["features"][1]
-            # Class embeddings may have more entries than text features, never fewer.
-            if not isinstance(text_width, int) or not 0 < text_width <= width:
-                problem = f"'features' is of width {text_width!s:.80}, and the class embeddings are of width {width}"
-                raise CheckpointError(f"{path} does not fit its manifest: {problem}; {_AGAIN}")
-            if export_files.FROZEN_TEXT in manifest.files:
-                path = folder / export_files.FROZEN_TEXT
-                self._frozen_text = _session(path, device)
-                _check_graph(path, self._frozen_text.get_inputs(), {"ids": [None, None], "slots": [None, None]})
-                _check_graph(path, self._frozen_text.get_outputs(), {"features": [None, text_width]})
-            self._tokenizer = ClipTokenizer(folder / export_files.MERGES, manifest.context_length or 0)
-            # Where the text graph takes a shift, sentences that belong to no image are encoded with zeros.
-            self._no_shift = {"shift": np.zeros(inputs["shift"], np.float32)} if manifest.head == "shifted" else {}
-            if isinstance(manifest.sentences, Slots) and manifest.sentences.words:
-                tokens = len(self._tokenizer.words(manifest.sentences.words))
-                if tokens < manifest.sentences.length:
-                    problem = f"sentences.words has {tokens} tokens, fewer than its length {manifest.sentences.length}"
-                    raise CheckpointError(f"{folder / export_files.MANIFEST} is damaged: {problem}; {_AGAIN}")
+        self._device, self._width = device, width
+        self._opening = threading.Lock()
+        self._opened: _TextSide | None = None
         import onnxruntime
 
         computed_by = f"onnxruntime {onnxruntime.__version__} ({', '.join(self._image.get_providers())})"
@@ -94,8 +64,23 @@ class OnnxPredictor(Predictor):
             preprocess=EvalView.from_preprocessing(manifest.preprocess),
             has_zero_shot=zero_shot,
             about={**manifest.about, "computed_by": computed_by, "int8": manifest.int8},
-            name_features=None if self._text is None else lambda names: self._template_features(names, _NAME_TEMPLATE),
+            name_features=None
+            if manifest.sentences is None
+            else lambda names: self._template_features(names, _NAME_TEMPLATE),
         )
+
+    @property
+    def _text(self) -> "_TextSide":
+        """The text graphs and the tokenizer, which take most of the time to open: trained names do not need them."""
+        with self._opening:
+            if self._opened is None:
+                self._opened = _TextSide(self._folder, self.manifest, self._outputs, self._width, self._device)
+            return self._opened
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self.manifest.sentences is not None:
+            _ = self._text
 
     @classmethod
     def load(cls, path: str | Path, *, zero_shot: bool = False, device: str | None = None) -> Self:
@@ -215,7 +200,7 @@ class OnnxPredictor(Predictor):
         cleaned = clean_class_names(names)
         total = np.zeros((), np.float32)
         for template in sentences.templates:
-            rows = [self._tokenizer.sentence(template.replace("{}", name)) for name in cleaned]
+            rows = [self._text.tokenizer.sentence(template.replace("{}", name)) for name in cleaned]
             ids, slots = self._padded([(row, [0] * len(row)) for row in rows])
             total = total + self._encode_text(ids, slots, frozen=frozen)
         mean = (total / len(sentences.templates)).astype(np.float32)
@@ -229,12 +214,12 @@ class OnnxPredictor(Predictor):
         words = sentences.words or " ".join([_PLACEHOLDER] * length)
         rows = []
         for name in clean_class_names(names):
-            ids = self._tokenizer.sentence(f"{words} {name}.")
+            ids = self._text.tokenizer.sentence(f"{words} {name}.")
             slots = [0, *range(1, 1 + length), *[0] * (len(ids) - 1 - length)]
             if sentences.position != "end":
                 # The prompt was written before the name; move the name between its halves, or in front of it.
                 before = length // 2 if sentences.position == "middle" else 0
-                count = len(self._tokenizer.words(name))
+                count = len(self._text.tokenizer.words(name))
                 for row in (ids, slots):
                     prompt, class_name = row[1 : 1 + length], row[1 + length : 1 + length + count]
                     row[1 : 1 + length + count] = [*prompt[:before], *class_name, *prompt[before:]]
@@ -243,7 +228,7 @@ class OnnxPredictor(Predictor):
 
     def _padded(self, rows: Sequence[tuple[list[int], list[int]]]) -> tuple[Integers, Integers]:
         """Ids and slots [C, T] of sentences, T the longest, or the length of all where the text graph has one."""
-        longest = self._text_length or max(len(ids) for ids, _ in rows)
+        longest = self._text.length or max(len(ids) for ids, _ in rows)
         both = np.zeros((2, len(rows), longest), np.int64)
         for number, row in enumerate(rows):
             for part in (0, 1):
@@ -253,11 +238,12 @@ class OnnxPredictor(Predictor):
     def _encode_text(self, ids: Integers, slots: Integers, *, frozen: bool = False, **shift: Floats) -> Floats:
         """Unit features [C, D] of sentences [C, T], of the method's text tower or of the frozen one."""
         features = []
-        session = self._frozen_text if frozen and self._frozen_text is not None else self._text
+        text = self._text
+        graph = text.frozen_graph if frozen else text.graph
         for start in range(0, len(ids), _TEXT_BATCH):
             part = slice(start, start + _TEXT_BATCH)
-            inputs = {"ids": ids[part], "slots": slots[part], **self._no_shift, **shift}
-            features.append(self._run(session, self._text_outputs, inputs)[0])
+            inputs = {"ids": ids[part], "slots": slots[part], **text.no_shift, **shift}
+            features.append(self._run(graph, text.outputs, inputs)[0])
         return np.concatenate(features)
 
     def _run(self, session: Any, shapes: Mapping[str, list[int]], inputs: Mapping[str, Any]) -> list[Floats]:
@@ -271,6 +257,55 @@ class OnnxPredictor(Predictor):
                 problem = f"{name!r} has shape {list(values.shape)} instead of {[rows, *shape[1:]]}"
                 raise BackboneError(f"{self._folder} cannot be computed: {problem}; {_AGAIN}")
         return [_finite(values) for values in outputs]
+
+
+class _TextSide:
+    """What encodes new class names: the text graph, that of the frozen CLIP if it is another, and the tokenizer.
+
+    Args:
+        outputs: of the image graph, by name.
+        width: of the class embeddings.
+
+    Raises:
+        CheckpointError: a file is damaged, or does not fit the manifest.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, outputs: Mapping[str, list[int]], width: int, device: str | None
+    ) -> None:
+        path = folder / export_files.TEXT
+        self.graph = _session(path, device)
+        shapes: dict[str, list[int | None]] = {"ids": [None, None], "slots": [None, None]}
+        shapes |= {"shift": [outputs["shift"][1]]} if manifest.head == "shifted" else {}
+        inputs = _check_graph(path, self.graph.get_inputs(), shapes)
+        self.length = 0  # of all sentences; 0 if the graph takes any length
+        if isinstance(inputs["ids"][1], int):  # of a text tower that reads padding, too
+            self.length = inputs["ids"][1]
+            if self.length != manifest.context_length:
+                problem = f"'ids' has {self.length} tokens, not context_length={manifest.context_length}"
+                raise CheckpointError(f"{path} does not fit its manifest: {problem}; {_AGAIN}")
+        self.outputs = _check_graph(path, self.graph.get_outputs(), {"features": [None, None]})
+        text_width = self.outputs["features"][1]
+        # Class embeddings may have more entries than text features, never fewer.
+        if not isinstance(text_width, int) or not 0 < text_width <= width:
+            problem = f"'features' is of width {text_width!s:.80}, and the class embeddings are of width {width}"
+            raise CheckpointError(f"{path} does not fit its manifest: {problem}; {_AGAIN}")
+        self.frozen_graph = self.graph
+        if export_files.FROZEN_TEXT in manifest.files:
+            path = folder / export_files.FROZEN_TEXT
+            self.frozen_graph = _session(path, device)
+            _check_graph(path, self.frozen_graph.get_inputs(), {"ids": [None, None], "slots": [None, None]})
+            _check_graph(path, self.frozen_graph.get_outputs(), {"features": [None, text_width]})
+        self.tokenizer = ClipTokenizer(folder / export_files.MERGES, manifest.context_length or 0)
+        # Where the text graph takes a shift, sentences that belong to no image are encoded with zeros.
+        self.no_shift: dict[str, Floats] = {}
+        if manifest.head == "shifted":
+            self.no_shift = {"shift": np.zeros(inputs["shift"], np.float32)}
+        if isinstance(manifest.sentences, Slots) and manifest.sentences.words:
+            tokens = len(self.tokenizer.words(manifest.sentences.words))
+            if tokens < manifest.sentences.length:
+                problem = f"sentences.words has {tokens} tokens, fewer than its length {manifest.sentences.length}"
+                raise CheckpointError(f"{folder / export_files.MANIFEST} is damaged: {problem}; {_AGAIN}")
 
 
 def _session(path: Path, device: str | None) -> Any:

@@ -238,6 +238,14 @@ class Predictor(ABC):
                 self._cache.popitem(last=False)
         return classes
 
+    def prepare(self) -> None:
+        """Open and compute now what is otherwise left until it is needed, so that the first request finds no damage.
+
+        Raises:
+            CheckpointError: a file is damaged.
+        """
+        self.encode_class_names()
+
     @property
     def classes(self) -> EncodedClasses:
         """The encoded class names that `stream` uses."""

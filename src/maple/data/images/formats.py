@@ -179,7 +179,10 @@ def format_of(head: bytes, *, short: bool = False) -> str:
 @cache
 def is_read(kind: str) -> bool:
     """Whether images of a format are read: HEIC, AVIF and WebP depend on what is installed."""
-    Image.init()
+    # JPEG, PNG, GIF, BMP and PNM; `init` imports forty formats more, which takes as long as the rest of Pillow.
+    Image.preinit()
+    if kind in _READABLE and kind not in Image.OPEN:
+        Image.init()
     if kind == "HEIC":
         return find_spec("pillow_heif") is not None
     decodes = kind not in ("WEBP", "AVIF") or bool(features.check(kind.lower()))
