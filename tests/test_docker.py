@@ -19,7 +19,7 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
-import maple.cli, maple.inference.onnx_predictor, maple.inference.tokenizer, maple.serve.api, maple.serve.examples
+import maple.cli, maple.inference.onnx_predictor, maple.clip_tokenizer, maple.serve.api, maple.serve.examples
 import maple.serve.listen
 import ftfy, onnxruntime, regex, tokenizers
 """

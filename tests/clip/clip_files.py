@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from maple.clip.weights import uninitialised
+from maple.clip.initialisation import uninitialised
 
 State = dict[str, Tensor]
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from maple.clip import formats, load_clip
 from maple.clip.backbone import fingerprint
+from maple.clip.initialisation import uninitialised
 from maple.clip.load import backbone_from_state_dict
-from maple.clip.weights import load_weights, uninitialised
+from maple.clip.weights import load_weights
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

@@ -10,8 +10,8 @@ from open_clip.transformer import LayerNorm, LayerNormFp32
 from torch import nn
 
 from maple.clip import Backbone, Preprocessing, load_clip
+from maple.clip.initialisation import uninitialised
 from maple.clip.towers.timm_image import TimmImageTower
-from maple.clip.weights import uninitialised
 from maple.errors import BackboneError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -94,9 +94,9 @@ def test_an_open_clip_folder_says_how_images_are_resized(
 
 def test_a_tag_says_how_images_are_resized(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """DFN's ViT-H squashes: its tag is read with a file of a small model in place of its weights."""
-    from maple.clip import load
+    from maple.clip import open_clip_models
 
-    monkeypatch.setattr(load, "_download_weights", lambda _name, tag, _published: tmp_path / f"{tag}.pt")
+    monkeypatch.setattr(open_clip_models, "_download_weights", lambda _name, tag, _published: tmp_path / f"{tag}.pt")
     config = {"embed_dim": 32, "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}}
     config["text_cfg"] = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
     monkeypatch.setattr(open_clip, "get_model_config", lambda _: json.loads(json.dumps(config)))

@@ -16,6 +16,7 @@ from export_helpers import NAMES, write_prompts
 from PIL import Image
 
 from maple.clip import Backbone
+from maple.clip_tokenizer import ClipTokenizer
 from maple.config import resolve
 from maple.data import EvalTransform, EvalView
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, ExportError, UnlearnedClassesError
@@ -23,7 +24,6 @@ from maple.export import export_run, onnx_folder, parity_check
 from maple.inference import ImageSource, Prediction, TorchPredictor, find_images, load_predictor
 from maple.inference.manifest import MANIFEST, Slots
 from maple.inference.onnx_predictor import OnnxPredictor
-from maple.inference.tokenizer import ClipTokenizer
 from maple.prompts import write_sentences
 from maple.runs import evaluate_run, train_run
 from maple.serve.examples import trained_dataset

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from maple.clip.backbone_names import GELU, QUICKGELU
+from maple.clip.plain_model import is_quick_gelu
 from maple.clip.tokens import SentenceTokenizer
 from maple.clip.towers import image_tower, text_tower
 from maple.errors import BackboneError, one_of
@@ -110,7 +110,7 @@ class Backbone:
     @property
     def activation(self) -> str:
         """ "quickgelu" if blocks have this activation, else "gelu", whatever others there are."""
-        return QUICKGELU if any(isinstance(module, QuickGELU) for module in self._model.modules()) else GELU
+        return QUICKGELU if any(map(is_quick_gelu, self._model.modules())) else GELU
 
     @property
     def model(self) -> Any:

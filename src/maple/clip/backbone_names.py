@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import open_clip
 from filelock import FileLock
 
 from maple import files
@@ -59,6 +58,8 @@ def architecture_config(name: str) -> dict[str, Any] | None:
         >>> architecture_config("ViT-L-16-quickgelu")["quick_gelu"]
         True
     """
+    import open_clip  # slow, and the packaged CLIP does without it
+
     name = name.replace("/", "-")
     if name in open_clip.list_models():
         config: dict[str, Any] | None = open_clip.get_model_config(name)
@@ -164,6 +165,8 @@ def require_trusted(name: str, pretrained: str | None, source: str) -> None:
 
 def _tag(architecture: str, pretrained: str) -> dict[str, Any]:
     """What open_clip publishes under a tag; empty if there is no such tag."""
+    import open_clip
+
     return dict(open_clip.get_pretrained_cfg(architecture.replace("/", "-"), pretrained))
 
 

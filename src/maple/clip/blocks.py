@@ -9,16 +9,19 @@ names what is read of each library's blocks.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maple.clip.block_parts import OpenClipParts, Rotation, first_norm, parts_of
+from maple.clip.block_parts import OpenClipParts, first_norm, parts_of
 from maple.clip.cpu_linear import frozen_linear
 from maple.clip.edits import NO_EDIT, Affine, LayerEdit
 from maple.errors import UnsupportedTowerError
+
+if TYPE_CHECKING:
+    from maple.clip.timm_parts import Rotation
 
 Mask = Callable[[int], Tensor]
 """A function from n to the additive causal mask [n, n]. Standard blocks do not need it."""
@@ -72,7 +75,7 @@ class Block:
         peculiarity: what its block has instead, for messages; "" for a standard one.
     """
 
-    def __init__(self, module: Any, rotation: Rotation | None = None) -> None:
+    def __init__(self, module: Any, rotation: "Rotation | None" = None) -> None:
         self.module = module
         self._rotation = rotation
         parts = parts_of(module)

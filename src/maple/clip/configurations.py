@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from maple.clip.backbone_names import ARCHITECTURES, PACKAGED, architecture_config
-from maple.clip.tokenizers import clip_tokenizer
 from maple.errors import BackboneError
 from maple.files import read_json
 
@@ -48,6 +47,8 @@ def sentence_limit(name: str) -> tuple[Callable[[str], int], int] | None:
         return None
     if any(text.get(key) for key in ("hf_tokenizer_name", "hf_model_name", "tokenizer_kwargs")):
         return None
+    from maple.clip.tokenizers import clip_tokenizer
+
     limit = text.get("context_length", 77)
     tokenizer: Any = clip_tokenizer(limit)
     return lambda sentence: len(tokenizer.encode(sentence)) + 2, limit

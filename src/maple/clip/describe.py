@@ -21,11 +21,11 @@ from maple.clip.backbone_names import (
     with_absolute_paths,
 )
 from maple.clip.hub import download
+from maple.clip.initialisation import uninitialised
 from maple.clip.known_backbones import TEXT_CONFIGS
-from maple.clip.load import build_model, unknown_name
+from maple.clip.open_clip_models import build_model, unknown_name
 from maple.clip.towers import ImageTower, Tower, image_tower, text_tower
 from maple.clip.transformers_format import read_transformers_config
-from maple.clip.weights import uninitialised
 from maple.errors import BackboneError, UnsupportedTowerError
 
 _MOST_LAYERS = 1000

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.coca_model import MultimodalCfg
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -304,6 +302,9 @@ def check_size(
     """
     stored = sum(tensor.numel() for tensor in state.values())
     needed = math.inf if text_size[0] > len(state) else text_size[1]
+    from open_clip.coca_model import MultimodalCfg
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
     kinds: dict[str, Any] = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg, "multimodal_cfg": MultimodalCfg}
     for part in kinds.keys() & config.keys():
         tower = vars(kinds[part](**config[part]))

@@ -5,9 +5,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, SimpleTokenizer, _clean_lower
 from torch import Tensor
 
+from maple.clip.published_tokenizer import PublishedTokenizer
 from maple.errors import BackboneError, ClassNamesError, shortened
 from maple.names import refuse_long
 
@@ -32,7 +32,13 @@ class SentenceTokenizer:
     def __init__(self, tokenizer: Callable[..., Tensor], name: str) -> None:
         self._tokenizer: Any = tokenizer
         self._name = name
-        self._inner: Any = tokenizer.tokenizer if isinstance(tokenizer, HFTokenizer | SigLipTokenizer) else None
+        self._inner: Any = None
+        self._is_simple = False
+        if not isinstance(tokenizer, PublishedTokenizer):
+            from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, SimpleTokenizer
+
+            self._is_simple = isinstance(tokenizer, SimpleTokenizer)
+            self._inner = tokenizer.tokenizer if isinstance(tokenizer, HFTokenizer | SigLipTokenizer) else None
         # 1 if a class token follows the padding, as the last token of all.
         self._behind = 1 if getattr(tokenizer, "tokenizer_mode", None) == "clips" else 0
 
@@ -42,7 +48,7 @@ class SentenceTokenizer:
         if getattr(self._inner, "padding_side", "right") == "left":
             raise BackboneError(f"the tokenizer of {self._name} pads sentences in front; it must pad them behind")
         ids: Tensor = self._tokenizer(list(sentences)).to(torch.int64)
-        if self._inner is None and not isinstance(self._tokenizer, SimpleTokenizer):
+        if self._inner is None and not self._is_simple:
             return ids
         length = ids.shape[1] - self._behind
         for sentence, row in zip(sentences, ids[:, :length], strict=True):
@@ -64,7 +70,11 @@ class SentenceTokenizer:
     def is_clip(self) -> bool:
         """Whether this is CLIP's own tokenizer, as published."""
         tokenizer = self._tokenizer
-        plain = isinstance(tokenizer, SimpleTokenizer) and tokenizer.reduction_fn is None
+        if not self._is_simple:
+            return isinstance(tokenizer, PublishedTokenizer)
+        from open_clip.tokenizer import _clean_lower
+
+        plain = tokenizer.reduction_fn is None
         return plain and tokenizer.vocab_size == _CLIP_VOCABULARY and tokenizer.clean_fn is _clean_lower
 
     @cached_property
@@ -88,7 +98,7 @@ class SentenceTokenizer:
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Each token as text: see `Backbone.token_texts`."""
-        if isinstance(self._tokenizer, SimpleTokenizer):
+        if self._is_simple or isinstance(self._tokenizer, PublishedTokenizer):
             texts = [self._tokenizer.decode([index]) for index in ids]
             return [
                 text[:-1] if text.endswith(" ") else text if text.endswith("_of_text>") else f"{text}-"

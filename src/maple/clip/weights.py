@@ -1,19 +1,16 @@
 """Load weights into an open_clip model: every tensor fits, or an error names the ones that do not."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from maple.clip import formats
 from maple.errors import BackboneError, shortened_list
 
-_RANDOM_FILLS = (Tensor.normal_, Tensor.uniform_)
 _ALIGNMENT = 64  # bytes, of every tensor that torch allocates
 _NAMED = 4  # how many tensors an error names before it counts the rest
 
@@ -52,28 +49,6 @@ def load_weights(model: Any, state: Mapping[str, Tensor], source: str, *, resize
         hint = formats.layout_hint(state)
         raise BackboneError(f"{source} does not fit the architecture: {'; '.join(problems)}{hint}")
     model.load_state_dict({key: _owned(value, expected.get(key)) for key, value in weights.items()}, assign=True)
-
-
-@contextmanager
-def uninitialised(active: bool = True) -> Iterator[None]:
-    """Skip drawing random weights that `load_weights` replaces, which takes most of the time to build a large model.
-
-    Their memory is never touched either, so the operating system does not have to provide it.
-    """
-    if not active:
-        yield
-        return
-    with _SkipInitialisation():
-        yield
-
-
-class _SkipInitialisation(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        # Functions of torch.nn.init arrive here as themselves, with the tensor as a keyword; their own calls do not.
-        if func in _RANDOM_FILLS or getattr(func, "__module__", None) == nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
 
 
 def _owned(value: Tensor, place: Tensor | None) -> Tensor:

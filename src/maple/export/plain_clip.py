@@ -15,7 +15,6 @@ import numpy as np
 import open_clip
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.transformer import QuickGELU
 from tokenizers.models import BPE
 from torch import Tensor
 
@@ -24,7 +23,9 @@ from maple.checkpoint import save_safetensors
 from maple.clip.backbone import Preprocessing, fingerprint
 from maple.clip.formats import HEAD_WIDTH, OPENAI_EXTRAS
 from maple.clip.load import load_backbone
+from maple.clip.plain_model import is_quick_gelu
 from maple.clip.transformers_format import transformers_name
+from maple.clip_tokenizer import read_vocabulary
 from maple.data.images.eval_transform import RESAMPLING
 from maple.errors import ExportError, MapleError
 from maple.export.export_source import ExportSource
@@ -33,7 +34,6 @@ from maple.export.merged import merge, merges, new_names_on, notes_on, unmergeab
 from maple.export.parity_check import NEW_NAMES, largest_difference, require_parity
 from maple.inference.manifest import MERGES
 from maple.inference.predictor import Floats
-from maple.inference.tokenizer import read_vocabulary
 from maple.methods import Method
 from maple.prompts import l2_normalize, to_float32
 
@@ -268,7 +268,7 @@ def _open_clip_config(source: ExportSource, kind: str) -> dict[str, Any]:
         blocks = (image.transformer.resblocks[0], text.resblocks[0])
         heads = [block.attn.num_heads for block in blocks]
         hidden = [block.mlp.c_fc.weight.shape[0] for block in blocks]
-        quick = {isinstance(block.mlp.gelu, QuickGELU) for block in blocks}
+        quick = {is_quick_gelu(block.mlp.gelu) for block in blocks}
     except AttributeError as error:
         problem = f"this backbone is not built like CLIP ({error})"
         raise ExportError(f"{kind}: {problem}; use format=onnx, or torchscript") from error

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maple import files
+from maple.clip_tokenizer import ClipTokenizer
 from maple.data.images.eval_transform import EvalView
 from maple.errors import BackboneError, CheckpointError, ClassNamesError, ConfigError, UnlearnedClassesError, first_line
 from maple.inference import manifest as export_files
 from maple.inference.manifest import Manifest, Slots, Templates, read_manifest
 from maple.inference.predictor import EncodedClasses, Floats, Predictor
-from maple.inference.tokenizer import ClipTokenizer
 from maple.metrics import softmax
 from maple.names import clean_class_names
 

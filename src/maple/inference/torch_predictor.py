@@ -14,13 +14,10 @@ from maple.data.emoji import TEMPLATE
 from maple.distributed import choose_device
 from maple.errors import BackboneError, CheckpointError
 from maple.feature_files import FeatureRows
-from maple.inference.hub import fetch_prompts
 from maple.inference.predictor import EncodedClasses, Floats, Predictor
 from maple.methods import METHODS, ZERO_SHOT, Method, build_method
 from maple.names import is_hub_id, repository_of
 from maple.prompts import TemplateClasses, l2_normalize
-from maple.runs import finished_prompts
-from maple.runs.frozen_features import require_features
 
 _Encoded = tuple[Tensor, Tensor | None]
 
@@ -100,6 +97,8 @@ class TorchPredictor(Predictor):
         return self._encode(features.to(self.method.backbone.device))
 
     def require_rows(self, rows: FeatureRows) -> None:
+        from maple.runs.frozen_features import require_features
+
         require_features(self.method, rows.features.shape[1], rows.backbone, rows.source)
 
     def _encode(self, inputs: Tensor) -> list[_Encoded]:
@@ -157,12 +156,21 @@ def prompts_file(run: str | Path) -> Path:
         CheckpointError: there is none.
     """
     if (repository := repository_of(str(run))) is not None:
+        from maple.inference.hub import fetch_prompts
+
         return fetch_prompts(repository)
     path = Path(run).expanduser()
     if not path.exists():
         hint = f"; a repository of the hub is written hub:{run}" if is_hub_id(str(run)) else ""
         raise CheckpointError(f"there is no run folder or prompts file {path}{hint}")
-    return path if path.is_file() else finished_prompts(path)
+    if path.is_file():
+        return path
+    if (prompts := path / "prompts.safetensors").is_file():
+        return prompts
+    # Only to say what is missing: the packages of training take seconds to import.
+    from maple.runs import finished_prompts
+
+    return finished_prompts(path)
 
 
 def zero_shot_template(info: Mapping[str, Any]) -> str:

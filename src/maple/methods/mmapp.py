@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip import OPENAI_IMAGENET_TEMPLATES
 from pydantic import Field, field_validator
 from torch import Generator, Tensor, nn
 
@@ -26,6 +25,8 @@ from maple.prompts import EnsembleClasses, l2_normalize
 
 def eighty_templates() -> tuple[str, ...]:
     """CLIP's eighty templates for ImageNet. Source: openai/CLIP notebooks, as in open_clip."""
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
     return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 
 

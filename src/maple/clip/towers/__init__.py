@@ -12,14 +12,11 @@ clip/model.py:313-328 and 452-463 for where prompts enter.
 from typing import Any
 
 import torch
-from open_clip.hf_model import HFTextEncoder
-from open_clip.timm_model import TimmModel
-from open_clip.transformer import TextTransformer, VisionTransformer
 
+from maple.clip.plain_model import PlainCLIP
 from maple.clip.towers.base import ImageTower, TextTower, Tower
 from maple.clip.towers.open_clip_image import OpenClipImageTower
 from maple.clip.towers.open_clip_text import OpenClipTextTower
-from maple.clip.towers.timm_image import TimmImageTower
 
 __all__ = ["ImageTower", "TextTower", "Tower", "image_tower", "text_tower"]
 
@@ -32,6 +29,11 @@ def text_tower(model: Any, dtype: torch.dtype) -> TextTower:
         12
     """
     tower = getattr(model, "text", model)
+    if isinstance(model, PlainCLIP):
+        return OpenClipTextTower(model, dtype)
+    from open_clip.hf_model import HFTextEncoder
+    from open_clip.transformer import TextTransformer
+
     if tower is model or isinstance(tower, TextTransformer):
         return OpenClipTextTower(model, dtype)
     if isinstance(tower, HFTextEncoder):
@@ -52,6 +54,13 @@ def image_tower(model: Any, dtype: torch.dtype) -> ImageTower:
         'its image tower is a ModifiedResNet, not a vision transformer'
     """
     tower = model.visual
+    if isinstance(model, PlainCLIP):
+        return OpenClipImageTower(model, dtype)
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import VisionTransformer
+
+    from maple.clip.towers.timm_image import TimmImageTower
+
     if isinstance(tower, VisionTransformer):
         return OpenClipImageTower(model, dtype)
     if isinstance(tower, TimmModel):

@@ -1,8 +1,6 @@
 """Convert open_clip's modules to half precision as its `precision` does, but after they were fingerprinted."""
 
 import torch
-from open_clip.model import convert_weights_to_lp
-from open_clip.transformer import Attention, LayerNorm, LayerNormFp32, LayerScale
 from torch import nn
 
 
@@ -13,6 +11,9 @@ def convert_part(part: nn.Module, dtype: torch.dtype) -> None:
     """
     if dtype == torch.float32:
         return
+    from open_clip.model import convert_weights_to_lp
+    from open_clip.transformer import Attention, LayerScale
+
     scales = {LayerScale: ("gamma",), Attention: ("head_scale", "logit_scale")}
     for module in part.modules():
         for child_name, child in module.named_children():
@@ -26,6 +27,8 @@ def convert_part(part: nn.Module, dtype: torch.dtype) -> None:
 
 def float32_norm(norm: nn.Module) -> nn.Module:
     """The same norm, computed in float32 whatever its input."""
+    from open_clip.transformer import LayerNorm, LayerNormFp32
+
     if type(norm) is not LayerNorm:
         return norm
     copy = LayerNormFp32(norm.normalized_shape, eps=norm.eps)

@@ -7,6 +7,7 @@ these are, for every string.
 import gzip
 import html
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers.models import BPE
@@ -44,6 +45,7 @@ class ClipTokenizer:
         self._letters = str.maketrans(dict(enumerate(byte_letters())))
         vocabulary, pairs = read_vocabulary(merges, (_START, _END))
         self._special = {word: vocabulary[word] for word in (_START, _END)}
+        self._vocabulary = vocabulary
         try:
             self._bpe = BPE(vocabulary, pairs, end_of_word_suffix="</w>")
         except Exception as error:  # the library has no class of its own
@@ -61,6 +63,15 @@ class ClipTokenizer:
             special = self._special.get(letters)
             ids += [token.id for token in self._bpe.tokenize(letters)] if special is None else [special]
         return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; a word ends with a space.
+
+        Source: open_clip 3.3.0 src/open_clip/tokenizer.py `SimpleTokenizer.decode`.
+        """
+        tokens, letters = list(self._vocabulary), {letter: byte for byte, letter in enumerate(byte_letters())}
+        joined = "".join(tokens[index] for index in ids)
+        return bytes(letters[letter] for letter in joined).decode("utf-8", "replace").replace("</w>", " ")
 
     def sentence(self, text: str) -> list[int]:
         """The ids of `text`, with start and end.
