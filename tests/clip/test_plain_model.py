@@ -29,7 +29,7 @@ from maple.cli import main
 try:
     main()
 finally:
-    slow = {"open_clip", "torchvision", "timm", "transformers", "torch._dynamo", "scipy",
+    slow = {"open_clip", "torchvision", "timm", "transformers", "torch._dynamo", "sympy", "scipy",
             "sklearn", "pandas", "matplotlib", "huggingface_hub", "accelerate", "jinja2", "onnxruntime", "ray"}
     print("imported:", sorted(slow & set(sys.modules)))
 """

@@ -15,7 +15,7 @@ def uninitialised(active: bool = True) -> Iterator[None]:
     """Skip drawing random weights that given ones replace, which takes most of the time to build a large model.
 
     Their memory is never touched either, so the operating system does not have to provide it. (On PyTorch's "meta"
-    device they would have none, but that imports its compiler, which takes seconds.)
+    device, as `skip_init` uses it, they would have none, but that imports sympy and its compiler: seconds.)
     """
     if not active:
         yield

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor, nn
-from torch.nn.utils import skip_init
 
 from maple.clip import Backbone, LayerEdit
+from maple.clip.initialisation import uninitialised
 from maple.descriptions import PlotStyle
 from maple.errors import ConfigError
 from maple.methods.base import DepthLimits, Method, MethodSettings, require_both_towers
@@ -56,7 +56,8 @@ class AdapterMethod(Method):
         width = settings.adapter_width
 
         def linear(inputs: int, outputs: int) -> nn.Linear:
-            layer: nn.Linear = skip_init(nn.Linear, inputs, outputs)
+            with uninitialised():
+                layer = nn.Linear(inputs, outputs)
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
             if random_bias:
                 nn.init.uniform_(layer.bias, -(inputs**-0.5), inputs**-0.5, generator=generator)

@@ -11,7 +11,8 @@ from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.utils import skip_init
+
+from maple.clip.initialisation import uninitialised
 
 Sharing = Literal["per_layer", "unified"]
 Direction = Literal["text_to_vision", "vision_to_text"]
@@ -45,7 +46,8 @@ class Coupling(nn.ModuleList):
 
 def seeded_linear(inputs: int, outputs: int, generator: Generator) -> nn.Linear:
     """A linear layer with torch's default initialisation, drawn from `generator` instead of the global one."""
-    linear: nn.Linear = skip_init(nn.Linear, inputs, outputs)
+    with uninitialised():
+        linear = nn.Linear(inputs, outputs)
     with torch.no_grad():
         linear.weight.copy_(seeded_weight(outputs, inputs, generator))
         nn.init.uniform_(linear.bias, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs), generator=generator)
