@@ -1,6 +1,8 @@
 """Measure startup: seconds of the commands, of loading a CLIP from a file, and to the first training step.
 
-Usage: python -m benchmarks.startup [--backbone ViT-B-16] [--rounds 3] [--output FOLDER]
+Usage: python -m benchmarks.startup [--backbone ViT-B-16] [--rounds 3] [--only commands] [--output FOLDER]
+`maple predict` classifies one image with the packaged CLIP, from prompts and from an ONNX export of them; a plain
+script does the same job with open_clip. Seconds of the processor hold on a busy machine, too.
 Every measurement runs in a new process; the ways that are compared take turns. Loading is compared with the usual
 way: build the model with its initialisation, read the file, copy. Both must give the same weights. Writes JSON.
 """
@@ -15,20 +17,41 @@ import tempfile
 import time
 from pathlib import Path
 
+from PIL import Image
 from safetensors.torch import save_file
 
+import maple
 from benchmarks import common
-from maple import load_clip
+from maple import build_method, load_clip
+from maple.checkpoint import save_prompts
+from maple.export import export_run
 
 COMMANDS = {
     "python": ["-c", "pass"],
     "import maple": ["-c", "import maple"],
     "maple --help": ["-m", "maple", "--help"],
     "maple train --help": ["-m", "maple", "train", "--help"],
+    "maple predict --help": ["-m", "maple", "predict", "--help"],
     "import torch": ["-c", "import torch"],
     "import torch, open_clip": ["-c", "import torch, open_clip"],
     "import maple.runs": ["-c", "import maple.runs"],
 }
+
+_COLOURS, _THINGS = ("red", "green", "blue", "grey"), ("cat", "car", "tree", "house")
+_NAMES = [f"{colour} {thing}" for colour in _COLOURS for thing in _THINGS]
+_PLAIN_PREDICT = """
+import sys
+import open_clip, torch
+from PIL import Image
+folder, image, *names = sys.argv[1:]
+model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+ids = open_clip.get_tokenizer(f"local-dir:{folder}")([f"a photo of a {name}." for name in names])
+with torch.no_grad():
+    features = model.encode_image(preprocess(Image.open(image).convert("RGB"))[None], normalize=True)
+    logits = model.logit_scale.exp() * features @ model.encode_text(ids, normalize=True).T
+for probability, index in zip(*logits.softmax(dim=1)[0].topk(5)):
+    print(f"{names[index]}: {probability:.3f}")
+"""
 
 # Each prints its measurements; the memory peak counts from before the weights are read.
 _LOAD = """
@@ -69,27 +92,50 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="ViT-B-16")
     parser.add_argument("--rounds", type=int, default=3)
+    parts = ("commands", "loading", "first_step")
+    parser.add_argument("--only", choices=parts, nargs="+", default=parts)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    commands = command_times(arguments.rounds)
+    results: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"
-        write_weights(arguments.backbone, path)
-        loading = load_times(arguments.backbone, path, arguments.rounds)
-        steps = {
-            "maple-small": {"backbone": {"name": "maple-small"}},
-            arguments.backbone: {"backbone": {"name": arguments.backbone, "pretrained": str(path)}},
-        }
-        first = {name: first_step(settings, Path(folder), arguments.rounds) for name, settings in steps.items()}
+        if "commands" in arguments.only:
+            results["commands"] = command_times({**COMMANDS, **predictions(Path(folder))}, arguments.rounds)
+        if {"loading", "first_step"} & set(arguments.only):
+            write_weights(arguments.backbone, path)
+        if "loading" in arguments.only:
+            results["loading"] = load_times(arguments.backbone, path, arguments.rounds)
+        if "first_step" in arguments.only:
+            steps = {
+                "maple-small": {"backbone": {"name": "maple-small"}},
+                arguments.backbone: {"backbone": {"name": arguments.backbone, "pretrained": str(path)}},
+            }
+            results["first_step"] = {
+                name: first_step(settings, Path(folder), arguments.rounds) for name, settings in steps.items()
+            }
     settings = {"backbone": arguments.backbone, "rounds": arguments.rounds}
-    common.write(arguments.output, "startup", settings, {"commands": commands, "loading": loading, "first_step": first})
+    common.write(arguments.output, "startup", settings, results)
 
 
-def command_times(rounds: int) -> dict[str, dict[str, float]]:
+def predictions(folder: Path) -> dict[str, list[str]]:
+    """Commands that classify one image among sixteen trained names with the packaged CLIP."""
+    image, prompts, export = folder / "image.jpg", folder / "prompts.safetensors", folder / "export"
+    Image.effect_noise((500, 400), 60).convert("RGB").save(image)
+    save_prompts(prompts, build_method({"name": "maple"}, load_clip("maple-small"), _NAMES))
+    export_run(prompts, export)
+    clip = Path(maple.__file__).parent / "assets" / "small_clip"
+    return {
+        "maple predict PROMPTS IMAGE": ["-m", "maple", "predict", str(prompts), str(image)],
+        "maple predict EXPORT IMAGE": ["-m", "maple", "predict", str(export), str(image)],
+        "plain script with open_clip": ["-c", _PLAIN_PREDICT, str(clip), str(image), *_NAMES],
+    }
+
+
+def command_times(commands: dict[str, list[str]], rounds: int) -> dict[str, dict[str, float]]:
     """Wall and processor seconds of each command, in turn; medians, and the smallest."""
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in COMMANDS}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(rounds):
-        for name, command in COMMANDS.items():
+        for name, command in commands.items():
             taken[name].append(timed(command))
     seconds = {}
     for name, pairs in taken.items():
