@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=640, help="size of the images, in pixels")
     parser.add_argument("--server-core", type=int, help="the core that the server and its decoders share")
     parser.add_argument("--client-core", type=int, help="the core of the clients")
-    parser.add_argument("--costs", type=int, help="only print what an image costs in batches of so many")
+    parser.add_argument("--costs", type=int, help="only print what an image costs in batches of this size")
     parser.add_argument("--frozen", action="store_true", help="with --costs: encode for zero-shot CLIP, too")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()

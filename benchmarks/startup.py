@@ -121,7 +121,7 @@ def predictions(folder: Path) -> dict[str, list[str]]:
     """Commands that classify one image among sixteen trained names with the packaged CLIP."""
     image, prompts, export = folder / "image.jpg", folder / "prompts.safetensors", folder / "export"
     Image.effect_noise((500, 400), 60).convert("RGB").save(image)
-    save_prompts(prompts, build_method({"name": "maple"}, load_clip("maple-small"), _NAMES))
+    save_prompts(prompts, build_method({"name": "maple", "prompt_depth": 4}, load_clip("maple-small"), _NAMES))
     export_run(prompts, export)
     clip = Path(maple.__file__).parent / "assets" / "small_clip"
     return {

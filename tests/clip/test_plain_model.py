@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from importlib import resources
 from pathlib import Path
 
@@ -73,6 +74,10 @@ def test_a_model_of_any_size_equals_that_of_open_clip(activation: dict[str, bool
     with torch.no_grad():
         torch.testing.assert_close(mine.encode_image(images), theirs.encode_image(images))
         torch.testing.assert_close(mine.encode_text(ids), theirs.encode_text(ids))
+        with warnings.catch_warnings(action="ignore"):
+            traced = torch.jit.trace_module(mine, {"encode_image": images[:2], "encode_text": ids[:2]})
+        torch.testing.assert_close(traced.encode_image(images), mine.encode_image(images))
+        torch.testing.assert_close(traced.encode_text(ids), mine.encode_text(ids))
 
 
 def test_other_weights_are_refused() -> None:

@@ -86,7 +86,8 @@ class _ImageTower(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         patches = self.conv1(images).flatten(2).transpose(1, 2)
-        first = self.class_embedding.expand(len(patches), 1, -1)
+        # Sizes, not lengths: exports record these as variable.
+        first = self.class_embedding.expand(patches.shape[0], 1, -1)
         states = self.transformer(self.ln_pre(torch.cat([first, patches], dim=1) + self.positional_embedding))
         return self._pool(states)[0] @ self.proj
 
@@ -128,5 +129,5 @@ class PlainCLIP(nn.Module):
     def encode_text(self, ids: Tensor) -> Tensor:
         """Raw features [C, D] of sentences [C, T]."""
         states = self.transformer(self.token_embedding(ids) + self.positional_embedding, self.attn_mask)
-        ends = torch.arange(len(ids), device=ids.device), ids.argmax(dim=-1)
+        ends = torch.arange(ids.shape[0], device=ids.device), ids.argmax(dim=-1)
         return cast(Tensor, self.ln_final(states)[ends] @ self.text_projection)

@@ -22,10 +22,10 @@ class PublishedTokenizer:
     """
 
     def __init__(self, context_length: int) -> None:
-        found = find_spec("open_clip")
-        if found is None or found.origin is None:
+        package = find_spec("open_clip")
+        if package is None or package.origin is None:
             raise BackboneError("CLIP's tokenizer is a file of open_clip_torch, which is not installed: install it")
-        self._tokenizer = ClipTokenizer(Path(found.origin).parent / MERGES, context_length)
+        self._tokenizer = ClipTokenizer(Path(package.origin).parent / MERGES, context_length)
 
     def __call__(self, sentences: Sequence[str]) -> Tensor:
         """Sentences to ids.
