@@ -265,8 +265,7 @@ def _check_url_prefix(prefix: str) -> str:
     return prefix
 
 
-# A coroutine, though it waits for nothing: FastAPI runs other dependencies in a thread, at each request.
-async def _service_of(request: Request) -> PredictionService:
+def _service_of(request: Request) -> PredictionService:
     service: PredictionService = request.app.state.service
     return service
 
