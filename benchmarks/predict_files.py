@@ -99,11 +99,11 @@ def measure(name: str, folder: Path, arguments: argparse.Namespace, clock: Calla
     return result
 
 
-def report(name: str, what: str, measured: dict[str, Any]) -> None:
+def report(name: str, work: str, measured: dict[str, Any]) -> None:
     """Print the seconds and the ratio of a comparison."""
     (low, high), seconds = measured["ratio_range"]["plain"], measured["seconds"]
     ratio = f"{measured['ratio']['plain']:.2f}x [{low:.2f}, {high:.2f}]"
-    print(f"{name}, {what}: ours {seconds['ours']:.1f} s, plain {seconds['plain']:.1f} s, {ratio}", flush=True)
+    print(f"{name}, {work}: ours {seconds['ours']:.1f} s, plain {seconds['plain']:.1f} s, {ratio}", flush=True)
 
 
 def processes(

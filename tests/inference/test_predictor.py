@@ -1,9 +1,11 @@
 """Answers: the right numbers, in order, in constant memory, under any names."""
 
+import copy
 import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 
@@ -335,3 +337,11 @@ def test_in_order_takes_keys_in_the_callers_thread() -> None:
             yield number
 
     assert list(map_in_order(lambda key: 2 * key, keys(), 2, ahead=2)) == [0, 2, 4, 6, 8]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("size", "at_once"), [(64, 100), (112, 41), (224, 32)])
+def test_more_small_images_are_computed_at_once(tiny: Backbone, size: int, at_once: int) -> None:
+    backbone = copy.copy(tiny)
+    backbone.preprocessing = replace(tiny.preprocessing, size=size)
+    method = build_method({"name": "zero_shot"}, backbone, ["cat", "dog"])
+    assert TorchPredictor(method).batch_size == at_once

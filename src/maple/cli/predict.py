@@ -41,7 +41,9 @@ def predict_command(
     as_csv: Annotated[bool, Option("--csv", help="Print CSV: one line per image and class.")] = False,
     recursive: options.Recursive = False,
     draft: options.Draft = False,
-    batch_size: Annotated[int, Option(help="How many images are computed at once.", min=1)] = 32,
+    batch_size: Annotated[
+        int | None, Option(help="How many images are computed at once. Default: 32, of small ones up to 100.", min=1)
+    ] = None,
     output: Annotated[
         Path | None,
         Option(help="Write one row per image to this file instead: .parquet, .csv or .jsonl; ray: a .parquet folder."),
@@ -92,7 +94,7 @@ def predict_command(
     check_executor(executor, output, ray_options, printing, has_features=features is not None)
     clip = options.load_arguments(backbone, pretrained, trust_backbone, trust_code)
     if executor == "ray":
-        scalars: dict[str, Any] = {"top": top, "reject": reject, "batch_size": batch_size}
+        scalars: dict[str, Any] = {"top": top, "reject": reject, "batch_size": batch_size or 32}
         names = None if classes is None else names_in(classes)
         settings = {**scalars, **clip, "classes": names, "zero_shot": zero_shot, "recursive": recursive, "draft": draft}
         predict_on_cluster(run, sources or [], output or Path(), {**settings, "device": device}, ray_options)
@@ -120,7 +122,7 @@ def predict_command(
         numbers: dict[str, Any] = {"top": top, "batch_size": batch_size, "reject": reject}
         results: Iterable[Prediction | UnreadableImage]
         if rows is not None:
-            results = predictor.stream_features(rows, **numbers)
+            results = predictor.stream_features(rows, **{**numbers, "batch_size": batch_size or 32})
         else:
             results = predictor.stream(images, **numbers, workers=workers)
         if output is not None:

@@ -156,6 +156,9 @@ class Predictor(ABC):
         ...     print(prediction.source, prediction.best[0].name)
     """
 
+    batch_size = 32
+    """The number of images that `stream` encodes at once, if none is given."""
+
     def __init__(
         self,
         trained_names: Sequence[str],
@@ -270,19 +273,21 @@ class Predictor(ABC):
         images: Iterable[ImageSource],
         *,
         top: int = 5,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         workers: int = 2,
         reject: float | None = None,
     ) -> Iterator[Prediction | UnreadableImage]:
         """Classify images in their order, `batch_size` at a time; one that cannot be read is reported in its place.
 
-        A prediction has at most `top` classes. `workers` threads read at most two batches ahead; no image is kept.
+        Without a `batch_size`, it is that of the predictor. A prediction has at most `top` classes. `workers` threads
+        read at most two batches ahead; no image is kept.
         Images whose greatest probability is below `reject` are marked as rejected.
 
         Raises:
             ConfigError: a number is below 1 (at the call; workers: below 0; reject: outside of 0 to 1).
             BackboneError: a logit is not finite (while iterating).
         """
+        batch_size = self.batch_size if batch_size is None else batch_size
         _check_numbers(reject, top=(top, 1), batch_size=(batch_size, 1), workers=(workers, 0))
         classes = self.classes
 
