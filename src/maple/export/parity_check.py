@@ -59,7 +59,8 @@ def scores(source: ExportSource, logits: Callable[[Floats], Floats]) -> dict[str
     actual = np.concatenate([logits(part).argmax(axis=1) for part in parts])
     expected = np.concatenate([reference_logits(source.method, part, names).argmax(axis=1) for part in parts])
     pairs = {"accuracy": (actual, labels), "accuracy_float32": (expected, labels), "same_class": (actual, expected)}
-    return {"images": len(images), **{key: float(np.mean(predicted == right)) for key, (predicted, right) in pairs.items()}}
+    fractions = {key: float(np.mean(predicted == right)) for key, (predicted, right) in pairs.items()}
+    return {"images": len(images), **fractions}
 
 
 def require_parity(difference: float, export: str) -> None:
