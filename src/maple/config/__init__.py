@@ -2,7 +2,7 @@
 
 from maple.config.layers import merge_layers, options_layer, override_layer, parse_value, resolve, setting_layer
 from maple.config.settings import (
-    BUNDLED_PREFIX,
+    BUNDLED_PREFIXES,
     SECTIONS,
     BackboneSettings,
     DataSettings,
@@ -23,7 +23,7 @@ from maple.config.toml import (
 )
 
 __all__ = [
-    "BUNDLED_PREFIX",
+    "BUNDLED_PREFIXES",
     "SECTIONS",
     "BackboneSettings",
     "DataSettings",

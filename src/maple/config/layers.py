@@ -7,7 +7,7 @@ from typing import Any
 from maple.config.settings import (
     BUNDLED_BACKBONE,
     BUNDLED_DATASET,
-    BUNDLED_PREFIX,
+    BUNDLED_PREFIXES,
     SECTIONS,
     Rule,
     RunSettings,
@@ -57,7 +57,7 @@ def _validate(layers: Sequence[Mapping[str, Any]]) -> RunSettings:
     if isinstance(data, dict) and isinstance(backbone, dict):  # other values are refused by the validation
         if not data.get("dataset"):
             data["dataset"] = BUNDLED_DATASET
-        bundled = str(data["dataset"]).startswith(BUNDLED_PREFIX)
+        bundled = str(data["dataset"]).startswith(BUNDLED_PREFIXES)
         if bundled and backbone.get("name") is None and backbone.get("pretrained") is None:
             backbone["name"] = BUNDLED_BACKBONE
     return RunSettings(**merged)

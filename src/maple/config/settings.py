@@ -9,9 +9,9 @@ from maple.errors import ConfigError, one_of, shortened
 
 BUNDLED_BACKBONE = "maple-small"
 """The packaged small CLIP; `load_clip` knows it by this name."""
-BUNDLED_PREFIX = "emoji-"
-"""The prefix of the names of the bundled data sets."""
-BUNDLED_DATASET = f"{BUNDLED_PREFIX}animals"
+BUNDLED_PREFIXES = ("emoji-", "icons-")
+"""The prefixes of the names of the bundled data sets."""
+BUNDLED_DATASET = "emoji-animals"
 """The data set if none is named."""
 
 Positive = Annotated[int, Field(ge=1)]

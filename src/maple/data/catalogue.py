@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maple.data.bundled import TEMPLATE, bundled_names, is_bundled, load_bundled, require_bundled
 from maple.data.checks.findings import Finding
 from maple.data.checks.verify import describe_missing, differences
-from maple.data.emoji import PREFIX, TEMPLATE, archive, group_and_style, load_emoji
 from maple.data.folders.class_folders import (
     detect_domains,
     load_domain,
@@ -146,7 +146,8 @@ def load_dataset(
 ) -> Dataset:
     """Read a published data set by its name under `root`, or a user's own images by their path.
 
-    A name of `CATALOGUE` is read from its folder, `emoji-GROUP[/STYLE]` is rendered from the bundled emoji; write
+    A name of `CATALOGUE` is read from its folder, `emoji-GROUP[/STYLE]` is rendered from the bundled emoji and
+    `icons-TOPIC[/STYLE]` from the bundled icons; write
     `./NAME` for a folder of that name. A path is that of a folder of class folders (`load_folder`), of a folder of
     domains and one of them, as in `pacs:photo` (`load_domain`), of a CSV or JSON-lines file (`load_manifest`), or of a
     Parquet or Arrow file, an archive or shards, which are unpacked first, as is `hf:OWNER/NAME` (`load_source`);
@@ -168,8 +169,8 @@ def load_dataset(
         published = load_published(name_or_path, root)
         _warn_if_different(name_or_path, published)
         return rename_classes(published, class_names)
-    if name_or_path.startswith(PREFIX):
-        return load_emoji(name_or_path, class_names)
+    if is_bundled(name_or_path):
+        return load_bundled(name_or_path, class_names)
     fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
     options: dict[str, Any] = {"class_names": class_names, "seed": seed, **fractions}
     if is_features(name_or_path):
@@ -206,8 +207,8 @@ def load_dataset(
 
 def require_possible(name_or_path: str) -> None:
     """Raise DataError unless this is a data set's name, a path (perhaps of another machine), or in this folder."""
-    if name_or_path.startswith(PREFIX):
-        group_and_style(name_or_path)
+    if is_bundled(name_or_path):
+        require_bundled(name_or_path)
         return
     is_path = "/" in name_or_path or os.sep in name_or_path
     if is_features(name_or_path) and not is_path:
@@ -249,21 +250,21 @@ def place_of_absent(name_or_path: str, root: Path | None) -> str | None:
         return ",".join(absent) or None
     if absolute_source(name_or_path):
         return absent_part(name_or_path)
-    if name_or_path.startswith(PREFIX) or split_domain(name_or_path) or Path(name_or_path).expanduser().exists():
+    if is_bundled(name_or_path) or split_domain(name_or_path) or Path(name_or_path).expanduser().exists():
         return None
     return name_or_path
 
 
 def known_names() -> list[str]:
-    """Return the names of all data sets: the published ones, then the bundled emoji groups."""
-    return [*CATALOGUE, *(f"{PREFIX}{group}" for group in archive().groups)]
+    """Return the names of all data sets: the published ones, then the bundled ones."""
+    return [*CATALOGUE, *bundled_names()]
 
 
 def template_of(name: str) -> str | None:
     """Return the zero-shot template of a data set of the catalogue; None for a user's own images."""
     if name in CATALOGUE:
         return CATALOGUE[name].template
-    return TEMPLATE if name.startswith(PREFIX) else None
+    return TEMPLATE if is_bundled(name) else None
 
 
 def canonical_name(name_or_path: str) -> str:
@@ -283,7 +284,7 @@ def canonical_name(name_or_path: str) -> str:
 
 def short_name(dataset: str) -> str:
     """Return the name of a data set, of a folder only the last part: the rest of a user's path is private."""
-    return dataset if dataset.startswith(PREFIX) else Path(dataset).name
+    return dataset if is_bundled(dataset) else Path(dataset).name
 
 
 def draw_published_split(name: str, root: Path, seed: int) -> Path:

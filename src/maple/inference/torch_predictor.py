@@ -10,7 +10,7 @@ from torch import Tensor
 from maple.checkpoint import load_prompts, read_prompts
 from maple.clip import Backbone
 from maple.data import EvalView, template_of
-from maple.data.emoji import TEMPLATE
+from maple.data.bundled import TEMPLATE
 from maple.distributed import choose_device
 from maple.errors import BackboneError, CheckpointError
 from maple.feature_files import FeatureRows

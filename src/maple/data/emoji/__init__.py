@@ -13,14 +13,12 @@ from typing import Any
 from PIL import Image
 
 from maple import __version__
-from maple.config import BUNDLED_PREFIX
 from maple.data.emoji.scenes import EmojiArchive, render_scene, scene_seed
 from maple.data.folders.class_folders import rename_classes
 from maple.data.records import Dataset, Item
 from maple.errors import DataError, one_of
 
-PREFIX = BUNDLED_PREFIX
-TEMPLATE = "a photo of a {}."
+PREFIX = "emoji-"
 DEFAULT_STYLE = "twemoji"
 DIFFICULTY = 0.25
 """How varied the scenes are; see `render_scene`."""

@@ -147,7 +147,7 @@ def render_scene(glyph: Image.Image, seed: int, *, difficulty: float, size: int 
     if glyph.mode != "RGBA" or glyph.width != glyph.height:
         raise DataError(f"the glyph is {glyph.mode}, {glyph.width} x {glyph.height}; it must be RGBA and square")
     level = int(difficulty * 256)
-    random = _Random(seed)
+    random = Random(seed)
     x, y = _sample_places(random, level, glyph.width, size, 2)
     drawn = _sample(np.asarray(glyph).astype(np.int64), x, y)
     drawn = drawn.reshape(size, 2, size, 2, 4).sum(axis=(1, 3)) // 4
@@ -157,7 +157,7 @@ def render_scene(glyph: Image.Image, seed: int, *, difficulty: float, size: int 
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-class _Random:
+class Random:
     """SplitMix64: numbers, and arrays of noise."""
 
     def __init__(self, seed: int) -> None:
@@ -185,7 +185,7 @@ class _Random:
         return (z >> np.uint64(56)).astype(np.int64).reshape(shape)
 
 
-def _sample_places(random: _Random, level: int, side: int, size: int, finer: int) -> tuple[Integers, Integers]:
+def _sample_places(random: Random, level: int, side: int, size: int, finer: int) -> tuple[Integers, Integers]:
     """The place in the glyph of each sample: x and y in fixed-point pixels, each `finer * size` squared.
 
     The side of the drawing is 0.84 to 0.94 of the image at level 0 and 0.45 to 1.05 at level 256; the tangent of half
@@ -226,7 +226,7 @@ def _bilinear(values: Integers, x: Integers, y: Integers) -> Integers:
     return blended
 
 
-def _colour(random: _Random, level: int) -> Integers:
+def _colour(random: Random, level: int) -> Integers:
     """A background colour [3]: light; at higher levels also darker and more saturated."""
     darkest = 216 - 120 * level // 256
     grey = random.between(darkest, 250)
@@ -234,7 +234,7 @@ def _colour(random: _Random, level: int) -> Integers:
     return np.array([min(255, max(40, grey + random.between(-tint, tint))) for _ in range(3)], np.int64)
 
 
-def _background(random: _Random, level: int, size: int) -> Integers:
+def _background(random: Random, level: int, size: int) -> Integers:
     """A background [size, size, 3]: plain, a gradient, or soft blotches between two colours."""
     first, second = _colour(random, level), _colour(random, level)
     kind = random.between(0, 255)
@@ -256,7 +256,7 @@ def _background(random: _Random, level: int, size: int) -> Integers:
     return blended
 
 
-def _light(random: _Random, level: int, pixels: Integers) -> Integers:
+def _light(random: Random, level: int, pixels: Integers) -> Integers:
     """The pixels [size, size, 3] under a light that falls off to one side, with grain."""
     size = len(pixels)
     bright = 256 + random.between(-16 - 60 * level // 256, 12 + 36 * level // 256)
