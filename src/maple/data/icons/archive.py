@@ -70,7 +70,8 @@ class IconArchive:
             raise DataError(f"there is no drawing {number} of {name!r}; there are {self.train_count + self.test_count}")
         side = int(self._index["size"])
         top, left = names.index(name) * side, number * side
-        return self._sheet(topic)[top : top + side, left : left + side].astype(np.int64)
+        drawing: Integers = self._sheet(topic)[top : top + side, left : left + side].astype(np.int64)
+        return drawing
 
     def _sheet(self, topic: str) -> Any:
         with self._lock:

@@ -126,4 +126,5 @@ def _blur(values: Integers, radius: int) -> Integers:
 def _edge(mask: Integers) -> Integers:
     """The border of a drawing: largest less smallest opacity among neighbours."""
     shifted = [np.roll(mask, (down, across), (0, 1)) for down in (-1, 0, 1) for across in (-1, 0, 1)]
-    return np.max(shifted, axis=0) - np.min(shifted, axis=0)
+    edge: Integers = np.max(shifted, axis=0) - np.min(shifted, axis=0)
+    return edge
