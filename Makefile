@@ -5,6 +5,9 @@ DEMO := build/demo
 JOBS ?= 2
 NAMES ?= "grapes,hot dog,green apple,teapot"
 
+# Processes keep what they compile: the tests start hundreds of them, and PyTorch's modules take seconds to compile.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo test lint bench docs clean
 
 help: ## list the targets
