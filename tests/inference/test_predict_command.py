@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from maple.cli import app
 from maple.errors import CheckpointError, ConfigError, MapleError
+from maple.inference import precision
 
 
 def predict(*arguments: object, **options: Any) -> Result:
@@ -44,6 +45,38 @@ def test_a_folder_in_order_without_what_is_unreadable(prompts: Path, pictures: P
         assert len(row["best"]) == 5
         values = [one["probability"] for one in row["best"]]
         assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("largest_difference", "expected"),
+    [
+        (1.0, "note: computed in bfloat16: the first 2 images have the same classes"),
+        (0.0, "note: computed in float32: "),
+    ],
+)
+def test_bfloat16_is_used_where_the_processor_has_units_for_it_and_answers_stay(
+    largest_difference: float, expected: str, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(png(colour=(60 * number, 200, 90)))
+    plain = predict(prompts, tmp_path, "--json", "--zero-shot")
+    assert "computed in" not in plain.stderr
+    monkeypatch.setattr(precision, "has_bfloat16_units", lambda: True)
+    assert predict(prompts, tmp_path, "--json", "--zero-shot").stdout == plain.stdout  # too few images
+    monkeypatch.setattr(precision, "WORTHWHILE", 4)
+    monkeypatch.setattr(precision, "CHECKED", 2)
+    monkeypatch.setattr(precision, "LARGEST_DIFFERENCE", largest_difference)
+    chosen = predict(prompts, tmp_path, "--json", "--zero-shot")
+    assert expected in chosen.stderr
+    wanted = predict(prompts, tmp_path, "--json", "--zero-shot", "--precision", "bf16") if largest_difference else plain
+    assert chosen.stdout == wanted.stdout
+    assert "computed in" not in wanted.stderr
+    assert (chosen.stdout == plain.stdout) == (largest_difference == 0)
+
+
+def test_an_unknown_precision(prompts: Path, pictures: Path) -> None:
+    with pytest.raises(MapleError, match="unknown precision 'int4'; choose one of: fp32, bf16, fp16"):
+        predict(prompts, pictures, "--precision", "int4")
 
 
 def test_a_drafted_photograph_has_nearly_the_same_prediction(prompts: Path, tmp_path: Path) -> None:

@@ -58,6 +58,12 @@ def predict_command(
     gpus_per_actor: Annotated[float | None, Option(help="ray: GPUs, or a fraction of one. Default: 1.")] = None,
     cpus_per_actor: Annotated[float | None, Option(help="ray: cores of each actor. Default: 1.")] = None,
     device: options.Device = None,
+    precision: Annotated[
+        str | None,
+        Option(
+            help="fp32, bf16 or fp16. Default: that of training, or bf16 on a processor with units for it, if safe."
+        ),
+    ] = None,
     backbone: options.TrainedBackbone = None,
     pretrained: options.Pretrained = None,
     trust_backbone: options.TrustBackbone = False,
@@ -71,6 +77,7 @@ def predict_command(
     """
     from maple.inference import UnreadableImage, find_images, load_predictor
     from maple.inference.image_sources import STDIN, cache_downloads
+    from maple.inference.manifest import is_export
     from maple.inference.prediction_tables import write_predictions
     from maple.inference.predictor import check_reject
 
@@ -92,7 +99,7 @@ def predict_command(
     }
     printing = {"--ask": ask, "--json": as_json, "--csv": as_csv}
     check_executor(executor, output, ray_options, printing, has_features=features is not None)
-    clip = options.load_arguments(backbone, pretrained, trust_backbone, trust_code)
+    clip = {**options.load_arguments(backbone, pretrained, trust_backbone, trust_code), "precision": precision}
     if executor == "ray":
         scalars: dict[str, Any] = {"top": top, "reject": reject, "batch_size": batch_size or 32}
         names = None if classes is None else names_in(classes)
@@ -108,11 +115,19 @@ def predict_command(
     else:
         find = partial(find_images, sources or [], recursive=recursive, stdin=getattr(sys.stdin, "buffer", None))
         images = find()
-    predictor = load_predictor(run, zero_shot=zero_shot, device=device, **clip)
+    load = partial(load_predictor, run, zero_shot=zero_shot, device=device)
+    predictor = load(**clip)
     if draft:
         images = find(least_side=predictor.preprocess.least_side)
     if classes is not None:
         options.echo_note(predictor.set_class_names(names_in(classes)))
+    if precision is None and not ask and rows is None and not is_export(run):
+        from maple.inference.precision import in_fastest_precision
+
+        predictor, images, note = in_fastest_precision(
+            predictor, partial(load, **{**clip, "precision": "bf16"}), images
+        )
+        options.echo_note(note)
     show = _show_json if as_json else _csv_printer(zero_shot, reject is not None) if as_csv else _show_text
     workers = min(4, os.cpu_count() or 1)
     read = unreadable = 0

@@ -359,8 +359,8 @@ def load_predictor(source: str | Path, *, zero_shot: bool = False, device: str |
     """Load a finished run's folder, a prompts file, `hub:OWNER/NAME`, or the folder of an export to ONNX.
 
     PyTorch is imported for the first three only. `zero_shot` classifies with the frozen CLIP too; the default `device`
-    is a GPU if there is one. `clip`: `backbone`, `pretrained` and `trust_backbone`, as in `maple.load_prompts`; not for
-    an export.
+    is a GPU if there is one. `clip`: `precision`, `backbone`, `pretrained` and `trust_backbone`, as in
+    `maple.load_prompts`; not for an export.
 
     Raises:
         UntrustedBackboneError: the run is from elsewhere and names an unknown CLIP.
@@ -378,7 +378,8 @@ def load_predictor(source: str | Path, *, zero_shot: bool = False, device: str |
         from maple.inference.onnx_predictor import OnnxPredictor
 
         if any(clip.values()):
-            raise ConfigError(f"{source} is an export, which contains its CLIP; leave out {', '.join(clip)}")
+            given = ", ".join(name for name, value in clip.items() if value)
+            raise ConfigError(f"{source} is an export, which contains its CLIP; leave out {given}")
         return OnnxPredictor.load(source, zero_shot=zero_shot, device=device)
     from maple.inference.torch_predictor import TorchPredictor
 

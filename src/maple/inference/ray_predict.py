@@ -101,7 +101,7 @@ def predict_on_ray(
         device: where to compute; by default the GPU that Ray assigns, or the CPU.
         on_images: called with the number of images that this call has classified so far.
         on_note: called with a note about class names that were not trained, or None.
-        clip: `backbone`, `pretrained` and `trust_backbone`, as for `load_predictor`.
+        clip: `precision`, `backbone`, `pretrained` and `trust_backbone`, as for `load_predictor`.
 
     Raises:
         ConfigError: Ray is not installed, a number is out of range, a source cannot be read, the cluster has no room,

@@ -69,12 +69,21 @@ class TorchPredictor(Predictor):
         self._frozen = build_method(settings, backbone, method.class_names) if zero_shot else None
 
     @classmethod
-    def load(cls, run: str | Path, *, zero_shot: bool = False, device: str | None = None, **clip: Any) -> Self:
+    def load(
+        cls,
+        run: str | Path,
+        *,
+        zero_shot: bool = False,
+        device: str | None = None,
+        precision: str | None = None,
+        **clip: Any,
+    ) -> Self:
         """Load a finished run's folder, a prompts file, or `hub:OWNER/NAME`.
 
         The frozen CLIP uses the template of the run's data set, or "a photo of a {}.".
 
         Args:
+            precision: `fp32`, `bf16` or `fp16`; by default that of training.
             clip: `backbone`, `pretrained` and `trust_backbone`, as in `maple.load_prompts`.
 
         Raises:
@@ -82,7 +91,7 @@ class TorchPredictor(Predictor):
         """
         path = prompts_file(run)
         info = read_prompts(path).info
-        method = load_prompts(path, device=choose_device(device), **clip)
+        method = load_prompts(path, device=choose_device(device), precision=precision, **clip)
         return cls(method, zero_shot=zero_shot, template=zero_shot_template(info), info=info)
 
     @torch.no_grad()
