@@ -156,5 +156,6 @@ def _run(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     if largest_file is not None:
+        sys.dont_write_bytecode = True  # or a part of a compiled module would be kept as the whole of it
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file * 1024,) * 2)
     function(*arguments)

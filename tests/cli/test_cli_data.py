@@ -75,7 +75,7 @@ def test_list_contains_all_data_sets_and_their_state(ucf101: Path) -> None:
     output = data("list", "--data-root", ucf101).stdout
     table = [[cell.strip() for cell in line.split("│")[1:]] for line in output.splitlines() if "│" in line]
     rows = {cells[0]: cells for cells in table}
-    assert len(rows) == 15 + 8
+    assert len(rows) == 15 + 8 + 5
     assert rows["imagenet"][:6] == ["imagenet", "published", "1,000", "1,281,167", "0", "50,000"]
     assert rows["imagenet_a"][1:3] == ["evaluation", "200"]
     assert rows["emoji-food"][1] == "bundled"
