@@ -1,6 +1,6 @@
 """Measure startup: seconds of the commands, of loading a CLIP from a file, and to the first training step.
 
-Usage: python -m benchmarks.startup [--backbone ViT-B-16] [--rounds 3] [--only commands] [--output FOLDER]
+Usage: python -m benchmarks.startup [--backbone ViT-B-16-quickgelu] [--rounds 3] [--only commands] [--output FOLDER]
 `maple predict` classifies one image with the packaged CLIP, from prompts and from an ONNX export of them; a plain
 script does the same job with open_clip. Seconds of the processor hold on a busy machine, too.
 Every measurement runs in a new process; the ways that are compared take turns. Loading is compared with the usual
@@ -90,7 +90,7 @@ _SHORT = {"method": {"name": "maple", "prompt_depth": 3}, "train": {"epochs": 1}
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="ViT-B-16")
+    parser.add_argument("--backbone", default="ViT-B-16-quickgelu")
     parser.add_argument("--rounds", type=int, default=3)
     parts = ("commands", "loading", "first_step")
     parser.add_argument("--only", choices=parts, nargs="+", default=parts)
