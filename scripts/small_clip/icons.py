@@ -1,4 +1,4 @@
-"""Drawings of the open icon sets in the npm package `@iconify/json`, by name: what the packaged CLIP is pretrained on.
+"""Drawings of the open icon sets in the npm package `@iconify/json`, by name.
 
 Only sets under the licences of `LICENCES` are read; sets of logos, flags, programming languages and currencies are not,
 since their names are brands. The names of icons are reduced to what they show: `home-outline`, `home-24-filled` and
@@ -24,8 +24,8 @@ LICENCES = frozenset(
 SIDE = 64
 VARIANTS = 4  # of one name in one set: a set with nine weights of a line would outweigh all others
 FAMILIES = 2  # that must draw a name
-# Families that pretraining never sees: their drawings are the classes' training images and test images. Of 600 random
-# choices of 43 and 21 families, the one with most names of at least 25 sets that have 16 and 6 drawings in them.
+# Training and test images of the bundled classes show drawings of these families. Of 600 random choices of 43 and 21
+# families, the one with most names of at least 25 sets that have 16 and 6 drawings in them.
 TRAIN_FAMILIES = frozenset(
     {
         "akar-icons", "at-icons", "bi", "bitcoin-icons", "codex", "eos-icons", "fe", "fluent", "fontisto", "foundation",

@@ -1,4 +1,4 @@
-"""Batches of random scenes of the drawings that pretraining sees, composed by tensor operations."""
+"""Batches of random emoji scenes, composed by tensor operations."""
 
 import numpy as np
 import torch
@@ -6,16 +6,19 @@ import torch.nn.functional as F
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
-from small_clip.corpus import Corpus
+from maple.data.emoji.scenes import Concept, EmojiArchive
+
+SEEN_STYLES = ("openmoji", "noto", "fluent")
 
 
 class Scenes:
     """Batches of random scenes, composed by tensor operations."""
 
-    def __init__(self, corpus: Corpus, generator: torch.Generator) -> None:
+    def __init__(self, archive: EmojiArchive, concepts: tuple[Concept, ...], generator: torch.Generator) -> None:
         self.generator = generator
-        self.masks, self.colours = (torch.from_numpy(np.array(part)) for part in (corpus.masks, corpus.colours))
-        self.in_colours, self.places = (torch.from_numpy(corpus.drawings[:, column]) for column in (2, 3))
+        glyphs = [[np.array(archive.glyph(style, c.code)) for c in concepts] for style in SEEN_STYLES]
+        # (styles, concepts, 4, 64, 64), 82 MB
+        self.glyphs = torch.from_numpy(np.array(glyphs)).permute(0, 1, 4, 2, 3).contiguous()
         self.mean = torch.tensor(OPENAI_DATASET_MEAN)[:, None, None]
         self.std = torch.tensor(OPENAI_DATASET_STD)[:, None, None]
 
@@ -23,37 +26,18 @@ class Scenes:
         """Uniform numbers between `low` and `high`."""
         return low + (high - low) * torch.rand(shape, generator=self.generator)
 
-    def batch(self, drawings: Tensor, hardest: float, widening: float) -> Tensor:
-        """Normalised images (batch, 3, 64, 64) of rows of the corpus; difficulty is uniform up to `hardest`."""
-        count = len(drawings)
+    def batch(self, styles: Tensor, concepts: Tensor, hardest: float, widening: float) -> Tensor:
+        """Normalised images (batch, 3, 64, 64); difficulty per image is uniform up to `hardest`."""
+        count = len(styles)
+        glyph = self.glyphs[styles, concepts].float() / 255
         level = self.uniform(0, hardest, count)
-        drawn, alpha, ground = self.inked(drawings, level)
+        drawn, alpha = glyph[:, :3], glyph[:, 3:]
         if widening:
             drawn, alpha = self.widen(drawn, alpha, widening)
         drawn = self.jitter(drawn)
         placed = self.place(torch.cat([drawn * alpha, alpha], 1), level)
-        image = placed[:, :3] + ground * (1 - placed[:, 3:])
+        image = placed[:, :3] + self.ground(level) * (1 - placed[:, 3:])
         return (self.light(image, level) - self.mean) / self.std
-
-    def inked(self, drawings: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Colours and opacity of the drawings, and grounds on which they are seen.
-
-        Drawings of one colour get an ink: mostly dark on a light ground, or the reverse, the more colourful the harder.
-        """
-        count = len(drawings)
-        places, coloured = self.places[drawings], self.in_colours[drawings] == 1
-        drawn, alpha = torch.empty(count, 3, 64, 64), torch.empty(count, 1, 64, 64)
-        glyphs = self.colours[places[coloured]].permute(0, 3, 1, 2).float() / 255
-        drawn[coloured], alpha[coloured] = glyphs[:, :3], glyphs[:, 3:]
-        alpha[~coloured] = self.masks[places[~coloured]][:, None].float() / 255
-        wide = level[~coloured, None]
-        shade = self.uniform(0, 0.1 + 0.5 * wide, len(wide), 1)
-        ink = (shade + (0.1 + 0.6 * wide) * self.uniform(-1, 1, len(wide), 3)).clamp(0, 0.75)
-        drawn[~coloured] = ink[:, :, None, None].expand(-1, -1, 64, 64)
-        ground = self.ground(level)
-        reversed_ = ~coloured & (self.uniform(0, 1, count) < 0.6 * level)
-        drawn[reversed_], ground[reversed_] = 1 - drawn[reversed_], 1 - ground[reversed_]
-        return drawn, alpha, ground
 
     def place(self, glyph: Tensor, level: Tensor) -> Tensor:
         """The glyphs turned, scaled and moved."""
@@ -80,7 +64,7 @@ class Scenes:
         corners = F.interpolate(self.uniform(0, 1, count, 1, 2, 2), size=(64, 64), mode="bilinear", align_corners=True)
         plain, gradient = (self.uniform(0, 1, count, 1, 1, 1) for _ in range(2))
         mixed = torch.where(gradient < 0.5, corners, blotches) * (plain < level[:, None, None, None])
-        return torch.lerp(colours[0], colours[1], mixed).expand(-1, 3, 64, 64).clone()
+        return torch.lerp(colours[0], colours[1], mixed)
 
     def light(self, image: Tensor, level: Tensor) -> Tensor:
         """Light that falls off to one side, and grain."""

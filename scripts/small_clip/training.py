@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maple.data.emoji.scenes import EmojiArchive
 from small_clip.captions import CAPTIONS, CONTEXT, caption_tables
-from small_clip.corpus import Corpus
 from small_clip.exam import Exam
-from small_clip.scenes import Scenes
+from small_clip.scenes import SEEN_STYLES, Scenes
 
 VOCABULARY = 49408
 FULL_CONTEXT = 77
@@ -62,23 +62,25 @@ def remembered_loss(image: Tensor, scale: Tensor, bank: Tensor, concepts: Tensor
 class Trainer:
     """The training run: everything that a checkpoint holds."""
 
-    def __init__(self, run: Path, corpus: Corpus, exam: Exam, seconds: float, batch: int, peak: float) -> None:
+    def __init__(self, run: Path, seconds: float, batch: int, peak: float) -> None:
         self.run, self.budget, self.batch, self.peak = run, seconds, batch, peak
-        self.corpus, self.exam = corpus, exam
-        self.tokens, self.rows = caption_tables(corpus.names, corpus.keywords)
-        self._group_drawings()
+        self.archive = EmojiArchive()
+        self.concepts = self.archive.concepts()
+        self.tokens, self.rows = caption_tables(self.concepts)
         self.lengths = (self.tokens == len(self.rows) - 1).float().argmax(-1) + 1
         torch.manual_seed(0)
         self.generator = torch.Generator().manual_seed(0)
-        self.scenes = Scenes(corpus, self.generator)
+        self.scenes = Scenes(self.archive, self.concepts, self.generator)
         self.model = build_model(len(self.rows), CONTEXT).train()
         decayed = [p for p in self.model.parameters() if p.ndim >= 2]
         others = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), eps=1e-6)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        self.bank = F.normalize(torch.randn(len(corpus.names), EMBED), dim=1)
+        self.bank = F.normalize(torch.randn(len(self.concepts), EMBED), dim=1)
         self.step, self.seconds = 0, 0.0
+        self.order = torch.empty(0, dtype=torch.long)
+        self.exam = Exam(self.archive, ("food", "animals"), scenes=1)
         self._resume()
 
     def _resume(self) -> None:
@@ -143,46 +145,36 @@ class Trainer:
             group["lr"] = rate
         hardest = min(0.5, 0.1 + max(0.0, progress - 0.25))
         widening = 0.0 if progress < 0.4 else WIDENED
-        names, images = self.draw(hardest, widening)
-        caption = torch.randint(CAPTIONS, (len(names),), generator=self.generator)
-        tokens = self.tokens[names, caption][:, : int(self.lengths[names, caption].max())]
+        concepts, images = self.draw(hardest, widening)
+        caption = torch.randint(CAPTIONS, (len(concepts),), generator=self.generator)
+        tokens = self.tokens[concepts, caption][:, : int(self.lengths[concepts, caption].max())]
         image = F.normalize(self.model.visual(images), dim=1)
         text = F.normalize(self.text(tokens), dim=1)
         loss = contrastive_loss(image, text, self.model.logit_scale.exp())
         if self.step >= BANK_FROM:
-            loss = loss + 0.5 * remembered_loss(image, self.model.logit_scale.detach().exp(), self.bank, names)
+            loss = loss + 0.5 * remembered_loss(image, self.model.logit_scale.detach().exp(), self.bank, concepts)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, 4.6052)
-            self.bank[names] = text.detach()
+            self.bank[concepts] = text.detach()
             keep = min(0.9985, (1 + self.step) / (10 + self.step))
             state = self.model.state_dict()
             torch._foreach_lerp_(list(self.average.values()), [state[name] for name in self.average], 1 - keep)
         self.step += 1
         return loss.item()
 
-    def _group_drawings(self) -> None:
-        """Sort the drawings by name, and weigh each name by the square root of the number of families that draw it."""
-        names, families = (torch.from_numpy(self.corpus.drawings[:, column]) for column in (0, 1))
-        self.by_name = names.argsort(stable=True)
-        self.family = families
-        self.counts = torch.bincount(names, minlength=len(self.corpus.names))
-        self.first = self.counts.cumsum(0) - self.counts
-        pairs = torch.unique(torch.stack([names, families]), dim=1)
-        self.weights = torch.bincount(pairs[0], minlength=len(self.corpus.names)).float().sqrt()
-
     def draw(self, hardest: float, widening: float) -> tuple[Tensor, Tensor]:
-        """Different random names (n,), and two images of each: drawings of different families where chance allows."""
-        names = torch.multinomial(self.weights, self.batch // 2, generator=self.generator)
-        chances = torch.rand(4, len(names), generator=self.generator)
-        first, *others = self.by_name[self.first[names] + (chances * self.counts[names]).long()]
-        second = others[0]
-        for other in others[1:]:
-            second = torch.where(self.family[second] == self.family[first], other, second)
-        return names, self.scenes.batch(torch.cat([first, second]), hardest, widening)
+        """The next concepts (n,) of the running permutation, and two images of each in different styles."""
+        count = self.batch // 2
+        if len(self.order) < count:
+            self.order = torch.randperm(len(self.concepts), generator=self.generator)
+        concepts, self.order = self.order[:count], self.order[count:]
+        first = torch.randint(len(SEEN_STYLES), (count,), generator=self.generator)
+        second = (first + torch.randint(1, len(SEEN_STYLES), (count,), generator=self.generator)) % len(SEEN_STYLES)
+        return concepts, self.scenes.batch(torch.cat([first, second]), concepts.repeat(2), hardest, widening)
 
     def text(self, tokens: Tensor) -> Tensor:
         """The text tower on tokens of any length up to CONTEXT."""
