@@ -21,7 +21,7 @@ def load_bundled(name: str, class_names: Mapping[str, str] | None = None) -> Dat
 
 def require_bundled(name: str) -> None:
     """Raise DataError unless there is a bundled data set of this name."""
-    icons.topic_and_style(name) if name.startswith(icons.PREFIX) else emoji.group_and_style(name)
+    (icons.topic_and_style if name.startswith(icons.PREFIX) else emoji.group_and_style)(name)
 
 
 def bundled_names() -> list[str]:
