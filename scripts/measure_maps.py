@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from maple.data.emoji import archive, draw
-from maple.data.emoji.scenes import render_scene
+from maple.data.scenes import render_scene
 from maple.explain import relevance
 from maple.inference import TorchPredictor
 from maple.methods import Method

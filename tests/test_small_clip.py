@@ -14,7 +14,8 @@ from maple.clip import Backbone, load_clip
 from maple.config import RunSettings, read_preset, resolve
 from maple.data import Dataset, EvalTransform, eval_batches, load_dataset
 from maple.data.emoji import archive
-from maple.data.emoji.scenes import render_scene, scene_seed
+from maple.data.emoji.archive import scene_seed
+from maple.data.scenes import render_scene
 from maple.errors import BackboneError
 from maple.evaluation import evaluate
 from maple.methods import build_method

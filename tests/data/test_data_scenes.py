@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from maple.data.emoji.scenes import EmojiArchive, render_scene, scene_seed
+from maple.data.emoji.archive import EmojiArchive, scene_seed
+from maple.data.scenes import render_scene
 from maple.errors import ConfigError, DataError
 
 GROUPS = {"animals", "food", "objects", "places", "people", "symbols", "activities", "flags"}
@@ -27,7 +28,8 @@ KNOWN = {
 }
 DRAW = """
 import hashlib, json, sys
-from maple.data.emoji.scenes import EmojiArchive, render_scene, scene_seed
+from maple.data.emoji.archive import EmojiArchive, scene_seed
+from maple.data.scenes import render_scene
 archive = EmojiArchive()
 for style, code, index, difficulty, size in json.load(sys.stdin):
     glyph = archive.glyph(style, code)

@@ -13,9 +13,10 @@ from typing import Any
 from PIL import Image
 
 from maple import __version__
-from maple.data.emoji.scenes import EmojiArchive, render_scene, scene_seed
+from maple.data.emoji.archive import EmojiArchive, scene_seed
 from maple.data.folders.class_folders import rename_classes
 from maple.data.records import Dataset, Item
+from maple.data.scenes import render_scene
 from maple.errors import DataError, one_of
 
 PREFIX = "emoji-"

@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image
 
 from maple import __version__
-from maple.data.emoji.scenes import Random, render_scene
 from maple.data.folders.class_folders import rename_classes
 from maple.data.icons.archive import IconArchive
 from maple.data.icons.styles import STYLES
 from maple.data.records import Dataset, Item
+from maple.data.scenes import Random, render_scene
 from maple.errors import DataError, one_of
 
 PREFIX = "icons-"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maple.data.emoji.scenes import Integers
+from maple.data.scenes import Integers
 from maple.errors import DataError, one_of
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from maple.data.emoji.scenes import Integers, Random
+from maple.data.scenes import Integers, Random
 
 Mask = npt.NDArray[np.uint8]
 
