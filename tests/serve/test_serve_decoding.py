@@ -78,6 +78,20 @@ def test_images_are_read_as_in_this_process(decoder: Decoder) -> None:
             decoder.decode(content)
 
 
+def test_drafts_are_those_of_this_process() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 200, 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    content, view = buffer.getvalue(), EvalView(*VIEW)
+    drafting = Decoder(view, 4_000_000, 10.0, draft=True)
+    try:
+        decoded = drafting.decode(content)
+    finally:
+        drafting.close()
+    assert np.array_equal(decoded, view(read_image(content, least_side=view.least_side)))
+    assert not np.array_equal(decoded, view(read_image(content)))
+
+
 @pytest.mark.parametrize("make", [jpeg_of_many_scans, jpeg_of_fill_bytes, lambda: png(size=(1, 5))])
 def test_a_slow_image_ends_in_time(decoder: Decoder, make: Callable[[], bytes]) -> None:
     content = make()

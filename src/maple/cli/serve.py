@@ -13,6 +13,7 @@ from maple.cli.options import (
     AnyModel,
     DataRoot,
     Device,
+    Draft,
     Pretrained,
     TrainedBackbone,
     TrustBackbone,
@@ -59,6 +60,7 @@ def serve_command(
     max_batch: Annotated[int, Option(help="Number of images that the model processes at once.")] = 32,
     queue: Annotated[int, Option(help="Number of images that may wait; more requests are refused as busy.")] = 128,
     timeout: Annotated[float, Option(help="Seconds after which a request fails.")] = 30,
+    draft: Draft = False,
     decode_timeout: Annotated[float, Option(help="Seconds that decoding one image may take.")] = 10,
     data_root: DataRoot = None,
     device: Device = None,
@@ -113,6 +115,7 @@ def serve_command(
             token=token,
             hosts=hosts,
             url_prefix=url_prefix,
+            draft=draft,
             find_examples=(lambda: find_examples(trained_on, predictor.trained_names)) if examples else None,
         )
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"

@@ -30,11 +30,12 @@ class Decoder:
         preprocess: applied to each image, in the process.
         pixels: of the largest image.
         seconds: that an image may take.
+        draft: whether large JPEGs are decoded at a part of their size (`EvalView.least_side`).
     """
 
-    def __init__(self, preprocess: EvalView, pixels: int, seconds: float) -> None:
+    def __init__(self, preprocess: EvalView, pixels: int, seconds: float, *, draft: bool = False) -> None:
         self._seconds = seconds
-        self._arguments = (preprocess, pixels, seconds)
+        self._arguments = (preprocess, pixels, seconds, preprocess.least_side if draft else None)
         self._process: subprocess.Popen[bytes] | None = None
 
     def decode(self, content: bytes) -> Floats:
@@ -108,7 +109,7 @@ def main() -> None:
     images, replies = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr
     with open(os.devnull, "w", encoding="utf-8") as devnull, suppress(EOFError, OSError, pickle.UnpicklingError):
-        preprocess, pixels, seconds = pickle.load(images)
+        preprocess, pixels, seconds, least_side = pickle.load(images)
         reply: Floats | str = "started"
         while True:  # until the server ends, however it ends
             _send(replies, reply)
@@ -117,7 +118,7 @@ def main() -> None:
             # server has been killed meanwhile.
             faulthandler.dump_traceback_later(seconds, exit=True, file=devnull)
             try:
-                reply = preprocess(read_image(content, max_pixels=pixels))
+                reply = preprocess(read_image(content, max_pixels=pixels, least_side=least_side))
             except ImageError as error:
                 reply = str(error).removeprefix("<bytes>: ")
             faulthandler.cancel_dump_traceback_later()
