@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from maple import files
+from maple.data.sources.tables import require_pyarrow
 from maple.errors import ConfigError, output_error
 from maple.inference.predictor import Prediction, UnreadableImage
 
@@ -58,22 +59,15 @@ def check_output(path: Path) -> None:
     """Refuse a file of predictions that cannot be written, before anything is computed.
 
     Raises:
-        ConfigError: another suffix than .parquet, .csv or .jsonl, it exists already, or pyarrow is not installed.
+        ConfigError: another suffix than .parquet, .csv or .jsonl, or it exists already.
+        DataError: it is Parquet, and pyarrow is not installed.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"output {str(path)!r}: predictions are written to a file named {', '.join(SUFFIXES)}")
     if path.exists():
         raise output_error(f"{path} exists", ", or remove it")
     if path.suffix.lower() == ".parquet":
-        require_pyarrow()
-
-
-def require_pyarrow() -> None:
-    """Raise ConfigError unless pyarrow is installed."""
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("Parquet needs pyarrow, which is not installed: pip install 'maple-clip[ray]'") from error
+        require_pyarrow(f"output {str(path)!r}")
 
 
 def write_predictions(
