@@ -34,10 +34,10 @@ from benchmarks.common import write
 from maple.clip import Backbone
 from maple.clip.backbone import preprocessing_of
 from maple.clip.backbone_names import architecture_config
+from maple.clip.checkpoints.open_clip_models import build_model, default_preprocess
 from maple.clip.describe import FAMILIES, BackboneDescription, describe_model, model_without_weights
 from maple.clip.known_backbones import TEXT_CONFIGS
-from maple.clip.open_clip_models import build_model, default_preprocess
-from maple.clip.tokenizers import clip_tokenizer
+from maple.clip.tokenization.tokenizers import clip_tokenizer
 from maple.errors import MapleError, first_line
 from maple.methods import build_method
 

@@ -18,7 +18,7 @@ from forked import ForkedProcess
 from maple import files
 from maple.archives import read_checkpoint, read_torchscript
 from maple.checkpoint import read_prompts, write_tensors
-from maple.clip.formats import read_tensors
+from maple.clip.checkpoints.formats import read_tensors
 from maple.data.published.download import check_file
 from maple.data.published.split_files import read_lines
 from maple.data.published.unpack import unpack

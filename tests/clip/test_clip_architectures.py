@@ -13,7 +13,7 @@ from open_clip.transformer import QuickGELU
 from torch import nn
 
 from maple.clip import load_clip
-from maple.clip import open_clip_models as loading
+from maple.clip.checkpoints import open_clip_models as loading
 from maple.clip.towers import image_tower, text_tower
 from maple.errors import BackboneError
 

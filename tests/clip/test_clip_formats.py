@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from maple.clip import Backbone, load_clip
-from maple.clip.formats import read_tensors
+from maple.clip.checkpoints.formats import read_tensors
 
 
 def agree(backbone: Backbone, state: files.State, *, quick_gelu: bool) -> None:
@@ -143,7 +143,7 @@ def test_transformers_settings_of_each_tower(tmp_path: Path) -> None:
 
 
 def test_every_hidden_width_survives_the_ratio() -> None:
-    from maple.clip.formats import mlp_ratio
+    from maple.clip.checkpoints.formats import mlp_ratio
 
     wrong = [(h, w) for w in range(1, 130) for h in range(1, 600) if int(w * mlp_ratio(h, w)) != h]
     assert not wrong

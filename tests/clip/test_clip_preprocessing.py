@@ -13,7 +13,7 @@ from PIL import Image
 
 from maple.clip import load_clip
 from maple.clip.backbone import preprocessing_of
-from maple.clip.transformers_format import processor_preprocess
+from maple.clip.checkpoints.transformers_format import processor_preprocess
 from maple.data import EvalTransform
 from maple.errors import BackboneError
 
@@ -94,7 +94,7 @@ def test_an_open_clip_folder_says_how_images_are_resized(
 
 def test_a_tag_says_how_images_are_resized(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """DFN's ViT-H squashes: its tag is read with a file of a small model in place of its weights."""
-    from maple.clip import open_clip_models
+    from maple.clip.checkpoints import open_clip_models
 
     monkeypatch.setattr(open_clip_models, "_download_weights", lambda _name, tag, _published: tmp_path / f"{tag}.pt")
     config = {"embed_dim": 32, "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}}

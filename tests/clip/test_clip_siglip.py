@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from maple.clip import load_clip
-from maple.clip.configurations import sentence_limit, tower_depths
+from maple.clip.checkpoints.configurations import sentence_limit, tower_depths
 from maple.errors import BackboneError, ClassNamesError
 
 SENTENCES = [

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from maple.clip import load_clip
-from maple.clip.text_configs import TEXT_FOLDER
+from maple.clip.checkpoints.text_configs import TEXT_FOLDER
 from maple.errors import BackboneDownloadError, BackboneError, ClassNamesError
 
 NAME = "lab/bert"

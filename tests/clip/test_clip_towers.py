@@ -9,7 +9,7 @@ import torch
 from test_clip_precision import CUSTOM_BLOCKS, MODELS, build
 
 from maple.clip import Backbone, ImageTower, TextTower
-from maple.clip.tokens import SentenceTokenizer
+from maple.clip.tokenization.tokens import SentenceTokenizer
 from maple.clip.towers import image_tower
 from maple.errors import BackboneError, ClassNamesError, ImageError, UnsupportedTowerError
 from maple.prompts import l2_normalize

@@ -15,7 +15,7 @@ from maple import load_clip
 from maple.checkpoint import save_prompts
 from maple.clip import Backbone
 from maple.clip.plain_model import PlainCLIP
-from maple.clip.published_tokenizer import PublishedTokenizer
+from maple.clip.tokenization.published_tokenizer import PublishedTokenizer
 from maple.errors import BackboneError
 from maple.methods import build_method
 
@@ -88,7 +88,7 @@ def test_other_weights_are_refused() -> None:
 
 
 def test_a_tokenizer_without_its_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maple.clip.published_tokenizer.find_spec", lambda _: None)
+    monkeypatch.setattr("maple.clip.tokenization.published_tokenizer.find_spec", lambda _: None)
     with pytest.raises(BackboneError, match="open_clip_torch, which is not installed"):
         PublishedTokenizer(77)
 

@@ -133,7 +133,7 @@ def test_arguments_that_published_models_have_still_work(state: files.State, tmp
 
 
 def test_every_configuration_of_open_clip_is_allowed(tmp_path: Path) -> None:
-    from maple.clip.formats import read_open_clip_config
+    from maple.clip.checkpoints.formats import read_open_clip_config
 
     for name in open_clip.list_models():
         (tmp_path / "c.json").write_text(json.dumps({"model_cfg": open_clip.get_model_config(name)}))

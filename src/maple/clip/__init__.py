@@ -4,7 +4,7 @@ A method changes their blocks by layer edits; where prompts are in a sentence, t
 """
 
 from maple.clip.backbone import Backbone, Preprocessing
-from maple.clip.configurations import tower_depths
+from maple.clip.checkpoints.configurations import tower_depths
 from maple.clip.edits import LayerEdit, LowRank, prompt_edits
 from maple.clip.load import load_clip
 from maple.clip.towers import ImageTower, TextTower

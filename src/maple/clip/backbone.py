@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maple.clip.backbone_names import GELU, QUICKGELU
 from maple.clip.plain_model import is_quick_gelu
-from maple.clip.tokens import SentenceTokenizer
+from maple.clip.tokenization.tokens import SentenceTokenizer
 from maple.clip.towers import image_tower, text_tower
 from maple.errors import BackboneError, one_of
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from open_clip.transformer import TextTransformer, VisionTransformer
 
-from maple.clip import formats
 from maple.clip.backbone_names import (
     ARCHITECTURES,
     HUB,
@@ -20,12 +19,13 @@ from maple.clip.backbone_names import (
     is_hub_id,
     with_absolute_paths,
 )
+from maple.clip.checkpoints import formats
+from maple.clip.checkpoints.open_clip_models import build_model, unknown_name
+from maple.clip.checkpoints.transformers_format import read_transformers_config
 from maple.clip.hub import download
 from maple.clip.initialisation import uninitialised
 from maple.clip.known_backbones import TEXT_CONFIGS
-from maple.clip.open_clip_models import build_model, unknown_name
 from maple.clip.towers import ImageTower, Tower, image_tower, text_tower
-from maple.clip.transformers_format import read_transformers_config
 from maple.errors import BackboneError, UnsupportedTowerError
 
 _MOST_LAYERS = 1000

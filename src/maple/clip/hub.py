@@ -13,8 +13,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
-from maple.clip import formats
-from maple.clip.transformers_format import PREPROCESSORS, transformers_model_type
+from maple.clip.checkpoints import formats
+from maple.clip.checkpoints.transformers_format import PREPROCESSORS, transformers_model_type
 from maple.errors import BackboneDownloadError, BackboneError, first_line
 from maple.files import read_json
 from maple.hub_client import is_network_error, offline_if_unreachable

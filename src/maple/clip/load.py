@@ -9,10 +9,10 @@ from torch import Tensor
 
 from maple.clip.backbone import DTYPES, Backbone, preprocessing_of
 from maple.clip.backbone_names import ARCHITECTURES, PACKAGED, remember, with_absolute_paths
+from maple.clip.checkpoints.formats import OPEN_CLIP_WEIGHTS, read_tensors
 from maple.clip.features import FeatureBackbone
-from maple.clip.formats import OPEN_CLIP_WEIGHTS, read_tensors
 from maple.clip.plain_model import PlainCLIP
-from maple.clip.published_tokenizer import PublishedTokenizer
+from maple.clip.tokenization.published_tokenizer import PublishedTokenizer
 from maple.errors import BackboneError, one_of
 from maple.files import read_json
 from maple.names import FEATURES
@@ -36,7 +36,8 @@ def load_clip(
         device: where it runs.
 
     A folder, file or repository never makes another program import, run or download anything: see
-    `maple.clip.formats.read_open_clip_config`. What is given here may from now on also be named by prompts files.
+    `maple.clip.checkpoints.formats.read_open_clip_config`. What is given here may from now on also be named by prompts
+    files.
 
     Raises:
         BackboneError: the name, tag, precision or device is unknown, the file is unreadable or is not a CLIP, or the
@@ -116,16 +117,16 @@ def _open_clip_parts(
     name: str, pretrained: str | None, activation: str | None
 ) -> tuple[Any, Mapping[str, Any], Callable[[Sequence[str]], Tensor]]:
     # Only now: open_clip takes longer to import than PyTorch.
-    from maple.clip.open_clip_models import load_parts
+    from maple.clip.checkpoints.open_clip_models import load_parts
 
     return load_parts(name, pretrained, activation)
 
 
 def backbone_from_state_dict(state: Mapping[str, Tensor], *, name: str = "state dict", **options: Any) -> Backbone:
     """Build a backbone from a state dict in OpenAI's layout; `options` are those of `Backbone`."""
-    from maple.clip import formats
-    from maple.clip.open_clip_models import build_model, openai_preprocess
-    from maple.clip.tokenizers import clip_tokenizer
+    from maple.clip.checkpoints import formats
+    from maple.clip.checkpoints.open_clip_models import build_model, openai_preprocess
+    from maple.clip.tokenization.tokenizers import clip_tokenizer
 
     config = formats.openai_config(state, name)
     # Copies, since the model keeps its tensors and the caller may change its own.

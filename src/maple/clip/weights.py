@@ -8,7 +8,7 @@ from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 from torch import Tensor
 
-from maple.clip import formats
+from maple.clip.checkpoints import formats
 from maple.errors import BackboneError, shortened_list
 
 _ALIGNMENT = 64  # bytes, of every tensor that torch allocates

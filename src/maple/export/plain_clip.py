@@ -21,10 +21,10 @@ from torch import Tensor
 from maple import __version__
 from maple.checkpoint import save_safetensors
 from maple.clip.backbone import Preprocessing, fingerprint
-from maple.clip.formats import HEAD_WIDTH, OPENAI_EXTRAS
+from maple.clip.checkpoints.formats import HEAD_WIDTH, OPENAI_EXTRAS
+from maple.clip.checkpoints.transformers_format import transformers_name
 from maple.clip.load import load_backbone
 from maple.clip.plain_model import is_quick_gelu
-from maple.clip.transformers_format import transformers_name
 from maple.clip_tokenizer import read_vocabulary
 from maple.data.images.eval_transform import RESAMPLING
 from maple.errors import ExportError, MapleError

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from maple.clip.configurations import sentence_limit
+from maple.clip.checkpoints.configurations import sentence_limit
 from maple.config import RunSettings
 from maple.data import template_of
 from maple.errors import ClassNamesError, shortened

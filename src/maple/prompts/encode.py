@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from maple.clip import ImageTower, TextTower
-from maple.clip.blocks import PrefixCache
 from maple.clip.cpu_linear import is_exporting_or_compiling
 from maple.clip.edits import NO_EDIT, LayerEdit, edits_of_all_blocks
+from maple.clip.towers.blocks import PrefixCache
 from maple.distributed import device_memory
 from maple.errors import UnsupportedTowerError
 from maple.prompts.passes import run_or_defer

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from maple.clip import Backbone
-from maple.clip.blocks import Bucket
+from maple.clip.towers.blocks import Bucket
 from maple.errors import ConfigError
 from maple.names import clean_class_names
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from maple.clip.blocks import Block, Bucket, PrefixCache
 from maple.clip.edits import NO_EDIT, Affine, LayerEdit
+from maple.clip.towers.blocks import Block, Bucket, PrefixCache
 from maple.errors import ImageError, UnsupportedTowerError
 
 

@@ -5,9 +5,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from maple.clip.blocks import Block
 from maple.clip.edits import NO_EDIT, LayerEdit
 from maple.clip.towers.base import TextTower
+from maple.clip.towers.blocks import Block
 from maple.clip.towers.precision import convert_part, float32_norm
 
 

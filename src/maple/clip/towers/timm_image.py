@@ -8,10 +8,10 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from maple.clip.blocks import Block
 from maple.clip.edits import NO_EDIT, LayerEdit
-from maple.clip.timm_parts import Rotation
 from maple.clip.towers.base import ImageTower
+from maple.clip.towers.blocks import Block
+from maple.clip.towers.timm_parts import Rotation
 
 
 def obstacle_of(trunk: Any) -> str | None:

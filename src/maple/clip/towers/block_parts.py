@@ -75,7 +75,7 @@ def parts_of(module: Any) -> OpenClipParts | str:
         return OpenClipParts(module)
     from open_clip.transformer import ResidualAttentionBlock
 
-    from maple.clip.timm_parts import timm_parts
+    from maple.clip.towers.timm_parts import timm_parts
 
     if type(module) is not ResidualAttentionBlock:
         return timm_parts(module)
@@ -94,7 +94,7 @@ def first_norm(module: Any) -> Any:
     """The norm that a block applies to its input, standard or not; None where there is no such norm."""
     if hasattr(module, "ln_1"):
         return module.ln_1
-    from maple.clip.timm_parts import BLOCKS
+    from maple.clip.towers.timm_parts import BLOCKS
 
     return module.norm1 if type(module) in BLOCKS else None
 

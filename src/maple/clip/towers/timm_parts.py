@@ -14,8 +14,8 @@ from timm.models.vision_transformer import Attention as TimmAttention
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 
-from maple.clip.block_parts import LinearWeights, OpenClipParts, part_of_packed
 from maple.clip.cpu_linear import frozen_linear
+from maple.clip.towers.block_parts import LinearWeights, OpenClipParts, part_of_packed
 
 BLOCKS = (TimmBlock, EvaBlock)
 

@@ -18,7 +18,6 @@ from open_clip.pretrained import download_pretrained
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor
 
-from maple.clip import formats
 from maple.clip.backbone_names import (
     ARCHITECTURES,
     ASSUMED,
@@ -32,13 +31,14 @@ from maple.clip.backbone_names import (
     is_hub_id,
     random_seed,
 )
+from maple.clip.checkpoints import formats
+from maple.clip.checkpoints.siglip_format import build_siglip
+from maple.clip.checkpoints.text_configs import size_of_text_tower, text_config, written
+from maple.clip.checkpoints.transformers_format import read_transformers_folder
 from maple.clip.foreign import FOREIGN_ERRORS, quiet
 from maple.clip.hub import download
 from maple.clip.initialisation import uninitialised
-from maple.clip.siglip_format import build_siglip
-from maple.clip.text_configs import size_of_text_tower, text_config, written
-from maple.clip.tokenizers import TransformersTokenizer, clip_tokenizer, described_tokenizer
-from maple.clip.transformers_format import read_transformers_folder
+from maple.clip.tokenization.tokenizers import TransformersTokenizer, clip_tokenizer, described_tokenizer
 from maple.clip.weights import load_weights
 from maple.errors import BackboneDownloadError, BackboneError, first_line, one_of
 from maple.hub_client import is_network_error, offline_if_unreachable

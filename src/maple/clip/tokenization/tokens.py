@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maple.clip.published_tokenizer import PublishedTokenizer
+from maple.clip.tokenization.published_tokenizer import PublishedTokenizer
 from maple.errors import BackboneError, ClassNamesError, shortened
 from maple.names import refuse_long
 

@@ -47,7 +47,7 @@ def sentence_limit(name: str) -> tuple[Callable[[str], int], int] | None:
         return None
     if any(text.get(key) for key in ("hf_tokenizer_name", "hf_model_name", "tokenizer_kwargs")):
         return None
-    from maple.clip.tokenizers import clip_tokenizer
+    from maple.clip.tokenization.tokenizers import clip_tokenizer
 
     limit = text.get("context_length", 77)
     tokenizer: Any = clip_tokenizer(limit)

@@ -13,8 +13,8 @@ import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
-from maple.clip import siglip_format
-from maple.clip.formats import CLIP_VOCABULARY, StateDict, check_vocabulary, mlp_ratio, read_tensors, shards
+from maple.clip.checkpoints import siglip_format
+from maple.clip.checkpoints.formats import CLIP_VOCABULARY, StateDict, check_vocabulary, mlp_ratio, read_tensors, shards
 from maple.errors import BackboneError
 from maple.files import read_json
 

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maple.clip.block_parts import OpenClipParts, first_norm, parts_of
 from maple.clip.cpu_linear import frozen_linear
 from maple.clip.edits import NO_EDIT, Affine, LayerEdit
+from maple.clip.towers.block_parts import OpenClipParts, first_norm, parts_of
 from maple.errors import UnsupportedTowerError
 
 if TYPE_CHECKING:
-    from maple.clip.timm_parts import Rotation
+    from maple.clip.towers.timm_parts import Rotation
 
 Mask = Callable[[int], Tensor]
 """A function from n to the additive causal mask [n, n]. Standard blocks do not need it."""

@@ -15,7 +15,7 @@ import torch
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
-from maple.clip.formats import StateDict, mlp_ratio
+from maple.clip.checkpoints.formats import StateDict, mlp_ratio
 from maple.errors import BackboneError, one_of
 
 # (transformers, open_clip and timm): prefixes of tensor names, and parts within them.
