@@ -25,9 +25,9 @@ import pyarrow.parquet as pq
 from benchmarks import common
 from maple.data.emoji import archive, draw
 from maple.inference import ImageSource, load_predictor, predict_on_ray
-from maple.inference.bulk_sources import list_units, read_unit
 from maple.inference.prediction_tables import to_row
 from maple.inference.ray_predict import _decode
+from maple.inference.sources.bulk_sources import list_units, read_unit
 
 ROWS_PER_GROUP = 500
 TOLERANCE = 1e-5

@@ -12,7 +12,7 @@ from maple.data import load_dataset, load_folder
 from maple.data.folders.manifests import load_manifest
 from maple.data.images.reading import read_image
 from maple.errors import ConfigError, DataError
-from maple.inference.image_sources import find_images
+from maple.inference.sources.image_sources import find_images
 
 FILES = ["cat/1.png", "cat/2.png", "dogs, big/1.png", "x.png", "Ünï/é.png"]
 

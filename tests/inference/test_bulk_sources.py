@@ -10,9 +10,9 @@ import pytest
 from inference_helpers import COLOURS, png
 
 from maple.errors import ConfigError
-from maple.inference import bulk_sources
-from maple.inference.bulk_sources import EncodedImage, list_units, read_unit
 from maple.inference.ray_predict import SourceSet
+from maple.inference.sources import bulk_sources
+from maple.inference.sources.bulk_sources import EncodedImage, list_units, read_unit
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'maple-clip[ray]'")
 import pyarrow.parquet as pq  # noqa: E402 - after the check

@@ -17,7 +17,7 @@ from maple.checkpoint import read_prompts
 from maple.cli.options import in_options
 from maple.clip.backbone_names import require_trusted
 from maple.errors import ConfigError, MapleError
-from maple.inference.array_images import InputError
+from maple.inference.sources.array_images import InputError
 from maple.methods import Features
 from maple.runs import TrainProgress
 from maple.runs.selection import CANDIDATES

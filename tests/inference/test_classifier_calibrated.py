@@ -9,7 +9,7 @@ from inference_helpers import TINY, pixels
 
 from maple import PromptClassifier
 from maple.inference import in_memory
-from maple.inference.array_images import InputError
+from maple.inference.sources.array_images import InputError
 from maple.runs import selection
 
 COOP: dict[str, Any] = {**TINY, "method": "coop", "epochs": 2, "lr": 0.5, "settings": {"train": {"batch_size": 8}}}

@@ -11,7 +11,7 @@ from inference_helpers import png, send
 
 from maple.errors import ImageError
 from maple.inference import find_images
-from maple.inference.image_sources import download_image, is_address
+from maple.inference.sources.image_sources import download_image, is_address
 
 Serve = Callable[[Callable[[BaseHTTPRequestHandler], None]], str]
 

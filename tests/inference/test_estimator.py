@@ -12,7 +12,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_s
 from sklearn.utils import estimator_checks
 
 from maple import PromptClassifier
-from maple.inference.array_images import LabelNamesError
+from maple.inference.sources.array_images import LabelNamesError
 
 # Checks that need no features [n, d]. All others bring random floats [n, d], which are no images: `check_estimator`
 # leaves them out by itself, because the tags say that the input is no such table. What they are about is tested here

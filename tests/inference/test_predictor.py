@@ -21,7 +21,7 @@ from maple.data import EvalTransform
 from maple.data.images.prefetch import map_in_order
 from maple.errors import BackboneError, ClassNamesError, ConfigError, DataError, ImageError, UnlearnedClassesError
 from maple.inference import ImageSource, Prediction, TorchPredictor, UnreadableImage, find_images
-from maple.inference.image_sources import cache_downloads
+from maple.inference.sources.image_sources import cache_downloads
 from maple.inference.trained_names import TrainedNames
 from maple.methods.maple import MaPLe
 

@@ -13,8 +13,9 @@ import pytest
 from inference_helpers import COLOURS, png
 
 from maple.errors import BackboneError, BusyError, ConfigError
-from maple.inference import BulkResult, bulk_sources, find_images, load_predictor, predict_on_ray, ray_predict
+from maple.inference import BulkResult, find_images, load_predictor, predict_on_ray, ray_predict
 from maple.inference.prediction_tables import to_row
+from maple.inference.sources import bulk_sources
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'maple-clip[ray]'")
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'maple-clip[ray]'")

@@ -26,7 +26,7 @@ from maple.errors import BackboneError, ConfigError, DataError, UnsupportedTower
 from maple.feature_files import FeatureRows, read_features
 from maple.fitting import FitProgress, FitResult, SelectionSettings, fit, fit_candidates, fit_settings
 from maple.inference import load_predictor
-from maple.inference.array_images import InputError, to_inputs
+from maple.inference.sources.array_images import InputError, to_inputs
 from maple.inference.torch_predictor import TorchPredictor
 from maple.methods import describe_methods
 from maple.report import collect

@@ -78,10 +78,10 @@ def predict_command(
     # Before PyTorch is loaded: its threads would spin while they wait, on the cores that the readers of images need.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from maple.inference import UnreadableImage, find_images, load_predictor
-    from maple.inference.image_sources import STDIN, cache_downloads
     from maple.inference.manifest import is_export
     from maple.inference.prediction_tables import write_predictions
     from maple.inference.predictor import check_reject
+    from maple.inference.sources.image_sources import STDIN, cache_downloads
 
     check_reject(reject)
     if as_json and as_csv:

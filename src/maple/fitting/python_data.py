@@ -9,8 +9,8 @@ from maple.data.folders.class_folders import split_of
 from maple.data.sources.rows import Columns, Row, Source, read_label
 from maple.data.sources.unpacked import store_rows
 from maple.errors import DataError
-from maple.inference.array_images import to_images
-from maple.inference.python_data import is_split, open_data
+from maple.inference.sources.array_images import to_images
+from maple.inference.sources.python_data import is_split, open_data
 
 
 def keep_data(data: Any, columns: Columns | None = None) -> Path:

@@ -1,9 +1,9 @@
-from .image_sources import ImageSource as ImageSource
-from .image_sources import find_images as find_images
 from .predictor import Prediction as Prediction
 from .predictor import Predictor as Predictor
 from .predictor import UnreadableImage as UnreadableImage
 from .predictor import load_predictor as load_predictor
 from .ray_predict import BulkResult as BulkResult
 from .ray_predict import predict_on_ray as predict_on_ray
+from .sources.image_sources import ImageSource as ImageSource
+from .sources.image_sources import find_images as find_images
 from .torch_predictor import TorchPredictor as TorchPredictor

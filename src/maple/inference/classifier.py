@@ -22,18 +22,18 @@ from maple.data.sources.rows import Columns
 from maple.descriptions import DEFAULT_METHOD
 from maple.distributed import choose_device
 from maple.errors import CheckpointError, ClassNamesError, MapleError
-from maple.inference.array_images import (
+from maple.inference.hub import fetch_prompts, push_folder
+from maple.inference.in_memory import candidates_of, check_callbacks, train_in_memory
+from maple.inference.predictor import check_reject
+from maple.inference.sharing import PROMPTS, without_paths, write_card
+from maple.inference.sources.array_images import (
     class_names_of_labels,
     number_labels,
     read_inputs,
     to_inputs,
     weighted_accuracy,
 )
-from maple.inference.hub import fetch_prompts, push_folder
-from maple.inference.in_memory import candidates_of, check_callbacks, train_in_memory
-from maple.inference.predictor import check_reject
-from maple.inference.python_data import ADVICE, labelled
-from maple.inference.sharing import PROMPTS, without_paths, write_card
+from maple.inference.sources.python_data import ADVICE, labelled
 from maple.inference.torch_predictor import finite, prompts_file
 from maple.methods import Method
 from maple.names import clean_class_names, distinct, is_hub_id, repository_of
@@ -56,9 +56,9 @@ class PromptClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):  # typ
 
     It works with `clone`, `cross_val_score`, `GridSearchCV` and the like. Images are paths, addresses, bytes, PIL
     images, arrays [n, H, W, 3] (bytes, or floats from 0 to 1) or tensors [n, 3, H, W], in lists or whole, or data sets
-    (`maple.inference.array_images.to_images`); or an array [n, D] of their features by the same frozen CLIP, for
-    methods that leave its image tower as it is. Nothing is checked or loaded before `fit`. A parameter that is None is
-    as the preset says, or the default of `maple train`.
+    (`maple.inference.sources.array_images.to_images`); or an array [n, D] of their features by the same frozen CLIP,
+    for methods that leave its image tower as it is. Nothing is checked or loaded before `fit`. A parameter that is None
+    is as the preset says, or the default of `maple train`.
 
     Args:
         method, preset, epochs, lr, batch_size: as in `maple train`; the preset is METHOD_base-to-novel by default. The

@@ -13,8 +13,8 @@ from maple.config import SECTIONS, BackboneSettings, RunSettings, options_layer,
 from maple.data import Dataset, Item, hold_out
 from maple.distributed import Processes
 from maple.errors import ConfigError, ImageError
-from maple.inference.array_images import InputError
-from maple.inference.image_sources import ImageSource
+from maple.inference.sources.array_images import InputError
+from maple.inference.sources.image_sources import ImageSource
 from maple.methods import Method, method_settings, recipe_of
 from maple.plugins import trust_code
 from maple.runs import TrainingData, TrainProgress, complete

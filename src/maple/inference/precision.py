@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from maple.inference.image_sources import ImageSource, cache_downloads
 from maple.inference.predictor import Prediction, Predictor
+from maple.inference.sources.image_sources import ImageSource, cache_downloads
 from maple.inference.torch_predictor import TorchPredictor
 
 WORTHWHILE = 400

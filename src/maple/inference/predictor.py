@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from maple.data.images.eval_transform import EvalView
 from maple.data.images.prefetch import map_in_order
 from maple.errors import ConfigError, DataError, shortened
-from maple.inference.image_sources import ImageSource
+from maple.inference.sources.image_sources import ImageSource
 from maple.inference.trained_names import TrainedNames
 from maple.names import clean_class_names, distinct
 

@@ -24,11 +24,11 @@ from PIL import Image
 from maple import files
 from maple.data.images.reading import read_image
 from maple.errors import BackboneError, BusyError, ConfigError, ImageError, MapleError, first_line, output_error
-from maple.inference.bulk_sources import EncodedImage, Unit, list_units, read_unit
-from maple.inference.image_sources import ImageSource
 from maple.inference.manifest import export_folder, is_export, read_manifest
 from maple.inference.prediction_tables import arrow_schema, to_row
 from maple.inference.predictor import check_reject, load_predictor
+from maple.inference.sources.bulk_sources import EncodedImage, Unit, list_units, read_unit
+from maple.inference.sources.image_sources import ImageSource
 from maple.names import clean_class_names, repository_of
 from maple.plugins import accept_code, code_of
 from maple.ray_cluster import connection, require_ray, reserved_gpus

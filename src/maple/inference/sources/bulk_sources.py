@@ -13,7 +13,7 @@ from typing import Any
 
 from maple.data.images.formats import has_image_name
 from maple.errors import ConfigError, first_line, shortened_list
-from maple.inference.image_sources import MAX_BYTES
+from maple.inference.sources.image_sources import MAX_BYTES
 
 FILES_PER_UNIT = 64
 """How many image files are read by one task."""

@@ -17,9 +17,9 @@ from maple.data.images.prefetch import map_in_order
 from maple.data.images.reading import read_image, to_rgb
 from maple.errors import ClassNamesError, DataError, ImageError
 from maple.files import on_disk, sha256_of
-from maple.inference.image_sources import ImageSource, download_image, find_images, is_address, is_collection
-from maple.inference.python_data import InputError as InputError
-from maple.inference.python_data import Lazy, is_frame, open_data
+from maple.inference.sources.image_sources import ImageSource, download_image, find_images, is_address, is_collection
+from maple.inference.sources.python_data import InputError as InputError
+from maple.inference.sources.python_data import Lazy, is_frame, open_data
 
 Array = np.ndarray[Any, Any]
 

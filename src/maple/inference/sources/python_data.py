@@ -16,7 +16,7 @@ from maple.data.records import Dataset
 from maple.data.sources.hub import feature_kinds, feature_names, undecoded
 from maple.data.sources.rows import Columns, choose_image_column, choose_label_column, no_labels, read_label
 from maple.errors import DataError, one_of, shortened_list
-from maple.inference.image_sources import ImageSource
+from maple.inference.sources.image_sources import ImageSource
 
 ADVICE = 'name it, as in settings={{"data": {{"{column}": NAME}}}}, or leave out the others'
 _LOADER = "a DataLoader, which gives transformed batches; give its dataset"

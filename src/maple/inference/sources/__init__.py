@@ -1,0 +1,1 @@
+"""What predictions are made of: files, folders, archives, addresses, tables and shards, and images in memory."""
