@@ -1,4 +1,4 @@
-"""Captions of emoji concepts, and their tokens in a vocabulary reduced to what they use."""
+"""Captions of names, and their tokens in a vocabulary reduced to what they use."""
 
 import random
 
@@ -6,42 +6,36 @@ import open_clip
 import torch
 from torch import Tensor
 
-from maple.data.emoji.scenes import Concept
-
 PLAIN_TEMPLATE = "a photo of a {}."
 TEMPLATES = (
     PLAIN_TEMPLATE, PLAIN_TEMPLATE, PLAIN_TEMPLATE, "a picture of a {}.", "a drawing of a {}.", "{}", "a {}.",
-    "an icon of a {}.", "an emoji of a {}.", "a photo of a {}, a type of KIND.", "a {} in a scene.",
+    "an icon of a {}.", "a symbol of a {}.", "a sign that shows a {}.", "a {} in a scene.", "a rendering of a {}.",
 )  # fmt: skip
-KINDS = {
-    "animals": "animal", "food": "food", "objects": "object", "places": "place", "people": "person",
-    "symbols": "symbol", "activities": "activity", "flags": "flag",
-}  # fmt: skip
-CAPTIONS = 24  # per concept
+CAPTIONS = 12  # per name
 CONTEXT = 18
 
 
-def captions_of(concept: Concept, rng: random.Random) -> list[str]:
-    """`CAPTIONS` sentences on one concept: mostly its name in a template, some with keywords, few of a keyword only."""
+def captions_of(name: str, keywords: list[str], rng: random.Random) -> list[str]:
+    """`CAPTIONS` sentences on one name, the first one plain: in a template, some with keywords, few of a keyword."""
     captions = []
     for number in range(CAPTIONS):
-        text = rng.choice(TEMPLATES).replace("KIND", KINDS[concept.group]).format(concept.name)
-        if concept.keywords and number % 4 == 3:
-            words = rng.sample(concept.keywords, min(len(concept.keywords), rng.randint(1, 3)))
+        text = rng.choice(TEMPLATES).format(name)
+        if keywords and number % 4 == 3:
+            words = rng.sample(keywords, min(len(keywords), rng.randint(1, 3)))
             text = f"{text.removesuffix('.')}, {', '.join(words)}"
-        if concept.keywords and number % 12 == 7:
-            text = PLAIN_TEMPLATE.format(rng.choice(concept.keywords))
+        if keywords and number % 12 == 7:
+            text = PLAIN_TEMPLATE.format(rng.choice(keywords))
         captions.append(text)
-    return captions
+    return [PLAIN_TEMPLATE.format(name), *captions[1:]]
 
 
-def caption_tables(concepts: tuple[Concept, ...]) -> tuple[Tensor, Tensor]:
-    """Tokens (concepts, CAPTIONS, CONTEXT) in the reduced vocabulary, and the rows of CLIP's that it consists of.
+def caption_tables(names: list[str], keywords: list[list[str]]) -> tuple[Tensor, Tensor]:
+    """Tokens (names, CAPTIONS, CONTEXT) in the reduced vocabulary, and the rows of CLIP's that it consists of.
 
     The rows are ascending, so the end token stays the largest, which is what the text tower looks for.
     """
     tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT)
     rng = random.Random(1)
-    tokens = torch.stack([tokenizer(captions_of(concept, rng)) for concept in concepts])
+    tokens = torch.stack([tokenizer(captions_of(*pair, rng)) for pair in zip(names, keywords, strict=True)])
     rows, reduced = torch.unique(tokens, return_inverse=True)
     return reduced, rows

@@ -1,5 +1,6 @@
-"""Zero-shot accuracy on scenes that no training step draws."""
+"""Zero-shot accuracy on images that no training step draws."""
 
+import zlib
 from typing import Any
 
 import torch
@@ -7,54 +8,83 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from PIL import Image
 from torch import Tensor
 
-from maple.data.emoji.scenes import EmojiArchive, render_scene, scene_seed
+from maple.data.emoji.archive import EmojiArchive, scene_seed
+from maple.data.icons.archive import IconArchive
+from maple.data.icons.styles import STYLES
+from maple.data.scenes import Random, render_scene
 from small_clip.captions import PLAIN_TEMPLATE
 
-EVAL_INDEX = 1_000_000  # scenes from this number on are for measurement only
-EVAL_DIFFICULTY = 0.5
+EVAL_INDEX = 1_000_000  # scenes of emoji from this number on are for measurement only
+ICON_DIFFICULTY = 0.25
 
 
 class Exam:
-    """Zero-shot classification over all names of a group, on scenes that no training step draws."""
+    """Zero-shot classification over all names of a group of emoji or a topic of icons.
 
-    def __init__(
-        self, archive: EmojiArchive, groups: tuple[str, ...], scenes: int, difficulty: float = EVAL_DIFFICULTY
-    ):
-        mean, std = (torch.tensor(v)[:, None, None] for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
-        self.names = {group: [concept.name for concept in archive.concepts(group)] for group in groups}
-        self.images: dict[tuple[str, str], Tensor] = {}
+    Attributes:
+        names: the class names of each group or topic that was added.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[str, list[str]] = {}
+        self._images: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+
+    def add_emoji(self, group: str, scenes: int, difficulty: float) -> None:
+        """Scenes of a group in each style of the bundled emoji."""
+        archive = EmojiArchive()
+        self.names[group] = [concept.name for concept in archive.concepts(group)]
         for style in archive.styles:
-            for group in groups:
-                images = [
-                    render_scene(
-                        archive.glyph(style, concept.code),
-                        scene_seed(style, concept.code, EVAL_INDEX + number),
-                        difficulty=difficulty,
-                    )
-                    for concept in archive.concepts(group)
-                    for number in range(scenes)
-                ]
-                pixels = torch.stack([pixels_of(image) for image in images])
-                self.images[style, group] = (pixels.float() / 255 - mean) / std
-        self.scenes = scenes
+            images = [
+                render_scene(
+                    archive.glyph(style, concept.code),
+                    scene_seed(style, concept.code, EVAL_INDEX + number),
+                    difficulty=difficulty,
+                )
+                for concept in archive.concepts(group)
+                for number in range(scenes)
+            ]
+            labels = torch.arange(len(self.names[group])).repeat_interleave(scenes)
+            self._images.setdefault(group, {})[style] = (pixels_of(images), labels)
+
+    def add_icons(self, topic: str, drawings: int) -> None:
+        """The first test drawings of each class of a topic, in each style."""
+        archive = IconArchive()
+        names = self.names[topic] = list(archive.names(topic))
+        for style, manner in STYLES.items():
+            images = []
+            for name in names:
+                for number in range(drawings):
+                    random = Random(zlib.crc32(f"exam/{style}/{name}/{number}".encode()))
+                    glyph = manner(archive.drawing(topic, name, archive.train_count + number), random)
+                    images.append(render_scene(square(glyph), random.bits(), difficulty=ICON_DIFFICULTY))
+            labels = torch.arange(len(names)).repeat_interleave(drawings)
+            self._images.setdefault(topic, {})[style] = (pixels_of(images), labels)
 
     @torch.no_grad()
     def measure(self, model: Any, tokenize: Any) -> dict[str, dict[str, float]]:
-        """Top-1 accuracy in per cent by group and style."""
+        """Top-1 accuracy in per cent by group or topic, and style."""
+        mean, std = (torch.tensor(v)[:, None, None] for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
         table: dict[str, dict[str, float]] = {}
         for group, names in self.names.items():
             text = model.encode_text(tokenize([PLAIN_TEMPLATE.format(name) for name in names]), normalize=True)
-            labels = torch.arange(len(names)).repeat_interleave(self.scenes)
-            for style in sorted({style for style, _ in self.images}):
+            for style, (pixels, labels) in self._images[group].items():
                 features = torch.cat(
-                    [model.encode_image(part, normalize=True) for part in self.images[style, group].split(256)]
+                    [
+                        model.encode_image((part.float() / 255 - mean) / std, normalize=True)
+                        for part in pixels.split(256)
+                    ]
                 )
                 right = (features @ text.T).argmax(1) == labels
                 table.setdefault(group, {})[style] = round(100 * right.float().mean().item(), 1)
         return table
 
 
-def pixels_of(image: Image.Image) -> Tensor:
-    """An image as uint8 (3, height, width)."""
-    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return flat.view(image.height, image.width, 3).permute(2, 0, 1)
+def pixels_of(images: list[Image.Image]) -> Tensor:
+    """Images as uint8 [N, 3, height, width]."""
+    flat = [torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) for image in images]
+    return torch.stack(flat).view(len(images), images[0].height, images[0].width, 3).permute(0, 3, 1, 2)
+
+
+def square(glyph: Any) -> Image.Image:
+    """The RGBA square of a style as an image."""
+    return Image.fromarray(glyph.astype("uint8"))

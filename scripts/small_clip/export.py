@@ -10,11 +10,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from maple.clip import load_clip
-from maple.data.emoji.scenes import EmojiArchive
+from maple.data.emoji.archive import EmojiArchive
+from maple.data.icons.archive import IconArchive
 from small_clip.captions import CONTEXT, PLAIN_TEMPLATE
-from small_clip.exam import EVAL_DIFFICULTY, Exam
-from small_clip.scenes import SEEN_STYLES
-from small_clip.training import EMBED, FULL_CONTEXT, TEXT, VISION, VOCABULARY, WIDENED
+from small_clip.corpus import SEEN_STYLES, Corpus
+from small_clip.exam import Exam
+from small_clip.icons import PACKAGE, TEST_FAMILIES, TRAIN_FAMILIES, VERSION
+from small_clip.training import EMBED, FOREIGN, FULL_CONTEXT, TEXT, VISION, VOCABULARY, WIDENED
 
 
 def full_state(state: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
@@ -30,12 +32,13 @@ def full_state(state: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
 
 CARD = """# The small CLIP of maple-clip
 
-A CLIP in open_clip's format, pretrained from scratch on drawings of emoji: an image tower (ViT, 64 x 64 pixels, patch
-16, width 192, 6 layers), a causal text tower (width 128, 4 layers, CLIP's tokenizer and vocabulary), 128 joint
-dimensions, QuickGELU; {parameters} million parameters, half precision on disk ({megabytes} MB).
+A CLIP in open_clip's format, pretrained from scratch on drawings of emoji and icons: an image tower (ViT, 64 x 64
+pixels, patch 16, width 192, 6 layers), a causal text tower (width 128, 4 layers, CLIP's tokenizer and vocabulary), 128
+joint dimensions, QuickGELU; {parameters} million parameters, half precision on disk ({megabytes} MB).
 
 **What it is**: a model small enough to ship and to adapt in minutes on two cores, so that the demo, the examples and
-the tests run on a real model. It maps scenes with one emoji, and that emoji's English name, to nearby vectors.
+the tests run on a real model. It maps scenes with one drawing, and the English name of what is drawn, to nearby
+vectors.
 
 **What it is not**: a general vision model. It was not trained on photographs, knows {words} of the 49,408 entries of
 the vocabulary (the embeddings of the others are zero), reads {context} tokens reliably (the positions after that repeat
@@ -44,48 +47,64 @@ testing. Results on it do not carry over to large CLIPs.
 
 ## Data
 
-{concepts} concepts in three styles: OpenMoji in colour, Noto and Fluent 3D. Twemoji and OpenMoji's black line art were
-never shown: they are the unseen styles. All concepts were shown, as large CLIPs have seen nearly everything. Captions
-are made of templates, names and keywords. Scenes get harder during training; in its last part {share} per cent
-of the drawings are shown in grey, by their outlines, posterised, inverted or blurred. The outlines resemble line art;
-its drawings were not used.
+{names} names and {drawings} drawings: the bundled emoji in three styles (OpenMoji in colour, Noto and Fluent 3D), and
+the icons of {sets} icon sets in the npm package {package} {version} that at least two makers draw. Never shown:
+Twemoji and OpenMoji's black line art; and the drawings of the {held_out} families of icon sets of which the bundled
+data sets `icons-TOPIC` are made. Their names were shown, drawn by others, as large CLIPs have seen nearly everything.
+Icons of one colour are shown in a dark colour on a light ground, or the reverse. Captions are made of templates, names
+and keywords. Scenes get harder during training; in its last part {share} per cent of the drawings are shown in grey,
+by their outlines, posterised, inverted or blurred. The outlines resemble line art and neon; their drawings and their
+manner were not used.
 
 ## Training
 
-    python scripts/pretrain_small_clip.py train --run DIR --minutes {minutes}
-    python scripts/pretrain_small_clip.py export --run DIR
+    python scripts/pretrain_small_clip.py prepare --work WORK
+    python scripts/pretrain_small_clip.py train --work WORK --run RUN --minutes {minutes}
+    python scripts/pretrain_small_clip.py export --work WORK --run RUN
 
-{steps} steps of 128 images and 64 captions, {minutes} minutes on a CPU; no GPU. {remark}
-CLIP's loss within the batch, and images against the remembered captions of all concepts; AdamW, cosine schedule over
-time, averaged weights. The schedule follows the clock, so a second run gives a similar model, not the same bytes.
-`training_log.jsonl` contains the log and, in its last lines, the measurements below.
+{steps} steps of {batch} images and captions of different names, {minutes} minutes on two cores; no GPU. {remark}
+CLIP's loss within the batch, and both towers' classification among all names, each of which has a learned vector that
+is thrown away in the end. In {foreign} per cent of the steps, one to four random tokens were written into the first
+blocks of both towers, so that untrained prompts cost little accuracy. AdamW, cosine schedule over time, averaged weights. The schedule follows the clock, so a
+second run gives a similar model, not the same bytes. `training_log.jsonl` contains the log and, in its last lines, the
+measurements below.
 
 ## Zero-shot accuracy
 
-Per cent over all names of a group (chance: 100 / names), prompt "{template}", one scene per emoji and style drawn by
-`maple.data.emoji.scenes.render_scene`, with the exported weights. Styles in bold were never seen.
+Per cent over all names of a topic or group (chance: 100 / names), prompt "{template}", with the exported weights.
+Styles in bold were never seen.
 
 {tables}
 ## Licence
 
 The weights: MIT, like the package. They were trained on OpenMoji (CC BY-SA 4.0), Noto Color Emoji (Apache 2.0) and
-Fluent Emoji (MIT), credited in `../emoji/CREDITS.md`; whether ShareAlike applies to weights is an open legal question.
+Fluent Emoji (MIT), credited in `../emoji/CREDITS.md`, and on icon sets under {licences}, named below; whether licences
+of drawings apply to weights is an open legal question.
+
+{credits}
 """
 
 
-def measured_table(table: dict[str, dict[str, float]], sizes: dict[str, int]) -> str:
-    """The accuracies as a Markdown table, a row per group."""
-    styles = [*SEEN_STYLES, *sorted(set(next(iter(table.values()))) - set(SEEN_STYLES), reverse=True)]
-    head = [style if style in SEEN_STYLES else f"**{style}**" for style in styles]
-    lines = [f"| group | names | chance | {' | '.join(head)} |", "|---|---|---|" + "---|" * len(styles)]
+def measured_table(table: dict[str, dict[str, float]], sizes: dict[str, int], seen: tuple[str, ...]) -> str:
+    """The accuracies as a Markdown table, a row per topic or group; the styles in `seen` come first."""
+    styles = [*seen, *sorted(set(next(iter(table.values()))) - set(seen), reverse=True)]
+    head = [style if style in seen else f"**{style}**" for style in styles]
+    lines = [f"| names of | names | chance | {' | '.join(head)} |", "|---|---|---|" + "---|" * len(styles)]
     for group, row in table.items():
         cells = " | ".join(f"{row[style]:.1f}" for style in styles)
         lines.append(f"| {group} | {sizes[group]} | {100 / sizes[group]:.1f} | {cells} |")
     return "\n".join(lines)
 
 
-def export(run: Path, output: Path, remark: str) -> None:
-    """Write the folder that `maple.clip.load_clip` reads, measure it, and describe it; `remark` is about this run."""
+def export(run: Path, drawings: Path, output: Path, remark: str) -> None:
+    """Write the folder that `maple.clip.load_clip` reads, measure it, and describe it.
+
+    Args:
+        run: the folder of the checkpoint and the log.
+        drawings: the folder of the corpus that the run was trained on.
+        output: the folder to write.
+        remark: a sentence about this run for the model card.
+    """
     output.mkdir(parents=True, exist_ok=True)
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     weights = output / "open_clip_model.safetensors"
@@ -102,30 +121,48 @@ def export(run: Path, output: Path, remark: str) -> None:
     }
     (output / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
     shutil.copy(run / "training_log.jsonl", output / "training_log.jsonl")
-    archive = EmojiArchive()
-    sizes = {group: len(archive.concepts(group)) for group in archive.groups}
     backbone = load_clip(str(output))
+    emoji, icon_archive = EmojiArchive(), IconArchive()
+    icon_exam = Exam()
+    for topic in icon_archive.topics:
+        icon_exam.add_icons(topic, drawings=icon_archive.test_count)
+    exams = [("Icons, all test drawings", icon_exam, ("ink",))]
+    for difficulty in (0.25, 0.5):
+        exam = Exam()
+        for group in emoji.groups:
+            exam.add_emoji(group, scenes=1, difficulty=difficulty)
+        exams.append((f"Emoji, scenes of difficulty {difficulty}", exam, SEEN_STYLES))
     tables = []
-    for difficulty in (0.25, EVAL_DIFFICULTY):
-        table = Exam(archive, archive.groups, scenes=1, difficulty=difficulty).measure(
-            backbone.model, backbone.tokenize
-        )
-        record = {"step": state["step"], "difficulty": difficulty, "exported": table}
+    for title, exam, seen in exams:
+        table = exam.measure(backbone.model, backbone.tokenize)
+        record = {"step": state["step"], "exam": title, "exported": table}
         with (output / "training_log.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
-        tables.append(f"Scenes of difficulty {difficulty}:\n\n{measured_table(table, sizes)}\n")
+        sizes = {group: len(names) for group, names in exam.names.items()}
+        tables.append(f"{title}:\n\n{measured_table(table, sizes, seen)}\n")
         print(tables[-1], flush=True)
+    corpus = Corpus(drawings)
+    licences = {record["licence"] for record in corpus.sets.values()}
     card = CARD.format(
         parameters=round(sum(value.numel() for value in backbone.model.parameters()) / 1e6, 1),
         megabytes=round(weights.stat().st_size / 1e6),
         words=len(state["rows"]),
         context=CONTEXT,
-        concepts=sum(sizes.values()),
+        names=f"{len(corpus.names):,}",
+        drawings=f"{len(corpus.drawings):,}",
+        sets=len(corpus.sets),
+        package=PACKAGE,
+        version=VERSION,
+        held_out=len(TRAIN_FAMILIES | TEST_FAMILIES),
         share=round(100 * WIDENED),
+        foreign=round(100 * FOREIGN),
         minutes=round(state["seconds"] / 60),
-        steps=state["step"],
+        steps=f"{state['step']:,}",
+        batch=state["batch"],
         template=PLAIN_TEMPLATE,
         remark=remark,
         tables="\n".join(tables),
+        licences=", ".join(sorted(licences)),
+        credits="\n".join(f"- {r['name']}, {r['author']}, {r['licence']}" for _, r in sorted(corpus.sets.items())),
     )
     (output / "MODEL_CARD.md").write_text(card)

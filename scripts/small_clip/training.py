@@ -1,23 +1,26 @@
 """The model, its losses and its training run."""
 
 import json
+import math
 import time
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maple.data.emoji.scenes import EmojiArchive
 from small_clip.captions import CAPTIONS, CONTEXT, caption_tables
+from small_clip.corpus import Corpus
 from small_clip.exam import Exam
-from small_clip.scenes import SEEN_STYLES, Scenes
+from small_clip.scenes import Scenes
 
 VOCABULARY = 49408
 FULL_CONTEXT = 77
-WIDENED = 0.2  # share of drawings in another manner, in the later part of the training
-BANK_FROM = 400  # steps before images are also held against the remembered captions of all concepts
+WIDENED = 0.3  # share of drawings in another manner, in the later part of the training
+FOREIGN = 0.5  # share of the steps in which tokens without meaning enter the blocks
+EMOJI_WEIGHT = 3.0  # the least weight of a name that an emoji has: few families draw it
 
 VISION = {"image_size": 64, "layers": 6, "width": 192, "patch_size": 16, "head_width": 64}
 TEXT = {"context_length": FULL_CONTEXT, "vocab_size": VOCABULARY, "width": 128, "heads": 2, "layers": 4}
@@ -35,62 +38,102 @@ def build_model(vocabulary: int, context: int) -> nn.Module:
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """Both directions of CLIP's loss; two images per caption.
+    """CLIP's loss in both directions on unit vectors, both (n, embed)."""
+    rows = torch.arange(len(text), device=text.device)
+    logits = scale * image @ text.T
+    return (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)) / 2
 
-    Args:
-        image: (2 n, embed) unit vectors: the n concepts once, and once more.
-        text: (n, embed) unit vectors.
-        scale: the temperature's inverse.
+
+class ForeignTokens:
+    """Tokens without meaning, which are written into the first blocks of a tower, the same for all rows of a batch.
+
+    A small CLIP that has never met such tokens loses much of its accuracy to untrained prompts; large ones do not.
     """
-    rows = torch.arange(len(text))
-    logits = scale * text @ image.T
-    to_text = F.cross_entropy(logits.T, rows.repeat(2))
-    chances = logits.log_softmax(1)
-    to_image = -(chances[rows, rows] + chances[rows, rows + len(text)]).mean() / 2
-    return (to_text + to_image) / 2
+
+    def __init__(self, generator: torch.Generator, width: int, layers: int) -> None:
+        def draw(low: float, high: float) -> float:
+            return low + (high - low) * torch.rand((), generator=generator, device=generator.device).item()
+
+        self.count, depth = int(draw(1, 5)), int(draw(1, layers + 1))
+        spread = math.exp(draw(math.log(0.02), math.log(0.5)))
+        shape = depth, self.count, width
+        self.rows = spread * torch.randn(shape, generator=generator, device=generator.device)
+
+    def write(self, states: Tensor, layer: int, start: int) -> Tensor:
+        """States [N, n, H] with the tokens of this block at the rows from `start` on."""
+        if layer >= len(self.rows):
+            return states
+        tokens = self.rows[layer].to(states.dtype).expand(len(states), -1, -1)
+        return torch.cat([states[:, :start], tokens, states[:, start + self.count :]], dim=1)
 
 
-def remembered_loss(image: Tensor, scale: Tensor, bank: Tensor, concepts: Tensor) -> Tensor:
-    """Images (2 n, embed) against the remembered captions of all concepts, `bank` (concepts, embed).
+def image_features(visual: Any, images: Tensor, foreign: ForeignTokens | None) -> Tensor:
+    """What `visual` computes, with foreign tokens after the patches: [N, embed]."""
+    patches = visual.conv1(images).flatten(2).transpose(1, 2)
+    first = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+    states = torch.cat([first, patches], dim=1) + visual.positional_embedding
+    rows = states.shape[1]
+    if foreign is not None:
+        states = torch.cat([states, states[:, : foreign.count]], dim=1)  # room, which is overwritten at once
+        states = foreign.write(states, 0, rows)
+    states = visual.ln_pre(states)
+    for layer, block in enumerate(visual.transformer.resblocks):
+        states = states if foreign is None or layer == 0 else foreign.write(states, layer, rows)
+        states = block(states)
+    return visual.ln_post(states[:, 0]) @ visual.proj
 
-    The right caption is a remembered one too. If it were fresh, the towers could distinguish it from the others by its
-    age alone, and they did: they drift together, all captions of a batch become alike, and nothing is learned.
-    """
-    return F.cross_entropy(scale * image @ bank.T, concepts.repeat(2))
+
+def text_features(model: Any, tokens: Tensor, foreign: ForeignTokens | None) -> Tensor:
+    """What the text tower computes of tokens of any length up to CONTEXT, with foreign ones for the first words."""
+    length = tokens.shape[1]
+    states = model.token_embedding(tokens)
+    if foreign is not None:
+        states = foreign.write(states, 0, 1)
+    states = states + model.positional_embedding[:length]
+    for layer, block in enumerate(model.transformer.resblocks):
+        states = states if foreign is None or layer == 0 else foreign.write(states, layer, 1)
+        states = block(states, attn_mask=model.attn_mask[:length, :length])
+    states = model.ln_final(states)
+    return states[torch.arange(len(tokens)), tokens.argmax(-1)] @ model.text_projection
 
 
 class Trainer:
     """The training run: everything that a checkpoint holds."""
 
-    def __init__(self, run: Path, seconds: float, batch: int, peak: float) -> None:
-        self.run, self.budget, self.batch, self.peak = run, seconds, batch, peak
-        self.archive = EmojiArchive()
-        self.concepts = self.archive.concepts()
-        self.tokens, self.rows = caption_tables(self.concepts)
+    def __init__(
+        self, run: Path, corpus: Corpus, exam: Exam, *, seconds: float, batch: int, peak: float, device: str
+    ) -> None:
+        self.run, self.budget, self.batch, self.peak, self.device = run, seconds, batch, peak, device
+        self.corpus, self.exam = corpus, exam
+        self.tokens, self.rows = caption_tables(corpus.names, corpus.keywords)
+        self._group_drawings()
         self.lengths = (self.tokens == len(self.rows) - 1).float().argmax(-1) + 1
         torch.manual_seed(0)
-        self.generator = torch.Generator().manual_seed(0)
-        self.scenes = Scenes(self.archive, self.concepts, self.generator)
-        self.model = build_model(len(self.rows), CONTEXT).train()
+        self.generator = torch.Generator(device).manual_seed(0)
+        self.scenes = Scenes(corpus, self.generator)
+        self.model = build_model(len(self.rows), CONTEXT).to(device).train()
+        self.tokens, self.lengths = self.tokens.to(device), self.lengths.to(device)
         decayed = [p for p in self.model.parameters() if p.ndim >= 2]
         others = [p for p in self.model.parameters() if p.ndim < 2]
-        groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+        self.proxies = nn.Parameter(0.1 * torch.randn(len(corpus.names), EMBED, device=device))
+        groups = [
+            {"params": decayed, "weight_decay": 0.1},
+            {"params": [*others, self.proxies], "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), eps=1e-6)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        self.bank = F.normalize(torch.randn(len(self.concepts), EMBED), dim=1)
         self.step, self.seconds = 0, 0.0
-        self.order = torch.empty(0, dtype=torch.long)
-        self.exam = Exam(self.archive, ("food", "animals"), scenes=1)
         self._resume()
 
     def _resume(self) -> None:
         path = self.run / "checkpoint.pt"
         if path.exists():
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, weights_only=True, map_location=self.device)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.generator.set_state(state["generator"])
-            self.average, self.bank = state["average"], state["bank"]
+            self.generator.set_state(state["generator"].cpu())
+            self.proxies.data.copy_(state["proxies"])
+            self.average = state["average"]
             self.step, self.seconds = state["step"], state["seconds"]
 
     def save(self) -> None:
@@ -100,10 +143,11 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "average": self.average,
-            "bank": self.bank,
+            "proxies": self.proxies.detach(),
             "step": self.step,
             "seconds": self.seconds,
             "rows": self.rows,
+            "batch": self.batch,
         }
         torch.save(state, self.run / "checkpoint.tmp")
         (self.run / "checkpoint.tmp").replace(self.run / "checkpoint.pt")
@@ -145,49 +189,72 @@ class Trainer:
             group["lr"] = rate
         hardest = min(0.5, 0.1 + max(0.0, progress - 0.25))
         widening = 0.0 if progress < 0.4 else WIDENED
-        concepts, images = self.draw(hardest, widening)
-        caption = torch.randint(CAPTIONS, (len(concepts),), generator=self.generator)
-        tokens = self.tokens[concepts, caption][:, : int(self.lengths[concepts, caption].max())]
-        image = F.normalize(self.model.visual(images), dim=1)
-        text = F.normalize(self.text(tokens), dim=1)
-        loss = contrastive_loss(image, text, self.model.logit_scale.exp())
-        if self.step >= BANK_FROM:
-            loss = loss + 0.5 * remembered_loss(image, self.model.logit_scale.detach().exp(), self.bank, concepts)
+        names, images = self.draw(hardest, widening)
+        caption = torch.randint(CAPTIONS, (len(names),), generator=self.generator, device=self.device)
+        if foreign := self.scenes.uniform(0, 1, 1).item() < FOREIGN:
+            caption.zero_()  # in the plain template, whose first four words are not those of the name
+        tokens = self.tokens[names, caption][:, : int(self.lengths[names, caption].max())]
+        loss = self.losses(images, tokens, names, foreign=foreign)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, 4.6052)
-            self.bank[concepts] = text.detach()
             keep = min(0.9985, (1 + self.step) / (10 + self.step))
             state = self.model.state_dict()
             torch._foreach_lerp_(list(self.average.values()), [state[name] for name in self.average], 1 - keep)
         self.step += 1
         return loss.item()
 
-    def draw(self, hardest: float, widening: float) -> tuple[Tensor, Tensor]:
-        """The next concepts (n,) of the running permutation, and two images of each in different styles."""
-        count = self.batch // 2
-        if len(self.order) < count:
-            self.order = torch.randperm(len(self.concepts), generator=self.generator)
-        concepts, self.order = self.order[:count], self.order[count:]
-        first = torch.randint(len(SEEN_STYLES), (count,), generator=self.generator)
-        second = (first + torch.randint(1, len(SEEN_STYLES), (count,), generator=self.generator)) % len(SEEN_STYLES)
-        return concepts, self.scenes.batch(torch.cat([first, second]), concepts.repeat(2), hardest, widening)
+    def losses(self, images: Tensor, tokens: Tensor, names: Tensor, *, foreign: bool) -> Tensor:
+        """The sum of CLIP's loss and of both towers' classification among all names.
 
-    def text(self, tokens: Tensor) -> Tensor:
-        """The text tower on tokens of any length up to CONTEXT."""
-        model, length = self.model, tokens.shape[1]
-        states = model.token_embedding(tokens) + model.positional_embedding[:length]
-        states = model.transformer(states, attn_mask=model.attn_mask[:length, :length])
-        states = model.ln_final(states)
-        return states[torch.arange(len(tokens)), tokens.argmax(-1)] @ model.text_projection
+        Each name has a learned vector, its proxy (Movshovitz-Attias et al., ICCV 2017). A batch holds a fiftieth of the
+        names, so CLIP's loss alone rarely sees two that are alike. The captions come near their proxies within a few
+        hundred steps, long before the images do.
+        """
+        kind = self.generator.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+            in_images, in_text = (
+                ForeignTokens(self.generator, sizes["width"], sizes["layers"]) if foreign else None
+                for sizes in (VISION, TEXT)
+            )
+            image = image_features(self.model.visual, images, in_images)
+            text = text_features(self.model, tokens, in_text)
+        image, text = F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1)
+        scale = self.model.logit_scale.exp()
+        proxies = F.normalize(self.proxies, dim=1)
+        return (
+            contrastive_loss(image, text, scale)
+            + F.cross_entropy(scale * image @ proxies.T, names)
+            + F.cross_entropy(scale * text @ proxies.T, names)
+        )
+
+    def _group_drawings(self) -> None:
+        """Sort the drawings by name, and weigh each name by the square root of the number of families that draw it."""
+        names, families = (torch.from_numpy(self.corpus.drawings[:, column]) for column in (0, 1))
+        self.by_name = names.argsort(stable=True)
+        counts = torch.bincount(names, minlength=len(self.corpus.names))
+        pairs = torch.unique(torch.stack([names, families]), dim=1)
+        weights = torch.bincount(pairs[0], minlength=len(self.corpus.names)).float().sqrt()
+        emoji = torch.tensor([family.startswith("emoji-") for family in self.corpus.families])
+        drawn_as_emoji = torch.unique(pairs[0][emoji[pairs[1]]])
+        weights[drawn_as_emoji] = weights[drawn_as_emoji].clamp_min(EMOJI_WEIGHT)
+        places = names.argsort(stable=True), counts, counts.cumsum(0) - counts, weights
+        self.by_name, self.counts, self.first, self.weights = (each.to(self.device) for each in places)
+
+    def draw(self, hardest: float, widening: float) -> tuple[Tensor, Tensor]:
+        """Different random names (n,), and an image of each."""
+        names = torch.multinomial(self.weights, self.batch, generator=self.generator)
+        chances = self.scenes.uniform(0, 1, len(names))
+        drawings = self.by_name[self.first[names] + (chances * self.counts[names]).long()]
+        return names, self.scenes.batch(drawings, hardest, widening)
 
     def averaged(self) -> nn.Module:
         """A model with the averaged weights."""
         model = build_model(len(self.rows), CONTEXT).eval()
-        model.load_state_dict(self.average)
+        model.load_state_dict(self.average)  # on the CPU, where it is measured
         return model
 
     def reduced(self, texts: list[str]) -> Tensor:
