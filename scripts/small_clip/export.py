@@ -65,9 +65,9 @@ manner were not used.
 {steps} steps of {batch} images and captions of different names, {minutes} minutes on two cores; no GPU. {remark}
 CLIP's loss within the batch, and both towers' classification among all names, each of which has a learned vector that
 is thrown away in the end. In {foreign} per cent of the steps, one to four random tokens were written into the first
-blocks of both towers, so that untrained prompts cost little accuracy. AdamW, cosine schedule over time, averaged weights. The schedule follows the clock, so a
-second run gives a similar model, not the same bytes. `training_log.jsonl` contains the log and, in its last lines, the
-measurements below.
+blocks of both towers, so that untrained prompts cost little accuracy. AdamW, cosine schedule over time, averaged
+weights. The schedule follows the clock, so a second run gives a similar model, not the same bytes.
+`training_log.jsonl` contains the log and, in its last lines, the measurements below.
 
 ## Zero-shot accuracy
 
