@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from maple.clip.backbone import fingerprint
-from maple.clip.checkpoints import formats, load_clip
+from maple.clip import load_clip
+from maple.clip.checkpoints import formats
 from maple.clip.initialisation import uninitialised
 from maple.clip.load import backbone_from_state_dict
 from maple.clip.weights import load_weights
