@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from maple.clip.backbone import fingerprint
 from maple.clip import load_clip
+from maple.clip.backbone import fingerprint
 from maple.clip.checkpoints import formats
 from maple.clip.initialisation import uninitialised
 from maple.clip.load import backbone_from_state_dict
