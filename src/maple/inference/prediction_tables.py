@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from maple import files
-from maple.data.sources.tables import require_pyarrow
 from maple.errors import ConfigError, output_error
 from maple.inference.predictor import Prediction, UnreadableImage
 
@@ -67,6 +66,9 @@ def check_output(path: Path) -> None:
     if path.exists():
         raise output_error(f"{path} exists", ", or remove it")
     if path.suffix.lower() == ".parquet":
+        # Every prediction imports this module; the readers of tables only those that write Parquet.
+        from maple.data.sources.tables import require_pyarrow
+
         require_pyarrow(f"output {str(path)!r}")
 
 
