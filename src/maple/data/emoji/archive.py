@@ -1,19 +1,13 @@
 """The bundled emoji, by group and style."""
 
 import hashlib
-import io
-import json
-import threading
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
-from importlib.resources.abc import Traversable
-from typing import Any
 
 from PIL import Image
 
+from maple.data.bundled_archive import BundledArchive
 from maple.errors import DataError, one_of
 
 
@@ -28,23 +22,10 @@ class Concept:
     subgroup: str
 
 
-class EmojiArchive:
+class EmojiArchive(BundledArchive):
     """The bundled emoji, in five styles; opened on first use. Thread-safe."""
 
-    def __init__(self) -> None:
-        self._sheets: dict[tuple[str, str], Image.Image] = {}
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[type["EmojiArchive"], tuple[()]]:
-        """Pickle as an unopened archive."""
-        return EmojiArchive, ()
-
-    @cached_property
-    def _index(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads(_asset("index.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise DataError(f"the bundled emoji index cannot be read ({error}); install maple-clip again") from error
+    contents, zip_name, mode = "emoji", "glyphs.zip", "RGBA"
 
     @cached_property
     def _concepts(self) -> dict[str, tuple[Concept, ...]]:
@@ -96,24 +77,9 @@ class EmojiArchive:
         group, place = self._places[code]
         size, columns = self._index["glyph_size"], self._index["columns"]
         left, top = place % columns * size, place // columns * size
-        return self._sheet(style, group).crop((left, top, left + size, top + size))
-
-    def _sheet(self, style: str, group: str) -> Image.Image:
-        with self._lock:
-            if (style, group) not in self._sheets:
-                try:
-                    with _asset("glyphs.zip").open("rb") as file, zipfile.ZipFile(file) as archive:
-                        content = archive.read(f"{style}/{group}.webp")
-                    self._sheets[style, group] = Image.open(io.BytesIO(content)).convert("RGBA")
-                except (OSError, KeyError, zipfile.BadZipFile) as error:
-                    raise DataError(f"the bundled emoji cannot be read ({error}); install maple-clip again") from error
-            return self._sheets[style, group]
+        return self._sheet(f"{style}/{group}").crop((left, top, left + size, top + size))
 
 
 def scene_seed(style: str, code: str, index: int) -> int:
     """Return the 64-bit seed of scene number `index` of an emoji in a style."""
     return int.from_bytes(hashlib.sha256(f"{style}/{code}/{index}".encode()).digest()[:8], "big")
-
-
-def _asset(name: str) -> Traversable:
-    return resources.files("maple").joinpath("assets", "emoji", name)

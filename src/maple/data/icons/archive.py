@@ -1,40 +1,16 @@
 """The bundled drawings of icons, by topic and name."""
 
-import io
-import json
-import threading
-import zipfile
-from functools import cached_property
-from importlib import resources
-from importlib.resources.abc import Traversable
-from typing import Any
-
 import numpy as np
-from PIL import Image
 
+from maple.data.bundled_archive import BundledArchive
 from maple.data.scenes import Integers
 from maple.errors import DataError, one_of
 
 
-class IconArchive:
+class IconArchive(BundledArchive):
     """The bundled drawings: some for training and some for the test of each name; opened on first use. Thread-safe."""
 
-    def __init__(self) -> None:
-        self._sheets: dict[str, Integers] = {}
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[type["IconArchive"], tuple[()]]:
-        """Pickle as an unopened archive."""
-        return IconArchive, ()
-
-    @cached_property
-    def _index(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads(_asset("index.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"the index of the bundled icons cannot be read ({error}); install maple-clip again"
-            ) from error
+    contents, zip_name, mode = "icons", "drawings.zip", "L"
 
     @property
     def topics(self) -> tuple[str, ...]:
@@ -70,20 +46,5 @@ class IconArchive:
             raise DataError(f"there is no drawing {number} of {name!r}; there are {self.train_count + self.test_count}")
         side = int(self._index["size"])
         top, left = names.index(name) * side, number * side
-        drawing: Integers = self._sheet(topic)[top : top + side, left : left + side].astype(np.int64)
+        drawing: Integers = np.asarray(self._sheet(topic).crop((left, top, left + side, top + side)), np.int64)
         return drawing
-
-    def _sheet(self, topic: str) -> Any:
-        with self._lock:
-            if topic not in self._sheets:
-                try:
-                    with _asset("drawings.zip").open("rb") as file, zipfile.ZipFile(file) as archive:
-                        content = archive.read(f"{topic}.webp")
-                    self._sheets[topic] = np.asarray(Image.open(io.BytesIO(content)).convert("L"))
-                except (OSError, KeyError, zipfile.BadZipFile) as error:
-                    raise DataError(f"the bundled icons cannot be read ({error}); install maple-clip again") from error
-            return self._sheets[topic]
-
-
-def _asset(name: str) -> Traversable:
-    return resources.files("maple").joinpath("assets", "icons", name)
