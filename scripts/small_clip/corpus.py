@@ -71,6 +71,7 @@ def prepare(work: Path, folder: Path, workers: int) -> None:
     np.save(folder / "masks.npy", np.stack(masks))
     np.save(folder / "colours.npy", np.stack(colours))
     np.save(folder / "drawings.npy", np.array(places, np.int64))
+    drawn_sets = {icon.icon_set for icon in drawn}
     index: dict[str, Any] = {
         "names": names,
         "keywords": [keywords.get(name, []) for name in names],
@@ -78,7 +79,7 @@ def prepare(work: Path, folder: Path, workers: int) -> None:
         "sets": {
             key: {"name": record["name"], "author": record["author"]["name"], "licence": record["license"]["spdx"]}
             for key, record in licensed_sets(package).items()
-            if key in {icon.icon_set for icon in drawn}
+            if key in drawn_sets
         },
     }
     (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")

@@ -1,6 +1,5 @@
 """Zero-shot accuracy on images that no training step draws."""
 
-import zlib
 from typing import Any
 
 import torch
@@ -8,14 +7,13 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from PIL import Image
 from torch import Tensor
 
+from maple.data import icons
 from maple.data.emoji.archive import EmojiArchive, scene_seed
-from maple.data.icons.archive import IconArchive
 from maple.data.icons.styles import STYLES
-from maple.data.scenes import Random, render_scene
+from maple.data.scenes import render_scene
 from small_clip.captions import PLAIN_TEMPLATE
 
 EVAL_INDEX = 1_000_000  # scenes of emoji from this number on are for measurement only
-ICON_DIFFICULTY = 0.25
 
 
 class Exam:
@@ -48,15 +46,11 @@ class Exam:
 
     def add_icons(self, topic: str, drawings: int) -> None:
         """The first test drawings of each class of a topic, in each style."""
-        archive = IconArchive()
+        archive = icons.archive()
         names = self.names[topic] = list(archive.names(topic))
-        for style, manner in STYLES.items():
-            images = []
-            for name in names:
-                for number in range(drawings):
-                    random = Random(zlib.crc32(f"exam/{style}/{name}/{number}".encode()))
-                    glyph = manner(archive.drawing(topic, name, archive.train_count + number), random)
-                    images.append(render_scene(square(glyph), random.bits(), difficulty=ICON_DIFFICULTY))
+        numbers = range(archive.train_count, archive.train_count + drawings)
+        for style in STYLES:
+            images = [icons.draw(f"{style}/{topic}/{name}/{number}") for name in names for number in numbers]
             labels = torch.arange(len(names)).repeat_interleave(drawings)
             self._images.setdefault(topic, {})[style] = (pixels_of(images), labels)
 
@@ -83,8 +77,3 @@ def pixels_of(images: list[Image.Image]) -> Tensor:
     """Images as uint8 [N, 3, height, width]."""
     flat = [torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) for image in images]
     return torch.stack(flat).view(len(images), images[0].height, images[0].width, 3).permute(0, 3, 1, 2)
-
-
-def square(glyph: Any) -> Image.Image:
-    """The RGBA square of a style as an image."""
-    return Image.fromarray(glyph.astype("uint8"))

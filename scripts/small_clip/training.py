@@ -68,7 +68,10 @@ class ForeignTokens:
 
 
 def image_features(visual: Any, images: Tensor, foreign: ForeignTokens | None) -> Tensor:
-    """What `visual` computes, with foreign tokens after the patches: [N, embed]."""
+    """What `visual` computes, with foreign tokens after the patches: [N, embed].
+
+    The towers of `maple.clip` insert prompts too, but compute no gradients of their weights.
+    """
     patches = visual.conv1(images).flatten(2).transpose(1, 2)
     first = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
     states = torch.cat([first, patches], dim=1) + visual.positional_embedding
