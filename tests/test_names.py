@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maple.errors import ClassNamesError
-from maple.names import names_in
+from maple.names import NameRows, names_in
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,9 @@ def test_what_csv_writes_is_read(names: list[str]) -> None:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(names)
     assert names_in(line.getvalue()) == names
+
+
+def test_rows_of_names() -> None:
+    rows = NameRows(["crane", "Sports car", "crane", "owl"])
+    assert rows.find(["crane", "crane", "crane", "Crane"]) == [0, 2, None, None], "equal names in their order"
+    assert rows.find(["sports_car", "OWL", "dog"]) == [1, 3, None], "spelled in another way"

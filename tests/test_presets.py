@@ -9,6 +9,7 @@ from maple.clip import Backbone, load_clip
 from maple.config import TrainSettings, preset_names, read_preset, resolve
 from maple.methods import METHODS, build_method
 from maple.runs import complete
+from maple.runs.spec import target_sentences
 from maple.train import learning_rate
 
 # lr, epochs, batch, text prompt length, text depth, vision prompt length, vision depth, parameters on ViT-B/16
@@ -256,11 +257,40 @@ def test_zero_shot_takes_the_data_sets_template() -> None:
         ("prograd_base-to-novel", "food101", "a type of food, a photo of {}."),
         ("prograd_base-to-novel", "sun397", "a photo of a {}."),
         ("prograd_few-shot", "dtd", "a texture of {}."),
+        ("tcp_base-to-novel", "food101", "a photo of a {}, a type of food."),
+        ("tcp_cross-dataset", "food101", "a photo of a {}, a type of food."),
+        ("tcp_few-shot", "food101", "a photo of a {}, a type of food."),
+        ("tcp_few-shot", "fgvc_aircraft", "a photo of an aircraft {}."),
     ],
 )
 def test_teachers_take_the_data_sets_template(preset: str, dataset: str, template: str) -> None:
     settings = complete(resolve([read_preset(preset), {"data": {"dataset": dataset}}]))
     assert settings.method["teacher_template"] == template
+
+
+@pytest.mark.parametrize(
+    ("preset", "target", "sentences"),
+    [
+        ("zero_shot_base-to-novel", "dtd", {"templates": ["{} texture."]}),
+        ("mmrl_cross-dataset", "eurosat", {"template": "a centered satellite photo of {}."}),
+        (
+            "tcp_cross-dataset",
+            "fgvc_aircraft",
+            {"template": "X X X X {}, a type of aircraft.", "teacher_template": "a photo of an aircraft {}."},
+        ),
+        ("zero_shot_base-to-novel", "imagenetv2", {}),
+        ("maple_cross-dataset", "eurosat", {}),
+        ("clip_lora_base-to-novel", "eurosat", {}),
+        ("zero_shot_base-to-novel", "path/to/images", {}),
+    ],
+)
+def test_sentences_of_a_target_data_set(preset: str, target: str, sentences: dict[str, Any]) -> None:
+    settings = complete(resolve([read_preset(preset), {"data": {"dataset": "imagenet"}}]))
+    assert target_sentences(settings, target) == sentences
+    for key in sentences:
+        value = ["a {}"] if key == "templates" else "X X X X a {}"
+        chosen = settings.changed(method={**settings.method, key: value})
+        assert key not in target_sentences(chosen, target), "sentences that were chosen stay"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -254,6 +254,21 @@ def load_prompts(
     put_parameters(method, stored.tensors, source=str(path))
     method.temperature = stored.temperature
     return method.eval()
+
+
+def with_settings(method: Method, changes: Mapping[str, Any], class_names: Sequence[str]) -> Method:
+    """The same trained method with other settings that its parameters do not depend on, such as its sentences.
+
+    Args:
+        class_names: those that it was trained on.
+
+    Example:
+        >>> with_settings(method, {"template": "a centered satellite photo of {}."}, ["forest", "river"])
+    """
+    changed = build_method({**describe(method), **changes}, method.backbone, class_names)
+    put_parameters(changed, method.saved_tensors(), source=f"the trained {method.title}")
+    changed.temperature = method.temperature
+    return changed.eval()
 
 
 def _refuse_larger_prompts(stored: PromptsFile, path: str | Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 
 from maple.errors import CheckpointError, ClassNamesError, shortened
@@ -82,6 +82,42 @@ def distinct(names: Sequence[str]) -> Sequence[str]:
 def words_of(name: str) -> str:
     """A key that is equal for names with the same words: lower case, single spaces, no underscores."""
     return " ".join(name.replace("_", " ").lower().split())
+
+
+class NameRows:
+    """The rows of class names in a list; equal names are distinguished by their order.
+
+    A name that differs from one name of the list in capital letters, spaces and underscores alone has its row.
+
+    Raises:
+        ClassNamesError: the list or a name is empty.
+
+    Example:
+        >>> NameRows(["cat", "sports car"]).find(["Sports_Car", "dog"])
+        [1, None]
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._row_of = {key: row for row, key in enumerate(_numbered(names))}
+        words = [words_of(name) for name in names]
+        counts = Counter(words)
+        self._row_of_words = {word: row for row, word in enumerate(words) if counts[word] == 1}
+
+    def find(self, names: Sequence[str]) -> list[int | None]:
+        """The row of each name; None for one that is not in the list. Raises as the constructor."""
+        return [
+            self._row_of.get((name, number), self._row_of_words.get(words_of(name)) if number == 0 else None)
+            for name, number in _numbered(names)
+        ]
+
+
+def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
+    seen: Counter[str] = Counter()
+    numbered = []
+    for name in clean_class_names(names):
+        numbered.append((name, seen[name]))
+        seen[name] += 1
+    return numbered
 
 
 def refuse_long(sentences: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from maple.checkpoint import load_prompts
 from maple.config import RunSettings
@@ -107,6 +108,35 @@ def test_one_domain_to_another_and_a_manifest(
     (animals / "some.csv").write_text("path,label\nphoto/test/cat/0.png,cat\nphoto/test/dog/0.png,dog\n")
     row = evaluate_run(run, dataset=str(animals / "some.csv"))[1]
     assert (row["dataset"], row["part"], row["images"]) == ("some", "all", 2)
+
+
+def test_a_published_target_is_read_with_its_own_sentences(
+    settings_for: Callable[..., RunSettings], tmp_path: Path
+) -> None:
+    for folder, file, classes in (
+        ("eurosat/2750", "split_zhou_EuroSAT.json", ("Forest", "River")),
+        ("dtd/images", "split_zhou_DescribableTextures.json", ("banded", "dotted")),
+    ):
+        rows: list[list[object]] = []
+        for label, name in enumerate(classes):
+            rows.append([f"{name}/1.png", label, name])
+            path = tmp_path / folder / name / "1.png"
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (8, 8), (40 * label, 80, 120)).save(path)
+        split = json.dumps({"train": rows, "val": [], "test": rows})
+        (tmp_path / folder.partition("/")[0] / file).write_text(split)
+    settings = settings_for(Path("eurosat"), {"name": "zero_shot"}, epochs=0)
+    data = settings.data.changed(dataset="eurosat", root=str(tmp_path))
+    folder = train_run(settings.changed(data=data), tmp_path / "run").folder
+    method = load_prompts(finished_prompts(folder))
+    _, own = evaluate_run(folder, method=method)
+    scores, row = evaluate_run(folder, dataset="dtd", root=str(tmp_path), method=method)
+    assert "sentences" not in own
+    assert row["sentences"] == {"templates": ["{} texture."]}
+    assert row["method"]["templates"] == ["a centered satellite photo of {}."], "the settings of the run"
+    alone = train_run(settings.changed(data=data.changed(dataset="dtd")), tmp_path / "alone").folder
+    expected, _ = evaluate_run(alone)
+    assert scores.calibration_error == pytest.approx(expected.calibration_error)
 
 
 def test_names_and_only(evaluate: Evaluate) -> None:

@@ -17,7 +17,7 @@ from maple.inference import manifest as export_files
 from maple.inference.manifest import Manifest, Slots, Templates, read_manifest
 from maple.inference.predictor import EncodedClasses, Floats, Predictor
 from maple.metrics import softmax
-from maple.names import clean_class_names
+from maple.names import NameRows, clean_class_names
 
 Integers = NDArray[np.int64]
 
@@ -54,6 +54,7 @@ class OnnxPredictor(Predictor):
         if zero_shot:
             self._zero_shot_table = _table(folder / export_files.ZERO_SHOT, [count, frozen_width])
         self._device, self._width = device, width
+        self._trained_names = NameRows(manifest.class_names)
         self._opening = threading.Lock()
         self._opened: _TextSide | None = None
         import onnxruntime
@@ -140,7 +141,7 @@ class OnnxPredictor(Predictor):
 
     def _encode_class_names(self, names: tuple[str, ...], note: str | None) -> EncodedClasses:
         sentences, head = self.manifest.sentences, self.manifest.head
-        rows = self._trained_rows(names)
+        rows = self._trained_names.find(names)
         if sentences is None and None in rows:
             new = names[rows.index(None)]
             kind = ClassNamesError if self.manifest.about.get("speaks_of_new_classes") else UnlearnedClassesError
@@ -156,13 +157,6 @@ class OnnxPredictor(Predictor):
         if self.has_zero_shot:
             zero_shot = self._class_features(names, rows, self._zero_shot_table, self.manifest.zero_shot)
         return EncodedClasses(names, note, trained, zero_shot)
-
-    def _trained_rows(self, names: Sequence[str]) -> list[int | None]:
-        """The rows of the names among the trained ones, equal names in their order; None for one that is not."""
-        available: dict[str, list[int]] = {}
-        for row, name in enumerate(clean_class_names(self.manifest.class_names)):
-            available.setdefault(name, []).append(row)
-        return [available[name].pop(0) if available.get(name) else None for name in clean_class_names(names)]
 
     def _class_features(
         self, names: Sequence[str], rows: list[int | None], table: Floats | None, sentences: Slots | Templates | None

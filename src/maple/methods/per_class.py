@@ -1,6 +1,5 @@
 """Methods with weights or prompts of each class, which can only predict the classes they were trained on."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -8,13 +7,11 @@ from torch import Tensor
 
 from maple.errors import UnlearnedClassesError
 from maple.methods.base import Method, MethodSettings
-from maple.names import clean_class_names, words_of
+from maple.names import NameRows
 
 
 class TrainedClasses:
-    """Maps class names to the rows of what was learned for them; equal names are distinguished by their order.
-
-    A name that differs from one trained class in case and spaces alone is that class.
+    """Maps class names to the rows of what was learned for them, as `NameRows`.
 
     Args:
         learned: what was learned for each class, for error messages.
@@ -25,10 +22,7 @@ class TrainedClasses:
         self._learned = learned
         self._advice = advice
         self._count = len(names)
-        self._row_of = {key: row for row, key in enumerate(_numbered(names))}
-        words = [words_of(name) for name in names]
-        counts = Counter(words)
-        self._row_of_words = {word: row for row, word in enumerate(words) if counts[word] == 1}
+        self._names = NameRows(names)
 
     def find(self, names: Sequence[str]) -> list[int | None]:
         """The row of each class name; None for one that was not trained.
@@ -36,10 +30,7 @@ class TrainedClasses:
         Raises:
             ClassNamesError: the list or a name is empty.
         """
-        return [
-            self._row_of.get((name, number), self._row_of_words.get(words_of(name)) if number == 0 else None)
-            for name, number in _numbered(names)
-        ]
+        return self._names.find(names)
 
     def rows(self, names: Sequence[str], device: torch.device) -> Tensor:
         """The row of each class name: [C] int64.
@@ -82,12 +73,3 @@ class PerClassSettings(MethodSettings):
     @property
     def supports_new_classes(self) -> bool:
         return False
-
-
-def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
-    seen: Counter[str] = Counter()
-    numbered = []
-    for name in clean_class_names(names):
-        numbered.append((name, seen[name]))
-        seen[name] += 1
-    return numbered

@@ -18,15 +18,15 @@ class Teacher:
     def __init__(self, backbone: Backbone, templates: Sequence[str], *, normalize_each: bool = True) -> None:
         self._backbone = backbone
         self._classes = TemplateClasses(backbone, templates, normalize_each=normalize_each)
-        self._names: tuple[str, ...] = ()
+        self._last: tuple[tuple[str, ...], Tensor] | None = None
 
     def text_features(self, names: Sequence[str]) -> Tensor:
         """Unit text features [C, D] of the classes, cached for the last list of names."""
-        if self._names != tuple(names):
+        last = self._last  # one read: another thread may put another list there
+        if last is None or last[0] != tuple(names):
             with torch.inference_mode(False):
-                self._classes.set_class_names(names)
-            self._names = tuple(names)
-        return self._classes.features
+                last = self._last = tuple(names), self._classes.features_of(names)
+        return last[1]
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:

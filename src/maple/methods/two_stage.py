@@ -97,6 +97,7 @@ class TwoStage(TrainedNamesMethod):
             self.classes = PromptedClasses(backbone, prompt_length=0, template=settings.template)
         self.set_trained_names(class_names)
         self.set_class_names(class_names)
+        self.to(backbone.device)  # which computes the text features
         with torch.no_grad():
             self.classifier = nn.Parameter(self.eval().text_features().clone())  # without dropout
 

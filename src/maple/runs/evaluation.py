@@ -25,7 +25,7 @@ import numpy as np
 from torch import Tensor
 
 from maple import files
-from maple.checkpoint import describe_backbone, load_prompts, read_prompts
+from maple.checkpoint import describe_backbone, load_prompts, read_prompts, with_settings
 from maple.config import RunSettings
 from maple.data import Dataset, Item, select_dataset
 from maple.data.catalogue import canonical_name, place_of_absent, require_images, template_of
@@ -40,7 +40,7 @@ from maple.metrics import Floats, Integers, Scores, calibration_error, score, so
 from maple.names import is_features, words_of
 from maple.runs.folder import append_row, evaluation_key, finished_prompts, read_settings
 from maple.runs.frozen_features import prediction_batches, require_features
-from maple.runs.spec import changed_images, eval_transform, open_dataset, open_store
+from maple.runs.spec import changed_images, eval_transform, open_dataset, open_store, target_sentences
 from maple.runs.trained_images import TrainedImages
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,8 @@ def evaluate_run(
 
     Args:
         classes: `all`, `base` or `novel` part of the data set's classes; it applies to images and names.
-        dataset, root: another data set than the one it was trained on.
+        dataset, root: another data set than the one it was trained on; a published one is read with its own sentences
+            where the method has sentences of data sets, as zero-shot CLIP.
         part: which items: `test`, `val`, `train` or `all`. By default `test`, but `all` of another folder that its user
             has not split. Images that the run was trained on are recognised by their content and left out, unless
             `part` requests `train`, `val` or `all`.
@@ -98,8 +99,12 @@ def evaluate_run(
     if not is_own and class_names is None:
         changed["class_names"] = {}  # the words for the training classes do not apply to these
     data = settings.data.changed(**{key: value for key, value in changed.items() if value is not None})
+    sentences = {}
     if not is_own:
         data = data.changed(listing=None)
+        sentences = target_sentences(settings, data.dataset)
+    if sentences:
+        method = with_settings(method, sentences, read_prompts(prompts).class_names)
     on_own_images = template_of(data.dataset) is None
     trained = TrainedImages(folder) if is_own or on_own_images else None
     if is_own and on_own_images:
@@ -155,6 +160,8 @@ def evaluate_run(
         **asdict(scores),
         "asked": asked,
     }
+    if sentences:
+        row["sentences"] = sentences
     if method.backbone.computed_by:
         row["backbone"] |= {"computed_by": method.backbone.computed_by}
     if method.temperature != 1:

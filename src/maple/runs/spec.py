@@ -16,7 +16,7 @@ import torch
 from maple.clip import Backbone
 from maple.clip.backbone_names import ASSUMED, with_absolute_paths
 from maple.clip.load import load_given
-from maple.config import RunSettings
+from maple.config import RunSettings, preset_names, read_preset, resolve
 from maple.config.settings import DataSettings
 from maple.data import (
     Dataset,
@@ -64,6 +64,31 @@ def complete(settings: RunSettings) -> RunSettings:
         backbone = {"name": f"{FEATURES}{data.dataset}"}
         settings = settings.changed(train=settings.train.changed(views=0))
     return settings.changed(method={"name": name, **validated.model_dump(mode="json")}, data=data, backbone=backbone)
+
+
+def target_sentences(settings: RunSettings, dataset: str) -> dict[str, Any]:
+    """The method's sentences on another published data set, where the run has those of its own: changes of settings.
+
+    They are those of its `cross-dataset` preset if it has one. Sentences that were chosen for the run stay.
+
+    Example:
+        >>> layers = [read_preset("zero_shot_base-to-novel"), {"data": {"dataset": "imagenet"}}]
+        >>> target_sentences(resolve(layers), "dtd")
+        {'templates': ['{} texture.']}
+    """
+    if template_of(settings.data.dataset) is None or template_of(dataset) is None:
+        return {}
+    recipe = f"{settings.method['name']}_cross-dataset"
+    layer = read_preset(recipe) if recipe in preset_names() else {"method": {"name": settings.method["name"]}}
+    on_source, on_target = (
+        complete(resolve([layer, {"data": {"dataset": name}, "backbone": settings.backbone.model_dump()}])).method
+        for name in (settings.data.dataset, dataset)
+    )
+    return {
+        key: on_target[key]
+        for key, value in complete(settings).method.items()
+        if "template" in key and value == on_source.get(key) != on_target.get(key)
+    }
 
 
 def absolute_backbone(backbone: Mapping[str, Any]) -> dict[str, Any]:
