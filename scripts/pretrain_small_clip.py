@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128, help="images per step, and captions")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--device", default="cpu", help="cpu, or cuda, where the towers compute in bfloat16")
+    parser.add_argument("--initial", type=Path, help="exported folder whose weights a new run starts from")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "src/maple/assets/small_clip")
     parser.add_argument("--remark", default="", help="an additional remark on this run for the model card")
@@ -52,9 +53,9 @@ def main() -> None:
             exam.add_icons(topic, drawings=1)
         exam.add_emoji("animals", scenes=1, difficulty=0.25)
         numbers = {"seconds": options.minutes * 60, "batch": options.batch, "peak": options.learning_rate}
-        Trainer(options.run, Corpus(drawings), exam, **numbers, device=options.device).train()
+        Trainer(options.run, Corpus(drawings), exam, **numbers, device=options.device, initial=options.initial).train()
     else:
-        export(options.run, drawings, options.output, options.remark)
+        export(options.run, drawings, options.output, options.remark, has_initial=options.initial is not None)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def full_state(state: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
 
 CARD = """# The small CLIP of maple-clip
 
-A CLIP in open_clip's format, pretrained from scratch on drawings of emoji and icons: an image tower (ViT, 64 x 64
+A CLIP in open_clip's format, pretrained on drawings of emoji and icons alone: an image tower (ViT, 64 x 64
 pixels, patch 16, width 192, 6 layers), a causal text tower (width 128, 4 layers, CLIP's tokenizer and vocabulary), 128
 joint dimensions, QuickGELU; {parameters} million parameters, half precision on disk ({megabytes} MB).
 
@@ -59,7 +59,7 @@ manner were not used.
 ## Training
 
     python scripts/pretrain_small_clip.py prepare --work WORK
-    python scripts/pretrain_small_clip.py train --work WORK --run RUN --minutes {minutes}
+    python scripts/pretrain_small_clip.py train --work WORK --run RUN --minutes {minutes}{initial}
     python scripts/pretrain_small_clip.py export --work WORK --run RUN
 
 {steps} steps of {batch} images and captions of different names, {minutes} minutes on two cores; no GPU. {remark}
@@ -96,14 +96,15 @@ def measured_table(table: dict[str, dict[str, float]], sizes: dict[str, int], se
     return "\n".join(lines)
 
 
-def export(run: Path, drawings: Path, output: Path, remark: str) -> None:
+def export(run: Path, drawings: Path, output: Path, remark: str, *, has_initial: bool) -> None:
     """Write the folder that `maple.clip.load_clip` reads, measure it, and describe it.
 
     Args:
         run: the folder of the checkpoint and the log.
         drawings: the folder of the corpus that the run was trained on.
         output: the folder to write.
-        remark: a sentence about this run for the model card.
+        remark: a sentence about this run for the model card, such as where its initial weights are from.
+        has_initial: whether the run started from the weights of a folder.
     """
     output.mkdir(parents=True, exist_ok=True)
     state = torch.load(run / "checkpoint.pt", weights_only=True)
@@ -161,6 +162,7 @@ def export(run: Path, drawings: Path, output: Path, remark: str) -> None:
         batch=state["batch"],
         template=PLAIN_TEMPLATE,
         remark=remark,
+        initial=" --initial FOLDER" if has_initial else "",
         tables="\n".join(tables),
         licences=", ".join(sorted(licences)),
         credits="\n".join(f"- {r['name']}, {r['author']}, {r['licence']}" for _, r in sorted(corpus.sets.items())),

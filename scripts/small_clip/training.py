@@ -9,6 +9,7 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from small_clip.captions import CAPTIONS, CONTEXT, caption_tables
@@ -104,7 +105,16 @@ class Trainer:
     """The training run: everything that a checkpoint holds."""
 
     def __init__(
-        self, run: Path, corpus: Corpus, exam: Exam, *, seconds: float, batch: int, peak: float, device: str
+        self,
+        run: Path,
+        corpus: Corpus,
+        exam: Exam,
+        *,
+        seconds: float,
+        batch: int,
+        peak: float,
+        device: str,
+        initial: Path | None,
     ) -> None:
         self.run, self.budget, self.batch, self.peak, self.device = run, seconds, batch, peak, device
         self.corpus, self.exam = corpus, exam
@@ -124,9 +134,22 @@ class Trainer:
             {"params": [*others, self.proxies], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), eps=1e-6)
+        if initial is not None:
+            self._load_weights(initial)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.step, self.seconds = 0, 0.0
         self._resume()
+
+    def _load_weights(self, folder: Path) -> None:
+        """Start from an exported folder; words that it does not know keep their random vectors."""
+        state = load_file(folder / "open_clip_model.safetensors", device=self.device)
+        known = {name: value.float() for name, value in state.items()}
+        embedding = known["token_embedding.weight"][self.rows.to(self.device)]
+        trained = embedding.abs().amax(1, keepdim=True) > 0
+        known["token_embedding.weight"] = torch.where(trained, embedding, self.model.token_embedding.weight.detach())
+        known["positional_embedding"] = known["positional_embedding"][:CONTEXT]
+        known["logit_scale"] = self.model.logit_scale.detach()  # low again, for the new proxies
+        self.model.load_state_dict(known)
 
     def _resume(self) -> None:
         path = self.run / "checkpoint.pt"
@@ -235,12 +258,12 @@ class Trainer:
         )
 
     def _group_drawings(self) -> None:
-        """Sort the drawings by name, and weigh each name by the square root of the number of families that draw it."""
+        """Sort the drawings by name, and weigh each name by the number of families that draw it."""
         names, families = (torch.from_numpy(self.corpus.drawings[:, column]) for column in (0, 1))
         self.by_name = names.argsort(stable=True)
         counts = torch.bincount(names, minlength=len(self.corpus.names))
         pairs = torch.unique(torch.stack([names, families]), dim=1)
-        weights = torch.bincount(pairs[0], minlength=len(self.corpus.names)).float().sqrt()
+        weights = torch.bincount(pairs[0], minlength=len(self.corpus.names)).float()
         emoji = torch.tensor([family.startswith("emoji-") for family in self.corpus.families])
         drawn_as_emoji = torch.unique(pairs[0][emoji[pairs[1]]])
         weights[drawn_as_emoji] = weights[drawn_as_emoji].clamp_min(EMOJI_WEIGHT)
