@@ -119,6 +119,18 @@ def test_settings_that_belong_to_the_data_set_make_no_variant(make_run: MakeRun,
     assert cells(table, 1)["MaPLe"][3] == "2"
 
 
+def test_settings_that_an_earlier_version_did_not_have_make_no_variant(make_run: MakeRun, runs: Path) -> None:
+    later = {"prompt_sharing": "per_layer"}
+    make_run("maple", seed=1, base=0.5, novel=0.5)
+    make_run("maple", seed=2, base=0.7, novel=0.7, settings=later, train={"steps": None, "keep": "last"})
+    (table,) = Report(runs, METHODS).tables
+    assert cells(table) == {"MaPLe": ["60.00 ± 14.14", "60.00 ± 14.14", "60.00 ± 14.14", "2"]}
+    make_run("maple", seed=3, base=0.5, novel=0.5, settings={"prompt_sharing": "unified"}, train={"keep": "best"})
+    table = Report(runs, METHODS).tables[0]
+    labels = ["MaPLe (keep=best, prompt_sharing=unified)", "MaPLe (keep=last, prompt_sharing=per_layer)"]
+    assert list(cells(table)) == labels
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from maple.config.settings import LATER_SETTINGS
 from maple.descriptions import MethodDescription
 from maple.errors import CheckpointError, DataError
 from maple.files import FAILURE, read_json, read_json_lines
@@ -52,7 +53,7 @@ def collect(folder: Path, methods: Mapping[str, MethodDescription]) -> Collectio
     costs = read_costs(folder, problems)
     if not runs and not problems and not costs:
         raise DataError(f"there is no run in {folder}; a run is a folder with a config.json, as `maple train` makes it")
-    evaluations = _without_duplicates(evaluations, problems)
+    evaluations = _without_duplicates(_with_later_settings(evaluations), problems)
     if not evaluations and not costs:
         reasons = "; ".join(f"{problem.place}: {problem.reason}" for problem in [*problems, *without_evaluation][:5])
         raise DataError(
@@ -81,6 +82,7 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> RunRecord | N
     if odd := [key for key in _SECTIONS if not isinstance(settings.get(key, {}), dict)]:
         problems.append(Problem(f"{name}/config.json", f"damaged: {', '.join(odd)} must be an object"))
         return None
+    settings["train"] = {**LATER_SETTINGS["train"], **settings.get("train", {})}
     stored = {}
     for part in ("environment", "data"):
         path = folder / f"{part}.json"
@@ -169,6 +171,19 @@ def _failure(folder: Path) -> str:
         return str(read_json(folder / FAILURE).get("error"))
     except CheckpointError as error:
         return f"{FAILURE} is {reason_of(error, folder / FAILURE)}"
+
+
+def _with_later_settings(evaluations: list[EvaluationRecord]) -> list[EvaluationRecord]:
+    """The same, with the defaults of those settings of a method that only rows of later versions have."""
+    known: dict[str, set[str]] = defaultdict(set)
+    for evaluation in evaluations:
+        known[evaluation.method] |= evaluation.row.method.keys()
+    complete = []
+    for evaluation in evaluations:
+        defaults = {key: value for key, value in LATER_SETTINGS["method"].items() if key in known[evaluation.method]}
+        row = evaluation.row.model_copy(update={"method": {**defaults, **evaluation.row.method}})
+        complete.append(replace(evaluation, row=row))
+    return complete
 
 
 def _without_duplicates(evaluations: list[EvaluationRecord], problems: list[Problem]) -> list[EvaluationRecord]:

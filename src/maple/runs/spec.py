@@ -17,7 +17,7 @@ from maple.clip import Backbone
 from maple.clip.backbone_names import ASSUMED, with_absolute_paths
 from maple.clip.load import load_given
 from maple.config import RunSettings
-from maple.config.settings import DataSettings
+from maple.config.settings import LATER_SETTINGS, DataSettings
 from maple.data import (
     Dataset,
     EvalTransform,
@@ -243,23 +243,10 @@ def relevant(settings: RunSettings) -> dict[str, Any]:
     """The settings that decide the result, as plain values."""
     relevant: dict[str, Any] = settings.model_dump(mode="json", exclude=_IRRELEVANT)  # type: ignore[arg-type]
     relevant["backbone"] = absolute_backbone(relevant["backbone"])  # earlier versions stored it as it was written
-    for section, key, default in (
-        ("train", "views", None),
-        ("train", "steps", None),
-        ("train", "keep", "last"),
-        ("train", "epsilon", 1e-8),
-        ("train", "final_lr", 0.0),
-        ("train", "calibrate", False),
-        ("data", "listing", None),
-        ("data", "draft", False),
-        ("data", "validation", "few-shot"),
-        ("data", "image_column", None),
-        ("data", "label_column", None),
-        ("method", "prompt_sharing", "per_layer"),
-        ("method", "meta_net_layers", 2),
-    ):
-        if key in relevant[section] and relevant[section][key] == default:
-            del relevant[section][key]  # so that runs made before there was such a setting keep their names
+    for section, defaults in LATER_SETTINGS.items():
+        for key, default in defaults.items():
+            if key in relevant[section] and relevant[section][key] == default:
+                del relevant[section][key]  # so that runs made before there was such a setting keep their names
     return relevant
 
 
