@@ -119,6 +119,16 @@ def test_settings_that_belong_to_the_data_set_make_no_variant(make_run: MakeRun,
     assert cells(table, 1)["MaPLe"][3] == "2"
 
 
+@pytest.mark.parametrize(("key", "value"), [("validation", "all"), ("draft", True), ("label_column", "breed")])
+def test_other_images_or_validation_make_a_variant(key: str, value: Any, make_run: MakeRun, runs: Path) -> None:
+    make_run("tip_adapter", base=0.5, folder="a")
+    make_run("tip_adapter", base=0.6, folder="b", source={key: value})
+    report = Report(runs, METHODS)
+    usual = {"validation": "few-shot", "draft": False, "label_column": None}[key]
+    assert sorted(cells(report.tables[0])) == sorted(f"Tip-Adapter ({key}={one})" for one in (usual, value))
+    assert not report.collection.problems
+
+
 def test_settings_that_an_earlier_version_did_not_have_make_no_variant(make_run: MakeRun, runs: Path) -> None:
     later = {"prompt_sharing": "per_layer"}
     make_run("maple", seed=1, base=0.5, novel=0.5)

@@ -40,12 +40,16 @@ class BackboneRecord(Stored):
 
 
 class TrainingSource(Stored):
-    """What a run was trained on; `shots` None is all images."""
+    """What a run was trained on, and how its images are read; `shots` None is all images."""
 
     dataset: str
     shots: int | None = None
     classes: str = "all"
     class_names: dict[str, str] = {}
+    validation: str = "few-shot"
+    image_column: str | None = None
+    label_column: str | None = None
+    draft: bool = False
 
 
 class Row(Stored):
@@ -194,11 +198,15 @@ class EvaluationRecord:
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """All settings that can distinguish runs of one method, flat, as text: method, training, renamed classes."""
+        """All settings that can distinguish runs of one method, flat, as text: method, training, images."""
+        source = self.row.source
         method = {key: value for key, value in self.row.method.items() if key != "name"}
-        train = {} if self.description.is_zero_shot else dict(self.run.settings.get("train") or {})
-        renamed = {"class_names": self.row.source.class_names} if self.row.source.class_names else {}
-        flat = {**train, **method, **renamed}
+        images = source.model_dump(include={"image_column", "label_column", "draft"})
+        train: dict[str, Any] = {}
+        if not self.description.is_zero_shot:
+            train = {**(self.run.settings.get("train") or {}), "validation": source.validation}
+        renamed = {"class_names": source.class_names} if source.class_names else {}
+        flat = {**images, **train, **method, **renamed}
         return {key: str(value) for key, value in flat.items() if key not in _WITHOUT_EFFECT}
 
 
