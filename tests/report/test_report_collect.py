@@ -101,6 +101,22 @@ def test_the_own_data_set_is_known(asked: str, dataset: str, own: bool, make_run
     assert [found.on_own_data for found in collect(runs, METHODS).evaluations] == [own]
 
 
+@pytest.mark.parametrize(
+    ("trained", "asked", "own"),
+    [("/site_a/images", "/site_b/images", False), ("/site_a/images", "/site_a/images", True)],
+)
+def test_a_row_says_whether_it_is_on_its_own_data_set(
+    trained: str, asked: str, own: bool, make_run: MakeRun, runs: Path
+) -> None:
+    """A folder elsewhere may have the name of the one that was trained on."""
+    asked_for = {"dataset": asked}
+    make_run(
+        "maple",
+        rows=[row("maple", "images", 1, "all", 0.5, ["x"], source={"dataset": trained}, asked=asked_for, own=own)],
+    )
+    assert [found.on_own_data for found in collect(runs, METHODS).evaluations] == [own]
+
+
 def test_predictions_outside_the_run_are_refused(make_run: MakeRun, runs: Path) -> None:
     good = row("maple", "pets", 1, "all", 0.5, ["x"])
     make_run("maple", rows=[good, {**good, "classes": "base", "predictions": "../../secret.npz"}])

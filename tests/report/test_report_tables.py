@@ -200,6 +200,19 @@ def test_folders_of_one_name_are_two_data_sets(make_run: MakeRun, runs: Path) ->
     assert table.sections[0].columns[1:3] == ("pets in /a", "pets in /b")
 
 
+def test_evaluated_folders_of_one_name_are_two_data_sets(make_run: MakeRun, runs: Path) -> None:
+    """As the corruptions of ImageNet-C at one severity: C/fog/3 and C/snow/3, with the same images' names."""
+    found = [
+        row("maple", "3", 1, "all", top1, ["x"], items="same", own=False, place=place)
+        for place, top1 in (("/C/fog/3", 0.5), ("/C/snow/3", 0.7))
+    ]
+    make_run("maple", rows=found)
+    report = Report(runs, METHODS)
+    assert not report.collection.problems
+    assert report.tables[0].sections[0].columns[1:3] == ("3 in /C/fog", "3 in /C/snow")
+    assert cells(report.tables[0])["MaPLe"][:2] == ["50.00", "70.00"]
+
+
 def test_paired_comparison(make_run: MakeRun, runs: Path) -> None:
     """Wilcoxon on five positive differences: p = 2 / 2**5 two-sided."""
     for seed in range(5):

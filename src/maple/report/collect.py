@@ -135,6 +135,8 @@ def _read_lines(path: Path, run: str, problems: list[Problem]) -> dict[int, dict
 
 def _is_own(row: Row, folder: Path) -> bool:
     """Whether the evaluated data set is the one that the run was trained on, however it was written."""
+    if row.own is not None:
+        return row.own
     trained, evaluated = row.source.dataset, row.dataset
     if trained == evaluated or row.asked.get("dataset") == trained:
         return True
@@ -192,7 +194,7 @@ def _without_duplicates(evaluations: list[EvaluationRecord], problems: list[Prob
     for evaluation in evaluations:
         row = evaluation.row
         key = [evaluation.method, evaluation.settings, row.backbone.model_dump(), row.source.model_dump(), row.seed]
-        key.append([row.dataset, row.classes, row.part, row.class_names])
+        key.append([row.dataset, evaluation.place or "", row.classes, row.part, row.class_names])
         first = kept.setdefault(json.dumps(key, sort_keys=True), evaluation)
         if first is not evaluation:
             same = "the same" if row.items == first.row.items else "a data set of the same name, with other images"
@@ -204,19 +206,18 @@ def _without_duplicates(evaluations: list[EvaluationRecord], problems: list[Prob
 
 def _with_distinct_datasets(evaluations: list[EvaluationRecord]) -> list[EvaluationRecord]:
     """Mark data sets that share a name and differ: other folders, other class names, or fewer classes, than usual."""
-    sources: dict[str, set[str]] = defaultdict(set)
+    places: dict[str, set[str]] = defaultdict(set)
     names: dict[tuple[str, str, str], Counter[tuple[str, ...]]] = defaultdict(Counter)
     for evaluation in evaluations:
         row = evaluation.row
         names[row.dataset, row.classes, row.part][row.class_names] += 1
-        if evaluation.on_own_data:
-            sources[row.dataset].add(row.source.dataset)
+        if evaluation.place is not None:
+            places[row.dataset].add(evaluation.place)
     marked = []
     for evaluation in evaluations:
         row, location, differing = evaluation.row, "", ""
-        source = PurePath(row.source.dataset)
-        if evaluation.on_own_data and len(sources[row.dataset]) > 1 and source.is_absolute():
-            location = f"in {source.parent}"
+        if evaluation.place and len(places[row.dataset]) > 1:
+            location = f"in {PurePath(evaluation.place).parent}"
         counts = names[row.dataset, row.classes, row.part]
         usual = max(counts, key=lambda key: (counts[key], len(key)))
         if row.class_names != usual:

@@ -74,6 +74,8 @@ class Row(Stored):
     per_class: tuple[Fraction | None, ...] = ()
     predictions: str | None = None
     asked: dict[str, Any] = {}
+    own: bool | None = None
+    place: str | None = None
 
     @field_validator("method")
     @classmethod
@@ -195,6 +197,19 @@ class EvaluationRecord:
     def dataset(self) -> str:
         """The evaluated data set, with a word where its name alone is ambiguous."""
         return " ".join(word for word in (self.row.dataset, self.location, self.names) if word)
+
+    @property
+    def place(self) -> str | None:
+        """Where the evaluated images are from: an absolute path, or hf:OWNER/NAME; "" for a data set of the catalogue.
+
+        None where that is not known: earlier versions kept paths as they were written.
+        """
+        if self.row.place is not None:
+            return self.row.place
+        asked = self.row.source.dataset if self.on_own_data else str(self.row.asked.get("dataset", ""))
+        if PurePath(asked).is_absolute() or asked.startswith("hf:"):
+            return asked
+        return "" if self.on_own_data else None
 
     @cached_property
     def settings(self) -> dict[str, str]:

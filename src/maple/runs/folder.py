@@ -31,6 +31,7 @@ from maple import files
 from maple.checkpoint import versions, write_tensors
 from maple.config import RunSettings
 from maple.data import Item
+from maple.data.catalogue import canonical_name, template_of
 from maple.data.folders.class_folders import split_domain
 from maple.data.folders.listing import is_ignored
 from maple.data.records import items_hash
@@ -244,7 +245,19 @@ def start_of(folder: Path) -> float | None:
 
 def evaluation_key(row: dict[str, Any]) -> list[Any]:
     """The entries of a row that identify an evaluation of a run: one with an equal key replaces it."""
-    return [row.get(key) for key in ("dataset", "classes", "part", "class_names", "items")]
+    place, asked = row.get("place"), row.get("asked")
+    if place is None and isinstance(asked, dict):  # of an earlier version
+        place = place_of(str(asked.get("dataset", "")))
+    key = [row.get(entry) for entry in ("dataset", "classes", "part", "class_names", "items")]
+    return [*key, place] if place else key
+
+
+def place_of(dataset: str) -> str:
+    """Where the images of a data set are from, as an absolute path or hf:OWNER/NAME; "" for one of the catalogue.
+
+    Folders in two places may share their name, and their images' names too.
+    """
+    return "" if template_of(dataset) is not None else canonical_name(dataset)
 
 
 def append_row(folder: Path, row: dict[str, Any]) -> None:
