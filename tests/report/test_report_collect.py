@@ -7,7 +7,7 @@ import pytest
 from report_rows import METHODS, MakeRun, row
 
 from maple.errors import DataError
-from maple.report import collect
+from maple.report import Report, collect
 
 
 def test_runs_are_found_at_any_depth(make_run: MakeRun, runs: Path) -> None:
@@ -61,6 +61,20 @@ def test_failed_runs_of_a_sweep_are_listed_with_their_error(make_run: MakeRun, r
     reasons = {problem.place: problem.reason for problem in collect(runs, METHODS).without_evaluation}
     assert reasons.pop("odd").startswith("failed: failure.json is unreadable")
     assert reasons == {begun.name: "failed: diverged", "early": "failed: too deep"}
+
+
+def test_a_run_that_failed_after_an_evaluation_is_listed(make_run: MakeRun, runs: Path) -> None:
+    make_run("linear_probe", base=0.9)
+    begun = make_run("maple", base=0.5)
+    (begun / "failure.json").write_text('{"error": "out of memory"}')
+    report = Report(runs, METHODS)
+    (problem,) = report.collection.problems
+    assert (problem.place, problem.reason) == (begun.name, "failed before its other evaluations: out of memory")
+    (table,) = report.tables
+    assert "– under Novel: runs of MaPLe failed before they were evaluated there." in table.notes
+    (begun.parent / "pets_linear_probe_1" / "rows.jsonl").unlink()
+    (table,) = Report(runs, METHODS).tables
+    assert not any("cannot predict" in note for note in table.notes)
 
 
 def test_nothing_to_report(make_run: MakeRun, runs: Path, tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ def collect(folder: Path, methods: Mapping[str, MethodDescription]) -> Collectio
             evaluations += own_evaluations
             if not own_evaluations:
                 without_evaluation.append(Problem(name, _why_not_evaluated(run)))
+            elif run.failure:
+                problems.append(Problem(name, f"failed before its other evaluations: {run.failure}"))
     costs = read_costs(folder, problems)
     if not runs and not problems and not costs:
         raise DataError(f"there is no run in {folder}; a run is a folder with a config.json, as `maple train` makes it")
@@ -101,7 +103,10 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> RunRecord | N
         else:
             problems.append(Problem(f"{name}/metrics.jsonl line {number}", "not the report of an epoch"))
     finished = (folder / "prompts.safetensors").is_file()
-    return RunRecord(folder, name, settings, stored["environment"], tuple(epochs), finished, tuple(map(str, remarks)))
+    failure = _failure(folder) if (folder / FAILURE).exists() else ""
+    return RunRecord(
+        folder, name, settings, stored["environment"], tuple(epochs), finished, tuple(map(str, remarks)), failure
+    )
 
 
 def _read_evaluations(
@@ -155,8 +160,8 @@ def _is_own(row: Row, folder: Path) -> bool:
 
 
 def _why_not_evaluated(run: RunRecord) -> str:
-    if (run.folder / FAILURE).exists():
-        return f"failed: {_failure(run.folder)}"
+    if run.failure:
+        return f"failed: {run.failure}"
     if run.finished:
         return f"finished, but not evaluated: maple evaluate {run.folder}"
     train, epochs = run.settings.get("train") or {}, len(run.history)

@@ -152,7 +152,8 @@ class CostRow(Stored):
 class RunRecord:
     """A run folder without its evaluations; `name` is its path relative to the folder of the report.
 
-    `history` are the epochs of metrics.jsonl, `remarks` what `maple fit` noticed about the images.
+    `history` are the epochs of metrics.jsonl, `remarks` what `maple fit` noticed about the images; `failure` is the
+    error that a sweep recorded, or "".
     """
 
     folder: Path
@@ -162,6 +163,7 @@ class RunRecord:
     history: tuple[dict[str, Any], ...] = field(hash=False)
     finished: bool
     remarks: tuple[str, ...] = ()
+    failure: str = ""
 
     @cached_property
     def trained_classes(self) -> int | None:
@@ -235,7 +237,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Collection:
-    """Everything that was read below a folder; `problems` are damaged files and duplicate evaluations, left out."""
+    """Everything that was read below a folder.
+
+    `problems` are what was left out: damaged files, duplicate evaluations, and those that a failed run has not reached.
+    """
 
     folder: Path
     runs: tuple[RunRecord, ...]

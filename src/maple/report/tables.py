@@ -109,12 +109,7 @@ def _base_to_novel_table(group: Group) -> Table:
             "papers print it; “average of HMs” averages the data sets' own harmonic means."
         )
         notes += _incomplete_note(group)
-    evaluated = {variant: {part for other, _, part in group.cells if other == variant} for variant in group.variants}
-    if {BASE} in evaluated.values():
-        notes.append(
-            f"{NOTHING} under Novel: not evaluated there; methods that learn weights for each class (probes, caches) "
-            "cannot predict classes they were not trained on."
-        )
+    notes += _novel_notes(group)
     sections, cited = [], []
     for dataset in (*([None] if several else []), *group.datasets):
         title, measures = dataset, list(MEASURES)
@@ -147,6 +142,26 @@ def _base_to_novel_table(group: Group) -> Table:
                 rows.append((f"{variant.label}, independent re-run", (*ours, *line, Cell(""))))
         sections.append(Section(str(title), ("Method", *columns, "Seeds"), tuple(rows)))
     return Table(group.key.caption, tuple(sections), (*notes, *_published_notes(cited, group)))
+
+
+def _novel_notes(group: Group) -> list[str]:
+    """Why methods were evaluated on base classes alone."""
+    failed: list[str] = []
+    others: list[str] = []
+    for variant in group.variants:
+        cells = [(part, cell) for (other, _, part), cell in group.cells.items() if other == variant]
+        if {part for part, _ in cells} == {BASE}:
+            has_failed = any(evaluation.run.failure for _, cell in cells for evaluation in cell.values())
+            (failed if has_failed else others).append(variant.label)
+    notes = []
+    if others:
+        notes.append(
+            f"{NOTHING} under Novel: not evaluated there; methods that learn weights for each class (probes, caches) "
+            "cannot predict classes they were not trained on."
+        )
+    if failed:
+        notes.append(f"{NOTHING} under Novel: runs of {', '.join(failed)} failed before they were evaluated there.")
+    return notes
 
 
 def _accuracy_table(group: Group) -> Table:
