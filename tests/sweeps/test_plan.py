@@ -50,6 +50,8 @@ def test_transfer_trains_on_the_source_and_evaluates_every_target() -> None:
         PlannedEvaluation("food101", "all"),
     )
     assert (run.recipe, run.settings.method["prompt_depth"]) == ("maple_cross-dataset", 3)
+    (repeated,) = planned("cross-dataset", source="dtd", datasets=["cross10", "eurosat"], seeds=[1])
+    assert len(repeated.evaluations) == 10, "the run's own, and nine others"
     (domains,) = planned("domain-generalization", source="dtd", seeds=[1])
     assert domains.recipe == "maple_cross-dataset"
     (without_one,) = planned("cross-dataset", source="dtd", seeds=[1], methods=["vpt"])
@@ -312,6 +314,15 @@ def test_plan_for_programs(tmp_path: Path) -> None:
     assert content["estimated_seconds"] == 180
     with pytest.raises(ConfigError, match="add --plan, or leave --json out"):
         CliRunner().invoke(app, ["sweep", *options, "--json"], catch_exceptions=False)
+
+
+def test_one_folder_written_twice_is_one_target(tmp_path: Path) -> None:
+    photos, sketches = (tmp_path / name for name in ("photos", "sketches"))
+    for folder in (photos, sketches):
+        folder.mkdir()
+    datasets = [str(sketches), f"{photos}/.", f"{photos}/../sketches"]
+    (run,) = planned("cross-dataset", source=str(photos), datasets=datasets, seeds=[1])
+    assert run.evaluations == (PlannedEvaluation(None, "all"), PlannedEvaluation(str(sketches), "all"))
 
 
 def test_targets_of_one_name_and_one_list_of_files_are_two_evaluations(tmp_path: Path) -> None:
