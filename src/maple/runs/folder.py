@@ -18,7 +18,7 @@ import logging
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -142,12 +142,16 @@ def flatten(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_beginning(folder: Path, settings: RunSettings, items: list[Item]) -> None:
-    """Make the folder a run: its settings, its training items, its environment."""
+    """Make the folder a run: its settings, its training items, its environment; one that is resumed keeps its start."""
     for name in _WRITTEN:  # temporary files of a process that was killed while it wrote
         for leftover in folder.glob(f".{name}.*.tmp"):
             leftover.unlink(missing_ok=True)
     files.write_json(folder / "items.json", {"hash": items_hash(items), "items": [asdict(item) for item in items]})
-    files.write_json(folder / "environment.json", environment())
+    described = environment()
+    if (folder / "resume.safetensors").exists():
+        with suppress(MapleError, LookupError):  # of a damaged file nothing is kept
+            described["started"] = files.read_json(folder / "environment.json")["started"]
+    files.write_json(folder / "environment.json", described)
     # Last, because its presence makes the folder a run.
     files.write_json(folder / "config.json", settings.model_dump(mode="json"))
 
