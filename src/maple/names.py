@@ -1,5 +1,7 @@
 """Lists of class names: parsing, checks, the words that a text tower reads; names of feature files and of the hub."""
 
+import hashlib
+import json
 import os
 import re
 from collections import Counter, defaultdict
@@ -137,6 +139,11 @@ def has_lone_surrogate(text: str) -> bool:
 def replace_lone_surrogates(text: str) -> str:
     """The text with a replacement character for each lone surrogate, so that it can be written as UTF-8."""
     return _LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def names_hash(names: Sequence[str]) -> str:
+    """The SHA-256 (hex) of class names in order."""
+    return hashlib.sha256(json.dumps(list(names)).encode("ascii")).hexdigest()
 
 
 def is_features(name: str) -> bool:

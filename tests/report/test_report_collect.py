@@ -7,7 +7,7 @@ import pytest
 from report_rows import METHODS, MakeRun, row
 
 from maple.errors import DataError
-from maple.report import collect
+from maple.report import Report, collect
 
 
 def test_runs_are_found_at_any_depth(make_run: MakeRun, runs: Path) -> None:
@@ -63,6 +63,20 @@ def test_failed_runs_of_a_sweep_are_listed_with_their_error(make_run: MakeRun, r
     assert reasons == {begun.name: "failed: diverged", "early": "failed: too deep"}
 
 
+def test_a_run_that_failed_after_an_evaluation_is_listed(make_run: MakeRun, runs: Path) -> None:
+    make_run("linear_probe", base=0.9)
+    begun = make_run("maple", base=0.5)
+    (begun / "failure.json").write_text('{"error": "out of memory"}')
+    report = Report(runs, METHODS)
+    (problem,) = report.collection.problems
+    assert (problem.place, problem.reason) == (begun.name, "failed before its other evaluations: out of memory")
+    (table,) = report.tables
+    assert "– under Novel: runs of MaPLe failed before they were evaluated there." in table.notes
+    (begun.parent / "pets_linear_probe_1" / "rows.jsonl").unlink()
+    (table,) = Report(runs, METHODS).tables
+    assert not any("cannot predict" in note for note in table.notes)
+
+
 def test_nothing_to_report(make_run: MakeRun, runs: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere is not a folder"):
         collect(tmp_path / "nowhere", METHODS)
@@ -98,6 +112,22 @@ def test_the_own_data_set_is_known(asked: str, dataset: str, own: bool, make_run
     one = row("maple", dataset, 1, "all", 0.5, ["x"], source={"dataset": asked})
     run = make_run("maple", "any", rows=[one])
     (run / "items.json").write_text(json.dumps({"items": [{"path": "twemoji/1f347/8"}]}))
+    assert [found.on_own_data for found in collect(runs, METHODS).evaluations] == [own]
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "own"),
+    [("/site_a/images", "/site_b/images", False), ("/site_a/images", "/site_a/images", True)],
+)
+def test_a_row_says_whether_it_is_on_its_own_data_set(
+    trained: str, asked: str, own: bool, make_run: MakeRun, runs: Path
+) -> None:
+    """A folder elsewhere may have the name of the one that was trained on."""
+    asked_for = {"dataset": asked}
+    make_run(
+        "maple",
+        rows=[row("maple", "images", 1, "all", 0.5, ["x"], source={"dataset": trained}, asked=asked_for, own=own)],
+    )
     assert [found.on_own_data for found in collect(runs, METHODS).evaluations] == [own]
 
 

@@ -82,6 +82,16 @@ def test_published_costs_name_their_source_and_fit(tmp_path: Path) -> None:
     assert "60.2" not in text, "recalled from memory, so not to be presented as published"
 
 
+def test_published_costs_of_a_recipe_on_another_method(tmp_path: Path) -> None:
+    """Those of DePT are of DePT on KgCoOp."""
+    for recipe, base in (("dept", "coop"), ("dept-kgcoop", "kgcoop")):
+        write(tmp_path, record(recipe, method={"name": "dept", "base_method": base}))
+    write(tmp_path, record("tcp"))
+    (table,) = Report(tmp_path, METHODS).tables[2:]
+    shown = {label: [cell.text for cell in cells] for label, cells in table.sections[0].rows}
+    assert shown == {"TCP": ["619", "3,189"], "DePT-kgcoop": ["733", "1,714"]}
+
+
 @pytest.mark.parametrize(
     "changes", [{"backbone": "ViT-L-14"}, {"recipe": "coop-dagger"}, {"method": {"name": "coop", "prompt_length": 16}}]
 )

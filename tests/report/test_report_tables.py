@@ -10,6 +10,7 @@ from report_rows import METHODS, MakeRun, row
 from maple.report import Report, Table
 from maple.report.comparison import paired_tests
 from maple.report.groups import Group
+from maple.report.published import ELEVEN
 
 
 def cells(table: Table, section: int = 0) -> dict[str, list[str]]:
@@ -119,6 +120,28 @@ def test_settings_that_belong_to_the_data_set_make_no_variant(make_run: MakeRun,
     assert cells(table, 1)["MaPLe"][3] == "2"
 
 
+@pytest.mark.parametrize(("key", "value"), [("validation", "all"), ("draft", True), ("label_column", "breed")])
+def test_other_images_or_validation_make_a_variant(key: str, value: Any, make_run: MakeRun, runs: Path) -> None:
+    make_run("tip_adapter", base=0.5, folder="a")
+    make_run("tip_adapter", base=0.6, folder="b", source={key: value})
+    report = Report(runs, METHODS)
+    usual = {"validation": "few-shot", "draft": False, "label_column": None}[key]
+    assert sorted(cells(report.tables[0])) == sorted(f"Tip-Adapter ({key}={one})" for one in (usual, value))
+    assert not report.collection.problems
+
+
+def test_settings_that_an_earlier_version_did_not_have_make_no_variant(make_run: MakeRun, runs: Path) -> None:
+    later = {"prompt_sharing": "per_layer"}
+    make_run("maple", seed=1, base=0.5, novel=0.5)
+    make_run("maple", seed=2, base=0.7, novel=0.7, settings=later, train={"steps": None, "keep": "last"})
+    (table,) = Report(runs, METHODS).tables
+    assert cells(table) == {"MaPLe": ["60.00 ± 14.14", "60.00 ± 14.14", "60.00 ± 14.14", "2"]}
+    make_run("maple", seed=3, base=0.5, novel=0.5, settings={"prompt_sharing": "unified"}, train={"keep": "best"})
+    table = Report(runs, METHODS).tables[0]
+    labels = ["MaPLe (keep=best, prompt_sharing=unified)", "MaPLe (keep=last, prompt_sharing=per_layer)"]
+    assert list(cells(table)) == labels
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -178,6 +201,19 @@ def test_folders_of_one_name_are_two_data_sets(make_run: MakeRun, runs: Path) ->
     assert table.sections[0].columns[1:3] == ("pets in /a", "pets in /b")
 
 
+def test_evaluated_folders_of_one_name_are_two_data_sets(make_run: MakeRun, runs: Path) -> None:
+    """As the corruptions of ImageNet-C at one severity: C/fog/3 and C/snow/3, with the same images' names."""
+    found = [
+        row("maple", "3", 1, "all", top1, ["x"], items="same", own=False, place=place)
+        for place, top1 in (("/C/fog/3", 0.5), ("/C/snow/3", 0.7))
+    ]
+    make_run("maple", rows=found)
+    report = Report(runs, METHODS)
+    assert not report.collection.problems
+    assert report.tables[0].sections[0].columns[1:3] == ("3 in /C/fog", "3 in /C/snow")
+    assert cells(report.tables[0])["MaPLe"][:2] == ["50.00", "70.00"]
+
+
 def test_paired_comparison(make_run: MakeRun, runs: Path) -> None:
     """Wilcoxon on five positive differences: p = 2 / 2**5 two-sided."""
     for seed in range(5):
@@ -227,14 +263,49 @@ OPENAI = {"name": "ViT-B-16", "pretrained": "openai", "precision": "fp16", "fing
 FULL = {"prompt_length": 2, "prompt_depth": 9, "coupling_sharing": "per_layer", "coupling_direction": "text_to_vision"}
 
 
-EUROSAT = ["forest", "river", "lake", "highway", "crop"]
+EUROSAT = {
+    "base": [*("Annual Crop Land", "Forest", "Herbaceous Vegetation Land", "Highway or Road", "Industrial Buildings")],
+    "novel": ["Pasture Land", "Permanent Crop Land", "Residential Buildings", "River", "Sea or Lake"],
+}
 
 
 def eurosat_rows(method: str, base: float, novel: float, images: tuple[int, int] = (4200, 3900), **options: Any) -> Any:
-    """Rows with the numbers of classes and images that the published split has."""
-    options = {key: value for key, value in options.items() if key != "train"}
+    """Rows with the class names and the numbers of images that the published split has."""
+    seed, options = options.get("seed", 1), {key: options[key] for key in options.keys() - {"train", "seed"}}
     accuracies = (("base", base, images[0]), ("novel", novel, images[1]))
-    return [row(method, "eurosat", 1, part, top1, EUROSAT, images=n, **options) for part, top1, n in accuracies]
+    return [
+        row(method, "eurosat", seed, part, top1, EUROSAT[part], images=n, **options) for part, top1, n in accuracies
+    ]
+
+
+@pytest.fixture
+def any_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Published numbers are shown beside results with made-up class names."""
+    monkeypatch.setattr("maple.report.published.published_names_hash", lambda _dataset: "")
+
+
+def eleven_runs(make_run: MakeRun, method: str, epochs: dict[str, int], settings: dict[str, dict[str, Any]]) -> None:
+    """A run on each of the papers' data sets, with their numbers of classes and images."""
+    from maple.report.published import published_counts
+
+    for dataset in ELEVEN:
+        counts = published_counts()[dataset]
+        halves = {"base": counts["classes"] - counts["classes"] // 2, "novel": counts["classes"] // 2}
+        rows = [
+            row(
+                method,
+                dataset,
+                1,
+                part,
+                0.8,
+                [f"class {n}" for n in range(classes)],
+                images=counts["test_base" if part == "base" else "test_new"],
+                backbone=OPENAI,
+                settings=settings.get(dataset, {}),
+            )
+            for part, classes in halves.items()
+        ]
+        make_run(method, dataset, train={"epochs": epochs.get(dataset, epochs[""])}, rows=rows)
 
 
 def test_published_numbers_stand_beside_ours(make_run: MakeRun, runs: Path) -> None:
@@ -247,27 +318,10 @@ def test_published_numbers_stand_beside_ours(make_run: MakeRun, runs: Path) -> N
     assert "PromptKD" in table.notes[-1]
 
 
+@pytest.mark.usefixtures("any_names")
 def test_an_independent_run_stands_beside_what_its_authors_published(make_run: MakeRun, runs: Path) -> None:
     """The average over the eleven data sets; each has the published numbers of classes and images."""
-    from maple.report.published import ELEVEN, published_counts
-
-    for dataset in ELEVEN:
-        counts = published_counts()[dataset]
-        halves = {"base": counts["classes"] - counts["classes"] // 2, "novel": counts["classes"] // 2}
-        rows = [
-            row(
-                "mmrl",
-                dataset,
-                1,
-                part,
-                0.8,
-                [f"class {n}" for n in range(classes)],
-                images=counts["test_base" if part == "base" else "test_new"],
-                backbone=OPENAI,
-            )
-            for part, classes in halves.items()
-        ]
-        make_run("mmrl", dataset, train={"epochs": 5 if dataset == "imagenet" else 10}, rows=rows)
+    eleven_runs(make_run, "mmrl", {"": 10, "imagenet": 5}, {})
     (table,) = Report(runs, METHODS).tables
     average = dict(table.sections[0].rows)
     published = [cell.text for cell in average["MMRL"]][4:7]
@@ -277,6 +331,99 @@ def test_an_independent_run_stands_beside_what_its_authors_published(make_run: M
     assert rerun[4:7] == ["85.71 (−5.71)", "76.28 (+3.72)", "80.72 (−0.72)"]
     assert "AlignedNorm" in table.notes[-1]
     assert not any("re-run" in label for section in table.sections[1:] for label, _ in section.rows)
+
+
+@pytest.mark.usefixtures("any_names")
+@pytest.mark.parametrize(("sun397", "shown"), [(25, True), (50, False)])
+def test_an_average_over_data_sets_with_epochs_of_their_own(
+    sun397: int, shown: bool, make_run: MakeRun, runs: Path
+) -> None:
+    """Those of TCP's preset, which the paper's numbers have."""
+    eleven_runs(make_run, "tcp", {"": 50, "imagenet": 25, "sun397": sun397}, {})
+    (table,) = Report(runs, METHODS).tables
+    texts = [cell.text for cell in dict(table.sections[0].rows)["TCP"]]
+    assert (texts[4:7] == ["84.13 (−4.13)", "75.36 (+4.64)", "79.51 (+0.49)"]) == shown
+
+
+@pytest.mark.usefixtures("any_names")
+@pytest.mark.parametrize("sentences", [{}, {"class 1": ["It has a shape."]}])
+def test_the_numbers_of_sentences_stand_beside_sentences_alone(
+    sentences: dict[str, list[str]], make_run: MakeRun, runs: Path
+) -> None:
+    recipe = {"dropout": 0.1, "consistency_weight": 2.5, "sentences": sentences}
+    eleven_runs(make_run, "mmapp", {"": 50}, dict.fromkeys(ELEVEN, recipe))
+    (table,) = Report(runs, METHODS).tables
+    assert ("published HM" in table.sections[0].columns) == bool(sentences)
+
+
+def test_published_harmonic_means_are_compared_as_papers_compute_them(make_run: MakeRun, runs: Path) -> None:
+    """That of the mean base and the mean novel accuracy, not the mean of the seeds' own."""
+    options: dict[str, Any] = {"settings": FULL, "backbone": OPENAI}
+    for seed, base, novel in ((1, 0.9, 0.5), (2, 0.7, 0.9)):
+        rows = eurosat_rows("maple", base, novel, seed=seed, **options)
+        make_run("maple", "eurosat", seed, train={"epochs": 5}, rows=rows)
+    (table,) = Report(runs, METHODS).tables
+    ours = cells(table)["MaPLe"]
+    assert ours[2].startswith("71.52"), "2 * .45 / 1.4 and 2 * .63 / 1.6"
+    assert ours[5] == "82.35 (−7.68)", "2 * .8 * .7 / 1.5 is .7467"
+    assert "as in papers" in table.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("templates", "shown"),
+    [
+        (["a centered satellite photo of {}."], True),
+        (["a photo of a {}."], False),
+        (["a centered satellite photo of {}.", "a photo of a {}."], False),
+    ],
+)
+def test_zero_shot_is_compared_with_the_papers_template_alone(
+    templates: list[str], shown: bool, make_run: MakeRun, runs: Path
+) -> None:
+    rows = eurosat_rows("zero_shot", 0.5, 0.5, backbone=OPENAI, settings={"templates": templates})
+    make_run("zero_shot", "eurosat", rows=rows)
+    (table,) = Report(runs, METHODS).tables
+    assert ("published base" in table.sections[0].columns) == shown
+
+
+def test_published_templates_are_those_of_the_catalogue() -> None:
+    from maple.data.catalogue import CATALOGUE
+    from maple.report.published import published_results
+
+    results = [result for result in published_results() if result.method == "zero_shot" and result.settings]
+    assert len(results) == 15
+    for result in results:
+        assert result.settings == {"templates": str([CATALOGUE[result.dataset].template])}
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"source": {"class_names": {"River": "a river"}}}, "eurosat: classes are renamed here"),
+        ({"class_names": ["a", "b", "c", "d", "e"]}, "eurosat: other class names than the published ones"),
+    ],
+)
+def test_published_numbers_only_beside_the_published_names(
+    changes: dict[str, Any], note: str, make_run: MakeRun, runs: Path
+) -> None:
+    rows = eurosat_rows("maple", 0.95, 0.7, settings=FULL, backbone=OPENAI, source=changes.get("source", {}))
+    rows[1] |= {key: value for key, value in changes.items() if key != "source"}
+    make_run("maple", "eurosat", train={"epochs": 5}, rows=rows)
+    (table,) = Report(runs, METHODS).tables
+    assert "published base" not in table.sections[0].columns
+    assert note in table.notes[-1]
+
+
+def test_the_source_of_a_transfer_has_its_published_number(make_run: MakeRun, runs: Path) -> None:
+    source = {"dataset": "imagenet", "classes": "all"}
+    options: dict[str, Any] = {"settings": {"prompt_length": 4}, "backbone": OPENAI, "source": source}
+    rows = [
+        row("tcp", dataset, 1, "all", 0.7, [f"class {n}" for n in range(classes)], images=images, **options)
+        for dataset, classes, images in (("imagenet", 1000, 50000), ("ucf101", 101, 3783))
+    ]
+    make_run("tcp", "imagenet", train={"epochs": 25}, rows=rows)
+    table = Report(runs, METHODS).tables[1]
+    assert cells(table)["TCP, published"][:2] == ["71.40 (−1.40)", "–"]
 
 
 @pytest.mark.parametrize(
@@ -307,6 +454,7 @@ def test_published_numbers_only_beside_the_data_of_the_papers(make_run: MakeRun,
     assert table.notes[-1].endswith("eurosat, novel classes: 80 test images here, 3,900 published.")
 
 
+@pytest.mark.usefixtures("any_names")
 @pytest.mark.parametrize(("labels", "shown"), [(range(1000), True), (range(10), False)], ids=["whole", "ten classes"])
 def test_published_transfer_only_from_the_whole_source(
     labels: range, shown: bool, make_run: MakeRun, runs: Path
@@ -323,10 +471,10 @@ def test_published_transfer_only_from_the_whole_source(
 
 
 def test_no_published_number_was_recalled_from_memory() -> None:
-    from maple.report.published import ELEVEN, published_results
+    from maple.report.published import published_results
 
     numbers = published_results()
-    assert len(numbers) == 221 + sum(n.rerun for n in numbers)
+    assert len(numbers) == 231 + sum(n.rerun for n in numbers)
     assert all(number.read_in and "memory" not in number.read_in.lower() for number in numbers)
     maple = {n.dataset: n.values for n in numbers if (n.method, n.protocol) == ("maple", "base-to-novel")}
     assert maple.keys() == ELEVEN | {"average"}

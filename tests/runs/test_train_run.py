@@ -165,6 +165,14 @@ def test_another_number_of_threads_is_reported(
     assert "OMP_NUM_THREADS=64" in caplog.text
 
 
+def test_a_resumed_run_keeps_its_start(settings: RunSettings, interrupted: Path) -> None:
+    """The time that a plan reports includes the pauses."""
+    path = interrupted / "environment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "started": "2025-05-01T10:00:00+00:00"}))
+    train_run(settings, interrupted)
+    assert json.loads(path.read_text())["started"] == "2025-05-01T10:00:00+00:00"
+
+
 def test_a_report_lost_in_a_crash_is_written_again(settings: RunSettings, tmp_path: Path) -> None:
     train_run(settings, tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):

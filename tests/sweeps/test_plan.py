@@ -14,9 +14,12 @@ from maple.cli import app
 from maple.clip import Backbone, tower_depths
 from maple.errors import ConfigError, DataError
 from maple.methods import build_method
+from maple.runs import read_rows
 from maple.runs.evaluation import evaluation_request
+from maple.runs.folder import append_row
 from maple.sweeps import PlannedRun, SweepSettings, plan_sweep, read_sweep, sweep_names
 from maple.sweeps.plan import PlannedEvaluation
+from maple.sweeps.runner import status_of
 
 
 def planned(protocol: str = "base-to-novel", **values: object) -> list[PlannedRun]:
@@ -47,6 +50,8 @@ def test_transfer_trains_on_the_source_and_evaluates_every_target() -> None:
         PlannedEvaluation("food101", "all"),
     )
     assert (run.recipe, run.settings.method["prompt_depth"]) == ("maple_cross-dataset", 3)
+    (repeated,) = planned("cross-dataset", source="dtd", datasets=["cross10", "eurosat"], seeds=[1])
+    assert len(repeated.evaluations) == 10, "the run's own, and nine others"
     (domains,) = planned("domain-generalization", source="dtd", seeds=[1])
     assert domains.recipe == "maple_cross-dataset"
     (without_one,) = planned("cross-dataset", source="dtd", seeds=[1], methods=["vpt"])
@@ -309,6 +314,37 @@ def test_plan_for_programs(tmp_path: Path) -> None:
     assert content["estimated_seconds"] == 180
     with pytest.raises(ConfigError, match="add --plan, or leave --json out"):
         CliRunner().invoke(app, ["sweep", *options, "--json"], catch_exceptions=False)
+
+
+def test_one_folder_written_twice_is_one_target(tmp_path: Path) -> None:
+    photos, sketches = (tmp_path / name for name in ("photos", "sketches"))
+    for folder in (photos, sketches):
+        folder.mkdir()
+    datasets = [str(sketches), f"{photos}/.", f"{photos}/../sketches"]
+    (run,) = planned("cross-dataset", source=str(photos), datasets=datasets, seeds=[1])
+    assert run.evaluations == (PlannedEvaluation(None, "all"), PlannedEvaluation(str(sketches), "all"))
+
+
+def test_targets_of_one_name_and_one_list_of_files_are_two_evaluations(tmp_path: Path) -> None:
+    """C/fog/3 and C/snow/3, as ImageNet-C has them."""
+    targets = [tmp_path / kind / "3" for kind in ("fog", "snow")]
+    for folder in targets:
+        folder.mkdir(parents=True)
+    (run,) = planned(
+        protocol="cross-dataset", datasets=[str(folder) for folder in targets], source="emoji-food", seeds=[1]
+    )
+    root = tmp_path / "runs"
+    (root / run.name).mkdir(parents=True)
+    (root / run.name / "prompts.safetensors").write_bytes(b"")
+    own = {"dataset": "emoji-food/noto", "asked": evaluation_request("emoji-food")}
+    append_row(root / run.name, own)
+    for folder in targets:
+        assert status_of(run, root) != "finished"
+        row = {"dataset": "3", "items": "same", "asked": evaluation_request(str(folder))}
+        append_row(root / run.name, row)  # as earlier versions wrote it
+    assert status_of(run, root) == "finished"
+    append_row(root / run.name, {**row, "place": str(targets[1])})
+    assert len(read_rows(root / run.name)) == 3, "it replaces the row of the same folder"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Executed sweeps: runs that are kept, resumed, failed, retried and killed."""
 
+import json
 import os
 import random
 import signal
@@ -15,7 +16,9 @@ from sweep_tools import SMALL, RecordedProgress, rows_below, small_sweep
 from typer.testing import CliRunner
 
 from maple.cli import app
+from maple.data.catalogue import draw_published_split
 from maple.errors import ConfigError
+from maple.runs import train_run
 from maple.runs.folder import lock_folder
 from maple.sweeps import RunOutcome, SweepSettings, plan_sweep, run_sweep
 from maple.sweeps.runner import run_group, status_of
@@ -31,6 +34,31 @@ def test_finished_runs_are_kept(make_images: Callable[..., Path], tmp_path: Path
     assert [row["images"] for row in outcome.rows] == [6, 6]
     (kept,) = run_sweep(runs, tmp_path / "runs", device="cpu", progress=again)
     assert (kept.rows, kept.seconds, again.activities) == (outcome.rows, 0.0, [])
+
+
+def test_a_drawn_split_that_has_been_replaced_is_said(
+    make_images_in: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where runs have finished with a split drawn at random, and the published one is there now."""
+    make_images_in(tmp_path / "dtd", "all", ("banded", "blotchy"), train=8)
+    (tmp_path / "dtd" / "all" / "train").rename(tmp_path / "dtd" / "images")
+    drawn = draw_published_split("dtd", tmp_path, 1)
+    settings = {**SMALL, "data": {"root": str(tmp_path)}}
+    options = {"protocol": "few-shot", "methods": ["zero_shot"], "datasets": ["dtd"], "shots": [1]}
+    (run,) = plan_sweep(SweepSettings(**options, settings=settings, seeds=[1]))
+    (outcome,) = run_sweep([run], tmp_path / "runs", device="cpu")
+    assert [row["dataset"] for row in outcome.rows] == ["dtd (drawn split)"]
+
+    def repeat() -> str:
+        caplog.clear()
+        assert run_sweep([run], tmp_path / "runs", device="cpu")[0].status == "finished"
+        assert train_run(run.settings, tmp_path / "runs" / run.name).was_finished
+        return caplog.text
+
+    assert "published split is there now" not in repeat()
+    splits = {part: json.loads(drawn.read_text())[part] for part in ("train", "val", "test")}
+    (drawn.parent / "split_zhou_DescribableTextures.json").write_text(json.dumps(splits))
+    assert repeat().count("has finished, with the dtd (drawn split); the published split is there now") == 2
 
 
 def test_a_tracker_logs_training_and_evaluations(make_images: Callable[..., Path], tmp_path: Path) -> None:

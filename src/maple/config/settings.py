@@ -217,6 +217,26 @@ class RunSettings(Settings):
 
 SECTIONS = tuple(RunSettings.model_fields)
 
+LATER_SETTINGS: dict[str, dict[str, Any]] = {
+    "train": {
+        "views": None,
+        "steps": None,
+        "keep": "last",
+        "epsilon": 1e-8,
+        "final_lr": 0.0,
+        "calibrate": False,
+    },
+    "data": {
+        "listing": None,
+        "draft": False,
+        "validation": "few-shot",
+        "image_column": None,
+        "label_column": None,
+    },
+    "method": {"prompt_sharing": "per_layer", "meta_net_layers": 2},
+}
+"""Settings that the first versions did not have; a run that lacks them is one with these values."""
+
 
 class Rule(Settings):
     """Settings that replace the preset's for some data sets, shots or backbones (for any, where not given)."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from maple.config.settings import LATER_SETTINGS
 from maple.descriptions import MethodDescription
 from maple.errors import CheckpointError, DataError
 from maple.files import FAILURE, read_json, read_json_lines
@@ -49,10 +50,12 @@ def collect(folder: Path, methods: Mapping[str, MethodDescription]) -> Collectio
             evaluations += own_evaluations
             if not own_evaluations:
                 without_evaluation.append(Problem(name, _why_not_evaluated(run)))
+            elif run.failure:
+                problems.append(Problem(name, f"failed before its other evaluations: {run.failure}"))
     costs = read_costs(folder, problems)
     if not runs and not problems and not costs:
         raise DataError(f"there is no run in {folder}; a run is a folder with a config.json, as `maple train` makes it")
-    evaluations = _without_duplicates(evaluations, problems)
+    evaluations = _without_duplicates(_with_later_settings(evaluations), problems)
     if not evaluations and not costs:
         reasons = "; ".join(f"{problem.place}: {problem.reason}" for problem in [*problems, *without_evaluation][:5])
         raise DataError(
@@ -81,6 +84,7 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> RunRecord | N
     if odd := [key for key in _SECTIONS if not isinstance(settings.get(key, {}), dict)]:
         problems.append(Problem(f"{name}/config.json", f"damaged: {', '.join(odd)} must be an object"))
         return None
+    settings["train"] = {**LATER_SETTINGS["train"], **settings.get("train", {})}
     stored = {}
     for part in ("environment", "data"):
         path = folder / f"{part}.json"
@@ -99,7 +103,10 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> RunRecord | N
         else:
             problems.append(Problem(f"{name}/metrics.jsonl line {number}", "not the report of an epoch"))
     finished = (folder / "prompts.safetensors").is_file()
-    return RunRecord(folder, name, settings, stored["environment"], tuple(epochs), finished, tuple(map(str, remarks)))
+    failure = _failure(folder) if (folder / FAILURE).exists() else ""
+    return RunRecord(
+        folder, name, settings, stored["environment"], tuple(epochs), finished, tuple(map(str, remarks)), failure
+    )
 
 
 def _read_evaluations(
@@ -133,6 +140,8 @@ def _read_lines(path: Path, run: str, problems: list[Problem]) -> dict[int, dict
 
 def _is_own(row: Row, folder: Path) -> bool:
     """Whether the evaluated data set is the one that the run was trained on, however it was written."""
+    if row.own is not None:
+        return row.own
     trained, evaluated = row.source.dataset, row.dataset
     if trained == evaluated or row.asked.get("dataset") == trained:
         return True
@@ -151,8 +160,8 @@ def _is_own(row: Row, folder: Path) -> bool:
 
 
 def _why_not_evaluated(run: RunRecord) -> str:
-    if (run.folder / FAILURE).exists():
-        return f"failed: {_failure(run.folder)}"
+    if run.failure:
+        return f"failed: {run.failure}"
     if run.finished:
         return f"finished, but not evaluated: maple evaluate {run.folder}"
     train, epochs = run.settings.get("train") or {}, len(run.history)
@@ -171,13 +180,26 @@ def _failure(folder: Path) -> str:
         return f"{FAILURE} is {reason_of(error, folder / FAILURE)}"
 
 
+def _with_later_settings(evaluations: list[EvaluationRecord]) -> list[EvaluationRecord]:
+    """The same, with the defaults of those settings of a method that only rows of later versions have."""
+    known: dict[str, set[str]] = defaultdict(set)
+    for evaluation in evaluations:
+        known[evaluation.method] |= evaluation.row.method.keys()
+    complete = []
+    for evaluation in evaluations:
+        defaults = {key: value for key, value in LATER_SETTINGS["method"].items() if key in known[evaluation.method]}
+        row = evaluation.row.model_copy(update={"method": {**defaults, **evaluation.row.method}})
+        complete.append(replace(evaluation, row=row))
+    return complete
+
+
 def _without_duplicates(evaluations: list[EvaluationRecord], problems: list[Problem]) -> list[EvaluationRecord]:
     """The first, by folder name, of the evaluations that agree in everything that was asked."""
     kept: dict[str, EvaluationRecord] = {}
     for evaluation in evaluations:
         row = evaluation.row
         key = [evaluation.method, evaluation.settings, row.backbone.model_dump(), row.source.model_dump(), row.seed]
-        key.append([row.dataset, row.classes, row.part, row.class_names])
+        key.append([row.dataset, evaluation.place or "", row.classes, row.part, row.class_names])
         first = kept.setdefault(json.dumps(key, sort_keys=True), evaluation)
         if first is not evaluation:
             same = "the same" if row.items == first.row.items else "a data set of the same name, with other images"
@@ -189,19 +211,18 @@ def _without_duplicates(evaluations: list[EvaluationRecord], problems: list[Prob
 
 def _with_distinct_datasets(evaluations: list[EvaluationRecord]) -> list[EvaluationRecord]:
     """Mark data sets that share a name and differ: other folders, other class names, or fewer classes, than usual."""
-    sources: dict[str, set[str]] = defaultdict(set)
+    places: dict[str, set[str]] = defaultdict(set)
     names: dict[tuple[str, str, str], Counter[tuple[str, ...]]] = defaultdict(Counter)
     for evaluation in evaluations:
         row = evaluation.row
         names[row.dataset, row.classes, row.part][row.class_names] += 1
-        if evaluation.on_own_data:
-            sources[row.dataset].add(row.source.dataset)
+        if evaluation.place is not None:
+            places[row.dataset].add(evaluation.place)
     marked = []
     for evaluation in evaluations:
         row, location, differing = evaluation.row, "", ""
-        source = PurePath(row.source.dataset)
-        if evaluation.on_own_data and len(sources[row.dataset]) > 1 and source.is_absolute():
-            location = f"in {source.parent}"
+        if evaluation.place and len(places[row.dataset]) > 1:
+            location = f"in {PurePath(evaluation.place).parent}"
         counts = names[row.dataset, row.classes, row.part]
         usual = max(counts, key=lambda key: (counts[key], len(key)))
         if row.class_names != usual:

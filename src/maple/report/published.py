@@ -1,12 +1,15 @@
 """Published numbers next to ours: only where data set, backbone, shots and settings are those of the paper."""
 
 import csv
-from collections.abc import Sequence
+import shlex
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
 
+from maple.names import names_hash
 from maple.report.groups import ANY_SHOTS, Group, Variant
 from maple.report.records import BackboneRecord, CostRow, EvaluationRecord
 
@@ -27,7 +30,10 @@ _COSTS_BACKBONE = "vit-b-16"
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """One published result, in per cent, and where it was read; `rerun` if others than the authors measured it."""
+    """One published result, in per cent, and where it was read; `rerun` if others than the authors measured it.
+
+    A run must have its `settings`, where `*` stands for anything but an empty value.
+    """
 
     protocol: str
     method: str
@@ -42,13 +48,13 @@ class PublishedResult:
 
 @dataclass(frozen=True)
 class PublishedCost:
-    """What a paper or its authors state about the cost of a method on ViT-B/16, and where it was read.
+    """What a paper or its authors state about the cost of a recipe on ViT-B/16, and where it was read.
 
     A multiply-add is one operation; `seconds` and `megabytes` are of training on one data set of the base-to-novel
     average, `milliseconds` of training on one image.
     """
 
-    method: str
+    recipe: str
     settings: dict[str, str]
     gflops: float | None
     images_per_second: float | None
@@ -75,7 +81,7 @@ def published_results() -> tuple[PublishedResult, ...]:
 def _published_costs() -> tuple[PublishedCost, ...]:
     costs = []
     for line in _read_csv("published_costs.csv"):
-        for key in line.keys() - {"method", "settings", "read_in"}:
+        for key in line.keys() - {"recipe", "settings", "read_in"}:
             line[key] = float(line[key]) if line[key] else None
         costs.append(PublishedCost(**line))
     return tuple(costs)
@@ -85,7 +91,7 @@ def _read_csv(name: str) -> list[dict[str, Any]]:
     text = (resources.files("maple.report") / name).read_text(encoding="utf-8")
     lines: list[dict[str, Any]] = list(csv.DictReader(text.splitlines()))
     for line in lines:
-        line["settings"] = dict(word.split("=", 1) for word in line["settings"].split())
+        line["settings"] = dict(word.split("=", 1) for word in shlex.split(line["settings"]))
     return lines
 
 
@@ -97,17 +103,30 @@ _TEST_COUNTS = {"all": "test", "base": "test_base", "novel": "test_new"}
 
 
 @cache
+def _statistics() -> dict[str, dict[str, str]]:
+    """The lines of statistics.csv by data set."""
+    text = resources.files("maple").joinpath("assets", "datasets", "statistics.csv").read_text(encoding="utf-8")
+    return {line["dataset"]: line for line in csv.DictReader(text.splitlines())}
+
+
+@cache
 def published_counts() -> dict[str, dict[str, int]]:
     """Classes and test images of the published data sets: of all classes, and of the base and the novel half."""
-    text = resources.files("maple").joinpath("assets", "datasets", "statistics.csv").read_text(encoding="utf-8")
     columns = ("classes", "test", "test_base", "test_new")
-    lines = csv.DictReader(text.splitlines())
-    return {line["dataset"]: {name: int(line[name]) for name in columns if line[name]} for line in lines}
+    return {
+        dataset: {name: int(line[name]) for name in columns if line[name]} for dataset, line in _statistics().items()
+    }
 
 
-def differing_counts(evaluations: Sequence[EvaluationRecord]) -> list[str]:
-    """Say where a data set of a published name has other numbers of classes or images, on the papers' backbone."""
+def published_names_hash(dataset: str) -> str:
+    """The `names_hash` of all class names of a published data set; "" where it is not recorded."""
+    return _statistics().get(dataset, {}).get("class_names_sha256", "")
+
+
+def differences_from_papers(evaluations: Sequence[EvaluationRecord]) -> list[str]:
+    """Say where a data set of a published name has other classes, class names or images, on the papers' backbone."""
     notes: dict[str, None] = {}
+    names: dict[str, dict[str, tuple[str, ...]]] = defaultdict(dict)
     for evaluation in evaluations:
         row = evaluation.row
         if not _is_papers_backbone(row.backbone) or row.part != "test":
@@ -125,11 +144,19 @@ def differing_counts(evaluations: Sequence[EvaluationRecord]) -> list[str]:
             here, published = map(" and ".join, zip(*found_and_published, strict=True))
             which = "" if row.classes == "all" else f", {row.classes} classes"
             notes[f"{row.dataset}{which}: {here} here, {published} published"] = None
+        names[evaluation.dataset][row.classes] = row.class_names
+        if row.source.class_names and row.source.dataset in published_counts():
+            notes[f"{row.source.dataset}: classes are renamed here"] = None
         expected = None
         if not evaluation.description.is_zero_shot:
             expected = _published_classes(row.source.dataset, row.source.classes)
         if expected and (trained := evaluation.run.trained_classes) not in (None, expected):
             notes[f"{row.source.dataset}: trained on {trained:,} classes here, {expected:,} published"] = None
+    for dataset, by_part in names.items():
+        whole = by_part.get("all") or (*by_part.get("base", ()), *by_part.get("novel", ()))
+        published_names = published_names_hash(dataset)
+        if len(whole) == _published_classes(dataset, "all") and published_names not in ("", names_hash(whole)):
+            notes[f"{dataset}: other class names than the published ones"] = None
     return list(notes)
 
 
@@ -144,11 +171,13 @@ def published_result(
 ) -> PublishedResult | None:
     """The published result that a cell of a table can be compared with; `dataset` None is the average over all.
 
-    With `rerun`, that of an independent run of the published recipe.
+    It may also be the source of a transfer. With `rerun`, that of an independent run of the published recipe.
     """
-    cells = (cell for (other, name, _), cell in group.cells.items() if other == variant and dataset in (None, name))
-    evaluations = [evaluation for cell in cells for evaluation in cell.values()]
     key = group.key
+    cells = [cell for (other, name, _), cell in group.cells.items() if other == variant and dataset in (None, name)]
+    if key.kind == "transfer" and dataset == key.source:
+        cells = [group.source_cells.get(variant, {})]
+    evaluations = [evaluation for cell in cells for evaluation in cell.values()]
     if (
         not evaluations
         or key.part != "test"
@@ -157,27 +186,44 @@ def published_result(
         or not all(_is_papers_backbone(evaluation.row.backbone) for evaluation in evaluations)
         or key.trained_on not in ("all" if key.kind == "transfer" else "base", "")
         or (key.kind == "transfer" and key.classes != "all")
-        or differing_counts(evaluations)
+        or differences_from_papers(evaluations)
     ):
         return None
     name = _AVERAGES.get((key.kind, frozenset(group.datasets))) if dataset is None else dataset
-    # In an average, ImageNet has other epochs than the rest.
-    compared = [evaluation for evaluation in evaluations if dataset is not None or evaluation.row.dataset != "imagenet"]
     for result in published_results():
         if (
             (result.protocol, result.method, result.rerun) == (key.kind, variant.name, rerun)
             and (result.source_dataset, result.dataset) == (key.source, name)
-            and all(result.settings.items() <= evaluation.settings.items() for evaluation in compared)
+            and all(_has_settings(evaluation, _required_settings(result, evaluation)) for evaluation in evaluations)
         ):
             return result
     return None
 
 
+def _required_settings(result: PublishedResult, evaluation: EvaluationRecord) -> Mapping[str, str]:
+    """The settings of a published result on the data set of an evaluation; of an average, each may have its own."""
+    recipe = (result.protocol, result.title, result.source_dataset)
+    for other in published_results():
+        if (other.protocol, other.title, other.source_dataset, other.dataset) == (*recipe, evaluation.row.dataset):
+            return other.settings
+    # ImageNet has other epochs than the rest.
+    return {} if evaluation.row.dataset == "imagenet" else result.settings
+
+
+def _has_settings(evaluation: EvaluationRecord, required: Mapping[str, str]) -> bool:
+    settings = evaluation.settings
+    return all(
+        settings.get(key, "") not in ("", "None", "{}", "[]") if value == "*" else settings.get(key) == value
+        for key, value in required.items()
+    )
+
+
 def published_costs(row: CostRow) -> list[PublishedCost]:
-    """What was published of this method, one for each source; only for its usual recipe on the papers' backbone."""
-    if row.recipe != row.name or row.backbone.lower().replace("/", "-") != _COSTS_BACKBONE:
+    """What was published of this recipe, one for each source; only on the papers' backbone."""
+    # A user's file may have the name of a recipe.
+    if row.recipe.partition("-")[0] != row.name or row.backbone.lower().replace("/", "-") != _COSTS_BACKBONE:
         return []
     settings = {key: str(value) for key, value in row.method.items()}
     return [
-        cost for cost in _published_costs() if cost.method == row.name and cost.settings.items() <= settings.items()
+        cost for cost in _published_costs() if cost.recipe == row.recipe and cost.settings.items() <= settings.items()
     ]

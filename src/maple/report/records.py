@@ -40,12 +40,16 @@ class BackboneRecord(Stored):
 
 
 class TrainingSource(Stored):
-    """What a run was trained on; `shots` None is all images."""
+    """What a run was trained on, and how its images are read; `shots` None is all images."""
 
     dataset: str
     shots: int | None = None
     classes: str = "all"
     class_names: dict[str, str] = {}
+    validation: str = "few-shot"
+    image_column: str | None = None
+    label_column: str | None = None
+    draft: bool = False
 
 
 class Row(Stored):
@@ -70,6 +74,8 @@ class Row(Stored):
     per_class: tuple[Fraction | None, ...] = ()
     predictions: str | None = None
     asked: dict[str, Any] = {}
+    own: bool | None = None
+    place: str | None = None
 
     @field_validator("method")
     @classmethod
@@ -146,7 +152,8 @@ class CostRow(Stored):
 class RunRecord:
     """A run folder without its evaluations; `name` is its path relative to the folder of the report.
 
-    `history` are the epochs of metrics.jsonl, `remarks` what `maple fit` noticed about the images.
+    `history` are the epochs of metrics.jsonl, `remarks` what `maple fit` noticed about the images; `failure` is the
+    error that a sweep recorded, or "".
     """
 
     folder: Path
@@ -156,6 +163,7 @@ class RunRecord:
     history: tuple[dict[str, Any], ...] = field(hash=False)
     finished: bool
     remarks: tuple[str, ...] = ()
+    failure: str = ""
 
     @cached_property
     def trained_classes(self) -> int | None:
@@ -192,13 +200,30 @@ class EvaluationRecord:
         """The evaluated data set, with a word where its name alone is ambiguous."""
         return " ".join(word for word in (self.row.dataset, self.location, self.names) if word)
 
+    @property
+    def place(self) -> str | None:
+        """Where the evaluated images are from: an absolute path, or hf:OWNER/NAME; "" for a data set of the catalogue.
+
+        None where that is not known: earlier versions kept paths as they were written.
+        """
+        if self.row.place is not None:
+            return self.row.place
+        asked = self.row.source.dataset if self.on_own_data else str(self.row.asked.get("dataset", ""))
+        if PurePath(asked).is_absolute() or asked.startswith("hf:"):
+            return asked
+        return "" if self.on_own_data else None
+
     @cached_property
     def settings(self) -> dict[str, str]:
-        """All settings that can distinguish runs of one method, flat, as text: method, training, renamed classes."""
+        """All settings that can distinguish runs of one method, flat, as text: method, training, images."""
+        source = self.row.source
         method = {key: value for key, value in self.row.method.items() if key != "name"}
-        train = {} if self.description.is_zero_shot else dict(self.run.settings.get("train") or {})
-        renamed = {"class_names": self.row.source.class_names} if self.row.source.class_names else {}
-        flat = {**train, **method, **renamed}
+        images = source.model_dump(include={"image_column", "label_column", "draft"})
+        train: dict[str, Any] = {}
+        if not self.description.is_zero_shot:
+            train = {**(self.run.settings.get("train") or {}), "validation": source.validation}
+        renamed = {"class_names": source.class_names} if source.class_names else {}
+        flat = {**images, **train, **method, **renamed}
         return {key: str(value) for key, value in flat.items() if key not in _WITHOUT_EFFECT}
 
 
@@ -212,7 +237,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Collection:
-    """Everything that was read below a folder; `problems` are damaged files and duplicate evaluations, left out."""
+    """Everything that was read below a folder.
+
+    `problems` are what was left out: damaged files, duplicate evaluations, and those that a failed run has not reached.
+    """
 
     folder: Path
     runs: tuple[RunRecord, ...]

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from maple.descriptions import MethodDescription
+from maple.metrics import harmonic_mean
 from maple.plugins import code_title
 from maple.report.comparison import FEWEST_PAIRS, PairedTest, paired_tests
 from maple.report.groups import ANY_SHOTS, BASE, HARMONIC_MEAN, MEAN_OF_HARMONIC_MEANS, MEASURES, Group, Spread, Variant
-from maple.report.published import PublishedResult, differing_counts, published_costs, published_result
+from maple.report.published import PublishedResult, differences_from_papers, published_costs, published_result
 from maple.report.records import CostRow
 from maple.report.series import Ablation, ShotCurves, find_ablations
 
@@ -108,12 +109,7 @@ def _base_to_novel_table(group: Group) -> Table:
             "papers print it; “average of HMs” averages the data sets' own harmonic means."
         )
         notes += _incomplete_note(group)
-    evaluated = {variant: {part for other, _, part in group.cells if other == variant} for variant in group.variants}
-    if {BASE} in evaluated.values():
-        notes.append(
-            f"{NOTHING} under Novel: not evaluated there; methods that learn weights for each class (probes, caches) "
-            "cannot predict classes they were not trained on."
-        )
+    notes += _novel_notes(group)
     sections, cited = [], []
     for dataset in (*([None] if several else []), *group.datasets):
         title, measures = dataset, list(MEASURES)
@@ -134,15 +130,38 @@ def _base_to_novel_table(group: Group) -> Table:
         rows = []
         for variant, cells in _cells(spreads).items():
             row = spreads[variant]
-            theirs = zip(MEASURES, row, strict=False) if here else ()
-            cells += [_published_cell(published[variant], measure, spread) for measure, spread in theirs]
+            base, novel = (spread.mean if spread else None for spread in row[:2])
+            # As papers compute theirs; ours is the mean over the seeds.
+            means = (base, novel, None if base is None or novel is None else harmonic_mean(base, novel))
+            compared = list(zip(MEASURES, means, strict=True))
+            cells += [_published_cell(published[variant], *pair) for pair in compared] if here else []
             rows.append((variant.label, (*cells, _seeds(row))))
             if rerun := reruns[variant]:
-                line = [_published_cell(rerun, measure, spread) for measure, spread in zip(MEASURES, row, strict=False)]
+                line = [_published_cell(rerun, *pair) for pair in compared]
                 ours = [Cell("")] * (len(cells) - len(line))
                 rows.append((f"{variant.label}, independent re-run", (*ours, *line, Cell(""))))
         sections.append(Section(str(title), ("Method", *columns, "Seeds"), tuple(rows)))
     return Table(group.key.caption, tuple(sections), (*notes, *_published_notes(cited, group)))
+
+
+def _novel_notes(group: Group) -> list[str]:
+    """Why methods were evaluated on base classes alone."""
+    failed: list[str] = []
+    others: list[str] = []
+    for variant in group.variants:
+        cells = [(part, cell) for (other, _, part), cell in group.cells.items() if other == variant]
+        if {part for part, _ in cells} == {BASE}:
+            has_failed = any(evaluation.run.failure for _, cell in cells for evaluation in cell.values())
+            (failed if has_failed else others).append(variant.label)
+    notes = []
+    if others:
+        notes.append(
+            f"{NOTHING} under Novel: not evaluated there; methods that learn weights for each class (probes, caches) "
+            "cannot predict classes they were not trained on."
+        )
+    if failed:
+        notes.append(f"{NOTHING} under Novel: runs of {', '.join(failed)} failed before they were evaluated there.")
+    return notes
 
 
 def _accuracy_table(group: Group) -> Table:
@@ -159,12 +178,13 @@ def _accuracy_table(group: Group) -> Table:
     rows, cited = [], []
     for variant, cells in _cells(spreads).items():
         rows.append((variant.label, (*cells, _seeds(spreads[variant]))))
-        published = [published_result(group, variant, dataset) for dataset in datasets]
+        columns_of = (*([group.key.source] if with_source else []), *datasets)
+        published = [published_result(group, variant, dataset) for dataset in columns_of]
         cited += [result for result in published if result]
         if any(published):
-            ours = spreads[variant][1:] if with_source else spreads[variant]
-            line = [_published_cell(result, "top1", spread) for result, spread in zip(published, ours, strict=True)]
-            rows.append((f"{variant.label}, published", (*([Cell("")] if with_source else []), *line, Cell(""))))
+            ours = [spread.mean if spread else None for spread in spreads[variant]]
+            line = [_published_cell(result, "top1", mean) for result, mean in zip(published, ours, strict=True)]
+            rows.append((f"{variant.label}, published", (*line, Cell(""))))
     notes = [f"Top-1 accuracy in per cent. {_spread_note(group)}"]
     if several:
         which = "the data sets other than the source" if with_source else "the data sets"
@@ -270,20 +290,22 @@ def _incomplete_note(group: Group) -> list[str]:
     return [f"No average where a data set is missing: {'; '.join(notes)}."] if notes else []
 
 
-def _published_cell(result: PublishedResult | None, measure: str, ours: Spread | None) -> Cell:
+def _published_cell(result: PublishedResult | None, measure: str, ours: float | None) -> Cell:
     if result is None or measure not in result.values:
         return Cell(NOTHING)
     value = result.values[measure]
-    return Cell(f"{value:.2f}" if ours is None else f"{value:.2f} ({_signed(100 * ours.mean - value)})")
+    return Cell(f"{value:.2f}" if ours is None else f"{value:.2f} ({_signed(100 * ours - value)})")
 
 
 def _published_notes(cited: Sequence[PublishedResult], group: Group) -> list[str]:
     notes = []
     if cited:
         read_in = "; ".join(sorted({result.read_in for result in cited}))
-        note = "Published numbers with our difference in parentheses; 16 shots, ViT-B/16 of OpenAI. Read in: "
-        notes.append(f"{note}{read_in}.")
-    if differing := differing_counts([record for cell in group.cells.values() for record in cell.values()]):
+        note = "Published numbers with our difference in parentheses; 16 shots, ViT-B/16 of OpenAI."
+        if group.key.kind == "base-to-novel":
+            note += " Harmonic means are compared with that of our mean base and mean novel accuracy, as in papers."
+        notes.append(f"{note} Read in: {read_in}.")
+    if differing := differences_from_papers([record for cell in group.cells.values() for record in cell.values()]):
         notes.append(f"Not the papers' data, and therefore without published numbers: {'; '.join(differing)}.")
     return notes
 

@@ -38,7 +38,7 @@ from maple.feature_files import read_features
 from maple.methods import Method
 from maple.metrics import Floats, Integers, Scores, calibration_error, score, softmax
 from maple.names import is_features, words_of
-from maple.runs.folder import append_row, evaluation_key, finished_prompts, read_settings
+from maple.runs.folder import append_row, evaluation_key, finished_prompts, place_of, read_settings
 from maple.runs.frozen_features import prediction_batches, require_features
 from maple.runs.spec import changed_images, eval_transform, open_dataset, open_store, target_sentences
 from maple.runs.trained_images import TrainedImages
@@ -159,6 +159,8 @@ def evaluate_run(
         "items": items_hash(items),
         **asdict(scores),
         "asked": asked,
+        "own": is_own,
+        "place": place_of(data.dataset),
     }
     if sentences:
         row["sentences"] = sentences

@@ -18,7 +18,7 @@ import logging
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ from maple import files
 from maple.checkpoint import versions, write_tensors
 from maple.config import RunSettings
 from maple.data import Item
+from maple.data.catalogue import canonical_name, template_of
 from maple.data.folders.class_folders import split_domain
 from maple.data.folders.listing import is_ignored
 from maple.data.records import items_hash
@@ -141,12 +142,16 @@ def flatten(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_beginning(folder: Path, settings: RunSettings, items: list[Item]) -> None:
-    """Make the folder a run: its settings, its training items, its environment."""
+    """Make the folder a run: its settings, its training items, its environment; one that is resumed keeps its start."""
     for name in _WRITTEN:  # temporary files of a process that was killed while it wrote
         for leftover in folder.glob(f".{name}.*.tmp"):
             leftover.unlink(missing_ok=True)
     files.write_json(folder / "items.json", {"hash": items_hash(items), "items": [asdict(item) for item in items]})
-    files.write_json(folder / "environment.json", environment())
+    described = environment()
+    if (folder / "resume.safetensors").exists():
+        with suppress(MapleError, LookupError):  # of a damaged file nothing is kept
+            described["started"] = files.read_json(folder / "environment.json")["started"]
+    files.write_json(folder / "environment.json", described)
     # Last, because its presence makes the folder a run.
     files.write_json(folder / "config.json", settings.model_dump(mode="json"))
 
@@ -244,7 +249,19 @@ def start_of(folder: Path) -> float | None:
 
 def evaluation_key(row: dict[str, Any]) -> list[Any]:
     """The entries of a row that identify an evaluation of a run: one with an equal key replaces it."""
-    return [row.get(key) for key in ("dataset", "classes", "part", "class_names", "items")]
+    place, asked = row.get("place"), row.get("asked")
+    if place is None and isinstance(asked, dict):  # of an earlier version
+        place = place_of(str(asked.get("dataset", "")))
+    key = [row.get(entry) for entry in ("dataset", "classes", "part", "class_names", "items")]
+    return [*key, place] if place else key
+
+
+def place_of(dataset: str) -> str:
+    """Where the images of a data set are from, as an absolute path or hf:OWNER/NAME; "" for one of the catalogue.
+
+    Folders in two places may share their name, and their images' names too.
+    """
+    return "" if template_of(dataset) is not None else canonical_name(dataset)
 
 
 def append_row(folder: Path, row: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
@@ -13,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from maple.checkpoint import read_prompts
 from maple.clip import Backbone
 from maple.clip.backbone_names import ASSUMED, with_absolute_paths
 from maple.clip.load import load_given
 from maple.config import RunSettings, preset_names, read_preset, resolve
-from maple.config.settings import DataSettings
+from maple.config.settings import LATER_SETTINGS, DataSettings
 from maple.data import (
     Dataset,
     EvalTransform,
@@ -28,9 +30,11 @@ from maple.data import (
     sample_few_shot,
     select_dataset,
 )
-from maple.data.catalogue import canonical_name, known_names, require_images, template_of
+from maple.data.catalogue import canonical_name, known_names, load_published, require_images, template_of
+from maple.data.published.split_files import DRAWS
+from maple.data.records import DRAWN
 from maple.data.saved_split import SAVED_SPLIT, SavedImages, changes_since, read_saved_images, read_saved_split
-from maple.errors import DataError
+from maple.errors import DataError, MapleError
 from maple.methods import METHODS, method_settings
 from maple.names import FEATURES, is_features
 from maple.plugins import short_code_name
@@ -168,6 +172,7 @@ def changed_images(settings: RunSettings, saved: SavedImages) -> str:
 def warn_if_images_changed(settings: RunSettings, folder: Path) -> None:
     """Log how a user's own images differ now from those that the finished run in `folder` was made with."""
     path = folder / SAVED_SPLIT
+    warn_if_split_was_drawn(settings, folder)
     if template_of(settings.data.dataset) is not None or not path.exists():
         return
     if changes := changed_images(settings, read_saved_images(path)):
@@ -176,6 +181,22 @@ def warn_if_images_changed(settings: RunSettings, folder: Path) -> None:
             "or remove the folder",
             *(folder, changes),
         )
+
+
+def warn_if_split_was_drawn(settings: RunSettings, folder: Path) -> None:
+    """Log that the finished run in `folder` has a split drawn at random, where the published one is there now."""
+    data = settings.data
+    if data.dataset not in DRAWS:
+        return
+    with suppress(MapleError):  # of damaged files, which are reported where they are used, and of absent data
+        name = str(read_prompts(folder / "prompts.safetensors").info.get("dataset"))
+        published = load_published(data.dataset, None if data.root is None else Path(data.root)).name
+        if name.endswith(DRAWN) and name != published:
+            logger.warning(
+                "%s has finished, with the %s; the published split is there now: to use it, choose another output, or "
+                "remove the folder",
+                *(folder, name),
+            )
 
 
 def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], list[Item], tuple[str, ...]]:
@@ -268,23 +289,10 @@ def relevant(settings: RunSettings) -> dict[str, Any]:
     """The settings that decide the result, as plain values."""
     relevant: dict[str, Any] = settings.model_dump(mode="json", exclude=_IRRELEVANT)  # type: ignore[arg-type]
     relevant["backbone"] = absolute_backbone(relevant["backbone"])  # earlier versions stored it as it was written
-    for section, key, default in (
-        ("train", "views", None),
-        ("train", "steps", None),
-        ("train", "keep", "last"),
-        ("train", "epsilon", 1e-8),
-        ("train", "final_lr", 0.0),
-        ("train", "calibrate", False),
-        ("data", "listing", None),
-        ("data", "draft", False),
-        ("data", "validation", "few-shot"),
-        ("data", "image_column", None),
-        ("data", "label_column", None),
-        ("method", "prompt_sharing", "per_layer"),
-        ("method", "meta_net_layers", 2),
-    ):
-        if key in relevant[section] and relevant[section][key] == default:
-            del relevant[section][key]  # so that runs made before there was such a setting keep their names
+    for section, defaults in LATER_SETTINGS.items():
+        for key, default in defaults.items():
+            if key in relevant[section] and relevant[section][key] == default:
+                del relevant[section][key]  # so that runs made before there was such a setting keep their names
     return relevant
 
 

@@ -21,7 +21,7 @@ from maple import files
 from maple.clip.backbone_names import remember
 from maple.distributed import launched, this_process
 from maple.errors import ConfigError
-from maple.runs.spec import joint_training_key
+from maple.runs.spec import joint_training_key, warn_if_split_was_drawn
 from maple.sweeps.plan import PlannedRun
 from maple.sweeps.runner import (
     Report,
@@ -84,6 +84,7 @@ def run_sweep(
     for run in runs:
         status = status_of(run, root)
         if status == "finished":
+            warn_if_split_was_drawn(run.settings, root / run.name)
             outcomes[run.name] = finished_outcome(run, root)
         elif status == "failed" and not retry_failed:
             outcomes[run.name] = failed_outcome(run, root)

@@ -26,7 +26,7 @@ from maple.config import (
     toml_names,
 )
 from maple.data import known_names
-from maple.data.catalogue import DATASET_GROUPS, require_possible, template_of
+from maple.data.catalogue import DATASET_GROUPS, canonical_name, require_possible, template_of
 from maple.descriptions import ProtocolName
 from maple.errors import ConfigError, DataError, MapleError
 from maple.feature_files import read_features
@@ -334,8 +334,11 @@ def _training_sets(sweep: SweepSettings) -> list[tuple[str, tuple[PlannedEvaluat
             f"{sweep.protocol} needs a source to train on: give --source with one of {', '.join(known_names())}, "
             "or the path of a folder"
         )
-    targets = [None, *(name for name in sweep.datasets if name != sweep.source)]
-    return [(sweep.source, tuple(PlannedEvaluation(name, "all") for name in targets))]
+    targets: dict[str, str] = {}
+    for name in sweep.datasets:
+        targets.setdefault(canonical_name(name), name)
+    targets.pop(canonical_name(sweep.source), None)
+    return [(sweep.source, tuple(PlannedEvaluation(name, "all") for name in (None, *targets.values())))]
 
 
 def recipe_of(method: str, protocol: ProtocolName) -> str:

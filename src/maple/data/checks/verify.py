@@ -1,8 +1,6 @@
 """Verify a data set on this disk: the published counts and class names, and that every image is readable."""
 
 import csv
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from maple.data.images.reading import read_image
 from maple.data.records import DRAWN, SPLIT_NAMES, Dataset, Item
 from maple.data.sampling import base_novel_classes
 from maple.errors import ImageError
+from maple.names import names_hash
 
 COUNTED = ("train", "val", "test", "test_base", "test_new", "classes")
 _CHUNK = 512
@@ -44,11 +43,6 @@ def published_statistics() -> dict[str, Statistics]:
         )
         for row in csv.DictReader(text.splitlines())
     }
-
-
-def names_hash(class_names: Sequence[str]) -> str:
-    """Return the SHA-256 (hex) of class names in order."""
-    return hashlib.sha256(json.dumps(list(class_names)).encode("ascii")).hexdigest()
 
 
 def count(dataset: Dataset) -> dict[str, int]:
