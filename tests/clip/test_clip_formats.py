@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import clip_files as files
+import open_clip
 import pytest
 import torch
+from open_clip.model import CLIPVisionCfg
 from safetensors.torch import load_file
 
 from maple.clip import Backbone, load_clip
-from maple.clip.checkpoints.formats import read_tensors
+from maple.clip.backbone_names import has_clip_blocks
+from maple.clip.checkpoints.formats import published_head_width, read_tensors
+from maple.errors import BackboneError
 
 
 def agree(backbone: Backbone, state: files.State, *, quick_gelu: bool) -> None:
@@ -52,6 +56,34 @@ def test_openai_layout(state: files.State, tmp_path: Path, file: str, half: bool
     known = file in ("archive.pt", "sizes.pt", "plain_sizes.pt")
     backbone = load_clip(str(path), None if known else "quickgelu")
     agree(backbone, {key: value.float() for key, value in stored.items()}, quick_gelu=True)
+
+
+def test_heads_of_another_width_are_those_of_the_architecture_of_these_sizes(tmp_path: Path, registered: Any) -> None:
+    """OpenAI's layout does not store them: a state dict has those of open_clip's architecture, OpenAI's files 64."""
+    config = files.changed(vision={"head_width": 32})
+    state = files.random_state(config)
+    path = files.save_pickle(state, tmp_path / "w.pt")
+    registered("Narrow-Heads", config)
+    expected = files.expected_logits(state, quick_gelu=False, config=config)
+    assert (expected - files.expected_logits(state, quick_gelu=False)).abs().max() > 1e-3, "both widths fit the weights"
+    torch.testing.assert_close(files.logits(load_clip(str(path), "gelu")), expected, rtol=1e-5, atol=1e-5)
+    agree(load_clip(str(files.save_torchscript(state, tmp_path / "archive.pt"))), state, quick_gelu=True)
+    registered("Wide-Heads", files.CONFIG)
+    with pytest.raises(BackboneError, match=r"may be Narrow-Heads or Wide-Heads, .* name the architecture, with pretr"):
+        load_clip(str(path), "gelu")
+
+
+def test_heads_of_every_architecture_are_known_by_its_sizes() -> None:
+    """A ViT-H, whose width is a multiple of 64 as OpenAI's are, has heads of 80 channels."""
+    widths = {}
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        vision = {**vars(CLIPVisionCfg()), **config["vision_cfg"]}
+        if has_clip_blocks(config) and isinstance(vision["layers"], int):
+            tower = {key: vision[key] for key in ("layers", "width", "patch_size")}
+            widths[name] = published_head_width(tower, name)
+            assert widths[name] == vision["head_width"]
+    assert (widths["ViT-B-16"], widths["ViT-H-14"], widths["ViT-g-14"], widths["ViT-bigG-14"]) == (64, 80, 88, 104)
 
 
 def test_a_torchscript_archive_is_read_as_torch_does_but_never_compiled(state: files.State, tmp_path: Path) -> None:
