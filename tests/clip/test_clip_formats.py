@@ -13,8 +13,9 @@ import torch
 from open_clip.model import CLIPVisionCfg
 from safetensors.torch import load_file
 
-from maple.clip import Backbone, load_clip
+from maple.clip import Backbone, load_clip, tower_depths
 from maple.clip.backbone_names import has_clip_blocks
+from maple.clip.checkpoints.configurations import sentence_limit
 from maple.clip.checkpoints.formats import published_head_width, read_tensors
 from maple.errors import BackboneError
 
@@ -188,6 +189,27 @@ def test_second_configuration_of_old_transformers_files_wins(state: files.State,
     config["text_config_dict"] = {**config["text_config"]}
     config["vision_config"], config["text_config"]["num_hidden_layers"] = None, 12
     (folder / "config.json").write_text(json.dumps(config))
+    agree(load_clip(str(folder)), state, quick_gelu=False)
+
+
+def test_sizes_of_a_transformers_folder_are_known_without_its_weights(tmp_path: Path) -> None:
+    """Long-CLIP reads 248 tokens."""
+    config: dict[str, Any] = {"model_type": "clip", "vision_config": {"num_hidden_layers": 24}}
+    config["text_config"] = {"max_position_embeddings": 248, "num_hidden_layers": 6}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    limit = sentence_limit(str(tmp_path))
+    assert limit is not None
+    assert (limit[1], tower_depths(str(tmp_path))) == (248, (6, 24))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "text_config_dict": {"max_position_embeddings": 64}}))
+    assert (sentence_limit(str(tmp_path)) or (None, 0))[1] == 64
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "text_config": {}}))
+    assert (sentence_limit(str(tmp_path)) or (None, 0))[1] == 77
+
+
+def test_a_folder_of_both_formats_with_weights_of_transformers_alone(state: files.State, tmp_path: Path) -> None:
+    folder = files.save_transformers(state, tmp_path / "m", "gelu")
+    described = {"model_cfg": files.CONFIG, "preprocess_cfg": files.PREPROCESS}
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
     agree(load_clip(str(folder)), state, quick_gelu=False)
 
 
