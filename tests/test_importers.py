@@ -136,15 +136,17 @@ def mmrl(layers: int = 7, plus: bool = False) -> dict[str, torch.Tensor]:
     return state | {f"image_encoder.{key}": value for key, value in projection.items()} | frozen()
 
 
+LORA_NAMES = ("q_proj", "k_proj", "v_proj", "proj")
+
+
 def clip_lora(position: str = "all", encoder: str = "both", matrices: str = "qkv", layers: int = 12) -> dict[str, Any]:
     """The content of its file: the text tower's layers, then the image tower's."""
     widths = {"text": [HT], "vision": [HV], "both": [HT, HV]}[encoder]
-    names = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "proj"}
     weights = {}
     for width in (width for width in widths for _ in range(layers)):
         number = len(weights)
         factors = {"w_lora_A": draw(2, width) + number, "w_lora_B": draw(width, 2) - number}
-        weights[f"layer_{number}"] = {names[matrix]: factors for matrix in matrices}
+        weights[f"layer_{number}"] = {LORA_NAMES["qkvo".index(matrix)]: factors for matrix in matrices}
     metadata = {"r": 2, "alpha": 1, "encoder": encoder, "params": list(matrices), "position": position}
     return {"weights": weights, "metadata": metadata}
 
@@ -329,6 +331,19 @@ def test_a_head_and_its_base_method(base, name, count, vit_b16):
         convert(base(), method="dept")
 
 
+def test_a_head_on_kgcoop_comes_with_parts_under_two_names_that_nothing_uses():
+    """Its whole model is saved: the layer that KgCoOp does not use a second time, and an adapter."""
+    state, converted = dept(kgcoop()), convert(dept(kgcoop()))
+    aliases = {
+        f"meta_net.linear1.{part}": state[f"prompt_learner.meta_net.linear1.{part}"] for part in ("weight", "bias")
+    }
+    adapter = {"adapter.fc.0.weight": draw(D // 4, D), "adapter.fc.2.weight": draw(D, D // 4)}
+    whole = convert({f"module.{key}": value for key, value in (aliases | state | adapter).items()})
+    assert (whole.config, whole.parameters.keys()) == (converted.config, converted.parameters.keys())
+    with pytest.raises(CheckpointError, match=r"unknown key 'adapter\.fc\.0\.weight'"):
+        convert(dept() | adapter)
+
+
 def test_tcp_is_told_from_cocoop_by_its_tokens():
     got = convert(tcp())
     assert (got.method, got.config) == ("tcp", {"prompt_length": 4, "init_text": "", "meta_net_reduction": 4})
@@ -406,6 +421,14 @@ def test_low_rank_updates(tmp_path, vit_b16, position, encoder, matrices, layers
         ({"metadata": {**clip_lora()["metadata"], "params": ["q", "o"]}}, "layer_0.proj.w_lora_A is missing"),
         ({"weights": {"layer_1": {}}}, "layer_0, layer_1 and so on"),
         ({"weights": {}}, "updates no matrix"),
+        ({"weights": {3: {}, "layer_1": {}}}, "the weights 3, layer_1; encoder is"),
+        ({"weights": {"layer_0": draw(2, HT)}}, "layer_0.q_proj.w_lora_A is missing"),
+        ({"metadata": {**clip_lora()["metadata"], "params": ["x", "q"]}}, "'x' is not one of q, k, v and o"),
+        ({"metadata": {**clip_lora()["metadata"], "r": float("inf")}}, "reading them failed"),
+        (
+            {"weights": {"layer_0": {key: {"w_lora_A": draw(), "w_lora_B": draw()} for key in LORA_NAMES}}},
+            r"layer_0.q_proj.w_lora_A has shape \[\]; a matrix",
+        ),
     ],
 )
 def test_a_wrong_file_of_low_rank_updates_is_named(change, message):
@@ -432,6 +455,7 @@ def test_prefixes_and_a_second_image_encoder_are_accepted():
 
 DEEP = "prompt_learner.compound_prompts_text."
 PROJECTION = "prompt_learner.compound_prompt_projections."
+SRRA = "representation_learner.srra_r2tproj.srra.0"
 
 
 @pytest.mark.parametrize(
@@ -468,6 +492,14 @@ PROJECTION = "prompt_learner.compound_prompt_projections."
         (cocoop, {"ctx": None}, r"text_prompt lacks layer 0"),
         (cocoop, {"ctx": draw(4, HV)}, r"linear2 has weight \[512, 32\]"),
         (lambda: cocoop(200), {}, r"200 outputs for 512 inputs"),
+        (cocoop, {"ctx": draw()}, r"text_prompt\.0 has shape \[\]"),
+        (tcp, {"meta_net.linear2.bias": draw()}, r"linear2 has weight"),
+        (maple, {f"{DEEP}{10**12}": draw(2, HT)}, r"unknown key 'prompt_learner\.compound_prompts_text\.10000"),
+        (mma, {"shared_adapter.5.0.weight": None}, r"shared_adapter\.5\.0\.weight is missing"),
+        (mma, {"shared_adapter.5.0.weight": draw()}, r"shared_adapter\.5\.0\.weight has shape \[\]; a matrix"),
+        (mma, {f"shared_adapter.{10**12}.0.weight": draw(32, 32)}, r"unknown key 'shared_adapter\.10000"),
+        (lambda: mmrl(plus=True), {"image_encoder.A": draw()}, r"image_encoder\.A \[\]; matrices are needed"),
+        (lambda: mmrl(plus=True), {f"{SRRA}.A": draw()}, r"r2tproj\.srra\.0\.A has shape \[\]"),
         (frozen, {}, r"no learned prompt"),
     ],
 )

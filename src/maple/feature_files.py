@@ -213,7 +213,7 @@ def _read_tensors(
             f"{where}: holds {', '.join(sorted(features)) or 'no features'}; store train, val or test, each with its "
             "labels (train_labels), or undivided features and labels"
         )
-    width = next(iter(features.values())).shape[-1]
+    width = next((value.shape[1] for value in features.values() if value.ndim == 2), "D")
     for key, value in [*features.items(), *([] if text is None else [("text", text)])]:
         if value.ndim != 2 or not value.numel() or value.shape[1] != width:
             raise DataError(f"{where}: {key} has shape {list(value.shape)}; it must be [rows, {width}], as all others")
@@ -268,7 +268,10 @@ def _class_names(
     low, high = min(int(value.min()) for value in labels.values()), max(int(value.max()) for value in labels.values())
     if (given := metadata.get("class_names")) is not None:
         try:
-            names = tuple(files.parse_json(given))
+            listed = files.parse_json(given)
+            if not isinstance(listed, list):
+                raise ValueError(f"it is {shortened(given)}, not a JSON list")
+            names = tuple(listed)
             distinct(names)
         except (TypeError, ValueError, ClassNamesError) as error:
             raise DataError(f"{where}: class_names is not a list of different names ({error})") from error

@@ -23,7 +23,7 @@ from maple.checkpoint import load_prompts, put_parameters, read_prompts
 from maple.cli import app, main
 from maple.clip import load_clip
 from maple.config import RunSettings, preset_of
-from maple.errors import CheckpointError, ClassNamesError, ConfigError, MapleError
+from maple.errors import CheckpointError, ClassNamesError, ConfigError, DataError, MapleError
 from maple.methods import METHODS, build_method
 from maple.runs import read_settings
 
@@ -403,6 +403,60 @@ def test_an_import_takes_from_the_preset_what_the_file_does_not_say(tmp_path: Pa
         torch.testing.assert_close(
             load_prompts(tmp_path / "run" / "prompts.safetensors").predict_logits(images), same.predict_logits(images)
         )
+
+
+def test_an_import_has_the_shots_and_the_seed_of_the_published_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three seeds are three runs; without a data set none is recorded."""
+    monkeypatch.chdir(tmp_path)
+    known = (*TINY[:4], "--names", "cat,dog")
+    for folder in ("shots_4/MaPLe/vit_b16/seed3", "CoOp/rn50_4shots/seed2", "elsewhere"):
+        Path(folder).mkdir(parents=True)
+        torch.save({"ctx": torch.zeros(4, 128)}, f"{folder}/model.pth.tar-5")
+        assert "classes, " in run("import", f"{folder}/model.pth.tar-5", *known)
+    given = ("--shots", "all", "--seed", "0")
+    run("import", "elsewhere/model.pth.tar-5", *known, *given, "--set", "seed=7", "--output", "given")
+    found = {folder.name: read_settings(folder) for folder in [*Path("runs").iterdir(), Path("given")]}
+    assert {(settings.data.shots, settings.seed) for settings in found.values()} == {(4, 3), (4, 2), (16, 1), (None, 7)}
+    assert {settings.data.dataset for settings in found.values()} == {""}
+    assert any(name.startswith("imported_model.pth.tar-5_data_coop_base_4shots_seed3_") for name in found)
+    with pytest.raises(DataError, match="no data set is named"):
+        run("evaluate", "given")
+
+
+def test_an_import_from_imagenet_with_all_classes_has_the_recipe_of_transfers(tmp_path: Path) -> None:
+    settings = {"name": "mmapp", "adapter_start": 2, "adapter_end": 4}
+    method = build_method(settings, load_clip(*TINY[1:4:2]), ["cat", "dog"])
+
+    def published(name: str) -> str:
+        adapter, block, *parts = name.split(".")
+        inner = ["0", *parts] if adapter == "shared_adapter" else ["down.0" if p == "down" else p for p in parts]
+        return ".".join([adapter.replace("vision", "visual"), str(int(block) + 1), *inner])
+
+    file = tmp_path / "model.pth.tar-15"
+    torch.save({published(name): tensor for name, tensor in method.prompt_parameters().items()}, file)
+    known = (*TINY[:4], "--method", "mmapp", "--dataset", "imagenet", "--names", "cat,dog")
+    for classes, scale in (("all", 0.005), ("base", 0.0065)):
+        run("import", file, *known, "--classes", classes, "--output", tmp_path / classes)
+        assert read_settings(tmp_path / classes).method["adapter_test_scale"] == scale
+
+
+def test_an_import_of_a_head_on_a_base_method_without_a_preset(tmp_path: Path) -> None:
+    settings = {"name": "dept", "base_method": "vpt", "vision_prompt_length": 2, "vision_prompt_depth": 1}
+    method = build_method(settings, load_clip(*TINY[1:4:2]), ["cat", "dog"])
+    names = {"vision_prompt.0": "image_encoder.VPT"} | {
+        f"head.{part}": f"linear_probe_proj.{part}" for part in ("weight", "bias")
+    }
+    names |= {
+        f"film_{side}.{part}": f"film_lp_{published}.{part}"
+        for side, published in (("image", "img"), ("text", "text"))
+        for part in ("scale", "bias")
+    }
+    file = tmp_path / "model.pth.tar-10"
+    torch.save({names[name]: tensor for name, tensor in method.prompt_parameters().items()}, file)
+    run("import", file, *TINY[:4], "--names", "cat,dog", "--output", tmp_path / "run")
+    assert read_settings(tmp_path / "run").method["base_method"] == "vpt"
 
 
 def test_an_export_is_not_a_run_folder(tmp_path: Path) -> None:

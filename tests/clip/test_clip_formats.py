@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import clip_files as files
+import open_clip
 import pytest
 import torch
+from open_clip.model import CLIPVisionCfg
 from safetensors.torch import load_file
 
-from maple.clip import Backbone, load_clip
-from maple.clip.checkpoints.formats import read_tensors
+from maple.clip import Backbone, load_clip, tower_depths
+from maple.clip.backbone_names import has_clip_blocks
+from maple.clip.checkpoints.configurations import sentence_limit
+from maple.clip.checkpoints.formats import published_head_width, read_tensors
+from maple.errors import BackboneError
 
 
 def agree(backbone: Backbone, state: files.State, *, quick_gelu: bool) -> None:
@@ -52,6 +57,34 @@ def test_openai_layout(state: files.State, tmp_path: Path, file: str, half: bool
     known = file in ("archive.pt", "sizes.pt", "plain_sizes.pt")
     backbone = load_clip(str(path), None if known else "quickgelu")
     agree(backbone, {key: value.float() for key, value in stored.items()}, quick_gelu=True)
+
+
+def test_heads_of_another_width_are_those_of_the_architecture_of_these_sizes(tmp_path: Path, registered: Any) -> None:
+    """OpenAI's layout does not store them: a state dict has those of open_clip's architecture, OpenAI's files 64."""
+    config = files.changed(vision={"head_width": 32})
+    state = files.random_state(config)
+    path = files.save_pickle(state, tmp_path / "w.pt")
+    registered("Narrow-Heads", config)
+    expected = files.expected_logits(state, quick_gelu=False, config=config)
+    assert (expected - files.expected_logits(state, quick_gelu=False)).abs().max() > 1e-3, "both widths fit the weights"
+    torch.testing.assert_close(files.logits(load_clip(str(path), "gelu")), expected, rtol=1e-5, atol=1e-5)
+    agree(load_clip(str(files.save_torchscript(state, tmp_path / "archive.pt"))), state, quick_gelu=True)
+    registered("Wide-Heads", files.CONFIG)
+    with pytest.raises(BackboneError, match=r"may be Narrow-Heads or Wide-Heads, .* name the architecture, with pretr"):
+        load_clip(str(path), "gelu")
+
+
+def test_heads_of_every_architecture_are_known_by_its_sizes() -> None:
+    """A ViT-H, whose width is a multiple of 64 as OpenAI's are, has heads of 80 channels."""
+    widths = {}
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        vision = {**vars(CLIPVisionCfg()), **config["vision_cfg"]}
+        if has_clip_blocks(config) and isinstance(vision["layers"], int):
+            tower = {key: vision[key] for key in ("layers", "width", "patch_size")}
+            widths[name] = published_head_width(tower, name)
+            assert widths[name] == vision["head_width"]
+    assert (widths["ViT-B-16"], widths["ViT-H-14"], widths["ViT-g-14"], widths["ViT-bigG-14"]) == (64, 80, 88, 104)
 
 
 def test_a_torchscript_archive_is_read_as_torch_does_but_never_compiled(state: files.State, tmp_path: Path) -> None:
@@ -156,6 +189,27 @@ def test_second_configuration_of_old_transformers_files_wins(state: files.State,
     config["text_config_dict"] = {**config["text_config"]}
     config["vision_config"], config["text_config"]["num_hidden_layers"] = None, 12
     (folder / "config.json").write_text(json.dumps(config))
+    agree(load_clip(str(folder)), state, quick_gelu=False)
+
+
+def test_sizes_of_a_transformers_folder_are_known_without_its_weights(tmp_path: Path) -> None:
+    """Long-CLIP reads 248 tokens."""
+    config: dict[str, Any] = {"model_type": "clip", "vision_config": {"num_hidden_layers": 24}}
+    config["text_config"] = {"max_position_embeddings": 248, "num_hidden_layers": 6}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    limit = sentence_limit(str(tmp_path))
+    assert limit is not None
+    assert (limit[1], tower_depths(str(tmp_path))) == (248, (6, 24))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "text_config_dict": {"max_position_embeddings": 64}}))
+    assert (sentence_limit(str(tmp_path)) or (None, 0))[1] == 64
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "text_config": {}}))
+    assert (sentence_limit(str(tmp_path)) or (None, 0))[1] == 77
+
+
+def test_a_folder_of_both_formats_with_weights_of_transformers_alone(state: files.State, tmp_path: Path) -> None:
+    folder = files.save_transformers(state, tmp_path / "m", "gelu")
+    described = {"model_cfg": files.CONFIG, "preprocess_cfg": files.PREPROCESS}
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
     agree(load_clip(str(folder)), state, quick_gelu=False)
 
 

@@ -135,6 +135,16 @@ def test_a_path_outside_the_images_is_refused(eurosat: Path) -> None:
         load_dataset("eurosat", eurosat)
 
 
+def test_a_split_file_that_was_written_on_windows(eurosat: Path) -> None:
+    rows = {**ROWS, "train": [["\\Forest\\1.jpg", 0, "Forest"], ["River\\1.jpg", 1, "River_bed"]]}
+    (eurosat / "eurosat/split_zhou_EuroSAT.json").write_text(json.dumps(rows))
+    assert [item.path for item in load_dataset("eurosat", eurosat).train] == ["Forest/1.jpg", "River/1.jpg"]
+    rows["train"][0][0] = "..\\..\\secret.jpg"
+    (eurosat / "eurosat/split_zhou_EuroSAT.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match="must be inside the root"):
+        load_dataset("eurosat", eurosat)
+
+
 def test_every_entry_of_the_catalogue_is_complete() -> None:
     assert len({spec.folder for spec in CATALOGUE.values()}) == len(CATALOGUE) == 15
     assert sum(spec.labels.startswith("split_zhou_") for spec in CATALOGUE.values()) == 9

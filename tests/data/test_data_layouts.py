@@ -3,16 +3,20 @@
 import random
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import layouts
 import pytest
 from data_helpers import save_image
 
+from maple.config import RunSettings
 from maple.data import CATALOGUE, load_dataset, sample_few_shot, select_dataset
 from maple.errors import DataError
+from maple.runs.spec import sample
 
 
 def test_the_catalogue_holds_the_fifteen() -> None:
@@ -86,6 +90,20 @@ def test_imagenet_is_sampled_in_the_sorted_order(shots: int, tmp_path: Path) -> 
         expected += [f"train/{synset}/{name}" for name in (rng.sample(names, shots) if shots <= 12 else names)]
     assert [item.path for item in train] == expected
     assert val == []
+
+
+@pytest.mark.parametrize(("shots", "expected"), [(2, 2), (8, 4), (10, 2), (None, 0)])
+def test_imagenet_has_validation_images_where_a_method_selects_on_them(
+    shots: int | None, expected: int, tmp_path: Path
+) -> None:
+    """It has no validation split: they are drawn from the 12 training images of a class that the sample leaves over."""
+    dataset = load_dataset("imagenet", layouts.make("imagenet", tmp_path))
+    data: dict[str, Any] = {"dataset": "imagenet", "shots": shots, "validation": "all"}
+    train, val, _ = sample(RunSettings(method={"name": "tip_adapter"}, data=data, seed=2), dataset)
+    assert Counter(item.label for item in val) == dict.fromkeys(range(4), expected) if expected else not val
+    assert not {item.path for item in train} & {item.path for item in val}
+    others = RunSettings(method={"name": "coop"}, data=data, seed=2)
+    assert sample(others, dataset)[:2] == (train, []), "the training images are the same"
 
 
 @pytest.mark.parametrize("name", layouts.SYNSET_LAYOUTS)

@@ -14,6 +14,7 @@ from maple.errors import ConfigError, UnlearnedClassesError
 from maple.methods.tip_adapter import TipAdapter
 from maple.runs import TrainProgress, content_name, evaluate_run, train_run
 from maple.runs.spec import relevant
+from maple.runs.training_data import TrainingData
 from maple.sweeps import SweepSettings, plan_sweep, run_sweep
 from maple.train import EpochReport
 
@@ -100,6 +101,15 @@ def test_an_interrupted_run_comes_to_the_same_bytes(kind: str, images: Path, tmp
 def test_without_validation_images_the_error_says_what_to_set(make_images: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"this data set has none: set it, as in method\.inverse_reg"):
         train_run(settings_of("linear_probe", make_images()), tmp_path / "run", device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["linear_probe", "tip_adapter", "tip_adapter-f", "lpplusplus", "gda"])
+def test_without_validation_images_no_features_are_extracted(
+    kind: str, make_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainingData, "_features", lambda *_: pytest.fail("extracted features for hours"))
+    with pytest.raises(ConfigError, match=r"this data set has none: set .*, or give it validation images"):
+        train_run(settings_of(kind, make_images()), tmp_path / "run", device="cpu")
 
 
 def test_settings_are_selected_on_all_validation_images_if_asked(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:

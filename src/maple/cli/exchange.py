@@ -1,7 +1,8 @@
 """`maple import` and `maple export`: checkpoints of the published code in, files for other programs out."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -10,6 +11,9 @@ from maple.cli import options
 from maple.errors import ConfigError
 from maple.names import names_in
 
+if TYPE_CHECKING:
+    from maple.importers import ImportedPrompts
+
 
 def import_command(
     file: Annotated[Path, Argument(metavar="FILE", help="A model.pth.tar-N of the published code.")],
@@ -17,11 +21,18 @@ def import_command(
     data_root: options.DataRoot = None,
     classes: Annotated[str, Option(help="The part of the classes it was trained on: all, base, novel.")] = "base",
     names: Annotated[str | None, Option(help='Instead of --dataset: the class names, "cat,dog".')] = None,
+    shots: Annotated[
+        str | None, Option(help="Its training images per class, or `all`. Default: by a folder as shots_16, else 16.")
+    ] = None,
+    seed: Annotated[int | None, Option(help="The seed of its training. Default: by a folder as seed1, else 1.")] = None,
     method: Annotated[str | None, Option(help="The method. Default: recognised by the keys.")] = None,
     init_text: Annotated[str, Option(help="The initial words of its prompts.")] = "a photo of a",
     backbone: Annotated[str, Option(help="The CLIP it was trained on.")] = "ViT-B-16",
     pretrained: options.Pretrained = None,
-    output: Annotated[Path | None, Option(help="The run folder. Default: runs/imported_FILE.")] = None,
+    output: Annotated[
+        Path | None,
+        Option(help="The run folder. Default: imported_FILE and a name derived from the settings, in runs/."),
+    ] = None,
     overrides: options.Overrides = None,
 ) -> None:
     """Import a checkpoint of the published code as a run.
@@ -30,24 +41,29 @@ def import_command(
     MMA, MMA++ (as MMA), MMRL, MMRL++, CLIP-LoRA. The file is read without executing anything in it.
 
     What a file does not say, such as the sentence of a data set, is that of the method's preset for --dataset;
-    --set changes it.
+    --set changes it. The seed and the shots are taken from the path of the file, where its folders are those that the
+    published code writes: shots_16/TRAINER/CONFIG/seed1, or CONFIG_16shots/seed1.
     """
-    from maple.config import read_preset, resolve
+    from maple.config import resolve
+    from maple.config.settings import BUNDLED_DATASET
     from maple.data import select_dataset
     from maple.importers import import_checkpoint
-    from maple.methods import recipe_of
-    from maple.runs.spec import open_dataset
+    from maple.runs.spec import content_name, open_dataset
     from maple.runs.training import write_imported
 
     imported = import_checkpoint(file, init_text=init_text, method=method)
+    shots = shots or _number_in_folder(file, r"shots_(\d+)|(?:.*_)?(\d+)shots") or "16"
+    if seed is None:
+        seed = int(_number_in_folder(file, r"seed_?(\d+)") or 1)
     layer: dict[str, Any] = {
         "method": {"name": imported.method, **imported.config},
         "backbone": {"name": backbone, "pretrained": pretrained},
-        "data": {"dataset": dataset or "", "root": data_root, "classes": classes},
+        "data": {"dataset": dataset or "", "root": data_root, "classes": classes, "shots": options.parse_shots(shots)},
+        "seed": seed,
     }
-    preset = read_preset(recipe_of(imported.method, ["base-to-novel", "few-shot"]))
-    rules = [{**rule, "train": {}} for rule in preset.get("rules", []) if rule.get("method")]
-    settings = resolve([{"method": preset["method"], "rules": rules}, layer], overrides or ())
+    settings = resolve([_recipe(imported, dataset, classes), layer], overrides or ())
+    if dataset is None and settings.data.dataset == BUNDLED_DATASET:  # the default, which is not what it was trained on
+        settings = settings.changed(data=settings.data.changed(dataset=""))
     if names is not None:
         class_names = names_in(names)
     elif dataset is not None:
@@ -57,10 +73,35 @@ def import_command(
             "a checkpoint of the published code does not contain its class names: give --dataset (with --data-root), "
             "or --names 'cat,dog'"
         )
-    folder = output or Path("runs") / f"imported_{file.resolve().parent.name}_{file.name}"
+    folder = output or Path("runs") / f"imported_{file.name}_{content_name(settings)}"
     info = {"imported": {**imported.info, "file": file.name}, "dataset": dataset}
     learned = write_imported(settings, imported.parameters, class_names, folder, info=info)
-    options.echo(f"{learned.title}, {learned.parameter_count():,} parameters, {len(class_names)} classes: {folder}")
+    shots = "all" if settings.data.shots is None else str(settings.data.shots)
+    options.echo(
+        f"{learned.title}, {learned.parameter_count():,} parameters, {len(class_names)} classes, {shots} shots, "
+        f"seed {settings.seed}: {folder}"
+    )
+
+
+def _number_in_folder(file: Path, pattern: str) -> str | None:
+    """The number in the name of the nearest folder above a file that fits a pattern."""
+    matches = (re.fullmatch(pattern, folder.name) for folder in file.absolute().parents)
+    return next((match[match.lastindex or 0] for match in matches if match), None)
+
+
+def _recipe(imported: "ImportedPrompts", dataset: str | None, classes: str) -> dict[str, Any]:
+    """The method's settings in its preset for such a training, which those of the file are put on."""
+    from maple.config import read_preset
+    from maple.methods import recipe_of
+
+    protocols = ["base-to-novel", "few-shot"]
+    if dataset == "imagenet" and classes == "all":
+        protocols.insert(0, "cross-dataset")
+    preset = read_preset(recipe_of(imported.method, protocols))
+    if preset["method"].get("base_method") != imported.config.get("base_method"):
+        return {}  # its settings are those of another base method
+    rules = [{**rule, "train": {}} for rule in preset.get("rules", []) if rule.get("method")]
+    return {"method": preset["method"], "rules": rules}
 
 
 def push_command(

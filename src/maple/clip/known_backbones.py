@@ -51,7 +51,7 @@ _BIOCLIP = {
 }
 
 KNOWN_BACKBONES = (
-    KnownBackbone("maple-small", None, "drawings", "emoji; included, for trials without a download"),
+    KnownBackbone("maple-small", None, "drawings", "emoji and icons; included, for trials without a download"),
     KnownBackbone("ViT-B-16", "openai", "photographs", "OpenAI's; the default, and that of most papers"),
     KnownBackbone("ViT-B-32", "openai", "photographs", "OpenAI's, with larger patches: faster"),
     KnownBackbone("ViT-L-14", "openai", "photographs", "OpenAI's largest at 224 pixels"),

@@ -192,8 +192,9 @@ def _method_name(learned: LearnedTensors, expected: str | None) -> str:
     elif kinds & {"coupling", "deep_text_prompt"}:
         candidates, allowed = ("maple",), {"coupling", "deep_text_prompt"}
     elif "meta_net" in kinds:
-        second, length = learned.tensors.get(("meta_net", 1, "bias")), text[0].shape[0] if 0 in text else 0
-        per_token = second is not None and length > 1 and len(second) == length * text[0].shape[-1]
+        second = learned.tensors.get(("meta_net", 1, "bias"))
+        several = 0 in text and text[0].ndim == 2 and len(text[0]) > 1
+        per_token = several and second is not None and list(second.shape) == [text[0].numel()]
         candidates, allowed = ("tcp" if per_token else "cocoop",), {"meta_net"}
     elif "vision_prompt" in kinds:
         candidates = ("independent_vl", "promptsrc") if text else ("vpt",)

@@ -21,7 +21,7 @@ from maple.errors import CheckpointError, UnsafeCheckpointError
 Kind = Literal["text_prompt", "deep_text_prompt", "vision_prompt", "coupling", "meta_net"]
 
 _BLOCK = (
-    r"transformer\.resblocks\.\d+\.(attn\.(in_proj_weight|in_proj_bias|out_proj\.(weight|bias))"
+    r"transformer\.resblocks\.\d{1,3}\.(attn\.(in_proj_weight|in_proj_bias|out_proj\.(weight|bias))"
     r"|ln_[12]\.(weight|bias)|mlp\.c_(fc|proj)\.(weight|bias))"
 )
 _RESNET = (
@@ -33,20 +33,23 @@ _TEXT = rf"(positional_embedding|text_projection|ln_final\.(weight|bias)|{_BLOCK
 # PromptSRC keeps a second image encoder, without prompts, in its prompt learner.
 FROZEN = re.compile(rf"logit_scale|(prompt_learner\.ZS_)?image_encoder\.{_IMAGE}|text_encoder\.{_TEXT}")
 TOKENS = re.compile(r"prompt_learner\.token_(prefix|suffix)")
-# KgCoOp saves this, and one layer of a meta-network, and uses neither.
-_KGCOOP = re.compile(r"prompt_learner\.bias_vectors")
+# KgCoOp saves this, and one layer of a meta-network, and uses neither. DePT on it saves the whole model, which has that
+# layer under a second name, and an adapter that is not used either.
+_KGCOOP = "bias_vectors"
+_UNUSED = re.compile(rf"prompt_learner\.{_KGCOOP}|adapter\.fc\.[02]\.weight")
+_UNUSED_LAYER = "prompt_learner.meta_net."
 # CoOp and CoCoOp save the prompt learner alone, without its name in the keys.
 _BARE = re.compile(r"(ctx|meta_net\.|proj\.|compound_prompt|token_(prefix|suffix)|bias_vectors)")
 
 _LEARNED: tuple[tuple[re.Pattern[str], Kind, int], ...] = (
     # The layer is the number in the key, or 0, plus the shift.
     (re.compile(r"prompt_learner\.ctx"), "text_prompt", 0),
-    (re.compile(r"prompt_learner\.compound_prompts_text\.(\d+)"), "deep_text_prompt", 1),
+    (re.compile(r"prompt_learner\.compound_prompts_text\.(\d{1,3})"), "deep_text_prompt", 1),
     (re.compile(r"prompt_learner\.proj\.(weight|bias)"), "coupling", 0),
-    (re.compile(r"prompt_learner\.compound_prompt_projections\.(\d+)\.(weight|bias)"), "coupling", 1),
-    (re.compile(r"text_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow"), "text_prompt", 0),
+    (re.compile(r"prompt_learner\.compound_prompt_projections\.(\d{1,3})\.(weight|bias)"), "coupling", 1),
+    (re.compile(r"text_encoder\.transformer\.resblocks\.(\d{1,3})\.VPT_shallow"), "text_prompt", 0),
     (re.compile(r"image_encoder\.VPT"), "vision_prompt", 0),
-    (re.compile(r"image_encoder\.transformer\.resblocks\.(\d+)\.VPT_shallow"), "vision_prompt", 0),
+    (re.compile(r"image_encoder\.transformer\.resblocks\.(\d{1,3})\.VPT_shallow"), "vision_prompt", 0),
     (re.compile(r"prompt_learner\.meta_net\.linear1\.(weight|bias)"), "meta_net", 0),
     (re.compile(r"prompt_learner\.meta_net\.linear2\.(weight|bias)"), "meta_net", 1),
 )
@@ -94,7 +97,7 @@ def sort_keys(state_dict: Mapping[str, object]) -> LearnedTensors:
         CheckpointError: a key is unknown, occurs twice, or is not a string; a learned tensor cannot be used.
         UnsafeCheckpointError: a learned tensor would be the result of running code.
     """
-    learned = LearnedTensors()
+    learned = LearnedTensors(kgcoop=any(str(key).endswith(_KGCOOP) for key in state_dict))
     original: dict[str, str] = {}
     for key, value in state_dict.items():
         if not isinstance(key, str):
@@ -102,6 +105,9 @@ def sort_keys(state_dict: Mapping[str, object]) -> LearnedTensors:
         name = key.removeprefix("module.")
         if _BARE.match(name):
             name = f"prompt_learner.{name}"
+        if name in original and learned.kgcoop and name.startswith(_UNUSED_LAYER):
+            learned.dropped.append(key)
+            continue
         if name in original:
             raise CheckpointError(f"the state dict has both {original[name]!r} and {key!r}; remove one of them")
         original[name] = key
@@ -110,9 +116,7 @@ def sort_keys(state_dict: Mapping[str, object]) -> LearnedTensors:
                 learned.class_count = value.shape[0]
         elif FROZEN.fullmatch(name):
             learned.whole_model = True
-        elif _KGCOOP.fullmatch(name):
-            learned.kgcoop = True
-        else:
+        elif not (learned.kgcoop and _UNUSED.fullmatch(name)):
             place = _place(name, key)
             if place in learned.keys:
                 raise CheckpointError(

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from maple.errors import CheckpointError
+from maple.errors import CheckpointError, shortened_list
 from maple.importers.keys import FROZEN, TOKENS, learned_tensor
 
 _LORA_MATRICES = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "proj": "o"}
@@ -53,9 +53,12 @@ def _mma_settings(parameters: Mapping[str, Tensor], depth: int) -> dict[str, Any
             f"the adapters are those of {', '.join(sorted(keys)) or 'no'} blocks; the published code adapts all from a "
             "first to a last one, so the file is incomplete"
         )
-    width = parameters[f"shared_adapter.{blocks[0] - 1}.weight"].shape[0]
+    shared = parameters.get(f"shared_adapter.{blocks[0] - 1}.weight")
+    if shared is None or shared.ndim != 2:
+        problem = "is missing" if shared is None else f"has shape {list(shared.shape)}"
+        raise CheckpointError(f"shared_adapter.{blocks[0]}.0.weight {problem}; a matrix [width, width] is needed")
     start = 0 if "input" in keys else blocks[0]
-    return {"adapter_start": start, "adapter_end": blocks[-1], "adapter_width": width}
+    return {"adapter_start": start, "adapter_end": blocks[-1], "adapter_width": shared.shape[0]}
 
 
 def _mma_block(number: str) -> str:
@@ -75,9 +78,14 @@ def _mmrl_settings(parameters: Mapping[str, Tensor], depth: int) -> dict[str, An
     if layers[0] < 1:
         raise CheckpointError(f"there are maps of {len(numbers)} layers, but the towers have {depth} blocks")
     config = {"layers": list(layers), "tokens": tokens.shape[0], "token_width": tokens.shape[1]}
-    if "projection.down" in parameters and "to_text.0.up" in parameters:
-        ranks = parameters["to_text.0.up"].shape[-1], parameters["projection.down"].shape[-1]
-        config |= {"rank": ranks[0], "projection_rank": ranks[1]}
+    factor, projection = parameters.get("to_text.0.up"), parameters.get("projection.down")
+    if factor is not None and projection is not None:
+        if not factor.ndim == projection.ndim == 2:
+            raise CheckpointError(
+                f"representation_learner.srra_r2tproj.srra.0.A has shape {list(factor.shape)}, and image_encoder.A "
+                f"{list(projection.shape)}; matrices are needed"
+            )
+        config |= {"rank": factor.shape[1], "projection_rank": projection.shape[1]}
     return config
 
 
@@ -91,13 +99,13 @@ RENAMINGS = (
         marks=re.compile(r"shared_adapter\.\d+\.0\.weight"),
         names=(
             (
-                re.compile(r"(text|visual)_adapter\.(\d+)\.(?:(down)\.0|(up))\.(weight|bias)"),
+                re.compile(r"(text|visual)_adapter\.(\d{1,3})\.(?:(down)\.0|(up))\.(weight|bias)"),
                 lambda m: ".".join(
                     [f"{m[1].replace('visual', 'vision')}_adapter", _mma_block(m[2]), m[3] or m[4], m[5]]
                 ),
             ),
             (
-                re.compile(r"shared_adapter\.(\d+)\.0\.(weight|bias)"),
+                re.compile(r"shared_adapter\.(\d{1,3})\.0\.(weight|bias)"),
                 lambda m: f"shared_adapter.{_mma_block(m[1])}.{m[2]}",
             ),
         ),
@@ -110,7 +118,7 @@ RENAMINGS = (
         names=(
             _MMRL_TOKENS,
             (
-                re.compile(r"representation_learner\.compound_rep_tokens_(r2[vt])proj\.(\d+)\.(weight|bias)"),
+                re.compile(r"representation_learner\.compound_rep_tokens_(r2[vt])proj\.(\d{1,3})\.(weight|bias)"),
                 lambda m: f"{_MMRL_SIDES[m[1]]}.{m[2]}.{m[3]}",
             ),
             (re.compile(r"image_encoder\.proj_rep"), lambda _: "projection"),
@@ -128,7 +136,7 @@ RENAMINGS = (
                 lambda m: f"{_MMRL_SIDES[m[1]]}.weight",
             ),
             (
-                re.compile(r"representation_learner\.srra_(r2[vt])proj\.srra\.(\d+)\.(A|B|bias)"),
+                re.compile(r"representation_learner\.srra_(r2[vt])proj\.srra\.(\d{1,3})\.(A|B|bias)"),
                 lambda m: f"{_MMRL_SIDES[m[1]]}.{m[2]}.{_MMRL_FACTORS[m[3]]}",
             ),
             (re.compile(r"image_encoder\.A"), lambda _: "projection.down"),
@@ -233,15 +241,17 @@ def lora_tensors(
     try:
         rank, alpha, encoder = int(metadata["r"]), float(metadata["alpha"]), str(metadata["encoder"])
         matrices, position = [str(matrix) for matrix in metadata["params"]], str(metadata["position"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
             f"the metadata of a CLIP-LoRA file has r, alpha, encoder, params and position; reading them failed: {error}"
         ) from error
     if encoder not in ("both", "text", "vision") or set(weights) != {f"layer_{i}" for i in range(len(weights))}:
         raise CheckpointError(
-            f"the metadata has encoder {encoder!r} and the weights {', '.join(sorted(weights))}; encoder is both, text "
-            "or vision, and weights are layer_0, layer_1 and so on"
+            f"the metadata has encoder {encoder!r} and the weights {shortened_list(map(str, weights), 20)}; encoder is "
+            "both, text or vision, and weights are layer_0, layer_1 and so on"
         )
+    if unknown := set(matrices) - set(_LORA_MATRICES.values()):
+        raise CheckpointError(f"the metadata has params {matrices}; {min(unknown)!r} is not one of q, k, v and o")
     layers, dtypes = [], set()
     for number in range(len(weights)):
         factors = {}
@@ -252,9 +262,11 @@ def lora_tensors(
                 key = f"layer_{number}.{published}.{factor}"
                 try:
                     value = weights[f"layer_{number}"][published][factor]
-                except (KeyError, TypeError) as error:
+                except (LookupError, TypeError) as error:
                     raise CheckpointError(f"{key} is missing, although params are {matrices}") from error
                 factors[f"{matrix}.{name}"] = learned_tensor(key, value)
+                if factors[f"{matrix}.{name}"].ndim != 2:
+                    raise CheckpointError(f"{key} has shape {list(value.shape)}; a matrix is needed")
                 dtypes.add(str(getattr(value, "dtype", "")).removeprefix("torch."))
         layers.append(factors)
     if not layers or not layers[0]:

@@ -103,6 +103,7 @@ class Method(nn.Module):
         added_names: the keys of `added_terms`.
         auxiliary_losses: names of the logged losses whose gradients are passed to `combine_gradients`; `loss` does not
             detach them.
+        selection: what is selected on validation images, and how to set it instead, for an error without any.
         uses_features: whether `fit_features` and `select_hyperparameters` are called, before and after training.
         needs_frozen_features: whether `loss` takes a third argument, the raw features [B, D] of the frozen image tower,
             or None if they have not been computed beforehand.
@@ -132,6 +133,7 @@ class Method(nn.Module):
     log_names: tuple[str, ...] = ("cross_entropy", "accuracy")
     added_names: ClassVar[tuple[str, ...]] = ()
     auxiliary_losses: ClassVar[tuple[str, ...]] = ()
+    selection: ClassVar[tuple[str, str]] = ("a setting is selected", "set it")
     uses_features: ClassVar[bool] = False
     needs_frozen_features: bool = False
     uses_text_tower: ClassVar[bool] = True
@@ -359,6 +361,13 @@ class Method(nn.Module):
         name. All are of means over the whole batch, also if it was divided among processes or pieces.
         """
         return gradients["loss"]
+
+    def require_validation(self, images: int) -> None:
+        """Raise ConfigError if a setting is to be selected on validation images, and there are none."""
+        if self.settings.needs_validation and not images:
+            chosen, advice = self.selection
+            problem = f"{chosen} on validation images, and this data set has none"
+            raise ConfigError(f"{problem}: {advice}, or give it validation images")
 
     def fit_features(self, features: Features) -> None:
         """Fit to features. Called before the first epoch, and before a resumed one, if `uses_features`."""

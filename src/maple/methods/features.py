@@ -8,7 +8,6 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from maple.errors import ConfigError
 from maple.prompts import l2_normalize
 
 
@@ -39,13 +38,6 @@ class Features:
         members = F.one_hot(self.train_labels, classes).T.to(values.dtype)
         summed = values.unflatten(0, self.train.shape[:2]).sum(dim=0)
         return members @ summed, members.sum(dim=1, keepdim=True) * len(self.train)
-
-    def require_validation(self, selection: str, advice: str) -> None:
-        """Raise ConfigError if there are no validation images, for `selection`, as in "x searches its alpha"."""
-        if not len(self.val):
-            raise ConfigError(
-                f"{selection} on validation images, and this data set has none: {advice}, or give it validation images"
-            )
 
 
 def seconds_of(compute: Callable[[], object]) -> float:

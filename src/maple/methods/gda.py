@@ -47,6 +47,7 @@ class GDA(PerClassMethod):
     summary = "Gaussian discriminant analysis of image features, in closed form, added to zero-shot CLIP"
     plot_style = PlotStyle("#5b6fa8", "$G$", (0, (7, 1.5)))
     Settings = GDASettings
+    selection = "gda searches alpha", "set it, as in method.alpha=1"
     uses_features = True
 
     settings: GDASettings
@@ -79,8 +80,7 @@ class GDA(PerClassMethod):
         Raises:
             ConfigError: alpha is to be searched, and there are no validation images.
         """
-        if self.settings.needs_validation:
-            features.require_validation("gda searches alpha", "set it, as in method.alpha=1")
+        self.require_validation(len(features.val))
         weight, bias = discriminant(features, len(self.bias))
         self.weight.copy_(weight)
         self.bias.copy_(bias)

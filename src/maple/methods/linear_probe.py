@@ -44,6 +44,7 @@ class LinearProbe(PerClassMethod):
     summary = "logistic regression on frozen image features, its regularisation selected on validation images"
     plot_style = PlotStyle("#99612b", ">", (0, (3, 3)))
     Settings = LinearProbeSettings
+    selection = "linear_probe selects its regularisation", "set it, as in method.inverse_regularisation=1"
     uses_features = True
     uses_text_tower = False
 
@@ -77,6 +78,7 @@ class LinearProbe(PerClassMethod):
         Raises:
             ConfigError: C is not set, and there are no validation images to select it on.
         """
+        self.require_validation(len(features.val))
         x, y = features.unit_views()
 
         @cache  # the search comes back to the ends of its intervals, and the last of them is the solution
@@ -85,9 +87,6 @@ class LinearProbe(PerClassMethod):
 
         strength = self.settings.inverse_regularisation
         if strength is None:
-            features.require_validation(
-                "linear_probe selects its regularisation", "set it, as in method.inverse_regularisation=1"
-            )
 
             def correct(c: float) -> int:
                 weight, bias = solution(c)

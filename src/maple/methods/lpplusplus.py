@@ -57,6 +57,7 @@ class LPPlusPlus(PerClassMethod):
     summary = "a linear probe plus text features, blended by a factor for each class; step sizes from the data"
     plot_style = PlotStyle("#b0762b", "$P$", (0, (1, 2)))
     Settings = LPPlusPlusSettings
+    selection = "lpplusplus selects its epoch", "set method.select_epoch=false to keep the last epoch"
     uses_features = True
 
     settings: LPPlusPlusSettings
@@ -103,10 +104,7 @@ class LPPlusPlus(PerClassMethod):
         Raises:
             ConfigError: the epoch is to be selected, and there are no validation images.
         """
-        if self.settings.select_epoch:
-            features.require_validation(
-                "lpplusplus selects its epoch", "set method.select_epoch=false to keep the last epoch"
-            )
+        self.require_validation(len(features.val))
         images, labels = features.unit_views()
         val, text = l2_normalize(features.val), self.classes.features
         cosines = images @ text.T

@@ -59,6 +59,7 @@ class TipAdapter(PerClassMethod):
     summary = "training images vote by the similarity of their features; fine-tuned with learn_keys (Tip-Adapter-F)"
     plot_style = PlotStyle("#8a4f7d", "d", (0, (2, 2, 6, 2)))
     Settings = TipAdapterSettings
+    selection = "tip_adapter searches alpha and beta", "set both, as in method.alpha=1 and method.beta=5.5"
     uses_features = True
 
     settings: TipAdapterSettings
@@ -121,10 +122,8 @@ class TipAdapter(PerClassMethod):
         Raises:
             ConfigError: alpha or beta is to be searched, and there are no validation images.
         """
+        self.require_validation(len(features.val))
         self._set_cache(l2_normalize(features.train.mean(dim=0)), features.train_labels)
-        if self.settings.needs_validation:
-            advice = "set both, as in method.alpha=1 and method.beta=5.5"
-            features.require_validation("tip_adapter searches alpha and beta", advice)
         if not self.settings.learn_keys:
             self._search(features)
 

@@ -66,6 +66,7 @@ class TrainingData:
             ImageError: an image cannot be used.
         """
         if method.uses_features:
+            method.require_validation(len(self._val))  # before the features are extracted, which can take hours
             method.fit_features(self._features(method))
 
     def select_hyperparameters(self, method: Method) -> None:

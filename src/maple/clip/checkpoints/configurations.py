@@ -1,5 +1,6 @@
 """What can be known of a CLIP without loading it: its configuration, how deep it is, how long a sentence may be."""
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -9,7 +10,7 @@ from maple.clip.backbone_names import ARCHITECTURES, PACKAGED, architecture_conf
 from maple.errors import BackboneError
 from maple.files import read_json
 
-_DEFAULT_DEPTH = 12  # of open_clip and transformers, if a configuration does not set it
+_DEFAULT_DEPTH, _DEFAULT_LENGTH = 12, 77  # of open_clip and transformers, if a configuration does not set them
 
 
 def tower_depths(name: str) -> tuple[int, int] | None:
@@ -49,7 +50,9 @@ def sentence_limit(name: str) -> tuple[Callable[[str], int], int] | None:
         return None
     from maple.clip.tokenization.tokenizers import clip_tokenizer
 
-    limit = text.get("context_length", 77)
+    limit = text.get("context_length", _DEFAULT_LENGTH)
+    if not isinstance(limit, int):  # as the loader will report
+        return None
     tokenizer: Any = clip_tokenizer(limit)
     return lambda sentence: len(tokenizer.encode(sentence)) + 2, limit
 
@@ -73,11 +76,17 @@ def _folder_config(folder: Path) -> Mapping[str, Any] | None:
         return model if isinstance(model, Mapping) else None
     if (folder / "config.json").is_file():
         config = read_json(folder / "config.json", error=BackboneError, foreign=True)
-        towers = {"text_cfg": config.get("text_config"), "vision_cfg": config.get("vision_config")}
         other_tokenizer = None if config.get("model_type") == "clip" else str(folder)
-        return {
-            tower: {"layers": values.get("num_hidden_layers", _DEFAULT_DEPTH), "hf_tokenizer_name": other_tokenizer}
-            for tower, values in towers.items()
-            if isinstance(values, Mapping)
-        }
+        towers: dict[str, dict[str, Any]] = {}
+        for tower in ("text", "vision"):
+            # Old files have some sizes in a second place, which wins, as in `read_transformers_config`.
+            stored = (config.get(f"{tower}_config_dict"), config.get(f"{tower}_config"))
+            if places := [values for values in stored if isinstance(values, dict)]:
+                sizes = ChainMap(*places)
+                towers[f"{tower}_cfg"] = {
+                    "layers": sizes.get("num_hidden_layers", _DEFAULT_DEPTH),
+                    "context_length": sizes.get("max_position_embeddings", _DEFAULT_LENGTH),
+                    "hf_tokenizer_name": other_tokenizer,
+                }
+        return towers
     return None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from maple.archives import Placeholder, read_checkpoint, read_torchscript
 from maple.archives.torch_file import is_torchscript
-from maple.clip.backbone_names import is_text_model_name
+from maple.clip.backbone_names import has_clip_blocks, is_text_model_name
 from maple.errors import BackboneError, CheckpointError, first_line, pointer_problem, shortened_list
 from maple.files import read_json, regular
 
@@ -186,13 +186,18 @@ def _openai_vision(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     if "visual.conv1.weight" in state and "visual.layer1.0.conv1.weight" not in state:
         width, _, patch, _ = state["visual.conv1.weight"].shape
         grid = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
-        _openai_heads(width, f"{source}: the image tower")
-        return {
-            "image_size": grid * patch,
+        tower = {
             "layers": _count(state, r"visual\.transformer\.resblocks\.(\d+)\."),
             "width": width,
             "patch_size": patch,
-            "head_width": HEAD_WIDTH,
+        }
+        head_width = HEAD_WIDTH if is_openai(state) else published_head_width(tower, source)
+        if head_width == HEAD_WIDTH:
+            _openai_heads(width, f"{source}: the image tower")
+        return {
+            **tower,
+            "image_size": grid * patch,
+            "head_width": head_width,
             "mlp_ratio": mlp_ratio(state["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0], width),
         }
     grid = round((state["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
@@ -202,6 +207,29 @@ def _openai_vision(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
         "width": state["visual.layer1.0.conv1.weight"].shape[0],
         "patch_size": None,
     }
+
+
+def published_head_width(tower: Mapping[str, int], source: str) -> int:
+    """The width of the heads in open_clip's image towers of these sizes; OpenAI's if there are none.
+
+    Raises:
+        BackboneError: some of these towers have heads of another width than others.
+    """
+    import open_clip  # slow, and the packaged CLIP does without it
+    from open_clip.model import CLIPVisionCfg
+
+    found: dict[int, str] = {}
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        vision = {**vars(CLIPVisionCfg()), **config["vision_cfg"]}
+        if has_clip_blocks(config) and all(vision[key] == size for key, size in tower.items()):
+            found.setdefault(vision["head_width"], name)
+    if len(found) > 1:
+        raise BackboneError(
+            f"{source} may be {' or '.join(found.values())}, whose attention heads have different widths, which "
+            "OpenAI's layout does not store; name the architecture, with pretrained=FILE"
+        )
+    return next(iter(found), HEAD_WIDTH)
 
 
 def _openai_heads(width: int, tower: str) -> int:

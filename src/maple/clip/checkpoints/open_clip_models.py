@@ -78,15 +78,19 @@ def _from_file(path: Path, activation: str | None) -> Parts:
 
 
 def _from_folder(folder: Path) -> Parts:
+    has_transformers_config = (folder / "config.json").is_file()
     if (folder / "open_clip_config.json").is_file():
         config, preprocess = formats.read_open_clip_config(folder / "open_clip_config.json")
         weights = formats.open_clip_weights(folder)
-        model = build_model(config, formats.read_tensors(weights), str(weights), resize=True, folder=folder)
-        preprocess = merge_preprocess_dict(
-            default_preprocess(model.visual.image_size), {**preprocess, "size": model.visual.image_size}
-        )
-        return model, preprocess, described_tokenizer(config["text_cfg"], folder)
-    if (folder / "config.json").is_file():
+        state = formats.read_tensors(weights)
+        if not (has_transformers_config and formats.layout_hint(state)):
+            model = build_model(config, state, str(weights), resize=True, folder=folder)
+            preprocess = merge_preprocess_dict(
+                default_preprocess(model.visual.image_size), {**preprocess, "size": model.visual.image_size}
+            )
+            return model, preprocess, described_tokenizer(config["text_cfg"], folder)
+        del state  # they are read again, in transformers' layout
+    if has_transformers_config:
         model_type, config, state, preprocess = read_transformers_folder(folder)
         model, text = build_model(config, state, str(folder)), config["text_cfg"]
         if model_type == "clip":

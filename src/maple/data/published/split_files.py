@@ -51,6 +51,8 @@ def read_split(path: Path) -> Contents:
         for index, row in enumerate(content[split]):
             match row:
                 case [str(file), int(label), str(name)] if file and name and label >= 0 and not isinstance(label, bool):
+                    if "\\" in file:  # written on Windows by CoOp's code, which leaves the first separator there
+                        file = file.replace("\\", "/").lstrip("/")
                     item = Item(file, label, name)
                 case _:
                     raise DataError(f"{path}: {split}[{index}] is {shortened(repr(row))}; a row must be {_ROW_FORM}")
