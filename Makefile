@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := build/demo
 JOBS ?= 2
-NAMES ?= "grapes,hot dog,green apple,teapot"
+NAMES ?= "pizza,graduation cap,hourglass,teapot"
 
 # Processes keep what they compile: the tests start hundreds of them, and PyTorch's modules take seconds to compile.
 unexport PYTHONDONTWRITEBYTECODE
@@ -23,7 +23,7 @@ setup: .venv/.done ## create .venv with everything that tests, linters and the d
 demo: setup ## five methods on drawings in a style that is new to the packaged CLIP: table, page, predictions
 	$(BIN)/maple sweep demo --output $(DEMO)/runs --jobs $(JOBS)
 	$(BIN)/maple report $(DEMO)/runs --output $(DEMO)/report.html
-	$(BIN)/maple data draw emoji-food/lineart --count 1 --output $(DEMO)/images
+	$(BIN)/maple data draw icons-objects/neon --count 1 --output $(DEMO)/images
 	$(BIN)/maple predict $(DEMO)/runs/*_maple_*_seed1_* $(DEMO)/images --zero-shot --classes $(NAMES) --ask
 
 test: setup ## the whole test suite
