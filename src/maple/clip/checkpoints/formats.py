@@ -218,18 +218,18 @@ def published_head_width(tower: Mapping[str, int], source: str) -> int:
     import open_clip  # slow, and the packaged CLIP does without it
     from open_clip.model import CLIPVisionCfg
 
-    found: dict[int, str] = {}
+    names: dict[int, str] = {}
     for name in open_clip.list_models():
         config = open_clip.get_model_config(name)
         vision = {**vars(CLIPVisionCfg()), **config["vision_cfg"]}
         if has_clip_blocks(config) and all(vision[key] == size for key, size in tower.items()):
-            found.setdefault(vision["head_width"], name)
-    if len(found) > 1:
+            names.setdefault(vision["head_width"], name)
+    if len(names) > 1:
         raise BackboneError(
-            f"{source} may be {' or '.join(found.values())}, whose attention heads have different widths, which "
+            f"{source} may be {' or '.join(names.values())}, whose attention heads have different widths, which "
             "OpenAI's layout does not store; name the architecture, with pretrained=FILE"
         )
-    return next(iter(found), HEAD_WIDTH)
+    return next(iter(names), HEAD_WIDTH)
 
 
 def _openai_heads(width: int, tower: str) -> int:
