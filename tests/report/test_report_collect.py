@@ -126,7 +126,7 @@ def test_a_row_says_whether_it_is_on_its_own_data_set(
     asked_for = {"dataset": asked}
     make_run(
         "maple",
-        rows=[row("maple", "images", 1, "all", 0.5, ["x"], source={"dataset": trained}, asked=asked_for, own=own)],
+        rows=[row("maple", "images", 1, "all", 0.5, ["x"], source={"dataset": trained}, asked=asked_for, is_own=own)],
     )
     assert [found.on_own_data for found in collect(runs, METHODS).evaluations] == [own]
 

@@ -204,7 +204,7 @@ def test_folders_of_one_name_are_two_data_sets(make_run: MakeRun, runs: Path) ->
 def test_evaluated_folders_of_one_name_are_two_data_sets(make_run: MakeRun, runs: Path) -> None:
     """As the corruptions of ImageNet-C at one severity: C/fog/3 and C/snow/3, with the same images' names."""
     found = [
-        row("maple", "3", 1, "all", top1, ["x"], items="same", own=False, place=place)
+        row("maple", "3", 1, "all", top1, ["x"], items="same", is_own=False, place=place)
         for place, top1 in (("/C/fog/3", 0.5), ("/C/snow/3", 0.7))
     ]
     make_run("maple", rows=found)

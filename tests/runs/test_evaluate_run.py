@@ -87,8 +87,8 @@ def test_two_folders_of_one_name_do_not_replace_each_other(
     assert evaluate(dataset=str(other))[1]["images"] == 8
     assert [row["images"] for row in rows(run)] == [6, 8]
     alike = make_images("c/held_out", ("bus", "car"))
-    assert evaluate(dataset=str(alike))[1]["own"] is False
-    assert evaluate()[1]["own"] is True
+    assert evaluate(dataset=str(alike))[1]["is_own"] is False
+    assert evaluate()[1]["is_own"] is True
     evaluate(dataset=f"{alike}/../held_out")
     kept = rows(run)
     assert [row["images"] for row in kept] == [6, 8, 12, 6], "the files of the last have the names of the first's"

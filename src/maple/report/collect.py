@@ -84,7 +84,6 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> RunRecord | N
     if odd := [key for key in _SECTIONS if not isinstance(settings.get(key, {}), dict)]:
         problems.append(Problem(f"{name}/config.json", f"damaged: {', '.join(odd)} must be an object"))
         return None
-    settings["train"] = {**LATER_SETTINGS["train"], **settings.get("train", {})}
     stored = {}
     for part in ("environment", "data"):
         path = folder / f"{part}.json"
@@ -140,8 +139,8 @@ def _read_lines(path: Path, run: str, problems: list[Problem]) -> dict[int, dict
 
 def _is_own(row: Row, folder: Path) -> bool:
     """Whether the evaluated data set is the one that the run was trained on, however it was written."""
-    if row.own is not None:
-        return row.own
+    if row.is_own is not None:
+        return row.is_own
     trained, evaluated = row.source.dataset, row.dataset
     if trained == evaluated or row.asked.get("dataset") == trained:
         return True
@@ -181,16 +180,15 @@ def _failure(folder: Path) -> str:
 
 
 def _with_later_settings(evaluations: list[EvaluationRecord]) -> list[EvaluationRecord]:
-    """The same, with the defaults of those settings of a method that only rows of later versions have."""
+    """The same, with the defaults of those settings of their method that only runs of later versions have."""
+    defaults = {key: str(value) for section in LATER_SETTINGS.values() for key, value in section.items()}
     known: dict[str, set[str]] = defaultdict(set)
     for evaluation in evaluations:
-        known[evaluation.method] |= evaluation.row.method.keys()
-    complete = []
-    for evaluation in evaluations:
-        defaults = {key: value for key, value in LATER_SETTINGS["method"].items() if key in known[evaluation.method]}
-        row = evaluation.row.model_copy(update={"method": {**defaults, **evaluation.row.method}})
-        complete.append(replace(evaluation, row=row))
-    return complete
+        known[evaluation.method] |= evaluation.stored_settings.keys()
+    return [
+        replace(evaluation, defaults={key: defaults[key] for key in known[evaluation.method] & defaults.keys()})
+        for evaluation in evaluations
+    ]
 
 
 def _without_duplicates(evaluations: list[EvaluationRecord], problems: list[Problem]) -> list[EvaluationRecord]:

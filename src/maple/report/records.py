@@ -74,7 +74,7 @@ class Row(Stored):
     per_class: tuple[Fraction | None, ...] = ()
     predictions: str | None = None
     asked: dict[str, Any] = {}
-    own: bool | None = None
+    is_own: bool | None = None
     place: str | None = None
 
     @field_validator("method")
@@ -180,7 +180,7 @@ class EvaluationRecord:
     """One row with its run; `on_own_data` where the evaluated data set is the one that the run was trained on.
 
     `names` is "" where the classes have their usual names, otherwise how they differ; `location` is "" unless two data
-    sets share a name, then the folder of this one.
+    sets share a name, then the folder of this one. `defaults` are those of settings that came after the run's version.
     """
 
     run: RunRecord = field(repr=False)
@@ -189,6 +189,7 @@ class EvaluationRecord:
     on_own_data: bool
     names: str = ""
     location: str = ""
+    defaults: dict[str, str] = field(default_factory=dict, repr=False, hash=False)
 
     @property
     def method(self) -> str:
@@ -216,12 +217,16 @@ class EvaluationRecord:
     @cached_property
     def settings(self) -> dict[str, str]:
         """All settings that can distinguish runs of one method, flat, as text: method, training, images."""
-        source = self.row.source
+        return {**self.defaults, **self.stored_settings}
+
+    @cached_property
+    def stored_settings(self) -> dict[str, str]:
+        """Those of them that the version of the run had."""
+        source, learns = self.row.source, not self.description.is_zero_shot
         method = {key: value for key, value in self.row.method.items() if key != "name"}
-        images = source.model_dump(include={"image_column", "label_column", "draft"})
-        train: dict[str, Any] = {}
-        if not self.description.is_zero_shot:
-            train = {**(self.run.settings.get("train") or {}), "validation": source.validation}
+        train = dict(self.run.settings.get("train") or {}) if learns else {}
+        read = {"image_column", "label_column", "draft", *(["validation"] if learns else [])}
+        images = source.model_dump(include=read, exclude_unset=True)
         renamed = {"class_names": source.class_names} if source.class_names else {}
         flat = {**images, **train, **method, **renamed}
         return {key: str(value) for key, value in flat.items() if key not in _WITHOUT_EFFECT}

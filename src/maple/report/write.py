@@ -223,7 +223,7 @@ def evaluations_csv(collection: Collection) -> str:
             **row.backbone.model_dump(exclude={"name"}),
             "run": evaluation.run.name,
             "method": evaluation.method,
-            "settings": _flat(evaluation.settings),
+            "settings": _flat(evaluation.stored_settings),
             "backbone": row.backbone.name,
             "source_dataset": row.source.dataset,
             "shots": "all" if row.source.shots is None else row.source.shots,

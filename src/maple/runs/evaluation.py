@@ -159,7 +159,7 @@ def evaluate_run(
         "items": items_hash(items),
         **asdict(scores),
         "asked": asked,
-        "own": is_own,
+        "is_own": is_own,
         "place": place_of(data.dataset),
     }
     if sentences:
