@@ -58,7 +58,7 @@ from maple.report import ThumbnailLoader
 from maple.runs import Tracked, TrainProgress, complete, content_name, evaluate_run, finished_prompts, train_run
 from maple.runs.cross_calibration import cross_calibrate
 from maple.runs.folder import lock_folder, read_settings, refuse_other_run
-from maple.runs.selection import AUTO, CANDIDATES, read_selection, select
+from maple.runs.selection import AUTO, CANDIDATES, read_selection, select, trial_name
 from maple.runs.selection_plan import SelectionSettings, make_fold, with_validation
 from maple.runs.spec import columns_of, folder_name, open_backbone, warn_if_images_changed
 from maple.runs.training import fresh_method
@@ -287,13 +287,13 @@ def fit(
         name, parts = "calibration", 0
         if selection is not None and selection.goal == "trained":
             choice = read_selection(folder / SELECTION)
-            trial = folder / _TRIALS / f"{choice.chosen.recipe}_0"
+            trial = folder / _TRIALS / trial_name(choice.chosen.recipe, 0)
             first_part = saved_split_hash(make_fold(split, run, "trained", 0).train)
             if (trial / "config.json").exists() and read_settings(trial).data.listing == first_part:
                 name, parts = choice.chosen.recipe, choice.folds
 
         def train_part(number: int, part: Dataset) -> Method:
-            return _trial(f"{name}_{number}", run, part, folder, backbone, device, TrainProgress())
+            return _trial(trial_name(name, number), run, part, folder, backbone, device, TrainProgress())
 
         with lock_folder(folder) if this_process(device).is_main else nullcontext():
             calibration = cross_calibrate(run, split, train_part, trained_parts=parts)
