@@ -306,7 +306,8 @@ def fit(
         if split.test and run.method["name"] != ZERO_SHOT and backbone.has_text:
             shared = run.model_dump(include={"backbone", "data", "seed", "evaluate"})
             zero_shot = complete(resolve([read_preset(f"{ZERO_SHOT}_base-to-novel"), shared]))
-            write_saved_split(folder / ZERO_SHOT / SAVED_SPLIT, split, run.data.dataset)
+            left_out = read_saved_images(folder / SAVED_SPLIT).left_out
+            write_saved_split(folder / ZERO_SHOT / SAVED_SPLIT, split, run.data.dataset, left_out)
             train_run(zero_shot, folder / ZERO_SHOT, device=device, backbone=backbone)
             runs[folder / ZERO_SHOT] = zero_shot
         for place, run_settings in runs.items():
@@ -388,8 +389,7 @@ def _select(
     with lock_folder(folder):
         dataset, path = read_saved_split(folder / SAVED_SPLIT), folder / SELECTION
         settings, _ = select(candidates, dataset, backbone, train, selection, path=path, on_trial=progress.trying)
-        saved = read_saved_images(folder / SAVED_SPLIT)
-        left_out = [image for image, split in saved.splits.items() if split == "left out"]
+        left_out = read_saved_images(folder / SAVED_SPLIT).left_out
         write_saved_split(folder / SAVED_SPLIT, with_validation(dataset, settings), data.dataset, left_out)
         return settings
 
