@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from typer.testing import CliRunner
 from maple.cli import app
 from maple.data import load_dataset, open_source, read_image
 from maple.data.catalogue import canonical_name, place_of_absent
@@ -242,6 +243,9 @@ def test_columns_are_named(tmp_path: Path) -> None:
         load_dataset(source, None, image_column="up")
 
 
+    named = ["--set", "data.image_column=right", "--set", "data.label_column=b"]
+    checked = CliRunner().invoke(app, ["fit", source, "--check", "--json", *named], catch_exceptions=False)
+    assert [each["name"] for each in json.loads(checked.stdout)["classes"]] == ["x", "y"]
 def test_a_column_of_splits_is_used(tmp_path: Path) -> None:
     splits = ["train"] * 6 + ["valid"] * 3 + ["test"] * 3
     assert load_dataset(table(tmp_path / "p.parquet", split=splits), None).counts()["val"] == 3
