@@ -24,6 +24,7 @@ from maple.data.saved_split import read_saved_split, write_saved_split
 from maple.data.sources import unpacked
 from maple.errors import ConfigError, DataError
 
+from maple.inference.sources.image_sources import find_images
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -249,8 +250,34 @@ def test_columns_are_named(tmp_path: Path) -> None:
 def test_a_column_of_splits_is_used(tmp_path: Path) -> None:
     splits = ["train"] * 6 + ["valid"] * 3 + ["test"] * 3
     assert load_dataset(table(tmp_path / "p.parquet", split=splits), None).counts()["val"] == 3
-    with pytest.raises(DataError, match="unknown split 'tain'"):
-        load_dataset(table(tmp_path / "p.parquet", split=["tain"] * 12), None)
+    assert load_dataset(table(tmp_path / "p.parquet", Split=splits), None).counts()["val"] == 3
+    datasets = pytest.importorskip("datasets")
+    kinds = {"image": datasets.Value("binary"), "label": datasets.Value("string")}
+    numbered = datasets.Features({**kinds, "split": datasets.ClassLabel(names=["Test", "train"])})
+    rows = {"image": IMAGES, "label": LABELS, "split": [1] * 9 + [0] * 3}
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(rows, features=numbered).to_parquet(tmp_path / "numbered.parquet")
+    dataset = load_dataset(str(tmp_path / "numbered.parquet"), None)
+    assert (dataset.counts()["train"], dataset.counts()["test"], dataset.drawn_split) == (9, 3, False)
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        (["tain"] * 12, "unknown split 'tain'"),
+        (
+            ["train"] * 6 + [None] * 3 + ["test"] * 3,
+            r"#6 has no split, but .*#0 has 'train'; it must be train, val or test, in every row or in none",
+        ),
+        ([0] * 9 + [1] * 3, r"#0 has the split 0; it must be"),
+        ([True] * 12, r"#0 has the split True; it must be"),
+    ],
+)
+def test_other_splits_are_refused(splits: list[Any], message: str, tmp_path: Path) -> None:
+    source = table(tmp_path / "p.parquet", split=splits)
+    with pytest.raises(DataError, match=message):
+        load_dataset(source, None)
+    assert len(list(find_images([source]))) == 12, "a prediction needs none"
 
 
 @pytest.mark.parametrize(
@@ -383,7 +410,7 @@ def test_without_a_cache_nothing_is_unpacked(tmp_path: Path, monkeypatch: pytest
         load_dataset(as_parquet(tmp_path), None)
 
 
-def test_the_hub_is_streamed_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_streamed_and_kept(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(NAMES)))
     rows = {"image": [{"bytes": image, "path": None} for image in IMAGES], "label": [0, 1, 2] * 4}
@@ -392,7 +419,8 @@ def test_the_hub_is_streamed_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def load(name: str, config: str | None, *, revision: str | None, streaming: bool) -> Any:
         asked.append((name, config, revision, streaming))
-        return datasets.IterableDatasetDict(train=data.to_iterable_dataset(), test=data.to_iterable_dataset())
+        parts = {name: data.to_iterable_dataset() for name in ("train", "test", "unsupervised")}
+        return datasets.IterableDatasetDict(parts)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     dataset = load_dataset("hf:owner/pets:small@v2", None)
@@ -422,3 +450,4 @@ def test_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", unresolved)  # the library is not left to try again and again
     with pytest.raises(DataError, match=r"cannot be loaded.*cannot be resolved.*save_to_disk"):
         load_dataset("hf:owner/pets", None)
+    assert "unsupervised is not used" in caplog.text

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from maple.data.folders.manifests import SPLIT_FORM
 
 from maple import files
 from maple.data.images.formats import HEAD_BYTES, extension_of, format_of, has_image_name
@@ -237,6 +238,7 @@ class _Writer:
 
     @property
     def digest(self) -> str:
+        self._first: dict[str, str] = {}  # the name of a row of each split
         return self._hash.hexdigest()
 
     def add(self, row: Row) -> None:
@@ -272,6 +274,7 @@ class _Writer:
 
     def result(self, source: Source) -> dict[str, Any]:
         """The rest of the description; DataError if nothing can be trained on."""
+        self._first.setdefault(row.split, row.name)
         unlabelled, total = self._left_out["no label"], sum(self._numbers.values())
         if not self._count:
             if unlabelled:
@@ -288,6 +291,9 @@ class _Writer:
         if len(kinds) > 1:
             raise DataError(
                 f"{source.text}: some labels are names, others numbers ({shortened_list(labels)}); give one kind"
+        if "" in self._first and len(self._first) > 1:
+            split, divided = next((split, name) for split, name in self._first.items() if split)
+            raise DataError(f"{self._first['']} has no split, but {divided} has {split!r}; {SPLIT_FORM}")
             )
         if len(labels) == self._count >= _ALL_DIFFERENT:
             raise DataError(
