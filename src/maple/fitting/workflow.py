@@ -126,10 +126,7 @@ def fit_settings(
         >>> fit_settings("flowers", "coop", layer={"data": {"shots": 4}}).data.shots
         4
     """
-    if not isinstance(source, str):
-        data_settings = (layer or {}).get("data", {})
-        columns = Columns(data_settings.get("image_column"), data_settings.get("label_column"))
-        source = str(source) if isinstance(source, Path) else str(keep_data(source, columns))
+    source = _name_of(source, layer, overrides)
     path = os.path.expanduser(source)
     if is_features(source):
         source = absolute_features(source)
@@ -149,6 +146,14 @@ def fit_settings(
     return complete(settings).changed(backbone=settings.backbone)  # as it is written, for the name of the folder
 
 
+def _name_of(source: Any, layer: Mapping[str, Any] | None, overrides: Sequence[str]) -> str:
+    """The text that names a source; of a data set in memory, the folder of the cache where its images are kept."""
+    if isinstance(source, str | Path):
+        return str(source)
+    data = merge_layers(layer or {}, override_layer(overrides)).get("data", {})
+    return str(keep_data(source, Columns(data.get("image_column"), data.get("label_column"))))
+
+
 def fit_candidates(
     source: Any,
     recipes: Sequence[str] = CANDIDATES,
@@ -166,8 +171,7 @@ def fit_candidates(
     """
     if not recipes or len(set(recipes)) < len(recipes):
         raise ConfigError(f"the methods to compare are {', '.join(recipes) or 'none'}; name each once")
-    if not isinstance(source, str | Path):
-        source = str(keep_data(source))
+    source = _name_of(source, layer, overrides)
     given = merge_layers(dict(layer or {}), override_layer(overrides))
     if "method" in given:
         raise ConfigError("settings of a method need one method; name it, as in method=NAME")
