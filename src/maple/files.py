@@ -77,7 +77,7 @@ def temporary_path(parent: Path, *, folder: bool = False) -> Iterator[Path]:
 
     A process that is killed leaves it. The next one that comes here removes it: its lock (flock) went with the process.
     """
-    _remove_stale(parent)
+    remove_stale(parent)
     while True:
         if folder:
             name = tempfile.mkdtemp(dir=parent, prefix=".maple-", suffix=".tmp")
@@ -101,7 +101,7 @@ def temporary_path(parent: Path, *, folder: bool = False) -> Iterator[Path]:
             os.close(handle)
 
 
-def _remove_stale(parent: Path) -> None:
+def remove_stale(parent: Path) -> None:
     """Remove the temporary files and folders of processes that have ended."""
     if sys.platform == "win32" or not os.access(parent, os.R_OK):
         return

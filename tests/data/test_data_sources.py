@@ -1,5 +1,6 @@
 """Parquet, Arrow, archives, shards and data sets of the hub, read as data sets: well-formed and broken ones."""
 
+import errno
 import io
 import json
 import multiprocessing
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from maple.cli import app
 from maple.data import load_dataset, open_source, read_image
@@ -22,6 +24,7 @@ from maple.data.catalogue import canonical_name, place_of_absent
 from maple.data.saved_split import read_saved_split, write_saved_split
 from maple.data.sources import unpacked
 from maple.errors import ConfigError, DataError
+from maple.inference.sources.image_sources import find_images
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -240,13 +243,42 @@ def test_columns_are_named(tmp_path: Path) -> None:
     assert dataset.class_names == ("x", "y")
     with pytest.raises(DataError, match=r"unknown column 'up'; choose one of: left, right"):
         load_dataset(source, None, image_column="up")
+    named = ["--set", "data.image_column=right", "--set", "data.label_column=b"]
+    checked = CliRunner().invoke(app, ["fit", source, "--check", "--json", *named], catch_exceptions=False)
+    assert [each["name"] for each in json.loads(checked.stdout)["classes"]] == ["x", "y"]
 
 
 def test_a_column_of_splits_is_used(tmp_path: Path) -> None:
     splits = ["train"] * 6 + ["valid"] * 3 + ["test"] * 3
     assert load_dataset(table(tmp_path / "p.parquet", split=splits), None).counts()["val"] == 3
-    with pytest.raises(DataError, match="unknown split 'tain'"):
-        load_dataset(table(tmp_path / "p.parquet", split=["tain"] * 12), None)
+    assert load_dataset(table(tmp_path / "p.parquet", Split=splits), None).counts()["val"] == 3
+    datasets = pytest.importorskip("datasets")
+    kinds = {"image": datasets.Value("binary"), "label": datasets.Value("string")}
+    numbered = datasets.Features({**kinds, "split": datasets.ClassLabel(names=["Test", "train"])})
+    rows = {"image": IMAGES, "label": LABELS, "split": [1] * 9 + [0] * 3}
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(rows, features=numbered).to_parquet(tmp_path / "numbered.parquet")
+    dataset = load_dataset(str(tmp_path / "numbered.parquet"), None)
+    assert (dataset.counts()["train"], dataset.counts()["test"], dataset.drawn_split) == (9, 3, False)
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        (["tain"] * 12, "unknown split 'tain'"),
+        (
+            ["train"] * 6 + [None] * 3 + ["test"] * 3,
+            r"#6 has no split, but .*#0 has 'train'; it must be train, val or test, in every row or in none",
+        ),
+        ([0] * 9 + [1] * 3, r"#0 has the split 0; it must be"),
+        ([True] * 12, r"#0 has the split True; it must be"),
+    ],
+)
+def test_other_splits_are_refused(splits: list[Any], message: str, tmp_path: Path) -> None:
+    source = table(tmp_path / "p.parquet", split=splits)
+    with pytest.raises(DataError, match=message):
+        load_dataset(source, None)
+    assert len(list(find_images([source]))) == 12, "a prediction needs none"
 
 
 @pytest.mark.parametrize(
@@ -357,9 +389,31 @@ def test_a_killed_process_leaves_nothing_that_is_used(tmp_path: Path, monkeypatc
     assert not list(folder.glob(".maple-*"))
 
 
-def test_a_run_finds_its_images_after_the_cache_is_cleared(tmp_path: Path) -> None:
-    from typer.testing import CliRunner
+@pytest.mark.skipif(os.name != "posix", reason="nothing is removed without flock")
+def test_clearing_removes_what_a_killed_process_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = Path(os.environ["MAPLE_CACHE"]) / "sources" / ".maple-0123abcd.tmp"
+    (left / "images").mkdir(parents=True)
+    assert unpacked.clear_sources() == (0, 0)
+    assert not left.exists()
+    removed = unpacked.Unpacked(left.parent / "removed", 1, 0.0, {})  # by another process, since it was listed
+    monkeypatch.setattr(unpacked, "unpacked_sources", lambda **_: [removed])
+    assert unpacked.clear_sources() == (0, 0)
 
+
+def test_a_source_is_unpacked_where_there_are_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert contents(load_dataset(as_parquet(tmp_path), None)) == EXPECTED
+    assert "has no locks" in caplog.text
+
+
+def test_a_run_finds_its_images_after_the_cache_is_cleared(tmp_path: Path) -> None:
     source = as_parquet(tmp_path)
     dataset = load_dataset(source, None)
     write_saved_split(tmp_path / "images.json", dataset, source)
@@ -379,7 +433,7 @@ def test_without_a_cache_nothing_is_unpacked(tmp_path: Path, monkeypatch: pytest
         load_dataset(as_parquet(tmp_path), None)
 
 
-def test_the_hub_is_streamed_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_streamed_and_kept(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(NAMES)))
     rows = {"image": [{"bytes": image, "path": None} for image in IMAGES], "label": [0, 1, 2] * 4}
@@ -388,13 +442,15 @@ def test_the_hub_is_streamed_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def load(name: str, config: str | None, *, revision: str | None, streaming: bool) -> Any:
         asked.append((name, config, revision, streaming))
-        return datasets.IterableDatasetDict(train=data.to_iterable_dataset(), test=data.to_iterable_dataset())
+        parts = {name: data.to_iterable_dataset() for name in ("train", "test", "unsupervised")}
+        return datasets.IterableDatasetDict(parts)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     dataset = load_dataset("hf:owner/pets:small@v2", None)
     assert asked == [("owner/pets", "small", "v2", True)]
     assert dataset.counts() == {"train": 12, "val": 0, "test": 12, "classes": 3}
     assert contents(dataset) == EXPECTED
+    assert "unsupervised is not used" in caplog.text
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("it is fetched twice"))
     assert load_dataset("hf:owner/pets:small@v2", None).train == dataset.train
 

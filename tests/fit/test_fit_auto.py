@@ -1,6 +1,7 @@
 """`maple fit --method auto`: the choice of a method by cross-validation on the training images."""
 
 import json
+import shutil
 import tomllib
 from collections import Counter
 from dataclasses import replace
@@ -17,7 +18,7 @@ from maple.cli import app
 from maple.clip import Backbone
 from maple.config import RunSettings
 from maple.data import Dataset, load_dataset, select_dataset
-from maple.errors import ConfigError, TrainingDivergedError
+from maple.errors import BackboneError, ConfigError, TrainingDivergedError
 from maple.fitting import (
     CANDIDATES,
     Candidate,
@@ -284,6 +285,97 @@ def test_a_candidate_that_diverges_is_left_out(images: Path, tmp_path: Path, mon
     assert result.selection is not None
     assert [candidate.recipe for candidate in result.selection.tried] == ["zero_shot"]
     assert result.selection.candidates[1].skipped == "training diverged: the loss is nan"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "does not fit into the device's memory"),
+        (BackboneError("3 of 24 images have logits that are not finite"), "3 of 24 images have logits that"),
+    ],
+)
+def test_a_candidate_that_cannot_be_computed_is_left_out(
+    error: Exception, reason: str, images: Path, tmp_path: Path
+) -> None:
+    def train(name: str, settings: RunSettings, part: Dataset) -> Method:
+        tried.append(name)
+        if settings.method["name"] == failing:
+            raise error
+        return fresh_method(settings, tiny(), part.class_names)
+
+    dataset, tried, failing = load_dataset(str(images), None), list[str](), "clip_adapter"
+    both = candidates(images, ["zero_shot", "clip_adapter"])
+    for _ in range(2):
+        settings, found = selection.select(both, dataset, tiny(), train, path=tmp_path / "plan.json")
+        assert settings.method["name"] == "zero_shot"
+        assert found.candidates[1].skipped.startswith(reason)
+    assert tried.count("clip_adapter_0") == 1, "it is not tried again"
+    with pytest.raises(ConfigError, match=f"none of the methods can be tried: clip_adapter: {reason}"):
+        selection.select(candidates(images, ["clip_adapter"]), dataset, tiny(), train)
+    failing = "zero_shot"
+    with pytest.raises(type(error)):
+        selection.select(both, dataset, tiny(), train)
+
+
+def test_a_plan_without_what_does_not_fit_into_the_memory(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(selection_plan.Trainer, "step", full)
+    dataset, options = load_dataset(str(images), None), SelectionSettings()
+    made = selection_plan.make_plan(candidates(images, ["zero_shot", "coop"]), dataset, tiny(), options)
+    assert [entry["skipped"] for entry in made["candidates"]] == ["", "does not fit into the device's memory"]
+    monkeypatch.setattr(selection_plan, "encode_image", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        selection_plan.make_plan(candidates(images, ["zero_shot"]), dataset, tiny(), options)
+
+
+def test_few_images_are_scored_in_the_first_part(images: Path, tmp_path: Path) -> None:
+    for name, count in (("grey", 1), ("red", 3)):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for number in range(count):
+            shutil.copy(images / name / f"{number}.png", tmp_path / "few" / name)
+    settings = candidates(tmp_path / "few", ["zero_shot", "clip_adapter"])
+    options = SelectionSettings(minutes=0.01)
+    for was_finished in (False, True):
+        result = fit(settings, tmp_path / "run", selection=options, device="cpu")
+        assert result.was_finished == was_finished
+        assert result.selection is not None
+        scored = min(result.selection.folds, 2)
+        assert {len(candidate.right) for candidate in result.selection.tried} == {scored}
+    none = Candidate("coop", "CoOp", (), (), 1.0)
+    assert none.interval == (0, 1), "of a fit of an earlier version"
+    assert np.isnan(none.score)
+    assert "nan" in str(Selection("trained", 10, 1, (none,)))
+
+
+def test_new_names_need_scored_images_of_both_halves(images: Path) -> None:
+    dataset = load_dataset(str(images), None)
+    most = {0: 1, 1: 2, 2: 1, 3: 2}  # so that the parts 0 and 1 hold new names alone
+    few = [item for label, count in most.items() for item in [i for i in dataset.train if i.label == label][:count]]
+    with pytest.raises(ConfigError, match="too few classes have more than one image to score both"):
+        selection_plan.make_plan(
+            candidates(images, ["zero_shot"]), replace(dataset, train=tuple(few)), tiny(), SelectionSettings(goal="new")
+        )
+
+
+def test_trials_stay_in_the_folder_of_the_fit() -> None:
+    """Recipes may be paths of files, also of two files of one name."""
+    recipes = ["tip-adapter-f", "/home/ada/own.toml", "../own.toml", "own.toml", "plug.py:Own"]
+    names = [selection.trial_name(recipe, 3) for recipe in recipes]
+    assert names[0] == "tip-adapter-f_3"
+    assert len(set(names)) == len(names)
+    assert all(name == Path(name).name and not name.startswith(".") for name in names)
+
+
+def test_variants_of_one_method_have_titles_of_their_own(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = {"zero_shot": (1.0, 0), "tip_adapter": (1.0, 0), "tip-adapter-f": (1.0, 10)}
+    made = plan(images, costs, 10, monkeypatch)
+    assert [made[recipe]["title"] for recipe in costs] == [
+        "zero-shot CLIP",
+        "Tip-Adapter (tip_adapter)",
+        "Tip-Adapter (tip-adapter-f)",
+    ]
 
 
 def test_equal_scores_take_the_simpler_one() -> None:

@@ -104,7 +104,7 @@ def test_without_spare_images_a_part_is_predicted_by_another_model(
 
 
 def test_the_choice_of_a_method_calibrates_without_further_training(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     trained = []
     train_run = workflow.train_run
@@ -123,6 +123,7 @@ def test_the_choice_of_a_method_calibrates_without_further_training(
     again = [name for name, was_finished in trained if was_finished]
     assert again == [f"taskres_{number}" for number in range(result.selection.folds)]
     assert all(not name.startswith("calibration") for name, _ in trained)
+    assert "changed" not in caplog.text, "the images of a part are not all images"
     info = read_prompts(tmp_path / "run" / "prompts.safetensors").info["calibration"]
     assert info["cross_validated"] is True
     assert info["images"] == len(result.selection.chosen.right)

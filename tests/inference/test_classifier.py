@@ -78,6 +78,7 @@ def test_every_form_of_images_is_the_same(fitted: PromptClassifier, tmp_path: Pa
         *(list(images), tuple(images), images / 255, (images / 255).astype(np.float32)),
         *(first, first / 255, list(first), [Image.fromarray(image) for image in images]),
         *(files, [str(file) for file in files], np.array([str(file) for file in files])),
+        *(np.array([[str(file)] for file in files]), np.array([[file] for file in files], dtype=object)),
         [files[0], images[1], first[2], Image.fromarray(images[3])],
     ]
     for form in forms:
@@ -101,6 +102,9 @@ def test_grey_and_transparent_arrays(fitted: PromptClassifier) -> None:
         (np.zeros((30, 40), np.uint8), DataError, r"shape \[30, 40\]"),
         (torch.zeros(1, 3, 4, 4, device="meta"), ImageError, "image 0: the tensor has no values"),
         (torch.zeros(5, 4, 4), DataError, r"the tensor of images has shape \[5, 4, 4\]"),
+        (np.zeros((3, 8, 9), np.uint8), DataError, r"\[3, 8, 9\]; .*channels first.*three grey images as a list"),
+        (np.array([["a.png", "b.png"]]), DataError, r"the array of images has shape \[1, 2\]"),
+        (f"data:image/png;base64,{'A' * 5000}", ImageError, r"^data:image/png.{1,500}\.\.\.: cannot be reached"),
         (np.zeros((2, 3, 8, 9), np.uint8), ImageError, r"image 0: an array of shape \[3, 8, 9\].*channels first"),
         (torch.zeros(1, 8, 9, 3), ImageError, r"image 0: a tensor of shape \[8, 9, 3\]; it must be \[3, H, W\]"),
         ([np.zeros((4, 4, 3)), np.full((4, 4, 3), -2.0)], ImageError, "image 1: holds floats from -2 to -2; they must"),

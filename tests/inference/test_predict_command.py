@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 from maple.cli import app
 from maple.errors import CheckpointError, ConfigError, MapleError
 from maple.inference import precision
+from maple.inference.prediction_tables import write_predictions
+from maple.inference.predictor import ClassProbability, Prediction, UnreadableImage
 
 
 def predict(*arguments: object, **options: Any) -> Result:
@@ -308,6 +310,25 @@ def test_rows_in_a_file(suffix: str, prompts: Path, pictures: Path, tmp_path: Pa
     assert "cannot be decoded" in str(table[3]["error"])
     with pytest.raises(ConfigError, match="exists; choose another output, or remove it"):
         predict(prompts, pictures, "--output", output)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_names_that_are_not_unicode_are_escaped_in_a_file(suffix: str, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    results = [
+        Prediction("\udcff.png", (ClassProbability("K\udce4se", 0.5),)),
+        UnreadableImage("\udcfe.png", "\udcfe.png: is empty"),
+    ]
+    path = tmp_path / f"out{suffix}"
+    assert list(write_predictions(path, results, top=1)) == results
+    if suffix == ".csv":
+        with path.open(newline="", encoding="utf-8") as file:
+            table = [{**row, "classes": [row["class_1"]]} for row in csv.DictReader(file)]
+    else:
+        table = parquet.read_table(path).to_pylist()
+    assert [row["source"] for row in table] == ["\\udcff.png", "\\udcfe.png"]
+    assert table[0]["classes"] == ["K\\udce4se"]
+    assert table[1]["error"] == "\\udcfe.png: is empty"
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 from maple.cli import app
 from maple.data import load_dataset
 from maple.errors import MapleError
-from maple.fitting import fit_settings
+from maple.fitting import fit_candidates, fit_settings
 from maple.inference.classifier import PromptClassifier
+from maple.inference.sources.python_data import open_data
 
 datasets = pytest.importorskip("datasets")
 pandas = pytest.importorskip("pandas")
@@ -185,6 +186,34 @@ def test_a_fit_of_data_in_memory(place: Path) -> None:
         assert (len(kept.train), len(kept.test)) == counts
         contents = {kept.file(item).read_bytes() for item in (*kept.train, *kept.test)}
         assert contents == set(IMAGES) or data.__class__ is Pairs
+
+
+def test_a_split_that_is_none_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    unnamed = datasets.DatasetDict(train=hugging_face(), extra=hugging_face())
+    kept = load_dataset(fit_settings(unnamed, "coop").data.dataset, None)
+    assert (len(kept.train), len(kept.test), kept.drawn_split) == (9, 3, True)
+    assert "extra is not used" in caplog.text
+
+
+def test_columns_of_data_in_memory_are_named() -> None:
+    data = pandas.DataFrame({"image": IMAGES, "species": LABELS, "place": ["here", "there"] * 6})
+    with pytest.raises(MapleError, match=r'not clear; name it, as in layer=\{"data": \{"label_column": NAME\}\}'):
+        fit_candidates(data, ["zero_shot"])
+    for named in ({"layer": {"data": {"label_column": "species"}}}, {"overrides": ["data.label_column=species"]}):
+        settings = fit_candidates(data, ["zero_shot"], **named)["zero_shot"]
+        assert load_dataset(settings.data.dataset, None).class_names == tuple(NAMES)
+
+
+def test_a_frame_of_arrays_and_missing_values() -> None:
+    arrays = [np.asarray(image) for image, _ in Pairs()]
+    notes = [pandas.NA, float("nan"), *["a note"] * 10]
+    data = open_data(pandas.DataFrame({"note": notes, "image": arrays, "label": LABELS}))
+    assert data is not None
+    assert data.images[0] is arrays[0]
+    assert data.read_labels() == LABELS
+    without = pandas.DataFrame({"image": [*arrays[:11], pandas.NA], "label": LABELS})
+    kept = load_dataset(fit_settings(without, "coop").data.dataset, None)
+    assert len(kept.train) + len(kept.test) == 11
 
 
 @pytest.mark.parametrize(

@@ -212,11 +212,15 @@ def test_images_that_a_fit_left_out_are_not_new(
 ) -> None:
     shutil.copy(images / "cat" / "0.png", images / "cat" / "copy.png")
     (images / "dog" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n not an image")
+    (images / "fox").mkdir()
     settings = settings_for(images, epochs=1)
+    settings = settings.changed(data=settings.data.changed(class_names={"fox": "red fox", "eel": "long eel"}))
     fit(settings, tmp_path / "fit")
+    assert "changed" not in caplog.text
     caplog.clear()
     assert fit(settings, tmp_path / "fit").was_finished
     evaluate_run(tmp_path / "fit")
+    evaluate_run(tmp_path / "fit" / "zero_shot")
     assert not caplog.records
 
 

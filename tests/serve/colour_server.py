@@ -5,6 +5,7 @@ import sys
 
 from serve_helpers import Colours
 
+from maple.data import load_dataset
 from maple.serve import listen
 from maple.serve.api import create_app
 from maple.serve.examples import find_examples
@@ -22,9 +23,7 @@ if __name__ == "__main__":
         limits,
         token=token,
         hosts=LOOPBACK,
-        find_examples=lambda: find_examples(
-            {"name_or_path": "emoji-food/twemoji", "root": None}, predictor.trained_names
-        ),
+        find_examples=lambda: find_examples(load_dataset("emoji-food/twemoji", None), predictor.trained_names),
     )
     listening.listen()
     sys.stdout.write(f"{listening.getsockname()[1]}\n")

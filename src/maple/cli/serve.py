@@ -81,7 +81,7 @@ def serve_command(
     from maple.serve.api import create_app
     from maple.serve.examples import find_examples, trained_dataset
     from maple.serve.limits import MIB, Limits
-    from maple.serve.responses import model_title
+    from maple.serve.responses import ExampleList, model_title
 
     if not 0 < max_upload <= 2048:
         raise ConfigError(f"--max-upload {max_upload:g} must be above 0 and at most 2048 MiB")
@@ -108,7 +108,11 @@ def serve_command(
             zero_shot = not is_export(run) or read_manifest(export_folder(run)).zero_shot is not None
         predictor = load_predictor(run, zero_shot=zero_shot, device=device, **clip)
         predictor.prepare()
-        trained_on = trained_dataset(Path(run).expanduser(), predictor.about, data_root)
+
+        def examples_of_run() -> ExampleList:
+            folder = Path(run).expanduser()
+            return find_examples(trained_dataset(folder, predictor.about, data_root), predictor.trained_names)
+
         app = create_app(
             predictor,
             limits,
@@ -116,7 +120,7 @@ def serve_command(
             hosts=hosts,
             url_prefix=url_prefix,
             draft=draft,
-            find_examples=(lambda: find_examples(trained_on, predictor.trained_names)) if examples else None,
+            find_examples=examples_of_run if examples else None,
         )
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         listening.listen()  # from here on, clients wait for the server to start instead of being refused

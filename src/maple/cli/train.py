@@ -196,6 +196,7 @@ def fit_command(
     )
     from maple.fitting.readable_names import require_readable_names
     from maple.runs import complete
+    from maple.runs.spec import columns_of
     from maple.runs.tracking import require_tracker
 
     layer = merge_layers(
@@ -236,10 +237,11 @@ def fit_command(
         with FileBars() as bars:
             inspection = inspect_source(
                 source,
-                data_root,
-                class_names=names,
-                seed=1 if seed is None else seed,
+                settings.data.root,
+                class_names=settings.data.class_names,
+                seed=settings.seed,
                 keep_near_copies=keep_near_copies,
+                **columns_of(settings.data),
                 on_images=lambda done, total: bars.advance("images inspected", done, total),
             )
         typer.echo(json.dumps(inspection.as_json(), indent=1) if as_json else options.visible_lines(inspection.lines()))

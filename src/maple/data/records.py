@@ -78,7 +78,8 @@ class Dataset:
         for label, class_name in enumerate(self.class_names):
             if not words_of(class_name):
                 raise DataError(
-                    f"data set {self.name!r}: class {label} is named {class_name!r}, without a word; give it a name"
+                    f"data set {self.name!r}: class {label} is named {class_name!r}, without a word; give its "
+                    "folder, or its label, a name with one"
                 )
         if not (self.train or self.val or self.test):
             raise DataError(f"data set {self.name!r} has no items in any of its splits; add images")

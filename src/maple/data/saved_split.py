@@ -19,6 +19,7 @@ SAVED_SPLIT = "images.json"
 """The file name in a run folder."""
 
 _FORMAT = 1
+_LEFT_OUT = "left out"
 _ADVICE = "it belongs to the run and was written by it"
 
 
@@ -124,6 +125,11 @@ class SavedImages:
     splits: dict[str, str]
     sizes: dict[str, int]
 
+    @property
+    def left_out(self) -> list[str]:
+        """The images that are not used."""
+        return [image for image, split in self.splits.items() if split == _LEFT_OUT]
+
 
 def read_saved_images(path: Path) -> SavedImages:
     """Read the images of a saved split, as `keep_division` and `changes_since` need them.
@@ -134,7 +140,7 @@ def read_saved_images(path: Path) -> SavedImages:
     content: dict[str, Any] = files.read_json(path, error=DataError, advice=_ADVICE)
     try:
         splits = {str(image): split for split in SPLIT_NAMES for image, _ in content[split]}
-        left_out = dict.fromkeys(map(str, content.get("left_out", ())), "left out")
+        left_out = dict.fromkeys(map(str, content.get("left_out", ())), _LEFT_OUT)
         sizes = content.get("sizes") or {}
         if not isinstance(sizes, dict):
             raise TypeError("the sizes are not an object")
@@ -148,7 +154,7 @@ def keep_division(saved: SavedImages, dataset: Dataset) -> Dataset:
 
     An image that was left out stays left out.
     """
-    splits: dict[str, list[Item]] = {split: [] for split in (*SPLIT_NAMES, "left out")}
+    splits: dict[str, list[Item]] = {split: [] for split in (*SPLIT_NAMES, _LEFT_OUT)}
     for item in [*dataset.train, *dataset.val, *dataset.test]:
         splits[saved.splits.get(item.path, "test")].append(item)
     for items in splits.values():
@@ -164,7 +170,7 @@ def changes_since(saved: SavedImages, dataset: Dataset) -> str:
     """
     items = [*dataset.train, *dataset.val, *dataset.test]
     images = {item.path for item in items}
-    used = {image for image, split in saved.splits.items() if split != "left out"}
+    used = {image for image, split in saved.splits.items() if split != _LEFT_OUT}
     new_images = images - saved.splits.keys()
     new_classes = {item.label for item in items} - {item.label for item in items if item.path not in new_images}
     sizes = _sizes(dataset).items()

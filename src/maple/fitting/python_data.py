@@ -2,15 +2,17 @@
 
 import io
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from maple.data.folders.class_folders import split_of
-from maple.data.sources.rows import Columns, Row, Source, read_label
+from maple.data.sources.rows import Columns, Row, Source, is_missing, named_splits, read_label
 from maple.data.sources.unpacked import store_rows
 from maple.errors import DataError
 from maple.inference.sources.array_images import to_images
 from maple.inference.sources.python_data import is_split, open_data
+
+_ADVICE = 'name it, as in layer={{"data": {{"{column}": NAME}}}} of fit_settings, or leave out the others'
 
 
 def keep_data(data: Any, columns: Columns | None = None) -> Path:
@@ -37,7 +39,7 @@ class _PythonSource(Source):
     """The rows of a data set in memory."""
 
     def __init__(self, data: Any, columns: Columns) -> None:
-        self.text, self._columns = f"a {type(data).__name__} in memory", columns
+        self.text, self._columns = f"a {type(data).__name__} in memory", replace(columns, advice=_ADVICE)
         self._splits: dict[str, Any] = dict(data) if is_split(data) else {"": data}
 
     @property
@@ -49,15 +51,15 @@ class _PythonSource(Source):
 
     def rows(self, columns: Columns, *, labelled: bool) -> Iterator[Row]:
         del columns, labelled
-        for name, part in self._splits.items():
+        named = named_splits(self._splits, self.text)
+        for split, name in ((split, name) for split, names in named.items() for name in names):
+            part = self._splits[name]
             data = open_data(part, self._columns)
             if data is None:
                 raise DataError(
                     f"the source is {type(part).__name__}; give a path or the name of a data set, a datasets.Dataset, "
                     "a data set of torchvision, or a frame with columns of images and labels"
                 )
-            parsed = split_of(str(name))
-            split = parsed[0] if parsed and len(self._splits) > 1 else ""
             for number, (image, label) in enumerate(zip(data.images, data.read_labels(), strict=True)):
                 where = f"{name}/{number}" if name else f"row {number}"
                 yield Row(where, split, read_label(label, None, where), _encoded(image))
@@ -67,7 +69,9 @@ def _encoded(image: Any) -> bytes | Path | None:
     """The encoded bytes of an image, or its file; None if there is none."""
     if isinstance(image, Mapping):
         image = image.get("bytes") if image.get("bytes") is not None else image.get("path")
-    if image is None or isinstance(image, bytes):
+    if is_missing(image):
+        return None
+    if isinstance(image, bytes):
         return image
     if isinstance(image, str | Path) and "://" not in str(image):
         return Path(image).expanduser()

@@ -58,7 +58,7 @@ from maple.report import ThumbnailLoader
 from maple.runs import Tracked, TrainProgress, complete, content_name, evaluate_run, finished_prompts, train_run
 from maple.runs.cross_calibration import cross_calibrate
 from maple.runs.folder import lock_folder, read_settings, refuse_other_run
-from maple.runs.selection import AUTO, CANDIDATES, read_selection, select
+from maple.runs.selection import AUTO, CANDIDATES, read_selection, select, trial_name
 from maple.runs.selection_plan import SelectionSettings, make_fold, with_validation
 from maple.runs.spec import columns_of, folder_name, open_backbone, warn_if_images_changed
 from maple.runs.training import fresh_method
@@ -126,10 +126,7 @@ def fit_settings(
         >>> fit_settings("flowers", "coop", layer={"data": {"shots": 4}}).data.shots
         4
     """
-    if not isinstance(source, str):
-        data_settings = (layer or {}).get("data", {})
-        columns = Columns(data_settings.get("image_column"), data_settings.get("label_column"))
-        source = str(source) if isinstance(source, Path) else str(keep_data(source, columns))
+    source = _name_of(source, layer, overrides)
     path = os.path.expanduser(source)
     if is_features(source):
         source = absolute_features(source)
@@ -149,6 +146,14 @@ def fit_settings(
     return complete(settings).changed(backbone=settings.backbone)  # as it is written, for the name of the folder
 
 
+def _name_of(source: Any, layer: Mapping[str, Any] | None, overrides: Sequence[str]) -> str:
+    """The text that names a source; of a data set in memory, the folder of the cache where its images are kept."""
+    if isinstance(source, str | Path):
+        return str(source)
+    data = merge_layers(layer or {}, override_layer(overrides)).get("data", {})
+    return str(keep_data(source, Columns(data.get("image_column"), data.get("label_column"))))
+
+
 def fit_candidates(
     source: Any,
     recipes: Sequence[str] = CANDIDATES,
@@ -166,8 +171,7 @@ def fit_candidates(
     """
     if not recipes or len(set(recipes)) < len(recipes):
         raise ConfigError(f"the methods to compare are {', '.join(recipes) or 'none'}; name each once")
-    if not isinstance(source, str | Path):
-        source = str(keep_data(source))
+    source = _name_of(source, layer, overrides)
     given = merge_layers(dict(layer or {}), override_layer(overrides))
     if "method" in given:
         raise ConfigError("settings of a method need one method; name it, as in method=NAME")
@@ -287,13 +291,13 @@ def fit(
         name, parts = "calibration", 0
         if selection is not None and selection.goal == "trained":
             choice = read_selection(folder / SELECTION)
-            trial = folder / _TRIALS / f"{choice.chosen.recipe}_0"
+            trial = folder / _TRIALS / trial_name(choice.chosen.recipe, 0)
             first_part = saved_split_hash(make_fold(split, run, "trained", 0).train)
             if (trial / "config.json").exists() and read_settings(trial).data.listing == first_part:
                 name, parts = choice.chosen.recipe, choice.folds
 
         def train_part(number: int, part: Dataset) -> Method:
-            return _trial(f"{name}_{number}", run, part, folder, backbone, device, TrainProgress())
+            return _trial(trial_name(name, number), run, part, folder, backbone, device, TrainProgress())
 
         with lock_folder(folder) if this_process(device).is_main else nullcontext():
             calibration = cross_calibrate(run, split, train_part, trained_parts=parts)
@@ -306,7 +310,8 @@ def fit(
         if split.test and run.method["name"] != ZERO_SHOT and backbone.has_text:
             shared = run.model_dump(include={"backbone", "data", "seed", "evaluate"})
             zero_shot = complete(resolve([read_preset(f"{ZERO_SHOT}_base-to-novel"), shared]))
-            write_saved_split(folder / ZERO_SHOT / SAVED_SPLIT, split, run.data.dataset)
+            left_out = read_saved_images(folder / SAVED_SPLIT).left_out
+            write_saved_split(folder / ZERO_SHOT / SAVED_SPLIT, split, run.data.dataset, left_out)
             train_run(zero_shot, folder / ZERO_SHOT, device=device, backbone=backbone)
             runs[folder / ZERO_SHOT] = zero_shot
         for place, run_settings in runs.items():
@@ -388,8 +393,7 @@ def _select(
     with lock_folder(folder):
         dataset, path = read_saved_split(folder / SAVED_SPLIT), folder / SELECTION
         settings, _ = select(candidates, dataset, backbone, train, selection, path=path, on_trial=progress.trying)
-        saved = read_saved_images(folder / SAVED_SPLIT)
-        left_out = [image for image, split in saved.splits.items() if split == "left out"]
+        left_out = read_saved_images(folder / SAVED_SPLIT).left_out
         write_saved_split(folder / SAVED_SPLIT, with_validation(dataset, settings), data.dataset, left_out)
         return settings
 

@@ -21,7 +21,7 @@ from maple.runs import TrainingData, TrainProgress, complete
 from maple.runs.calibration import calibrate
 from maple.runs.cross_calibration import cross_calibrate
 from maple.runs.frozen_features import require_features
-from maple.runs.selection import AUTO, CANDIDATES, Selection, select
+from maple.runs.selection import AUTO, CANDIDATES, Selection, select, trial_name
 from maple.runs.selection_plan import FOLDS, SelectionSettings, lacks_validation
 from maple.runs.spec import sample, spare_items
 from maple.runs.training import fresh_method
@@ -244,9 +244,10 @@ def train_in_memory(
             bar = bars.enter_context(_Bar()) if verbose else None
 
             def train_part(number: int, part: Dataset) -> Method:
-                if bar and f"{name}_{number}" not in trials:
+                trial = trial_name(name, number)
+                if bar and trial not in trials:
                     bar.calibrating(number)
-                return trials.get(f"{name}_{number}") or train_trial(f"{name}_{number}", settings, part)
+                return trials.get(trial) or train_trial(trial, settings, part)
 
             calibration = cross_calibrate(settings, divided, train_part, trained_parts=parts)
         progress = [*callbacks, *([bars.enter_context(_Bar())] if verbose else [])]

@@ -7,7 +7,7 @@ the image could not be read.
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -52,6 +52,18 @@ def arrow_schema(*, zero_shot: bool, reject: bool) -> Any:
             ("error", pa.string()),
         ]
     )
+
+
+def arrow_table(rows: Iterable[Mapping[str, Any]], schema: Any) -> Any:
+    """Return rows as an Arrow table; lone surrogates, which Arrow's text cannot hold, are escaped as in CSV."""
+    import pyarrow as pa
+
+    def escaped(value: Any) -> Any:
+        if isinstance(value, list):
+            return [escaped(each) for each in value]
+        return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
+
+    return pa.Table.from_pylist([{name: escaped(value) for name, value in row.items()} for row in rows], schema=schema)
 
 
 def check_output(path: Path) -> None:
@@ -111,11 +123,10 @@ Write = Callable[[list[dict[str, Any]]], object]
 
 @contextmanager
 def _parquet_writer(path: Path, schema: Any) -> Iterator[Write]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with pq.ParquetWriter(path, schema) as writer:
-        yield lambda rows: writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+        yield lambda rows: writer.write_table(arrow_table(rows, schema))
 
 
 def _json_writer(file: Any, kinds: list[str], reject: bool) -> Write:

@@ -25,7 +25,7 @@ from maple import files
 from maple.data.images.reading import read_image
 from maple.errors import BackboneError, BusyError, ConfigError, ImageError, MapleError, first_line, output_error
 from maple.inference.manifest import export_folder, is_export, read_manifest
-from maple.inference.prediction_tables import arrow_schema, to_row
+from maple.inference.prediction_tables import arrow_schema, arrow_table, to_row
 from maple.inference.predictor import check_reject, load_predictor
 from maple.inference.sources.bulk_sources import EncodedImage, Unit, list_units, read_unit
 from maple.inference.sources.image_sources import ImageSource
@@ -273,13 +273,11 @@ class _Classifier:
         self._schema = arrow_schema(zero_shot=zero_shot, reject=reject is not None)
 
     def __call__(self, batch: Any) -> Any:
-        import pyarrow as pa
-
         images = [EncodedImage(**row) for row in batch.to_pylist()]
         sources = (ImageSource(i.path, partial(_decode, i, self._least_side)) for i in images)
         results = self._predictor.stream(sources, **self._numbers)
         rows = [{**to_row(result), "source": image.source} for image, result in zip(images, results, strict=True)]
-        return pa.Table.from_pylist(rows, schema=self._schema)
+        return arrow_table(rows, self._schema)
 
 
 def _decode(image: EncodedImage, least_side: int | None) -> Image.Image:

@@ -12,9 +12,7 @@ tensorboard/          with --tracker: tracking.py
 .rows.lock            held by a process while it adds a row
 """
 
-import errno
 import json
-import logging
 import platform
 import sys
 from collections.abc import Iterator
@@ -25,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from maple import files
 from maple.checkpoint import versions, write_tensors
@@ -37,13 +34,9 @@ from maple.data.folders.listing import is_ignored
 from maple.data.records import items_hash
 from maple.distributed import processor
 from maple.errors import BusyError, CheckpointError, ConfigError, MapleError, output_error, shortened
+from maple.locks import locked
 from maple.runs.spec import relevant
 from maple.train import EpochReport, Trainer
-
-logger = logging.getLogger(__name__)
-
-# Of flock on NFS without a lock daemon and on some FUSE file systems. FileLock itself takes care of ENOSYS.
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 
 _LEARNED = ("metrics.jsonl", "resume.safetensors", "prompts.safetensors")
 _WRITTEN = ("config.json", "items.json", "environment.json", "rows.jsonl", *_LEARNED)
@@ -196,29 +189,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """
     with files.output_errors(folder, "cannot be made"):
         folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / ".lock", blocking=False):
+    busy = BusyError(f"another process is training in {folder}; wait for it, or choose another output")
+    with locked(folder / ".lock", busy):
         yield
-
-
-@contextmanager
-def _locked(path: Path, *, blocking: bool) -> Iterator[None]:
-    lock = FileLock(path, blocking=blocking)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        problem = f"another process is training in {path.parent}; wait for it, or choose another output"
-        raise BusyError(problem) from error
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        logger.warning(
-            "the file system of %s has no locks (%s): do not let two processes write to this folder at the same time",
-            *(path.parent, error.strerror),
-        )
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -267,7 +240,7 @@ def place_of(dataset: str) -> str:
 def append_row(folder: Path, row: dict[str, Any]) -> None:
     """Add a row, or replace the row of the same evaluation."""
     row = json.loads(json.dumps(row))
-    with _locked(folder / ".rows.lock", blocking=True):
+    with locked(folder / ".rows.lock"):
         rows = [other for other in read_rows(folder) if evaluation_key(other) != evaluation_key(row)] + [row]
         files.write_text(folder / "rows.jsonl", "".join(json.dumps(entry) + "\n" for entry in rows))
 

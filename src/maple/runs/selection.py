@@ -8,23 +8,37 @@ The plan is made once, from measured speeds, and kept with the scores in a file,
 resumed makes the same choice.
 """
 
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from maple import files
 from maple.clip import Backbone
 from maple.config import RunSettings
 from maple.data import Dataset, Item
-from maple.errors import CheckpointError, TrainingDivergedError
+from maple.errors import BackboneError, CheckpointError, TrainingDivergedError
 from maple.evaluation import predict
 from maple.methods import ZERO_SHOT, Method
 from maple.metrics import accuracy_interval, harmonic_mean, p_text, sign_test
 from maple.runs.frozen_features import prediction_batches
-from maple.runs.selection_plan import FOLDS, PLAN_FORMAT, Goal, SelectionSettings, make_fold, make_plan, with_changes
+from maple.runs.selection_plan import (
+    FOLDS,
+    NO_MEMORY,
+    PLAN_FORMAT,
+    Goal,
+    SelectionSettings,
+    make_fold,
+    make_plan,
+    require_candidate,
+    with_changes,
+)
 from maple.runs.spec import eval_transform, open_store
 
 AUTO = "auto"
@@ -58,8 +72,8 @@ class Candidate:
 
     @property
     def accuracy(self) -> float:
-        """The accuracy on trained names, a fraction."""
-        return float(np.mean(self.right))
+        """The accuracy on trained names, a fraction; NaN without images, as earlier versions scored a few."""
+        return float(np.mean(self.right)) if self.right else float("nan")
 
     @property
     def new_accuracy(self) -> float:
@@ -73,8 +87,8 @@ class Candidate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the accuracy on trained names."""
-        return accuracy_interval(sum(self.right), len(self.right))
+        """Wilson's 95 % interval of the accuracy on trained names; without images it may be any."""
+        return accuracy_interval(sum(self.right), len(self.right)) if self.right else (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -165,6 +179,19 @@ class Selection:
         return {"goal": self.goal, "chosen": self.chosen.recipe, "reason": self.reason, "candidates": entries}
 
 
+def trial_name(recipe: str, number: int) -> str:
+    """The name of the trial of a recipe that leaves out the part `number`, which is also that of its folder.
+
+    A recipe may be the path of a file; a hash then stands for it.
+
+    Example:
+        >>> trial_name("coop", 0), trial_name("recipes/own.toml", 0)
+        ('coop_0', '72c8ed216d_0')
+    """
+    is_plain = re.fullmatch(r"\w[\w-]*", recipe) is not None
+    return f"{recipe if is_plain else sha256(os.fsencode(recipe)).hexdigest()[:10]}_{number}"
+
+
 def read_selection(path: Path) -> Selection:
     """Read the plan and the scores that `select` keeps.
 
@@ -189,6 +216,8 @@ def select(
 ) -> tuple[RunSettings, Selection]:
     """Try the candidates on the training images of a data set; return the settings of the best one, and all scores.
 
+    One that diverges, or does not fit into the device's memory, is skipped, but for zero-shot CLIP.
+
     Args:
         candidates: settings by recipe, simple methods first: of equally good ones the first is chosen.
         dataset: its test images are not used.
@@ -198,7 +227,7 @@ def select(
 
     Raises:
         ConfigError: no candidate can be tried.
-        MapleError: an image cannot be read.
+        MapleError: an image cannot be read, or zero-shot CLIP gives logits that are not finite.
 
     Example:
         >>> settings, selection = select(candidates, dataset, backbone, train)
@@ -222,17 +251,23 @@ def select(
             on_trial(entry["title"], done, total)
             fold = make_fold(dataset, settings, options.goal, number)
             try:
-                method = train(f"{entry['recipe']}_{number}", settings, fold.train)
-            except TrainingDivergedError as error:
-                entry["skipped"], entry["scores"] = str(error), []
+                method = train(trial_name(entry["recipe"], number), settings, fold.train)
+                scores = [_right(method, dataset, fold.trained, fold.train.class_names, settings)]
+                if fold.new:
+                    scores.append(_right(method, dataset, fold.new, fold.new_names, settings))
+            except (TrainingDivergedError, BackboneError, torch.OutOfMemoryError) as error:
+                if settings.method["name"] == ZERO_SHOT:
+                    raise
+                reason = NO_MEMORY if isinstance(error, torch.OutOfMemoryError) else str(error)
+                entry["skipped"], entry["scores"] = reason, []
+            if entry["skipped"]:
+                torch.cuda.empty_cache()  # not earlier: the traceback of an error holds tensors
                 keep()
                 break
-            scores = [_right(method, dataset, fold.trained, fold.train.class_names, settings)]
-            if fold.new:
-                scores.append(_right(method, dataset, fold.new, fold.new_names, settings))
             entry["scores"].append(scores)
             keep()
             done += 1
+    require_candidate(state["candidates"])
     selection = _selection(state, path)
     chosen = next(entry for entry in planned if entry["recipe"] == selection.chosen.recipe)
     return with_changes(candidates[chosen["recipe"]], chosen["changes"]), selection

@@ -19,7 +19,7 @@ from maple.data import Dataset, Item, eval_batches, hold_out, select_dataset
 from maple.data.batches import derive_seed, steps_per_epoch
 from maple.data.sampling import indices_by_label
 from maple.errors import ConfigError, MapleError
-from maple.methods import METHODS, Features, Method, method_settings
+from maple.methods import METHODS, ZERO_SHOT, Features, Method, method_settings
 from maple.methods.features import seconds_of
 from maple.prompts import encode_image
 from maple.runs.frozen_features import require_features
@@ -33,6 +33,8 @@ VALIDATION_FRACTION = 0.25
 """Of the training images of each class, for runs that need validation images and have none."""
 
 PLAN_FORMAT = 1
+NO_MEMORY = "does not fit into the device's memory"
+"""Why a candidate is not tried after an error of the device's allocator."""
 
 _MOST_SCORED = 1000  # images of a part: an accuracy's standard error is then below 1.6 points
 _FEWEST_STEPS = 1 / 3  # a shorter training is not tried
@@ -91,7 +93,10 @@ def with_changes(settings: RunSettings, changes: Mapping[str, Any]) -> RunSettin
 
 
 def _folds(items: Sequence[Item], seed: int) -> dict[str, int]:
-    """The part of each image by its path; a class's images are dealt in turn, and an only image is in none."""
+    """The part of each image by its path; a class's images are dealt in turn, and an only image is in none.
+
+    Of few images, not all parts have some: the first ones do.
+    """
     parts: dict[str, int] = {}
     for label, indices in indices_by_label(items).items():
         if len(indices) == 1:
@@ -99,7 +104,8 @@ def _folds(items: Sequence[Item], seed: int) -> dict[str, int]:
         # A generator per class: other classes do not change how this one is divided.
         order = random.Random(f"{derive_seed(seed, 'folds')}/{label}").sample(indices, len(indices))
         parts |= {items[index].path: (label + position) % FOLDS for position, index in enumerate(order)}
-    return parts
+    filled = sorted(set(parts.values()))
+    return {path: filled.index(part) for path, part in parts.items()}
 
 
 def make_fold(dataset: Dataset, settings: RunSettings, goal: Goal, number: int) -> Fold:
@@ -133,27 +139,38 @@ def make_plan(
             "one method"
         )
     entries: list[dict[str, Any]] = []
-    for recipe, settings in candidates.items():
-        title = METHODS[settings.method["name"]].title
-        entry: dict[str, Any] = {"recipe": recipe, "title": title, "skipped": "", "remark": "", "changes": {}}
+    titles = [METHODS[settings.method["name"]].title for settings in candidates.values()]
+    for (recipe, settings), title in zip(candidates.items(), titles, strict=True):
+        shown = f"{title} ({recipe})" if titles.count(title) > 1 else title
+        entry: dict[str, Any] = {"recipe": recipe, "title": shown, "skipped": "", "remark": "", "changes": {}}
         entries.append({**entry, "seconds": 0.0, "scores": []})
         entry = entries[-1]
         try:
             if options.goal == "new" and not method_settings(settings.method)[1].supports_new_classes:
                 raise ConfigError("cannot predict class names that were not trained")
-            folds_needed = FOLDS if method_settings(settings.method)[1].needs_validation else 1
-            fold, *others = (make_fold(dataset, settings, options.goal, number) for number in range(folds_needed))
-            if others and not all(each.train.val for each in (fold, *others)):
+            needs_validation = method_settings(settings.method)[1].needs_validation
+            needed = FOLDS if needs_validation else FOLDS // 2 if options.goal == "new" else 1
+            parts = [make_fold(dataset, settings, options.goal, number) for number in range(needed)]
+            if needs_validation and not all(part.train.val for part in parts):
                 raise ConfigError("selects a setting on validation images, and too few classes have three images")
+            if options.goal == "new":
+                fewest = parts[: FOLDS // 2]
+                if not (any(part.trained for part in fewest) and any(part.new for part in fewest)):
+                    raise ConfigError("too few classes have more than one image to score both trained and new names")
+            fold = parts[0]
             if settings.train.views and clock.extraction(settings, fold) * FOLDS > _EXTRACTION_SHARE * budget:
                 entry["changes"]["views"], entry["remark"] = 0, "one view of each image"
             entry["seconds"], entry["steps"] = clock.seconds(with_changes(settings, entry["changes"]), fold)
+        except torch.OutOfMemoryError:
+            if settings.method["name"] == ZERO_SHOT:
+                raise
+            entry["skipped"] = NO_MEMORY
         except MapleError as error:
             entry["skipped"] = str(error)
+        if entry["skipped"]:
+            torch.cuda.empty_cache()  # not earlier: the traceback of an error holds tensors
+    require_candidate(entries)
     usable = [entry for entry in entries if not entry["skipped"]]
-    if not usable:
-        reasons = "; ".join(f"{entry['recipe']}: {entry['skipped']}" for entry in entries)
-        raise ConfigError(f"none of the methods can be tried: {reasons}")
     # Fewer parts for all before fewer methods; the last training is that of the chosen one.
     longest = max(entry["seconds"] for entry in usable)
     choices = (FOLDS, FOLDS // 2) if options.goal == "new" else (FOLDS, FOLDS // 2, 1)
@@ -184,6 +201,13 @@ def make_plan(
         "folds": folds,
         "candidates": entries,
     }
+
+
+def require_candidate(entries: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ConfigError if all candidates of a plan are skipped."""
+    if all(entry["skipped"] for entry in entries):
+        reasons = "; ".join(f"{entry['recipe']}: {entry['skipped']}" for entry in entries)
+        raise ConfigError(f"none of the methods can be tried: {reasons}")
 
 
 class _Clock:

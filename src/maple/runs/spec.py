@@ -163,8 +163,10 @@ def columns_of(data: DataSettings) -> dict[str, str | None]:
 
 def changed_images(settings: RunSettings, saved: SavedImages) -> str:
     """How a user's own images differ now from those that a run has saved; "" if they do not."""
+    # Under their own names: a class that is renamed may have become empty, or have been so from the beginning.
+    data = settings.data.changed(listing=None, class_names={})
     try:
-        dataset = open_dataset(settings.changed(data=settings.data.changed(listing=None)), drop_empty=True)
+        dataset = open_dataset(settings.changed(data=data), drop_empty=True)
     except DataError as error:
         return str(error)
     return changes_since(saved, dataset)

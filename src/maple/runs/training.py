@@ -371,7 +371,8 @@ def _finished_result(settings: RunSettings, folder: Path) -> TrainResult | None:
     # A process that was killed between the last two steps of `finish` left this file; on a read-only disk it stays.
     with suppress(OSError):
         (folder / "resume.safetensors").unlink(missing_ok=True)
-    warn_if_images_changed(settings, folder)
+    if settings.data.listing is None:  # a run of a fit, which looks at the images of all its runs
+        warn_if_images_changed(settings, folder)
     return TrainResult(folder, tuple(read_history(folder)), was_finished=True)
 
 

@@ -3,13 +3,15 @@
 import io
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 from maple.data import Dataset, load_dataset
-from maple.data.catalogue import short_name
+from maple.data.catalogue import short_name, template_of
 from maple.data.emoji import load_emoji
+from maple.data.saved_split import SAVED_SPLIT, read_saved_split
 from maple.errors import MapleError
 from maple.files import read_json
 from maple.names import words_of
@@ -22,40 +24,39 @@ _MAX_SIDE = 512
 _EMOJI = ("emoji-animals", "emoji-food")
 
 
-def trained_dataset(run: Path, about: Mapping[str, Any], data_root: str | None) -> dict[str, Any] | None:
-    """The arguments of `load_dataset` for the data set of a run; None if it is unknown or not a named one."""
-    dataset = about.get("dataset")
-    if about.get("own_images") or not isinstance(dataset, str) or not dataset:
-        return None
-    root = names = None
+def trained_dataset(run: Path, about: Mapping[str, Any], data_root: str | None) -> Dataset | None:
+    """Read the data set of a run; None if it cannot be read.
+
+    The user's own images are read from the folder of a run alone, which says how they are divided. A prompts file or an
+    export may be from elsewhere: of these, only a data set of the catalogue is read.
+    """
+    data: dict[str, Any] = {}
+    with suppress(MapleError):
+        content: dict[str, Any] = read_json(run / "config.json")
+        data = content.get("data") or {}
+    root, names, dataset = data.get("root") or data_root, data.get("class_names"), about.get("dataset")
     try:
-        data: Any = read_json(run / "config.json")["data"]
-        root, names = data.get("root"), data.get("class_names")
-    except (MapleError, OSError, KeyError, AttributeError):
-        pass  # a prompts file or an export has no such file; then `data_root` is tried
-    root = root if isinstance(root, str) else data_root
-    return {
-        "name_or_path": dataset,
-        "root": None if root is None else Path(root),
-        "class_names": names if isinstance(names, dict) and names else None,
-    }
+        if (run / SAVED_SPLIT).is_file():
+            columns = {name: data.get(name) for name in ("image_column", "label_column")}
+            return read_saved_split(run / SAVED_SPLIT, columns=columns)
+        if isinstance(dataset, str) and template_of(dataset) is not None and not about.get("own_images"):
+            return load_dataset(dataset, None if root is None else Path(root), class_names=names)
+    except (MapleError, OSError) as error:
+        logger.debug("no examples of %s: %s", dataset, error)
+    return None
 
 
-def find_examples(trained_on: Mapping[str, Any] | None, trained_names: Sequence[str]) -> ExampleList:
+def find_examples(dataset: Dataset | None, trained_names: Sequence[str]) -> ExampleList:
     """Find a few images of different classes, of trained and other classes in turn.
 
     They are test images if there are any; large ones are scaled down to 512 pixels.
 
     Args:
-        trained_on: see `trained_dataset`.
+        dataset: see `trained_dataset`; without one, or if its images cannot be read, they are the packaged emoji.
     """
     images: list[tuple[str, bool, bytes]] = []
-    if trained_on:
-        try:
-            dataset = load_dataset(**trained_on)
-            source, images = short_name(dataset.name), _example_images(dataset, trained_names, _MAX_EXAMPLES)
-        except (MapleError, OSError) as error:
-            logger.debug("no examples of %s: %s", trained_on, error)
+    if dataset is not None:
+        source, images = short_name(dataset.name), _example_images(dataset, trained_names, _MAX_EXAMPLES)
     if not images:
         count = _MAX_EXAMPLES // len(_EMOJI)
         source = "the packaged emoji"

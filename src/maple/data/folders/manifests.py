@@ -21,7 +21,7 @@ SUFFIXES = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": ""}
 _COLUMNS = ("path", "label", "split")
 MISSING_VALUES = {"nan", "NaN", "NAN", "NaT", "None", "<NA>", "#N/A"}
 """Labels that pandas, Python and Excel write for a missing value."""
-_SPLIT_FORM = "it must be train, val or test, in every row or in none"
+SPLIT_FORM = "it must be train, val or test, in every row or in none"
 
 
 def is_manifest(path: Path) -> bool:
@@ -97,7 +97,7 @@ def _checked_row(manifest: Path, folder: "_Folder", line: int, values: Mapping[s
     if has_lone_surrogate(label):
         raise DataError(f"{where} has the label {label!r}, which holds half a character; write the whole character")
     if split is not None and not isinstance(split, str):
-        raise DataError(f"{where} has the split {split!r}; {_SPLIT_FORM}")
+        raise DataError(f"{where} has the split {split!r}; {SPLIT_FORM}")
     split = (split or "").strip()
     if split and split.casefold() not in SPLIT_FOLDERS:
         raise DataError(f"{where}: {one_of('split', split, SPLIT_NAMES)}")
@@ -173,7 +173,7 @@ def _check_rows(manifest: Path, rows: list[_Row]) -> None:
     if undivided and divided:
         raise DataError(
             f"{manifest}: line {undivided.line} has no split, but line {divided.line} has {divided.split!r}; "
-            + _SPLIT_FORM
+            + SPLIT_FORM
         )
     absent = []
     for row in rows:

@@ -26,7 +26,7 @@ from maple.data.images.formats import (
     is_read,
     why_unread,
 )
-from maple.errors import DVC_POINTER, ConfigError, ImageError
+from maple.errors import DVC_POINTER, ConfigError, ImageError, shortened
 from maple.files import on_disk
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,9 @@ def _open_file(path: Path) -> IO[bytes]:
             problem = f"is not here, but {path.name}.dvc is, {DVC_POINTER}"
         raise ImageError(f"{path}: {problem}") from error
     except (OSError, ValueError) as error:
-        raise ImageError(f"{path}: cannot be reached ({error}); check the path and its permissions") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        shown = shortened(str(path), 500)
+        raise ImageError(f"{shown}: cannot be reached ({reason}); check the path and its permissions") from error
     if path.is_dir():
         raise ImageError(f"{path}: is a folder; give the path of an image file")
     if not path.is_file():

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from maple.data.folders.class_folders import split_of
 from maple.data.sources.rows import (
     Columns,
     Row,
@@ -14,6 +13,7 @@ from maple.data.sources.rows import (
     checked_class_names,
     choose_image_column,
     choose_label_column,
+    named_splits,
     no_labels,
     read_label,
 )
@@ -51,15 +51,9 @@ class HubSource(Source):
 
     def rows(self, columns: Columns, *, labelled: bool) -> Iterator[Row]:
         splits = self._load()
-        by_split: dict[str, list[str]] = {}
-        for name in splits:
-            by_split.setdefault(named[0] if (named := split_of(str(name))) else "", []).append(name)
-        if "" in by_split and len(by_split) > 1:
-            by_split.pop("")  # such as "unsupervised" and "extra", next to splits of the usual names
-        for split, names in by_split.items():
+        for split, names in named_splits(splits, self.text).items():
             for name in names:
-                used = split if len(by_split) > 1 else ""
-                yield from self._split_rows(splits[name], used, f"{self.text}#{name}", columns, labelled)
+                yield from self._split_rows(splits[name], split, f"{self.text}#{name}", columns, labelled)
 
     def _split_rows(self, data: Any, split: str, where: str, columns: Columns, labelled: bool) -> Iterator[Row]:
         features = data.features if data.features is not None else {}

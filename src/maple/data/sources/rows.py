@@ -1,18 +1,20 @@
 """What every kind of source gives: rows of an encoded image and its label; and which columns these are in."""
 
-import math
+import logging
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maple.data.folders.class_folders import SPLIT_FOLDERS
+from maple.data.folders.class_folders import SPLIT_FOLDERS, split_of
 from maple.data.folders.listing import nfc
-from maple.data.folders.manifests import MISSING_VALUES
+from maple.data.folders.manifests import MISSING_VALUES, SPLIT_FORM
 from maple.errors import DataError, one_of, shortened, shortened_list
 from maple.names import has_lone_surrogate, words_of
+
+logger = logging.getLogger(__name__)
 
 CLASS_LISTS = ("classnames.txt", "class_names.txt", "classes.txt", "labels.txt")
 """Files next to the images that name the classes of numbered labels: one a line, the first for 0."""
@@ -146,6 +148,12 @@ def _unclear(role: str, column: str, kinds: Mapping[str, str], columns: Columns,
     return f"{where}: which column holds the {role} is not clear; {advice}. Its columns: {listed or 'none'}"
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds no value: None, NaN, or what pandas has in their place."""
+    is_nan = isinstance(value, numbers.Real) and value != value
+    return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
+
+
 def read_label(value: Any, class_names: Sequence[str] | None, where: str) -> Label:
     """Return the label of one row: a name, or its number where there are no `class_names`; None if it is missing.
 
@@ -155,11 +163,7 @@ def read_label(value: Any, class_names: Sequence[str] | None, where: str) -> Lab
         DataError: it is not a name or a number, or a number without a name.
     """
     value = value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
-    if (
-        value is None
-        or (isinstance(value, float) and math.isnan(value))
-        or type(value).__name__ in ("NAType", "NaTType")
-    ):
+    if is_missing(value):
         return None
     if isinstance(value, bytes):
         try:
@@ -204,12 +208,35 @@ def _name(text: str, where: str) -> str | None:
     return name or None
 
 
-def read_split(value: Any, where: str) -> str:
-    """Return the split ("train", "val", "test") that a value stands for; "" if there is none."""
+def read_split(value: Any, names: Sequence[str] | None, where: str) -> str:
+    """Return the split ("train", "val", "test") that a value, or the name of its number, stands for; "" if missing.
+
+    Raises:
+        DataError: it is something else.
+    """
+    if names is not None and isinstance(value, int):
+        value = names[value] if 0 <= value < len(names) else None
+    if not isinstance(value, str) and not is_missing(value):
+        raise DataError(f"{where} has the split {shortened(repr(value))}; {SPLIT_FORM}")
     text = value.strip() if isinstance(value, str) else ""
     if text and text.casefold() not in SPLIT_FOLDERS:
         raise DataError(f"{where}: {one_of('split', text, ('train', 'val', 'test'))}")
     return SPLIT_FOLDERS.get(text.casefold(), "")
+
+
+def named_splits(names: Iterable[str], where: str) -> dict[str, list[str]]:
+    """Group the splits of a data set by what their names stand for; all under "" if that divides nothing.
+
+    Others next to those of the usual names, such as "unsupervised" and "extra", are not used, which is logged.
+    """
+    by_split: dict[str, list[str]] = {}
+    for name in names:
+        by_split.setdefault(named[0] if (named := split_of(str(name))) else "", []).append(name)
+    if len(by_split) > 1 and (others := by_split.pop("", None)):
+        logger.warning(
+            "%s: %s is not used: it is not named after train, validation or test", where, shortened_list(others)
+        )
+    return by_split if len(by_split) > 1 else {"": [name for group in by_split.values() for name in group]}
 
 
 def read_class_list(folder: Path) -> list[str] | None:

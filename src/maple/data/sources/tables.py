@@ -83,8 +83,9 @@ class TableSource(Source):
                         raise DataError(f"{name}: names other classes than the files before it; give each in one form")
                     first = first or (None if label is None else (names, True))
                     self.class_names = names if label is not None else self.class_names
-                    divides = not split and SPLIT_COLUMN in kinds and SPLIT_COLUMN not in (image, label)
-                    wanted = [image, *([label] if label else []), *([SPLIT_COLUMN] if divides else [])]
+                    others = (each for each in kinds if labelled and not split and each not in (image, label))
+                    column = next((each for each in others if each.casefold() == SPLIT_COLUMN), None)
+                    wanted = [image, *([label] if label else []), *([column] if column else [])]
                     number = 0
                     for batch in batches(wanted):
                         for values in zip(*(batch[column] for column in wanted), strict=True):
@@ -92,7 +93,7 @@ class TableSource(Source):
                             number += 1
                             yield Row(
                                 where,
-                                read_split(row[SPLIT_COLUMN], where) if divides else split,
+                                read_split(row[column], own_names.get(column), where) if column else split,
                                 read_label(row[label], names, where) if label else None,
                                 read_content(row[image], file.parent, where),
                             )

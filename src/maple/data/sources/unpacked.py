@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from maple import files
+from maple.data.folders.manifests import SPLIT_FORM
 from maple.data.images.formats import HEAD_BYTES, extension_of, format_of, has_image_name
 from maple.data.sources.archives import ArchiveSource
 from maple.data.sources.rows import Columns, Row, Source
 from maple.errors import ConfigError, DataError, shortened_list
+from maple.locks import locked
 from maple.places import CACHE_VARIABLE, cache_folder
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def unpack_source(source: Source, columns: Columns) -> Path:
         return folder
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(parent / f"{folder.name}.lock"):
+        with locked(parent / f"{folder.name}.lock"):
             if not _is_complete(folder):
                 if folder.exists():
                     shutil.rmtree(folder)
@@ -112,7 +112,7 @@ def store_rows(source: Source) -> Path:
         parent.mkdir(parents=True, exist_ok=True)
         with files.temporary_path(parent, folder=True) as temporary:
             folder = parent / _write(source, Columns(), temporary)[:32]
-            with FileLock(parent / f"{folder.name}.lock"):
+            with locked(parent / f"{folder.name}.lock"):
                 if not _is_complete(folder):
                     if folder.exists():
                         shutil.rmtree(folder)
@@ -157,10 +157,14 @@ def unpacked_sources(*, describe: bool = True) -> list[Unpacked]:
 def clear_sources(older_than: float = 0.0) -> tuple[int, int]:
     """Remove what was not used within `older_than` days; return how many sources, and their size in bytes.
 
+    What processes that were killed have left is removed, too.
+
     Raises:
         ConfigError: a folder cannot be removed.
     """
     count = size = 0
+    if (home := cache_folder()) is not None:
+        files.remove_stale(home / "sources")
     for each in unpacked_sources(describe=False):
         if each.used > time.time() - older_than * 86400 and older_than:
             continue
@@ -168,6 +172,8 @@ def clear_sources(older_than: float = 0.0) -> tuple[int, int]:
             with files.temporary_path(each.path.parent, folder=True) as temporary:
                 # Renamed first, so that no other process finds a part of it.
                 os.rename(each.path, temporary / each.path.name)
+        except FileNotFoundError:
+            continue  # another process has removed it
         except OSError as error:
             raise ConfigError(f"{each.path} cannot be removed ({error.strerror}); change its permissions") from error
         (each.path.parent / f"{each.path.name}.lock").unlink(missing_ok=True)
@@ -232,6 +238,7 @@ class _Writer:
         self._items: dict[str, list[tuple[str, str | int, int]]] = defaultdict(list)
         self._left_out: dict[str, list[str]] = {"no label": [], "no image": [], "an image that is not there": []}
         self._numbers: dict[str, int] = defaultdict(int)
+        self._first: dict[str, str] = {}  # the name of a row of each split
         self._bytes = self._count = 0
         self._hash = hashlib.sha256()
 
@@ -267,6 +274,7 @@ class _Writer:
         for part in (path, str(row.label)):
             self._hash.update(part.encode("utf-8", "surrogateescape") + b"\0")
         self._hash.update(hashlib.sha256(content).digest())
+        self._first.setdefault(row.split, row.name)
         self._items[row.split].append((path, row.label, len(content)))
         self._bytes, self._count = self._bytes + len(content), self._count + 1
 
@@ -283,6 +291,9 @@ class _Writer:
             raise DataError(
                 f"{source.text}: holds no images" + (f" in its {total:,} rows" if total else "; it is empty")
             )
+        if "" in self._first and len(self._first) > 1:
+            split, divided = next((split, name) for split, name in self._first.items() if split)
+            raise DataError(f"{self._first['']} has no split, but {divided} has {split!r}; {SPLIT_FORM}")
         labels = {label for items in self._items.values() for _, label, _ in items}
         kinds = {isinstance(label, str) for label in labels}
         if len(kinds) > 1:

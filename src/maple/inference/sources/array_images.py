@@ -28,6 +28,10 @@ _FORMS = (
     "[n, H, W, 3]; or a tensor [n, 3, H, W]; values are bytes 0 to 255, or floats 0 to 1"
 )
 
+_CHANNELS_FIRST = "; it looks like channels first: give a torch tensor, or move the axis"
+_LISTED = "OUST"
+"""The kinds of NumPy's arrays that are lists of paths, bytes or other objects."""
+
 # Two threads that decode one PIL image disturb each other, and a list may hold an image twice.
 _DECODING = [threading.Lock() for _ in range(16)]
 
@@ -67,8 +71,15 @@ def to_images(images: Any) -> Sequence[ImageSource] | Iterator[ImageSource]:
         if images.ndim != 4:
             raise InputError(f"the tensor of images has shape {list(images.shape)}; give {_FORMS}")
     elif isinstance(images, np.ndarray):
-        if images.dtype.kind not in "OUS" and images.ndim not in (3, 4):
+        is_listed = images.dtype.kind in _LISTED
+        if is_listed and images.ndim == 2 and images.shape[1] == 1:
+            images = images[:, 0]  # a column of a table
+        if images.ndim not in ((1,) if is_listed else (3, 4)):
             raise InputError(f"the array of images has shape {list(images.shape)}; give {_FORMS}")
+        if images.ndim == 3 and images.shape[0] == 3:
+            raise InputError(
+                f"the array of images has shape {list(images.shape)}{_CHANNELS_FIRST}; give three grey images as a list"
+            )
     elif isinstance(images, Iterator):
         return (_source(image, f"image {number}") for number, image in enumerate(images))
     elif not isinstance(images, Sequence):
@@ -83,7 +94,7 @@ def to_images(images: Any) -> Sequence[ImageSource] | Iterator[ImageSource]:
 def _is_one_image(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         return value.ndim == 3 and value.shape[0] in (1, 3)
-    is_array = isinstance(value, np.ndarray) and value.dtype.kind not in "OUS"
+    is_array = isinstance(value, np.ndarray) and value.dtype.kind not in _LISTED
     return is_array and value.ndim == 3 and value.shape[2] in (1, 3, 4)
 
 
@@ -106,8 +117,11 @@ def to_inputs(images: Any) -> Sequence[ImageSource] | Iterator[ImageSource] | to
     if is_frame(images):
         return to_images(images)
     is_table = hasattr(images, "__array__") and getattr(images, "ndim", 0) == 2  # of NumPy, PyTorch or pandas
-    values = images if isinstance(images, torch.Tensor) else np.asarray(images) if is_table else None
-    if not is_table or values is None or not torch.as_tensor(values[:0]).is_floating_point():
+    if not is_table:
+        return to_images(images)
+    values = images if isinstance(images, torch.Tensor) else np.asarray(images)
+    is_float = values.is_floating_point() if isinstance(values, torch.Tensor) else values.dtype.kind == "f"
+    if not is_float:
         return to_images(images)
     features = torch.as_tensor(values).detach().to("cpu", torch.float32)
     if not bool(torch.isfinite(features).all()):
@@ -239,7 +253,7 @@ def _read(image: Any, name: str) -> Image.Image:
     if isinstance(image, np.ndarray):
         if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
             channels_first = image.ndim == 3 and image.shape[0] in (1, 3)
-            hint = "; it looks like channels first: give a torch tensor, or move the axis" if channels_first else ""
+            hint = _CHANNELS_FIRST if channels_first else ""
             raise ImageError(f"{name}: an array of shape {list(image.shape)}; it must be [H, W, 3]{hint}")
         return to_rgb(Image.fromarray(_to_bytes(image, name)), name)
     raise ImageError(f"{name}: is {type(image).__name__}, not an image; give {_FORMS}")

@@ -98,8 +98,9 @@ def find_images(
             else:
                 paths = [source]
                 # A pattern that no shell has expanded, unless a file has this very name.
-                if glob.has_magic(source) and not Path(source).expanduser().exists() and not _names_shards(source):
-                    paths = sorted(glob.glob(os.path.expanduser(source))) or paths
+                expanded = os.path.expanduser(source)
+                if glob.has_magic(source) and not os.path.exists(expanded) and not _names_shards(source):
+                    paths = sorted(glob.glob(expanded)) or paths
                 for path in paths:
                     try:
                         rows = _find_rows(path)
@@ -108,7 +109,7 @@ def find_images(
                         continue
                     if rows is not None:
                         yield from _row_images(rows, read)
-                    elif on_disk(Path(path).expanduser()).is_dir():
+                    elif _is_folder(path):
                         yield from _folder_images(path, recursive, read)
                     else:
                         yield ImageSource(path, partial(read, Path(path).expanduser()))
@@ -122,7 +123,7 @@ def is_collection(source: str) -> bool:
         return False
     from maple.data.sources.hub import PREFIX
 
-    return source.startswith(PREFIX) or on_disk(Path(source).expanduser()).is_dir() or _find_rows(source) is not None
+    return source.startswith(PREFIX) or _is_folder(source) or _find_rows(source) is not None
 
 
 def cache_downloads(images: Iterator[ImageSource]) -> Iterator[ImageSource]:
@@ -156,6 +157,11 @@ def _names_shards(source: str) -> bool:
 
 def _is_image(path: str) -> bool:
     return has_image_name(path) and os.path.isfile(os.path.expanduser(path))
+
+
+def _is_folder(path: str) -> bool:
+    # Path.is_dir raises an error for names that are too long, such as data: addresses.
+    return os.path.isdir(on_disk(Path(path).expanduser()))
 
 
 def _find_rows(path: str) -> "Source | None":

@@ -14,7 +14,14 @@ import torch
 from maple.data import load_dataset
 from maple.data.records import Dataset
 from maple.data.sources.hub import feature_kinds, feature_names, undecoded
-from maple.data.sources.rows import Columns, choose_image_column, choose_label_column, no_labels, read_label
+from maple.data.sources.rows import (
+    Columns,
+    choose_image_column,
+    choose_label_column,
+    is_missing,
+    no_labels,
+    read_label,
+)
 from maple.errors import DataError, one_of, shortened_list
 from maple.inference.sources.image_sources import ImageSource
 
@@ -197,7 +204,7 @@ def _open_frame(frame: Any, columns: Columns) -> PythonData:
 
 def _kind_of_values(values: Sequence[Any]) -> str:
     """The kind of a column, as in `choose_image_column`, by its first value that is there."""
-    value = next((each for each in values if each is not None and each == each), None) if values else None
+    value = next((each for each in values if not is_missing(each)), None)
     if isinstance(value, Mapping):
         return "encoded" if {"bytes", "path"} & set(value) else "struct"
     if isinstance(value, bytes | bytearray):
