@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := build/demo
 JOBS ?= 2
-NAMES ?= "pizza,graduation cap,hourglass,teapot"
+NAMES ?= "brush,broom,pen,teapot"
 
 # Processes keep what they compile: the tests start hundreds of them, and PyTorch's modules take seconds to compile.
 unexport PYTHONDONTWRITEBYTECODE
