@@ -260,7 +260,6 @@ class Trainer:
     def _group_drawings(self) -> None:
         """Sort the drawings by name, and weigh each name by the number of families that draw it."""
         names, families = (torch.from_numpy(self.corpus.drawings[:, column]) for column in (0, 1))
-        self.by_name = names.argsort(stable=True)
         counts = torch.bincount(names, minlength=len(self.corpus.names))
         pairs = torch.unique(torch.stack([names, families]), dim=1)
         weights = torch.bincount(pairs[0], minlength=len(self.corpus.names)).float()

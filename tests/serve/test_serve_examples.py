@@ -39,3 +39,11 @@ def test_a_folder_that_only_prompts_name_is_not_opened(run: str, images: Path, t
     bundled = trained_dataset(tmp_path / run, {"dataset": "emoji-food/twemoji"}, None)
     assert bundled is not None
     assert bundled.name == "emoji-food/twemoji"
+
+
+@pytest.mark.parametrize("data", [[1], None, {"root": 3, "class_names": 7}, {"unknown": 1}])
+def test_damaged_settings_of_a_run_are_left_aside(data: object, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"data": data}))
+    dataset = trained_dataset(tmp_path, {"dataset": "emoji-food/twemoji"}, None)
+    assert dataset is not None
+    assert dataset.class_names[0] == "grapes"

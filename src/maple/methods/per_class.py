@@ -24,14 +24,6 @@ class TrainedClasses:
         self._count = len(names)
         self._names = NameRows(names)
 
-    def find(self, names: Sequence[str]) -> list[int | None]:
-        """The row of each class name; None for one that was not trained.
-
-        Raises:
-            ClassNamesError: the list or a name is empty.
-        """
-        return self._names.find(names)
-
     def rows(self, names: Sequence[str], device: torch.device) -> Tensor:
         """The row of each class name: [C] int64.
 
@@ -39,7 +31,7 @@ class TrainedClasses:
             ClassNamesError: the list or a name is empty.
             UnlearnedClassesError: a class was not trained.
         """
-        rows = self.find(names)
+        rows = self._names.find(names)
         unknown = [name for name, row in zip(names, rows, strict=True) if row is None]
         if unknown:
             raise UnlearnedClassesError(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maple.methods.base import Method
-from maple.methods.per_class import TrainedClasses
+from maple.names import NameRows
 
 
 class TrainedNamesMethod(Method):
@@ -21,7 +21,7 @@ class TrainedNamesMethod(Method):
 
     def set_trained_names(self, names: Sequence[str]) -> None:
         """Set the names that get the rule of trained ones."""
-        self._trained = TrainedClasses("this rule's weights", names, advice="")
+        self._trained = NameRows(names)
 
     def set_class_names(self, names: Sequence[str]) -> None:
         super().set_class_names(names)

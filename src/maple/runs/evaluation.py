@@ -99,11 +99,9 @@ def evaluate_run(
     if not is_own and class_names is None:
         changed["class_names"] = {}  # the words for the training classes do not apply to these
     data = settings.data.changed(**{key: value for key, value in changed.items() if value is not None})
-    sentences = {}
     if not is_own:
         data = data.changed(listing=None)
-        sentences = target_sentences(settings, data.dataset)
-    if sentences:
+    if sentences := {} if is_own else target_sentences(settings, data.dataset):
         method = with_settings(method, sentences, read_prompts(prompts).class_names)
     on_own_images = template_of(data.dataset) is None
     trained = TrainedImages(folder) if is_own or on_own_images else None

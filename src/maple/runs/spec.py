@@ -193,8 +193,9 @@ def warn_if_split_was_drawn(settings: RunSettings, folder: Path) -> None:
         return
     with suppress(MapleError):  # of damaged files, which are reported where they are used, and of absent data
         name = str(read_prompts(folder / "prompts.safetensors").info.get("dataset"))
-        published = load_published(data.dataset, None if data.root is None else Path(data.root)).name
-        if name.endswith(DRAWN) and name != published:
+        if not name.endswith(DRAWN):
+            return
+        if load_published(data.dataset, None if data.root is None else Path(data.root)).name != name:
             logger.warning(
                 "%s has finished, with the %s; the published split is there now: to use it, choose another output, or "
                 "remove the folder",

@@ -8,6 +8,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
+from maple.config.settings import DataSettings
 from maple.data import Dataset, load_dataset
 from maple.data.catalogue import short_name, template_of
 from maple.data.emoji import load_emoji
@@ -30,16 +31,16 @@ def trained_dataset(run: Path, about: Mapping[str, Any], data_root: str | None) 
     The user's own images are read from the folder of a run alone, which says how they are divided. A prompts file or an
     export may be from elsewhere: of these, only a data set of the catalogue is read.
     """
-    data: dict[str, Any] = {}
-    with suppress(MapleError):
-        content: dict[str, Any] = read_json(run / "config.json")
-        data = content.get("data") or {}
-    root, names, dataset = data.get("root") or data_root, data.get("class_names"), about.get("dataset")
+    data, dataset = DataSettings(), about.get("dataset")
+    with suppress(MapleError, KeyError, TypeError):  # of a prompts file or an export, or damaged
+        data = DataSettings(**read_json(run / "config.json")["data"])
+    root = data.root or data_root
     try:
         if (run / SAVED_SPLIT).is_file():
-            columns = {name: data.get(name) for name in ("image_column", "label_column")}
+            columns = {"image_column": data.image_column, "label_column": data.label_column}
             return read_saved_split(run / SAVED_SPLIT, columns=columns)
         if isinstance(dataset, str) and template_of(dataset) is not None and not about.get("own_images"):
+            names = data.class_names or None
             return load_dataset(dataset, None if root is None else Path(root), class_names=names)
     except (MapleError, OSError) as error:
         logger.debug("no examples of %s: %s", dataset, error)
