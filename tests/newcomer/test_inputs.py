@@ -4,7 +4,7 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,34 @@ def test_a_fit_of_data_in_memory(place: Path) -> None:
         assert (len(kept.train), len(kept.test)) == counts
         contents = {kept.file(item).read_bytes() for item in (*kept.train, *kept.test)}
         assert contents == set(IMAGES) or data.__class__ is Pairs
+
+
+SPLITS = ["test" if LABELS[:number].count(label) == 3 else "train" for number, label in enumerate(LABELS)]
+
+
+@pytest.mark.parametrize("form", ["frame", "Dataset", "streamed"])
+def test_a_column_of_splits_divides(form: str, place: Path, trained: PromptClassifier) -> None:
+    def divided(splits: Sequence[str | None]) -> Any:
+        if form == "frame":
+            return frame(place).assign(split=splits)
+        data = hugging_face().add_column("Split", list(splits))
+        return data.to_iterable_dataset() if form == "streamed" else data
+
+    tested = [number for number, split in enumerate(SPLITS) if split == "test"]
+    assert quick().fit(divided(SPLITS))._info["train"]["images"] == 12 - len(tested)
+    expected = trained.score([IMAGES[number] for number in tested], [LABELS[number] for number in tested])
+    assert trained.score(divided(SPLITS)) == expected
+    kept = load_dataset(fit_settings(divided(SPLITS), "coop").data.dataset, None)
+    assert {kept.file(item).read_bytes() for item in kept.test} == {IMAGES[number] for number in tested}
+    assert len(kept.train) == 12 - len(tested)
+    # One value divides nothing.
+    assert trained.score(divided(["train"] * 12)) == trained.score(IMAGES, LABELS)
+    with pytest.raises(MapleError, match="no row is in the train split"):
+        quick().fit(divided(["val", *["test"] * 11]))
+    with pytest.raises(MapleError, match="row 0 has no split, but others have one"):
+        quick().fit(divided([None, *SPLITS[1:]]))
+    with pytest.raises(MapleError, match="unknown split 'fold 1'"):
+        quick().fit(divided(["fold 1", *SPLITS[1:]]))
 
 
 def test_a_split_that_is_none_is_not_used(caplog: pytest.LogCaptureFixture) -> None:

@@ -23,7 +23,8 @@ def keep_data(data: Any, columns: Columns | None = None) -> Path:
     `maple cache clear`.
 
     Args:
-        data: a `datasets.Dataset` or `DatasetDict`, whose splits are used, a data set of torchvision, or a frame.
+        data: a `datasets.Dataset` or `DatasetDict`, a data set of torchvision, or a frame. The splits of a
+            `DatasetDict`, or of a column `split`, are used.
 
     Raises:
         ConfigError: there is no cache.
@@ -60,9 +61,11 @@ class _PythonSource(Source):
                     f"the source is {type(part).__name__}; give a path or the name of a data set, a datasets.Dataset, "
                     "a data set of torchvision, or a frame with columns of images and labels"
                 )
-            for number, (image, label) in enumerate(zip(data.images, data.read_labels(), strict=True)):
+            labels = data.read_labels()
+            splits = (data.read_splits() if not split else None) or [split] * len(labels)
+            for number, (image, label, own_split) in enumerate(zip(data.images, labels, splits, strict=True)):
                 where = f"{name}/{number}" if name else f"row {number}"
-                yield Row(where, split, read_label(label, None, where), _encoded(image))
+                yield Row(where, own_split, read_label(label, None, where), _encoded(image))
 
 
 def _encoded(image: Any) -> bytes | Path | None:

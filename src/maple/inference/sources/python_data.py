@@ -3,7 +3,7 @@
 Data sets of Hugging Face and torchvision, pandas and polars frames, and whatever gives (image, label) by number.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,18 @@ import numpy as np
 import torch
 
 from maple.data import load_dataset
+from maple.data.folders.manifests import SPLIT_FORM
 from maple.data.records import Dataset
 from maple.data.sources.hub import feature_kinds, feature_names, undecoded
 from maple.data.sources.rows import (
+    SPLIT_COLUMN,
     Columns,
     choose_image_column,
     choose_label_column,
     is_missing,
     no_labels,
     read_label,
+    read_split,
 )
 from maple.errors import DataError, one_of, shortened_list
 from maple.inference.sources.image_sources import ImageSource
@@ -58,11 +61,17 @@ class PythonData:
     """Images of a data set of another library, each read when its turn comes, and their labels.
 
     `images` is a sequence, or an iterator for a data set that is streamed; `read_labels` returns a name or a number for
-    each. Its errors name the row.
+    each, and `read_splits` "train", "val" or "test" for each, or None where no column divides the images. Their errors
+    name the row.
     """
 
-    def __init__(self, images: Sequence[Any] | Iterator[Any], read_labels: Any) -> None:
-        self.images, self.read_labels = images, read_labels
+    def __init__(
+        self,
+        images: Sequence[Any] | Iterator[Any],
+        read_labels: Callable[[], list[Any]],
+        read_splits: Callable[[], list[str] | None] = lambda: None,
+    ) -> None:
+        self.images, self.read_labels, self.read_splits = images, read_labels, read_splits
 
 
 def open_data(value: Any, columns: Columns | None = None) -> PythonData | None:
@@ -124,10 +133,10 @@ def labelled(value: Any, columns: Columns, *, split: str) -> tuple[Any, list[Any
     """Return the images and the labels of a data set that has both; a text names one as for `maple train`.
 
     Args:
-        split: "train" or "test": of a data set that is divided, this part is taken.
+        split: "train" or "test": of a data set that is divided, by name or by a column `split`, this part is taken.
 
     Raises:
-        InputError, DataError: it has no labels, or a row has none.
+        InputError, DataError: it has no labels, or a row has none; or nothing is in this split.
     """
     if isinstance(value, str | Path):
         options: dict[str, Any] = {"image_column": columns.image, "label_column": columns.label, "min_classes": 1}
@@ -149,6 +158,14 @@ def labelled(value: Any, columns: Columns, *, split: str) -> tuple[Any, list[Any
         )
     images = data.images if isinstance(data.images, Sequence) else list(data.images)
     labels = data.read_labels()
+    if (splits := data.read_splits()) is not None:
+        chosen = [number for number, each in enumerate(splits) if each == split]
+        if not chosen:
+            advice = "give the rows to use without that column"
+            raise InputError(f"no row is in the {split} split by the column {SPLIT_COLUMN!r}; {advice}")
+        labels = [labels[number] for number in chosen]
+        parts = images
+        images = Lazy(len(chosen), lambda number: parts[chosen[number]])
     if absent := [number for number, label in enumerate(labels) if label is None]:
         raise InputError(
             f"{len(absent)} of {len(labels)} images have no label (row {shortened_list(absent)}); leave them out before"
@@ -177,10 +194,15 @@ def _open_hugging_face(data: Any, columns: Columns) -> PythonData:
         rows = stored.select_columns([label])
         return [read_label(row[label], names, f"row {number}") for number, row in enumerate(rows)]
 
+    def read_splits() -> list[str] | None:
+        column = _split_column(kinds, image, columns)
+        names = feature_names(features, column) if column else None
+        return _read_splits([row[column] for row in stored.select_columns([column])], names) if column else None
+
     if hasattr(stored, "__len__"):
         chosen = stored.select_columns([image])
-        return PythonData(Lazy(len(stored), lambda number: chosen[number][image]), read_labels)
-    return PythonData((row[image] for row in stored.select_columns([image])), read_labels)
+        return PythonData(Lazy(len(stored), lambda number: chosen[number][image]), read_labels, read_splits)
+    return PythonData((row[image] for row in stored.select_columns([image])), read_labels, read_splits)
 
 
 def _open_frame(frame: Any, columns: Columns) -> PythonData:
@@ -199,7 +221,30 @@ def _open_frame(frame: Any, columns: Columns) -> PythonData:
             raise no_labels(kinds, columns, "the frame")
         return [read_label(value, None, f"row {number}") for number, value in enumerate(values[label])]
 
-    return PythonData(cells, read_labels)
+    def read_splits() -> list[str] | None:
+        column = _split_column(kinds, image, columns)
+        return _read_splits(values[column], None) if column else None
+
+    return PythonData(cells, read_labels, read_splits)
+
+
+def _split_column(kinds: Mapping[str, str], image: str, columns: Columns) -> str | None:
+    others = (name for name in kinds if name not in (image, columns.label))
+    return next((name for name in others if name.casefold() == SPLIT_COLUMN), None)
+
+
+def _read_splits(values: Sequence[Any], names: Sequence[str] | None) -> list[str] | None:
+    """The split of each row; None where all rows have the same, or none, so that nothing is divided.
+
+    Raises:
+        DataError: a value is none of train, val and test, or only some rows have one.
+    """
+    splits = [read_split(value, names, f"row {number}") for number, value in enumerate(values)]
+    if len(set(splits)) < 2:
+        return None
+    if "" in splits:
+        raise DataError(f"row {splits.index('')} has no split, but others have one; {SPLIT_FORM}")
+    return splits
 
 
 def _kind_of_values(values: Sequence[Any]) -> str:
