@@ -132,8 +132,8 @@ def credits(counts: Counter[str], records: dict[str, Any]) -> str:
         "# Credits of the icons\n",
         f"`drawings.zip` holds {counts.total()} drawings of {len(counts)} icon sets, taken from the npm package"
         f" `{PACKAGE}` {VERSION}. `scripts/build_icons.py` drew them from SVG at 64 x 64 pixels, cropped them to the"
-        " square around their ink, and reduced them to opacity in 16 steps; the data set shows them in other manners of"
-        " drawing. Each set has its own licence:\n",
+        " square around their ink, and reduced them to opacity in 16 steps; the data set shows them in other styles."
+        " Each set has its own licence:\n",
         "| set | author | licence | drawings |",
         "|---|---|---|---|",
     ]
