@@ -15,11 +15,11 @@ opened           [2] the data set as it was requested, and its root ("" where no
 import errno
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -103,58 +103,22 @@ def evaluate_run(
         data = data.changed(listing=None)
     if sentences := {} if is_own else target_sentences(settings, data.dataset):
         method = with_settings(method, sentences, read_prompts(prompts).class_names)
-    on_own_images = template_of(data.dataset) is None
-    trained = TrainedImages(folder) if is_own or on_own_images else None
-    if is_own and on_own_images:
-        opened = _open_own_images(settings.changed(data=data), folder, trained.saved if trained else None)
-    else:
-        opened = open_dataset(settings.changed(data=data), folder, min_classes=1 if on_own_images else 2)
-    if opened.has_rows:
-        table = read_features(data.dataset)
-        require_features(method, table.embed_dim, table.backbone, opened.name)
-        if not is_features(settings.data.dataset):
-            logger.warning(
-                "%s: the run was trained on images; which of these rows are features of theirs is not known",
-                opened.name,
-            )
     asked = evaluation_request(data.dataset, classes, part, names, only)
-    requested, part = part, part or ("all" if not is_own and opened.drawn_split else "test")
-    if on_own_images and not is_own and classes == "all" and names is None:
-        opened = _among_trained_names(opened, read_prompts(prompts).class_names)
-    items, class_list = _select(opened, classes, part, only)
-    require_images(opened, items)
-    if trained is not None:
-        items = _without_trained(items, opened, trained, is_own, requested)
-    if names is not None and len(names) != len(class_list):
-        raise ClassNamesError(f"{len(names)} names were given for {len(class_list)} classes: {', '.join(class_list)}")
-    if names is not None and all(name.isdecimal() for name in class_list):
-        # Labels are sorted as text, so that 10 comes before 2: names are given in the order of the numbers.
-        in_order = dict(zip(sorted(class_list, key=int), names, strict=True))
-        logger.warning("names by number: %s", ", ".join(f"{number} = {name}" for number, name in in_order.items()))
-        names = [in_order[number] for number in class_list]
-    method.set_class_names(names or class_list)
-    store = open_store(settings, opened, eval_transform(method.backbone))
-    batches = prediction_batches(method, items, store, settings)
-    done = 0
-
-    def count(images: int) -> None:
-        nonlocal done
-        done += images
-        on_images(done, len(items))
-
-    sample = FeatureSample(len(items))
-    logits, labels = predict(method, batches, count, sample.add)
+    images = _open_images(folder, settings.changed(data=data), method, asked, is_own=is_own)
+    method.set_class_names(_in_label_order(names, images.class_names) if names is not None else images.class_names)
+    sample = FeatureSample(len(images.items))
+    logits, labels = _predict(method, settings, images, sample, on_images)
     scores = score(logits, labels, temperature=method.temperature)
     row = {
         "method": settings.method,
         "backbone": describe_backbone(method.backbone),
         "source": settings.data.model_dump(mode="json", exclude={"root"}),
         "seed": settings.seed,
-        "dataset": opened.name,
+        "dataset": images.dataset.name,
         "classes": classes,
-        "part": part,
+        "part": images.part,
         "class_names": list(method.class_names),
-        "items": items_hash(items),
+        "items": items_hash(images.items),
         **asdict(scores),
         "asked": asked,
         "is_own": is_own,
@@ -170,7 +134,7 @@ def evaluate_run(
     # An equal evaluation replaces the file.
     row["predictions"] = f"predictions/{sha256(json.dumps(evaluation_key(row)).encode()).hexdigest()[:16]}.npz"
     class_features = None if method.classes_depend_on_image else method.class_embeddings()
-    paths, temperature = [item.path for item in items], method.temperature
+    paths, temperature = [item.path for item in images.items], method.temperature
     arrays = prediction_arrays(paths, logits, labels, sample, class_features, temperature=temperature)
     try:
         # Before the row, which names the file.
@@ -182,6 +146,81 @@ def evaluate_run(
         del row["predictions"]
         logger.warning("%s cannot be written (%s): this evaluation is not kept there", folder, error.strerror)
     return scores, row
+
+
+class _Images(NamedTuple):
+    """What is evaluated: items of one part of a data set, numbered by their labels, and the names of these."""
+
+    dataset: Dataset
+    items: list[Item]
+    class_names: tuple[str, ...]
+    part: str
+
+
+def _open_images(
+    folder: Path, settings: RunSettings, method: Method, asked: Mapping[str, Any], *, is_own: bool
+) -> _Images:
+    """The images that an evaluation asks for, without those that the run was trained on.
+
+    Args:
+        settings: those of the run, with the data that is evaluated.
+        asked: the arguments of the evaluation, as of `evaluation_request`.
+        is_own: whether it is the data set that the run was trained on.
+    """
+    source, classes, part, only = settings.data.dataset, asked["classes"], asked["part"], asked["only"]
+    on_own_images = template_of(source) is None
+    trained = TrainedImages(folder) if is_own or on_own_images else None
+    if is_own and on_own_images:
+        opened = _open_own_images(settings, folder, trained.saved if trained else None)
+    else:
+        opened = open_dataset(settings, folder, min_classes=1 if on_own_images else 2)
+    if opened.has_rows:
+        table = read_features(source)
+        require_features(method, table.embed_dim, table.backbone, opened.name)
+        if not is_features(read_settings(folder).data.dataset):
+            logger.warning(
+                "%s: the run was trained on images; which of these rows are features of theirs is not known",
+                opened.name,
+            )
+    chosen_part = part or ("all" if not is_own and opened.drawn_split else "test")
+    if on_own_images and not is_own and classes == "all" and asked["names"] is None:
+        opened = _among_trained_names(opened, read_prompts(finished_prompts(folder)).class_names)
+    items, class_names = _select(opened, classes, chosen_part, only)
+    require_images(opened, items)
+    if trained is not None:
+        items = _without_trained(items, opened, trained, is_own, part)
+    return _Images(opened, items, class_names, chosen_part)
+
+
+def _in_label_order(names: Sequence[str], class_names: Sequence[str]) -> Sequence[str]:
+    """Names given for all classes, by label; where the classes are numbers, they are given in the order of these."""
+    if len(names) != len(class_names):
+        raise ClassNamesError(f"{len(names)} names were given for {len(class_names)} classes: {', '.join(class_names)}")
+    if not all(name.isdecimal() for name in class_names):
+        return names
+    # Labels are sorted as text, so that 10 comes before 2.
+    in_order = dict(zip(sorted(class_names, key=int), names, strict=True))
+    logger.warning("names by number: %s", ", ".join(f"{number} = {name}" for number, name in in_order.items()))
+    return [in_order[number] for number in class_names]
+
+
+def _predict(
+    method: Method,
+    settings: RunSettings,
+    images: _Images,
+    sample: "FeatureSample",
+    on_images: Callable[[int, int], None],
+) -> tuple[Floats, Integers]:
+    """Logits [n, C] and labels [n] of the images."""
+    store = open_store(settings, images.dataset, eval_transform(method.backbone))
+    done = 0
+
+    def count(number: int) -> None:
+        nonlocal done
+        done += number
+        on_images(done, len(images.items))
+
+    return predict(method, prediction_batches(method, images.items, store, settings), count, sample.add)
 
 
 def evaluation_request(
