@@ -96,6 +96,22 @@ def test_the_same_evaluation_counts_once(make_run: MakeRun, runs: Path) -> None:
     assert "60.00 % here, 50.00 % there" in found.problems[0].reason
 
 
+def test_other_data_sets_with_the_sentences_of_the_own_one_are_left_out(make_run: MakeRun, runs: Path) -> None:
+    own = {"templates": ["a photo of a {}, a type of food."]}
+    for seed, given in ((1, {}), (2, {"sentences": own})):
+        rows = [
+            row("zero_shot", name, seed, "all", 0.5, ["one", "two"], source={"dataset": "pets"}, is_own=name == "pets")
+            | (given if name == "food" else {})
+            for name in ("pets", "food", "scenes")
+        ]
+        make_run("zero_shot", seed=seed, rows=rows)
+    found = collect(runs, METHODS)
+    left = [(evaluation.row.dataset, evaluation.row.seed) for evaluation in found.evaluations]
+    assert left == [("pets", 1), ("scenes", 1), ("pets", 2), ("food", 2), ("scenes", 2)]
+    assert found.problems[0].place == "pets_zero_shot_1, food all"
+    assert found.problems[0].reason.endswith("with the sentences of pets; evaluate it again")
+
+
 @pytest.mark.parametrize(
     ("asked", "dataset", "own"),
     [

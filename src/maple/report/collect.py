@@ -55,7 +55,8 @@ def collect(folder: Path, methods: Mapping[str, MethodDescription]) -> Collectio
     costs = read_costs(folder, problems)
     if not runs and not problems and not costs:
         raise DataError(f"there is no run in {folder}; a run is a folder with a config.json, as `maple train` makes it")
-    evaluations = _without_duplicates(_with_later_settings(evaluations), problems)
+    evaluations = _without_others_sentences(_with_later_settings(evaluations), problems)
+    evaluations = _without_duplicates(evaluations, problems)
     if not evaluations and not costs:
         reasons = "; ".join(f"{problem.place}: {problem.reason}" for problem in [*problems, *without_evaluation][:5])
         raise DataError(
@@ -189,6 +190,23 @@ def _with_later_settings(evaluations: list[EvaluationRecord]) -> list[Evaluation
         replace(evaluation, defaults={key: defaults[key] for key in known[evaluation.method] & defaults.keys()})
         for evaluation in evaluations
     ]
+
+
+def _without_others_sentences(evaluations: list[EvaluationRecord], problems: list[Problem]) -> list[EvaluationRecord]:
+    """The same, without those that read a data set with the sentences of another, where some read it with its own.
+
+    Earlier versions evaluated every data set with the sentences of the one that a run was trained on.
+    """
+    with_own = {(evaluation.method, evaluation.row.dataset) for evaluation in evaluations if evaluation.row.sentences}
+    kept = []
+    for evaluation in evaluations:
+        row = evaluation.row
+        if evaluation.on_own_data or row.sentences or (evaluation.method, row.dataset) not in with_own:
+            kept.append(evaluation)
+            continue
+        reason = f"an earlier version read this data set with the sentences of {row.source.dataset}; evaluate it again"
+        problems.append(Problem(f"{evaluation.run.name}, {row.dataset} {row.classes}", reason))
+    return kept
 
 
 def _without_duplicates(evaluations: list[EvaluationRecord], problems: list[Problem]) -> list[EvaluationRecord]:

@@ -53,7 +53,10 @@ class TrainingSource(Stored):
 
 
 class Row(Stored):
-    """One evaluation, a line of rows.jsonl. Accuracies are fractions."""
+    """One evaluation, a line of rows.jsonl. Accuracies are fractions.
+
+    `sentences` are the settings that differ from `method` where another data set was read with its own sentences.
+    """
 
     method: dict[str, Any]
     backbone: BackboneRecord
@@ -76,6 +79,7 @@ class Row(Stored):
     asked: dict[str, Any] = {}
     is_own: bool | None = None
     place: str | None = None
+    sentences: dict[str, Any] = {}
 
     @field_validator("method")
     @classmethod
