@@ -291,6 +291,8 @@ def test_a_candidate_that_diverges_is_left_out(images: Path, tmp_path: Path, mon
     ("error", "reason"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "does not fit into the device's memory"),
+        (MemoryError("unable to allocate"), "does not fit into the device's memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "does not fit into the device's memory"),
         (BackboneError("3 of 24 images have logits that are not finite"), "3 of 24 images have logits that"),
     ],
 )
@@ -315,6 +317,15 @@ def test_a_candidate_that_cannot_be_computed_is_left_out(
     failing = "zero_shot"
     with pytest.raises(type(error)):
         selection.select(both, dataset, tiny(), train)
+
+
+def test_other_errors_of_a_candidate_end_the_choice(images: Path) -> None:
+    def train(*_: object) -> Method:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    dataset = load_dataset(str(images), None)
+    with pytest.raises(RuntimeError, match="shapes"):
+        selection.select(candidates(images, ["clip_adapter"]), dataset, tiny(), train)
 
 
 def test_a_plan_without_what_does_not_fit_into_the_memory(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:

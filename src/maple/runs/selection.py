@@ -23,7 +23,7 @@ from maple import files
 from maple.clip import Backbone
 from maple.config import RunSettings
 from maple.data import Dataset, Item
-from maple.errors import BackboneError, CheckpointError, TrainingDivergedError
+from maple.errors import BackboneError, CheckpointError, MapleError, TrainingDivergedError
 from maple.evaluation import predict
 from maple.methods import ZERO_SHOT, Method
 from maple.metrics import accuracy_interval, harmonic_mean, p_text, sign_test
@@ -34,6 +34,7 @@ from maple.runs.selection_plan import (
     PLAN_FORMAT,
     Goal,
     SelectionSettings,
+    is_out_of_memory,
     make_fold,
     make_plan,
     require_candidate,
@@ -255,11 +256,11 @@ def select(
                 scores = [_right(method, dataset, fold.trained, fold.train.class_names, settings)]
                 if fold.new:
                     scores.append(_right(method, dataset, fold.new, fold.new_names, settings))
-            except (TrainingDivergedError, BackboneError, torch.OutOfMemoryError) as error:
-                if settings.method["name"] == ZERO_SHOT:
+            except (TrainingDivergedError, BackboneError, RuntimeError, MemoryError) as error:
+                too_large = is_out_of_memory(error)
+                if settings.method["name"] == ZERO_SHOT or not (too_large or isinstance(error, MapleError)):
                     raise
-                reason = NO_MEMORY if isinstance(error, torch.OutOfMemoryError) else str(error)
-                entry["skipped"], entry["scores"] = reason, []
+                entry["skipped"], entry["scores"] = NO_MEMORY if too_large else str(error), []
             if entry["skipped"]:
                 torch.cuda.empty_cache()  # not earlier: the traceback of an error holds tensors
                 keep()

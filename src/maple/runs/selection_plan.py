@@ -34,7 +34,7 @@ VALIDATION_FRACTION = 0.25
 
 PLAN_FORMAT = 1
 NO_MEMORY = "does not fit into the device's memory"
-"""Why a candidate is not tried after an error of the device's allocator."""
+"""Why a candidate is not tried after an error of the allocator."""
 
 _MOST_SCORED = 1000  # images of a part: an accuracy's standard error is then below 1.6 points
 _FEWEST_STEPS = 1 / 3  # a shorter training is not tried
@@ -161,8 +161,8 @@ def make_plan(
             if settings.train.views and clock.extraction(settings, fold) * FOLDS > _EXTRACTION_SHARE * budget:
                 entry["changes"]["views"], entry["remark"] = 0, "one view of each image"
             entry["seconds"], entry["steps"] = clock.seconds(with_changes(settings, entry["changes"]), fold)
-        except torch.OutOfMemoryError:
-            if settings.method["name"] == ZERO_SHOT:
+        except (RuntimeError, MemoryError) as error:
+            if settings.method["name"] == ZERO_SHOT or not is_out_of_memory(error):
                 raise
             entry["skipped"] = NO_MEMORY
         except MapleError as error:
@@ -201,6 +201,11 @@ def make_plan(
         "folds": folds,
         "candidates": entries,
     }
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a device does not suffice; a CPU has no error class of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def require_candidate(entries: Sequence[Mapping[str, Any]]) -> None:
