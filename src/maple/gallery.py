@@ -13,7 +13,7 @@ from maple.errors import CheckpointError, ConfigError, MapleError, one_of
 from maple.inference.sharing import measured_text, measurements_of
 from maple.inference.torch_predictor import prompts_file
 from maple.methods import describe_methods
-from maple.names import repository_of
+from maple.names import repository_of, without_folders
 from maple.plugins import code_title, is_code_name
 
 _ENTRY = ("source", "note")
@@ -111,13 +111,13 @@ def _describe(source: str, note: str, path: Path, titles: Mapping[str, str]) -> 
     data: dict[str, Any] = info["data"] if isinstance(info.get("data"), dict) else {}
     dataset = data.get("dataset") or info.get("dataset")
     clip, weights = stored.backbone["name"], stored.backbone["pretrained"]
-    clip = clip if "/" not in clip or clip.startswith("hf-hub:") else Path(clip).name  # a path of another machine
+    clip = without_folders(clip)
     shots = data.get("shots", "")
     return Prompts(
         source=source,
         note=note,
         method=titles.get(name, code_title(name)),
-        backbone=f"{clip} / {Path(weights).name}" if weights else clip,
+        backbone=f"{clip} / {without_folders(weights)}" if weights else clip,
         dataset=short_name(dataset) if isinstance(dataset, str) and dataset else _OTHER,
         classes=stored.class_names[:_SHOWN],
         class_count=len(stored.class_names),

@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
+from pathlib import PureWindowsPath
 
 from maple.errors import CheckpointError, ClassNamesError, shortened
 
@@ -139,6 +140,22 @@ def has_lone_surrogate(text: str) -> bool:
 def replace_lone_surrogates(text: str) -> str:
     """The text with a replacement character for each lone surrogate, so that it can be written as UTF-8."""
     return _LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def escape_lone_surrogates(text: str) -> str:
+    """The text with an escape sequence for each lone surrogate, so that different texts stay different."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def without_folders(name: str) -> str:
+    """The name of a CLIP or of its weights, and of a path only its last part: paths are not for others.
+
+    Example:
+        >>> without_folders("ViT-B-16"), without_folders("/home/me/clips/birds"), without_folders("hf-hub:acme/clip")
+        ('ViT-B-16', 'birds', 'hf-hub:acme/clip')
+    """
+    is_path = not name.startswith("hf-hub:") and ("/" in name or "\\" in name)
+    return PureWindowsPath(name).name if is_path else name
 
 
 def names_hash(names: Sequence[str]) -> str:

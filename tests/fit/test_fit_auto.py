@@ -434,6 +434,8 @@ def test_the_command(images: Path, tmp_path: Path) -> None:
         run("fit", images, *OPTIONS, "--preset", "coop_few-shot", "--epochs", 3, "--print-config").stdout
     )
     assert (one["method"]["name"], one["train"]["epochs"]) == ("coop", 2), "--set counts more than --epochs"
+    longer = ["--preset", "coop_few-shot", "--set", "method.prompt_length=8", "--print-config"]
+    assert tomllib.loads(run("fit", images, *OPTIONS, *longer).stdout)["method"]["prompt_length"] == 8
 
 
 @pytest.mark.parametrize(

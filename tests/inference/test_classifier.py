@@ -175,6 +175,7 @@ def test_labels_that_are_no_words() -> None:
         assert made.classes_.tolist() == [7, 8, 9]
         assert np.array_equal(made.predict_proba(images), expected.predict_proba(images))
         assert set(made.predict(images)) <= {7, 8, 9}
+        assert made.score(images, labels) == made.score(images, numbers), "class names stand for their labels"
     with pytest.raises(ClassNamesError, match=r"no name for the labels \[8, 9\]"):
         PromptClassifier(**quick, class_names={7: "cat"}).fit(images, numbers)
     with pytest.raises(ClassNamesError, match="2 class_names are given for 3 labels"):
@@ -196,6 +197,8 @@ def test_answers_fit_each_other(fitted: PromptClassifier) -> None:
     assert fitted.score(images, labels, sample_weight=weights) == pytest.approx(expected)
     with pytest.raises(DataError, match="9 images have labels of shape"):
         fitted.score(images, labels[:4])
+    with pytest.raises(DataError, match=r"none of the labels \(3, 4\) is a class"):
+        fitted.score(images[:2], [3, 4])
     features = fitted.encode_image(images)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
     classes = fitted.method_.class_embeddings().numpy()

@@ -1,14 +1,21 @@
 """The images that the server's page offers: test images of the run, and none of a folder that only a file names."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from serve_helpers import Colours
+from starlette.testclient import TestClient
 
 from maple.data import load_dataset
 from maple.data.saved_split import SAVED_SPLIT, write_saved_split
+from maple.serve.api import create_app
 from maple.serve.examples import find_examples, trained_dataset
+from maple.serve.limits import Limits
+from maple.serve.middleware import LOOPBACK
+from maple.serve.responses import ExampleList
 
 
 @pytest.fixture
@@ -47,3 +54,20 @@ def test_damaged_settings_of_a_run_are_left_aside(data: object, tmp_path: Path) 
     dataset = trained_dataset(tmp_path, {"dataset": "emoji-food/twemoji"}, None)
     assert dataset is not None
     assert dataset.class_names[0] == "grapes"
+
+
+def test_the_end_of_a_server_does_not_wait_for_the_examples() -> None:
+    started, release = threading.Event(), threading.Event()
+    finished = []
+
+    def find() -> ExampleList:
+        started.set()
+        release.wait(60)
+        finished.append(True)
+        return ExampleList(source=None, examples=[])
+
+    app = create_app(Colours(), Limits(), token=None, hosts=LOOPBACK, find_examples=find)
+    with TestClient(app, base_url="http://127.0.0.1"):
+        assert started.wait(60)
+    assert not finished
+    release.set()

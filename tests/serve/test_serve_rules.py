@@ -295,6 +295,14 @@ def test_the_model_is_described_without_paths(client: TestClient) -> None:
     assert found["limits"]["upload_bytes"] == Limits().upload_bytes
 
 
+def test_a_clip_of_a_file_is_described_by_its_name(start: Start) -> None:
+    predictor = Colours()
+    predictor.about = {**predictor.about, "backbone": "/home/me/secret/birds", "pretrained": "C:\\clips\\b.pt"}
+    found = start(predictor).get("/v1/model").json()
+    assert found["title"] == "Colours on birds, trained on paint"
+    assert (found["about"]["backbone"], found["about"]["pretrained"]) == ("birds", "b.pt")
+
+
 def test_zero_shot_is_refused_where_it_is_not_available(start: Start) -> None:
     client = start(Colours(zero_shot=False))
     answer = client.post(PREDICT, files=files(png()), data={"zero_shot": "true"})

@@ -126,7 +126,7 @@ def push_command(
     name = repository_of(repository) or repository
     with TemporaryDirectory() as place:
         folder = share_run(prompts_file(run), Path(place) / "prompts")
-        commit = push_folder(
+        commit, name = push_folder(
             folder, name, message=message, branch=branch, token=None, private=True if private else None
         )
     options.echo(f"pushed: {commit}")

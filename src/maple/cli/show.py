@@ -1,6 +1,6 @@
 """`maple methods` and `maple inspect`: what there is to train, and what has been trained."""
 
-from math import prod
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,16 +97,17 @@ def _print_run(content: dict[str, Any]) -> None:
         options.echo(f"run {state}")
         for section, values in content["settings"].items():
             options.echo(f"  {section} {line(values)}")
-        rows = (
-            (row["epoch"], f"{row['lr']:.3g}", f"{row['loss']:.4f}", f"{row.get('accuracy') or float('nan'):.1%}")
-            for row in content["epochs"]
-        )
+        rows = []
+        for row in content["epochs"]:
+            accuracy = row.get("accuracy")
+            shown = f"{math.nan if accuracy is None else accuracy:.1%}"
+            rows.append((row["epoch"], f"{row['lr']:.3g}", f"{row['loss']:.4f}", shown))
         options.print_table(("epoch", "rate", "loss", "accuracy"), rows)
     if "prompts" in content:
         prompts = content["prompts"]
         options.echo(f"prompts {line(prompts['method'])}")
         options.echo(f"  backbone {line(prompts['backbone'])}")
-        count = sum(map(prod, prompts["parameters"].values()))
+        count = sum(map(math.prod, prompts["parameters"].values()))
         options.echo(f"  {count:,} parameters in {len(prompts['parameters'])} tensors")
         for name, shape in prompts["parameters"].items():
             options.echo(f"    {name} {shape}")

@@ -212,7 +212,7 @@ def fit_command(
         require_tracker(tracker)
     selection = None
     method = options.method_name(method)
-    if method == AUTO and any(override.startswith("method.") for override in overrides or ()):
+    if preset is None and method == AUTO and any(override.startswith("method.") for override in overrides or ()):
         method = DEFAULT_METHOD
         options.echo(f"settings of a method are given: fitting {method} alone (--method names another)", err=True)
     if preset is None and method == AUTO:

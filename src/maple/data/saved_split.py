@@ -48,12 +48,17 @@ def write_saved_split(path: Path, dataset: Dataset, source: str, left_out: Itera
 
 
 def read_saved_split(
-    path: Path, expected: str | None = None, *, look: bool = True, columns: Mapping[str, str | None] | None = None
+    path: Path,
+    expected: str | None = None,
+    *,
+    look: bool = True,
+    restore: bool = True,
+    columns: Mapping[str, str | None] | None = None,
 ) -> Dataset:
     """Read a data set that `write_saved_split` wrote; its images are not opened, and without `look` not looked for.
 
-    Images that were unpacked into the cache and have been removed from it are unpacked again; `columns` are the
-    arguments of `load_dataset` for these.
+    With `restore`, images that were unpacked into the cache and have been removed from it are unpacked again; `columns`
+    are the arguments of `load_dataset` for these.
 
     Raises:
         DataError: the file is missing or damaged, has another hash than `expected`, or its image folder is gone.
@@ -86,7 +91,7 @@ def read_saved_split(
     if root is None:
         rendered = load_dataset(source, None)
         return replace(dataset, read=rendered.read, identify=rendered.identify, features=rendered.features)
-    if not dataset.root.is_dir() and (restored := _unpacked_again(source, columns or {})) is not None:
+    if restore and not dataset.root.is_dir() and (restored := _unpacked_again(source, columns or {})) is not None:
         dataset = replace(dataset, root=restored)
     if not dataset.root.is_dir():
         raise DataError(

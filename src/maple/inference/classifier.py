@@ -28,6 +28,7 @@ from maple.inference.predictor import check_reject
 from maple.inference.sharing import PROMPTS, without_paths, write_card
 from maple.inference.sources.array_images import (
     class_names_of_labels,
+    labels_of_names,
     number_labels,
     read_inputs,
     to_inputs,
@@ -239,6 +240,8 @@ class PromptClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):  # typ
             InputError: not one label or not one weight for each image, or nothing to average.
         """
         images, labels = labelled(X, self._columns(), split="test") if y is None else (X, y)
+        self._fitted()
+        labels = labels_of_names(labels, self.classes_, self.class_names_)
         return weighted_accuracy(self.predict(images), labels, sample_weight)
 
     def encode_image(self, X: Any) -> Floats:  # noqa: N803
@@ -399,7 +402,7 @@ class PromptClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):  # typ
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             options |= {"branch": branch, "token": token, "private": private}
-            return push_folder(Path(folder), repo_id, message=commit_message, **options)
+            return push_folder(Path(folder), repo_id, message=commit_message, **options)[0]
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "method_")

@@ -45,8 +45,10 @@ def push_folder(
     token: str | None,
     private: bool | None,
     **options: Any,
-) -> str:
-    """Upload a folder with prompts to the hub, as one commit with a card under its full name; return its address.
+) -> tuple[str, str]:
+    """Upload a folder with prompts to the hub, as one commit with a card under its full name.
+
+    Returns the address of the commit, and that name.
 
     A `branch` of a new name is created; None: "main". `options` are those of `HfApi.upload_folder`.
 
@@ -64,7 +66,7 @@ def push_folder(
     except Exception as error:
         _require_hub_error(error)
         raise CheckpointError(f"nothing was pushed to {repository!r}: {first_line(error)}") from error
-    return str(commit.commit_url)
+    return str(commit.commit_url), str(name)
 
 
 def _require_hub_error(error: Exception) -> None:

@@ -308,7 +308,9 @@ def _session(path: Path, device: str | None) -> Any:
     except ImportError as error:
         problem = "an exported method runs on onnxruntime, which is not installed"
         raise ConfigError(f"{problem}: pip install 'maple-clip[onnx]'") from error
-    kind = (device or "cpu").partition(":")[0]
+    kind, _, number = (device or "cpu").partition(":")
+    if number and not (kind == "cuda" and number.isdecimal()):
+        raise ConfigError(f"device {device!r}: give cpu, cuda, or cuda:NUMBER")
     available = [name for name, provider in _PROVIDERS.items() if provider in onnxruntime.get_available_providers()]
     if kind not in available:
         able = ", ".join(available)
@@ -317,8 +319,9 @@ def _session(path: Path, device: str | None) -> Any:
     options.log_severity_level = 3
     # With a number of threads it does not try to bind them to processors that this process may not use.
     options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    provider = (_PROVIDERS[kind], {"device_id": number}) if number else _PROVIDERS[kind]
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[_PROVIDERS[kind]])
+        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:
         raise CheckpointError(f"{path} cannot be opened ({first_line(error)[:200]}); {_AGAIN}") from error
 

@@ -16,6 +16,7 @@ from typing import Any
 from maple import files
 from maple.errors import ConfigError, output_error
 from maple.inference.predictor import Prediction, UnreadableImage
+from maple.names import escape_lone_surrogates
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 _ROWS_AT_ONCE = 1000
@@ -61,7 +62,7 @@ def arrow_table(rows: Iterable[Mapping[str, Any]], schema: Any) -> Any:
     def escaped(value: Any) -> Any:
         if isinstance(value, list):
             return [escaped(each) for each in value]
-        return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
+        return escape_lone_surrogates(value) if isinstance(value, str) else value
 
     return pa.Table.from_pylist([{name: escaped(value) for name, value in row.items()} for row in rows], schema=schema)
 

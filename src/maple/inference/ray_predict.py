@@ -135,7 +135,9 @@ def predict_on_ray(
         "top": top,
         "zero_shot": zero_shot,
         "reject": reject,
-        "sources": [source if "://" in source else os.path.abspath(os.path.expanduser(source)) for source in sources],
+        # As they are written: rows are named by them, and are not repeated if the names are the same.
+        "sources": [os.path.expanduser(source) for source in sources],
+        **({"working_folder": os.getcwd()} if any(map(_is_relative, sources)) else {}),
         "recursive": recursive,
         **({"draft": True} if draft else {}),
     }
@@ -435,6 +437,10 @@ class _OutputFolder:
         self.finished = True
         with files.output_errors(self.path):
             files.write_json(self.path / _STATE, self._state())
+
+
+def _is_relative(source: str) -> bool:
+    return "://" not in source and not os.path.isabs(os.path.expanduser(source))
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

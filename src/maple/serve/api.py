@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
 from maple import __version__
+from maple.data.images.prefetch import in_background
 from maple.errors import ConfigError, ImageError
 from maple.inference.predictor import ClassProbability, Floats, Prediction, Predictor
 from maple.names import FEATURES
@@ -81,7 +82,7 @@ class PredictionService:
         ]
         self._idle = list(self._decoders)  # the last one is taken first, so that few clients start few processes
         self._find_examples = find_examples
-        self._examples: asyncio.Task[ExampleList] | None = None
+        self._examples: asyncio.Future[ExampleList] | None = None
         self._tasks: set[asyncio.Task[ClassProbabilities]] = set()
 
     @asynccontextmanager
@@ -89,10 +90,13 @@ class PredictionService:
         """Run the threads while the application runs; accepted requests are finished first."""
         self.batcher.start()
         if self._find_examples is not None:
-            self._examples = asyncio.create_task(asyncio.to_thread(self._find_examples))
+            # Not in an executor, which the end of the server would wait for.
+            self._examples = asyncio.wrap_future(in_background(self._find_examples, "maple-examples"))
         try:
             yield
         finally:
+            if self._examples is not None:
+                self._examples.cancel()
             await asyncio.to_thread(self.batcher.close, _CLOSE_SECONDS)
             for decoder in self._decoders:
                 decoder.kill()  # what is still being decoded is of requests that have timed out

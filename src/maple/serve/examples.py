@@ -38,7 +38,8 @@ def trained_dataset(run: Path, about: Mapping[str, Any], data_root: str | None) 
     try:
         if (run / SAVED_SPLIT).is_file():
             columns = {"image_column": data.image_column, "label_column": data.label_column}
-            return read_saved_split(run / SAVED_SPLIT, columns=columns)
+            # A few examples are not worth unpacking, or fetching, a source again.
+            return read_saved_split(run / SAVED_SPLIT, restore=False, columns=columns)
         if isinstance(dataset, str) and template_of(dataset) is not None and not about.get("own_images"):
             names = data.class_names or None
             return load_dataset(dataset, None if root is None else Path(root), class_names=names)

@@ -13,7 +13,7 @@ from maple import __version__
 from maple.data.catalogue import short_name
 from maple.errors import visible
 from maple.inference.predictor import Predictor
-from maple.names import replace_lone_surrogates
+from maple.names import replace_lone_surrogates, without_folders
 from maple.serve.limits import Limits
 
 ERROR_CODES: Mapping[str, HTTPStatus] = {
@@ -201,6 +201,7 @@ def describe_model(predictor: Predictor, limits: Limits) -> ModelInfo:
     about = dict(predictor.about)
     if about.get("dataset"):
         about["dataset"] = short_name(about["dataset"])
+    about |= {key: without_folders(about[key]) for key in ("backbone", "pretrained") if about.get(key)}
     return ModelInfo(
         title=model_title(about),
         about=json.loads(replace_lone_surrogates(json.dumps(about, ensure_ascii=False))),

@@ -1,6 +1,7 @@
 """Threads that read images, ahead of their use and in order."""
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +10,21 @@ from typing import TypeVar
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
+
+
+def in_background(function: Callable[[], _Value], name: str) -> "Future[_Value]":
+    """Run `function` in a thread of this name, which the end of the process does not wait for."""
+    result: Future[_Value] = Future()
+    result.set_running_or_notify_cancel()  # it cannot be cancelled
+
+    def run() -> None:
+        try:
+            result.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - raised by `result`
+            result.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return result
 
 
 def map_in_order(

@@ -79,9 +79,20 @@ class ArchiveSource(Source):
                 path = name.replace("\\", "/")
                 if has_image_name(path) and not any(map(is_ignored, path.split("/"))):
                     where = f"{self.text}#{path}"
-                    if size > MAX_IMAGE_BYTES:
-                        raise DataError(f"{where}: has {size:,} bytes, too many for an image; remove it")
-                    yield Row(where, "", os.path.basename(os.path.dirname(path)) or None if labelled else None, read())
+                    content: bytes | DataError
+                    try:
+                        if size > MAX_IMAGE_BYTES:
+                            raise DataError(f"{where}: has {size:,} bytes, too many for an image; remove it")
+                        content = read()
+                    except DataError as error:
+                        content = error
+                    except (*DAMAGED, NotImplementedError, RuntimeError) as error:
+                        if not is_zip:  # nothing after a damaged member of a tar archive can be found
+                            raise
+                        content = DataError(f"{where}: cannot be read, it is damaged or encrypted ({error})")
+                    if labelled and isinstance(content, DataError):
+                        raise content
+                    yield Row(where, "", os.path.basename(os.path.dirname(path)) or None if labelled else None, content)
         except (*DAMAGED, NotImplementedError, RuntimeError, OSError) as error:
             raise DataError(
                 f"{self.path}: cannot be read, it is damaged or encrypted ({error}); make it again"

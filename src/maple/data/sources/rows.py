@@ -47,13 +47,14 @@ class Columns:
 class Row:
     """One image: its name for people, such as `photos.parquet#17`, its split or "", its label, and its content.
 
-    The content is the encoded bytes, the path of the file with them, or None where there is no image.
+    The content is the encoded bytes, the path of the file with them, or None where there is no image; or why it cannot
+    be read, where no labels are asked for.
     """
 
     name: str
     split: str
     label: Label
-    content: bytes | Path | None
+    content: "bytes | Path | DataError | None"
 
 
 class Source(ABC):

@@ -111,12 +111,12 @@ class ShardSource(Source):
 
     def rows(self, columns: Columns, *, labelled: bool) -> Iterator[Row]:
         root = Path(os.path.commonpath([shard.parent for shard in self.shards]))
-        self.class_names = read_class_list(self.shards[0].parent) or read_class_list(root)
+        self.class_names = (read_class_list(self.shards[0].parent) or read_class_list(root)) if labelled else None
         self.has_labels = False
         for split, shards in splits_of_names(self.shards, root, self.text).items():
             for shard in shards:
                 for key, sample in _samples(shard):
-                    where = f"{shard.name}#{key}"
+                    where = f"{shard}#{key}"
                     images = [each for each in sample if has_image_name(f"x.{each}")]
                     if len(images) > 1 and columns.image is None:
                         raise DataError(

@@ -65,7 +65,7 @@ class TableSource(Source):
         return self.path if self.path.is_dir() else self.path.parent
 
     def rows(self, columns: Columns, *, labelled: bool) -> Iterator[Row]:
-        listed = read_class_list(self._folder)
+        listed = read_class_list(self._folder) if labelled else None
         first: tuple[Sequence[str] | None, bool] | None = None
         for split, files in self._splits.items():
             for file in files:
@@ -91,11 +91,18 @@ class TableSource(Source):
                         for values in zip(*(batch[column] for column in wanted), strict=True):
                             row, where = dict(zip(wanted, values, strict=True)), f"{name}#{number}"
                             number += 1
+                            content: bytes | Path | DataError | None
+                            try:
+                                content = read_content(row[image], file.parent, where)
+                            except DataError as error:
+                                if labelled:
+                                    raise
+                                content = error
                             yield Row(
                                 where,
                                 read_split(row[column], own_names.get(column), where) if column else split,
                                 read_label(row[label], names, where) if label else None,
-                                read_content(row[image], file.parent, where),
+                                content,
                             )
 
 

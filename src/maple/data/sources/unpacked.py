@@ -250,6 +250,8 @@ class _Writer:
         number = self._numbers[row.split]
         self._numbers[row.split] += 1
         content = row.content
+        if isinstance(content, DataError):
+            raise content
         if row.label is None or content is None:
             self._left_out["no label" if row.label is None else "no image"].append(row.name)
             return

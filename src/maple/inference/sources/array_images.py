@@ -15,7 +15,7 @@ from PIL import Image
 from maple.data import EvalTransform
 from maple.data.images.prefetch import map_in_order
 from maple.data.images.reading import read_image, to_rgb
-from maple.errors import ClassNamesError, DataError, ImageError
+from maple.errors import ClassNamesError, DataError, ImageError, shortened_list
 from maple.files import on_disk, sha256_of
 from maple.inference.sources.image_sources import ImageSource, download_image, find_images, is_address, is_collection
 from maple.inference.sources.python_data import InputError as InputError
@@ -170,6 +170,26 @@ def number_labels(labels: Any, count: int) -> "tuple[Array, np.ndarray[Any, np.d
         label = classes.tolist()[0]
         raise InputError(f"all images have the label {label!r}; a classifier needs images of at least two classes")
     return classes, indices
+
+
+def labels_of_names(labels: Any, classes: Array, class_names: Sequence[str]) -> Any:
+    """Return labels as they are; where none is one of the classes [C], but all are class names, the classes of these.
+
+    A classifier that learned numbers is then scored on a data set that has names.
+
+    Raises:
+        InputError: none is a class or a class name.
+    """
+    given, known = set(np.asarray(labels, object).ravel().tolist()), set(classes.tolist())
+    if not given or given & known:
+        return labels
+    by_name = dict(zip(class_names, classes.tolist(), strict=True))
+    if not given <= by_name.keys():
+        raise InputError(
+            f"none of the labels ({shortened_list(map(repr, given))}) is a class of this classifier "
+            f"({shortened_list(map(repr, classes.tolist()))}); give labels of the same kind"
+        )
+    return np.asarray([by_name[label] for label in labels], classes.dtype)
 
 
 def weighted_accuracy(predicted: Array, labels: Any, sample_weight: Any) -> float:

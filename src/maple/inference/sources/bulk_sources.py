@@ -14,6 +14,7 @@ from typing import Any
 from maple.data.images.formats import has_image_name
 from maple.errors import ConfigError, first_line, shortened_list
 from maple.inference.sources.image_sources import MAX_BYTES
+from maple.names import escape_lone_surrogates
 
 FILES_PER_UNIT = 64
 """How many image files are read by one task."""
@@ -124,7 +125,7 @@ def _files_of(source: str, recursive: bool) -> tuple[Any, list[tuple[str, str]]]
             ]
         elif filesystem.exists(root):
             # A file that is named is read whatever it is called.
-            return filesystem, [(root, source)]
+            return filesystem, [(root, escape_lone_surrogates(source))]
         else:
             raise ConfigError(f"{source}: there is no such file or folder; check the path or the URL")
     except ConfigError:
@@ -139,9 +140,11 @@ def _files_of(source: str, recursive: bool) -> tuple[Any, list[tuple[str, str]]]
         hint = "" if recursive or has_magic(source) else "; recursive=True also looks into the folders below it"
         raise ConfigError(f"{source}: holds no images, Parquet files or shards (.tar){hint}")
     if has_magic(source):
-        return filesystem, [(place, _named(filesystem, source, place)) for place in sorted(places)]
-    base = source.rstrip("/")
-    return filesystem, [(place, f"{base}/{_below(root, place)}") for place in sorted(places)]
+        names = ((place, _named(filesystem, source, place)) for place in sorted(places))
+    else:
+        names = ((place, f"{source.rstrip('/')}/{_below(root, place)}") for place in sorted(places))
+    # Arrow's text cannot hold names that are not UTF-8.
+    return filesystem, [(place, escape_lone_surrogates(name)) for place, name in names]
 
 
 def _kind_of(place: str) -> str | None:
@@ -278,7 +281,7 @@ def _read_members(unit: Unit, skip: Container[str]) -> Iterator[EncodedImage]:
                 if not member.isfile() or basename.startswith(".") or not has_image_name(basename):
                     continue
                 key = os.path.join(folder, basename.partition(".")[0])
-                source, last = f"{name}#{member.name if key == last else key}", key
+                source, last = escape_lone_surrogates(f"{name}#{member.name if key == last else key}"), key
                 if source in skip:
                     continue
                 content = archive.extractfile(member)

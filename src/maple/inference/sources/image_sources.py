@@ -3,10 +3,8 @@
 import glob
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +19,7 @@ from PIL import Image
 
 from maple.data.folders.listing import walk_files
 from maple.data.images.formats import has_image_name, is_image_file, unread_format
+from maple.data.images.prefetch import in_background
 from maple.data.images.reading import read_image
 from maple.errors import ConfigError, DataError, ImageError
 from maple.files import on_disk, web_opener
@@ -38,6 +37,7 @@ Read = Callable[[Path | bytes], Image.Image]
 """Reads an image, as `read_image` does."""
 
 _STDIN_NAME = "<stdin>"
+_ONE_COLUMN = "leave out the others"
 _CHUNK = 64 * 1024
 _GENERIC_TYPES = tuple(f"{kind}/octet-stream" for kind in ("application", "binary"))
 _GENERIC_TYPES += ("application/force-download", "application/download")
@@ -100,7 +100,7 @@ def find_images(
                 # A pattern that no shell has expanded, unless a file has this very name.
                 expanded = os.path.expanduser(source)
                 if glob.has_magic(source) and not os.path.exists(expanded) and not _names_shards(source):
-                    paths = sorted(glob.glob(expanded)) or paths
+                    paths = sorted(glob.glob(expanded, recursive=True)) or paths
                 for path in paths:
                     try:
                         rows = _find_rows(path)
@@ -179,11 +179,13 @@ def _row_images(source: "Source", read: Read) -> Iterator[ImageSource]:
 
     try:
         empty = True
-        for row in source.rows(Columns(), labelled=False):
+        for row in source.rows(Columns(advice=_ONE_COLUMN), labelled=False):
             empty = False
             if row.content is None:
                 problem = ImageError(f"{row.name}: has no image; give its bytes or its path")
                 yield ImageSource(row.name, partial(_fail, problem))
+            elif isinstance(row.content, DataError):
+                yield ImageSource(row.name, partial(_fail, row.content))
             elif isinstance(row.content, Path):
                 yield ImageSource(row.name, partial(read, row.content))
             else:
@@ -256,18 +258,10 @@ def download_image(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = TIM
     """
     end = time.monotonic() + timeout
     sockets: list[socket.socket] = []
-    result: Future[bytes] = Future()
-
-    def run() -> None:
-        try:
-            result.set_result(_download(url, max_bytes, timeout, sockets, end))
-        except BaseException as error:  # noqa: BLE001 - raised by `result`
-            result.set_exception(error)
-
     # In a thread, because nothing else bounds the look-up of a name and the attempts at its addresses.
-    threading.Thread(target=run, name="maple-download", daemon=True).start()
+    download = in_background(partial(_download, url, max_bytes, timeout, sockets, end), "maple-download")
     try:
-        return result.result(timeout)
+        return download.result(timeout)
     except TimeoutError as error:
         raise ImageError(_too_slow(url, timeout)) from error
     finally:

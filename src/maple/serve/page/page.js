@@ -60,12 +60,14 @@ async function begin() {
   const { title, class_names: names } = state.model;
   setText(at("model"), `${title}: ${names.length} ${names.length === 1 ? "class" : "classes"}.`);
   resetNames();
+  work();
   return showExamples();
 }
 
 function askForToken() {
   const wrong = state.token !== null;
   state.token = null;
+  try { sessionStorage.removeItem("maple-token"); } catch { /* it was not kept */ }
   setText(at("model"), "");
   at("main").hidden = true;
   at("entry").hidden = false;
@@ -270,7 +272,7 @@ async function showExamples() {
 // ---- predictions
 
 async function work() {
-  while (state.asked < AT_ONCE) {
+  while (state.asked < AT_ONCE && ready()) {
     const image = state.images.find((image) => image.due && !image.busy);
     if (!image) return;
     image.due = false;
@@ -281,7 +283,7 @@ async function work() {
 }
 
 async function classify(image) {
-  const round = state.round;
+  const { round, token } = state;
   const place = image.card.querySelector(".state");
   image.card.querySelector(".both").classList.add("again");
   try {
@@ -294,8 +296,13 @@ async function classify(image) {
     place.hidden = true;
     show(image, result.predictions[0]);
   } catch (error) {
+    if (error.status === 401) {
+      image.due = true;
+      // Others that were under way may be refused after a new token was given.
+      if (state.token === token) askForToken();
+      return;
+    }
     if (image.gone || round !== state.round) return;
-    if (error.status === 401) { image.due = true; askForToken(); return; }
     image.card.querySelector(".both").hidden = true;
     image.card.querySelector(".none").hidden = true;
     place.className = "state problem";
