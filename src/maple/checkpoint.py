@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,8 @@ class PromptsFile:
 
     Attributes:
         method: {"name": ..., **settings}.
-        backbone: name, pretrained, precision, fingerprint and activation of the CLIP it was learned on; the last is
-            missing in files of earlier versions.
+        backbone: name, pretrained, precision, fingerprint, activation and preprocessing of the CLIP it was learned on;
+            the last two are missing in files of earlier versions.
         info: data set, training summary, calibration, versions, origin.
         tensors: the parameters by contract name, float32, and other tensors that a method has computed.
     """
@@ -80,6 +80,14 @@ def describe_backbone(backbone: Backbone) -> dict[str, Any]:
     return {key: getattr(backbone, key) for key in (*_BACKBONE, "activation")}
 
 
+def _describe_preprocessing(backbone: Backbone) -> dict[str, Any]:
+    """How a backbone sees images, as JSON has it, without the rounding of the crop: that is a pixel at most."""
+    values = asdict(backbone.preprocessing)
+    del values["crop_offset"]
+    values["resize_size"] = values["resize_size"] or values["size"]
+    return dict(json.loads(json.dumps(values)))
+
+
 def save_prompts(path: str | Path, method: Method, info: Mapping[str, Any] | None = None) -> None:
     """Write the method's prompts and all that `load_prompts` needs, atomically, as safetensors.
 
@@ -95,7 +103,7 @@ def save_prompts(path: str | Path, method: Method, info: Mapping[str, Any] | Non
     described = describe(method)
     content = {
         "method": described,
-        "backbone": describe_backbone(method.backbone),
+        "backbone": {**describe_backbone(method.backbone), "preprocessing": _describe_preprocessing(method.backbone)},
         "class_names": list(method.class_names),
         "info": {**info, "versions": versions()},
     }
@@ -168,9 +176,10 @@ def read_prompts(path: str | Path) -> PromptsFile:
     tensors, content = read_tensors(path)
     try:
         backbone = dict(content["backbone"])
-        # Files of earlier versions do not say the activation.
+        # Files of earlier versions do not say the activation and the preprocessing.
         keys = (*_BACKBONE, *(["activation"] if "activation" in backbone else []))
-        backbone = {key: _name(backbone[key], key) for key in keys}
+        preprocessing = {"preprocessing": dict(backbone["preprocessing"])} if "preprocessing" in backbone else {}
+        backbone = {key: _name(backbone[key], key) for key in keys} | preprocessing
         method, names, info = dict(content["method"]), content["class_names"], dict(content["info"])
         if not isinstance(method["name"], str):
             raise ValueError(f"its method is {shortened(repr(method['name']))}, not a name")
@@ -245,6 +254,14 @@ def load_prompts(
             f"{path} was learned on a CLIP with the activation {stored.activation}, but this backbone, of the same "
             f"weights, was loaded with {backbone.activation}, which gives other features; name the architecture with "
             f"its activation, as in ViT-B-32-{stored.activation}, or give pretrained={stored.activation!r} with a file"
+        )
+    stored_preprocessing, preprocessing = stored.backbone.get("preprocessing"), _describe_preprocessing(backbone)
+    if stored_preprocessing not in (None, preprocessing):
+        differing = [key for key in preprocessing if stored_preprocessing.get(key) != preprocessing[key]]
+        before, now = ({key: values.get(key) for key in differing} for values in (stored_preprocessing, preprocessing))
+        raise CheckpointError(
+            f"{path} was learned on images with {before!s:.200}, but this backbone, of the same weights, was loaded "
+            f"with {now}; name it as in the training, or put its open_clip_config.json next to the weights"
         )
     _refuse_larger_prompts(stored, path)
     try:

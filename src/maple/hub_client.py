@@ -1,12 +1,17 @@
 """How the client of the Hugging Face hub is used: without a network, only with what it has kept."""
 
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from huggingface_hub import constants
+
+_lock = threading.Lock()
+_offline_uses = 0
+_was_offline = False
 
 
 @contextmanager
@@ -30,12 +35,22 @@ def offline_if_unreachable() -> Iterator[None]:
 @contextmanager
 def offline(active: bool = True) -> Iterator[None]:
     """Let the hub's client, and libraries that use it, read its cache only."""
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or active
+    global _offline_uses, _was_offline  # the client's own setting is one for all threads
+    if not active:
+        yield
+        return
+    with _lock:
+        if not _offline_uses:
+            _was_offline = constants.HF_HUB_OFFLINE
+        _offline_uses += 1
+        constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        with _lock:
+            _offline_uses -= 1
+            if not _offline_uses:
+                constants.HF_HUB_OFFLINE = _was_offline
 
 
 def _unresolvable_host() -> str | None:

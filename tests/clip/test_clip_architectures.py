@@ -12,10 +12,13 @@ from open_clip import pretrained as published
 from open_clip.transformer import QuickGELU
 from torch import nn
 
+from maple.checkpoint import load_prompts, save_prompts
 from maple.clip import load_clip
+from maple.clip.backbone_names import is_architecture, is_hub_id
 from maple.clip.checkpoints import open_clip_models as loading
 from maple.clip.towers import image_tower, text_tower
-from maple.errors import BackboneError
+from maple.errors import BackboneError, CheckpointError
+from maple.methods import build_method
 
 STANDARD = {
     "ViT-B-32": (224, 768, 12, 512, 12, 512, 49),
@@ -79,6 +82,45 @@ def test_preprocessing_is_the_tags(tags: list[Any], monkeypatch: pytest.MonkeyPa
     assert load_clip("ViT-B-16", "linear").preprocessing.interpolation == "bilinear"
     assert load_clip("ViT-B-16", "openai").preprocessing.mean == pytest.approx(open_clip.OPENAI_DATASET_MEAN)
     assert tags
+
+
+def test_preprocessing_of_a_file(
+    state: files.State, registered: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """As next to the file; or that of all tags of the architecture; or OpenAI's, with a warning."""
+    name, path = registered("Tiny-8", files.CONFIG), str(files.save_pickle(state, tmp_path / "w.pt"))
+    halves, openai = (0.5,) * 3, pytest.approx(open_clip.OPENAI_DATASET_MEAN)
+    assert load_clip(name, path).preprocessing.mean == openai
+    monkeypatch.setitem(published._PRETRAINED, "Tiny-8", {"a": {"mean": halves}, "b": {"mean": halves}})
+    assert load_clip(name, path).preprocessing.mean == halves
+    assert not caplog.text
+    monkeypatch.setitem(published._PRETRAINED, "Tiny-8", {"a": {"mean": halves}, "b": {}})
+    assert load_clip(name, path).preprocessing.mean == openai
+    assert "put the open_clip_config.json of the weights next to the file" in caplog.text
+    other = files.save_open_clip(state, tmp_path / "folder") / "open_clip_model.safetensors"
+    assert list(load_clip(name, str(other)).preprocessing.mean) == files.PREPROCESS["mean"]
+    assert list(load_clip(str(other), "gelu").preprocessing.std) == files.PREPROCESS["std"]
+
+
+def test_prompts_do_not_load_with_another_preprocessing(state: files.State, tmp_path: Path) -> None:
+    folder = files.save_open_clip(state, tmp_path / "folder")
+    method = build_method({"name": "coop", "prompt_length": 2}, load_clip(str(folder)), ["cat", "dog"])
+    save_prompts(tmp_path / "prompts.safetensors", method)
+    alone = str((folder / "open_clip_model.safetensors").rename(tmp_path / "w.safetensors"))
+    with pytest.raises(CheckpointError, match=r"learned on images with .*'mean': .*open_clip_config.json next to"):
+        load_prompts(tmp_path / "prompts.safetensors", load_clip(alone, method.backbone.activation))
+
+
+def test_names_as_openai_writes_them() -> None:
+    assert is_architecture("ViT-L/14@336px")
+    assert not is_hub_id("ViT-L/14@336px")
+    with pytest.raises(BackboneError, match="unknown CLIP 'ViT-X/14@336px'"):
+        load_clip("ViT-X/14@336px")
+
+
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(BackboneError, match=r"device 'xpu' cannot be used: .*use device='cpu'"):
+        load_clip("maple-small", device="xpu")
 
 
 def test_failed_download_of_a_tag(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import clip_files as files
+import huggingface_hub
 import huggingface_hub.utils._http as hub_http
 import pytest
 import torch
@@ -15,6 +16,7 @@ from huggingface_hub import constants
 
 from maple.clip import load_clip
 from maple.errors import BackboneError
+from maple.hub_client import offline
 
 
 @pytest.fixture
@@ -75,6 +77,40 @@ def test_what_was_fetched_once_loads_without_a_network(
     first = load_clip("lab/tiny").fingerprint
     point_hub_to(monkeypatch, 9, tmp_path / "cache")  # the discard port: nothing answers
     assert load_clip("lab/tiny").fingerprint == first
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "transformers"])
+def test_what_other_programs_have_fetched_loads_offline(
+    hub: Any, state: files.State, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """They fetch other files, and leave no note of those that the repository does not have."""
+    folder = hub.root / "lab" / "tiny"
+    if kind == "open_clip":
+        files.save_open_clip(state, folder, weights="open_clip_pytorch_model.bin")
+    else:
+        files.save_transformers(state, folder, "gelu")
+    for file in folder.iterdir():
+        huggingface_hub.hf_hub_download("lab/tiny", file.name)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    same(load_clip("lab/tiny"), state, quick_gelu=kind == "open_clip" and bool(files.CONFIG.get("quick_gelu")))
+
+
+def test_weights_of_transformers_next_to_a_description_of_open_clip(hub: Any, state: files.State) -> None:
+    folder = files.save_transformers(state, hub.root / "lab" / "both", "gelu", shard="5MB")
+    described = {"model_cfg": files.changed(quick_gelu=False), "preprocess_cfg": files.PREPROCESS}
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    same(load_clip("lab/both"), state, quick_gelu=False)
+    same(load_clip(str(folder)), state, quick_gelu=False)
+
+
+def test_threads_that_are_offline_at_the_same_time() -> None:
+    first, second = offline(), offline()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert constants.HF_HUB_OFFLINE
+    second.__exit__(None, None, None)
+    assert not constants.HF_HUB_OFFLINE
 
 
 @pytest.mark.usefixtures("impatient")

@@ -256,6 +256,7 @@ def test_what_is_not_weights_is_refused(
             "another activation than QuickGELU, and the format .* use format=openclip",
         ),
         ("preprocess_cfg", {"mean": [0.5, 0.5, 0.5]}, "another preprocessing than OpenAI's"),
+        ("preprocess_cfg", {"resize_mode": "squash"}, "another preprocessing than OpenAI's"),
     ],
 )
 def test_a_clip_that_openais_layout_does_not_describe_is_refused(

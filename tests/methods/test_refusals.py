@@ -65,6 +65,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "cocoop", "meta_net_reduction": 0}, r"meta_net_reduction = 0: input should be greater"),
     ({"name": "zero_shot", "templates": []}, r"templates is empty; give at least one sentence"),
     ({"name": "zero_shot", "templates": ["a {} and a {}."]}, r"must have exactly one \{\}"),
+    ({"name": "coop", "init_text": "a photo of a {}."}, r"init_text .* has \{\}; leave it out"),
+    ({"name": "maple", "prompt_depth": 2, "init_text": "a photo of a {}."}, r"init_text .* has \{\}; leave it out"),
     ({"name": "kgcoop", "weight": -1}, r"weight = -1: input should be greater"),
     ({"name": "kgcoop", "teacher_template": "a photo"}, r"'a photo' must have exactly one \{\}"),
     (

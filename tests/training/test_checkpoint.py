@@ -54,6 +54,14 @@ def test_content(path: Path, method: Method, backbone: Backbone) -> None:
         "precision": "fp32",
         "fingerprint": backbone.fingerprint,
         "activation": "quickgelu",
+        "preprocessing": {
+            "size": 32,
+            "resize": "shortest",
+            "resize_size": 32,
+            "fill": 0,
+            "interpolation": "bicubic",
+            **{key: list(getattr(backbone.preprocessing, key)) for key in ("mean", "std")},
+        },
     }
     assert stored.class_names == ("cat", "fire_truck")
     assert stored.info["dataset"] == "pictures"

@@ -43,9 +43,19 @@ _given: set[tuple[str, str]] = set()
 """What was given to this process, which also counts where nothing can be written."""
 
 
+def architecture_name(name: str) -> str:
+    """The name of an architecture as open_clip writes it, also of one that is written as OpenAI does.
+
+    Example:
+        >>> architecture_name("ViT-B/16"), architecture_name("ViT-L/14@336px")
+        ('ViT-B-16', 'ViT-L-14-336')
+    """
+    return name.replace("/", "-").replace("@336px", "-336")
+
+
 def is_architecture(name: str) -> bool:
     """Whether `name` is an architecture of open_clip or of this package, or a packaged model."""
-    name = name.replace("/", "-")
+    name = architecture_name(name)
     return name in PACKAGED or name in ARCHITECTURES or architecture_config(name) is not None
 
 
@@ -60,7 +70,7 @@ def architecture_config(name: str) -> dict[str, Any] | None:
     """
     import open_clip  # slow, and the packaged CLIP does without it
 
-    name = name.replace("/", "-")
+    name = architecture_name(name)
     if name in open_clip.list_models():
         config: dict[str, Any] | None = open_clip.get_model_config(name)
         return config
@@ -80,8 +90,8 @@ def has_clip_blocks(config: Mapping[str, Any] | None) -> bool:
 
 def is_hub_id(name: str) -> bool:
     """Whether `name` can be a repository of the hub, OWNER/NAME, rather than a path."""
-    parts = name.split("/")
-    return len(parts) == 2 and all(parts) and not name.startswith((".", "~")) and not name.endswith(_WEIGHT_SUFFIXES)
+    is_written_so = re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) is not None
+    return is_written_so and not name.startswith(".") and not name.endswith(_WEIGHT_SUFFIXES)
 
 
 def is_text_model_name(name: Any) -> bool:
@@ -167,13 +177,13 @@ def _tag(architecture: str, pretrained: str) -> dict[str, Any]:
     """What open_clip publishes under a tag; empty if there is no such tag."""
     import open_clip
 
-    return dict(open_clip.get_pretrained_cfg(architecture.replace("/", "-"), pretrained))
+    return dict(open_clip.get_pretrained_cfg(architecture_name(architecture), pretrained))
 
 
 def _is_known_to_all(name: str, pretrained: str | None) -> bool:
     if name.startswith(FEATURES):  # a table of numbers, read from files that hold nothing else
         return True
-    architecture = name.replace("/", "-")
+    architecture = architecture_name(name)
     if architecture in ARCHITECTURES or name in PACKAGED:  # small, and part of the package
         return True
     return is_architecture(name) and (pretrained is None or bool(_tag(name, pretrained)))
@@ -183,7 +193,7 @@ def _key(name: str, pretrained: str | None) -> tuple[str, str]:
     if is_architecture(name):
         weights = pretrained or ""
         is_random = weights.partition(":")[0] == "random"
-        return name.replace("/", "-"), "random" if is_random else os.path.realpath(os.path.expanduser(weights))
+        return architecture_name(name), "random" if is_random else os.path.realpath(os.path.expanduser(weights))
     path = os.path.expanduser(name)
     if os.path.isabs(path) or (os.path.exists(path) and not name.startswith(HUB)):
         return os.path.realpath(path), ""

@@ -66,8 +66,13 @@ def download(repository: str, *, weights: bool = True) -> Path:
                 if not weights:
                     return path.parent
                 file = next(filter(None, (_fetch(repository, candidate) for candidate in candidates)), None)
+                if file is None and config == "open_clip_config.json":  # weights in the layout of transformers
+                    indices = (name for name in _WEIGHTS["config.json"] if name.endswith(".json"))
+                    file = next(filter(None, (_fetch(repository, candidate) for candidate in indices)), None)
                 if file is None:
                     raise BackboneError(f"{repository} has a {config} but none of {', '.join(candidates)}")
+                if config == "open_clip_config.json" and file.name in _WEIGHTS["config.json"]:
+                    extras = (*extras, "config.json", *PREPROCESSORS)
                 if file.suffix == ".json":
                     extras = (*extras, *formats.shards(file))
                 for name in extras:
@@ -115,10 +120,15 @@ def _fetch(repository: str, file: str) -> Path | None:
     try:
         return Path(hf_hub_download(repository, file))
     except LocalEntryNotFoundError:
-        # If the hub had no such file when it was last reached, its client has left one under `.no_exist`.
+        # If the hub had no such file when it was last reached, its client has left one under `.no_exist`. Where other
+        # programs have fetched what they need, with the weights, that is all there is.
         folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
         reference = folder / "refs" / "main"
-        if reference.is_file() and (folder / ".no_exist" / reference.read_text().strip() / file).is_file():
+        if not reference.is_file():
+            raise
+        revision = reference.read_text().strip()
+        weights = (folder / "snapshots" / revision / name for names in _WEIGHTS.values() for name in names)
+        if (folder / ".no_exist" / revision / file).is_file() or any(path.is_file() for path in weights):
             return None
         raise
     except EntryNotFoundError:

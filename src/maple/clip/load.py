@@ -13,7 +13,7 @@ from maple.clip.checkpoints.formats import OPEN_CLIP_WEIGHTS, read_tensors
 from maple.clip.features import FeatureBackbone
 from maple.clip.plain_model import PlainCLIP
 from maple.clip.tokenization.published_tokenizer import PublishedTokenizer
-from maple.errors import BackboneError, one_of
+from maple.errors import BackboneError, first_line, one_of
 from maple.files import read_json
 from maple.names import FEATURES
 
@@ -80,6 +80,10 @@ def load_backbone(
         raise BackboneError(f"unknown device {device!r}; write cpu, cuda, cuda:N or mps") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BackboneError(f"device {str(device)!r}: torch sees no CUDA device on this machine; use device='cpu'")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BackboneError(f"device {str(device)!r} cannot be used: {first_line(error)}; use device='cpu'") from error
     if name.startswith(FEATURES):
         return FeatureBackbone(name, device=device)
     name, pretrained = with_absolute_paths(name, pretrained)

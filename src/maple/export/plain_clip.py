@@ -8,6 +8,7 @@ import io
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +307,9 @@ def _require_openai(source: ExportSource, heads: list[int], hidden: list[int], *
         problem = f"heads that are not {HEAD_WIDTH} wide, or MLPs that are not four times as wide as the towers"
     elif not is_quick:
         problem = "another activation than QuickGELU"
-    elif (seen.mean, seen.std, seen.interpolation) != (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, "bicubic"):
+    elif replace(seen, crop_offset="rounded", resize_size=seen.resize_size or seen.size) != Preprocessing(
+        seen.size, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, resize_size=seen.size
+    ):
         problem = "another preprocessing than OpenAI's"
     if problem:
         raise ExportError(

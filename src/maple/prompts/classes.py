@@ -28,7 +28,8 @@ class PromptedClasses:
     With a `template`, that is the sentence: its first P tokens are slots, and the others stay.
 
     Raises:
-        ConfigError: there are more prompt tokens than a sentence can have, or not exactly one {} in the template.
+        ConfigError: there are more prompt tokens than a sentence can have, not exactly one {} in the template, or one
+            in `init_text`.
 
     Example:
         >>> classes = PromptedClasses(clip, prompt_length=4, init_text="a photo of a")
@@ -48,6 +49,8 @@ class PromptedClasses:
     ) -> None:
         if template:
             check_template(template)
+        if "{}" in init_text:
+            raise ConfigError(f"init_text {init_text!r} has {{}}; leave it out: the class name follows by itself")
         most = backbone.text.context_length
         if prompt_length > most:  # before the tokens take memory
             raise ConfigError(f"prompt_length={prompt_length}, but this CLIP reads at most {most} tokens; choose fewer")

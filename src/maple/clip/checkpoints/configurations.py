@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from maple.clip.backbone_names import ARCHITECTURES, PACKAGED, architecture_config
+from maple.clip.backbone_names import ARCHITECTURES, PACKAGED, architecture_config, architecture_name
 from maple.errors import BackboneError
 from maple.files import read_json
 
@@ -59,7 +59,7 @@ def sentence_limit(name: str) -> tuple[Callable[[str], int], int] | None:
 
 def _config(name: str) -> Mapping[str, Any] | None:
     """The open_clip configuration of a model that is known or in a folder here."""
-    architecture = name.replace("/", "-")
+    architecture = architecture_name(name)
     if name in PACKAGED:
         with resources.as_file(resources.files("maple").joinpath("assets", PACKAGED[name])) as folder:
             return _folder_config(folder)

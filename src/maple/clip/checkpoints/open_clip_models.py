@@ -1,6 +1,7 @@
 """CLIPs that open_clip builds: its architectures, folders, repositories and files of weights."""
 
 import difflib
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from maple.clip.backbone_names import (
     PACKAGED,
     QUICKGELU,
     architecture_config,
+    architecture_name,
     has_clip_blocks,
     is_architecture,
     is_hub_id,
@@ -43,7 +45,11 @@ from maple.clip.weights import load_weights
 from maple.errors import BackboneDownloadError, BackboneError, first_line, one_of
 from maple.hub_client import is_network_error, offline_if_unreachable
 
+logger = logging.getLogger(__name__)
+
 Parts = tuple[Any, Mapping[str, Any], Callable[[Sequence[str]], Tensor]]
+
+_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
 def load_parts(name: str, pretrained: str | None, activation: str | None) -> Parts:
@@ -74,12 +80,18 @@ def _from_file(path: Path, activation: str | None) -> Parts:
         config["quick_gelu"] = activation != GELU
     model = build_model(config, formats.openai_state(state), str(path))
     tokenizer = clip_tokenizer(config["text_cfg"]["context_length"])
-    return model, openai_preprocess(config), tokenizer
+    described = _described_next_to(path)
+    preprocess = {**openai_preprocess(config), **{key: described[key] for key in _PREPROCESSING if key in described}}
+    return model, preprocess, tokenizer
 
 
 def _from_folder(folder: Path) -> Parts:
     has_transformers_config = (folder / "config.json").is_file()
-    if (folder / "open_clip_config.json").is_file():
+    # Shards are transformers' own.
+    is_sharded = not any((folder / name).is_file() for name in formats.OPEN_CLIP_WEIGHTS) and any(
+        folder.glob("*.index.json")
+    )
+    if (folder / "open_clip_config.json").is_file() and not (has_transformers_config and is_sharded):
         config, preprocess = formats.read_open_clip_config(folder / "open_clip_config.json")
         weights = formats.open_clip_weights(folder)
         state = formats.read_tensors(weights)
@@ -116,7 +128,7 @@ def _unknown_activation(path: Path, choice: str) -> BackboneError:
 
 
 def _from_architecture(name: str, pretrained: str | None, activation: str | None) -> Parts:
-    architecture = name.replace("/", "-")
+    architecture = architecture_name(name)
     if architecture in ARCHITECTURES:
         return _from_own_architecture(architecture, pretrained)
     config = architecture_config(architecture)
@@ -149,8 +161,38 @@ def _from_architecture(name: str, pretrained: str | None, activation: str | None
     model, preprocess, tokenizer = _published(architecture, state, str(path), resize=bool(tag), **trained)
     if is_unknown and activation is None:  # asked for only now: the weights fit
         raise _unknown_activation(path, f"{architecture}-{QUICKGELU} or {architecture}-{GELU}, not {architecture}")
-    published = {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in tag}
+    described = tag or _described_next_to(path) or _preprocessing_of_tags(architecture, state)
+    published = {key: described[key] for key in _PREPROCESSING if key in described}
     return model, {**preprocess, **published}, tokenizer
+
+
+def _described_next_to(path: Path) -> dict[str, Any]:
+    """The preprocessing in an open_clip_config.json next to a file of weights; empty without one."""
+    description = path.parent / "open_clip_config.json"
+    return formats.read_open_clip_config(description)[1] if description.is_file() else {}
+
+
+def _preprocessing_of_tags(architecture: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The preprocessing with which open_clip's weights of an architecture were trained, for a file that does not say.
+
+    Where they differ, it is OpenAI's, which is logged.
+    """
+    if formats.is_openai(state):
+        return {}
+    names = [architecture, *(architecture.removesuffix(f"-{activation}") for activation in (QUICKGELU, GELU))]
+    tags = {(name, tag) for name in names for tag in open_clip.list_pretrained_tags_by_model(name)}
+    known: list[dict[str, Any]] = []
+    for name, tag in sorted(tags):
+        published = open_clip.get_pretrained_cfg(name, tag)
+        values = {key: published[key] for key in _PREPROCESSING if key in published}
+        known += [] if values in known else [values]
+    if len(known) > 1:
+        logger.warning(
+            "%s: its weights were published for different means and deviations of pixels; OpenAI's are taken. If these "
+            "are others, put the open_clip_config.json of the weights next to the file",
+            architecture,
+        )
+    return known[0] if len(known) == 1 else {}
 
 
 def unknown_name(name: str) -> BackboneError:
@@ -187,7 +229,8 @@ def _download_weights(name: str, tag: str, published: Mapping[str, Any]) -> Path
             raise
         raise BackboneDownloadError(
             f"the weights of {name} / {tag} cannot be downloaded: {first_line(error)} If this machine has no network, "
-            f"download {_address(published)} elsewhere and give the file of {name}: pretrained=FILE"
+            f"download {_address(published)} elsewhere, with an open_clip_config.json that is next to it, and give the "
+            f"file of {name}: pretrained=FILE"
         ) from error
 
 

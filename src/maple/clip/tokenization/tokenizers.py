@@ -58,7 +58,8 @@ class TransformersTokenizer(HFTokenizer):  # type: ignore[misc]
     """The tokenizer of a folder of transformers, which prepares sentences as the folder's processor does.
 
     Sentences are padded to `context_length`. Those of SigLIP are in lower case and without punctuation, as
-    `SiglipTokenizer` makes them; others are cleaned only as the files of the tokenizer say.
+    `SiglipTokenizer` makes them, and those of SigLIP 2 in lower case, as `Siglip2Tokenizer` does; others are cleaned
+    only as the files of the tokenizer say.
 
     Args:
         folder: of tokenizer_config.json and tokenizer.json, spiece.model, or what else the tokenizer reads.
@@ -69,7 +70,8 @@ class TransformersTokenizer(HFTokenizer):  # type: ignore[misc]
     Raises:
         BackboneError: the files are missing or damaged, or would run Python code.
 
-    Source: transformers 5.24 models/siglip/tokenization_siglip.py, models/auto/tokenization_auto.py.
+    Source: transformers 5.24 models/siglip/tokenization_siglip.py, models/siglip2/tokenization_siglip2.py,
+    models/auto/tokenization_auto.py.
 
     Example:
         >>> TransformersTokenizer(folder, "siglip", 64, 32000)(["A photo of a cat."]).shape
@@ -86,6 +88,8 @@ class TransformersTokenizer(HFTokenizer):  # type: ignore[misc]
                 self.tokenizer = _siglip_tokenizer(folder)
                 clean = _siglip_sentence if settings.get("do_lower_case", True) is not False else _without_punctuation
             else:
+                if (model_type == "siglip" and "Gemma" in kind) or "Siglip2" in kind:
+                    clean = str.lower  # SigLIP 2 was trained so, and Gemma's tokenizer does not know it
                 with quiet(), offline():
                     source = str(folder.absolute())
                     super().__init__(source, context_length=context_length, trust_remote_code=False)
