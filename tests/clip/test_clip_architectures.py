@@ -88,7 +88,8 @@ def test_preprocessing_of_a_file(
     state: files.State, registered: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     """As next to the file; or that of all tags of the architecture; or OpenAI's, with a warning."""
-    name, path = registered("Tiny-8", files.CONFIG), str(files.save_pickle(state, tmp_path / "w.pt"))
+    name = registered("Tiny-8", {**files.CONFIG, "quick_gelu": True})
+    path = str(files.save_pickle(state, tmp_path / "w.pt"))
     halves, openai = (0.5,) * 3, pytest.approx(open_clip.OPENAI_DATASET_MEAN)
     assert load_clip(name, path).preprocessing.mean == openai
     monkeypatch.setitem(published._PRETRAINED, "Tiny-8", {"a": {"mean": halves}, "b": {"mean": halves}})
