@@ -62,8 +62,8 @@ def hold_out(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[It
     Example:
         >>> train, val = hold_out(dataset.train, 0.1, seed=1)
     """
-    if not 0 < fraction < 1:
-        raise ConfigError(f"the fraction to hold out is {fraction}; it must be above 0 and below 1")
+    if not isinstance(fraction, int | float) or not 0 < fraction < 1:
+        raise ConfigError(f"the fraction to hold out is {fraction!r}; it must be above 0 and below 1")
     held_out: set[int] = set()
     for label, indices in indices_by_label(items).items():
         count = min(max(round(len(indices) * fraction), 1), len(indices) - 1)

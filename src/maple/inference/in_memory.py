@@ -99,9 +99,6 @@ def candidates_of(estimator: Any) -> tuple[dict[str, RunSettings], SelectionSett
         train={key: getattr(estimator, key) for key in ("epochs", "lr", "batch_size", "calibrate")},
         data={"shots": estimator.shots},
     )
-    fraction = estimator.validation_fraction
-    if not isinstance(fraction, int | float) or not 0 < fraction < 1:
-        raise ConfigError(f"validation_fraction is {fraction!r:.80}; it must be between 0 and 1")
     layer["seed"] = estimator.seed  # a seed of None is refused, not left out
     # A user's own images need a CLIP of the usual breadth, unless another is named.
     default: dict[str, Any] = {"backbone": {"name": BackboneSettings().name}, "train": {"calibrate": True}}
