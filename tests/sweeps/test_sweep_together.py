@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from maple.cli import app
 from maple.errors import ConfigError
 from maple.runs.folder import lock_folder
 from maple.sweeps import PlannedRun, RunOutcome, in_processes, run_sweep, runner
+from maple.sweeps.executors import ATTEMPTS
 from maple.sweeps.runner import run_group
 
 Group = tuple[PlannedRun, ...]
@@ -101,6 +103,30 @@ def test_a_group_whose_process_dies_continues_run_by_run(make_images: Callable[.
     ends = list(in_processes([(first, second), (third,)], tmp_path, dies_unless_alone, lambda *_: None, jobs=1))
     assert {run.name for run, _ in ends} == {first.name, second.name, third.name}
     assert [outcome.status for _, outcome in ends] == ["finished"] * 3
+
+
+def dies_if_first(group: Group, root: Path, *_: Any) -> list[RunOutcome]:
+    """The first run ends its process at each start; the others work until it was started often enough to fail alone."""
+    (run,) = group
+    starts = root / "starts"
+    if run.settings.seed == 1:
+        with starts.open("a") as file:
+            file.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+    while not starts.exists() or len(starts.read_text()) <= ATTEMPTS:
+        time.sleep(0.02)
+    return [RunOutcome(run.name, "finished")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_a_run_whose_process_dies_fails_alone(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    runs = runs_of(make_images() / "train")  # undivided: a run for each seed
+    ends = list(in_processes([(run,) for run in runs], tmp_path, dies_if_first, lambda *_: None, jobs=2))
+    statuses = {run.settings.seed: outcome.status for run, outcome in ends}
+    assert statuses == {1: "failed", 2: "finished", 3: "finished"}
+    assert [path.parent.name for path in tmp_path.glob("*/failure.json")] == [runs[0].name]
+    assert len((tmp_path / "starts").read_text()) == 1 + ATTEMPTS, "once beside others, the rest alone"
 
 
 def test_impossible_values_are_refused(make_images: Callable[..., Path], tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ Completed = Iterator[tuple[PlannedRun, RunOutcome]]
 Executor = Callable[[Sequence[Group], Path, Work, Report], Completed]
 
 ATTEMPTS = 3
-"""How often a run is started whose process dies (out of memory, killed) before it counts as failed."""
+"""How often the process of a run dies (out of memory, killed), with nothing beside it, before the run has failed."""
 
 
 def run_sweep(
@@ -134,7 +134,8 @@ def in_processes(
 ) -> Completed:
     """Execute several groups at once, each in a process of this machine.
 
-    A run whose process dies is started again, twice; a group whose process dies continues run by run.
+    A process that dies ends the others with it. What they were at is then executed alone: a run whose process dies
+    there is started again, twice, and a group whose process dies continues run by run.
 
     Example:
         >>> run_sweep(runs, Path("runs"), executor=partial(in_processes, jobs=4))
@@ -150,24 +151,29 @@ def in_processes(
     listener = threading.Thread(target=forward, daemon=True)
     listener.start()
     attempts = dict.fromkeys((run.name for group in groups for run in group), 0)
-    waiting = list(groups)
+    waiting, interrupted = list(groups), list[Group]()
     worker_arguments = (messages, device, max(1, (os.cpu_count() or 1) // jobs), work)
     try:
-        while waiting:
-            # A process that dies breaks its whole pool; what the pool had not finished goes into a new one.
-            for group, outcomes in _run_pool(waiting, root, jobs, context, worker_arguments):
+        while waiting or interrupted:
+            # A process that dies breaks its whole pool. Which group it died of is known only where there is one.
+            source, processes = (interrupted, 1) if interrupted else (waiting, jobs)
+            started = source[:1] if interrupted else source
+            for group, outcomes in _run_pool(started, root, processes, context, worker_arguments):
+                source.remove(group)
+                if outcomes is None and processes > 1:
+                    interrupted.append(group)
+                    continue
                 if outcomes is None and len(group) > 1:
-                    position = waiting.index(group)
-                    waiting[position : position + 1] = [(run,) for run in group]
+                    interrupted[:0] = [(run,) for run in group]
                     continue
                 if outcomes is None:
                     (run,) = group
                     attempts[run.name] += 1
                     if attempts[run.name] < ATTEMPTS:
+                        interrupted.insert(0, group)
                         continue
                     error = f"its process died {ATTEMPTS} times (killed, or out of memory?)"
                     outcomes = [record_failure(run, root, error)]
-                waiting.remove(group)
                 yield from zip(group, outcomes, strict=True)
     finally:
         messages.put(None)
@@ -195,7 +201,6 @@ def _run_pool(
     pool = ProcessPoolExecutor(jobs, context, _start_worker, (numbers, alive, *worker_arguments))
     upcoming = iter(list(groups))
     running: dict[Future[list[RunOutcome]], Group] = {}
-    group: Group | None = None
     try:
         while True:
             # No more groups than processes: a group that only waits in the pool would be lost with it.
@@ -205,11 +210,12 @@ def _run_pool(
                 return
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                group = running.pop(future)
-                yield group, future.result()
+                outcomes = future.result()
+                yield running.pop(future), outcomes
     except BrokenProcessPool:
-        for started in [*([group] if group else []), *running.values()]:
-            yield started, None
+        # A group that could not be submitted is not among them: it has not been started.
+        for future, group in running.items():
+            yield group, future.result() if future.done() and future.exception() is None else None
     except BaseException:  # Ctrl-C for this process alone, say: the runs that are under way are not waited for
         ours.close()
         raise
