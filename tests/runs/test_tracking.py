@@ -67,6 +67,19 @@ def test_a_resumed_run_goes_on_in_its_place(
     assert sum(len(epoch.losses) for epoch in read_history(folder)) == len(steps)
 
 
+def test_an_evaluation_of_a_finished_run_keeps_its_history(
+    make_images: Callable[..., Path], settings_for: Make, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard", reason="pip install 'maple-clip[tensorboard]'")
+    settings, folder = settings_for(make_images()), tmp_path / "run"
+    train_tracked("tensorboard", folder, settings)
+    trained = scalars(folder)["step/loss"]
+    train_tracked("tensorboard", folder, settings)
+    found = scalars(folder)
+    assert found["step/loss"] == trained
+    assert found["pictures all/top1"][-1][0] == len(trained)
+
+
 class Recorder:
     """Keeps every call."""
 
@@ -114,7 +127,8 @@ def test_weights_and_biases(
     settings, folder = settings_for(make_images()), tmp_path / "run"
     train_tracked("wandb", folder, settings)
     ((_, opened),) = recorder.named("init")
-    assert (opened["project"], opened["name"], opened["id"], opened["resume"]) == ("maple", "run", "run", "allow")
+    assert (opened["project"], opened["name"], opened["resume"]) == ("maple", "run", "allow")
+    assert json.loads((folder / "wandb.json").read_text()) == {"run_id": opened["id"]}
     ((config, _),) = recorder.named("config")
     assert (config[0]["train.epochs"], config[0]["method.name"]) == (2, "maple")
     told = [values[0] for values, _ in recorder.named("log")]
@@ -122,6 +136,13 @@ def test_weights_and_biases(
     assert [values["step/loss"] for values in told if "step/loss" in values] == losses
     assert "pictures all/top1" in told[-1]
     assert len(recorder.named("finish")) == 1
+    row = json.loads((folder / "rows.jsonl").read_text())
+    for place in (folder, tmp_path / "elsewhere" / "run"):
+        with Tracked("wandb", place, settings, TrainProgress()) as tracked:
+            tracked.row(row)
+    again, other = (opened["id"] for _, opened in recorder.named("init")[1:])
+    assert again == opened["id"]
+    assert other != opened["id"], "a run in another folder of the same name"
 
 
 def test_mlflow_goes_on_with_its_run(

@@ -4,6 +4,7 @@ Runs do not depend on them: their own files are complete without, and a resumed 
 """
 
 import json
+import uuid
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,14 +13,13 @@ from typing import Any
 from maple import files
 from maple.config import RunSettings
 from maple.errors import ConfigError, one_of
-from maple.runs.folder import flatten
+from maple.runs.folder import flatten, read_history
 from maple.runs.training import TrainProgress
 from maple.train import EpochReport, StepReport
 
 PROJECT = "maple"
 """The name of the project of Weights & Biases and of the experiment of MLflow."""
 _MEASURES = ("top1", "top5", "macro_f1", "calibration_error")
-_MLFLOW_ID = "mlflow.json"
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 
@@ -57,7 +57,7 @@ class Tracked(TrainProgress):
 
     def start(self, epochs: int, steps: int, finished_epochs: int) -> None:
         self._step = finished_epochs * steps
-        self._open()
+        self._open(purge_step=self._step)
         self._progress.start(epochs, steps, finished_epochs)
 
     def step(self, report: StepReport) -> None:
@@ -71,32 +71,34 @@ class Tracked(TrainProgress):
         self._progress.epoch(report)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """The scores of an evaluation."""
+        """The scores of an evaluation; of a run that had finished before, after all of its steps."""
+        if self._tracker is None:
+            self._step = sum(len(epoch.losses) for epoch in read_history(self._folder))
         self._log(f"{row['dataset']} {row['classes']}", {name: float(row[name]) for name in _MEASURES})
 
     def _log(self, group: str, values: Mapping[str, float]) -> None:
         self._open()
         self._tracker.log({f"{group}/{name}": value for name, value in values.items()}, step=self._step)
 
-    def _open(self) -> None:
+    def _open(self, purge_step: int | None = None) -> None:
+        """Open the tracker, if it is not; TensorBoard forgets what was logged from `purge_step` on."""
         if self._tracker is not None:
             return
         from accelerate import PartialState, tracking
 
         PartialState(cpu=True)  # accelerate's log wants it; within a group of processes it exists already
         name, folder = self._name, self._folder
-        id_path = folder / _MLFLOW_ID
+        id_path = folder / f"{name}.json"  # of W&B and MLflow
+        advice = f"remove it to start another run of {name}"
+        run_id = files.read_json(id_path, advice=advice)["run_id"] if id_path.exists() else None
         tracker: Any
         if name == "tensorboard":
             # Steps of an unfinished epoch are written again.
-            tracker = tracking.TensorBoardTracker(name, folder, purge_step=self._step)
+            tracker = tracking.TensorBoardTracker(name, folder, purge_step=purge_step)
         elif name == "wandb":
-            tracker = tracking.WandBTracker(
-                PROJECT, name=folder.name, id=folder.name[-64:], resume="allow", dir=str(folder)
-            )
+            run_id = run_id or uuid.uuid4().hex  # not the folder's name, which other runs may share
+            tracker = tracking.WandBTracker(PROJECT, name=folder.name, id=run_id, resume="allow", dir=str(folder))
         else:
-            advice = "remove it to start another MLflow run"
-            run_id = files.read_json(id_path, advice=advice)["run_id"] if id_path.exists() else None
             tracker = tracking.MLflowTracker(PROJECT, run_id=run_id, run_name=folder.name)
         tracker.main_process_only = False  # only the main process logs
         try:
@@ -117,5 +119,7 @@ class Tracked(TrainProgress):
                 {key: json.dumps(value) if isinstance(value, list | dict) else value for key, value in items}
             )
         if name == "mlflow":
-            files.write_json(id_path, {"run_id": tracker.tracker.info.run_id})
+            run_id = tracker.tracker.info.run_id
+        if run_id is not None:
+            files.write_json(id_path, {"run_id": run_id})
         self._tracker = tracker
