@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,7 +22,8 @@ from maple.errors import ConfigError
 from maple.runs import train_run
 from maple.runs.folder import lock_folder
 from maple.sweeps import RunOutcome, SweepSettings, plan_sweep, run_sweep
-from maple.sweeps.runner import run_group, status_of
+from maple.sweeps.executors import in_turn
+from maple.sweeps.runner import record_failure, run_group, status_of
 
 
 def test_finished_runs_are_kept(make_images: Callable[..., Path], tmp_path: Path) -> None:
@@ -134,6 +136,39 @@ def test_a_failure_is_recorded_and_the_other_runs_continue(make_images: Callable
     assert "unreadable" in str(run_sweep(runs, tmp_path, device="cpu", progress=RecordedProgress())[1].error)
     retried = run_sweep(runs, tmp_path, device="cpu", retry_failed=True, progress=RecordedProgress())
     assert retried[1].error == vpt.error
+
+
+@pytest.mark.parametrize("retry_failed", [False, True])
+def test_a_failure_of_another_sweep_is_not_repeated(
+    retry_failed: bool, make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Two sweeps of one plan, as in an array of SLURM: the second fails a run after the first has begun."""
+    runs = small_sweep(make_images(), grid={})  # VPT's recipe prompts 12 layers; this CLIP has 4
+
+    def after_another(*arguments: Any) -> Any:
+        run_sweep(runs, tmp_path, device="cpu", progress=RecordedProgress())
+        (tmp_path / runs[1].name / "failure.json").write_text('{"error": "of the other sweep"}')
+        return in_turn(*arguments, device="cpu")
+
+    first = run_sweep(runs, tmp_path, executor=after_another, retry_failed=retry_failed, progress=RecordedProgress())
+    assert [outcome.status for outcome in first] == ["finished", "failed"]
+    assert (first[1].error == "of the other sweep") is not retry_failed
+
+
+def test_a_failure_that_another_sweep_records_before_the_lock_is_free(
+    make_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run,) = small_sweep(make_images(), methods=["zero_shot"])
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        record_failure(run, tmp_path, "of the other sweep")
+        return train_run(*arguments, **options)
+
+    monkeypatch.setattr("maple.sweeps.runner.train_run", late)
+    (outcome,) = run_sweep([run], tmp_path, device="cpu", progress=RecordedProgress())
+    assert (outcome.status, outcome.error) == ("failed", "of the other sweep")
+    (outcome,) = run_sweep([run], tmp_path, device="cpu", retry_failed=True, progress=RecordedProgress())
+    assert outcome.status == "finished"
 
 
 def test_a_run_of_another_process_is_busy(make_images: Callable[..., Path], tmp_path: Path) -> None:

@@ -64,13 +64,10 @@ def sweep_command(
     tracker: options.Tracker = None,
 ) -> None:
     """Execute the runs and evaluations of a protocol. Repeat the command to resume it; finished runs are kept."""
-    from functools import partial
-
     from maple.config import merge_layers, options_layer, override_layer
     from maple.runs.tracking import require_tracker
     from maple.sweeps import SweepSettings, plan_sweep, read_sweep, run_sweep
     from maple.sweeps.plan import PAPERS_TARGETS
-    from maple.sweeps.runner import run_group
 
     if as_json and not plan_only:
         raise ConfigError("--json prints the plan of a sweep: add --plan, or leave --json out")
@@ -117,7 +114,7 @@ def sweep_command(
             together=together,
             device=device,
             executor=chosen_executor,
-            work=partial(run_group, tracker=tracker),
+            tracker=tracker,
             retry_failed=retry_failed,
             progress=bar,
         )

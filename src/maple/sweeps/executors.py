@@ -53,7 +53,8 @@ def run_sweep(
     together: int = 1,
     device: str | None = None,
     executor: Executor | None = None,
-    work: Work = run_group,
+    work: Work | None = None,
+    tracker: str | None = None,
     retry_failed: bool = False,
     progress: SweepProgress | None = None,
 ) -> list[RunOutcome]:
@@ -65,6 +66,8 @@ def run_sweep(
             learning rate and the weight decay.
         device: where to compute; by default the GPUs in turn, or the CPU.
         executor: used instead of `jobs` processes on `device`.
+        work: used instead of `maple.sweeps.runner.run_group` with this `tracker`.
+        retry_failed: whether to repeat runs that failed, in an earlier sweep or in another one that goes on now.
 
     Raises:
         ConfigError: `jobs` or `together` is below 1, `root` cannot be written to, or the executor cannot work.
@@ -97,7 +100,9 @@ def run_sweep(
         launched()
         with files.output_errors(root, "cannot be written to"):
             root.mkdir(parents=True, exist_ok=True)
-            TemporaryFile(dir=root).close()
+            with TemporaryFile(dir=root) as file:  # the clock of its file system is that of the failures, too
+                began = os.fstat(file.fileno()).st_mtime
+        work = work or partial(run_group, tracker=tracker, failures_since=None if retry_failed else began)
         for run in remaining:  # here, too: the processes may be on other machines
             remember(run.settings.backbone.name, run.settings.backbone.pretrained)
         for run, outcome in executor(_groups(remaining, together), root, work, progress.advance):

@@ -152,13 +152,24 @@ def _seconds(folder: Path) -> float | None:
 
 
 def run_group(
-    runs: Sequence[PlannedRun], root: Path, device: str | None, report: Report, tracker: str | None = None
+    runs: Sequence[PlannedRun],
+    root: Path,
+    device: str | None,
+    report: Report,
+    tracker: str | None = None,
+    failures_since: float | None = None,
 ) -> list[RunOutcome]:
     """Train and evaluate runs, or what is left of them; several runs are trained together (`train_together`).
 
     A failure is recorded in the folder of its run, not raised, and the other runs continue. If the runs cannot be
     trained together, for lack of memory for instance, each continues alone. `tracker`: as for `maple.runs.Tracked`.
+    A run that another sweep has recorded as failed since `failures_since` (seconds since 1970) is not trained again.
     """
+    if failed := [run for run in runs if _failed_since(root / run.name, failures_since)]:
+        remaining = [run for run in runs if run not in failed]
+        outcomes = run_group(remaining, root, device, report, tracker, failures_since) if remaining else []
+        by_name = {outcome.name: outcome for outcome in [*outcomes, *(failed_outcome(run, root) for run in failed)]}
+        return [by_name[run.name] for run in runs]
     with ExitStack() as trackers:
         jobs = [_Job(run, root / run.name, partial(report, run.name)) for run in runs]
         if tracker is not None:
@@ -179,17 +190,43 @@ def run_group(
                 reason = first_line(error)
                 logger.warning("%d runs continue one by one: they cannot be trained together: %s", len(jobs), reason)
         share = (time.monotonic() - began) / len(jobs)
-        return [_complete(job, root, device, error, share) for job, error in zip(jobs, errors, strict=True)]
+        return [
+            _complete(job, root, device, error, share, failures_since) for job, error in zip(jobs, errors, strict=True)
+        ]
 
 
-def _complete(job: _Job, root: Path, device: str | None, known_error: MapleError | None, seconds: float) -> RunOutcome:
+class _FailedMeanwhile(Exception):  # noqa: N818 - not an error of this sweep
+    """Another sweep has recorded the run as failed."""
+
+
+def _failed_since(folder: Path, moment: float | None) -> bool:
+    """Whether a failure of the run was recorded at this moment or later; never without one."""
+    with suppress(OSError):
+        return moment is not None and (folder / FAILURE).stat().st_mtime >= moment
+    return False
+
+
+def _complete(
+    job: _Job,
+    root: Path,
+    device: str | None,
+    known_error: MapleError | None,
+    seconds: float,
+    failures_since: float | None,
+) -> RunOutcome:
     """Train and evaluate a run as far as necessary; `seconds` have been spent on it already."""
     run, folder, began = job.run, job.folder, time.monotonic() - seconds
+
+    def when_locked(*_: object) -> None:
+        if _failed_since(folder, failures_since):  # while this process came to hold the lock
+            raise _FailedMeanwhile
+
     try:
         if known_error is not None:
             raise known_error
         backbone = _backbone_of(run, device)
-        train_run(run.settings, folder, device=device, progress=job.progress, backbone=backbone)
+        options: dict[str, Any] = {"device": device, "backbone": backbone, "on_ready": when_locked}
+        train_run(run.settings, folder, progress=job.progress, **options)
         method = load_prompts(finished_prompts(folder), backbone)
         for evaluation, stored_row in zip(run.evaluations, _planned_rows(run, folder), strict=True):
             if stored_row is not None:
@@ -206,6 +243,8 @@ def _complete(job: _Job, root: Path, device: str | None, known_error: MapleError
             )
             if job.tracked is not None:
                 job.tracked.row(row)
+    except _FailedMeanwhile:
+        return failed_outcome(run, root)
     except BusyError as error:
         return RunOutcome(run.name, "busy", error=str(error))
     except MapleError as error:
@@ -235,7 +274,7 @@ def finished_outcome(run: PlannedRun, root: Path, seconds: float = 0.0) -> RunOu
 
 
 def failed_outcome(run: PlannedRun, root: Path) -> RunOutcome:
-    """Return the outcome of a run that failed in an earlier sweep."""
+    """Return the outcome of a run that failed in an earlier sweep, or in another one."""
     try:
         error = str(read_json(root / run.name / FAILURE)["error"])
     except (MapleError, LookupError):
