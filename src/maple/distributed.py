@@ -5,7 +5,8 @@ import logging
 import os
 import platform
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maple.errors import ConfigError, first_line
+from maple.errors import ConfigError, MapleError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,27 @@ class Processes:
         """Wait until every process has reached this call."""
         if self.count > 1:
             torch.distributed.barrier()
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """If the body raises a MapleError in some of the processes, raise one in the others too, after the body.
+
+        Otherwise these would wait for the failed ones in their next sum, for ever. The body must not wait for others.
+        """
+        if self.count == 1:
+            yield
+            return
+        error: MapleError | None = None
+        try:
+            yield
+        except MapleError as caught:
+            error = caught
+        failures = torch.tensor(float(error is not None), device=self.device)
+        self.sum_([failures])
+        if error is not None:
+            raise error
+        if failures:
+            raise MapleError("another process failed; its message says why")
 
 
 def this_process(device: str | None = None) -> Processes:

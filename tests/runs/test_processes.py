@@ -1,6 +1,8 @@
 """Several processes, as `accelerate launch` starts them: the same prompts as one, and one that writes."""
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -10,15 +12,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import run_maple
+from forked import run_maple, start_maple
+from PIL import Image
+from torch import Tensor
 
 from maple.checkpoint import read_prompts
+from maple.clip import Backbone
+from maple.config import TrainSettings
+from maple.data import Batch
 from maple.distributed import Processes, choose_device, this_process
-from maple.errors import ConfigError
+from maple.errors import ConfigError, ImageError, MapleError
+from maple.methods import build_method
 from maple.runs import read_history
 from maple.sweeps import SweepSettings, on_ray, plan_sweep, run_sweep
 from maple.sweeps.executors import in_processes
 from maple.sweeps.runner import run_group
+from maple.train import Trainer
 
 # `--multi_gpu` is how accelerate is told to start several processes; without GPUs they talk through the CPU.
 ACCELERATE = [
@@ -75,6 +84,58 @@ def test_two_processes_learn_what_one_learns(make_images: Callable[..., Path], t
         assert other.logs == pytest.approx(epoch.logs, rel=1e-4)
         assert other.validation == pytest.approx(epoch.validation, rel=1e-4)
     assert {path.name for path in (tmp_path / "one").iterdir()} == {path.name for path in (tmp_path / "two").iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_an_image_that_one_process_cannot_read_ends_them_all(
+    part: str, make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Each reads its share of the training images, and the first one reads those of the validation."""
+    images = make_images(classes=("cat", "dog"))
+    shutil.copytree(images / "test", images / "val")
+    whole = images / part / "cat" / "1.png"
+    Image.open(whole).save(whole.with_suffix(".jpg"))
+    whole.unlink()
+    damaged = whole.with_suffix(".jpg")
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    arguments = [
+        *("train", "--dataset", images, "--device", "cpu", "--output", tmp_path / "o"),
+        *("--backbone", "maple-tiny", "--pretrained", "random", "--set", "method.prompt_depth=2"),
+        *("--set", "train.epochs=2", "--set", "train.keep=best"),
+    ]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    both = [start_maple(*arguments, environment={**group, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
+    try:
+        assert all(process.wait() for process in both), [process.stderr for process in both]
+    finally:
+        for process in both:
+            process.kill_group()
+    told = [process.stderr.replace("\n", " ") for process in both]
+    damage = f"{damaged.name}: cannot be decoded, damaged or truncated"
+    assert sorted((damage in text, "another process failed" in text) for text in told) == [(False, True), (True, False)]
+    assert not (tmp_path / "o" / "prompts.safetensors").exists()
+
+
+def test_a_failure_of_another_process(monkeypatch: pytest.MonkeyPatch, backbone: Backbone, images: Tensor) -> None:
+    failures: list[float] = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(failures.pop(0)))
+    both, message = Processes(1, 2, torch.device("cpu")), "another process failed; its message says why"
+    failures[:] = [0, 1, 1]
+    with both.failing_together():
+        pass
+    with pytest.raises(MapleError, match=message), both.failing_together():
+        pass
+    with pytest.raises(ImageError, match="this one"), both.failing_together():
+        raise ImageError("this one")
+    method = build_method({"name": "maple", "prompt_depth": 2}, backbone, ["cat", "dog"])
+    trainer = Trainer(method, TrainSettings(epochs=1), both)
+    failures[:] = [1]
+    with pytest.raises(MapleError, match=message):  # before its first step, which would wait for the other process
+        trainer.run_epoch([(Batch(images[:2], torch.tensor([0, 1])), 4)])
+    assert (trainer.epoch, failures) == (0, [])
 
 
 @pytest.mark.slow

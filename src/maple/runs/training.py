@@ -183,21 +183,22 @@ def _train(
         for number, (settings, folder) in enumerate(runs):
             settings = complete(settings)
             try:
-                finished = _finished_result(settings, folder)
-                if finished is None:
-                    run = _TrainingRun(settings, folder, processes, backbone, calibration)
-                    backbone = run.method.backbone  # the same for the others
-                    if processes.is_main:
-                        locks.enter_context(lock_folder(folder))
-                        finished = _finished_result(settings, folder)  # by the process that held the lock until now
-                if finished is not None:
-                    results[number] = finished
-                    continue
-                # The runs see the same images: each is decoded once.
-                store = open_store(
-                    settings, run.dataset, training_transform(settings, run.method.backbone), STORE_BYTES
-                )
-                run.begin(stores.setdefault((run.dataset.root, run.dataset.read), store))
+                with processes.failing_together():
+                    finished = _finished_result(settings, folder)
+                    if finished is None:
+                        run = _TrainingRun(settings, folder, processes, backbone, calibration)
+                        backbone = run.method.backbone  # the same for the others
+                        if processes.is_main:
+                            locks.enter_context(lock_folder(folder))
+                            finished = _finished_result(settings, folder)  # by the process that held the lock until now
+                    if finished is not None:
+                        results[number] = finished
+                        continue
+                    # The runs see the same images: each is decoded once.
+                    store = open_store(
+                        settings, run.dataset, training_transform(settings, run.method.backbone), STORE_BYTES
+                    )
+                    run.begin(stores.setdefault((run.dataset.root, run.dataset.read), store))
             except MapleError as error:
                 results[number] = error
             else:
@@ -220,13 +221,15 @@ def _train(
                     results[number] = report
                     del active[number]
                     continue
+                try:
+                    with processes.failing_together():
+                        if processes.is_main:
+                            report = run.data.validate(run.trainer)
+                except MapleError as error:
+                    results[number] = error
+                    del active[number]
+                    continue
                 if processes.is_main:
-                    try:
-                        report = run.data.validate(run.trainer)
-                    except MapleError as error:
-                        results[number] = error
-                        del active[number]
-                        continue
                     write_epoch(run.trainer, run.folder, run.identity)
                 progress[number].epoch(report)
     processes.wait()
@@ -291,7 +294,6 @@ class _TrainingRun:
             if self.settings.data.listing is None and template_of(self.settings.data.dataset) is None:
                 write_saved_split(self.folder / SAVED_SPLIT, self.dataset, self.settings.data.dataset)
             write_beginning(self.folder, self.settings, self.items)
-        self._processes.wait()
 
     def finish(self) -> None:
         """Write the prompts: the run has finished."""

@@ -278,8 +278,13 @@ class Trainer:
         before = self.state()
         reports: list[StepReport] = []
         try:
-            for batch, images in batches:
-                step = self.begin_step(batch, images)
+            iterator = iter(batches)
+            while True:
+                with self.processes.failing_together():
+                    upcoming = next(iterator, None)
+                if upcoming is None:
+                    break
+                step = self.begin_step(*upcoming)
                 yield step
                 reports.append(self.finish_step(step))
                 on_step(reports[-1])
