@@ -9,8 +9,8 @@ from report_rows import METHODS, MakeRun, row
 
 from maple.report import Report, Table
 from maple.report.comparison import paired_tests
-from maple.report.groups import Group
-from maple.report.published import ELEVEN
+from maple.report.groups import IMAGENET_VARIANTS, Group
+from maple.report.published import ELEVEN, published_counts
 
 
 def cells(table: Table, section: int = 0) -> dict[str, list[str]]:
@@ -286,8 +286,6 @@ def any_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def eleven_runs(make_run: MakeRun, method: str, epochs: dict[str, int], settings: dict[str, dict[str, Any]]) -> None:
     """A run on each of the papers' data sets, with their numbers of classes and images."""
-    from maple.report.published import published_counts
-
     for dataset in ELEVEN:
         counts = published_counts()[dataset]
         halves = {"base": counts["classes"] - counts["classes"] // 2, "novel": counts["classes"] // 2}
@@ -468,6 +466,36 @@ def test_published_transfer_only_from_the_whole_source(
     (table,) = Report(runs, METHODS).tables
     assert any(label == "MaPLe, published" for label, _ in table.sections[0].rows) == shown
     assert any("trained on 10 classes here, 1,000 published" in note for note in table.notes) != shown
+
+
+@pytest.mark.usefixtures("any_names")
+def test_both_protocols_on_one_imagenet_run_have_their_own_average(make_run: MakeRun, runs: Path) -> None:
+    settings = {"maple": {**FULL, "prompt_depth": 3}, "zero_shot": {}}
+    for method, top1 in (("maple", 0.7), ("zero_shot", 0.6)):
+        rows = [
+            row(
+                method,
+                dataset,
+                1,
+                "all",
+                top1 - 0.1 * (dataset in IMAGENET_VARIANTS),
+                [f"class {n}" for n in range(published_counts()[dataset]["classes"])],
+                images=published_counts()[dataset].get("test", 10),
+                backbone=OPENAI,
+                settings=settings[method],
+                source={"dataset": "imagenet", "classes": "all"},
+            )
+            for dataset in sorted(ELEVEN | IMAGENET_VARIANTS)
+        ]
+        make_run(method, "imagenet", train={"epochs": 2}, rows=rows)
+    tables = {table.caption.partition(" (all classes)")[0]: table for table in Report(runs, METHODS).tables}
+    targets = tables["Trained on imagenet, evaluated elsewhere"]
+    domains = tables["Trained on imagenet, evaluated on variants of ImageNet"]
+    assert cells(targets)["MaPLe"][-2:] == ["70.00", "1"]
+    assert cells(targets)["MaPLe, published"][-2] == "66.30 (+3.70)"
+    assert cells(domains)["zero-shot CLIP"][-2] == "50.00"
+    assert cells(domains)["MaPLe"] == ["70.00", "60.00", "60.00", "60.00", "60.00", "60.00", "1"]
+    assert cells(domains)["MaPLe, published"][-2] == "60.27 (−0.27)"
 
 
 def test_no_published_number_was_recalled_from_memory() -> None:

@@ -21,6 +21,7 @@ Kind = Literal["base-to-novel", "accuracy", "transfer"]
 BASE, NOVEL, HARMONIC_MEAN = MEASURES = ("base", "novel", "harmonic mean")
 MEAN_OF_HARMONIC_MEANS = "mean of harmonic means"
 ANY_SHOTS = -1
+IMAGENET_VARIANTS = frozenset({"imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"})
 _FEW_SETTINGS = 3
 
 
@@ -62,7 +63,8 @@ class Key:
     """What the evaluations of one table share; `shots` None is all training images.
 
     `source` is the training data set of a transfer, otherwise "". `trained_on` and `classes`, the evaluated ones, are
-    all, base or novel; `classes` is "" for base-to-novel, which has two parts.
+    all, base or novel; `classes` is "" for base-to-novel, which has two parts. `domains` are the ImageNet variants as
+    targets of a transfer, whose average is another than that of other targets.
     """
 
     kind: Kind
@@ -72,14 +74,16 @@ class Key:
     trained_on: str
     classes: str
     part: str
+    domains: bool = False
 
     @property
     def topic(self) -> str:
         """The protocol and the evaluated classes, in words."""
+        where = "on variants of ImageNet" if self.domains else "elsewhere"
         return {
             "base-to-novel": "Base-to-novel generalisation",
             "accuracy": f"Accuracy on {self.classes} classes",
-            "transfer": f"Trained on {self.source}, evaluated elsewhere",
+            "transfer": f"Trained on {self.source}, evaluated {where}",
         }[self.kind]
 
     @property
@@ -303,6 +307,7 @@ def _key(evaluation: EvaluationRecord, backbones: dict[str, str]) -> Key:
         row.source.classes if learns else "",
         "" if paired else row.classes,
         row.part,
+        kind == "transfer" and row.dataset in IMAGENET_VARIANTS,
     )
 
 
@@ -312,7 +317,8 @@ def _fits(zero_shot: Key, key: Key, evaluation: EvaluationRecord) -> bool:
         return False
     if key.kind == "base-to-novel":
         return zero_shot.kind == key.kind
-    same_data = evaluation.on_own_data if key.kind == "accuracy" else zero_shot.source == key.source
+    transfer = (zero_shot.source, zero_shot.domains) == (key.source, key.domains)
+    same_data = evaluation.on_own_data if key.kind == "accuracy" else transfer
     return evaluation.row.classes == key.classes and same_data
 
 

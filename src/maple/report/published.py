@@ -10,18 +10,17 @@ from importlib import resources
 from typing import Any
 
 from maple.names import names_hash
-from maple.report.groups import ANY_SHOTS, Group, Variant
+from maple.report.groups import ANY_SHOTS, IMAGENET_VARIANTS, Group, Variant
 from maple.report.records import BackboneRecord, CostRow, EvaluationRecord
 
 ELEVEN = frozenset(
     {"imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397"}
     | {"dtd", "eurosat", "ucf101"}
 )
-_DOMAINS = frozenset({"imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"})
 _AVERAGES = {
     ("base-to-novel", ELEVEN): "average",
     ("transfer", ELEVEN - {"imagenet"}): "average of targets",
-    ("transfer", _DOMAINS): "average of domains",
+    ("transfer", IMAGENET_VARIANTS): "average of domains",
 }
 _SHOTS = 16
 _BACKBONES = {("vit-b-16", "openai"), ("vit-b-16-quickgelu", "openai"), ("vit-b/16", "openai")}
