@@ -183,6 +183,21 @@ def test_transfer_has_its_source_apart(make_run: MakeRun, runs: Path) -> None:
     assert best(transfer)["zero-shot CLIP"] == [False, True, False, False, False]
 
 
+def test_sources_of_one_name_are_two_transfers(make_run: MakeRun, runs: Path) -> None:
+    for place, values in (("a", (0.5, 0.3)), ("b", (0.7, 0.4))):
+        source = {"dataset": f"/{place}/photos", "classes": "all"}
+        found = [
+            row("maple", dataset, 1, "all", top1, ["x"], source=source, is_own=dataset == "photos")
+            for dataset, top1 in zip(("photos", "pets"), values, strict=True)
+        ]
+        make_run("maple", rows=found, folder=place)
+    tables = {table.caption.split(",")[0]: table for table in Report(runs, METHODS).tables}
+    for place, line in (("a", ["50.00", "30.00", "1"]), ("b", ["70.00", "40.00", "1"])):
+        table = tables[f"Trained on photos in /{place}"]
+        assert table.sections[0].columns == ("Method", f"photos in /{place} (source)", "pets", "Seeds")
+        assert cells(table)["MaPLe"] == line
+
+
 def test_other_class_names_are_another_column(make_run: MakeRun, runs: Path) -> None:
     source = {"classes": "all"}
     plain = [row("maple", "pets", 1, "all", 0.5, ["a", "b"], source=source)]

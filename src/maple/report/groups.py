@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -62,9 +62,9 @@ class Spread:
 class Key:
     """What the evaluations of one table share; `shots` None is all training images.
 
-    `source` is the training data set of a transfer, otherwise "". `trained_on` and `classes`, the evaluated ones, are
-    all, base or novel; `classes` is "" for base-to-novel, which has two parts. `domains` are the ImageNet variants as
-    targets of a transfer, whose average is another than that of other targets.
+    `source` is the training data set of a transfer, of two of one name with its folder, otherwise "". `trained_on` and
+    `classes`, the evaluated ones, are all, base or novel; `classes` is "" for base-to-novel, which has two parts.
+    `domains`: whether the targets of a transfer are ImageNet's variants, which have an average of their own.
     """
 
     kind: Kind
@@ -212,23 +212,23 @@ class Group:
 
 def group_evaluations(collection: Collection) -> list[Group]:
     """All groups: base-to-novel first, then accuracies, then transfers; most evaluations first, then most shots."""
-    backbones = _backbone_labels(collection.evaluations)
+    backbones, sources = _backbone_labels(collection.evaluations), _source_labels(collection.evaluations)
     groups: dict[Key, list[EvaluationRecord]] = defaultdict(list)
     zero_shot = []
     for evaluation in collection.evaluations:
         if evaluation.description.is_zero_shot:
             zero_shot.append(evaluation)
         else:
-            groups[_key(evaluation, backbones)].append(evaluation)
+            groups[_key(evaluation, backbones, sources)].append(evaluation)
     learned = list(groups)
     for evaluation in zero_shot:
         # Nothing is learned, so neither the shots nor the classes of "training" matter: it belongs in every table.
-        alone = _key(evaluation, backbones)
+        alone = _key(evaluation, backbones, sources)
         for key in [key for key in learned if _fits(alone, key, evaluation)] or [alone]:
             groups[key].append(evaluation)
     order: tuple[Kind, ...] = ("base-to-novel", "accuracy", "transfer")
     keys = sorted(groups, key=lambda key: (order.index(key.kind), -len(groups[key]), -(key.shots or 0), key.caption))
-    return [_group(key, groups[key], collection.evaluations, backbones) for key in keys]
+    return [_group(key, groups[key], collection.evaluations, backbones, sources) for key in keys]
 
 
 def variants_of(evaluations: Sequence[EvaluationRecord]) -> Callable[[EvaluationRecord], Variant]:
@@ -294,7 +294,7 @@ def _short(value: str) -> str:
     return value if len(value) <= 40 else f"{value[:37]}..."
 
 
-def _key(evaluation: EvaluationRecord, backbones: dict[str, str]) -> Key:
+def _key(evaluation: EvaluationRecord, backbones: dict[str, str], sources: dict[str, str]) -> Key:
     row, learns = evaluation.row, not evaluation.description.is_zero_shot
     parts = evaluation.on_own_data and row.classes in ("base", "novel") and not evaluation.names
     paired = parts and (row.source.classes == "base" or not learns)
@@ -303,7 +303,7 @@ def _key(evaluation: EvaluationRecord, backbones: dict[str, str]) -> Key:
         kind,
         backbones[row.backbone.model_dump_json()],
         row.source.shots if learns else ANY_SHOTS,
-        _source_label(evaluation) if kind == "transfer" else "",
+        sources[row.source.dataset] if kind == "transfer" else "",
         row.source.classes if learns else "",
         "" if paired else row.classes,
         row.part,
@@ -322,13 +322,23 @@ def _fits(zero_shot: Key, key: Key, evaluation: EvaluationRecord) -> bool:
     return evaluation.row.classes == key.classes and same_data
 
 
-def _source_label(evaluation: EvaluationRecord) -> str:
-    source = PurePath(evaluation.row.source.dataset)
-    return source.name if source.is_absolute() else evaluation.row.source.dataset
+def _source_labels(evaluations: Iterable[EvaluationRecord]) -> dict[str, str]:
+    """A readable name for each training data set; of two that would share it, with the folder that holds it."""
+    paths = {evaluation.row.source.dataset: PurePath(evaluation.row.source.dataset) for evaluation in evaluations}
+    labels = {dataset: path.name if path.is_absolute() else dataset for dataset, path in paths.items()}
+    counts = Counter(labels.values())
+    return {
+        dataset: f"{label} in {paths[dataset].parent}" if counts[label] > 1 and label != dataset else label
+        for dataset, label in labels.items()
+    }
 
 
 def _group(
-    key: Key, evaluations: list[EvaluationRecord], every: Iterable[EvaluationRecord], backbones: dict[str, str]
+    key: Key,
+    evaluations: list[EvaluationRecord],
+    every: Iterable[EvaluationRecord],
+    backbones: dict[str, str],
+    sources: dict[str, str],
 ) -> Group:
     variant_of = variants_of(evaluations)
     cells: Cells = defaultdict(dict)
@@ -347,7 +357,7 @@ def _group(
         trained_alike = (row.source.shots, row.source.classes) == (key.shots, key.trained_on)
         if (
             identity(evaluation) in members
-            and (evaluation.on_own_data and row.classes == key.classes and _source_label(evaluation) == key.source)
+            and (evaluation.on_own_data and row.classes == key.classes and sources[row.source.dataset] == key.source)
             and (evaluation.description.is_zero_shot or trained_alike)
             and (row.part == "test" and not evaluation.names)
             and backbones[row.backbone.model_dump_json()] == key.backbone
