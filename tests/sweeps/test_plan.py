@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,22 @@ def test_plan_for_programs(tmp_path: Path) -> None:
     assert content["estimated_seconds"] == 180
     with pytest.raises(ConfigError, match="add --plan, or leave --json out"):
         CliRunner().invoke(app, ["sweep", *options, "--json"], catch_exceptions=False)
+
+
+def test_an_evaluation_with_other_words_or_images_is_not_the_sweeps_own(tmp_path: Path) -> None:
+    (run,) = planned("cross-dataset", source="emoji-food", datasets=["emoji-activities"], seeds=[1])
+    run = replace(run, settings=run.settings.changed(data=run.settings.data.changed(root=str(tmp_path / "moved"))))
+    folder = tmp_path / "runs" / run.name
+    folder.mkdir(parents=True)
+    (folder / "prompts.safetensors").write_bytes(b"")
+    append_row(folder, {"dataset": "emoji-food", "asked": evaluation_request("emoji-food")})
+    for number, other in enumerate(({"class_names": {"soccer": "football"}}, {"root": "/elsewhere"})):
+        asked = evaluation_request("emoji-activities", **other)  # type: ignore[arg-type]
+        append_row(folder, {"dataset": "emoji-activities", "items": str(number), "asked": asked})
+        assert status_of(run, tmp_path / "runs") != "finished"
+    asked = evaluation_request("emoji-activities", root=run.settings.data.root)
+    append_row(folder, {"dataset": "emoji-activities", "items": "own", "asked": asked})
+    assert status_of(run, tmp_path / "runs") == "finished"
 
 
 def test_one_folder_written_twice_is_one_target(tmp_path: Path) -> None:

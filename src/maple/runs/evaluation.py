@@ -103,7 +103,8 @@ def evaluate_run(
         data = data.changed(listing=None)
     if sentences := {} if is_own else target_sentences(settings, data.dataset):
         method = with_settings(method, sentences, read_prompts(prompts).class_names)
-    asked = evaluation_request(data.dataset, classes, part, names, only)
+    other_root = data.root if data.root != settings.data.root else None
+    asked = evaluation_request(data.dataset, classes, part, names, only, class_names, other_root)
     images = _open_images(folder, settings.changed(data=data), method, asked, is_own=is_own)
     method.set_class_names(_in_label_order(names, images.class_names) if names is not None else images.class_names)
     sample = FeatureSample(len(images.items))
@@ -229,9 +230,14 @@ def evaluation_request(
     part: str | None = None,
     names: Sequence[str] | None = None,
     only: Sequence[str] | None = None,
+    class_names: Mapping[str, str] | None = None,
+    root: str | None = None,
 ) -> dict[str, Any]:
     """The arguments of an evaluation as its row keeps them (`asked`), by which a repeated sweep recognises it."""
-    return {"dataset": dataset, "classes": classes, "part": part, "names": names, "only": only}
+    asked = {"dataset": dataset, "classes": classes, "part": part, "names": names, "only": only}
+    # Rows of earlier versions lack these two, so they are kept only where they were given.
+    later = {"class_names": class_names, "root": root}
+    return asked | {key: value for key, value in later.items() if value is not None}
 
 
 def _open_own_images(settings: RunSettings, folder: Path, saved: SavedImages | None) -> Dataset:

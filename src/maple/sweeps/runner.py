@@ -285,9 +285,13 @@ def failed_outcome(run: PlannedRun, root: Path) -> RunOutcome:
 def _planned_rows(run: PlannedRun, folder: Path) -> list[dict[str, Any] | None]:
     """Return the stored row of each planned evaluation; None where there is none yet."""
     rows = read_rows(folder)
-    trained_on = run.settings.data.dataset
-    requests = [evaluation_request(planned.dataset or trained_on, planned.classes) for planned in run.evaluations]
-    return [next((row for row in rows if row.get("asked") == request), None) for request in requests]
+    data = run.settings.data
+    requests = [evaluation_request(planned.dataset or data.dataset, planned.classes) for planned in run.evaluations]
+    # The images may have moved since the training: then the sweep's own rows name their new root.
+    return [
+        next((row for row in rows if row.get("asked") in (request, {**request, "root": data.root})), None)
+        for request in requests
+    ]
 
 
 def _backbone_of(run: PlannedRun, device: str | None) -> Backbone:
