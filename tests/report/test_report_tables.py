@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from report_rows import METHODS, MakeRun, row
 
+from maple.config import preset_names, read_preset, resolve
 from maple.report import Report, Table
 from maple.report.comparison import paired_tests
 from maple.report.groups import IMAGENET_VARIANTS, Group
-from maple.report.published import ELEVEN, published_counts
+from maple.report.published import ELEVEN, published_counts, published_results
+from maple.runs import complete
 
 
 def cells(table: Table, section: int = 0) -> dict[str, list[str]]:
@@ -401,7 +403,6 @@ def test_zero_shot_is_compared_with_the_papers_template_alone(
 
 def test_published_templates_are_those_of_the_catalogue() -> None:
     from maple.data.catalogue import CATALOGUE
-    from maple.report.published import published_results
 
     results = [result for result in published_results() if result.method == "zero_shot" and result.settings]
     assert len(results) == 15
@@ -446,9 +447,10 @@ def test_the_source_of_a_transfer_has_its_published_number(make_run: MakeRun, ru
         {"source": {"shots": 4}},
         {"settings": {**FULL, "prompt_depth": 1}},
         {"train": {"epochs": 1}},
+        {"train": {"epochs": 5, "steps": 240}},
         {"source": {"classes": "all"}},
     ],
-    ids=["weights", "shots", "method", "epochs", "classes"],
+    ids=["weights", "shots", "method", "epochs", "steps", "classes"],
 )
 def test_published_numbers_only_where_they_fit(changes: dict[str, Any], make_run: MakeRun, runs: Path) -> None:
     fitting: dict[str, Any] = {"settings": FULL, "train": {"epochs": 5}, "backbone": OPENAI, **changes}
@@ -513,9 +515,26 @@ def test_both_protocols_on_one_imagenet_run_have_their_own_average(make_run: Mak
     assert cells(domains)["MaPLe, published"][-2] == "60.27 (−0.27)"
 
 
-def test_no_published_number_was_recalled_from_memory() -> None:
-    from maple.report.published import published_results
+def test_published_settings_are_those_of_the_presets() -> None:
+    """Of the protocol's preset, on ViT-B/16: each learned method names its epochs or steps, where it has a preset."""
+    for result in published_results():
+        base = result.settings.get("base_method", "coop")
+        recipe = {"coop": result.method}.get(base, f"{result.method}-{base}")
+        recipe = "coop-dagger" if result.title == "CoOp (10 epochs)" else recipe
+        recipe = "mmapp-sentences" if result.method == "mmapp" else recipe
+        names = [f"{recipe}_{'cross-dataset' if result.protocol == 'transfer' else result.protocol}"]
+        if result.method == "cocoop":
+            names = ["cocoop_base-to-novel"]  # for every protocol
+        for name in set(names) & set(preset_names()) - {"zero_shot_base-to-novel"}:
+            assert result.settings.keys() & {"epochs", "steps"}, name
+            data = {"dataset": result.source_dataset or (result.dataset if result.dataset in ELEVEN else "pets")}
+            settings = complete(resolve([read_preset(name), {"data": data, "backbone": {"name": "ViT-B-16"}}]))
+            values = {**settings.train.model_dump(), **settings.method}
+            for key in result.settings.keys() & {"epochs", "steps", "batch_size", "meta_net_layers", "adapter_start"}:
+                assert str(values[key]) == result.settings[key], (name, result.dataset, key)
 
+
+def test_no_published_number_was_recalled_from_memory() -> None:
     numbers = published_results()
     assert len(numbers) == 231 + sum(n.rerun for n in numbers)
     assert all(number.read_in and "memory" not in number.read_in.lower() for number in numbers)

@@ -9,6 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from maple.config.settings import LATER_SETTINGS
 from maple.names import names_hash
 from maple.report.groups import ANY_SHOTS, IMAGENET_VARIANTS, Group, Variant
 from maple.report.records import BackboneRecord, CostRow, EvaluationRecord
@@ -31,7 +32,7 @@ _COSTS_BACKBONE = "vit-b-16"
 class PublishedResult:
     """One published result, in per cent, and where it was read; `rerun` if others than the authors measured it.
 
-    A run must have its `settings`, where `*` stands for anything but an empty value.
+    A run must have its `settings`, where `*` stands for anything but an empty value, and no `steps` but these.
     """
 
     protocol: str
@@ -205,13 +206,17 @@ def _required_settings(result: PublishedResult, evaluation: EvaluationRecord) ->
     for other in published_results():
         if (other.protocol, other.title, other.source_dataset, other.dataset) == (*recipe, evaluation.row.dataset):
             return other.settings
-    # ImageNet has other epochs than the rest.
-    return {} if evaluation.row.dataset == "imagenet" else result.settings
+    # ImageNet has other epochs than the rest, but not the steps of 2SFS instead.
+    if evaluation.row.dataset == "imagenet":
+        return {key: value for key, value in result.settings.items() if key == "steps"}
+    return result.settings
 
 
 def _has_settings(evaluation: EvaluationRecord, required: Mapping[str, str]) -> bool:
-    settings = evaluation.settings
-    return all(
+    later = {key: str(value) for key, value in LATER_SETTINGS["method"].items()}
+    settings = {**later, **evaluation.settings}
+    # A budget of steps replaces the epochs.
+    return ("steps" in required or settings.get("steps", "None") == "None") and all(
         settings.get(key, "") not in ("", "None", "{}", "[]") if value == "*" else settings.get(key) == value
         for key, value in required.items()
     )
