@@ -7,6 +7,7 @@ import torch
 
 from maple.clip import Backbone, load_clip
 from maple.config import TrainSettings, preset_names, read_preset, resolve
+from maple.data.catalogue import DATASET_GROUPS
 from maple.methods import METHODS, build_method
 from maple.runs import complete
 from maple.runs.spec import target_sentences
@@ -280,6 +281,9 @@ def test_teachers_take_the_data_sets_template(preset: str, dataset: str, templat
         ),
         ("zero_shot_base-to-novel", "imagenetv2", {}),
         ("maple_cross-dataset", "eurosat", {}),
+        ("prograd_cross-dataset", "eurosat", {}),
+        ("kgcoop_cross-dataset", "oxford_pets", {}),
+        ("dept-kgcoop_cross-dataset", "oxford_pets", {}),
         ("clip_lora_base-to-novel", "eurosat", {}),
         ("zero_shot_base-to-novel", "path/to/images", {}),
     ],
@@ -345,6 +349,16 @@ def test_every_recipe_fits_the_packaged_clip_on_every_data_set(preset: str, smal
     for data in ({"dataset": "eurosat"}, {"dataset": "imagenet"}, {"dataset": "stanford_cars", "shots": 1}):
         settings = complete(resolve([read_preset(preset), {"data": data, "backbone": {"name": "maple-small"}}]))
         assert build_method(settings.method, small_clip, ["cat", "dog"]).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("preset", [name for name in preset_names() if name.startswith("prograd_")])
+def test_prograd_fits_the_packaged_clip_with_every_published_sentence(preset: str, small_clip: Backbone) -> None:
+    for dataset in (*DATASET_GROUPS["paper11"], *DATASET_GROUPS["imagenet-variants"]):
+        settings = complete(
+            resolve([read_preset(preset), {"data": {"dataset": dataset}, "backbone": {"name": "maple-small"}}])
+        )
+        assert settings.train.optimizer == "adamw"
+        build_method(settings.method, small_clip, ["cat", "dog"])
 
 
 @every

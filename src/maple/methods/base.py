@@ -43,6 +43,9 @@ class MethodSettings(Settings):
     depth_limits: ClassVar[DepthLimits] = {}
     """Settings that count prompted blocks, and the towers whose number of blocks limits them."""
 
+    prediction_sentences: ClassVar[tuple[str, ...]] = ("template", "templates")
+    """Settings whose sentences a trained method predicts with; those of other data sets may replace them."""
+
     @classmethod
     def for_template(cls, template: str) -> dict[str, Any]:
         """Defaults for a data set whose zero-shot template is, say, "a centered satellite photo of {}."."""

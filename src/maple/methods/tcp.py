@@ -40,6 +40,7 @@ class TCPSettings(MethodSettings):
     """
 
     depth_limits: ClassVar[DepthLimits] = {"class_prompt_layer": ("text",)}
+    prediction_sentences: ClassVar[tuple[str, ...]] = ("template", "teacher_template")
 
     prompt_length: int = Field(4, ge=1)
     init_text: str = ""

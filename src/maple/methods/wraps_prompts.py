@@ -74,6 +74,11 @@ class BaseMethodSettings(MethodSettings):
         return settings_of(self.base).depth_limits
 
     @property
+    def prediction_sentences(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of the base method."""
+        return settings_of(self.base).prediction_sentences
+
+    @property
     def supports_new_classes(self) -> bool:
         return settings_of(self.base).supports_new_classes
 

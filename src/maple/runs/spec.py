@@ -74,7 +74,8 @@ def complete(settings: RunSettings) -> RunSettings:
 def target_sentences(settings: RunSettings, dataset: str) -> dict[str, Any]:
     """The method's sentences on another published data set, where the run has those of its own: changes of settings.
 
-    They are those of its `cross-dataset` preset if it has one. Sentences that were chosen for the run stay.
+    They are those of its `cross-dataset` preset if it has one. Sentences that were chosen for the run stay, and those
+    that only its training used.
 
     Example:
         >>> layers = [read_preset("zero_shot_base-to-novel"), {"data": {"dataset": "imagenet"}}]
@@ -89,10 +90,11 @@ def target_sentences(settings: RunSettings, dataset: str) -> dict[str, Any]:
         complete(resolve([layer, {"data": {"dataset": name}, "backbone": settings.backbone.model_dump()}])).method
         for name in (settings.data.dataset, dataset)
     )
+    method = complete(settings).method
     return {
         key: on_target[key]
-        for key, value in complete(settings).method.items()
-        if "template" in key and value == on_source.get(key) != on_target.get(key)
+        for key in method_settings(method)[1].prediction_sentences
+        if key in method and method[key] == on_source.get(key) != on_target.get(key)
     }
 
 
