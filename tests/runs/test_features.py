@@ -73,8 +73,6 @@ def test_base_classes_and_another_file(write: Callable[..., str], tmp_path: Path
     folder = tmp_path / "run"
     train_run(settings_of(write(tensors), "clip_adapter", classes="base"), folder, device="cpu")
     assert evaluate_run(folder, classes="base", device="cpu")[1]["class_names"] == ["class 0", "class 1"]
-    words = {"class 0": "nought"}
-    assert evaluate_run(folder, class_names=words, device="cpu")[1]["asked"]["class_names"] == words
     held_out = {key: value for key, value in tensors.items() if key.startswith("test")}
     scores, row = evaluate_run(folder, dataset=write(held_out, "other"), device="cpu")
     assert (scores.images, row["dataset"], len(row["class_names"])) == (12, "other", 3)

@@ -235,6 +235,9 @@ def test_fewer_classes_are_measured_among_the_trained_names(
     assert "images of 1 of the 3 trained classes; all 3 names are possible answers" in caplog.text
     draw(tmp_path / "batch" / "cat", "1.png", 9002)
     assert evaluate_run(run, dataset=str(tmp_path / "batch"), only=["eel", "cat"])[1]["class_names"] == ["cat", "eel"]
+    given: dict[str, Any] = {"class_names": {"cat": "kitten"}, "root": "/elsewhere"}
+    asked = evaluate_run(run, dataset=str(tmp_path / "batch"), **given)[1]["asked"]
+    assert {key: asked[key] for key in given} == given
     draw(tmp_path / "batch" / "wolf", "1.png", 9003)
     caplog.clear()
     assert evaluate_run(run, dataset=str(tmp_path / "batch"))[1]["class_names"] == ["Eel", "cat", "wolf"]
