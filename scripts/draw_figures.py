@@ -1,4 +1,4 @@
-"""Draw the figures of docs/architecture.md from runs on emoji-food/lineart with the packaged CLIP.
+"""Draw the figures of docs/architecture.md from runs on icons-objects/neon with the packaged CLIP.
 
 maple sweep demo --output RUNS
 python scripts/draw_figures.py RUNS [--output docs/images]
@@ -13,14 +13,14 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from maple.data.emoji import draw as scene
+from maple.data.icons import draw as icon
 from maple.explain import Explainer
 from maple.explain.heat_maps import draw
 from maple.inference import ImageSource, TorchPredictor
 from maple.methods import METHODS
 
-DATASET = "emoji-food/lineart"
-IMAGE = "lineart/1f349/201"
+DATASET = "icons-objects/neon"
+IMAGE = "neon/objects/scissors/21"
 MARKERS = "osD^v*PX<>hd"
 
 
@@ -64,7 +64,7 @@ def draw_trade(runs: list[tuple[Path, dict[str, Any]]], path: Path) -> None:
         axes.plot(*zip(*points[name], strict=True), marker, label=METHODS[name].title, markersize=7, alpha=0.85)
     low, high = axes.get_xlim()
     bottom, top = axes.get_ylim()
-    for mean in range(50, 75, 2):
+    for mean in range(50, 75):
         bases = [low + (high - low) * step / 100 for step in range(101)]
         axes.plot(bases, [mean * base / (2 * base - mean) for base in bases], ":", color="0.6", linewidth=0.8)
         edge = mean * high / (2 * high - mean)
@@ -80,7 +80,7 @@ def draw_map(runs: list[tuple[Path, dict[str, Any]]], path: Path) -> None:
     """Draw the maps of one image under the first run of MaPLe."""
     run = next(run for run, settings in runs if settings["method"]["name"] == "maple")
     explainer = Explainer(TorchPredictor.load(run, zero_shot=True, device="cpu"))
-    (explanation,) = explainer.explain([ImageSource(IMAGE, lambda: scene(IMAGE))])
+    (explanation,) = explainer.explain([ImageSource(IMAGE, lambda: icon(IMAGE))])
     draw(explanation).save(path)  # type: ignore[arg-type]
 
 
