@@ -60,6 +60,8 @@ def test_open_clip_reads_its_folder(tiny: Backbone, tmp_path: Path, views: torch
     import open_clip
 
     file = saved(tmp_path, tiny, "coop", prompt_length=4)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").symlink_to("elsewhere")  # a link to an empty folder is filled
     export_run(file, tmp_path / "out", "openclip")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

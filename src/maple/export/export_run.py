@@ -78,6 +78,8 @@ def export_run(
         if given and format != "onnx":
             raise ConfigError(f"{option}=True goes with format=onnx only; leave it out")
     target = Path(output).expanduser()
+    if target.is_symlink():  # the folder it leads to is made, and the link stays
+        target = target.resolve()
     with files.output_errors(f"{str(target)!r:.80}", "cannot be a folder"):
         taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
     if taken or not target.name:
@@ -112,5 +114,6 @@ def export_run(
         for path in temporary.iterdir():
             path.chmod(0o666 & ~umask)
         temporary.chmod(0o777 & ~umask)
-        temporary.rename(target)
+        with files.output_errors(target, "cannot be made: something is there now"):
+            temporary.rename(target)
     return ExportResult(target, difference, len(source.run_images), refusal, tuple(notes), scores)
