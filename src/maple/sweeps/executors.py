@@ -42,7 +42,7 @@ Completed = Iterator[tuple[PlannedRun, RunOutcome]]
 Executor = Callable[[Sequence[Group], Path, Work, Report], Completed]
 
 ATTEMPTS = 3
-"""How often the process of a run dies (out of memory, killed), with nothing beside it, before the run has failed."""
+"""How often the process of a run dies (out of memory, killed), with no other one next to it, before the run has failed."""
 
 
 def run_sweep(
