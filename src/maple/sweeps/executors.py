@@ -42,7 +42,7 @@ Completed = Iterator[tuple[PlannedRun, RunOutcome]]
 Executor = Callable[[Sequence[Group], Path, Work, Report], Completed]
 
 ATTEMPTS = 3
-"""How often the process of a run dies (out of memory, killed), with no other one next to it, before the run has failed."""
+"""How often the process of a run dies (out of memory, killed), with no other next to it, before the run has failed."""
 
 
 def run_sweep(
@@ -67,7 +67,7 @@ def run_sweep(
         device: where to compute; by default the GPUs in turn, or the CPU.
         executor: used instead of `jobs` processes on `device`.
         work: used instead of `maple.sweeps.runner.run_group` with this `tracker`.
-        retry_failed: whether to repeat runs that failed, in an earlier sweep or in another one that goes on now.
+        retry_failed: whether to repeat runs that failed, in an earlier sweep or in another one that runs now.
 
     Raises:
         ConfigError: `jobs` or `together` is below 1, `root` cannot be written to, or the executor cannot work.
