@@ -22,13 +22,14 @@ from maple.hub_client import is_network_error, offline_if_unreachable
 TEXT_FOLDER = "text_encoder"
 """The folder, next to open_clip_config.json, of a config.json that is taken in place of that of the hub."""
 
+_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WEIGHTS = {
-    "open_clip_config.json": formats.OPEN_CLIP_WEIGHTS,
+    "open_clip_config.json": (*formats.OPEN_CLIP_WEIGHTS, *_INDICES),
     "config.json": (
         "model.safetensors",
-        "model.safetensors.index.json",
+        _INDICES[0],
         "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
+        _INDICES[1],
     ),
 }
 _TOKENIZER_FILES = (
@@ -66,12 +67,10 @@ def download(repository: str, *, weights: bool = True) -> Path:
                 if not weights:
                     return path.parent
                 file = next(filter(None, (_fetch(repository, candidate) for candidate in candidates)), None)
-                if file is None and config == "open_clip_config.json":  # weights in the layout of transformers
-                    indices = (name for name in _WEIGHTS["config.json"] if name.endswith(".json"))
-                    file = next(filter(None, (_fetch(repository, candidate) for candidate in indices)), None)
                 if file is None:
                     raise BackboneError(f"{repository} has a {config} but none of {', '.join(candidates)}")
                 if config == "open_clip_config.json" and file.name in _WEIGHTS["config.json"]:
+                    # Perhaps in the layout of transformers, whose description is then needed.
                     extras = (*extras, "config.json", *PREPROCESSORS)
                 if file.suffix == ".json":
                     extras = (*extras, *formats.shards(file))

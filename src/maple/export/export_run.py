@@ -114,6 +114,6 @@ def export_run(
         for path in temporary.iterdir():
             path.chmod(0o666 & ~umask)
         temporary.chmod(0o777 & ~umask)
-        with files.output_errors(target, "cannot be made: something is there now"):
+        with files.output_errors(target, "cannot be made"):
             temporary.rename(target)
     return ExportResult(target, difference, len(source.run_images), refusal, tuple(notes), scores)

@@ -101,7 +101,8 @@ def evaluate_run(
     data = settings.data.changed(**{key: value for key, value in changed.items() if value is not None})
     if not is_own:
         data = data.changed(listing=None)
-    if sentences := {} if is_own else target_sentences(settings, data.dataset):
+    sentences = {} if is_own else target_sentences(settings, data.dataset)
+    if sentences:
         method = with_settings(method, sentences, read_prompts(prompts).class_names)
     other_root = data.root if data.root != settings.data.root else None
     asked = evaluation_request(data.dataset, classes, part, names, only, class_names, other_root)

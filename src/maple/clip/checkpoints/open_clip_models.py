@@ -80,9 +80,7 @@ def _from_file(path: Path, activation: str | None) -> Parts:
         config["quick_gelu"] = activation != GELU
     model = build_model(config, formats.openai_state(state), str(path))
     tokenizer = clip_tokenizer(config["text_cfg"]["context_length"])
-    described = _described_next_to(path)
-    preprocess = {**openai_preprocess(config), **{key: described[key] for key in _PREPROCESSING if key in described}}
-    return model, preprocess, tokenizer
+    return model, {**openai_preprocess(config), **(_described_next_to(path) or {})}, tokenizer
 
 
 def _from_folder(folder: Path) -> Parts:
@@ -161,15 +159,20 @@ def _from_architecture(name: str, pretrained: str | None, activation: str | None
     model, preprocess, tokenizer = _published(architecture, state, str(path), resize=bool(tag), **trained)
     if is_unknown and activation is None:  # asked for only now: the weights fit
         raise _unknown_activation(path, f"{architecture}-{QUICKGELU} or {architecture}-{GELU}, not {architecture}")
-    described = tag or _described_next_to(path) or _preprocessing_of_tags(architecture, state)
-    published = {key: described[key] for key in _PREPROCESSING if key in described}
+    published = _preprocessing_in(tag) if tag else _described_next_to(path)
+    if published is None:
+        published = _preprocessing_of_tags(architecture, state)
     return model, {**preprocess, **published}, tokenizer
 
 
-def _described_next_to(path: Path) -> dict[str, Any]:
-    """The preprocessing in an open_clip_config.json next to a file of weights; empty without one."""
+def _preprocessing_in(described: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: described[key] for key in _PREPROCESSING if key in described}
+
+
+def _described_next_to(path: Path) -> dict[str, Any] | None:
+    """The preprocessing in an open_clip_config.json next to a file of weights; None without one."""
     description = path.parent / "open_clip_config.json"
-    return formats.read_open_clip_config(description)[1] if description.is_file() else {}
+    return _preprocessing_in(formats.read_open_clip_config(description)[1]) if description.is_file() else None
 
 
 def _preprocessing_of_tags(architecture: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -183,8 +186,7 @@ def _preprocessing_of_tags(architecture: str, state: Mapping[str, Tensor]) -> di
     tags = {(name, tag) for name in names for tag in open_clip.list_pretrained_tags_by_model(name)}
     known: list[dict[str, Any]] = []
     for name, tag in sorted(tags):
-        published = open_clip.get_pretrained_cfg(name, tag)
-        values = {key: published[key] for key in _PREPROCESSING if key in published}
+        values = _preprocessing_in(open_clip.get_pretrained_cfg(name, tag))
         known += [] if values in known else [values]
     if len(known) > 1:
         logger.warning(

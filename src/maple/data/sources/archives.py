@@ -90,8 +90,6 @@ class ArchiveSource(Source):
                         if not is_zip:  # nothing after a damaged member of a tar archive can be found
                             raise
                         content = DataError(f"{where}: cannot be read, it is damaged or encrypted ({error})")
-                    if labelled and isinstance(content, DataError):
-                        raise content
                     yield Row(where, "", os.path.basename(os.path.dirname(path)) or None if labelled else None, content)
         except (*DAMAGED, NotImplementedError, RuntimeError, OSError) as error:
             raise DataError(

@@ -47,14 +47,14 @@ class Columns:
 class Row:
     """One image: its name for people, such as `photos.parquet#17`, its split or "", its label, and its content.
 
-    The content is the encoded bytes, the path of the file with them, or None where there is no image; or why it cannot
-    be read, where no labels are asked for.
+    The content is the encoded bytes, the path of the file with them, the error of an image that cannot be read, or None
+    where there is no image.
     """
 
     name: str
     split: str
     label: Label
-    content: "bytes | Path | DataError | None"
+    content: bytes | Path | DataError | None
 
 
 class Source(ABC):
@@ -130,6 +130,11 @@ def choose_label_column(kinds: Mapping[str, str], image: str, columns: Columns, 
     if len(fitting) > 1:
         raise DataError(_unclear("labels", "label_column", kinds, columns, where))
     return fitting[0] if fitting else None
+
+
+def choose_split_column(columns: Iterable[str], *used: str | None) -> str | None:
+    """Return the column of splits among those that are not used for images or labels; None if there is none."""
+    return next((name for name in columns if name not in used and name.casefold() == SPLIT_COLUMN), None)
 
 
 def no_labels(kinds: Mapping[str, str], columns: Columns, where: str) -> DataError:

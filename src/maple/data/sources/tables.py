@@ -9,13 +9,13 @@ from typing import Any
 from maple.data.folders.class_folders import split_of
 from maple.data.folders.listing import walk_files
 from maple.data.sources.rows import (
-    SPLIT_COLUMN,
     Columns,
     Row,
     Source,
     checked_class_names,
     choose_image_column,
     choose_label_column,
+    choose_split_column,
     no_labels,
     read_class_list,
     read_label,
@@ -83,8 +83,7 @@ class TableSource(Source):
                         raise DataError(f"{name}: names other classes than the files before it; give each in one form")
                     first = first or (None if label is None else (names, True))
                     self.class_names = names if label is not None else self.class_names
-                    others = (each for each in kinds if labelled and not split and each not in (image, label))
-                    column = next((each for each in others if each.casefold() == SPLIT_COLUMN), None)
+                    column = choose_split_column(kinds, image, label) if labelled and not split else None
                     wanted = [image, *([label] if label else []), *([column] if column else [])]
                     number = 0
                     for batch in batches(wanted):
@@ -95,8 +94,6 @@ class TableSource(Source):
                             try:
                                 content = read_content(row[image], file.parent, where)
                             except DataError as error:
-                                if labelled:
-                                    raise
                                 content = error
                             yield Row(
                                 where,

@@ -20,6 +20,7 @@ from maple.data.sources.rows import (
     Columns,
     choose_image_column,
     choose_label_column,
+    choose_split_column,
     is_missing,
     no_labels,
     read_label,
@@ -195,7 +196,7 @@ def _open_hugging_face(data: Any, columns: Columns) -> PythonData:
         return [read_label(row[label], names, f"row {number}") for number, row in enumerate(rows)]
 
     def read_splits() -> list[str] | None:
-        column = _split_column(kinds, image, columns)
+        column = choose_split_column(kinds, image, columns.label)
         names = feature_names(features, column) if column else None
         return _read_splits([row[column] for row in stored.select_columns([column])], names) if column else None
 
@@ -222,15 +223,10 @@ def _open_frame(frame: Any, columns: Columns) -> PythonData:
         return [read_label(value, None, f"row {number}") for number, value in enumerate(values[label])]
 
     def read_splits() -> list[str] | None:
-        column = _split_column(kinds, image, columns)
+        column = choose_split_column(kinds, image, columns.label)
         return _read_splits(values[column], None) if column else None
 
     return PythonData(cells, read_labels, read_splits)
-
-
-def _split_column(kinds: Mapping[str, str], image: str, columns: Columns) -> str | None:
-    others = (name for name in kinds if name not in (image, columns.label))
-    return next((name for name in others if name.casefold() == SPLIT_COLUMN), None)
 
 
 def _read_splits(values: Sequence[Any], names: Sequence[str] | None) -> list[str] | None:
