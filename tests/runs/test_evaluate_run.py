@@ -147,6 +147,26 @@ def test_a_published_target_is_read_with_its_own_sentences(
     assert scores.calibration_error == pytest.approx(expected.calibration_error)
 
 
+def test_a_published_list_is_predicted_by_the_published_rule(
+    settings_for: Callable[..., RunSettings], tmp_path: Path, make_images: Callable[..., Path]
+) -> None:
+    method = {"name": "mmrl", "layers": [2, 3], "token_width": 8}
+    settings = settings_for(Path("emoji-activities"), method, epochs=0)
+    data = settings.data.changed(dataset="emoji-activities", classes="base", shots=1)
+    folder = train_run(settings.changed(data=data), tmp_path / "run").folder
+    loaded: Any = load_prompts(finished_prompts(folder))
+    count = len(loaded.class_names)
+    evaluate_run(folder, method=loaded, only=["balloon"])
+    assert len(loaded.trained) == 1
+    _, row = evaluate_run(folder, dataset="emoji-activities/lineart", method=loaded, only=["balloon"])
+    assert row["class_names"] == ["balloon"]
+    assert len(loaded.trained) == 0, "another published data set, which the authors treat as new"
+    images = make_images(classes=("balloon", "cat"))
+    _, row = evaluate_run(folder, dataset=str(images), method=loaded)
+    assert len(row["class_names"]) >= 2
+    assert len(loaded.trained) == 1 < count, "a user's own images: as in predictions, name by name"
+
+
 def test_names_and_only(evaluate: Evaluate) -> None:
     whole = evaluate()[0]
     scores, row = evaluate(only=["dog", "small bird"])

@@ -217,6 +217,13 @@ class Method(nn.Module):
             self.classes.set_class_names(names)
         self.class_names = tuple(names)
 
+    def set_target_class_names(self, names: Sequence[str]) -> None:
+        """Set the class names of a published data set other than that of the training, to evaluate on it.
+
+        A method whose published protocol predicts such lists by another rule than `set_class_names` overrides this.
+        """
+        self.set_class_names(names)
+
     def with_class_names(self, names: Sequence[str]) -> Self:
         """A shallow copy for other class names, sharing the learned tensors; threads may make and use several at once.
 

@@ -1,7 +1,8 @@
 """DePT: a linear head of the trained names next to the similarity of any prompt method, on features of its own.
 
 Source: Zhang et al., "DePT: Decoupled Prompt Tuning", CVPR 2024, section 3. Written from a description of
-Koorye/DePT@d4ff416. Departs: which names get the head is decided name by name, where the reference decides for a list.
+Koorye/DePT@d4ff416. Departs: which names get the head is decided name by name, where the reference decides for a list;
+evaluations on other published data sets decide as the reference does.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,7 @@ class DePT(TrainedNamesMethod, WrapsPrompts):
     summary = "a linear head of the trained names next to the similarity of any prompt method"
     plot_style = PlotStyle("#7a7a2e", "$D$", (0, (2, 1, 1, 1)))
     Settings = DePTSettings
+    target_rule = "all"
     needed = (
         "a method of prompts or adapters with one feature of an image, trained by cross-entropy and added terms, such "
         "as coop, cocoop, kgcoop, maple, independent_vl, vpt or promptsrc"

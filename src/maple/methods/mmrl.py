@@ -74,6 +74,7 @@ class MMRL(TrainedNamesMethod):
     plot_style = PlotStyle("#b0436e", "$R$", (0, (5, 1.5, 1, 1.5)))
     Settings: ClassVar[type[MMRLSettings]] = MMRLSettings
     needs_frozen_features = True
+    target_rule = "none"
     log_names = ("cross_entropy", "cross_entropy_representation", "image_cosine", "text_cosine", "accuracy")
 
     settings: MMRLSettings

@@ -1,6 +1,7 @@
 """Methods that predict the class names they were trained on by one rule, and other names by another."""
 
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,18 @@ class TrainedNamesMethod(Method):
     Which rule a name gets is decided here, name by name: a list may have both kinds. A class embedding has E >= D
     entries, and so have image features; that of another name is its text feature, followed by zeros.
 
+    Attributes:
+        trained, rows: the positions [n] int64 of the trained names among the current ones, and in the trained list.
+        target_rule: the published rule for the list of another data set (`set_target_class_names`): "each" trained name
+            in it counts as trained, or "all" of them if the list has no other names, or "none".
+
     A subclass calls `set_trained_names` before `set_class_names`, and overrides `text_features` and `embed_trained`.
     """
+
+    target_rule: ClassVar[Literal["each", "all", "none"]] = "each"
+
+    trained: Tensor
+    rows: Tensor
 
     def set_trained_names(self, names: Sequence[str]) -> None:
         """Set the names that get the rule of trained ones."""
@@ -27,9 +38,15 @@ class TrainedNamesMethod(Method):
         super().set_class_names(names)
         self.find_trained(names)
 
+    def set_target_class_names(self, names: Sequence[str]) -> None:
+        self.set_class_names(names)
+        if self.target_rule == "none" or (self.target_rule == "all" and len(self.trained) < len(names)):
+            self.trained, self.rows, self._embeddings = self.trained[:0], self.rows[:0], None
+
     def find_trained(self, names: Sequence[str]) -> None:
         """Set which of the current names are trained ones, and their rows."""
         rows = self._trained.find(names)
+        self._embeddings = None  # for these names, they may be of the other rule
         with torch.inference_mode(False):
             pairs = [(index, row) for index, row in enumerate(rows) if row is not None]
             self.trained, self.rows = torch.tensor(pairs, dtype=torch.int64, device=self.backbone.device).view(-1, 2).T

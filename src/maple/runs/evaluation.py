@@ -107,7 +107,9 @@ def evaluate_run(
     other_root = data.root if data.root != settings.data.root else None
     asked = evaluation_request(data.dataset, classes, part, names, only, class_names, other_root)
     images = _open_images(folder, settings.changed(data=data), method, asked, is_own=is_own)
-    method.set_class_names(_in_label_order(names, images.class_names) if names is not None else images.class_names)
+    shown = images.class_names if names is None else _in_label_order(names, images.class_names)
+    is_target = not is_own and template_of(data.dataset) is not None
+    (method.set_target_class_names if is_target else method.set_class_names)(shown)
     sample = FeatureSample(len(images.items))
     logits, labels = _predict(method, settings, images, sample, on_images)
     scores = score(logits, labels, temperature=method.temperature)
