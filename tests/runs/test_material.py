@@ -11,6 +11,7 @@ from torch import Tensor
 from maple.clip import Backbone
 from maple.config import RunSettings
 from maple.data import Item, load_dataset
+from maple.errors import ConfigError
 from maple.methods import Method, build_method
 from maple.runs import TrainingData, content_name, train_run
 from maple.train import Trainer
@@ -65,6 +66,32 @@ def test_views_come_again(make_images: Callable[..., Path], backbone: Backbone) 
     assert rows[0] == rows[2]
     assert rows[1] == rows[3]
     assert not rows[0] & rows[1], "another view of every image"
+
+
+def test_batches_of_all_views(make_images: Callable[..., Path], backbone: Backbone) -> None:
+    settings, items, material = made(make_images(), views=3, batch_size=40, mix_views=True)
+    trainer = Trainer(coop(backbone), settings.train)
+    every = [{tuple(row) for row in view.tolist()} for view in material._view_features(trainer.method)]
+    first, second = epochs(trainer, material, 2)
+    assert len(items) == 16
+    for epoch in (first, second):
+        ((rows, labels, whole),) = epoch
+        assert (len(rows), whole) == (40, 40), "more than one view of the sixteen images has"
+        drawn = {tuple(row) for row in rows.tolist()}
+        assert len(drawn) == 40
+        assert all(drawn & view for view in every)
+        views = material._view_features(trainer.method).tolist()
+        of_rows = {tuple(row): items[index].label for view in views for index, row in enumerate(view)}
+        assert [of_rows[tuple(row)] for row in rows.tolist()] == labels.tolist()
+    assert not torch.equal(first[0][0], second[0][0])
+    _, _, material = made(make_images("others"), views=3, batch_size=5, mix_views=True, drop_last=False)
+    assert [len(rows) for rows, _, _ in epochs(trainer, material, 1)[0]] == [5, 5, 5, 5], "as many as of one view"
+
+
+def test_mixed_views_need_features(make_images: Callable[..., Path], backbone: Backbone) -> None:
+    _, _, material = made(make_images(), mix_views=True)
+    with pytest.raises(ConfigError, match=r"train\.mix_views=true .* train\.views=None there are none"):
+        material.fit_features(coop(backbone))
 
 
 def test_the_image_tower_runs_once_for_each_view(

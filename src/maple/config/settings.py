@@ -85,9 +85,10 @@ class DataSettings(Settings):
     """The part of the sorted labels that is trained on: in base-to-novel, the first half are the base classes."""
     class_names: dict[str, str] = {}
     """Names in place of those of the data set, by these."""
-    validation: Literal["few-shot", "all"] = "few-shot"
+    validation: Literal["few-shot", "shots", "all"] = "few-shot"
     """The validation images that a method selects its settings on: `few-shot` draws min(shots, 4) of each class, as the
-    papers of prompt learning do; `all` takes every one, as Tip-Adapter's authors do."""
+    papers of prompt learning do; `shots` as many as training images, as LP++'s authors do; `all` takes every one, as
+    Tip-Adapter's authors do."""
     image_column: str | None = None
     """The column of images in a table of them, where it is not clear; in shards, the extension."""
     label_column: str | None = None
@@ -146,6 +147,9 @@ class TrainSettings(Settings):
     views: Annotated[int, Field(ge=0)] | None = None
     """The number of augmented views of each image, used in turn by the epochs; None for a new one in every epoch, 0 for
     no augmentation. Where the image tower is unchanged, the features of these views are extracted once."""
+    mix_views: bool = False
+    """Whether a batch is drawn from all views of all images, instead of from one view of each; an epoch has as many
+    steps. Only for methods whose features are extracted once."""
     keep: Literal["last", "best"] = "last"
     """Which state of the training is the result: that after the last epoch, or the best one, by the accuracy on
     validation images after at most ten epochs, evenly spread (ties: the lowest loss, then the later state). These are
@@ -220,6 +224,7 @@ SECTIONS = tuple(RunSettings.model_fields)
 LATER_SETTINGS: dict[str, dict[str, Any]] = {
     "train": {
         "views": None,
+        "mix_views": False,
         "steps": None,
         "keep": "last",
         "epsilon": 1e-8,

@@ -185,27 +185,42 @@ def feature_batches(
     drop_last: bool = True,
     rank: int = 0,
     world_size: int = 1,
+    mix_views: bool = False,
 ) -> Iterator[tuple[Batch, int]]:
     """Iterate as `train_batches` does, over the features [V, N, D] of V views of N items in place of images.
 
-    The order is the same; epoch `epoch` shows view `epoch` modulo V. ConfigError if a number is out of its range.
+    The order is the same; epoch `epoch` shows view `epoch` modulo V. With `mix_views` the batches, as many as of one
+    view, are drawn from all V N rows. ConfigError if a number is out of its range.
     """
-    order, shares = _epoch_order(len(labels), batch_size, seed, epoch, drop_last, rank, world_size)
-    view = features[epoch % len(features)]
+    rows, steps = features[epoch % len(features)], steps_per_epoch(len(labels), batch_size, drop_last)
+    if mix_views:
+        rows, labels = features.flatten(0, 1), labels.repeat(len(features))
+    order, shares = _epoch_order(len(labels), batch_size, seed, epoch, drop_last, rank, world_size, steps=steps)
 
     def batches() -> Iterator[tuple[Batch, int]]:
         for share, length in shares:
             chosen = torch.tensor([order[position] for position in share], dtype=torch.int64)
-            yield Batch(view[chosen], labels[chosen]), length
+            yield Batch(rows[chosen], labels[chosen]), length
 
     return batches()
 
 
 def _epoch_order(
-    count: int, batch_size: int, seed: int, epoch: int, drop_last: bool, rank: int, world_size: int, start: int = 0
+    count: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    drop_last: bool,
+    rank: int,
+    world_size: int,
+    start: int = 0,
+    steps: int | None = None,
 ) -> tuple[list[int], list[tuple[range, int]]]:
-    """The order of `count` items in an epoch; of each global batch, this process's positions in it and its length."""
-    steps = steps_per_epoch(count, batch_size, drop_last)
+    """The order of `count` items in an epoch; of each global batch, this process's positions in it and its length.
+
+    With `steps` given, the epoch has as many batches, of the first items in the order.
+    """
+    steps = steps_per_epoch(count, batch_size, drop_last) if steps is None else steps
     if not 0 <= start <= steps:
         raise ConfigError(f"start is batch {start}; this epoch has {steps} batches, so it must be 0 to {steps}")
     if not 0 <= rank < world_size:

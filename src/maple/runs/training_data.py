@@ -62,9 +62,15 @@ class TrainingData:
         """Let the method fit what it computes from features; before a trainer is made of it.
 
         Raises:
-            ConfigError: the method needs validation images, and there are none.
+            ConfigError: the method needs validation images, and there are none; or `train.mix_views` does not fit it.
             ImageError: an image cannot be used.
         """
+        if self.train.mix_views and not (self.train.views and method.accepts_features):
+            raise ConfigError(
+                f"train.mix_views=true draws batches from views whose features are extracted once: with {method.title} "
+                f"and train.views={self.train.views} there are none; leave it out, or set train.views for a method on "
+                "frozen features"
+            )
         if method.uses_features:
             method.require_validation(len(self._val))  # before the features are extracted, which can take hours
             method.fit_features(self._features(method))
@@ -122,7 +128,8 @@ class TrainingData:
         }
         views = None if train.views is None else max(train.views, 1)
         if views is not None and method.accepts_features:
-            yield from feature_batches(self._view_features(method), self._labels, **order)
+            mixed = train.mix_views
+            yield from feature_batches(self._view_features(method), self._labels, **order, mix_views=mixed)
             return
         transform, threads = training_transform(self._settings, method.backbone), self._threads(method)
         batches = train_batches(self._items, self._store, transform, **order, num_workers=threads, views=views)
