@@ -48,7 +48,8 @@ def test_published_samples_are_reproduced_item_for_item(name: str, fewshot_lists
 def test_shots_none_keeps_everything_and_seed_zero_is_a_seed() -> None:
     items = make_items([0] * 30 + [1] * 30)
     assert sample_few_shot(items, items[:3], None, 0) == (items, items[:3])
-    assert sample_few_shot(items, items, 1, 0, all_val=True) == (sample_few_shot(items, [], 1, 0)[0], items)
+    assert sample_few_shot(items, items, 1, 0, validation="all") == (sample_few_shot(items, [], 1, 0)[0], items)
+    assert [len(part) for part in sample_few_shot(items, items, 16, 0, validation="shots")] == [32, 32]
     assert sample_few_shot(items, [], 4, 0) == sample_few_shot(items, [], 4, 0)
     assert sample_few_shot(items, [], 4, 0) != sample_few_shot(items, [], 4, 1)
 

@@ -15,9 +15,14 @@ MAX_VAL_SHOTS = 4
 
 
 def sample_few_shot(
-    train: Sequence[Item], val: Sequence[Item], shots: int | None, seed: int, *, all_val: bool = False
+    train: Sequence[Item],
+    val: Sequence[Item],
+    shots: int | None,
+    seed: int,
+    *,
+    validation: Literal["few-shot", "shots", "all"] = "few-shot",
 ) -> tuple[list[Item], list[Item]]:
-    """Draw `shots` training items and min(shots, 4) validation items of each class, or, with `all_val`, all of these.
+    """Draw `shots` training items and min(shots, 4) validation items of each class, or as many of these, or all.
 
     Classes are in order of their first item; a class with fewer items contributes all of them, unshuffled. One
     generator seeded with `seed` (0 is valid) draws the training items first, then the validation items. Sample over all
@@ -48,7 +53,13 @@ def sample_few_shot(
             drawn.extend(rng.sample(members, count) if len(members) >= count else members)
         return drawn
 
-    return draw(train, shots), list(val) if all_val else draw(val, min(shots, MAX_VAL_SHOTS))
+    drawn = draw(train, shots)
+    return drawn, list(val) if validation == "all" else draw(val, val_shots(shots, validation))
+
+
+def val_shots(shots: int, validation: str) -> int:
+    """How many validation items of each class are drawn with so many training items."""
+    return shots if validation == "shots" else min(shots, MAX_VAL_SHOTS)
 
 
 def hold_out(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item], list[Item]]:

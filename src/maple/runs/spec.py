@@ -33,7 +33,7 @@ from maple.data import (
 from maple.data.catalogue import canonical_name, known_names, load_published, require_images, template_of
 from maple.data.published.split_files import DRAWS
 from maple.data.records import DRAWN
-from maple.data.sampling import MAX_VAL_SHOTS
+from maple.data.sampling import val_shots
 from maple.data.saved_split import SAVED_SPLIT, SavedImages, changes_since, read_saved_images, read_saved_split
 from maple.errors import DataError, MapleError
 from maple.methods import METHODS, method_settings
@@ -209,7 +209,7 @@ def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], list[It
     """The training and validation items of a run, and the class names that their labels index.
 
     Where a method selects a setting on validation images, and a published data set has none (ImageNet), min(shots, 4)
-    of each class are drawn from the training images that the sample leaves over.
+    of each class, or as many as shots, are drawn from the training images that the sample leaves over.
 
     Raises:
         DataError: the data set, or the chosen part of its classes, has no training items.
@@ -217,14 +217,12 @@ def sample(settings: RunSettings, dataset: Dataset) -> tuple[list[Item], list[It
     # Drawn over all classes, then cut to the part of the classes that is trained on.
     dataset.require_training()
     data = settings.data
-    train, val = sample_few_shot(
-        dataset.train, dataset.val, data.shots, settings.seed, all_val=data.validation == "all"
-    )
+    train, val = sample_few_shot(dataset.train, dataset.val, data.shots, settings.seed, validation=data.validation)
     is_published = template_of(data.dataset) is not None
     if data.shots is not None and not val and is_published and method_settings(settings.method)[1].needs_validation:
         used = {item.path for item in train}
         unused = [item for item in dataset.train if item.path not in used]
-        val, _ = sample_few_shot(unused, (), min(data.shots, MAX_VAL_SHOTS), settings.seed)
+        val, _ = sample_few_shot(unused, (), val_shots(data.shots, data.validation), settings.seed)
     part = select_dataset(replace(dataset, train=tuple(train), val=tuple(val)), data.classes)
     part.require_training()
     require_images(dataset, [*part.train, *part.val])
