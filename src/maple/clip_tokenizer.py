@@ -73,14 +73,19 @@ class ClipTokenizer:
         joined = "".join(tokens[index] for index in ids)
         return bytes(letters[letter] for letter in joined).decode("utf-8", "replace").replace("</w>", " ")
 
-    def sentence(self, text: str) -> list[int]:
+    def sentence(self, text: str, *, truncate: bool = False) -> list[int]:
         """The ids of `text`, with start and end.
 
+        Args:
+            truncate: leave out the last words that the context does not hold.
+
         Raises:
-            ClassNamesError: there are more than the context holds; a sentence is never truncated.
+            ClassNamesError: there are more than the context holds, and none is left out.
         """
         refuse_long([text])
         ids = [self._special[_START], *self.words(text), self._special[_END]]
+        if truncate and len(ids) > self.context_length:
+            return [*ids[: self.context_length - 1], self._special[_END]]
         if len(ids) > self.context_length:
             raise ClassNamesError(
                 f"{shortened(text)!r} needs {len(ids)} tokens, but this CLIP reads at most {self.context_length}; "

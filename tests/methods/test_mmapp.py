@@ -66,6 +66,18 @@ def test_sentences_of_a_file_are_saved_with_the_prompts(backbone: Backbone, tmp_
     assert loaded.with_class_names(["owl", "FIRE truck"]).class_embeddings().shape == (2, backbone.embed_dim)
 
 
+def test_a_sentence_loses_the_end_that_the_clip_does_not_read(backbone: Backbone) -> None:
+    long, cut = f"a cat {'very ' * 100}small.", f"a cat{' very' * 200}"
+    method = make(backbone, sentences={**SENTENCES, "cat": [long]})
+    same = make(backbone, sentences={**SENTENCES, "cat": [cut]})
+    assert torch.equal(method.encode_classes(), same.encode_classes())
+    ids = method.classes.sentences.ids
+    assert ids.shape[1] == 77
+    assert ids.max() == ids[0, -1], "the end token"
+    with pytest.raises(ClassNamesError, match="this CLIP reads at most 77"):
+        make(backbone, sentences="", templates=["a photo of a {}."]).set_class_names(["very " * 100])
+
+
 def test_a_class_without_sentences_is_an_error_that_says_what_to_do(backbone: Backbone) -> None:
     with pytest.raises(ClassNamesError, match=r"sentences has none for 'dog', 'cow', only for cat.*train with"):
         make(backbone).set_class_names(["cat", "dog", "cow"])

@@ -120,14 +120,17 @@ class Backbone:
     def require_text(self, method: str) -> None:
         """Raise ConfigError, which names `method`, if text features of classes cannot be had."""
 
-    def tokenize(self, sentences: Sequence[str]) -> Tensor:
+    def tokenize(self, sentences: Sequence[str], *, truncate: bool = False) -> Tensor:
         """Sentences to padded ids [n, T], int64, T the context length.
 
+        Args:
+            truncate: keep the beginning of a sentence that is longer than the context, and its end token.
+
         Raises:
-            ClassNamesError: a sentence has more tokens than the context length; none is ever truncated.
+            ClassNamesError: a sentence has more tokens than the context length, and none is truncated.
             BackboneError: the tokenizer pads sentences in front.
         """
-        return self._tokenizer(sentences)
+        return self._tokenizer(sentences, truncate=truncate)
 
     @property
     def uses_clip_tokenizer(self) -> bool:

@@ -62,8 +62,9 @@ class FeatureBackbone(Backbone):
                 f"{self.embed_dim}], or choose linear_probe, which needs none"
             )
 
-    def tokenize(self, sentences: Sequence[str]) -> Tensor:
+    def tokenize(self, sentences: Sequence[str], *, truncate: bool = False) -> Tensor:
         """Class names to their rows in the table [n, 1]; ClassNamesError if one is not there."""
+        del truncate  # a name is a row
         rows = [self._row_of.get(words_of(sentence)) for sentence in sentences]
         for sentence, row in zip(sentences, rows, strict=True):
             if row is None:

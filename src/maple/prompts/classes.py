@@ -129,7 +129,9 @@ class EnsembleClasses(PromptedClasses):
                     "templates, which every name fits"
                 )
             texts = [list(self._sentences_of[words_of(name)]) for name in cleaned]
-        self.sentences = read_sentences(self._backbone, list(chain.from_iterable(texts)))
+        # A description may lose its end, as published; a template would lose the class name.
+        sentences, is_described = list(chain.from_iterable(texts)), bool(self._sentences_of)
+        self.sentences = read_sentences(self._backbone, sentences, truncate=is_described)
         self.counts = tuple(map(len, texts))
 
     def encode(self, edits: Sequence[LayerEdit]) -> Tensor:

@@ -256,9 +256,9 @@ def write_sentences(
     return _sentences(backbone, ids, slots)
 
 
-def read_sentences(backbone: Backbone, texts: Sequence[str]) -> Sentences:
-    """Sentences without slots for prompt tokens; ClassNamesError if one is longer than the context."""
-    ids = backbone.tokenize(texts)
+def read_sentences(backbone: Backbone, texts: Sequence[str], *, truncate: bool = False) -> Sentences:
+    """Sentences without slots for prompt tokens; ClassNamesError if a longer one than the context is not truncated."""
+    ids = backbone.tokenize(texts, truncate=truncate)
     return _sentences(backbone, ids, ids.new_zeros(len(texts), 0))
 
 

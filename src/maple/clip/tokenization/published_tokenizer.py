@@ -27,15 +27,15 @@ class PublishedTokenizer:
             raise BackboneError("CLIP's tokenizer is a file of open_clip_torch, which is not installed: install it")
         self._tokenizer = ClipTokenizer(Path(package.origin).parent / MERGES, context_length)
 
-    def __call__(self, sentences: Sequence[str]) -> Tensor:
+    def __call__(self, sentences: Sequence[str], *, truncate: bool = False) -> Tensor:
         """Sentences to ids.
 
         Raises:
-            ClassNamesError: one has more tokens than the context length.
+            ClassNamesError: one has more tokens than the context length, and none is truncated.
         """
         ids = torch.zeros(len(sentences), self._tokenizer.context_length, dtype=torch.int64)
         for row, sentence in zip(ids, sentences, strict=True):
-            tokens = self._tokenizer.sentence(sentence)
+            tokens = self._tokenizer.sentence(sentence, truncate=truncate)
             row[: len(tokens)] = torch.tensor(tokens)
         return ids
 

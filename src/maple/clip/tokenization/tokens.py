@@ -42,13 +42,17 @@ class SentenceTokenizer:
         # 1 if a class token follows the padding, as the last token of all.
         self._behind = 1 if getattr(tokenizer, "tokenizer_mode", None) == "clips" else 0
 
-    def __call__(self, sentences: Sequence[str]) -> Tensor:
+    def __call__(self, sentences: Sequence[str], *, truncate: bool = False) -> Tensor:
         """Sentences to padded ids [n, T], int64: see `Backbone.tokenize`."""
         refuse_long(sentences)
         if getattr(self._inner, "padding_side", "right") == "left":
             raise BackboneError(f"the tokenizer of {self._name} pads sentences in front; it must pad them behind")
-        ids: Tensor = self._tokenizer(list(sentences)).to(torch.int64)
         if self._inner is None and not self._is_simple:
+            options = {"truncate": True} if truncate else {}
+            complete: Tensor = self._tokenizer(list(sentences), **options).to(torch.int64)
+            return complete
+        ids: Tensor = self._tokenizer(list(sentences)).to(torch.int64)
+        if truncate:  # open_clip's tokenizers do
             return ids
         length = ids.shape[1] - self._behind
         for sentence, row in zip(sentences, ids[:, :length], strict=True):
