@@ -136,6 +136,11 @@ def mmrl(layers: int = 7, plus: bool = False) -> dict[str, torch.Tensor]:
     return state | {f"image_encoder.{key}": value for key, value in projection.items()} | frozen()
 
 
+def clap() -> dict[str, torch.Tensor]:
+    """Its adapter: the prototypes, the text features that they started from, and CLIP's scale."""
+    return {"prototypes": draw(CLASSES, D), "base_text_features": draw(CLASSES, D), "logit_scale": draw()}
+
+
 LORA_NAMES = ("q_proj", "k_proj", "v_proj", "proj")
 
 
@@ -154,7 +159,7 @@ def clip_lora(position: str = "all", encoder: str = "both", matrices: str = "qkv
 ALL = {"maple": maple, "independent_vl": ivlp, "deep_language": lambda: ivlp(4, vision_depth=0)}
 ALL |= {"vpt": lambda: ivlp(0, 8, 0), "coop": coop, "cocoop": cocoop}
 ALL |= {"kgcoop": kgcoop, "prograd": coop, "promptsrc": promptsrc, "tcp": tcp}
-ALL |= {"dept": dept, "mma": mma, "mmapp": mma, "mmrl": mmrl, "mmrlpp": lambda: mmrl(plus=True)}
+ALL |= {"dept": dept, "mma": mma, "mmapp": mma, "mmrl": mmrl, "mmrlpp": lambda: mmrl(plus=True), "clap": clap}
 ALL = {name: make for name, make in ALL.items() if name in METHODS}
 
 
@@ -224,6 +229,14 @@ def test_a_converted_checkpoint_is_a_method_with_its_parameters(method, vit_b16)
     built = build_method({"name": got.method, **got.config}, vit_b16, names)
     put_parameters(built, got.parameters, source="test")
     assert built.prompt_parameters().keys() == got.parameters.keys()
+
+
+def test_prototypes_of_classes():
+    got = convert(clap())
+    assert (got.method, got.config, got.info["class_count"]) == ("clap", {}, CLASSES)
+    assert torch.equal(got.parameters["prototypes"], clap()["prototypes"])
+    with pytest.raises(CheckpointError, match=r"prototypes has shape \[4\]; one vector of each class"):
+        convert(clap() | {"prototypes": draw(4)})
 
 
 def test_a_numpy_result_is_left_out(tmp_path):

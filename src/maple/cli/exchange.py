@@ -38,7 +38,8 @@ def import_command(
     """Import a checkpoint of the published code as a run.
 
     MaPLe, IVLP, VPT, language prompting, CoOp, CoCoOp, KgCoOp, ProGrad (as CoOp), PromptSRC (as IVLP), TCP, DePT,
-    MMA, MMA++ (as MMA), MMRL, MMRL++, CLIP-LoRA. The file is read without executing anything in it.
+    MMA, MMA++ (as MMA), MMRL, MMRL++, CLIP-LoRA, CLAP. Where it says "as", the keys are the same: --method
+    names the other one. The file is read without executing anything in it.
 
     What a file does not say, such as the sentence of a data set, is that of the method's preset for --dataset;
     --set changes it. The seed and the shots are taken from the path of the file, where its folders are those that the
@@ -47,7 +48,7 @@ def import_command(
     from maple.config import resolve
     from maple.config.settings import BUNDLED_DATASET
     from maple.data import select_dataset
-    from maple.importers import import_checkpoint
+    from maple.importers import SAME_KEYS, import_checkpoint
     from maple.runs.spec import content_name, open_dataset
     from maple.runs.training import write_imported
 
@@ -76,6 +77,8 @@ def import_command(
     folder = output or Path("runs") / f"imported_{file.name}_{content_name(settings)}"
     info = {"imported": {**imported.info, "file": file.name}, "dataset": dataset}
     learned = write_imported(settings, imported.parameters, class_names, folder, info=info)
+    if method is None and (others := SAME_KEYS.get(imported.method)):
+        options.echo(f"note: a file of {others} has the same keys; if it is one, import it with --method {others}")
     shots = "all" if settings.data.shots is None else str(settings.data.shots)
     options.echo(
         f"{learned.title}, {learned.parameter_count():,} parameters, {len(class_names)} classes, {shots} shots, "

@@ -4,6 +4,6 @@
 Methods are named here because every published trainer has a file format of its own: the names are data of the formats.
 """
 
-from maple.importers.convert import ImportedPrompts, import_checkpoint
+from maple.importers.convert import SAME_KEYS, ImportedPrompts, import_checkpoint
 
-__all__ = ["ImportedPrompts", "import_checkpoint"]
+__all__ = ["SAME_KEYS", "ImportedPrompts", "import_checkpoint"]

@@ -15,8 +15,10 @@ from maple.importers.whole_tensors import lora_tensors, rename_tensors, split_he
 
 IMPORTABLE = (
     *("maple", "independent_vl", "deep_language", "vpt", "coop", "cocoop", "kgcoop", "prograd", "promptsrc", "tcp"),
-    *("dept", "mma", "mmapp", "mmrl", "mmrlpp", "clip_lora"),
+    *("dept", "mma", "mmapp", "mmrl", "mmrlpp", "clip_lora", "clap"),
 )
+SAME_KEYS = {"mma": "mmapp"}
+"""Methods whose files have the keys of another one but predict otherwise, by the method that is assumed."""
 TEMPLATE = "a photo of a {}."
 # The published code initialises longer prompts at random, whatever its CTX_INIT.
 _LONGEST_FROM_WORDS = 4

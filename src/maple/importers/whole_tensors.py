@@ -1,8 +1,8 @@
 """Published checkpoints whose learned tensors are this package's, one for one, under other names.
 
 Sources: ZjjConan/VLM-MultiModalAdapter@c3d0bc2 trainers/mmadapter.py; yunncheng/MMRL@27d8821 trainers/mmrl.py,
-trainers/mmrlpp.py; CLIP-LoRA from a description of MaxZanella/CLIP-LoRA@358f0d7 loralib/utils.py, DePT from one of
-Koorye/DePT@d4ff416.
+trainers/mmrlpp.py; jusiro/CLAP@dbdf409 trainers/adapters.py; CLIP-LoRA from a description of
+MaxZanella/CLIP-LoRA@358f0d7 loralib/utils.py, DePT from one of Koorye/DePT@d4ff416.
 """
 
 import re
@@ -34,6 +34,7 @@ class Renaming:
         names: patterns of keys, and their names here, from the match.
         dropped: keys that are left out, in addition to those of the frozen CLIP.
         settings: the settings that the tensors, by their names here, imply.
+        per_class: a tensor that has a row for each class; "" if none has.
     """
 
     methods: tuple[str, ...]
@@ -41,6 +42,7 @@ class Renaming:
     names: Sequence[Name]
     dropped: re.Pattern[str]
     settings: Callable[[Mapping[str, Tensor], int], dict[str, Any]]
+    per_class: str = ""
 
 
 def _mma_settings(parameters: Mapping[str, Tensor], depth: int) -> dict[str, Any]:
@@ -87,6 +89,14 @@ def _mmrl_settings(parameters: Mapping[str, Tensor], depth: int) -> dict[str, An
             )
         config |= {"rank": factor.shape[1], "projection_rank": projection.shape[1]}
     return config
+
+
+def _clap_settings(parameters: Mapping[str, Tensor], depth: int) -> dict[str, Any]:
+    del depth
+    shape = list(parameters["prototypes"].shape)
+    if len(shape) != 2:
+        raise CheckpointError(f"prototypes has shape {shape}; one vector of each class is needed, [C, D]")
+    return {}  # the constraint is one of the training alone
 
 
 _MMRL_SIDES = {"r2v": "to_vision", "r2t": "to_text"}
@@ -145,6 +155,14 @@ RENAMINGS = (
         dropped=_MMRL_DROPPED,
         settings=_mmrl_settings,
     ),
+    Renaming(
+        methods=("clap",),
+        marks=re.compile(r"prototypes"),
+        names=((re.compile(r"prototypes"), lambda _: "prototypes"),),
+        dropped=re.compile(r"base_text_features"),
+        settings=_clap_settings,
+        per_class="prototypes",
+    ),
 )
 
 
@@ -182,7 +200,10 @@ def rename_tensors(
                 "frozen CLIP; import a file of the published code, or remove the key"
             )
     config = renaming.settings(parameters, depth or _PUBLISHED_DEPTH)
-    return method or renaming.methods[0], config, parameters, {"dropped_keys": dropped, "dtypes": sorted(dtypes)}
+    info: dict[str, Any] = {"dropped_keys": dropped, "dtypes": sorted(dtypes)}
+    if renaming.per_class:
+        info["class_count"] = len(parameters[renaming.per_class])
+    return method or renaming.methods[0], config, parameters, info
 
 
 def _renamed(key: str, names: Sequence[Name]) -> str:
