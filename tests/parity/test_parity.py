@@ -34,7 +34,7 @@ DESCRIPTION = {
     *("method", "loss", "train_losses", "epoch_lrs", "step_lrs", "parameters", "note", "loss_parts", "gpa_weights"),
     *("published_names", "optimizer", "final_tolerance", "fit_labels", "batch_slices", "val_labels", "val_accuracies"),
     *("shots", "lr_weight", "lr_blend", "blend_start", "sentence_draws", "scale_draws", "epoch_lrs_of_groups"),
-    *("optimizers", "batch_order", "given_to_optimizer_but_frozen", "novel_class_names", "mixed_class_names"),
+    *("frozen", "optimizers", "batch_order", "given_to_optimizer_but_frozen", "novel_class_names", "mixed_class_names"),
 }
 RECIPE = {"eps": "epsilon", "per": "", "betas": ""}
 """Keys of an optimiser that are called otherwise here, or expressed by another setting."""
@@ -334,7 +334,9 @@ def check_steps(
     else:
         same([report.lr for report in trainer.history], case["epoch_lrs"])
         steps_per_epoch = len(steps) // len(trainer.history)
-        same(rates[::steps_per_epoch], case.get("epoch_lrs_of_groups", [[lr] for lr in case["epoch_lrs"]]))
+        recorded = case.get("epoch_lrs_of_groups", [[lr] for lr in case["epoch_lrs"]])
+        # Groups of one factor are one group here.
+        same([epoch * (len(recorded[0]) // len(epoch)) for epoch in rates[::steps_per_epoch]], recorded)
 
 
 # What a method on frozen features computes before it is trained, under the names of the recordings.
