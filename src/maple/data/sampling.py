@@ -58,7 +58,7 @@ def sample_few_shot(
 
 
 def val_shots(shots: int, validation: str) -> int:
-    """How many validation items of each class are drawn with so many training items."""
+    """How many validation items of each class are drawn for `shots` training items."""
     return shots if validation == "shots" else min(shots, MAX_VAL_SHOTS)
 
 
