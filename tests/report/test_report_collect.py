@@ -96,6 +96,20 @@ def test_the_same_evaluation_counts_once(make_run: MakeRun, runs: Path) -> None:
     assert "60.00 % here, 50.00 % there" in found.problems[0].reason
 
 
+def test_of_one_run_the_last_evaluation_counts(make_run: MakeRun, runs: Path) -> None:
+    """Earlier versions kept the row from before images were added."""
+    rows = [row("maple", "pets", 1, "base", top1, ["a", "b"], items=items) for top1, items in ((0.2, "a"), (0.6, "b"))]
+    make_run("maple", rows=rows)
+    make_run("maple", folder="again", rows=[row("maple", "pets", 1, "base", 0.5, ["a", "b"], items="c")])
+    collection = collect(runs, METHODS)
+    assert [evaluation.row.top1 for evaluation in collection.evaluations] == [0.5]
+    reasons = [problem.reason for problem in collection.problems]
+    assert reasons == [
+        "again holds the same evaluation, on other images of this data set: the settings and the seed are equal "
+        "(60.00 % here, 50.00 % there); left out"
+    ]
+
+
 def test_other_data_sets_with_the_sentences_of_the_own_one_are_left_out(make_run: MakeRun, runs: Path) -> None:
     own = {"templates": ["a photo of a {}, a type of food."]}
     for seed, given in ((1, {}), (2, {"sentences": own})):

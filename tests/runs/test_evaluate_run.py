@@ -63,6 +63,17 @@ def test_rows_are_idempotent(evaluate: Evaluate, run: Path) -> None:
     assert len(rows(run)) == 3
 
 
+def test_an_evaluation_after_images_were_added_replaces_the_one_before(
+    evaluate: Evaluate, make_images: Callable[..., Path], run: Path
+) -> None:
+    other = make_images("others", classes=("cat", "owl"))
+    evaluate(dataset=str(other))
+    Image.new("RGB", (32, 32), "red").save(other / "test" / "owl" / "new.png")
+    _, row = evaluate(dataset=str(other))
+    assert row["images"] == 7
+    assert [each["images"] for each in rows(run)] == [7]
+
+
 def test_the_method_is_loaded_when_none_is_given(evaluate: Evaluate, run: Path) -> None:
     seen: list[tuple[int, int]] = []
     assert evaluate_run(run, on_images=lambda done, total: seen.append((done, total)))[1] == evaluate()[1]

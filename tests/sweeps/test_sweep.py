@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -61,6 +62,36 @@ def test_a_drawn_split_that_has_been_replaced_is_said(
     splits = {part: json.loads(drawn.read_text())[part] for part in ("train", "val", "test")}
     (drawn.parent / "split_zhou_DescribableTextures.json").write_text(json.dumps(splits))
     assert repeat().count("has finished, with the dtd (drawn split); the published split is there now") == 2
+
+
+def test_a_target_with_other_images_than_before_is_evaluated_again(
+    make_images_in: Callable[..., Path], tmp_path: Path
+) -> None:
+    """ImageNet-R is whatever its folders hold: an evaluation of a part of it must not stay."""
+    make_images_in(tmp_path / "dtd", "all", ("banded", "blotchy"), train=8)
+    (tmp_path / "dtd" / "all" / "train").rename(tmp_path / "dtd" / "images")
+    draw_published_split("dtd", tmp_path, 1)
+    target = tmp_path / "imagenet-rendition"
+    make_images_in(target, "imagenet-r", ("n01440764", "n01443537"), train=0)
+    for synset in ("n01440764", "n01443537"):
+        (target / "imagenet-r" / "test" / synset).rename(target / "imagenet-r" / synset)
+    shutil.rmtree(target / "imagenet-r" / "test")
+    shutil.rmtree(target / "imagenet-r" / "train")
+    (target / "classnames.txt").write_text("n01440764 tench\nn01443537 goldfish\n")
+    settings = {**SMALL, "data": {"root": str(tmp_path)}}
+    options = {"protocol": "cross-dataset", "methods": ["zero_shot"], "source": "dtd", "datasets": ["imagenet_r"]}
+    runs = plan_sweep(SweepSettings(**options, settings=settings, seeds=[1]))
+
+    def images() -> int:
+        (outcome,) = run_sweep(runs, tmp_path / "runs", device="cpu")
+        assert outcome.error is None
+        return int(outcome.rows[-1]["images"])
+
+    assert images() == 6
+    (target / "imagenet-r" / "n01440764" / "2.png").unlink()
+    assert images() == 5
+    target.rename(tmp_path / "elsewhere")
+    assert images() == 5, "what is not there now stays as it was"
 
 
 def test_a_tracker_logs_training_and_evaluations(make_images: Callable[..., Path], tmp_path: Path) -> None:

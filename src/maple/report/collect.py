@@ -210,19 +210,27 @@ def _without_others_sentences(evaluations: list[EvaluationRecord], problems: lis
 
 
 def _without_duplicates(evaluations: list[EvaluationRecord], problems: list[Problem]) -> list[EvaluationRecord]:
-    """The first, by folder name, of the evaluations that agree in everything that was asked."""
-    kept: dict[str, EvaluationRecord] = {}
+    """The first, by folder name, of the evaluations that agree in everything that was asked; of one run the last."""
+    by_run: dict[str, dict[int, EvaluationRecord]] = defaultdict(dict)
     for evaluation in evaluations:
         row = evaluation.row
         key = [evaluation.method, evaluation.settings, row.backbone.model_dump(), row.source.model_dump(), row.seed]
         key.append([row.dataset, evaluation.place or "", row.classes, row.part, row.class_names])
-        first = kept.setdefault(json.dumps(key, sort_keys=True), evaluation)
-        if first is not evaluation:
-            same = "the same" if row.items == first.row.items else "a data set of the same name, with other images"
-            accuracies = f"{100 * row.top1:.2f} % here, {100 * first.row.top1:.2f} % there"
-            reason = f"{first.run.name} holds {same} evaluation with these settings and seed ({accuracies}); left out"
-            problems.append(Problem(f"{evaluation.run.name}, {row.dataset} {row.classes}", reason))
-    return list(kept.values())
+        # Rows of earlier versions may have another one from before images were added.
+        by_run[json.dumps(key, sort_keys=True)][id(evaluation.run)] = evaluation
+    kept = []
+    for first, *others in (tuple(same.values()) for same in by_run.values()):
+        kept.append(first)
+        for other in others:
+            images = "" if other.row.items == first.row.items else ", on other images of this data set"
+            accuracies = f"{100 * other.row.top1:.2f} % here, {100 * first.row.top1:.2f} % there"
+            reason = f"{first.run.name} holds the same evaluation{images}: the settings and the seed are equal "
+            problems.append(
+                Problem(
+                    f"{other.run.name}, {other.row.dataset} {other.row.classes}", f"{reason}({accuracies}); left out"
+                )
+            )
+    return kept
 
 
 def _with_distinct_datasets(evaluations: list[EvaluationRecord]) -> list[EvaluationRecord]:

@@ -29,6 +29,7 @@ from maple.sweeps.runner import (
     SweepProgress,
     failed_outcome,
     finished_outcome,
+    listed_images,
     record_failure,
     run_group,
     status_of,
@@ -82,6 +83,7 @@ def run_sweep(
     if executor is None:
         executor = partial(in_turn, device=device) if jobs == 1 else partial(in_processes, jobs=jobs, device=device)
     progress = progress or SweepProgress()
+    listed_images.cache_clear()  # images may have been added since an earlier sweep of this process
     outcomes: dict[str, RunOutcome] = {}
     remaining = []
     for run in runs:

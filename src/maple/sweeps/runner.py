@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -14,6 +14,9 @@ from typing import Any, Literal
 from maple import files
 from maple.checkpoint import load_prompts
 from maple.clip import Backbone
+from maple.data import load_dataset
+from maple.data.catalogue import CATALOGUE
+from maple.data.records import items_hash
 from maple.distributed import this_process
 from maple.errors import BusyError, CheckpointError, MapleError, first_line
 from maple.files import FAILURE, read_json
@@ -283,15 +286,35 @@ def failed_outcome(run: PlannedRun, root: Path) -> RunOutcome:
 
 
 def _planned_rows(run: PlannedRun, folder: Path) -> list[dict[str, Any] | None]:
-    """Return the stored row of each planned evaluation; None where there is none yet."""
-    rows = read_rows(folder)
+    """Return the stored row of each planned evaluation; None where there is none yet, or its images were other ones."""
+    rows = read_rows(folder)[::-1]  # of rows that agree, the last one counts
     data = run.settings.data
-    requests = [evaluation_request(planned.dataset or data.dataset, planned.classes) for planned in run.evaluations]
-    # The images may have moved since the training: then the sweep's own rows name their new root.
-    return [
-        next((row for row in rows if row.get("asked") in (request, {**request, "root": data.root})), None)
-        for request in requests
-    ]
+    planned_rows = []
+    for planned in run.evaluations:
+        request = evaluation_request(planned.dataset or data.dataset, planned.classes)
+        # The images may have moved since the training: then the sweep's own rows name their new root.
+        requests = (request, {**request, "root": data.root})
+        row = next((row for row in rows if row.get("asked") in requests), None)
+        if row is not None and planned.dataset is not None and planned.classes == "all":
+            listed = listed_images(planned.dataset, data.root)
+            row = row if listed in (None, row["items"]) else None
+        planned_rows.append(row)
+    return planned_rows
+
+
+@lru_cache
+def listed_images(dataset: str, root: str | None) -> str | None:
+    """Hash of the images that a target has now, if it lists whatever its folders hold, as ImageNet's variants do.
+
+    None for data sets whose split is a file, and where the folders cannot be read: their evaluations stay as they are.
+    """
+    specification = CATALOGUE.get(dataset)
+    if specification is None or not specification.evaluation_only:
+        return None
+    try:
+        return items_hash(load_dataset(dataset, None if root is None else Path(root)).test)
+    except MapleError:
+        return None
 
 
 def _backbone_of(run: PlannedRun, device: str | None) -> Backbone:
