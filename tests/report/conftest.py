@@ -32,7 +32,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         config = {
             "method": {"name": method},
             "data": {"dataset": dataset},
-            "train": {"lr": 0.01, "epochs": 2, "workers": 0, **(train or {})},
+            "train": {"epochs": 2, "workers": 0, **(train or {})},
             "seed": seed,
         }
         (place / "config.json").write_text(json.dumps(config))

@@ -41,7 +41,7 @@ def test_refused_without_writing(make_run: MakeRun, runs: Path, tmp_path: Path) 
 
 
 def test_csv_has_a_line_for_each_evaluation(make_run: MakeRun, runs: Path) -> None:
-    make_run("maple", base=0.1 + 0.2, novel=0.5, source={"shots": None})
+    make_run("maple", base=0.1 + 0.2, novel=0.5, source={"shots": None}, train={"lr": 0.01})
     make_run("zero_shot", base=0.5)
     lines = list(csv.DictReader(io.StringIO(Report(runs, METHODS).text("csv"))))
     assert len(lines) == 3

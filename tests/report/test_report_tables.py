@@ -1,6 +1,7 @@
 """The numbers, against ones computed by hand, and which may stand in one table."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def test_order_and_best(make_run: MakeRun, runs: Path) -> None:
 
 def test_variants_of_a_method_are_told_apart_by_what_differs(make_run: MakeRun, runs: Path) -> None:
     for depth in (12, 9, 1):
-        make_run("maple", base=0.5, novel=0.5, folder=f"m{depth}", settings={"prompt_depth": depth})
+        settings = {"prompt_depth": depth}
+        make_run("maple", base=0.5, novel=0.5, folder=f"m{depth}", settings=settings, train={"lr": 0.01})
     make_run("maple", base=0.5, novel=0.5, folder="lr", train={"lr": 0.1})
     make_run("coop", base=0.5, novel=0.5)
     table, _ablation = Report(runs, METHODS).tables
@@ -331,6 +333,62 @@ def test_published_numbers_stand_beside_ours(make_run: MakeRun, runs: Path) -> N
     assert table.sections[0].columns[4:7] == ("published base", "published novel", "published HM")
     assert cells(table)["MaPLe"][3:6] == ["94.07 (+0.93)", "73.23 (−3.23)", "82.35 (−1.74)"]
     assert "PromptKD" in table.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("train", "settings", "shown"),
+    [
+        ({"lr": 0.0035, "batch_size": 4, "crop_scale": [0.08, 1.0]}, {"init_text": "a photo of a"}, True),
+        ({"lr": 0.5}, {}, False),
+        ({"optimizer": "adamw"}, {}, False),
+        ({}, {"init_text": ""}, False),
+    ],
+)
+def test_published_numbers_only_beside_the_recipe(
+    train: dict[str, Any], settings: dict[str, Any], shown: bool, make_run: MakeRun, runs: Path
+) -> None:
+    rows = eurosat_rows("maple", 0.95, 0.7, settings={**FULL, **settings}, backbone=OPENAI)
+    make_run("maple", "eurosat", train={"epochs": 5, **train}, rows=rows)
+    (table,) = Report(runs, METHODS).tables
+    assert ("published base" in table.sections[0].columns) == shown
+
+
+def test_every_variant_has_a_label_of_its_own(make_run: MakeRun, runs: Path) -> None:
+    methods = {**METHODS, "acme": replace(METHODS["coop"], title=METHODS["maple"].title)}
+    beginning = "a photo of a {}, which is one of the kinds of "
+    for number, (method, settings) in enumerate(
+        [
+            ("maple", {}),
+            ("acme", {}),
+            ("coop", {"init_text": f"{beginning} textures"}),
+            ("coop", {"init_text": f"{beginning} patterns"}),
+        ]
+    ):
+        for shots in (1, 2):
+            folder = f"run{number}_{shots}"
+            source = {"shots": shots}
+            make_run(method, base=number / 10, novel=0.5, folder=folder, settings=settings, source=source)
+    expected = {
+        "MaPLe [maple]",
+        "MaPLe [acme]",
+        f"CoOp (init_text={beginning} textures)",
+        f"CoOp (init_text={beginning} patterns)",
+    }
+    tables = Report(runs, methods).tables
+    assert all(set(cells(table)) == expected for table in tables[:2])
+    (by_shots,) = (table for table in tables if "1 shot" in table.sections[0].columns)
+    assert set(cells(by_shots)) == expected
+
+
+def test_the_seeds_of_the_source_count_for_the_spread(make_run: MakeRun, runs: Path) -> None:
+    for seed in (1, 2):
+        source = {"dataset": "photos", "classes": "all"}
+        rows = [row("maple", "photos", seed, "all", 0.5 + seed / 10, ["a", "b"], source=source)]
+        if seed == 1:
+            rows.append(row("maple", "sketches", seed, "all", 0.4, ["a", "b"], source=source))
+        make_run("maple", "photos", seed, rows=rows)
+    (table,) = (table for table in Report(runs, METHODS).tables if table.caption.startswith("Trained on"))
+    assert "over 1 to 2 seeds" in table.notes[0]
 
 
 @pytest.mark.usefixtures("any_names")

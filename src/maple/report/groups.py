@@ -2,8 +2,9 @@
 
 import json
 import re
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -23,6 +24,7 @@ MEAN_OF_HARMONIC_MEANS = "mean of harmonic means"
 ANY_SHOTS = -1
 IMAGENET_VARIANTS = frozenset({"imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"})
 _FEW_SETTINGS = 3
+_LONGEST_VALUE = 40  # characters of a value in a label
 
 
 @dataclass(frozen=True)
@@ -250,15 +252,33 @@ def variants_of(evaluations: Sequence[EvaluationRecord]) -> Callable[[Evaluation
                 distinguishing[method].add(key)
     named = {method: _settings_to_name(sorted(keys), members[method]) for method, keys in distinguishing.items()}
 
-    def variant_of(evaluation: EvaluationRecord) -> Variant:
+    def settings_of(evaluation: EvaluationRecord) -> str:
+        return json.dumps({key: evaluation.settings.get(key) for key in sorted(distinguishing[evaluation.method])})
+
+    def label_of(evaluation: EvaluationRecord, longest: int) -> str:
         method, settings = evaluation.method, evaluation.settings
-        keys = sorted(distinguishing[method])
-        words = [f"{key}={_short(settings.get(key, 'default'))}" for key in named[method]]
-        words += ["..."] if len(words) < len(keys) else []
-        label = evaluation.description.title + (f" ({', '.join(words)})" if words else "")
-        return Variant(method, label, json.dumps({key: settings.get(key) for key in keys}), evaluation.description)
+        words = [f"{key}={_short(settings.get(key, 'default'), longest)}" for key in named[method]]
+        words += ["..."] if len(words) < len(distinguishing[method]) else []
+        return evaluation.description.title + (f" ({', '.join(words)})" if words else "")
+
+    # Of every variant a label of its own: two methods may share a title, and two long values their beginning.
+    variants = {(each.method, settings_of(each)): each for each in evaluations}
+    labels = {variant: label_of(each, _LONGEST_VALUE) for variant, each in variants.items()}
+    for variant in _sharing_a_label(labels):
+        labels[variant] = label_of(variants[variant], sys.maxsize)
+    for variant in _sharing_a_label(labels):
+        labels[variant] += f" [{variant[0]}]"
+
+    def variant_of(evaluation: EvaluationRecord) -> Variant:
+        method, settings = variant = evaluation.method, settings_of(evaluation)
+        return Variant(method, labels[variant], settings, evaluation.description)
 
     return variant_of
+
+
+def _sharing_a_label(labels: Mapping[tuple[str, str], str]) -> list[tuple[str, str]]:
+    counts = Counter(labels.values())
+    return [variant for variant, label in labels.items() if counts[label] > 1]
 
 
 def in_order(variants: Iterable[Variant]) -> tuple[Variant, ...]:
@@ -286,12 +306,12 @@ def _settings_to_name(keys: Sequence[str], evaluations: Sequence[EvaluationRecor
     return chosen
 
 
-def _short(value: str) -> str:
+def _short(value: str, longest: int) -> str:
     if nested := re.match(r"\{'name': '(\w+)'", value):
         return nested[1]  # the prompts of another method, with its settings
     if value == "{}":
         return "own"
-    return value if len(value) <= 40 else f"{value[:37]}..."
+    return value if len(value) <= longest else f"{value[: longest - 3]}..."
 
 
 def _key(evaluation: EvaluationRecord, backbones: dict[str, str], sources: dict[str, str]) -> Key:

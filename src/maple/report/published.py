@@ -9,6 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from maple.config import preset_names, read_preset, resolve
 from maple.config.settings import LATER_SETTINGS
 from maple.names import names_hash
 from maple.report.groups import ANY_SHOTS, IMAGENET_VARIANTS, Group, Variant
@@ -194,10 +195,44 @@ def published_result(
         if (
             (result.protocol, result.method, result.rerun) == (key.kind, variant.name, rerun)
             and (result.source_dataset, result.dataset) == (key.source, name)
-            and all(_has_settings(evaluation, _required_settings(result, evaluation)) for evaluation in evaluations)
+            and all(_is_comparable(evaluation, result) for evaluation in evaluations)
         ):
             return result
     return None
+
+
+def _is_comparable(evaluation: EvaluationRecord, result: PublishedResult) -> bool:
+    """Whether an evaluation has the settings of a published result, and what else its recipe says."""
+    required = _required_settings(result, evaluation)
+    if not _has_settings(evaluation, required):
+        return False
+    source = evaluation.row.source
+    recipes = _recipes(result.method, result.protocol, source.dataset, source.shots)
+    given = {key: value for key, value in evaluation.settings.items() if key not in required}
+    return not recipes or any(
+        all(recipe.get(key, value) == value for key, value in given.items()) for recipe in recipes
+    )
+
+
+_RECIPE_OF_TRAINING = ("optimizer", "lr", "batch_size", "momentum", "weight_decay", "crop_scale", "flip", "schedule")
+
+
+@cache
+def _recipes(method: str, protocol: str, dataset: str, shots: int | None) -> list[dict[str, str]]:
+    """The settings of a method's presets for a published protocol that change its result, but for its epochs."""
+    suffixes = {"accuracy": ["few-shot"], "transfer": ["cross-dataset", "base-to-novel"]}.get(protocol, [protocol])
+    for suffix in suffixes:
+        presets = [read_preset(name) for name in preset_names() if name.endswith(f"_{suffix}")]
+        data = {"data": {"dataset": dataset, "shots": shots}, "backbone": {"name": "ViT-B-16"}}
+        settings = [resolve([preset, data]) for preset in presets if preset["method"]["name"] == method]
+        if settings:
+            dumped = [each.model_dump(mode="json") for each in settings]
+            return [
+                {key: str(value) for key, value in each["method"].items() if key not in ("name", "epochs")}
+                | {key: str(each["train"][key]) for key in _RECIPE_OF_TRAINING}
+                for each in dumped
+            ]
+    return []
 
 
 def _required_settings(result: PublishedResult, evaluation: EvaluationRecord) -> Mapping[str, str]:

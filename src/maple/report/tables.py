@@ -262,12 +262,9 @@ def _cells(spreads: Mapping[RowKey, Sequence[Spread | None]]) -> dict[RowKey, li
 
 def _spread_note(*groups: Group) -> str:
     """How many seeds the spread is over."""
-    counts = {
-        len(cell)
-        for group in groups
-        for (variant, _, _), cell in group.cells.items()
-        if len(group.variants) == 1 or not variant.is_zero_shot
-    }
+    cells = [(group, variant, cell) for group in groups for (variant, _, _), cell in group.cells.items()]
+    cells += [(group, variant, cell) for group in groups for variant, cell in group.source_cells.items()]
+    counts = {len(cell) for group, variant, cell in cells if len(group.variants) == 1 or not variant.is_zero_shot}
     if counts <= {1}:
         return "One seed, so there is no spread."
     seeds = f"{min(counts)} seeds" if len(counts) == 1 else f"{min(counts)} to {max(counts)} seeds"
