@@ -15,13 +15,22 @@ from data_helpers import save_image
 
 from maple.config import RunSettings
 from maple.data import CATALOGUE, load_dataset, sample_few_shot, select_dataset
+from maple.data.catalogue import DATASET_GROUPS
 from maple.errors import DataError
+from maple.report.groups import IMAGENET_VARIANTS
+from maple.report.published import ELEVEN
 from maple.runs.spec import sample
 
 
 def test_the_catalogue_holds_the_fifteen() -> None:
     assert sorted(CATALOGUE) == sorted(layouts.ALL)
     assert len(CATALOGUE) == 15
+
+
+def test_the_lists_of_the_papers() -> None:
+    assert set(DATASET_GROUPS["paper11"]) == ELEVEN == {"imagenet", *DATASET_GROUPS["cross10"]}
+    assert set(DATASET_GROUPS["imagenet-variants"]) == IMAGENET_VARIANTS
+    assert len(DATASET_GROUPS["paper11"]) == 11
 
 
 @pytest.mark.parametrize("name", layouts.SPLIT_LAYOUTS)

@@ -122,10 +122,14 @@ def _outside_dataset(source: str, loaded: object) -> DatasetSpec:
 CATALOGUE = Registry("maple.datasets", "data set", _OWN, _outside_dataset)
 """The data sets with a fixed layout: the published ones, and those of installed packages (entry points)."""
 
+_CROSS10 = [
+    *("caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397", "dtd"),
+    *("eurosat", "ucf101"),
+]
 DATASET_GROUPS: dict[str, list[str]] = {
-    "paper11": [name for name, spec in _OWN.items() if not spec.evaluation_only],
-    "cross10": [name for name, spec in _OWN.items() if not spec.evaluation_only and name != "imagenet"],
-    "imagenet-variants": [name for name, spec in _OWN.items() if spec.evaluation_only],
+    "paper11": ["imagenet", *_CROSS10],
+    "cross10": _CROSS10,
+    "imagenet-variants": ["imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"],
 }
 """The papers' lists: base-to-novel and few-shot; the targets of cross-dataset; those of domain generalization."""
 
