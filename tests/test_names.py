@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maple.errors import ClassNamesError
-from maple.names import NameRows, names_in
+from maple.names import NameRows, clean_class_names, names_in
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,6 @@ def test_rows_of_names() -> None:
     rows = NameRows(["crane", "Sports car", "crane", "owl"])
     assert rows.find(["crane", "crane", "crane", "Crane"]) == [0, 2, None, None], "equal names in their order"
     assert rows.find(["sports_car", "OWL", "dog"]) == [1, 3, None], "spelled in another way"
+    composed, decomposed = "v\u00e9lo", "ve\u0301lo"
+    assert NameRows(["cat", composed]).find([decomposed]) == [1], "an accent of its own, as in names of files on a Mac"
+    assert clean_class_names([decomposed]) == (composed,)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import PureWindowsPath
@@ -16,7 +17,7 @@ MOST_CLASSES = 100_000
 
 
 def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Check a list of class names, and replace underscores by spaces.
+    """Check a list of class names, and replace underscores by spaces; accents are composed (Unicode's form NFC).
 
     Raises:
         ClassNamesError: not a list, an empty list, or a name that is not a string with a word in it.
@@ -34,7 +35,7 @@ def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
             raise ClassNamesError(
                 f"class name {index} is {shortened(repr(name))}; every name must be a string with a word in it"
             )
-    return tuple(name.replace("_", " ") for name in names)
+    return tuple(unicodedata.normalize("NFC", name).replace("_", " ") for name in names)
 
 
 def names_in(text: str) -> list[str]:
@@ -83,8 +84,8 @@ def distinct(names: Sequence[str]) -> Sequence[str]:
 
 
 def words_of(name: str) -> str:
-    """A key that is equal for names with the same words: lower case, single spaces, no underscores."""
-    return " ".join(name.replace("_", " ").lower().split())
+    """A key that is equal for names with the same words: lower case, single spaces, no underscores, form NFC."""
+    return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").lower().split())
 
 
 class NameRows:

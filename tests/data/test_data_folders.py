@@ -305,6 +305,8 @@ def test_names_agree_between_unicode_forms(tmp_path: Path) -> None:
     assert all(decomposed.file(item).is_file() for item in decomposed.train)
     renamed = load_folder(tmp_path / "NFD", class_names={unicodedata.normalize("NFD", name): "a coffee house"})
     assert renamed.class_names == ("cafz", "a coffee house")
+    renamed = load_folder(tmp_path / "NFD", class_names={name: unicodedata.normalize("NFD", "a café")})
+    assert renamed.class_names == ("cafz", "a café")
     if len(os.listdir(make_classes(tmp_path / "NFC", {unicodedata.normalize("NFD", name): 1}))) == 3:
         with pytest.raises(DataError, match="same name in another Unicode form"):
             load_folder(tmp_path / "NFC")

@@ -1,6 +1,7 @@
 """PromptClassifier: what it learns, what it says, what it saves."""
 
 import pickle
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,16 @@ def test_zero_shot_is_a_method_too() -> None:
     made = PromptClassifier("zero_shot", **TINY).fit(images, labels)
     assert made.history_ == ()
     assert made.predict_proba(images).shape == (6, 3)
+
+
+def test_labels_in_two_unicode_forms_are_one_class() -> None:
+    images, labels = pixels(6)
+    names = ["v\u00e9lo", "ve\u0301lo"]
+    written = [names[index % 2] if label == labels[0] else label for index, label in enumerate(labels)]
+    made = PromptClassifier("zero_shot", **TINY).fit(images, written)
+    assert len(made.classes_) == 3
+    assert names[0] in made.classes_
+    assert made.score(images, written) == made.score(images, [unicodedata.normalize("NFC", name) for name in written])
 
 
 @pytest.mark.parametrize("method", ["tip_adapter", "linear_probe"])

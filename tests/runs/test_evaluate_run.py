@@ -178,6 +178,21 @@ def test_a_published_list_is_predicted_by_the_published_rule(
     assert len(loaded.trained) == 1 < count, "a user's own images: as in predictions, name by name"
 
 
+@pytest.mark.parametrize("form", ["{}", "class_{}", "{}.0"])
+def test_names_of_numbered_classes_follow_the_numbers(
+    form: str, make_images: Callable[..., Path], run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    classes = [form.format(number) for number in (1, 2, 10)]
+    names = ["one", "two", "ten"]
+    _, row = evaluate_run(run, dataset=str(make_images("numbers", classes=classes)), names=names)
+    assert row["class_names"] == ["one", "ten", "two"], "sorted as text"
+    assert f"{classes[0]} = one, {classes[1]} = two, {classes[2]} = ten" in caplog.text
+    caplog.clear()
+    _, row = evaluate_run(run, dataset=str(make_images("words", classes=["b2", "a10", "c1"])), names=names)
+    assert row["class_names"] == names
+    assert "by number" not in caplog.text
+
+
 def test_names_and_only(evaluate: Evaluate) -> None:
     whole = evaluate()[0]
     scores, row = evaluate(only=["dog", "small bird"])

@@ -15,6 +15,7 @@ opened           [2] the data set as it was requested, and its root ("" where no
 import errno
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -197,13 +198,18 @@ def _open_images(
 
 
 def _in_label_order(names: Sequence[str], class_names: Sequence[str]) -> Sequence[str]:
-    """Names given for all classes, by label; where the classes are numbers, they are given in the order of these."""
+    """Names given for all classes, by label; of numbered classes, they are given in the order of the numbers.
+
+    Classes are numbered if they differ in a number alone, as in 1 and 12, 1.0 and 12.0, or class_1 and class_12.
+    """
     if len(names) != len(class_names):
         raise ClassNamesError(f"{len(names)} names were given for {len(class_names)} classes: {', '.join(class_names)}")
-    if not all(name.isdecimal() for name in class_names):
+    parts = [re.fullmatch(r"(\D*)(\d+)(.*)", name, re.DOTALL) for name in class_names]
+    if len({(part[1], part[3]) if part else None for part in parts} | {None}) != 2 or None in parts:
         return names
     # Labels are sorted as text, so that 10 comes before 2.
-    in_order = dict(zip(sorted(class_names, key=int), names, strict=True))
+    number_of = {part[0]: int(part[2]) for part in parts if part}
+    in_order = dict(zip(sorted(class_names, key=number_of.__getitem__), names, strict=True))
     logger.warning("names by number: %s", ", ".join(f"{number} = {name}" for number, name in in_order.items()))
     return [in_order[number] for number in class_names]
 

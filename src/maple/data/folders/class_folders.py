@@ -127,7 +127,7 @@ def rename_classes(dataset: Dataset, class_names: Mapping[str, str] | None) -> D
     """
     if not class_names:
         return dataset
-    mapping = {nfc(old): new for old, new in class_names.items()}
+    mapping = {nfc(old): nfc(new) for old, new in class_names.items()}
     if unknown := sorted(set(mapping) - {nfc(name) for name in dataset.class_names}):
         raise DataError(
             f"class_names renames {', '.join(map(repr, unknown))}, which {dataset.name!r} does not have; "

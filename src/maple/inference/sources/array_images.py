@@ -1,6 +1,7 @@
 """Images and labels of a Python program, in any of their usual forms."""
 
 import threading
+import unicodedata
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -162,6 +163,8 @@ def number_labels(labels: Any, count: int) -> "tuple[Array, np.ndarray[Any, np.d
         raise InputError(f"the labels are {values.dtype}; give strings, integers or booleans")
     if values.dtype.kind == "O":
         _check_kinds(values.tolist(), (str, bool, int, np.integer, np.bool_))
+    if values.dtype.kind in "UO":
+        values = np.asarray(_composed(values.tolist()), dtype=None if values.dtype.kind == "U" else object)
     try:
         classes, indices = np.unique(values, return_inverse=True)
     except TypeError as error:
@@ -172,6 +175,11 @@ def number_labels(labels: Any, count: int) -> "tuple[Array, np.ndarray[Any, np.d
     return classes, indices
 
 
+def _composed(labels: list[Any]) -> list[Any]:
+    """Labels with accents as parts of their letters: in names of files on a Mac they are characters of their own."""
+    return [unicodedata.normalize("NFC", label) if isinstance(label, str) else label for label in labels]
+
+
 def labels_of_names(labels: Any, classes: Array, class_names: Sequence[str]) -> Any:
     """Return labels as they are; where none is one of the classes [C], but all are class names, the classes of these.
 
@@ -180,6 +188,9 @@ def labels_of_names(labels: Any, classes: Array, class_names: Sequence[str]) -> 
     Raises:
         InputError: none is a class or a class name.
     """
+    values = np.asarray(labels, object)
+    if values.ndim == 1 and any(isinstance(label, str) for label in values):
+        labels = _composed(values.tolist())
     given, known = set(np.asarray(labels, object).ravel().tolist()), set(classes.tolist())
     if not given or given & known:
         return labels
