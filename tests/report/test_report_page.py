@@ -213,6 +213,15 @@ def test_the_headline_says_what_is_there(
     assert said in Report(runs, METHODS).headline
 
 
+def test_the_headline_of_a_transfer_is_about_the_targets(make_run: MakeRun, runs: Path) -> None:
+    source = {"dataset": "photos", "classes": "all"}
+    accuracies = {"photos": 0.9, "sketches": 0.4, "prints": 0.6}
+    rows = [row("maple", name, 1, "all", top1, ["a", "b"], source=source) for name, top1 in accuracies.items()]
+    make_run("maple", "photos", rows=rows)
+    headline = Report(runs, METHODS).headline
+    assert headline.startswith("MaPLe, trained on photos, reaches 50.0 % accuracy on all classes on average over 2")
+
+
 def test_the_headline_tells_chance_from_effect(make_run: MakeRun, runs: Path) -> None:
     for seed, value in ((1, 0.4), (2, 0.7)):
         make_run("maple", seed=seed, base=value, novel=value)

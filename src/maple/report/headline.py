@@ -15,11 +15,14 @@ def headline_method(group: Group) -> Variant | None:
 def headline_sentences(groups: list[Group], costs: tuple[CostRow, ...]) -> list[str]:
     """Of the first group in which a method has results on every data set; the result itself comes first.
 
-    Without evaluations: what the costs were measured for.
+    A transfer comes before the accuracy on its source. Without evaluations: what the costs were measured for.
     """
-    for group in groups:
-        if _ranking(group):
-            return _sentences(group)
+    ranked = [group for group in groups if _ranking(group)]
+    if ranked:
+        transfers = [group for group in ranked if group.key.kind == "transfer"]
+        sources = {group.key.source for group in transfers}
+        is_source_alone = ranked[0].key.kind == "accuracy" and set(ranked[0].datasets) <= sources
+        return _sentences(transfers[0] if is_source_alone else ranked[0])
     if not groups and costs:
         conditions = sorted({row.conditions for row in costs})
         methods = len({row.recipe for row in costs})
@@ -48,7 +51,10 @@ def _sentences(group: Group) -> list[str]:
     where = f"on {group.datasets[0]}" if count == 1 else f"on average over {count} data sets"
     seeds = spread.n if spread else 0
     conditions = f"{group.key.conditions}, {seeds} seed{'s' if seeds != 1 else ''}"
-    sentences = [f"{subject.label[:1].upper()}{subject.label[1:]} reaches {result} {where} ({conditions})."]
+    label = f"{subject.label[:1].upper()}{subject.label[1:]}"
+    if group.key.kind == "transfer":
+        label += f", trained on {group.key.source},"
+    sentences = [f"{label} reaches {result} {where} ({conditions})."]
     if method and zero_shot:
         sentences.append(_comparison(group, method, zero_shot))
     if method and ranking[0] not in (method, zero_shot):
