@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_helpers import UnflaggedInfo
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -327,6 +328,27 @@ def test_other_zips_are_refused(members: dict[str, bytes], message: str, tmp_pat
 def test_other_shards_are_refused(members: list[tuple[str, bytes]], message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         load_dataset(shard(tmp_path / "x.tar", members), None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp437", "gbk"])
+def test_names_of_a_zip_of_unknown_encoding_are_reported(
+    encoding: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ("chat", "\u72d7" if encoding == "gbk" else "\u00e9t\u00e9")
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
+        for number, image in enumerate(IMAGES):
+            archive.writestr(UnflaggedInfo(f"{words[number % 2]}/{number}.png", encoding), image)
+    source = str(tmp_path / "pets.zip")
+    for _ in range(2):  # unpacked, then found in the cache
+        dataset, findings = open_source(source)
+        assert (set(dataset.class_names) == set(words)) == (encoding != "gbk")
+        assert [finding.kind for finding in findings if finding.kind == "unknown encoding"] == (
+            [] if encoding == "utf-8" else ["unknown encoding"]
+        )
+    caplog.clear()
+    names = {Path(image.name.partition("#")[2]).parent.name for image in find_images([source])}
+    assert names == set(dataset.class_names)
+    assert ("make the archive again with names in UTF-8" in caplog.text) == (encoding != "utf-8")
 
 
 def test_missing_shards_are_named(tmp_path: Path) -> None:

@@ -1,17 +1,21 @@
 """Zip and tar archives of class folders."""
 
+import logging
 import os
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
 from maple.data.folders.listing import is_ignored, list_folder
 from maple.data.images.formats import has_image_name, is_image_file
-from maple.data.published.unpack import DAMAGED, UNPUBLISHED, is_archive, unpack
+from maple.data.published.unpack import DAMAGED, UNPUBLISHED, is_archive, unpack, zip_names
 from maple.data.sources.rows import MAX_IMAGE_BYTES, Columns, Row, Source
 from maple.errors import DataError, DownloadError, shortened_list
+
+logger = logging.getLogger(__name__)
 
 _MOST_FILES = 2_000_000
 _MOST_RATIO = 100
@@ -31,7 +35,23 @@ class ArchiveSource(Source):
 
     def identity(self) -> Mapping[str, Any]:
         status = self.path.stat()
-        return {"archive": [str(self.path.resolve()), status.st_size, status.st_mtime_ns]}
+        # Names of zip archives were once read in another encoding: what was unpacked then is not used.
+        names = {"names": "UTF-8"} if self._is_zip else {}
+        return {"archive": [str(self.path.resolve()), status.st_size, status.st_mtime_ns], **names}
+
+    @property
+    def _is_zip(self) -> bool:
+        with self.path.open("rb") as file:
+            return file.read(4) in (b"PK\3\4", b"PK\5\6")
+
+    def findings(self) -> list[tuple[str, str, str]]:
+        """Return the kind, the level and the text of what is unusual about an archive that was unpacked."""
+        if not self._is_zip:
+            return []
+        with zipfile.ZipFile(self.path) as archive:
+            _, problem = zip_names(archive.infolist())
+        advice = ", or give the names of classes with --class-names"
+        return [("unknown encoding", "warning", problem + advice)] if problem else []
 
     def unpack_into(self, folder: Path) -> Path:
         """Unpack into a new folder, and return the folder in it that holds the class folders, or a table.
@@ -72,8 +92,7 @@ class ArchiveSource(Source):
 
     def rows(self, columns: Columns, *, labelled: bool) -> Iterator[Row]:
         del columns
-        with self.path.open("rb") as file:
-            is_zip = file.read(4) in (b"PK\3\4", b"PK\5\6")
+        is_zip = self._is_zip
         try:
             for name, size, read in _zip_members(self.path) if is_zip else _tar_members(self.path):
                 path = name.replace("\\", "/")
@@ -103,9 +122,13 @@ def _tables(folder: Path) -> list[Path]:
 
 def _zip_members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
     with zipfile.ZipFile(path) as archive:
-        for info in sorted(archive.infolist(), key=lambda info: info.filename):
+        members = archive.infolist()
+        names, problem = zip_names(members)
+        if problem:
+            logger.warning("%s: %s", path, problem)
+        for name, info in sorted(zip(names, members, strict=True), key=itemgetter(0)):
             if not info.is_dir():
-                yield info.filename, info.file_size, lambda info=info: archive.read(info)  # type: ignore[misc]
+                yield name, info.file_size, lambda info=info: archive.read(info)  # type: ignore[misc]
 
 
 def _tar_members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
