@@ -1,6 +1,8 @@
 """Images of collections, of which some cannot be read: the others are found all the same."""
 
+import io
 import os
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -64,6 +66,19 @@ def test_a_damaged_member_ends_no_zip(tmp_path: Path) -> None:
     first, damaged, last = outcomes(list(find_images([str(archive)])))
     assert (first, last) == ("read", "read")
     assert "pets.zip#cat/b.png: cannot be read, it is damaged" in damaged
+
+
+def test_members_of_the_current_folder_are_not_hidden(tmp_path: Path) -> None:
+    """`tar -C FOLDER .` writes ./cat/1.png."""
+    with tarfile.open(tmp_path / "pets.tar", "w") as archive, zipfile.ZipFile(tmp_path / "pets.zip", "w") as writer:
+        for name in ("./cat/1.png", "./.cat/2.png", "./cat/./3.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(IMAGE)
+            archive.addfile(info, io.BytesIO(IMAGE))
+            writer.writestr(name, IMAGE)
+    for path in (tmp_path / "pets.tar", tmp_path / "pets.zip"):
+        names = sorted(image.name for image in find_images([str(path)]))
+        assert names == [f"{path}#cat/1.png", f"{path}#cat/3.png"]
 
 
 def test_labels_next_to_a_table_do_not_matter(tmp_path: Path) -> None:

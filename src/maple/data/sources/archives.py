@@ -6,7 +6,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from operator import itemgetter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from maple.data.folders.listing import is_ignored, list_folder
@@ -95,7 +95,7 @@ class ArchiveSource(Source):
         is_zip = self._is_zip
         try:
             for name, size, read in _zip_members(self.path) if is_zip else _tar_members(self.path):
-                path = name.replace("\\", "/")
+                path = PurePosixPath(name.replace("\\", "/")).as_posix()  # without "./", as `tar -C FOLDER .` writes it
                 if has_image_name(path) and not any(map(is_ignored, path.split("/"))):
                     where = f"{self.text}#{path}"
                     content: bytes | DataError
