@@ -71,7 +71,7 @@ def test_a_damaged_member_ends_no_zip(tmp_path: Path) -> None:
 def test_members_of_the_current_folder_are_not_hidden(tmp_path: Path) -> None:
     """`tar -C FOLDER .` writes ./cat/1.png."""
     with tarfile.open(tmp_path / "pets.tar", "w") as archive, zipfile.ZipFile(tmp_path / "pets.zip", "w") as writer:
-        for name in ("./cat/1.png", "./.cat/2.png", "./cat/./3.png"):
+        for name in ("./cat/1.png", "./.cat/2.png", "./cat/./3.png", "./@eaDir/4.png"):
             info = tarfile.TarInfo(name)
             info.size = len(IMAGE)
             archive.addfile(info, io.BytesIO(IMAGE))
