@@ -117,8 +117,13 @@ def unread_format(path: Path) -> str:
         return ""
     if path.suffix == ".dvc":
         return "DVC pointer" if has_image_name(path.stem) and not path.with_suffix("").exists() else ""
-    extension = extension_of(path.name)
-    return _FORMATS.get(extension) or _UNREAD_FORMATS.get(extension) or format_of(_head_of(path))
+    return probable_format(path.name, _head_of(path))
+
+
+def probable_format(name: str, head: bytes) -> str:
+    """Return the format that a file has by its name, or else by its first bytes; "" if neither is that of an image."""
+    extension = extension_of(name)
+    return _FORMATS.get(extension) or _UNREAD_FORMATS.get(extension) or format_of(head)
 
 
 def media_format(path: Path) -> str:
