@@ -524,6 +524,8 @@ UNREAD: dict[str, bytes] = {
     "JPEG XL": b"\0\0\0\x0cJXL \r\n\x87\n",
     "PSD": b"8BPS\0\1" + bytes(20),
     "QOI": b"qoif" + bytes(20),
+    "DICOM": bytes(128) + b"DICM\2\0\0\0UL",
+    "NIfTI": struct.pack("<I", 348) + bytes(340) + b"n+1\0",
     "XPM": b"/* XPM */\nstatic char *x[] = {",
     "FITS": b"SIMPLE  =                    T",
     "camera RAW": b"IIRO\x08\0\0\0" + bytes(20),
@@ -561,12 +563,12 @@ def test_other_formats_are_named_and_not_opened(tmp_path: Path, monkeypatch: pyt
     assert not is_image_file(unnamed)
 
 
-@pytest.mark.parametrize("name", ["x.ico", "x.TGA", "x.nef", "x.jp2", "x.psd", "x.svgz"])
+@pytest.mark.parametrize("name", ["x.ico", "x.TGA", "x.nef", "x.jp2", "x.psd", "x.DCM", "x.nii.gz", "x.svgz", "x.npy"])
 def test_other_formats_are_known_by_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(bytes(100))
-    assert bool(unread_format(tmp_path / name)) == (name != "x.svgz")
+    assert bool(unread_format(tmp_path / name)) == (name not in ("x.svgz", "x.npy"))
     assert not is_image_file(tmp_path / name)
-    with pytest.raises(ImageError, match=r"convert (it )?to JPEG or PNG"):
+    with pytest.raises(ImageError, match=r"convert (it )?to (JPEG or )?PNG"):
         read_image(tmp_path / name)
 
 
