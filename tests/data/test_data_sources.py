@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import tarfile
@@ -297,6 +298,22 @@ def test_damaged_files_are_refused(name: str, content: bytes, message: str, tmp_
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         load_dataset(str(tmp_path / name), None)
+
+
+@pytest.mark.parametrize(
+    "name", ["x.parquet", "x.arrow", "x.zip", "x.tar", "x.tar.gz", "x.csv", "x.jsonl", "{0..0}.tar", "parquet/"]
+)
+def test_pointers_say_how_to_fetch_the_file(name: str, tmp_path: Path) -> None:
+    path = tmp_path / {"{0..0}.tar": "0.tar", "parquet/": "parquet/train.parquet"}.get(name, name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    message = f"^{re.escape(str(path))}: is a git-lfs pointer; fetch the file itself with `git lfs pull`$"
+    with pytest.raises(DataError, match=message):
+        load_dataset(str(tmp_path / name), None)
+    if path.suffix not in (".csv", ".jsonl"):
+        (image,) = find_images([str(tmp_path / name)])
+        with pytest.raises(DataError, match=message):
+            image.read()
 
 
 @pytest.mark.parametrize(

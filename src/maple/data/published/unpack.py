@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, cast
 
-from maple.errors import DownloadError, shortened_list
+from maple.errors import DownloadError, pointer_in, shortened_list
 from maple.files import ZipBytes, regular
 
 UNPUBLISHED = "it is not what was published"
@@ -300,4 +300,6 @@ def _too_large(archive: Path, limit: int, name: str) -> DownloadError:
 
 
 def _damaged(archive: Path, error: Exception) -> DownloadError:
+    if problem := pointer_in(archive):
+        return DownloadError(f"{archive}: is {problem}")
     return DownloadError(f"{archive}: is damaged or not an archive ({error}); fetch it again")

@@ -22,7 +22,7 @@ from maple.data.images.formats import (
 )
 from maple.data.published.unpack import DAMAGED, UNPUBLISHED, is_archive, unpack, zip_names
 from maple.data.sources.rows import MAX_IMAGE_BYTES, Columns, Row, Source
-from maple.errors import DataError, DownloadError, ImageError, shortened_list
+from maple.errors import DataError, DownloadError, ImageError, pointer_in, shortened_list
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +131,8 @@ class ArchiveSource(Source):
                     content = DataError(f"{where}: cannot be read, it is damaged or encrypted ({error})")
                 yield Row(where, "", os.path.basename(os.path.dirname(path)) or None if labelled else None, content)
         except (*DAMAGED, NotImplementedError, RuntimeError, OSError) as error:
+            if problem := pointer_in(self.path):
+                raise DataError(f"{self.path}: is {problem}") from error
             raise DataError(
                 f"{self.path}: cannot be read, it is damaged or encrypted ({error}); make it again"
             ) from error
