@@ -1,8 +1,10 @@
 """The package's errors: each message names the value, what is allowed, and what to do."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 
 _FEW_NAMES = 6
 
@@ -140,4 +142,13 @@ def pointer_problem(start: bytes) -> str | None:
         rb"^[\s-]*(md5|etag|hash|path): ", start, re.MULTILINE
     ):
         return DVC_POINTER
+    return None
+
+
+def pointer_in(path: str | os.PathLike[str]) -> str | None:
+    """Return what `pointer_problem` says of the file at `path`; None if it cannot be read."""
+    with suppress(OSError):
+        if os.path.isfile(path):  # and no pipe, from which reading might never end
+            with open(path, "rb") as file:
+                return pointer_problem(file.read(512))
     return None

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from maple import files
-from maple.errors import ClassNamesError, DataError, one_of, shortened
+from maple.errors import ClassNamesError, DataError, one_of, pointer_in, shortened
 from maple.names import MOST_CLASSES, distinct, feature_paths
 
 SPLITS = ("train", "val", "test")
@@ -241,6 +241,8 @@ def _add_file(path: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -
             stored = opened.metadata() or {}
             stored_tensors = {key: opened.get_tensor(key) for key in opened.keys() if _KNOWN.fullmatch(key)}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
+        if problem := pointer_in(path):
+            raise DataError(f"{path}: is {problem}") from error
         raise DataError(f"{path}: is not a readable safetensors file ({error}); write it again") from error
     for key, value in stored_tensors.items():
         is_labels = key.endswith("labels")

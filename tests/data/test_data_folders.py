@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from maple.data import Dataset, Item, load_dataset, load_folder
+from maple.data import Dataset, Item, load_dataset, load_folder, open_source
 from maple.data.checks.findings import Finding
 from maple.data.folders.class_folders import draw_split, rename_classes
 from maple.errors import ConfigError, DataError
+from maple.inference.sources.image_sources import find_images
 
 
 def make_classes(root: Path, counts: dict[str, int]) -> Path:
@@ -368,3 +369,17 @@ def test_unusual_names_of_splits_are_said(tmp_path: Path) -> None:
     assert finding.text == (
         "divided by folders: seg_test/seg_test as test, seg_train/seg_train as train; the classes are sea, street"
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["@eaDir", "@tmp", "#recycle", "@Recycle", "@__thumb", "$RECYCLE.BIN", "System Volume Information"]
+)
+def test_folders_of_network_drives_are_no_classes(name: str, tmp_path: Path) -> None:
+    make_classes(tmp_path, {"a": 3, "b": 3, name: 3, "lost+found": 3, f"a/{name}": 2})
+    dataset, findings = open_source(str(tmp_path))
+    assert dataset.class_names == ("a", "b")
+    assert len(dataset.train + dataset.test) == 6
+    (finding,) = findings
+    assert finding.kind == "system files"
+    assert set(finding.items) == {name, "lost+found", f"a/{name}"}
+    assert len(list(find_images([str(tmp_path)], recursive=True))) == 6

@@ -180,6 +180,47 @@ def test_deep_grey_values_keep_their_shades(values: np.ndarray, expected: list[i
     assert np.asarray(image)[0, :, 2].tolist() == expected
 
 
+def tiff(values: np.ndarray, photometric: int, *, compressed: bool = False) -> bytes:
+    """Return a TIFF of one band of these values, little-endian, of which zero is white if `photometric` is 0."""
+    height, width = values.shape
+    data = zlib.compress(values.tobytes()) if compressed else values.tobytes()
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    tags = [(256, width), (257, height), (258, 8 * values.itemsize), (259, 8 if compressed else 1), (262, photometric)]
+    tags += [(273, 8), (277, 1), (278, height), (279, len(data)), (339, kind)]
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([[0, 51, 255]], np.uint8),
+        np.array([[0, 257 * 51, 65535]], np.uint16),
+        np.array([[0.0, 0.2, 1.0]], np.float32),
+        np.array([[-1.0, -0.6, 1.0]], np.float32),
+    ],
+)
+def test_grey_of_which_zero_is_white_is_not_inverted(values: np.ndarray, compressed: bool) -> None:
+    assert np.asarray(read_image(tiff(values, 1, compressed=compressed)))[0, :, 0].tolist() == [0, 51, 255]
+    assert np.asarray(read_image(tiff(values, 0, compressed=compressed)))[0, :, 0].tolist() == [255, 204, 0]
+    assert np.asarray(to_rgb(Image.open(io.BytesIO(tiff(values, 0)))))[0, :, 0].tolist() == [255, 204, 0]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 858_993_459, 2**32 - 1]], np.uint32), [0, 51, 255]),
+        (np.array([[0, 257 * 51, 65535]], np.uint32), [0, 51, 255]),
+        (np.array([[-128, -77, 127]], np.int8), [0, 51, 255]),
+        (np.array([[0, 51, 127]], np.int8), [0, 51, 127]),
+    ],
+)
+def test_integers_do_not_wrap(values: np.ndarray, expected: list[int], compressed: bool) -> None:
+    assert np.asarray(read_image(tiff(values, 1, compressed=compressed)))[0, :, 0].tolist() == expected
+
+
 def test_floats_that_are_no_numbers_are_refused() -> None:
     data = encoded(Image.fromarray(np.array([[0.0, np.nan]], dtype=np.float32)), "tiff")
     with pytest.raises(ImageError, match=r"pixels without a value .*fill them"):
@@ -483,6 +524,8 @@ UNREAD: dict[str, bytes] = {
     "JPEG XL": b"\0\0\0\x0cJXL \r\n\x87\n",
     "PSD": b"8BPS\0\1" + bytes(20),
     "QOI": b"qoif" + bytes(20),
+    "DICOM": bytes(128) + b"DICM\2\0\0\0UL",
+    "NIfTI": struct.pack("<I", 348) + bytes(340) + b"n+1\0",
     "XPM": b"/* XPM */\nstatic char *x[] = {",
     "FITS": b"SIMPLE  =                    T",
     "camera RAW": b"IIRO\x08\0\0\0" + bytes(20),
@@ -520,12 +563,12 @@ def test_other_formats_are_named_and_not_opened(tmp_path: Path, monkeypatch: pyt
     assert not is_image_file(unnamed)
 
 
-@pytest.mark.parametrize("name", ["x.ico", "x.TGA", "x.nef", "x.jp2", "x.psd", "x.svgz"])
+@pytest.mark.parametrize("name", ["x.ico", "x.TGA", "x.nef", "x.jp2", "x.psd", "x.DCM", "x.nii.gz", "x.svgz", "x.npy"])
 def test_other_formats_are_known_by_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(bytes(100))
-    assert bool(unread_format(tmp_path / name)) == (name != "x.svgz")
+    assert bool(unread_format(tmp_path / name)) == (name not in ("x.svgz", "x.npy"))
     assert not is_image_file(tmp_path / name)
-    with pytest.raises(ImageError, match=r"convert (it )?to JPEG or PNG"):
+    with pytest.raises(ImageError, match=r"convert (it )?to (JPEG or )?PNG"):
         read_image(tmp_path / name)
 
 

@@ -494,6 +494,8 @@ def test_files_that_cannot_be_read_here_are_counted_by_class(
     (root / "dog/clip.mov").write_bytes(b"\0\0\0\x14ftypqt  \0\0\0\0qt  ")
     (root / "dog/clip").write_bytes(b"\x1aE\xdf\xa3" + bytes(50))
     (root / "dog/notes.pdf").write_bytes(b"%PDF-1.7")
+    (root / "dog/scan").write_bytes(bytes(128) + b"DICM" + bytes(50))
+    (root / "dog/array").write_bytes(b"\x93NUMPY\1\0" + bytes(50))
     (root / "dog/logo").write_bytes(b"<?xml version='1.0'?><svg width='4'></svg>")
     (root / "dog/labels.txt").write_text("none of these")
     text = "4 HEIC files cannot be read here (3 in dog, 1 in owl; dog/1.HEIC): convert to JPEG, or install a decoder"
@@ -506,7 +508,12 @@ def test_files_that_cannot_be_read_here_are_counted_by_class(
         "2 video files",
         "1 PDF file",
         "1 SVG file",
+        "1 DICOM file",
+        "1 NumPy file",
     }
+    assert any(
+        "(dog/scan): convert to PNG with the window" in finding.text.replace("1 in dog; ", "") for finding in unread
+    )
     assert kinds(found)["other files"].items == ("dog/labels.txt",)
     with pytest.raises(DataError, match=f"no usable images in class 'owl'.*; {re.escape(text)}"):
         load_dataset(str(root), None)

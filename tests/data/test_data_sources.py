@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import tarfile
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_helpers import UnflaggedInfo
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -299,6 +301,22 @@ def test_damaged_files_are_refused(name: str, content: bytes, message: str, tmp_
 
 
 @pytest.mark.parametrize(
+    "name", ["x.parquet", "x.arrow", "x.zip", "x.tar", "x.tar.gz", "x.csv", "x.jsonl", "{0..0}.tar", "parquet/"]
+)
+def test_pointers_say_how_to_fetch_the_file(name: str, tmp_path: Path) -> None:
+    path = tmp_path / {"{0..0}.tar": "0.tar", "parquet/": "parquet/train.parquet"}.get(name, name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    message = f"^{re.escape(str(path))}: is a git-lfs pointer; fetch the file itself with `git lfs pull`$"
+    with pytest.raises(DataError, match=message):
+        load_dataset(str(tmp_path / name), None)
+    if path.suffix not in (".csv", ".jsonl"):
+        (image,) = find_images([str(tmp_path / name)])
+        with pytest.raises(DataError, match=message):
+            image.read()
+
+
+@pytest.mark.parametrize(
     ("members", "message"),
     [
         ({"../cat/1.png": IMAGES[0]}, "leaves its folder .*it is not unpacked; make it again"),
@@ -327,6 +345,27 @@ def test_other_zips_are_refused(members: dict[str, bytes], message: str, tmp_pat
 def test_other_shards_are_refused(members: list[tuple[str, bytes]], message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         load_dataset(shard(tmp_path / "x.tar", members), None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp437", "gbk"])
+def test_names_of_a_zip_of_unknown_encoding_are_reported(
+    encoding: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ("chat", "\u72d7" if encoding == "gbk" else "\u00e9t\u00e9")
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
+        for number, image in enumerate(IMAGES):
+            archive.writestr(UnflaggedInfo(f"{words[number % 2]}/{number}.png", encoding), image)
+    source = str(tmp_path / "pets.zip")
+    for _ in range(2):  # unpacked, then found in the cache
+        dataset, findings = open_source(source)
+        assert (set(dataset.class_names) == set(words)) == (encoding != "gbk")
+        assert [finding.kind for finding in findings if finding.kind == "unknown encoding"] == (
+            [] if encoding == "utf-8" else ["unknown encoding"]
+        )
+    caplog.clear()
+    names = {Path(image.name.partition("#")[2]).parent.name for image in find_images([source])}
+    assert names == set(dataset.class_names)
+    assert ("make the archive again with names in UTF-8" in caplog.text) == (encoding != "utf-8")
 
 
 def test_missing_shards_are_named(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from data_helpers import UnflaggedInfo
 
 from maple.data.published import unpack as module
 from maple.data.published.prepare import PrepareProgress, _find, _unpacked
@@ -30,8 +31,8 @@ def zipped(path: Path, files: dict[str, bytes], compression: int = zipfile.ZIP_D
     return path
 
 
-def zipped_kind(path: Path, name: str, kind: int, content: bytes) -> Path:
-    info = zipfile.ZipInfo(name)
+def zipped_kind(path: Path, name: str | zipfile.ZipInfo, kind: int, content: bytes) -> Path:
+    info = zipfile.ZipInfo(name) if isinstance(name, str) else name
     info.create_system = 3
     info.external_attr = (kind | 0o777) << 16
     with zipfile.ZipFile(path, "w") as archive:
@@ -82,6 +83,32 @@ def test_zip(tmp_path: Path) -> None:
     assert (tmp_path / "out/empty").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("encoding", "name", "expected"),
+    [
+        ("utf-8", "\u00e9t\u00e9/1.jpg", "\u00e9t\u00e9/1.jpg"),  # as Archive Utility of macOS writes it
+        ("cp437", "\u00e9t\u00e9/1.jpg", "\u00e9t\u00e9/1.jpg"),
+        ("gbk", "\u732b/1.jpg", "\u251c\u00bf/1.jpg"),  # these two bytes alone would also be a letter in UTF-8
+    ],
+)
+def test_names_of_a_zip_that_does_not_tell_their_encoding(
+    encoding: str, name: str, expected: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(UnflaggedInfo(name, encoding), b"one")
+        archive.writestr(UnflaggedInfo("\u72d7/1.jpg" if encoding != "cp437" else "\u00e4/1.jpg", encoding), b"two")
+        archive.writestr("\u72d7/2.jpg", b"three")
+    unpack(path, tmp_path / "out")
+    unpacked = found(tmp_path / "out")
+    assert unpacked[expected] == b"one"
+    assert unpacked["\u72d7/2.jpg"] == b"three"
+    with zipfile.ZipFile(path) as archive:
+        names, problem = module.zip_names(archive.infolist())
+    assert set(names) == set(unpacked)
+    assert ("encoding of 2 file names is unknown" in problem) == (encoding != "utf-8")
+
+
 def test_links_inside(tmp_path: Path) -> None:
     """A hard link is the same image again; a symbolic one would be a name only."""
     extra = [member("a/z.jpg", tarfile.LNKTYPE, "a/x.jpg"), member("a/s.jpg", tarfile.SYMTYPE, "../a/x.jpg")]
@@ -100,6 +127,7 @@ HOSTILE: dict[str, Callable[[Path], Path]] = {
     "zip, drive": lambda path: zipped(path, {"C:/evil.txt": b"x"}),
     "zip, link out": lambda path: zipped_kind(path, "s", stat.S_IFLNK, b"/etc"),
     "zip, link up": lambda path: zipped_kind(path, "a/s", stat.S_IFLNK, b"../../x"),
+    "zip, parent in UTF-8": lambda path: zipped_kind(path, UnflaggedInfo("../\u00e9.txt"), stat.S_IFREG, b"x"),
     "zip, pipe": lambda path: zipped_kind(path, "s", stat.S_IFIFO, b""),
     "zip, device": lambda path: zipped_kind(path, "s", stat.S_IFBLK, b""),
     "tar, parent": lambda path: tarred(path, {"../evil.txt": b"x"}),

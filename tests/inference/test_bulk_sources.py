@@ -48,6 +48,13 @@ def test_a_folder_in_order_in_parts_and_each_file_once(pictures: Path, monkeypat
     assert names(read(str(pictures), skip={f"{pictures}/a.png"}))[0] == f"{pictures}/b10.png"
 
 
+def test_system_folders_are_skipped(tmp_path: Path) -> None:
+    for folder in ("a", "@eaDir", ".hidden"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.png").write_bytes(IMAGES[0])
+    assert names(read(str(tmp_path), recursive=True)) == [f"{tmp_path}/a/1.png"]
+
+
 def test_another_filesystem() -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe({"/bulk/one.png": IMAGES[0], "/bulk/in/two.jpg": b"", "/bulk/notes.txt": b"x"})

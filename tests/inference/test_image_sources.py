@@ -1,12 +1,16 @@
 """Images of collections, of which some cannot be read: the others are found all the same."""
 
+import io
 import os
+import struct
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 from inference_helpers import png
 
+from maple.data.images import formats
 from maple.errors import DataError
 from maple.inference.sources.bulk_sources import list_units, read_unit
 from maple.inference.sources.image_sources import ImageSource, find_images
@@ -64,6 +68,63 @@ def test_a_damaged_member_ends_no_zip(tmp_path: Path) -> None:
     first, damaged, last = outcomes(list(find_images([str(archive)])))
     assert (first, last) == ("read", "read")
     assert "pets.zip#cat/b.png: cannot be read, it is damaged" in damaged
+
+
+def test_members_of_the_current_folder_are_not_hidden(tmp_path: Path) -> None:
+    """`tar -C FOLDER .` writes ./cat/1.png."""
+    with tarfile.open(tmp_path / "pets.tar", "w") as archive, zipfile.ZipFile(tmp_path / "pets.zip", "w") as writer:
+        for name in ("./cat/1.png", "./.cat/2.png", "./cat/./3.png", "./@eaDir/4.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(IMAGE)
+            archive.addfile(info, io.BytesIO(IMAGE))
+            writer.writestr(name, IMAGE)
+    for path in (tmp_path / "pets.tar", tmp_path / "pets.zip"):
+        names = sorted(image.name for image in find_images([str(path)]))
+        assert names == [f"{path}#cat/1.png", f"{path}#cat/3.png"]
+
+
+def test_an_archive_gives_what_its_folder_gives(tmp_path: Path) -> None:
+    """Images without a known name, and formats that are not read, are neither lost nor other files."""
+    files = {
+        "cat/1.png": IMAGE,
+        "cat/2": IMAGE,
+        "cat/3.heic": struct.pack(">I", 24) + b"ftypheic" + bytes(4) + b"mif1heic",
+        "cat/4.tga": bytes(100),
+        "cat/5.cr3": struct.pack(">I", 24) + b"ftypcrx " + bytes(100_000),
+        "cat/6": b"8BPS\0\1" + bytes(20),
+        "cat/7.png": b"no image at all",
+        "cat/notes.txt": b"BM is how a bitmap begins",
+        "empty": b"",
+    }
+    folder = tmp_path / "pets"
+    with tarfile.open(tmp_path / "pets.tar", "w") as archive, zipfile.ZipFile(tmp_path / "pets.zip", "w") as writer:
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+            archive.add(folder / name, name)
+            writer.writestr(name, content)
+    expected = outcomes(list(find_images([str(folder)], recursive=True)))
+    assert [text == "read" for text in expected] == [True, True, False, False, False, False, False]
+    for path in (tmp_path / "pets.tar", tmp_path / "pets.zip"):
+        found = outcomes(list(find_images([str(path)])))
+        assert [text.replace(f"{path}#", f"{folder}/") for text in found] == expected
+
+
+def test_only_the_head_of_other_members_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as writer:
+        writer.writestr("1.png", IMAGE)
+        writer.writestr("2.mp4", bytes(10_000_000))
+    sizes = []
+    read = zipfile.ZipExtFile.read
+
+    def counted(self: zipfile.ZipExtFile, n: int | None = -1) -> bytes:
+        content = read(self, n)
+        sizes.append(len(content))
+        return content
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", counted)
+    assert outcomes(list(find_images([str(tmp_path / "pets.zip")]))) == ["read"]
+    assert sum(sizes) <= len(IMAGE) + formats.HEAD_BYTES
 
 
 def test_labels_next_to_a_table_do_not_matter(tmp_path: Path) -> None:

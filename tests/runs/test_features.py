@@ -161,3 +161,6 @@ def test_what_is_no_such_file(tmp_path: Path) -> None:
     path.write_bytes(b"\xff" * 100)
     with pytest.raises(DataError, match="not a readable safetensors file"):
         read_features(str(path))
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(DataError, match="is a git-lfs pointer; fetch the file itself with `git lfs pull`"):
+        read_features(str(path))

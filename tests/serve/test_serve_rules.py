@@ -84,6 +84,21 @@ def test_names_may_hold_commas(client: TestClient) -> None:
     assert "in double quotes" in refused(answer, 422, "class_names")
 
 
+def test_a_form_may_hold_json(client: TestClient) -> None:
+    def send(names: str, zero_shot: str = "0") -> Any:
+        return client.post(PREDICT, files=files(png()), data={"class_names": names, "zero_shot": zero_shot})
+
+    one = send(' ["red car", "dog, small"]', "1").json()["predictions"][0]
+    assert set(as_dict(one["best"])) == set(as_dict(one["zero_shot"])) == {"red car", "dog, small"}
+    one = send("[1],[2]").json()["predictions"][0]
+    assert set(as_dict(one["best"])) == {"[1]", "[2]"}, "no list of texts"
+    assert one["zero_shot"] is None
+    assert "at least 1 item" in refused(send("[]"), 422, "invalid_request")
+    assert "class_names[0]" in refused(send('["\\ud800", "b"]'), 422, "invalid_request")
+    assert "class_names" in refused(send("[" * 100_000), 422, "invalid_request")
+    assert "zero_shot: Input should be a valid boolean" in refused(send("a,b", "2"), 422, "invalid_request")
+
+
 def test_trained_names_that_are_equal_or_no_unicode(start: Start) -> None:
     """Published lists have equal names, and folders of other encodings give names that UTF-8 cannot write."""
     answerer = Colours()

@@ -27,7 +27,7 @@ _FORM_NAMES = {
     "items": {"type": "string", "minLength": 1},
     "minItems": 1,
     "description": "Class names: one in each of several fields, or all in one field, separated by commas or new lines; "
-    "there, a name that contains a comma is in double quotes.",
+    "there, a name that contains a comma is in double quotes. Or a JSON list in one field.",
 }
 
 
@@ -181,13 +181,24 @@ def _form_values(form: FormData) -> dict[str, Any]:
     for key in form:
         values = form.getlist(key)
         if key == "class_names" and len(values) == 1 and isinstance(values[0], str):
-            fields[key] = names_in(values[0])
+            names = _json_names(values[0])
+            fields[key] = names_in(values[0]) if names is None else names
         elif key in ("images", "class_names"):
             fields[key] = [value.strip() if isinstance(value, str) else value for value in values]
         else:
             # A repeated field stays a list, which the schema refuses.
-            fields[key] = _parse_json(values[0]) if len(values) == 1 else values
+            value = _parse_json(values[0]) if len(values) == 1 else values
+            fields[key] = bool(value) if key == "zero_shot" and value in (0, 1) else value
     return fields
+
+
+def _json_names(text: str) -> list[str] | None:
+    """The class names of a field that is a JSON list of texts; None for any other text."""
+    try:
+        names = json.loads(text) if text.lstrip().startswith("[") else None
+    except (ValueError, RecursionError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def _whole_number(value: Any) -> Any:

@@ -6,7 +6,6 @@ Source: openai/CLIP@a1d0717 clip/model.py:399-436 (sizes are read from the shape
 import math
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from maple.archives import Placeholder, read_checkpoint, read_torchscript
 from maple.archives.torch_file import is_torchscript
 from maple.clip.backbone_names import has_clip_blocks, is_text_model_name
-from maple.errors import BackboneError, CheckpointError, first_line, pointer_problem, shortened_list
+from maple.errors import BackboneError, CheckpointError, first_line, pointer_in, shortened_list
 from maple.files import read_json, regular
 
 StateDict = dict[str, Tensor]
@@ -126,9 +125,8 @@ def _read_safetensors(path: Path) -> StateDict:
                     state[name] = file.get_tensor(name).clone(memory_format=torch.contiguous_format)
                     copied += state[name].nbytes
     except (SafetensorError, OSError, RuntimeError, ValueError, LookupError, AttributeError, TypeError) as error:
-        with suppress(OSError), regular(path).open("rb") as opened:
-            if problem := pointer_problem(opened.read(512)):
-                raise CheckpointError(f"it is {problem}") from error
+        if problem := pointer_in(path):
+            raise CheckpointError(f"it is {problem}") from error
         raise CheckpointError(first_line(error)) from error
     return state
 

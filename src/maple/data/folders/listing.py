@@ -10,7 +10,10 @@ from maple.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-_SYSTEM_NAMES = {"__macosx", "thumbs.db", "desktop.ini"}
+_SYSTEM_NAMES = {
+    *("__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found"),
+    *("@eadir", "@tmp", "#recycle", "@recycle", "@__thumb"),  # of network drives of Synology and QNAP
+}
 
 
 def walk_files(

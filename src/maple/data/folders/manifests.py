@@ -11,7 +11,7 @@ from typing import Any
 from maple.data.folders.class_folders import SPLIT_FOLDERS, assemble, check_fractions, draw_split, rename_classes
 from maple.data.folders.listing import nfc
 from maple.data.records import SPLIT_NAMES, Dataset
-from maple.errors import DataError, one_of, shortened_list
+from maple.errors import DataError, one_of, pointer_in, shortened_list
 from maple.files import on_disk, parse_json, regular
 from maple.names import has_lone_surrogate
 
@@ -192,6 +192,8 @@ def _check_rows(manifest: Path, rows: list[_Row]) -> None:
 
 
 def _read_text(path: Path) -> str:
+    if problem := pointer_in(path):
+        raise DataError(f"{path}: is {problem}")
     try:
         return regular(path).read_bytes().decode("utf-8-sig")
     except OSError as error:

@@ -38,12 +38,15 @@ _UNREAD_FORMATS = {
     **dict.fromkeys((".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"), "JPEG 2000"),
     **{f".{name.lower()}": name for name in ("BLP", "CUR", "DCX", "DDS", "EPS", "FITS", "ICNS", "ICO", "PCX", "PSD")},
     **{f".{name.lower()}": name for name in ("QOI", "SGI", "TGA", "XBM", "XPM")},
+    **dict.fromkeys((".dcm", ".dicom"), "DICOM"),
+    **dict.fromkeys((".nii", ".nii.gz"), "NIfTI"),
     ".jxl": "JPEG XL",
     ".exr": "OpenEXR",
 }
 """The other formats that are recognised, to name them, by extension; camera RAW files that are TIFFs have a preview."""
 _MEDIA = {
     **dict.fromkeys((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".3gp"), "video"),
+    **dict.fromkeys((".npy", ".npz"), "NumPy"),
     ".pdf": "PDF",
     ".svg": "SVG",
     ".svgz": "SVG",
@@ -68,6 +71,8 @@ _MARKS: dict[str, tuple[bytes, ...]] = {
     "XPM": (b"/* XPM */",),
 }
 """The first bytes of formats, long enough not to begin a text or an archive."""
+_LATER_MARKS = {"DICOM": (128, b"DICM"), "NIfTI": (344, b"n+1\0")}
+"""The marks of formats that do not begin with them, and their place."""
 _SHORT_MARKS: dict[str, tuple[bytes, ...]] = {
     "BMP": (b"BM",),
     "PPM": (b"P4", b"P5", b"P6", b"Pf"),
@@ -84,6 +89,15 @@ _ISO_BRANDS = {
     **dict.fromkeys((b"crx ",), CAMERA_RAW),
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
 }
+_ADVICE = {
+    "DVC pointer": "fetch the files themselves with `dvc pull`",
+    "HEIC": "convert to JPEG, or install a decoder (pip install pillow-heif)",
+    "video": "save single frames as JPEG",
+    "DICOM": "convert to PNG with the window (the range of values to see) applied",
+    "NIfTI": "convert to PNG, one for each slice, with the window (the range of values to see) applied",
+    "NumPy": "if it holds images, save them as PNG",
+}
+"""What to do with images of a format, if not just to convert them."""
 HEAD_BYTES = 512
 """The number of bytes by which a format is recognised."""
 
@@ -117,13 +131,20 @@ def unread_format(path: Path) -> str:
         return ""
     if path.suffix == ".dvc":
         return "DVC pointer" if has_image_name(path.stem) and not path.with_suffix("").exists() else ""
-    extension = extension_of(path.name)
-    return _FORMATS.get(extension) or _UNREAD_FORMATS.get(extension) or format_of(_head_of(path))
+    return probable_format(path.name, _head_of(path))
+
+
+def probable_format(name: str, head: bytes) -> str:
+    """Return the format that a file has by its name, or else by its first bytes; "" if neither is that of an image."""
+    extension = extension_of(name)
+    return _FORMATS.get(extension) or _UNREAD_FORMATS.get(extension) or format_of(head)
 
 
 def media_format(path: Path) -> str:
-    """Return "video", "SVG" or "PDF" for a file of these, which may hold images but is none; "" for all other files."""
+    """Return "video", "SVG", "PDF" or "NumPy" for a file that may hold images but is none; "" for all other files."""
     head = _head_of(path)
+    if head.startswith(b"\x93NUMPY"):
+        return "NumPy"
     if head.startswith(b"%PDF") or b"<svg" in head:
         return "PDF" if head.startswith(b"%PDF") else "SVG"
     is_video = head.startswith((b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3")) or head[8:12] == b"AVI "
@@ -141,11 +162,7 @@ def _head_of(path: Path) -> bytes:
 
 def unread_advice(kind: str) -> str:
     """Say what to do with images of a format that is not read."""
-    if kind == "DVC pointer":
-        return "fetch the files themselves with `dvc pull`"
-    if kind == "HEIC":
-        return "convert to JPEG, or install a decoder (pip install pillow-heif)"
-    return "save single frames as JPEG" if kind == "video" else "convert to JPEG or PNG"
+    return _ADVICE.get(kind, "convert to JPEG or PNG")
 
 
 def why_unread(head: bytes, kind: str, name: str) -> str:
@@ -160,8 +177,9 @@ def why_unread(head: bytes, kind: str, name: str) -> str:
 
 
 def extension_of(name: str) -> str:
-    """Return the extension of a file name with its dot, in lower case."""
-    return name[name.rfind(".") :].lower()
+    """Return the extension of a file name with its dot, in lower case; of .nii.gz, both."""
+    name = name.lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else name[name.rfind(".") :]
 
 
 def format_of(head: bytes, *, short: bool = False) -> str:
@@ -173,7 +191,8 @@ def format_of(head: bytes, *, short: bool = False) -> str:
     if head[:4] == b"RIFF":
         return "WEBP" if head[8:12] == b"WEBP" else ""
     marks = _MARKS | _SHORT_MARKS if short else _MARKS
-    return next((kind for kind, starts in marks.items() if head.startswith(starts)), "")
+    kind = next((kind for kind, starts in marks.items() if head.startswith(starts)), "")
+    return kind or next((kind for kind, (place, mark) in _LATER_MARKS.items() if head.startswith(mark, place)), "")
 
 
 @cache

@@ -58,6 +58,8 @@ _WHOLE_FILE_BYTES = {"WEBP": 16, "AVIF": 16, "HEIC": 16}
 _ORIENTATION = 0x0112
 _SUBFILE_TYPE, _SUB_IFDS, _DNG_VERSION = 254, 330, 50706
 _BITS, _STRIP_ROWS, _TILE_COLUMNS, _TILE_ROWS = 258, 278, 322, 323
+_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339
+_WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, (1,), (2,)
 
 
 def read_image(
@@ -68,9 +70,9 @@ def read_image(
     JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF and binary PNM are read, and HEIC where pillow-heif is installed. Transparent
     pixels are blended with white. Deep greyscale keeps its shades: 16-bit values are scaled by 255 / 65535; integers
     outside 0..65535 and floats outside 0..255 are stretched from minimum to maximum; floats within 0..1 are scaled by
-    255. The size is checked in the header, before decoding; more than 80 megapixels are read at half the width and
-    height, so that one image takes at most about 1 GB of memory. A camera RAW file gives its preview, with
-    `info["camera RAW"]`. Thread-safe; changes no setting of Pillow.
+    255; signed 8-bit integers are stretched if one is below zero. The size is checked in the header, before decoding;
+    more than 80 megapixels are read at half the width and height, so that one image takes at most about 1 GB of memory.
+    A camera RAW file gives its preview, with `info["camera RAW"]`. Thread-safe; changes no setting of Pillow.
 
     With `least_side`, a JPEG is decoded at a half, a quarter or an eighth of its width and height, as long as its
     shorter side keeps that number of pixels. That takes a fraction of the time; `info["draft"]` then holds the width
@@ -116,11 +118,19 @@ def to_rgb(image: Image.Image, name: str = "<image>", *, shared: bool = False) -
     """
     try:
         image.load()
+        tags: Any = getattr(image, "tag_v2", {})
+        inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        unsigned = image.mode == "I" and bool(tags) and tags.get(_SAMPLE_FORMAT, _UNSIGNED) == _UNSIGNED
+        if image.mode == "L" and tags.get(_SAMPLE_FORMAT) == _SIGNED:
+            values = np.asarray(image).view(np.int8)
+            if values.min() < 0:
+                signed = Image.fromarray(values.astype(np.int32))
+                signed.info, image = image.info, signed
         halved = image.width * image.height > _LARGE
         method = _TRANSPOSE.get(_orientation(image, name))
         if method is not None and not halved:
             image = image.transpose(method)
-        rgb = _to_rgb(image, halved=halved, shared=shared)
+        rgb = _to_rgb(image, halved=halved, shared=shared, unsigned=unsigned, inverted=inverted)
         return rgb.transpose(method) if method is not None and halved else rgb
     except _NoValueError as error:
         raise ImageError(f"{name}: {error}") from None
@@ -347,8 +357,12 @@ class _NoValueError(Exception):
     """Pixels that are not finite numbers."""
 
 
-def _to_rgb(image: Image.Image, *, halved: bool, shared: bool) -> Image.Image:
-    """Convert a decoded image, in bands, since conversions need several times the memory of the image."""
+def _to_rgb(image: Image.Image, *, halved: bool, shared: bool, unsigned: bool, inverted: bool) -> Image.Image:
+    """Convert a decoded image, in bands, since conversions need several times the memory of the image.
+
+    Of deep greyscale, Pillow takes `unsigned` 32-bit integers for signed ones, and leaves `inverted` shades, of which
+    zero is white, as they are.
+    """
     deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
     transparent = image.has_transparency_data or image.mode == "La"
     if not (deep or transparent or halved):
@@ -356,13 +370,13 @@ def _to_rgb(image: Image.Image, *, halved: bool, shared: bool) -> Image.Image:
         return image._new(image.im) if shared and image.mode == "RGB" else image.convert("RGB")
     rows = max(2, _BAND // image.width // 2 * 2)
     boxes = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
-    low, high = _range(image, boxes) if deep else (0.0, 0.0)
+    low, high = _range(image, boxes, unsigned) if deep else (0.0, 0.0)
     size = ((image.width + 1) // 2, (image.height + 1) // 2) if halved else image.size
     result = Image.new("RGB", size)
     for box in boxes:
         band = image.crop(box)
         if deep:
-            band = _to_grey(band, low, high).convert("RGB")
+            band = _to_grey(band, low, high, unsigned, inverted).convert("RGB")
         elif transparent:
             band = band.convert("LA").convert("RGBA") if band.mode == "La" else band.convert("RGBA")
             band = Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert("RGB")
@@ -372,11 +386,16 @@ def _to_rgb(image: Image.Image, *, halved: bool, shared: bool) -> Image.Image:
     return result
 
 
-def _range(image: Image.Image, boxes: list[tuple[int, int, int, int]]) -> tuple[float, float]:
+def _values(image: Image.Image, unsigned: bool) -> npt.NDArray[Any]:
+    values = np.asarray(image)
+    return values.view(np.uint32) if unsigned else values
+
+
+def _range(image: Image.Image, boxes: list[tuple[int, int, int, int]], unsigned: bool) -> tuple[float, float]:
     """The values of a deep greyscale image that become black and white; see `read_image` for the scale."""
     limits = []
     for box in boxes:
-        values = np.asarray(image.crop(box))
+        values = _values(image.crop(box), unsigned)
         limits.append((float(values.min()), float(values.max())))
         if not all(map(math.isfinite, limits[-1])):
             raise _NoValueError(
@@ -391,14 +410,16 @@ def _range(image: Image.Image, boxes: list[tuple[int, int, int, int]]) -> tuple[
     return low, high
 
 
-def _to_grey(image: Image.Image, low: float, high: float) -> Image.Image:
+def _to_grey(image: Image.Image, low: float, high: float, unsigned: bool, inverted: bool) -> Image.Image:
     """Scale a deep greyscale image to 8 bits; a transparent colour becomes white."""
-    values = np.asarray(image)
+    values = _values(image, unsigned)
     shades: npt.NDArray[np.float64] = values.astype(np.float64)
     shades -= low
     shades /= high - low or 1.0
     shades *= 255
     scaled = np.rint(shades, out=shades).astype(np.uint8)
+    if inverted:
+        scaled = 255 - scaled
     key = image.info.get("transparency")
     if isinstance(key, int):
         scaled[values == key] = 255

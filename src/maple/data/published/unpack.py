@@ -10,13 +10,13 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, cast
 
-from maple.errors import DownloadError
+from maple.errors import DownloadError, pointer_in, shortened_list
 from maple.files import ZipBytes, regular
 
 UNPUBLISHED = "it is not what was published"
@@ -53,6 +53,32 @@ _LINK: Callable[[], IO[bytes]] = partial(io.BytesIO)
 def is_archive(path: Path) -> bool:
     """Return whether the name is that of an archive that `unpack` reads."""
     return path.name.lower().endswith((".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz"))
+
+
+def zip_names(members: Sequence[zipfile.ZipInfo]) -> tuple[list[str], str]:
+    """Return the names of the members of a zip archive, and what is unknown about their encoding; "" for nothing.
+
+    Archive Utility of macOS, among others, writes UTF-8 without the flag for it, and zipfile then decodes the bytes as
+    code page 437. Names without the flag are read as UTF-8 if all of them are, and else in that code page.
+    """
+    names = [info.filename for info in members]
+    # Python 3.12 replaces a name by that of an extra field, which is UTF-8.
+    unflagged = [
+        number
+        for number, info in enumerate(members)
+        if not info.flag_bits & 0x800 and not info.filename.isascii() and info.filename == info.orig_filename
+    ]
+    try:
+        decoded = [names[number].encode("cp437").decode("utf-8") for number in unflagged]
+    except UnicodeError:
+        return names, (
+            f"the encoding of {len(unflagged):,} file names is unknown, they are read as code page 437 "
+            f"({shortened_list(names[number] for number in unflagged)}); if that is wrong, make the archive again with "
+            "names in UTF-8"
+        )
+    for number, name in zip(unflagged, decoded, strict=True):
+        names[number] = name
+    return names, ""
 
 
 def unpack(
@@ -122,26 +148,28 @@ def _zip_members(archive: Path, folder: Path, limit: int) -> Generator[_Member, 
     """Yield the members of a zip archive; raise at what does not belong in one."""
     del folder
     with ZipBytes(archive, records=MAX_FILES, largest=_DIRECTORY) as file, zipfile.ZipFile(file) as opened:
+        members = opened.infolist()
+        names, _ = zip_names(members)
         packed = declared = 0
-        for info in opened.infolist():
+        for name, info in zip(names, members, strict=True):
             packed, declared = packed + info.compress_size, declared + info.file_size
             if declared > limit:
-                raise _too_large(archive, limit, info.filename)
+                raise _too_large(archive, limit, name)
             if packed > archive.stat().st_size:
                 raise _refused(archive, "holds members that overlap")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 # zipfile decompresses the other kinds without a limit.
-                raise NotImplementedError(f"member {info.filename!r} is compressed in an unusual way")
-        for info in opened.infolist():
+                raise NotImplementedError(f"member {name!r} is compressed in an unusual way")
+        for name, info in zip(names, members, strict=True):
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind == stat.S_IFLNK and not info.is_dir():
                 with opened.open(info) as content:
                     target = content.read(_LONGEST).decode("utf-8", "replace")
-                yield info.filename, _link(archive, info.filename, target)
+                yield name, _link(archive, name, target)
             elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _refused(archive, f"member {info.filename!r} is a device or pipe")
+                raise _refused(archive, f"member {name!r} is a device or pipe")
             else:
-                yield info.filename, None if info.is_dir() else partial(opened.open, info)
+                yield name, None if info.is_dir() else partial(opened.open, info)
 
 
 def _tar_members(archive: Path, folder: Path, limit: int) -> Generator[_Member, None, None]:
@@ -272,4 +300,6 @@ def _too_large(archive: Path, limit: int, name: str) -> DownloadError:
 
 
 def _damaged(archive: Path, error: Exception) -> DownloadError:
+    if problem := pointer_in(archive):
+        return DownloadError(f"{archive}: is {problem}")
     return DownloadError(f"{archive}: is damaged or not an archive ({error}); fetch it again")

@@ -1,17 +1,30 @@
 """Zip and tar archives of class folders."""
 
+import logging
 import os
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import IO, Any
+from functools import partial
+from operator import itemgetter
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
 
 from maple.data.folders.listing import is_ignored, list_folder
-from maple.data.images.formats import has_image_name, is_image_file
-from maple.data.published.unpack import DAMAGED, UNPUBLISHED, is_archive, unpack
+from maple.data.images.formats import (
+    HEAD_BYTES,
+    format_of,
+    has_image_name,
+    is_image_file,
+    is_read,
+    probable_format,
+    why_unread,
+)
+from maple.data.published.unpack import DAMAGED, UNPUBLISHED, is_archive, unpack, zip_names
 from maple.data.sources.rows import MAX_IMAGE_BYTES, Columns, Row, Source
-from maple.errors import DataError, DownloadError, shortened_list
+from maple.errors import DataError, DownloadError, ImageError, pointer_in, shortened_list
+
+logger = logging.getLogger(__name__)
 
 _MOST_FILES = 2_000_000
 _MOST_RATIO = 100
@@ -31,7 +44,23 @@ class ArchiveSource(Source):
 
     def identity(self) -> Mapping[str, Any]:
         status = self.path.stat()
-        return {"archive": [str(self.path.resolve()), status.st_size, status.st_mtime_ns]}
+        # Names of zip archives were once read in another encoding: what was unpacked then is not used.
+        names = {"names": "UTF-8"} if self._is_zip else {}
+        return {"archive": [str(self.path.resolve()), status.st_size, status.st_mtime_ns], **names}
+
+    @property
+    def _is_zip(self) -> bool:
+        with self.path.open("rb") as file:
+            return file.read(4) in (b"PK\3\4", b"PK\5\6")
+
+    def findings(self) -> list[tuple[str, str, str]]:
+        """Return the kind, the level and the text of what is unusual about an archive that was unpacked."""
+        if not self._is_zip:
+            return []
+        with zipfile.ZipFile(self.path) as archive:
+            _, problem = zip_names(archive.infolist())
+        advice = ", or give the names of classes with --class-names"
+        return [("unknown encoding", "warning", problem + advice)] if problem else []
 
     def unpack_into(self, folder: Path) -> Path:
         """Unpack into a new folder, and return the folder in it that holds the class folders, or a table.
@@ -72,26 +101,38 @@ class ArchiveSource(Source):
 
     def rows(self, columns: Columns, *, labelled: bool) -> Iterator[Row]:
         del columns
-        with self.path.open("rb") as file:
-            is_zip = file.read(4) in (b"PK\3\4", b"PK\5\6")
+        is_zip = self._is_zip
         try:
-            for name, size, read in _zip_members(self.path) if is_zip else _tar_members(self.path):
-                path = name.replace("\\", "/")
-                if has_image_name(path) and not any(map(is_ignored, path.split("/"))):
-                    where = f"{self.text}#{path}"
-                    content: bytes | DataError
-                    try:
+            for name, size, open_member in _zip_members(self.path) if is_zip else _tar_members(self.path):
+                path = PurePosixPath(name.replace("\\", "/")).as_posix()  # without "./", as `tar -C FOLDER .` writes it
+                if any(map(is_ignored, path.split("/"))):
+                    continue
+                where = f"{self.text}#{path}"
+                kind = probable_format(path, b"")
+                content: bytes | DataError
+                try:
+                    with open_member() as file:
+                        head = file.read(HEAD_BYTES)
+                        kind = kind or format_of(head)
+                        if not kind:
+                            continue
+                        if not has_image_name(path) and not is_read(format_of(head)):
+                            raise ImageError(f"{where}: {why_unread(head, format_of(head, short=True), path)}")
                         if size > MAX_IMAGE_BYTES:
-                            raise DataError(f"{where}: has {size:,} bytes, too many for an image; remove it")
-                        content = read()
-                    except DataError as error:
-                        content = error
-                    except (*DAMAGED, NotImplementedError, RuntimeError) as error:
-                        if not is_zip:  # nothing after a damaged member of a tar archive can be found
-                            raise
-                        content = DataError(f"{where}: cannot be read, it is damaged or encrypted ({error})")
-                    yield Row(where, "", os.path.basename(os.path.dirname(path)) or None if labelled else None, content)
+                            raise ImageError(f"{where}: has {size:,} bytes, too many for an image; remove it")
+                        content = head + file.read()
+                except DataError as error:
+                    content = error
+                except (*DAMAGED, NotImplementedError, RuntimeError) as error:
+                    if not is_zip:  # nothing after a damaged member of a tar archive can be found
+                        raise
+                    if not kind:
+                        continue
+                    content = DataError(f"{where}: cannot be read, it is damaged or encrypted ({error})")
+                yield Row(where, "", os.path.basename(os.path.dirname(path)) or None if labelled else None, content)
         except (*DAMAGED, NotImplementedError, RuntimeError, OSError) as error:
+            if problem := pointer_in(self.path):
+                raise DataError(f"{self.path}: is {problem}") from error
             raise DataError(
                 f"{self.path}: cannot be read, it is damaged or encrypted ({error}); make it again"
             ) from error
@@ -101,19 +142,20 @@ def _tables(folder: Path) -> list[Path]:
     return [child for child in list_folder(folder) if child.suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet")]
 
 
-def _zip_members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
+def _zip_members(path: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
     with zipfile.ZipFile(path) as archive:
-        for info in sorted(archive.infolist(), key=lambda info: info.filename):
+        members = archive.infolist()
+        names, problem = zip_names(members)
+        if problem:
+            logger.warning("%s: %s", path, problem)
+        for name, info in sorted(zip(names, members, strict=True), key=itemgetter(0)):
             if not info.is_dir():
-                yield info.filename, info.file_size, lambda info=info: archive.read(info)  # type: ignore[misc]
+                yield name, info.file_size, partial(archive.open, info)
 
 
-def _tar_members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    def read(opened: IO[bytes] | None) -> bytes:
-        return opened.read() if opened else b""
-
+def _tar_members(path: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
     with tarfile.open(path, "r|*") as archive:
         for member in archive:
             archive.members = []  # type: ignore[attr-defined]  # which tarfile would keep
             if member.isreg():
-                yield member.name, member.size, lambda member=member: read(archive.extractfile(member))  # type: ignore[misc]
+                yield member.name, member.size, cast(Callable[[], IO[bytes]], partial(archive.extractfile, member))

@@ -128,6 +128,9 @@ def load_source(
     if source is not None:
         folder = unpack_source(source, columns)
     content = read_description(folder)
+    for kind, level, finding in content["findings"]:
+        if kind != "numbered classes" or not class_names:
+            _report(Finding(kind, level, finding), text, on_finding)
     fractions: dict[str, Any] = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
     if content["layout"] == "folders":
         root = folder / content["root"]
@@ -143,9 +146,6 @@ def load_source(
             # The user knows the archive, and not the folder of the cache.
             shown = str(error).replace(str(root), text)
             raise DataError(shown.replace(f"{IMAGES}/", "") if root.name == IMAGES else shown) from error
-    for kind, level, finding in content["findings"]:
-        if kind != "numbered classes" or not class_names:
-            _report(Finding(kind, level, finding), text, on_finding)
     names: list[str] = content["class_names"]
     if len(names) < min_classes:
         raise DataError(f"{text}: has only one class, {names[0]!r}, but a classifier needs at least two")

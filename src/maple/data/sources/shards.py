@@ -23,7 +23,7 @@ from maple.data.sources.rows import (
     read_label,
 )
 from maple.data.sources.tables import splits_of_names
-from maple.errors import DataError, shortened_list
+from maple.errors import DataError, pointer_in, shortened_list
 
 _TAR = (".tar", ".tar.gz", ".tgz")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -200,6 +200,8 @@ def _samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
         if sample:
             yield str(current), sample
     except (*DAMAGED, OSError) as error:
+        if problem := pointer_in(shard):
+            raise DataError(f"{shard}: is {problem}") from error
         raise DataError(f"{shard}: is damaged, or not a tar archive ({error}); fetch it again") from error
 
 

@@ -21,7 +21,7 @@ from maple.data.sources.rows import (
     read_label,
     read_split,
 )
-from maple.errors import DataError, shortened_list
+from maple.errors import DataError, pointer_in, shortened_list
 from maple.files import parse_json, read_json
 
 SUFFIXES = (".parquet", ".pq", ".arrow", ".feather")
@@ -193,6 +193,8 @@ def _damage(file: Path) -> Iterator[None]:
     try:
         yield
     except (ArrowException, OSError) as error:
+        if problem := pointer_in(file):
+            raise DataError(f"{file}: is {problem}") from error
         reason = " ".join(str(error).split())
         raise DataError(
             f"{file}: cannot be read ({reason:.200}); it is damaged, or not a Parquet or Arrow file"

@@ -216,7 +216,8 @@ def _write(source: Source, columns: Columns, folder: Path) -> str:
     if isinstance(source, ArchiveSource):
         root = source.unpack_into(folder / IMAGES)
         size = sum(file.stat().st_size for file in _walk(folder / IMAGES))
-        content |= {"layout": "folders", "root": root.relative_to(folder).as_posix(), "splits": {}, "findings": []}
+        content |= {"layout": "folders", "root": root.relative_to(folder).as_posix(), "splits": {}}
+        content |= {"findings": source.findings()}
         content |= {"files": sum(1 for _ in _walk(folder / IMAGES)), "bytes": size, "class_names": None}
         digest = ""
     else:

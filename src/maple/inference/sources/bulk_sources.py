@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from glob import has_magic
 from typing import Any
 
+from maple.data.folders.listing import is_ignored
 from maple.data.images.formats import has_image_name
 from maple.errors import ConfigError, first_line, shortened_list
 from maple.inference.sources.image_sources import MAX_BYTES
@@ -60,7 +61,7 @@ class EncodedImage:
 def list_units(sources: Sequence[str], *, recursive: bool = False) -> list[Unit]:
     """List the image files, Parquet files and shards (.tar) of files, folders and patterns at any fsspec place.
 
-    Hidden files and other files of a folder are skipped. A file that is named twice is read once.
+    Hidden files, system files and other files of a folder are skipped. A file that is named twice is read once.
 
     Args:
         sources: paths and URLs, as in photos, /data/*.parquet, s3://bucket/shards.
@@ -121,7 +122,7 @@ def _files_of(source: str, recursive: bool) -> tuple[Any, list[tuple[str, str]]]
             places = [
                 place
                 for place in filesystem.find(root, maxdepth=None if recursive else 1)
-                if _kind_of(place) and not any(part.startswith(".") for part in _below(root, place).split("/"))
+                if _kind_of(place) and not any(map(is_ignored, _below(root, place).split("/")))
             ]
         elif filesystem.exists(root):
             # A file that is named is read whatever it is called.
