@@ -27,7 +27,7 @@ from maple.data.sources.shards import (
 )
 from maple.data.sources.tables import TableSource, is_saved_dataset, is_table
 from maple.data.sources.unpacked import IMAGES, is_unpacked, read_description, unpack_source
-from maple.errors import DataError
+from maple.errors import ConfigError, DataError
 from maple.files import on_disk
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,23 @@ def names_source(text: str) -> bool:
     return (os.path.isdir(path) and is_unpacked(path)) or find_source(text) is not None
 
 
+def has_columns(text: str) -> bool:
+    """Whether a data set is read from columns, or the parts of samples, that can be named: not class folders."""
+    source = find_source(text)
+    return isinstance(source, HubSource | ShardSource | TableSource) or is_manifest(on_disk(Path(text).expanduser()))
+
+
+def refuse_columns(columns: Columns, text: str) -> None:
+    """Raise ConfigError if a column is named, for class folders, which have none."""
+    named = {"image_column": columns.image, "label_column": columns.label}
+    for setting, column in named.items():
+        if column is not None:
+            raise ConfigError(
+                f"{text}: holds class folders, which have no column {column!r}; leave out data.{setting}, or give the "
+                "table that has this column"
+            )
+
+
 def absent_part(text: str) -> str | None:
     """The first shard that is not there, of a source that names several; None if all are, or for any other source."""
     if not is_pattern(text):
@@ -114,6 +131,7 @@ def load_source(
     None for a text that does not name a source.
 
     Raises:
+        ConfigError: `columns` names one, but these are class folders.
         DataError: as `find_source` and `unpack_source`, or there are fewer than `min_classes` classes.
 
     Example:
@@ -135,9 +153,10 @@ def load_source(
         try:
             tables = [child for child in list_folder(root) if is_manifest(child)]
             if len(tables) == 1 and not _has_class_folders(root):
-                return load_manifest(tables[0], **options)
+                return load_manifest(tables[0], **options, image_column=columns.image, label_column=columns.label)
             if (inner := find_source(str(root))) is not None:
                 return load_source(inner.text, columns=columns, drop_empty=drop_empty, on_finding=on_finding, **options)
+            refuse_columns(columns, text)
             return load_folder(root, name=content["name"], drop_empty=drop_empty, on_finding=on_finding, **options)
         except DataError as error:
             # The user knows the archive, and not the folder of the cache.
