@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import tarfile
@@ -21,9 +22,10 @@ from typer.testing import CliRunner
 from maple.cli import app
 from maple.data import load_dataset, open_source, read_image
 from maple.data.catalogue import canonical_name, place_of_absent
+from maple.data.checks.inspection import inspect_dataset
 from maple.data.saved_split import read_saved_split, write_saved_split
 from maple.data.sources import unpacked
-from maple.errors import ConfigError, DataError
+from maple.errors import ConfigError, DataError, ImageError
 from maple.inference.sources.image_sources import find_images
 
 pa = pytest.importorskip("pyarrow")
@@ -355,6 +357,40 @@ def test_a_source_is_unpacked_once_and_again_when_it_changes(tmp_path: Path, mon
     assert contents(load_dataset(source, None)) == EXPECTED
     table(tmp_path / "pets.parquet", {"image": IMAGES[:6], "label": LABELS[:6]})
     assert sum(load_dataset(source, None).counts()[split] for split in ("train", "test")) == 6
+
+
+def test_the_files_of_a_table_of_paths_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source, photos = Path(as_paths(tmp_path)).name, tmp_path / "photos"
+    (photos / "1.png").rename(tmp_path / "1.png")
+    (photos / "4.png").write_bytes(IMAGES[4][:60])
+    damaged, findings = open_source(source)
+    inspection = inspect_dataset(damaged, remarks=findings)
+    remarks = " ".join(finding.text for finding in inspection.findings)
+    assert "1 of 12 rows have an image that is not there" in remarks
+    assert f"pets.parquet#4 ({photos / '4.png'}): " in remarks
+    broken = next(item for item in (*damaged.train, *damaged.test) if damaged.file(item).stat().st_size == 60)
+    with pytest.raises(ImageError, match=rf"^pets.parquet#4 \({re.escape(str(photos / '4.png'))}\): "):
+        damaged.store().get(broken.path)
+    (tmp_path / "1.png").rename(photos / "1.png")
+    (photos / "4.png").write_bytes(IMAGES[4])
+    mended = load_dataset(str(tmp_path / source), None)
+    assert contents(mended) == EXPECTED
+    assert damaged.file(broken).exists()  # another process may read it
+    monkeypatch.setattr(unpacked, "_write", lambda *_: pytest.fail("it is unpacked twice"))
+    assert load_dataset(source, None) == mended
+
+
+def test_a_file_of_a_table_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def regular(path: Path) -> Path:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    source = as_paths(tmp_path)
+    monkeypatch.setattr(unpacked.files, "regular", regular)
+    with pytest.raises(
+        DataError, match=r"pets.parquet#0: its image .*0.png cannot be read \(Permission denied\)"
+    ):
+        load_dataset(source, None)
 
 
 def test_an_interrupted_unpacking_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,8 @@ class TableSource(Source):
     def identity(self) -> Mapping[str, Any]:
         files = [[str(file.resolve()), *_state(file)] for each in self._splits.values() for file in each]
         listed = read_class_list(self._folder)
-        return {"files": files, **({"class_names": listed} if listed else {})}
+        # Earlier versions did not note the files that images were copied from.
+        return {"files": files, "copied": "noted", **({"class_names": listed} if listed else {})}
 
     @property
     def _folder(self) -> Path:
