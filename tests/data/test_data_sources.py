@@ -340,6 +340,14 @@ def test_other_shards_are_refused(members: list[tuple[str, bytes]], message: str
         load_dataset(shard(tmp_path / "x.tar", members), None)
 
 
+def test_a_class_list_above_the_shards_may_change(tmp_path: Path) -> None:
+    for split, part in (("train", slice(0, 12)), ("test", slice(12, 24))):
+        shard(tmp_path / split / "0.tar", samples([number % 3 for number in range(12)])[part])
+    for names in (("cat", "dog", "eel"), ("ant", "bee", "cow")):
+        (tmp_path / "classnames.txt").write_text("\n".join(names))
+        assert load_dataset(str(tmp_path), None).class_names == names
+
+
 def test_missing_shards_are_named(tmp_path: Path) -> None:
     pattern = as_shards(tmp_path).replace("01}", "02}")
     assert place_of_absent(pattern, None) == str(tmp_path / "shards" / "02.tar")
@@ -387,9 +395,7 @@ def test_a_file_of_a_table_that_cannot_be_read_is_named(tmp_path: Path, monkeypa
 
     source = as_paths(tmp_path)
     monkeypatch.setattr(unpacked.files, "regular", regular)
-    with pytest.raises(
-        DataError, match=r"pets.parquet#0: its image .*0.png cannot be read \(Permission denied\)"
-    ):
+    with pytest.raises(DataError, match=r"pets.parquet#0: its image .*0.png cannot be read \(Permission denied\)"):
         load_dataset(source, None)
 
 

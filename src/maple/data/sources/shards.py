@@ -106,14 +106,13 @@ class ShardSource(Source):
     def identity(self) -> Mapping[str, Any]:
         states = ((shard, shard.stat()) for shard in self.shards)
         files = [[str(shard.resolve()), state.st_size, state.st_mtime_ns] for shard, state in states]
-        listed = read_class_list(self.shards[0].parent)
+        listed = self._class_list()
         return {"shards": files, **({"class_names": listed} if listed else {})}
 
     def rows(self, columns: Columns, *, labelled: bool) -> Iterator[Row]:
-        root = Path(os.path.commonpath([shard.parent for shard in self.shards]))
-        self.class_names = (read_class_list(self.shards[0].parent) or read_class_list(root)) if labelled else None
+        self.class_names = self._class_list() if labelled else None
         self.has_labels = False
-        for split, shards in splits_of_names(self.shards, root, self.text).items():
+        for split, shards in splits_of_names(self.shards, self._root, self.text).items():
             for shard in shards:
                 for key, sample in _samples(shard):
                     where = f"{shard}#{key}"
@@ -126,6 +125,14 @@ class ShardSource(Source):
                     image = columns.image if columns.image is not None else next(iter(images), None)
                     label = self._label(sample, columns, where) if labelled else None
                     yield Row(where, split, label, sample.get(image or ""))
+
+    @property
+    def _root(self) -> Path:
+        return Path(os.path.commonpath([shard.parent for shard in self.shards]))
+
+    def _class_list(self) -> list[str] | None:
+        """The names of numbered labels: next to the first shard, or in the folder that all shards are below."""
+        return read_class_list(self.shards[0].parent) or read_class_list(self._root)
 
     def _label(self, sample: Mapping[str, bytes], columns: Columns, where: str) -> Label:
         """The label of a sample, from the first of its members that has one."""
