@@ -24,7 +24,7 @@ from maple.data import load_dataset, open_source, read_image
 from maple.data.catalogue import canonical_name, place_of_absent
 from maple.data.checks.inspection import inspect_dataset
 from maple.data.saved_split import read_saved_split, write_saved_split
-from maple.data.sources import unpacked
+from maple.data.sources import shards, unpacked
 from maple.errors import ConfigError, DataError, ImageError
 from maple.inference.sources.image_sources import find_images
 
@@ -346,6 +346,54 @@ def test_a_class_list_above_the_shards_may_change(tmp_path: Path) -> None:
     for names in (("cat", "dog", "eel"), ("ant", "bee", "cow")):
         (tmp_path / "classnames.txt").write_text("\n".join(names))
         assert load_dataset(str(tmp_path), None).class_names == names
+
+
+def with_sidecars(extension: str, content: Callable[[int], str]) -> list[tuple[str, bytes]]:
+    return [
+        member
+        for number in sorted(range(12), key=lambda number: LABELS[number])
+        for member in (
+            (f"pets/{LABELS[number]}/{number}.png", IMAGES[number]),
+            (f"pets/{LABELS[number]}/{number}.{extension}", content(number).encode()),
+        )
+    ]
+
+
+@pytest.mark.parametrize("peek", [400, 5])
+@pytest.mark.parametrize(
+    ("extension", "content"),
+    [
+        ("txt", "a photo of number {}"),
+        ("json", '{{"license": "cc0", "id": {}}}'),
+        ("json", '{{"label": ""}}'),
+        ("json", "{{"),
+    ],
+)
+def test_captions_next_to_the_images_of_class_folders(
+    extension: str, content: str, peek: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_PEEK", peek)
+    source = shard(tmp_path / "pets.tar", with_sidecars(extension, content.format))
+    dataset, findings = open_source(source)
+    assert contents(dataset) == EXPECTED
+    assert [finding.kind for finding in findings] == ["reading"]
+    assert "its classes are its folders" in findings[0].text
+
+
+def test_labels_next_to_the_images_of_folders(tmp_path: Path) -> None:
+    labels = ["even", "odd"] * 6
+    for name, members, key in (
+        ("json", with_sidecars("json", lambda number: json.dumps({"label": labels[number]})), None),
+        ("key", with_sidecars("json", lambda number: json.dumps({"parity": labels[number]})), "parity"),
+        ("cls", with_sidecars("cls", lambda number: labels[number]), None),
+        ("txt", with_sidecars("txt", lambda number: labels[number]), "txt"),
+    ):
+        dataset, findings = open_source(shard(tmp_path / f"{name}.tar", members), label_column=key)
+        assert dataset.class_names == ("even", "odd")
+        is_noted = name in ("json", "key")
+        assert [finding.text for finding in findings] == [
+            "its classes are the labels in its .json files, not its 3 folders"
+        ] * is_noted
 
 
 def test_missing_shards_are_named(tmp_path: Path) -> None:

@@ -36,11 +36,12 @@ _LOOKED_AT = 500
 """The number of files by which the kind of a folder is recognised."""
 
 
-def find_source(text: str) -> Source | None:
+def find_source(text: str, label_column: str | None = None) -> Source | None:
     """Return the source that a text names; None for a folder of images, and for what is not a source.
 
     `hf:OWNER/NAME`, a Parquet or Arrow file, a folder of these or of `save_to_disk`, a zip or tar archive, tar shards
-    by a pattern such as `shards/{0000..0012}.tar`, or a folder of these.
+    by a pattern such as `shards/{0000..0012}.tar`, or a folder of these. `label_column` is the key of labels in .json
+    files, by which shards differ from archives of class folders.
 
     Raises:
         DataError: it is one, but cannot be read, or lacks shards.
@@ -57,9 +58,10 @@ def find_source(text: str) -> Source | None:
     if os.path.isfile(path):
         if is_table(path):
             return TableSource(text, path)
-        if is_shard_name(path.name) and holds_samples(path):
-            return ShardSource(text, [path])
-        return ArchiveSource(text, path) if is_archive(path) else None
+        is_samples, note = holds_samples(path, label_column) if is_shard_name(path.name) else (False, "")
+        if is_samples:
+            return ShardSource(text, [path], note)
+        return ArchiveSource(text, path, note) if is_archive(path) else None
     if not os.path.isdir(path) or is_unpacked(path):
         return None
     if is_saved_dataset(path):
@@ -139,12 +141,14 @@ def load_source(
         {'train': 30, 'val': 0, 'test': 10, 'classes': 2}
     """
     folder = on_disk(Path(text).expanduser())
-    source = find_source(text)
+    source = find_source(text, columns.label)
     if source is None and not is_unpacked(folder):
         return None
     check_fractions(val_fraction, test_fraction)
     if source is not None:
         folder = unpack_source(source, columns)
+        if source.note:
+            _report(Finding("reading", "note", source.note), text, on_finding)
     content = read_description(folder)
     fractions: dict[str, Any] = {"seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction}
     if content["layout"] == "folders":

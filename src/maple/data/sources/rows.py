@@ -64,9 +64,11 @@ class Source(ABC):
         text: as the user named it.
         class_names: those of numbered labels, in their order, once `rows` has begun; None where nothing names them.
         has_labels: whether there is any place for labels, once `rows` has begun.
+        note: how its classes are read, where another reading is possible; to be reported.
     """
 
     text: str
+    note: str = ""
     class_names: Sequence[str] | None = None
     has_labels: bool = True
 

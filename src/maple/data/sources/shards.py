@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from maple.data.folders.class_folders import split_of
 from maple.data.folders.listing import list_folder
 from maple.data.images.formats import has_image_name
 from maple.data.published.unpack import DAMAGED
@@ -32,6 +33,8 @@ _LABEL_KEYS = ("label", "cls", "class", "class_name", "category", "target")
 _LONGEST_LABEL = 1 << 20
 _PEEK = 400
 """The number of members by which a tar archive is recognised."""
+_PEEK_FURTHER = 10_000
+"""That number where all of these are images of one folder, with captions or metadata next to them."""
 
 
 def is_shard_name(name: str) -> bool:
@@ -65,17 +68,43 @@ def shards_of_pattern(text: str) -> list[Path]:
     return [Path(path) for each in texts for path in (sorted(glob.glob(each)) if glob.has_magic(each) else [each])]
 
 
-def holds_samples(path: Path) -> bool:
-    """Whether a tar archive holds samples, as shards do, and not class folders: images next to labels or no folders."""
-    names = []
-    with suppress(*DAMAGED, OSError), tarfile.open(path, "r|*") as archive:
-        for member in archive:
-            names += [member.name] if member.isreg() else []
-            if len(names) >= _PEEK:
+def holds_samples(path: Path, label_column: str | None = None) -> tuple[bool, str]:
+    """Whether a tar archive holds samples, as shards do, and not class folders; and a note where it might be the other.
+
+    Samples are images next to labels, or in no folders. Images in several folders with captions or metadata next to
+    them (.txt, .json) are class folders, unless each .json has a label, or `label_column` is one of these extensions.
+    """
+    images, folders, labelled = set[str](), set[str](), set[str]()
+    kinds: dict[str, set[str]] = {}
+    last = ""
+    with suppress(*DAMAGED, OSError), tarfile.open(path) as archive:
+        for number, member in enumerate(each for each in archive if each.isreg()):
+            is_one_captioned = len(folders) == 1 and kinds and not any("cls" in each for each in kinds.values())
+            if number >= (_PEEK_FURTHER if is_one_captioned else _PEEK):
                 break
-    images = {_split_name(name)[0] for name in names if has_image_name(name)}
-    labels = {_split_name(name)[0] for name in names if _is_label(_split_name(name)[1])}
-    return bool(images & labels) or (bool(images) and not any("/" in name.removeprefix("./") for name in names))
+            last, extension = _split_name(member.name)
+            if has_image_name(member.name):
+                images.add(last)
+                folder = os.path.basename(os.path.dirname(last))
+                folders |= {folder} if folder not in ("", ".") and not split_of(folder) else set()
+            elif _is_label(extension):
+                kinds.setdefault(last, set()).update((extension, *extension.split(".")))
+                opened = archive.extractfile(member) if "json" in extension.split(".") else None
+                with suppress(DataError):  # of another format, which is reported where it is read
+                    label = _json_label(opened.read(_LONGEST_LABEL), label_column, member.name) if opened else None
+                    labelled |= {last} if isinstance(label, str | int) and label != "" else set()
+        else:
+            last = ""
+    if not images & kinds.keys():
+        return bool(images) and not any("/" in key.removeprefix("./") for key in images | kinds.keys()), ""
+    if len(folders) < 2 or any({"cls", label_column} & kinds[key] for key in images & kinds.keys()):
+        return True, ""
+    if images - {last} <= labelled:
+        return True, f"its classes are the labels in its .json files, not its {len(folders)} folders"
+    return False, (
+        f"its classes are its folders ({shortened_list(sorted(folders))}); the .txt and .json files next to its images "
+        "are not read: for samples of WebDataset, add KEY.cls, or a label to every KEY.json"
+    )
 
 
 class ShardSource(Source):
@@ -89,8 +118,8 @@ class ShardSource(Source):
         ['pets.tar#0001', 'pets.tar#0002']
     """
 
-    def __init__(self, text: str, shards: list[Path]) -> None:
-        self.text, self.shards = text, shards
+    def __init__(self, text: str, shards: list[Path], note: str = "") -> None:
+        self.text, self.shards, self.note = text, shards, note
         if not shards:
             raise DataError(f"{text}: there are no such shards; give a pattern such as shards/{{0000..0012}}.tar")
         if absent := [str(shard) for shard in shards if not shard.is_file()]:
