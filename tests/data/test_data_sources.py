@@ -554,6 +554,21 @@ def test_the_hub_is_streamed_and_kept(monkeypatch: pytest.MonkeyPatch, caplog: p
     assert load_dataset("hf:owner/pets:small@v2", None).train == dataset.train
 
 
+@pytest.mark.parametrize("kind", ["text", "class"])
+def test_a_column_of_splits_of_the_hub_is_used(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    names = ["train", "test"]
+    feature = datasets.Value("string") if kind == "text" else datasets.ClassLabel(names=names)
+    rows = {"image": [{"bytes": image, "path": None} for image in IMAGES], "label": LABELS}
+    splits = [names[number // 9] if kind == "text" else number // 9 for number in range(12)]
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("string"), Split=feature)
+    data = datasets.Dataset.from_dict({**rows, "Split": splits}, features=features).to_iterable_dataset()
+    for parts, counts in (({"train": data}, (9, 3)), ({"train": data, "test": data}, (12, 12))):
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, parts=parts, **__: datasets.IterableDatasetDict(parts))
+        dataset = load_dataset(f"hf:owner/{kind}:{len(parts)}", None)
+        assert (len(dataset.train), len(dataset.test), dataset.drawn_split) == (*counts, False)
+
+
 def test_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
 
