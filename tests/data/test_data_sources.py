@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import tarfile
+import unicodedata
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -435,6 +436,20 @@ def test_the_files_of_a_table_of_paths_may_change(tmp_path: Path, monkeypatch: p
     assert damaged.file(broken).exists()  # another process may read it
     monkeypatch.setattr(unpacked, "_write", lambda *_: pytest.fail("it is unpacked twice"))
     assert load_dataset(source, None) == mended
+
+
+@pytest.mark.parametrize(("stored", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_paths_of_a_table_are_found_in_either_unicode_form(stored: Any, written: Any, tmp_path: Path) -> None:
+    paths = [f"Käse/é{number}.png" for number in range(12)]
+    (tmp_path / unicodedata.normalize(stored, "Käse")).mkdir()
+    for path, image in zip(paths, IMAGES, strict=True):
+        (tmp_path / unicodedata.normalize(stored, path)).write_bytes(image)
+    names = [unicodedata.normalize(written, path) for path in paths]
+    source = table(tmp_path / "pets.parquet", {"path": names, "label": LABELS})
+    assert contents(load_dataset(source, None)) == EXPECTED
+    table(tmp_path / "pets.parquet", {"path": [f"no/{name}" for name in names], "label": LABELS})
+    with pytest.raises(DataError, match=r"12 rows name images that are not there \(first: .*#0 \(.*no/.*\)\), and no"):
+        load_dataset(source, None)
 
 
 def test_a_file_of_a_table_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from maple.data.sources.rows import (
     read_split,
 )
 from maple.errors import DataError, shortened_list
-from maple.files import parse_json, read_json
+from maple.files import on_disk, parse_json, read_json
 
 SUFFIXES = (".parquet", ".pq", ".arrow", ".feather")
 _BATCH = 32
@@ -68,6 +68,7 @@ class TableSource(Source):
     def rows(self, columns: Columns, *, labelled: bool) -> Iterator[Row]:
         listed = read_class_list(self._folder) if labelled else None
         first: tuple[Sequence[str] | None, bool] | None = None
+        listings: dict[Path, dict[str, list[str]]] = {}
         for split, files in self._splits.items():
             for file in files:
                 name = self.text if file == self.path else f"{self.text}/{file.relative_to(self.path).as_posix()}"
@@ -93,7 +94,7 @@ class TableSource(Source):
                             number += 1
                             content: bytes | Path | DataError | None
                             try:
-                                content = read_content(row[image], file.parent, where)
+                                content = read_content(row[image], file.parent, where, listings)
                             except DataError as error:
                                 content = error
                             yield Row(
@@ -104,8 +105,12 @@ class TableSource(Source):
                             )
 
 
-def read_content(value: Any, folder: Path, where: str) -> bytes | Path | None:
+def read_content(
+    value: Any, folder: Path, where: str, listings: dict[Path, dict[str, list[str]]] | None = None
+) -> bytes | Path | None:
     """Return the image of a cell: encoded bytes, or a path, which is relative to `folder`; None if it is missing.
+
+    `listings` is that of `on_disk`, which finds a name in another Unicode form.
 
     Raises:
         DataError: the cell holds something else.
@@ -123,7 +128,7 @@ def read_content(value: Any, folder: Path, where: str) -> bytes | Path | None:
         if "://" in text:
             raise DataError(f"{where} names the address {text!r:.120}; download its images, and give their paths")
         path = folder / os.path.expanduser(text)
-        return path if path.exists() or "\\" not in text else folder / text.replace("\\", "/")
+        return on_disk(path if path.exists() or "\\" not in text else folder / text.replace("\\", "/"), listings)
     raise DataError(
         f"{where} holds {type(value).__name__}, not an image; an image column holds encoded images (bytes), structs of "
         "bytes and path, or paths"

@@ -86,7 +86,8 @@ def unpack_source(source: Source, columns: Columns) -> Path:
     content = _complete(folder)
     if content is not None:
         copied = content.get("copied", [])
-        states = [_state(path) for _target, _row, path, _state_then in copied]
+        listings: dict[Path, dict[str, list[str]]] = {}
+        states = [_state(files.on_disk(Path(path), listings)) for _target, _row, path, _state_then in copied]
         if states != [state for *_, state in copied]:
             # Into another folder, since other processes may still read this one.
             folder = parent / _hash_of({**identity, "copied": states})
@@ -337,6 +338,11 @@ class _Writer:
         """The rest of the description; DataError if nothing can be trained on."""
         unlabelled, total = self._left_out["no label"], sum(self._numbers.values())
         if not self._count:
+            if absent := self._left_out["an image that is not there"]:
+                raise DataError(
+                    f"{source.text}: {len(absent):,} rows name images that are not there (first: {absent[0]}), and no "
+                    "other row has an image and a label; put them there, or correct their paths"
+                )
             if unlabelled:
                 where = ", ".join(unlabelled[:2])
                 raise DataError(
