@@ -133,6 +133,20 @@ def test_labels_are_sorted_normalised_and_may_be_numbers(folder: Path) -> None:
     assert load_dataset(manifest, None, class_names={"7": "seven"}).class_names == ("seven", "B", "\u00e9")
 
 
+def test_a_class_list_names_whole_numbers(folder: Path) -> None:
+    (folder / "classnames.txt").write_text("tabby cat\nkoala\nant bear\n")
+    text = "path,label\ncat/1.png,2\nx.png,0\n"
+    lines = '{"path": "cat/1.png", "label": 2}\n{"path": "x.png", "label": 0}\n'
+    for manifest in (write(folder, text), write(folder, lines, "images.jsonl")):
+        dataset = load_dataset(manifest, None, test_fraction=0)
+        assert dataset.class_names == ("tabby cat", "ant bear")
+        assert [(item.path, item.label) for item in dataset.train] == [("x.png", 0), ("cat/1.png", 1)]
+    for number in (3, -1):
+        with pytest.raises(DataError, match=rf"line 3 has the label {number}, but there are 3 class names, for 0 to 2"):
+            load_dataset(write(folder, text.replace("x.png,0", f"x.png,{number}")), None)
+    assert load_dataset(write(folder, text.replace("x.png,0", "x.png,1a")), None).class_names == ("1a", "2")
+
+
 def test_an_undivided_manifest_is_split_like_the_folder_it_describes(tmp_path: Path) -> None:
     paths = [save_image(tmp_path / f"pets/{name}/{number}.png") for name in ("cat", "dog") for number in range(9)]
     rows = "".join(f"{path.relative_to(tmp_path / 'pets')},{path.parent.name},\n" for path in paths)

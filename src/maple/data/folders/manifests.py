@@ -3,12 +3,14 @@
 import csv
 import io
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from maple.data.folders.class_folders import SPLIT_FOLDERS, assemble, check_fractions, draw_split, rename_classes
+from maple.data.folders.class_lists import name_of_number, read_class_list
 from maple.data.folders.listing import nfc
 from maple.data.records import SPLIT_NAMES, Dataset
 from maple.errors import DataError, one_of, shortened_list
@@ -20,6 +22,7 @@ SUFFIXES = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": ""}
 
 _USUAL = {"path": ("path", "file_name"), "label": ("label",), "split": ("split",)}
 """The columns that are read, and the names by which each is recognised, where it is not given."""
+_NUMBER = re.compile(r"-?\d{1,18}")
 MISSING_VALUES = {"nan", "NaN", "NAN", "NaT", "None", "<NA>", "#N/A"}
 """Labels that pandas, Python and Excel write for a missing value."""
 SPLIT_FORM = "it must be train, val or test, in every row or in none"
@@ -45,7 +48,8 @@ def load_manifest(
 
     `image_column` and `label_column` name other columns to read in place of `path`, or else `file_name`, and `label`.
     Paths are relative to the folder of the manifest. Classes are the labels, sorted by code point after Unicode NFC
-    normalisation; `class_names` maps them to the names to use. `split` is train, val or test in every row; if that
+    normalisation; whole numbers are those of the names in a `classnames.txt` next to the manifest, if there is one, in
+    the order of that; `class_names` maps them to the names to use. `split` is train, val or test in every row; if that
     column is missing or empty, each class is split by `seed` as in `load_folder`; `min_classes` is the fewest classes
     to accept. Other columns, blank lines, a byte order mark and the case of column names are ignored. Semicolons and
     tabs are recognised as delimiters.
@@ -53,8 +57,8 @@ def load_manifest(
     Raises:
         ConfigError: a fraction is negative, or they sum to 1 or more.
         DataError: the file is unreadable or not UTF-8, lacks a column, or the one that is named, or a row is malformed,
-            repeated, leaves the folder, or names a missing file or an unknown split (the line is named); or there are
-            fewer than two classes.
+            repeated, leaves the folder, or names a missing file, an unknown split or a number with no name (the line
+            is named); or there are fewer than two classes.
 
     Example:
         >>> load_manifest(Path("pets/images.csv"), seed=1).class_names
@@ -69,6 +73,10 @@ def load_manifest(
     if not rows:
         raise DataError(f"{path}: holds no rows below its header; give at least one image for each of two classes")
     labels = sorted({row.label for row in rows})
+    if all(_NUMBER.fullmatch(label) for label in labels) and (names := read_class_list(path.parent)):
+        named = [name_of_number(int(row.label), names, f"{path}: line {row.line}") for row in rows]
+        rows = [replace(row, label=name) for row, name in zip(rows, named, strict=True)]
+        labels = sorted(set(named), key=names.index)
     if len(labels) < min_classes:
         raise DataError(f"{path}: has only one class, {labels[0]!r}, but a classifier needs at least two")
     images: dict[str, dict[str, list[str]]] = {}

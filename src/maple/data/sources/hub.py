@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from maple.data.folders.class_lists import checked_class_names
 from maple.data.sources.rows import (
     Columns,
     Row,
     Source,
-    checked_class_names,
     choose_image_column,
     choose_label_column,
     choose_split_column,

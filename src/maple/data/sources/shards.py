@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from maple.data.folders.class_folders import split_of
+from maple.data.folders.class_lists import read_class_list
 from maple.data.folders.listing import list_folder
 from maple.data.images.formats import has_image_name
 from maple.data.published.unpack import DAMAGED
@@ -20,7 +21,6 @@ from maple.data.sources.rows import (
     Label,
     Row,
     Source,
-    read_class_list,
     read_label,
 )
 from maple.data.sources.tables import splits_of_names

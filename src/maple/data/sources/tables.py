@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from maple.data.folders.class_folders import split_of
+from maple.data.folders.class_lists import checked_class_names, read_class_list
 from maple.data.folders.listing import walk_files
 from maple.data.sources.rows import (
     Columns,
     Row,
     Source,
-    checked_class_names,
     choose_image_column,
     choose_label_column,
     choose_split_column,
     no_labels,
-    read_class_list,
     read_label,
     read_split,
 )
