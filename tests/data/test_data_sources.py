@@ -397,6 +397,15 @@ def test_labels_next_to_the_images_of_folders(tmp_path: Path) -> None:
         ] * is_noted
 
 
+@pytest.mark.parametrize("pattern", ["{00..01}.tar", "*.tar", "0[01].tar"])
+def test_shards_below_a_folder_with_brackets(pattern: str, tmp_path: Path) -> None:
+    as_shards(tmp_path)
+    folder = (tmp_path / "shards").rename(tmp_path / "scans [v2]")
+    assert contents(load_dataset(str(folder / pattern), None)) == EXPECTED
+    with pytest.raises(DataError, match=r"lacks 1 of 3 shards \(.*02.tar\)"):
+        load_dataset(str(folder / "{00..02}.tar"), None)
+
+
 def test_missing_shards_are_named(tmp_path: Path) -> None:
     pattern = as_shards(tmp_path).replace("01}", "02}")
     assert place_of_absent(pattern, None) == str(tmp_path / "shards" / "02.tar")

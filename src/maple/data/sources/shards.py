@@ -12,7 +12,7 @@ from typing import Any
 
 from maple.data.folders.class_folders import split_of
 from maple.data.folders.class_lists import read_class_list
-from maple.data.folders.listing import list_folder
+from maple.data.folders.listing import expand_pattern, list_folder
 from maple.data.images.formats import has_image_name
 from maple.data.published.unpack import DAMAGED
 from maple.data.sources.rows import (
@@ -65,7 +65,7 @@ def shards_of_pattern(text: str) -> list[Path]:
             width = len(match[1])
             expanded += [f"{each[: match.start()]}{i:0{width}}{each[match.end() :]}" for i in range(first, last + 1)]
         texts = expanded
-    return [Path(path) for each in texts for path in (sorted(glob.glob(each)) if glob.has_magic(each) else [each])]
+    return [Path(path) for each in texts for path in expand_pattern(each)]
 
 
 def holds_samples(path: Path, label_column: str | None = None) -> tuple[bool, str]:
