@@ -334,6 +334,15 @@ def test_other_zips_are_refused(members: dict[str, bytes], message: str, tmp_pat
         (samples([7, "cat"] * 6), "some labels are names, others numbers"),
         (samples([f"a photo of number {n}" for n in range(12)], "txt"), "all 12 images have different labels"),
         ([("1.png", IMAGES[0]), ("1.jpg", IMAGES[1]), ("1.cls", b"cat")], "has several images"),
+        (
+            [
+                (f"img_0.{number}.{kind}", IMAGES[0] if kind == "png" else b"cat")
+                for number in "12"
+                for kind in ("png", "cls")
+            ],
+            r"keys contain dots \(img_0.1.png\): WebDataset ends a key at the first one; write img_0_1.png",
+        ),
+        ([("1.left.png", IMAGES[0]), ("1.right.png", IMAGES[1]), ("1.cls", b"cat")], "several images .*image_column"),
     ],
 )
 def test_other_shards_are_refused(members: list[tuple[str, bytes]], message: str, tmp_path: Path) -> None:

@@ -147,6 +147,12 @@ class ShardSource(Source):
                     where = f"{shard}#{key}"
                     images = [each for each in sample if has_image_name(f"x.{each}")]
                     if len(images) > 1 and columns.image is None:
+                        if all(re.match(r"\d+\.", each) for each in images):
+                            stem, extension = os.path.splitext(f"{os.path.basename(key)}.{images[0]}")
+                            raise DataError(
+                                f"{shard}: keys contain dots ({stem}{extension}): WebDataset ends a key at the first "
+                                f"one; write {stem.replace('.', '_')}{extension}"
+                            )
                         raise DataError(
                             f"{where} has several images ({shortened_list(sorted(images))}); "
                             + columns.advice.format(column="image_column")
