@@ -81,12 +81,70 @@ def test_json_lines(name: str, folder: Path) -> None:
     assert (read.train, read.val, read.test) == (expected.train, expected.val, expected.test)
 
 
+@pytest.mark.parametrize("name", ["images.csv", "images.tsv", "images.jsonl"])
+def test_columns_are_named(name: str, folder: Path) -> None:
+    rows = [
+        {"File": "cat/1.png", "path": "a", "label": "animal", "Species": "cat"},
+        {"File": "cat/2.png", "path": "b", "label": "animal", "Species": "cat"},
+        {"File": "x.png", "path": "c", "label": "thing", "Species": "dog"},
+    ]
+    table = "\n".join(",".join(row) for row in (rows[0], *(row.values() for row in rows)))
+    text = "\n".join(map(json.dumps, rows)) if name.endswith("l") else table
+    manifest = write(folder, text, name)
+    dataset = load_dataset(manifest, None, test_fraction=0, image_column="file", label_column="species")
+    assert [(item.path, item.class_name) for item in dataset.train] == [
+        *(("cat/1.png", "cat"), ("cat/2.png", "cat"), ("x.png", "dog"))
+    ]
+    with pytest.raises(DataError, match=r"unknown column 'Kind'; choose one of: file, path, label, species"):
+        load_dataset(manifest, None, label_column="Kind")
+    with pytest.raises(DataError, match=r"line 2: path 'a' is|3 of 3 images are missing"):
+        load_dataset(manifest, None, label_column="species")
+
+
+def test_a_column_of_splits_may_be_the_labels(folder: Path) -> None:
+    dataset = load_dataset(write(folder, "path,split\ncat/1.png,north\nx.png,south\n"), None, label_column="split")
+    assert dataset.class_names == ("north", "south")
+
+
+def test_the_metadata_of_an_image_folder_of_hugging_face(folder: Path) -> None:
+    rows = [{"file_name": "cat/1.png", "label": "cat"}, {"file_name": "x.png", "label": "dog"}]
+    lines = "\n".join(map(json.dumps, rows))
+    table = "file_name,label\ncat/1.png,cat\nx.png,dog\n"
+    for manifest in (write(folder, table, "metadata.csv"), write(folder, lines, "metadata.jsonl")):
+        dataset = load_dataset(manifest, None, test_fraction=0)
+        assert [(item.path, item.class_name) for item in dataset.train] == [("cat/1.png", "cat"), ("x.png", "dog")]
+
+
+def test_columns_of_class_folders_are_refused(tmp_path: Path) -> None:
+    for domain in ("art", "photo"):
+        for name in ("cat", "dog"):
+            save_image(tmp_path / "pets" / domain / name / "1.png")
+    for source in (tmp_path / "pets" / "art", f"{tmp_path / 'pets'}:art"):
+        for columns in ({"image_column": "file"}, {"label_column": "species"}):
+            with pytest.raises(ConfigError, match=rf"no column '\w+'; leave out data.{next(iter(columns))}"):
+                load_dataset(str(source), None, **columns)
+
+
 def test_labels_are_sorted_normalised_and_may_be_numbers(folder: Path) -> None:
     rows = [("cat/1.png", "e\u0301"), ("cat/2.png", "\u00e9"), ("x.png", "B"), ("Ünï/é.png", 7)]
     text = "\n".join(json.dumps({"path": path, "label": label, "split": None}) for path, label in rows)
     manifest = write(folder, text, "x.jsonl")
     assert load_dataset(manifest, None).class_names == ("7", "B", "\u00e9")
     assert load_dataset(manifest, None, class_names={"7": "seven"}).class_names == ("seven", "B", "\u00e9")
+
+
+def test_a_class_list_names_whole_numbers(folder: Path) -> None:
+    (folder / "classnames.txt").write_text("tabby cat\nkoala\nant bear\n")
+    text = "path,label\ncat/1.png,2\nx.png,0\n"
+    lines = '{"path": "cat/1.png", "label": 2}\n{"path": "x.png", "label": 0}\n'
+    for manifest in (write(folder, text), write(folder, lines, "images.jsonl")):
+        dataset = load_dataset(manifest, None, test_fraction=0)
+        assert dataset.class_names == ("tabby cat", "ant bear")
+        assert [(item.path, item.label) for item in dataset.train] == [("x.png", 0), ("cat/1.png", 1)]
+    for number in (3, -1):
+        with pytest.raises(DataError, match=rf"line 3 has the label {number}, but there are 3 class names, for 0 to 2"):
+            load_dataset(write(folder, text.replace("x.png,0", f"x.png,{number}")), None)
+    assert load_dataset(write(folder, text.replace("x.png,0", "x.png,1a")), None).class_names == ("1a", "2")
 
 
 def test_an_undivided_manifest_is_split_like_the_folder_it_describes(tmp_path: Path) -> None:

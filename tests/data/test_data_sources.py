@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import tarfile
+import unicodedata
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,9 +24,10 @@ from typer.testing import CliRunner
 from maple.cli import app
 from maple.data import load_dataset, open_source, read_image
 from maple.data.catalogue import canonical_name, place_of_absent
+from maple.data.checks.inspection import inspect_dataset
 from maple.data.saved_split import read_saved_split, write_saved_split
-from maple.data.sources import unpacked
-from maple.errors import ConfigError, DataError
+from maple.data.sources import shards, unpacked
+from maple.errors import ConfigError, DataError, ImageError
 from maple.inference.sources.image_sources import find_images
 
 pa = pytest.importorskip("pyarrow")
@@ -250,6 +252,15 @@ def test_columns_are_named(tmp_path: Path) -> None:
     assert [each["name"] for each in json.loads(checked.stdout)["classes"]] == ["x", "y"]
 
 
+def test_columns_of_a_table_in_an_archive_are_named(tmp_path: Path) -> None:
+    rows = "".join(f"photos/{number}.png,animal,{label}\n" for number, label in enumerate(LABELS))
+    images = {f"photos/{number}.png": image for number, image in enumerate(IMAGES)}
+    source = zipped(tmp_path / "pets.zip", {**images, "images.csv": ("path,label,species\n" + rows).encode()})
+    assert contents(load_dataset(source, None, label_column="species")) == EXPECTED
+    with pytest.raises(ConfigError, match=r"pets2.zip: holds class folders, which have no column 'species'; leave out"):
+        load_dataset(zipped(tmp_path / "pets2.zip", class_members()), None, label_column="species")
+
+
 def test_a_column_of_splits_is_used(tmp_path: Path) -> None:
     splits = ["train"] * 6 + ["valid"] * 3 + ["test"] * 3
     assert load_dataset(table(tmp_path / "p.parquet", split=splits), None).counts()["val"] == 3
@@ -340,6 +351,15 @@ def test_other_zips_are_refused(members: dict[str, bytes], message: str, tmp_pat
         (samples([7, "cat"] * 6), "some labels are names, others numbers"),
         (samples([f"a photo of number {n}" for n in range(12)], "txt"), "all 12 images have different labels"),
         ([("1.png", IMAGES[0]), ("1.jpg", IMAGES[1]), ("1.cls", b"cat")], "has several images"),
+        (
+            [
+                (f"img_0.{number}.{kind}", IMAGES[0] if kind == "png" else b"cat")
+                for number in "12"
+                for kind in ("png", "cls")
+            ],
+            r"keys contain dots \(img_0.1.png\): WebDataset ends a key at the first one; write img_0_1.png",
+        ),
+        ([("1.left.png", IMAGES[0]), ("1.right.png", IMAGES[1]), ("1.cls", b"cat")], "several images .*image_column"),
     ],
 )
 def test_other_shards_are_refused(members: list[tuple[str, bytes]], message: str, tmp_path: Path) -> None:
@@ -368,6 +388,71 @@ def test_names_of_a_zip_of_unknown_encoding_are_reported(
     assert ("make the archive again with names in UTF-8" in caplog.text) == (encoding != "utf-8")
 
 
+def test_a_class_list_above_the_shards_may_change(tmp_path: Path) -> None:
+    for split, part in (("train", slice(0, 12)), ("test", slice(12, 24))):
+        shard(tmp_path / split / "0.tar", samples([number % 3 for number in range(12)])[part])
+    for names in (("cat", "dog", "eel"), ("ant", "bee", "cow")):
+        (tmp_path / "classnames.txt").write_text("\n".join(names))
+        assert load_dataset(str(tmp_path), None).class_names == names
+
+
+def with_sidecars(extension: str, content: Callable[[int], str]) -> list[tuple[str, bytes]]:
+    return [
+        member
+        for number in sorted(range(12), key=lambda number: LABELS[number])
+        for member in (
+            (f"pets/{LABELS[number]}/{number}.png", IMAGES[number]),
+            (f"pets/{LABELS[number]}/{number}.{extension}", content(number).encode()),
+        )
+    ]
+
+
+@pytest.mark.parametrize("peek", [400, 5])
+@pytest.mark.parametrize(
+    ("extension", "content"),
+    [
+        ("txt", "a photo of number {}"),
+        ("json", '{{"license": "cc0", "id": {}}}'),
+        ("json", '{{"label": ""}}'),
+        ("json", "{{"),
+    ],
+)
+def test_captions_next_to_the_images_of_class_folders(
+    extension: str, content: str, peek: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_PEEK", peek)
+    source = shard(tmp_path / "pets.tar", with_sidecars(extension, content.format))
+    dataset, findings = open_source(source)
+    assert contents(dataset) == EXPECTED
+    assert [finding.kind for finding in findings] == ["reading"]
+    assert "its classes are its folders" in findings[0].text
+
+
+def test_labels_next_to_the_images_of_folders(tmp_path: Path) -> None:
+    labels = ["even", "odd"] * 6
+    for name, members, key in (
+        ("json", with_sidecars("json", lambda number: json.dumps({"label": labels[number]})), None),
+        ("key", with_sidecars("json", lambda number: json.dumps({"parity": labels[number]})), "parity"),
+        ("cls", with_sidecars("cls", lambda number: labels[number]), None),
+        ("txt", with_sidecars("txt", lambda number: labels[number]), "txt"),
+    ):
+        dataset, findings = open_source(shard(tmp_path / f"{name}.tar", members), label_column=key)
+        assert dataset.class_names == ("even", "odd")
+        is_noted = name in ("json", "key")
+        assert [finding.text for finding in findings] == [
+            "its classes are the labels in its .json files, not its 3 folders"
+        ] * is_noted
+
+
+@pytest.mark.parametrize("pattern", ["{00..01}.tar", "*.tar", "0[01].tar"])
+def test_shards_below_a_folder_with_brackets(pattern: str, tmp_path: Path) -> None:
+    as_shards(tmp_path)
+    folder = (tmp_path / "shards").rename(tmp_path / "scans [v2]")
+    assert contents(load_dataset(str(folder / pattern), None)) == EXPECTED
+    with pytest.raises(DataError, match=r"lacks 1 of 3 shards \(.*02.tar\)"):
+        load_dataset(str(folder / "{00..02}.tar"), None)
+
+
 def test_missing_shards_are_named(tmp_path: Path) -> None:
     pattern = as_shards(tmp_path).replace("01}", "02}")
     assert place_of_absent(pattern, None) == str(tmp_path / "shards" / "02.tar")
@@ -385,6 +470,52 @@ def test_a_source_is_unpacked_once_and_again_when_it_changes(tmp_path: Path, mon
     assert contents(load_dataset(source, None)) == EXPECTED
     table(tmp_path / "pets.parquet", {"image": IMAGES[:6], "label": LABELS[:6]})
     assert sum(load_dataset(source, None).counts()[split] for split in ("train", "test")) == 6
+
+
+def test_the_files_of_a_table_of_paths_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source, photos = Path(as_paths(tmp_path)).name, tmp_path / "photos"
+    (photos / "1.png").rename(tmp_path / "1.png")
+    (photos / "4.png").write_bytes(IMAGES[4][:60])
+    damaged, findings = open_source(source)
+    inspection = inspect_dataset(damaged, remarks=findings)
+    remarks = " ".join(finding.text for finding in inspection.findings)
+    assert "1 of 12 rows have an image that is not there" in remarks
+    assert f"pets.parquet#4 ({photos / '4.png'}): " in remarks
+    broken = next(item for item in (*damaged.train, *damaged.test) if damaged.file(item).stat().st_size == 60)
+    with pytest.raises(ImageError, match=rf"^pets.parquet#4 \({re.escape(str(photos / '4.png'))}\): "):
+        damaged.store().get(broken.path)
+    (tmp_path / "1.png").rename(photos / "1.png")
+    (photos / "4.png").write_bytes(IMAGES[4])
+    mended = load_dataset(str(tmp_path / source), None)
+    assert contents(mended) == EXPECTED
+    assert damaged.file(broken).exists()  # another process may read it
+    monkeypatch.setattr(unpacked, "_write", lambda *_: pytest.fail("it is unpacked twice"))
+    assert load_dataset(source, None) == mended
+
+
+@pytest.mark.parametrize(("stored", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_paths_of_a_table_are_found_in_either_unicode_form(stored: Any, written: Any, tmp_path: Path) -> None:
+    paths = [f"Käse/é{number}.png" for number in range(12)]
+    (tmp_path / unicodedata.normalize(stored, "Käse")).mkdir()
+    for path, image in zip(paths, IMAGES, strict=True):
+        (tmp_path / unicodedata.normalize(stored, path)).write_bytes(image)
+    names = [unicodedata.normalize(written, path) for path in paths]
+    source = table(tmp_path / "pets.parquet", {"path": names, "label": LABELS})
+    assert contents(load_dataset(source, None)) == EXPECTED
+    table(tmp_path / "pets.parquet", {"path": [f"no/{name}" for name in names], "label": LABELS})
+    with pytest.raises(DataError, match=r"12 rows name images that are not there \(first: .*#0 \(.*no/.*\)\), and no"):
+        load_dataset(source, None)
+
+
+def test_a_file_of_a_table_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def regular(path: Path) -> Path:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    source = as_paths(tmp_path)
+    monkeypatch.setattr(unpacked.files, "regular", regular)
+    with pytest.raises(DataError, match=r"pets.parquet#0: its image .*0.png cannot be read \(Permission denied\)"):
+        load_dataset(source, None)
 
 
 def test_an_interrupted_unpacking_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -492,6 +623,21 @@ def test_the_hub_is_streamed_and_kept(monkeypatch: pytest.MonkeyPatch, caplog: p
     assert "unsupervised is not used" in caplog.text
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("it is fetched twice"))
     assert load_dataset("hf:owner/pets:small@v2", None).train == dataset.train
+
+
+@pytest.mark.parametrize("kind", ["text", "class"])
+def test_a_column_of_splits_of_the_hub_is_used(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    names = ["train", "test"]
+    feature = datasets.Value("string") if kind == "text" else datasets.ClassLabel(names=names)
+    rows = {"image": [{"bytes": image, "path": None} for image in IMAGES], "label": LABELS}
+    splits = [names[number // 9] if kind == "text" else number // 9 for number in range(12)]
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("string"), Split=feature)
+    data = datasets.Dataset.from_dict({**rows, "Split": splits}, features=features).to_iterable_dataset()
+    for parts, counts in (({"train": data}, (9, 3)), ({"train": data, "test": data}, (12, 12))):
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, parts=parts, **__: datasets.IterableDatasetDict(parts))
+        dataset = load_dataset(f"hf:owner/{kind}:{len(parts)}", None)
+        assert (len(dataset.train), len(dataset.test), dataset.drawn_split) == (*counts, False)
 
 
 def test_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:

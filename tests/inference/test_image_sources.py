@@ -47,6 +47,16 @@ def test_a_pattern_with_two_stars_looks_into_all_folders(tmp_path: Path) -> None
     ]
 
 
+def test_a_pattern_below_a_folder_with_brackets(tmp_path: Path) -> None:
+    paths = [tmp_path / "scans [v2]" / "a" / name for name in ("1.png", "2.png")]
+    paths[0].parent.mkdir(parents=True)
+    for path in paths:
+        path.write_bytes(IMAGE)
+    for pattern in ("*/*.png", "a/[12].png", "**/*.png"):
+        found = [image.name for image in find_images([f"{tmp_path}/scans [v2]/{pattern}"])]
+        assert found == [str(path) for path in paths]
+
+
 def test_a_row_that_cannot_be_read_ends_no_table(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.png").write_bytes(IMAGE)

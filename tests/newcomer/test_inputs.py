@@ -21,7 +21,7 @@ from maple.data import load_dataset
 from maple.errors import MapleError
 from maple.fitting import fit_candidates, fit_settings
 from maple.inference.classifier import PromptClassifier
-from maple.inference.sources.python_data import open_data
+from maple.inference.sources.python_data import PythonData, open_data
 
 datasets = pytest.importorskip("datasets")
 pandas = pytest.importorskip("pandas")
@@ -242,6 +242,101 @@ def test_a_frame_of_arrays_and_missing_values() -> None:
     without = pandas.DataFrame({"image": [*arrays[:11], pandas.NA], "label": LABELS})
     kept = load_dataset(fit_settings(without, "coop").data.dataset, None)
     assert len(kept.train) + len(kept.test) == 11
+
+
+def _opened(path: str) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def read(data: Any) -> PythonData:
+    opened = open_data(data)
+    assert opened is not None
+    return opened
+
+
+class Cropped(torchvision.datasets.ImageFolder):
+    """Shows a part of each image."""
+
+    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+        image, label = super().__getitem__(number)
+        return image.crop((0, 0, 8, 8)), label
+
+
+class Listed(torch.utils.data.Dataset[Any]):
+    """Lists other labels than it returns."""
+
+    def __init__(self, place: Path) -> None:
+        self.classes = ["blue", "green"]
+        self.samples = [(path, 7, number % 2) for number, path in enumerate(frame(place)["path"])]
+        self.targets = [4 + number % 2 for number in range(12)]
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+        return _opened(self.samples[number][0]), self.targets[number] - 4
+
+
+class Part(torch.utils.data.Subset[Any]):
+    """Returns other labels than the data set that it is a part of: `change` of these."""
+
+    change = staticmethod(lambda label: label)
+
+    def __getitem__(self, number: Any) -> Any:
+        image, label = self.dataset[self.indices[number]]
+        return image, self.change(label)
+
+    def __getitems__(self, numbers: list[int]) -> list[Any]:
+        return [self[number] for number in numbers]
+
+
+def test_a_data_set_that_changes_what_it_lists_is_read_by_its_items(place: Path) -> None:
+    assert read(Cropped(place / "colours")).images[3].size == (8, 8)
+    listed = read(Listed(place))
+    assert isinstance(listed.images[0], Image.Image)
+    assert listed.read_labels() == ["blue", "green"] * 6
+
+
+def test_files_and_lists_are_used_where_items_are_these(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = torchvision.datasets.ImageFolder(place / "colours")
+    part = torch.utils.data.Subset(folder, [11, 0])
+    own_loader = torchvision.datasets.ImageFolder(place / "colours", loader=lambda _path: Image.new("L", (5, 5)))
+    renumbered = torchvision.datasets.ImageFolder(place / "colours", target_transform=lambda label: 2 - label)
+    assert [read(part).images[0], read(renumbered).images[0]] == [folder.samples[11][0], folder.samples[0][0]]
+    assert read(own_loader).images[0].size == (5, 5)
+    assert read(renumbered).read_labels() == ["red"] * 4 + ["green"] * 4 + ["blue"] * 4
+    # Nothing else than the first item is read for the labels.
+    monkeypatch.setattr(own_loader, "loader", lambda path: pytest.fail(path) if path != folder.samples[0][0] else path)
+    assert read(own_loader).read_labels() == ["blue"] * 4 + ["green"] * 4 + ["red"] * 4
+    assert read(part).read_labels() == ["red", "blue"]
+
+
+def test_the_names_of_a_data_set_are_those_of_a_part_with_its_labels(place: Path) -> None:
+    folder = torchvision.datasets.ImageFolder(place / "colours")
+    whole: Any = Part(folder, list(range(12)))
+    part = torch.utils.data.Subset(whole, [11, 0])
+    assert read(part).read_labels() == ["red", "blue"]
+    whole.change = lambda label: 2 - label
+    assert read(part).read_labels() == [0, 2]
+    whole.classes = ["small", "middle", "large"]
+    assert read(Part(folder, [11, 0])).read_labels() == ["red", "blue"]
+    assert read(whole).read_labels()[::4] == ["large", "middle", "small"]
+
+
+def test_the_kinds_of_pets_are_named_by_themselves(tmp_path: Path) -> None:
+    (tmp_path / "oxford-iiit-pet" / "images").mkdir(parents=True)
+    (tmp_path / "oxford-iiit-pet" / "annotations").mkdir()
+    rows = [("Abyssinian", 1), ("beagle", 2), ("Bengal", 1)]
+    for name, _ in rows:
+        (tmp_path / "oxford-iiit-pet" / "images" / f"{name}_1.jpg").write_bytes(IMAGES[0])
+    lines = "".join(f"{name}_1 {number} {kind} 1\n" for number, (name, kind) in enumerate(rows, 1))
+    (tmp_path / "oxford-iiit-pet" / "annotations" / "trainval.txt").write_text(lines)
+    for kinds, expected in (
+        ("category", ["Abyssinian", "Beagle", "Bengal"]),
+        ("binary-category", ["Cat", "Dog", "Cat"]),
+    ):
+        assert read(torchvision.datasets.OxfordIIITPet(tmp_path, target_types=kinds)).read_labels() == expected
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,19 @@ def test_zero_shot_clip_was_trained_on_nothing(
     assert evaluate_run(run, dataset=str(tmp_path / "copy"))[0].images == 24
 
 
+def test_the_columns_of_a_run_are_those_of_tables(
+    settings_for: Callable[..., RunSettings], images: Path, tmp_path: Path
+) -> None:
+    rows = [f"{path.relative_to(images)},{path.parent.name},animal\n" for path in sorted(images.glob("*/*.png"))]
+    (images / "images.csv").write_text("path,species,label\n" + "".join(rows))
+    settings = settings_for(images / "images.csv").changed(method={"name": "zero_shot"})
+    run = train_run(settings.changed(data=settings.data.changed(label_column="species")), tmp_path / "run").folder
+    shutil.copytree(images, tmp_path / "copy")
+    for dataset in ("copy", "copy/images.csv"):
+        scores, row = evaluate_run(run, dataset=str(tmp_path / dataset))
+        assert (scores.images, row["class_names"]) == (24, list(CLASSES))
+
+
 def test_a_row_of_a_table_that_moves_to_the_test_split(train: Callable[..., Path], images: Path) -> None:
     table = images / "images.csv"
     paths = sorted(images.glob("*/*.png"))

@@ -32,6 +32,7 @@ from maple.data import Dataset, Item, select_dataset
 from maple.data.catalogue import canonical_name, place_of_absent, require_images, template_of
 from maple.data.records import SPLIT_NAMES, items_hash
 from maple.data.saved_split import SavedImages, changes_since, keep_division
+from maple.data.sources.opening import has_columns
 from maple.distributed import this_process
 from maple.errors import ClassNamesError, ConfigError, DataError, one_of, shortened_list
 from maple.evaluation import predict
@@ -41,7 +42,7 @@ from maple.metrics import Floats, Integers, Scores, calibration_error, score, so
 from maple.names import is_features, words_of
 from maple.runs.folder import append_row, evaluation_key, finished_prompts, place_of, read_settings
 from maple.runs.frozen_features import prediction_batches, require_features
-from maple.runs.spec import changed_images, eval_transform, open_dataset, open_store, target_sentences
+from maple.runs.spec import changed_images, columns_of, eval_transform, open_dataset, open_store, target_sentences
 from maple.runs.trained_images import TrainedImages
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,9 @@ def evaluate_run(
         changed["class_names"] = {}  # the words for the training classes do not apply to these
     data = settings.data.changed(**{key: value for key, value in changed.items() if value is not None})
     if not is_own:
-        data = data.changed(listing=None)
+        # The columns of the training table are those of other tables, and of nothing else.
+        is_named = any(columns_of(data).values()) and not has_columns(data.dataset)
+        data = data.changed(listing=None, **(dict.fromkeys(columns_of(data)) if is_named else {}))
     sentences = {} if is_own else target_sentences(settings, data.dataset)
     if sentences:
         method = with_settings(method, sentences, read_prompts(prompts).class_names)

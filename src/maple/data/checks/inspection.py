@@ -15,6 +15,7 @@ from maple.data.images.formats import CAMERA_RAW, SIXTEEN_BITS
 from maple.data.images.prefetch import map_with_progress
 from maple.data.images.reading import read_image
 from maple.data.records import SPLIT_NAMES, Dataset, Item
+from maple.data.sources.unpacked import name_row
 from maple.errors import DataError, ImageError, shortened_list
 from maple.files import sha256_of
 
@@ -168,7 +169,7 @@ def _read_all(
             brightest = int(np.asarray(image.getextrema()).max())
             return _Image(item, split, digest, image_hash(image), image.size, brightest, frozenset(image.info))
         except ImageError as error:
-            return item.path, str(error)
+            return item.path, str(name_row(error, path))
         except OSError as error:
             return item.path, f"{path}: cannot be read ({error.strerror}); copy it again or remove it"
 

@@ -1,5 +1,6 @@
 """The files of a folder, in the order of their names, without what is hidden or belongs to the system."""
 
+import glob
 import logging
 import os
 import unicodedata
@@ -77,3 +78,22 @@ def is_ignored(name: str) -> bool:
 def nfc(name: str) -> str:
     """Normalise a name to Unicode NFC, in which names are compared: file systems use different forms."""
     return unicodedata.normalize("NFC", name)
+
+
+def expand_pattern(pattern: str, *, recursive: bool = False) -> list[str]:
+    """Return the sorted paths that a pattern of `*`, `?`, `[...]` and, if `recursive`, `**` matches.
+
+    What exists under the very name is taken as it is: a file, and the folders that a pattern begins with. A text with
+    no other pattern is returned unchanged, whether that is there or not.
+
+    Example:
+        >>> expand_pattern("scans [v2]/*.png")
+        ['scans [v2]/1.png', 'scans [v2]/2.png']
+    """
+    if os.path.lexists(pattern):
+        return [pattern]
+    ends = [position + 1 for position, mark in enumerate(pattern) if mark in (os.sep, os.altsep)]
+    start = next((end for end in reversed(ends) if os.path.isdir(pattern[:end])), 0)
+    if not glob.has_magic(pattern[start:]):
+        return [pattern]
+    return sorted(glob.glob(glob.escape(pattern[:start]) + pattern[start:], recursive=recursive))

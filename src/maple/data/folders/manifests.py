@@ -3,12 +3,14 @@
 import csv
 import io
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from maple.data.folders.class_folders import SPLIT_FOLDERS, assemble, check_fractions, draw_split, rename_classes
+from maple.data.folders.class_lists import name_of_number, read_class_list
 from maple.data.folders.listing import nfc
 from maple.data.records import SPLIT_NAMES, Dataset
 from maple.errors import DataError, one_of, pointer_in, shortened_list
@@ -18,7 +20,9 @@ from maple.names import has_lone_surrogate
 SUFFIXES = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": ""}
 """The file names of manifests, and the delimiter of each unless its header shows another."""
 
-_COLUMNS = ("path", "label", "split")
+_USUAL = {"path": ("path", "file_name"), "label": ("label",), "split": ("split",)}
+"""The columns that are read, and the names by which each is recognised, where it is not given."""
+_NUMBER = re.compile(r"-?\d{1,18}")
 MISSING_VALUES = {"nan", "NaN", "NAN", "NaT", "None", "<NA>", "#N/A"}
 """Labels that pandas, Python and Excel write for a missing value."""
 SPLIT_FORM = "it must be train, val or test, in every row or in none"
@@ -37,20 +41,24 @@ def load_manifest(
     val_fraction: float = 0.0,
     test_fraction: float = 0.25,
     min_classes: int = 2,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> Dataset:
     """Read a manifest as a data set: a header row (or JSON keys) `path`, `label` and, optionally, `split`.
 
+    `image_column` and `label_column` name other columns to read in place of `path`, or else `file_name`, and `label`.
     Paths are relative to the folder of the manifest. Classes are the labels, sorted by code point after Unicode NFC
-    normalisation; `class_names` maps them to the names to use. `split` is train, val or test in every row; if that
+    normalisation; whole numbers are those of the names in a `classnames.txt` next to the manifest, if there is one, in
+    the order of that; `class_names` maps them to the names to use. `split` is train, val or test in every row; if that
     column is missing or empty, each class is split by `seed` as in `load_folder`; `min_classes` is the fewest classes
     to accept. Other columns, blank lines, a byte order mark and the case of column names are ignored. Semicolons and
     tabs are recognised as delimiters.
 
     Raises:
         ConfigError: a fraction is negative, or they sum to 1 or more.
-        DataError: the file is unreadable or not UTF-8, lacks a column, or a row is malformed, repeated, leaves the
-            folder, or names a missing file or an unknown split (the line is named); or there are fewer than two
-            classes.
+        DataError: the file is unreadable or not UTF-8, lacks a column, or the one that is named, or a row is malformed,
+            repeated, leaves the folder, or names a missing file, an unknown split or a number with no name (the line
+            is named); or there are fewer than two classes.
 
     Example:
         >>> load_manifest(Path("pets/images.csv"), seed=1).class_names
@@ -59,11 +67,16 @@ def load_manifest(
     check_fractions(val_fraction, test_fraction)
     read = _read_table if SUFFIXES[path.suffix.lower()] else _read_json_lines
     folder = _Folder(path.parent)
-    rows = [_checked_row(path, folder, line, values) for line, values in read(path)]
+    given = {"path": image_column, "label": label_column}
+    rows = [_checked_row(path, folder, line, values) for line, values in read(path, given)]
     _check_rows(path, rows)
     if not rows:
         raise DataError(f"{path}: holds no rows below its header; give at least one image for each of two classes")
     labels = sorted({row.label for row in rows})
+    if all(_NUMBER.fullmatch(label) for label in labels) and (names := read_class_list(path.parent)):
+        named = [name_of_number(int(row.label), names, f"{path}: line {row.line}") for row in rows]
+        rows = [replace(row, label=name) for row, name in zip(rows, named, strict=True)]
+        labels = sorted(set(named), key=names.index)
     if len(labels) < min_classes:
         raise DataError(f"{path}: has only one class, {labels[0]!r}, but a classifier needs at least two")
     images: dict[str, dict[str, list[str]]] = {}
@@ -87,7 +100,7 @@ class _Row:
 
 def _checked_row(manifest: Path, folder: "_Folder", line: int, values: Mapping[str, Any]) -> _Row:
     where = f"{manifest}: line {line}"
-    path, label, split = (values.get(column) for column in _COLUMNS)
+    path, label, split = (values.get(column) for column in _USUAL)
     if isinstance(label, int) and not isinstance(label, bool):
         label = str(label)
     if not isinstance(path, str) or not path.strip():
@@ -203,14 +216,29 @@ def _read_text(path: Path) -> str:
         raise DataError(f"{path}: is not UTF-8 text ({where}); save it as CSV UTF-8") from error
 
 
-def _read_table(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield the line number and values of each row; keys are in lower case."""
+def _choose_columns(names: Collection[str], given: Mapping[str, str | None], where: str) -> dict[str, str]:
+    """Return which of the columns (names in lower case) hold the path, the label and the split, if they are there."""
+    chosen: dict[str, str] = {}
+    for role, usual in _USUAL.items():
+        name = given.get(role)
+        if name is not None and name.strip().casefold() not in names:
+            raise DataError(f"{where}: {one_of('column', name, names)}")
+        wanted = usual if name is None else (name.strip().casefold(),)
+        column = next((each for each in wanted if each in names), None)
+        if column is not None and (role != "split" or column not in chosen.values()):
+            chosen[role] = column
+    return chosen
+
+
+def _read_table(path: Path, given: Mapping[str, str | None]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the line number and the values of each row, by what they are: path, label and split."""
     text = _read_text(path)
     head = text.split("\n", 1)[0]
     usual = SUFFIXES[path.suffix.lower()]
     delimiter = max((usual, ";", "\t", ","), key=lambda mark: (head.count(mark), mark == usual))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
+    chosen: dict[str, str] = {}
     # A quoted value may hold line breaks, so a row begins after the last line of the one before.
     next_line = 1
     try:
@@ -220,12 +248,14 @@ def _read_table(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 continue
             if not header:
                 header = [name.strip().casefold() for name in row]
-                if absent := [name for name in ("path", "label") if name not in header]:
+                chosen = _choose_columns(header, given, str(path))
+                if absent := [name for name in given if name not in chosen]:
                     raise DataError(
                         f"{path}: the first line must name the columns path, label and, optionally, split; it has no "
-                        f"{' and no '.join(absent)} but {', '.join(map(repr, row))}"
+                        f"{' and no '.join(absent)} but {', '.join(map(repr, row))}; or name them as "
+                        "data.image_column and data.label_column"
                     )
-                if repeated := [name for name in _COLUMNS if header.count(name) > 1]:
+                if repeated := [name for name in chosen.values() if header.count(name) > 1]:
                     count = header.count(repeated[0])
                     raise DataError(f"{path}: the first line names the column {repeated[0]} {count} times; keep one")
             elif len(row) != len(header):
@@ -234,14 +264,15 @@ def _read_table(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     f"({', '.join(header)}); put values that hold {delimiter!r} in double quotes"
                 )
             else:
-                yield line, dict(zip(header, row, strict=True))
+                values = dict(zip(header, row, strict=True))
+                yield line, {role: values[name] for role, name in chosen.items()}
     except csv.Error as error:
         raise DataError(f"{path}: line {next_line} cannot be read ({error}); check its quotes") from error
     if not header:
         raise DataError(f"{path}: is empty; its first line must name the columns path, label and, optionally, split")
 
 
-def _read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _read_json_lines(path: Path, given: Mapping[str, str | None]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     # Not splitlines, which also splits at characters that JSON leaves unescaped in a string.
     for line, content in enumerate(_read_text(path).split("\n"), 1):
         if not content.strip():
@@ -250,6 +281,8 @@ def _read_json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             values = parse_json(content)
         except ValueError as error:
             raise DataError(f"{path}: line {line} is not JSON ({error}); every line must be one object") from error
-        if not isinstance(values, dict) or not {"path", "label"} <= {key.casefold() for key in values}:
+        by_name = {key.casefold(): value for key, value in values.items()} if isinstance(values, dict) else {}
+        chosen = _choose_columns(by_name, given, f"{path}: line {line}") if by_name else {}
+        if not given.keys() <= chosen.keys():
             raise DataError(f'{path}: line {line} must be an object such as {{"path": "cat/1.jpg", "label": "cat"}}')
-        yield line, {key.casefold(): value for key, value in values.items()}
+        yield line, {role: by_name[name] for role, name in chosen.items()}

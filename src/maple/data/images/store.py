@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from maple.data.images.reading import MAX_PIXELS, read_image
-from maple.errors import ConfigError
+from maple.errors import ConfigError, ImageError
 from maple.files import on_disk, sha256_of
 
 if TYPE_CHECKING:
@@ -90,7 +90,12 @@ class ImageStore:
                     image = self._read(path)
                 else:
                     limits = {"max_pixels": self.max_pixels, "least_side": self.least_side}
-                    image = read_image(self.root / path, **limits)  # type: ignore[arg-type]
+                    try:
+                        image = read_image(self.root / path, **limits)  # type: ignore[arg-type]
+                    except ImageError as error:
+                        from maple.data.sources.unpacked import name_row  # imports this module
+
+                        raise name_row(error, self.root / path) from error.__cause__
                 size = image.width * image.height * 4  # Pillow stores an RGB pixel in four bytes
                 with self._lock:
                     self.decodes += 1

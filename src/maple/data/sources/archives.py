@@ -39,8 +39,8 @@ class ArchiveSource(Source):
         ['pets.zip#cat/1.jpg', 'pets.zip#dog/1.jpg']
     """
 
-    def __init__(self, text: str, path: Path) -> None:
-        self.text, self.path = text, path
+    def __init__(self, text: str, path: Path, note: str = "") -> None:
+        self.text, self.path, self.note = text, path, note
 
     def identity(self) -> Mapping[str, Any]:
         status = self.path.stat()

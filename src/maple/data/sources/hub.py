@@ -6,16 +6,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from maple.data.folders.class_lists import checked_class_names
 from maple.data.sources.rows import (
     Columns,
     Row,
     Source,
-    checked_class_names,
     choose_image_column,
     choose_label_column,
+    choose_split_column,
     named_splits,
     no_labels,
     read_label,
+    read_split,
 )
 from maple.data.sources.tables import read_content
 from maple.errors import DataError, first_line
@@ -64,7 +66,9 @@ class HubSource(Source):
             raise no_labels(kinds, columns, where)
         names = feature_names(features, label)
         self.class_names = self.class_names or (checked_class_names(names, where) if names else None)
-        rows = iter(undecoded(data, image).select_columns([image, *([label] if label else [])]))
+        column = choose_split_column(kinds, image, label) if labelled and not split else None
+        split_names = feature_names(features, column)
+        rows = iter(undecoded(data, image).select_columns([image, *(each for each in (label, column) if each)]))
         number = 0
         while True:
             try:
@@ -78,7 +82,8 @@ class HubSource(Source):
             name = f"{where}/{number}"
             number += 1
             class_name = read_label(row[label], self.class_names, name) if label else None
-            yield Row(name, split, class_name, read_content(row[image], _NOWHERE, name))
+            own_split = read_split(row[column], split_names, name) if column else split
+            yield Row(name, own_split, class_name, read_content(row[image], _NOWHERE, name))
 
     def _load(self) -> Mapping[str, Any]:
         """The splits of the data set: streamed, or, without network, those that the library has kept."""

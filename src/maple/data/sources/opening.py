@@ -27,7 +27,7 @@ from maple.data.sources.shards import (
 )
 from maple.data.sources.tables import TableSource, is_saved_dataset, is_table
 from maple.data.sources.unpacked import IMAGES, is_unpacked, read_description, unpack_source
-from maple.errors import DataError
+from maple.errors import ConfigError, DataError
 from maple.files import on_disk
 
 logger = logging.getLogger(__name__)
@@ -36,11 +36,12 @@ _LOOKED_AT = 500
 """The number of files by which the kind of a folder is recognised."""
 
 
-def find_source(text: str) -> Source | None:
+def find_source(text: str, label_column: str | None = None) -> Source | None:
     """Return the source that a text names; None for a folder of images, and for what is not a source.
 
     `hf:OWNER/NAME`, a Parquet or Arrow file, a folder of these or of `save_to_disk`, a zip or tar archive, tar shards
-    by a pattern such as `shards/{0000..0012}.tar`, or a folder of these.
+    by a pattern such as `shards/{0000..0012}.tar`, or a folder of these. `label_column` is the key of labels in .json
+    files, by which shards differ from archives of class folders.
 
     Raises:
         DataError: it is one, but cannot be read, or lacks shards.
@@ -57,9 +58,10 @@ def find_source(text: str) -> Source | None:
     if os.path.isfile(path):
         if is_table(path):
             return TableSource(text, path)
-        if is_shard_name(path.name) and holds_samples(path):
-            return ShardSource(text, [path])
-        return ArchiveSource(text, path) if is_archive(path) else None
+        is_samples, note = holds_samples(path, label_column) if is_shard_name(path.name) else (False, "")
+        if is_samples:
+            return ShardSource(text, [path], note)
+        return ArchiveSource(text, path, note) if is_archive(path) else None
     if not os.path.isdir(path) or is_unpacked(path):
         return None
     if is_saved_dataset(path):
@@ -80,6 +82,23 @@ def names_source(text: str) -> bool:
         return True
     path = on_disk(Path(text).expanduser())
     return (os.path.isdir(path) and is_unpacked(path)) or find_source(text) is not None
+
+
+def has_columns(text: str) -> bool:
+    """Whether a data set is read from columns, or the parts of samples, that can be named: not class folders."""
+    source = find_source(text)
+    return isinstance(source, HubSource | ShardSource | TableSource) or is_manifest(on_disk(Path(text).expanduser()))
+
+
+def refuse_columns(columns: Columns, text: str) -> None:
+    """Raise ConfigError if a column is named, for class folders, which have none."""
+    named = {"image_column": columns.image, "label_column": columns.label}
+    for setting, column in named.items():
+        if column is not None:
+            raise ConfigError(
+                f"{text}: holds class folders, which have no column {column!r}; leave out data.{setting}, or give the "
+                "table that has this column"
+            )
 
 
 def absent_part(text: str) -> str | None:
@@ -114,6 +133,7 @@ def load_source(
     None for a text that does not name a source.
 
     Raises:
+        ConfigError: `columns` names one, but these are class folders.
         DataError: as `find_source` and `unpack_source`, or there are fewer than `min_classes` classes.
 
     Example:
@@ -121,12 +141,14 @@ def load_source(
         {'train': 30, 'val': 0, 'test': 10, 'classes': 2}
     """
     folder = on_disk(Path(text).expanduser())
-    source = find_source(text)
+    source = find_source(text, columns.label)
     if source is None and not is_unpacked(folder):
         return None
     check_fractions(val_fraction, test_fraction)
     if source is not None:
         folder = unpack_source(source, columns)
+        if source.note:
+            _report(Finding("reading", "note", source.note), text, on_finding)
     content = read_description(folder)
     for kind, level, finding in content["findings"]:
         if kind != "numbered classes" or not class_names:
@@ -138,9 +160,10 @@ def load_source(
         try:
             tables = [child for child in list_folder(root) if is_manifest(child)]
             if len(tables) == 1 and not _has_class_folders(root):
-                return load_manifest(tables[0], **options)
+                return load_manifest(tables[0], **options, image_column=columns.image, label_column=columns.label)
             if (inner := find_source(str(root))) is not None:
                 return load_source(inner.text, columns=columns, drop_empty=drop_empty, on_finding=on_finding, **options)
+            refuse_columns(columns, text)
             return load_folder(root, name=content["name"], drop_empty=drop_empty, on_finding=on_finding, **options)
         except DataError as error:
             # The user knows the archive, and not the folder of the cache.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maple.data.folders.class_folders import SPLIT_FOLDERS, split_of
+from maple.data.folders.class_lists import name_of_number
 from maple.data.folders.listing import nfc
 from maple.data.folders.manifests import MISSING_VALUES, SPLIT_FORM
 from maple.errors import DataError, one_of, shortened, shortened_list
@@ -16,8 +17,6 @@ from maple.names import has_lone_surrogate, words_of
 
 logger = logging.getLogger(__name__)
 
-CLASS_LISTS = ("classnames.txt", "class_names.txt", "classes.txt", "labels.txt")
-"""Files next to the images that name the classes of numbered labels: one a line, the first for 0."""
 MAX_IMAGE_BYTES = 512 * 1024**2
 """The most bytes of one encoded image."""
 
@@ -64,9 +63,11 @@ class Source(ABC):
         text: as the user named it.
         class_names: those of numbered labels, in their order, once `rows` has begun; None where nothing names them.
         has_labels: whether there is any place for labels, once `rows` has begun.
+        note: how its classes are read, where another reading is possible; to be reported.
     """
 
     text: str
+    note: str = ""
     class_names: Sequence[str] | None = None
     has_labels: bool = True
 
@@ -192,12 +193,7 @@ def read_label(value: Any, class_names: Sequence[str] | None, where: str) -> Lab
         return None
     if class_names is None:
         return number
-    if number >= len(class_names):
-        raise DataError(
-            f"{where} has the label {number}, but there are {len(class_names)} class names, for 0 to "
-            f"{len(class_names) - 1}; add the others"
-        )
-    return class_names[number]
+    return name_of_number(number, class_names, where)
 
 
 def _name(text: str, where: str) -> str | None:
@@ -243,36 +239,3 @@ def named_splits(names: Iterable[str], where: str) -> dict[str, list[str]]:
             "%s: %s is not used: it is not named after train, validation or test", where, shortened_list(others)
         )
     return by_split if len(by_split) > 1 else {"": [name for group in by_split.values() for name in group]}
-
-
-def read_class_list(folder: Path) -> list[str] | None:
-    """Return the names in the class list of a folder (`CLASS_LISTS`), in the order of their numbers; None without one.
-
-    Raises:
-        DataError: it cannot be read, names nothing, or names a class twice.
-    """
-    path = next((folder / name for name in CLASS_LISTS if (folder / name).is_file()), None)
-    if path is None:
-        return None
-    try:
-        names = [nfc(line.strip()) for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); write one class name a line") from error
-    while names and not names[-1]:
-        names.pop()
-    return checked_class_names(names, str(path))
-
-
-def checked_class_names(names: Sequence[str], where: str) -> list[str]:
-    """Return the names; DataError if there are none, one is empty, or one is there twice."""
-    if not names or not all(words_of(name) for name in names):
-        number = next((number for number, name in enumerate(names) if not words_of(name)), 0)
-        raise DataError(f"{where}: has no name for class {number}; name every class")
-    repeated = (
-        [name for number, name in enumerate(names) if name in names[:number]] if len(set(names)) < len(names) else []
-    )
-    if repeated:
-        raise DataError(
-            f"{where}: names {shortened_list(map(repr, repeated))} more than once; give each class its own name"
-        )
-    return list(names)

@@ -10,7 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from maple.data.folders.listing import list_folder
+from maple.data.folders.class_folders import split_of
+from maple.data.folders.class_lists import read_class_list
+from maple.data.folders.listing import expand_pattern, list_folder
 from maple.data.images.formats import has_image_name
 from maple.data.published.unpack import DAMAGED
 from maple.data.sources.rows import (
@@ -19,7 +21,6 @@ from maple.data.sources.rows import (
     Label,
     Row,
     Source,
-    read_class_list,
     read_label,
 )
 from maple.data.sources.tables import splits_of_names
@@ -32,6 +33,8 @@ _LABEL_KEYS = ("label", "cls", "class", "class_name", "category", "target")
 _LONGEST_LABEL = 1 << 20
 _PEEK = 400
 """The number of members by which a tar archive is recognised."""
+_PEEK_FURTHER = 10_000
+"""That number where all of these are images of one folder, with captions or metadata next to them."""
 
 
 def is_shard_name(name: str) -> bool:
@@ -62,20 +65,46 @@ def shards_of_pattern(text: str) -> list[Path]:
             width = len(match[1])
             expanded += [f"{each[: match.start()]}{i:0{width}}{each[match.end() :]}" for i in range(first, last + 1)]
         texts = expanded
-    return [Path(path) for each in texts for path in (sorted(glob.glob(each)) if glob.has_magic(each) else [each])]
+    return [Path(path) for each in texts for path in expand_pattern(each)]
 
 
-def holds_samples(path: Path) -> bool:
-    """Whether a tar archive holds samples, as shards do, and not class folders: images next to labels or no folders."""
-    names = []
-    with suppress(*DAMAGED, OSError), tarfile.open(path, "r|*") as archive:
-        for member in archive:
-            names += [member.name] if member.isreg() else []
-            if len(names) >= _PEEK:
+def holds_samples(path: Path, label_column: str | None = None) -> tuple[bool, str]:
+    """Whether a tar archive holds samples, as shards do, and not class folders; and a note where it might be the other.
+
+    Samples are images next to labels, or in no folders. Images in several folders with captions or metadata next to
+    them (.txt, .json) are class folders, unless each .json has a label, or `label_column` is one of these extensions.
+    """
+    images, folders, labelled = set[str](), set[str](), set[str]()
+    kinds: dict[str, set[str]] = {}
+    last = ""
+    with suppress(*DAMAGED, OSError), tarfile.open(path) as archive:
+        for number, member in enumerate(each for each in archive if each.isreg()):
+            is_one_captioned = len(folders) == 1 and kinds and not any("cls" in each for each in kinds.values())
+            if number >= (_PEEK_FURTHER if is_one_captioned else _PEEK):
                 break
-    images = {_split_name(name)[0] for name in names if has_image_name(name)}
-    labels = {_split_name(name)[0] for name in names if _is_label(_split_name(name)[1])}
-    return bool(images & labels) or (bool(images) and not any("/" in name.removeprefix("./") for name in names))
+            last, extension = _split_name(member.name)
+            if has_image_name(member.name):
+                images.add(last)
+                folder = os.path.basename(os.path.dirname(last))
+                folders |= {folder} if folder not in ("", ".") and not split_of(folder) else set()
+            elif _is_label(extension):
+                kinds.setdefault(last, set()).update((extension, *extension.split(".")))
+                opened = archive.extractfile(member) if "json" in extension.split(".") else None
+                with suppress(DataError):  # of another format, which is reported where it is read
+                    label = _json_label(opened.read(_LONGEST_LABEL), label_column, member.name) if opened else None
+                    labelled |= {last} if isinstance(label, str | int) and label != "" else set()
+        else:
+            last = ""
+    if not images & kinds.keys():
+        return bool(images) and not any("/" in key.removeprefix("./") for key in images | kinds.keys()), ""
+    if len(folders) < 2 or any({"cls", label_column} & kinds[key] for key in images & kinds.keys()):
+        return True, ""
+    if images - {last} <= labelled:
+        return True, f"its classes are the labels in its .json files, not its {len(folders)} folders"
+    return False, (
+        f"its classes are its folders ({shortened_list(sorted(folders))}); the .txt and .json files next to its images "
+        "are not read: for samples of WebDataset, add KEY.cls, or a label to every KEY.json"
+    )
 
 
 class ShardSource(Source):
@@ -89,8 +118,8 @@ class ShardSource(Source):
         ['pets.tar#0001', 'pets.tar#0002']
     """
 
-    def __init__(self, text: str, shards: list[Path]) -> None:
-        self.text, self.shards = text, shards
+    def __init__(self, text: str, shards: list[Path], note: str = "") -> None:
+        self.text, self.shards, self.note = text, shards, note
         if not shards:
             raise DataError(f"{text}: there are no such shards; give a pattern such as shards/{{0000..0012}}.tar")
         if absent := [str(shard) for shard in shards if not shard.is_file()]:
@@ -106,19 +135,24 @@ class ShardSource(Source):
     def identity(self) -> Mapping[str, Any]:
         states = ((shard, shard.stat()) for shard in self.shards)
         files = [[str(shard.resolve()), state.st_size, state.st_mtime_ns] for shard, state in states]
-        listed = read_class_list(self.shards[0].parent)
+        listed = self._class_list()
         return {"shards": files, **({"class_names": listed} if listed else {})}
 
     def rows(self, columns: Columns, *, labelled: bool) -> Iterator[Row]:
-        root = Path(os.path.commonpath([shard.parent for shard in self.shards]))
-        self.class_names = (read_class_list(self.shards[0].parent) or read_class_list(root)) if labelled else None
+        self.class_names = self._class_list() if labelled else None
         self.has_labels = False
-        for split, shards in splits_of_names(self.shards, root, self.text).items():
+        for split, shards in splits_of_names(self.shards, self._root, self.text).items():
             for shard in shards:
                 for key, sample in _samples(shard):
                     where = f"{shard}#{key}"
                     images = [each for each in sample if has_image_name(f"x.{each}")]
                     if len(images) > 1 and columns.image is None:
+                        if all(re.match(r"\d+\.", each) for each in images):
+                            stem, extension = os.path.splitext(f"{os.path.basename(key)}.{images[0]}")
+                            raise DataError(
+                                f"{shard}: keys contain dots ({stem}{extension}): WebDataset ends a key at the first "
+                                f"one; write {stem.replace('.', '_')}{extension}"
+                            )
                         raise DataError(
                             f"{where} has several images ({shortened_list(sorted(images))}); "
                             + columns.advice.format(column="image_column")
@@ -126,6 +160,14 @@ class ShardSource(Source):
                     image = columns.image if columns.image is not None else next(iter(images), None)
                     label = self._label(sample, columns, where) if labelled else None
                     yield Row(where, split, label, sample.get(image or ""))
+
+    @property
+    def _root(self) -> Path:
+        return Path(os.path.commonpath([shard.parent for shard in self.shards]))
+
+    def _class_list(self) -> list[str] | None:
+        """The names of numbered labels: next to the first shard, or in the folder that all shards are below."""
+        return read_class_list(self.shards[0].parent) or read_class_list(self._root)
 
     def _label(self, sample: Mapping[str, bytes], columns: Columns, where: str) -> Label:
         """The label of a sample, from the first of its members that has one."""

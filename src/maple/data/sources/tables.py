@@ -7,22 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from maple.data.folders.class_folders import split_of
+from maple.data.folders.class_lists import checked_class_names, read_class_list
 from maple.data.folders.listing import walk_files
 from maple.data.sources.rows import (
     Columns,
     Row,
     Source,
-    checked_class_names,
     choose_image_column,
     choose_label_column,
     choose_split_column,
     no_labels,
-    read_class_list,
     read_label,
     read_split,
 )
 from maple.errors import DataError, pointer_in, shortened_list
-from maple.files import parse_json, read_json
+from maple.files import on_disk, parse_json, read_json
 
 SUFFIXES = (".parquet", ".pq", ".arrow", ".feather")
 _BATCH = 32
@@ -58,7 +57,8 @@ class TableSource(Source):
     def identity(self) -> Mapping[str, Any]:
         files = [[str(file.resolve()), *_state(file)] for each in self._splits.values() for file in each]
         listed = read_class_list(self._folder)
-        return {"files": files, **({"class_names": listed} if listed else {})}
+        # Earlier versions did not note the files that images were copied from.
+        return {"files": files, "copied": "noted", **({"class_names": listed} if listed else {})}
 
     @property
     def _folder(self) -> Path:
@@ -67,6 +67,7 @@ class TableSource(Source):
     def rows(self, columns: Columns, *, labelled: bool) -> Iterator[Row]:
         listed = read_class_list(self._folder) if labelled else None
         first: tuple[Sequence[str] | None, bool] | None = None
+        listings: dict[Path, dict[str, list[str]]] = {}
         for split, files in self._splits.items():
             for file in files:
                 name = self.text if file == self.path else f"{self.text}/{file.relative_to(self.path).as_posix()}"
@@ -92,7 +93,7 @@ class TableSource(Source):
                             number += 1
                             content: bytes | Path | DataError | None
                             try:
-                                content = read_content(row[image], file.parent, where)
+                                content = read_content(row[image], file.parent, where, listings)
                             except DataError as error:
                                 content = error
                             yield Row(
@@ -103,8 +104,12 @@ class TableSource(Source):
                             )
 
 
-def read_content(value: Any, folder: Path, where: str) -> bytes | Path | None:
+def read_content(
+    value: Any, folder: Path, where: str, listings: dict[Path, dict[str, list[str]]] | None = None
+) -> bytes | Path | None:
     """Return the image of a cell: encoded bytes, or a path, which is relative to `folder`; None if it is missing.
+
+    `listings` is that of `on_disk`, which finds a name in another Unicode form.
 
     Raises:
         DataError: the cell holds something else.
@@ -122,7 +127,7 @@ def read_content(value: Any, folder: Path, where: str) -> bytes | Path | None:
         if "://" in text:
             raise DataError(f"{where} names the address {text!r:.120}; download its images, and give their paths")
         path = folder / os.path.expanduser(text)
-        return path if path.exists() or "\\" not in text else folder / text.replace("\\", "/")
+        return on_disk(path if path.exists() or "\\" not in text else folder / text.replace("\\", "/"), listings)
     raise DataError(
         f"{where} holds {type(value).__name__}, not an image; an image column holds encoded images (bytes), structs of "
         "bytes and path, or paths"

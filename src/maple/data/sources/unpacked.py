@@ -11,9 +11,10 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from maple.data.folders.manifests import SPLIT_FORM
 from maple.data.images.formats import HEAD_BYTES, extension_of, format_of, has_image_name
 from maple.data.sources.archives import ArchiveSource
 from maple.data.sources.rows import Columns, Row, Source
-from maple.errors import ConfigError, DataError, shortened_list
+from maple.errors import ConfigError, DataError, ImageError, shortened_list
 from maple.locks import locked
 from maple.places import CACHE_VARIABLE, cache_folder
 
@@ -33,6 +34,8 @@ IMAGES = "images"
 _FORMAT = 1
 _PER_FOLDER = 1000
 _EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "TIFF": ".tif", "AVIF": ".avif"}
+_DEPTH = 3
+"""The number of folders between an unpacked image and the folder of its source."""
 _LEAST_SPACE = 64 * 1024**2
 """The bytes that unpacking leaves free on the disk."""
 _CHECK_SPACE = 256
@@ -79,13 +82,22 @@ def unpack_source(source: Source, columns: Columns) -> Path:
     """
     parent = sources_folder()
     identity = {"format": _FORMAT, **source.identity(), "image": columns.image, "label": columns.label}
-    folder = parent / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-    if _is_complete(folder):
+    folder = parent / _hash_of(identity)
+    content = _complete(folder)
+    if content is not None:
+        copied = content.get("copied", [])
+        listings: dict[Path, dict[str, list[str]]] = {}
+        states = [_state(files.on_disk(Path(path), listings)) for _target, _row, path, _state_then in copied]
+        if states != [state for *_, state in copied]:
+            # Into another folder, since other processes may still read this one.
+            folder = parent / _hash_of({**identity, "copied": states})
+            content = _complete(folder)
+    if content is not None:
         return folder
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with locked(parent / f"{folder.name}.lock"):
-            if not _is_complete(folder):
+            if _complete(folder) is None:
                 if folder.exists():
                     shutil.rmtree(folder)
                 logger.warning("%s: is unpacked into %s, once", source.text, folder)
@@ -113,7 +125,7 @@ def store_rows(source: Source) -> Path:
         with files.temporary_path(parent, folder=True) as temporary:
             folder = parent / _write(source, Columns(), temporary)[:32]
             with locked(parent / f"{folder.name}.lock"):
-                if not _is_complete(folder):
+                if _complete(folder) is None:
                     if folder.exists():
                         shutil.rmtree(folder)
                     _rename(temporary, folder)
@@ -181,22 +193,52 @@ def clear_sources(older_than: float = 0.0) -> tuple[int, int]:
     return count, size
 
 
-def _is_complete(folder: Path) -> bool:
-    """Whether a folder holds all that was unpacked into it; if so, its use is noted."""
+def name_row(error: ImageError, file: Path) -> ImageError:
+    """Return the error of an image; of one that was copied from a path of a table it names the row and that path."""
+    folder = file.parents[_DEPTH] if len(file.parents) > _DEPTH else file
     if not is_unpacked(folder):
-        return False
+        return error
+    origin = _origins(folder).get(file.relative_to(folder / IMAGES).as_posix())
+    return error if origin is None else ImageError(str(error).replace(str(file), origin, 1))
+
+
+@lru_cache(maxsize=1)
+def _origins(folder: Path) -> dict[str, str]:
+    """The row and the file that each image was copied from, by its path in the folder."""
+    with suppress(DataError):
+        return {target: f"{row} ({path})" for target, row, path, _ in read_description(folder).get("copied", [])}
+    return {}
+
+
+def _hash_of(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _state(path: str | Path) -> list[int] | None:
+    """The size and the time of a file; None if it is not there."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _complete(folder: Path) -> dict[str, Any] | None:
+    """The description of a folder that holds all that was unpacked into it, whose use is noted; None otherwise."""
+    if not is_unpacked(folder):
+        return None
     try:
         content = read_description(folder)
         items = (item for items in content["splits"].values() for item in items)
         if not all((folder / IMAGES / path).stat().st_size == size for path, _label, size in items):
-            return False
+            return None
         if content["layout"] == "folders" and content["files"] != sum(1 for _ in _walk(folder / IMAGES)):
-            return False
+            return None
     except (OSError, DataError, KeyError, TypeError, ValueError):
-        return False
+        return None
     with suppress(OSError):  # the cache of another user
         os.utime(folder / DESCRIPTION)
-    return True
+    return content
 
 
 def _rename(temporary: Path, folder: Path) -> None:
@@ -239,6 +281,7 @@ class _Writer:
         self._items: dict[str, list[tuple[str, str | int, int]]] = defaultdict(list)
         self._left_out: dict[str, list[str]] = {"no label": [], "no image": [], "an image that is not there": []}
         self._numbers: dict[str, int] = defaultdict(int)
+        self._copied: list[tuple[str | None, str, str, list[int] | None]] = []
         self._first: dict[str, str] = {}  # the name of a row of each split
         self._bytes = self._count = 0
         self._hash = hashlib.sha256()
@@ -256,12 +299,21 @@ class _Writer:
         if row.label is None or content is None:
             self._left_out["no label" if row.label is None else "no image"].append(row.name)
             return
+        file = os.path.abspath(content) if isinstance(content, Path) else None
+        state = None if file is None else _state(file)  # before it is read, so that no later change is missed
         if isinstance(content, Path):
-            if not content.is_file():
+            if not os.path.isfile(content):
+                self._copied.append((None, row.name, os.path.abspath(content), state))
                 self._left_out["an image that is not there"].append(f"{row.name} ({content})")
                 return
             extension = extension_of(content.name) if has_image_name(content.name) else ""
-            content = files.regular(content).read_bytes()
+            try:
+                content = files.regular(content).read_bytes()
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise DataError(
+                    f"{row.name}: its image {file} cannot be read ({reason}); make it readable, or leave out the row"
+                ) from error
         else:
             extension = ""
         extension = extension or _EXTENSIONS.get(format_of(content[:HEAD_BYTES], short=True), ".img")
@@ -279,12 +331,19 @@ class _Writer:
         self._hash.update(hashlib.sha256(content).digest())
         self._first.setdefault(row.split, row.name)
         self._items[row.split].append((path, row.label, len(content)))
+        if file is not None:
+            self._copied.append((path, row.name, file, state))
         self._bytes, self._count = self._bytes + len(content), self._count + 1
 
     def result(self, source: Source) -> dict[str, Any]:
         """The rest of the description; DataError if nothing can be trained on."""
         unlabelled, total = self._left_out["no label"], sum(self._numbers.values())
         if not self._count:
+            if absent := self._left_out["an image that is not there"]:
+                raise DataError(
+                    f"{source.text}: {len(absent):,} rows name images that are not there (first: {absent[0]}), and no "
+                    "other row has an image and a label; put them there, or correct their paths"
+                )
             if unlabelled:
                 where = ", ".join(unlabelled[:2])
                 raise DataError(
@@ -339,6 +398,7 @@ class _Writer:
             "class_names": [str(name) for name in names],
             "splits": splits,
             "findings": findings,
+            "copied": self._copied,
             "files": self._count,
             "bytes": self._bytes,
         }

@@ -17,7 +17,7 @@ from urllib.request import Request
 
 from PIL import Image
 
-from maple.data.folders.listing import walk_files
+from maple.data.folders.listing import expand_pattern, walk_files
 from maple.data.images.formats import has_image_name, is_image_file, unread_format
 from maple.data.images.prefetch import in_background
 from maple.data.images.reading import read_image
@@ -100,7 +100,7 @@ def find_images(
                 # A pattern that no shell has expanded, unless a file has this very name.
                 expanded = os.path.expanduser(source)
                 if glob.has_magic(source) and not os.path.exists(expanded) and not _names_shards(source):
-                    paths = sorted(glob.glob(expanded, recursive=True)) or paths
+                    paths = expand_pattern(expanded, recursive=True) or paths
                 for path in paths:
                     try:
                         rows = _find_rows(path)

@@ -31,7 +31,19 @@ from maple.inference.sources.image_sources import ImageSource
 
 ADVICE = 'name it, as in settings={{"data": {{"{column}": NAME}}}}, or leave out the others'
 _LOADER = "a DataLoader, which gives transformed batches; give its dataset"
-_TARGETS = ("targets", "labels", "_labels")
+_LISTED = {
+    "torchvision.DatasetFolder": "samples",
+    "torchvision.Places365": "imgs",
+    **dict.fromkeys(("torchvision.CIFAR10", "torchvision.MNIST", "torchvision.USPS"), "targets"),
+    **dict.fromkeys(("torchvision.SEMEION", "torchvision.STL10", "torchvision.SVHN"), "labels"),
+    **dict.fromkeys(("torchvision.CLEVRClassification", "torchvision.DTD", "torchvision.FGVCAircraft"), "_labels"),
+    **dict.fromkeys(("torchvision.Flowers102", "torchvision.Food101", "torchvision.OxfordIIITPet"), "_labels"),
+    "torchvision.SUN397": "_labels",
+    "torchvision.LFWPeople": "targets",
+}
+"""Where the classes that define `__getitem__` list the labels that it returns, alone or after the path of the image."""
+_LOADERS = "torchvision.datasets.folder"
+"""The module of the loaders that read a file as it is."""
 
 
 class InputError(DataError, ValueError):
@@ -274,43 +286,62 @@ def _open_numbered(data: Any) -> PythonData:
         raise InputError("the data set is empty; give some images")
     if not (isinstance(first := data[0], tuple | list) and len(first) >= 2):
         raise InputError(f"the items of the data set are {type(first).__name__}; they must be (image, label)")
-    names = _names(data)
     paths, targets = _stored(data)
 
     def read_labels() -> list[Any]:
         listed = targets if targets is not None else [data[number][1] for number in range(len(data))]
-        return [read_label(label, names, f"item {number}") for number, label in enumerate(listed)]
+        labels = [read_label(label, None, f"item {number}") for number, label in enumerate(listed)]
+        names = _names(data, {label: number for number, label in reversed(list(enumerate(labels)))})
+        return [read_label(label, names, f"item {number}") for number, label in enumerate(labels)]
 
     get = (lambda number: paths[number]) if paths is not None else (lambda number: data[number][0])
     return PythonData(Lazy(len(data), get), read_labels)
 
 
-def _names(data: Any) -> list[str] | None:
-    """The class names of a torchvision data set, or of what it is a part of."""
-    if hasattr(data, "indices") and hasattr(data, "dataset"):
-        return _names(data.dataset)
+def _names(data: Any, first: Mapping[Any, int]) -> list[str] | None:
+    """The class names of a torchvision data set, or of what it is a part of, unless the part changes the labels.
+
+    Args:
+        first: the number of the first item of each label.
+    """
     classes = getattr(data, "classes", None)
+    if classes is None and isinstance(data, torch.utils.data.Subset):
+        inner = {label: int(data.indices[number]) for label, number in first.items()}
+        names = _names(data.dataset, inner)
+        is_changed = _definition(data) != "torch.Subset" and any(
+            read_label(data.dataset[number][1], None, f"item {number}") != label for label, number in inner.items()
+        )
+        return None if is_changed else names
+    if _definition(data) == "torchvision.OxfordIIITPet" and data._target_types == ["binary-category"]:
+        classes = data.bin_classes
     if not isinstance(classes, Sequence) or isinstance(classes, str) or not classes:
         return None
     return [str(name[0] if isinstance(name, tuple | list) else name) for name in classes]
 
 
+def _definition(data: Any) -> str:
+    """The package and the class that define `__getitem__` of a data set: its class, or one that this inherits from."""
+    owner = next(each for each in type(data).__mro__ if "__getitem__" in vars(each))
+    return f"{owner.__module__.partition('.')[0]}.{owner.__qualname__}"
+
+
 def _stored(data: Any) -> tuple[list[str] | None, list[Any] | None]:
-    """The paths of the image files, which are read without the transform, and the labels, where they are listed."""
-    if hasattr(data, "indices") and hasattr(data, "dataset"):
+    """The paths of the image files, which are read without the transform, and the labels, where they are listed.
+
+    None unless `__getitem__` is known to return these: other classes may change what they list.
+    """
+    definition = _definition(data)
+    if definition == "torch.Subset":
         paths, targets = _stored(data.dataset)
         chosen = [int(index) for index in data.indices]
         chosen_paths = [paths[index] for index in chosen] if paths else None
         return chosen_paths, [targets[index] for index in chosen] if targets else None
-    samples = getattr(data, "samples", None)
-    if isinstance(samples, list) and len(samples) == len(data) and all(isinstance(each[0], str) for each in samples):
-        targets = [each[1] for each in samples]
-        # A data set that changes its labels keeps them as they are listed in the samples.
-        return [each[0] for each in samples], None if getattr(data, "target_transform", None) else targets
-    if getattr(data, "target_transform", None):
+    listed = getattr(data, _LISTED.get(definition, ""), None)
+    if listed is None or len(listed) != len(data) or getattr(data, "_target_types", ["category"]) != ["category"]:
         return None, None
-    for name in _TARGETS:
-        listed = getattr(data, name, None)
-        if listed is not None and hasattr(listed, "__len__") and len(listed) == len(data):
-            return None, [each.item() if hasattr(each, "item") else each for each in listed]
-    return None, None
+    paths, targets = None, [each.item() if hasattr(each, "item") else each for each in listed]
+    if definition == "torchvision.DatasetFolder" and data.loader.__module__ == _LOADERS:
+        paths = [str(path) for path, _ in targets]
+    # A joint `transforms` may change the label, as target_transform does.
+    changes = data.target_transform or type(data.transforms).__name__ not in ("NoneType", "StandardTransform")
+    return paths, None if changes else [each[1] if isinstance(each, tuple) else each for each in targets]
