@@ -105,9 +105,26 @@ def test_of_one_run_the_last_evaluation_counts(make_run: MakeRun, runs: Path) ->
     assert [evaluation.row.top1 for evaluation in collection.evaluations] == [0.5]
     reasons = [problem.reason for problem in collection.problems]
     assert reasons == [
+        "on other images than a later evaluation of this run (20.00 %); left out",
         "again holds the same evaluation, on other images of this data set: the settings and the seed are equal "
-        "(60.00 % here, 50.00 % there); left out"
+        "(60.00 % here, 50.00 % there); left out",
     ]
+
+
+def test_lists_of_other_data_sets_by_the_rule_of_an_earlier_version_are_left_out(make_run: MakeRun, runs: Path) -> None:
+    source = {"dataset": "imagenet", "classes": "all"}
+    for seed, rule in ((1, {}), (2, {"target_rule": "none"})):
+        rows = [
+            row("mmrl", dataset, seed, "all", 0.5, ["a", "b"], source=source, **changes)
+            for dataset, changes in (("imagenet", {}), ("pets", rule))
+        ]
+        make_run("mmrl", "imagenet", seed, rows=rows)
+    collection = collect(runs, METHODS)
+    assert [(each.row.dataset, each.row.seed) for each in collection.evaluations] == [
+        *(("imagenet", 1), ("imagenet", 2), ("pets", 2))
+    ]
+    (problem,) = collection.problems
+    assert "predicted the names that were trained by another rule" in problem.reason
 
 
 def test_other_data_sets_with_the_sentences_of_the_own_one_are_left_out(make_run: MakeRun, runs: Path) -> None:

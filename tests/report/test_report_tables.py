@@ -12,7 +12,7 @@ from maple.config import preset_names, read_preset, resolve
 from maple.report import Report, Table
 from maple.report.comparison import paired_tests
 from maple.report.groups import IMAGENET_VARIANTS, Group
-from maple.report.published import ELEVEN, published_counts, published_results
+from maple.report.published import ELEVEN, follows, published_counts, published_results, recipes_of
 from maple.runs import complete
 
 
@@ -351,6 +351,28 @@ def test_published_numbers_only_beside_the_recipe(
     make_run("maple", "eurosat", train={"epochs": 5, **train}, rows=rows)
     (table,) = Report(runs, METHODS).tables
     assert ("published base" in table.sections[0].columns) == shown
+
+
+def test_runs_of_the_presets_follow_the_recipes_of_published_results() -> None:
+    """Whatever a preset does not name is completed, and numbers are written in another form then: 25 as 25.0."""
+    checked = set()
+    for result in published_results():
+        if result.method == "zero_shot":
+            continue
+        source = result.source_dataset or (result.dataset if result.dataset in ELEVEN else "eurosat")
+        recipes = recipes_of(result.method, result.protocol, source, 16)
+        for name in preset_names():
+            preset = read_preset(name)
+            suffix = {"transfer": "_cross-dataset", "accuracy": "_few-shot"}.get(result.protocol, f"_{result.protocol}")
+            if preset["method"]["name"] != result.method or not name.endswith(suffix):
+                continue
+            data = {"data": {"dataset": source, "shots": 16}, "backbone": {"name": "ViT-B-16"}}
+            dumped = complete(resolve([preset, data])).model_dump(mode="json")
+            settings = {key: str(value) for key, value in {**dumped["train"], **dumped["method"]}.items()}
+            del settings["name"], settings["epochs"]
+            assert any(follows(settings, recipe) for recipe in recipes), (name, source)
+            checked.add(result.method)
+    assert {"maple", "promptsrc", "coop", "mmrl", "dept"} <= checked
 
 
 def test_every_variant_has_a_label_of_its_own(make_run: MakeRun, runs: Path) -> None:

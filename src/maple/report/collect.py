@@ -55,7 +55,7 @@ def collect(folder: Path, methods: Mapping[str, MethodDescription]) -> Collectio
     costs = read_costs(folder, problems)
     if not runs and not problems and not costs:
         raise DataError(f"there is no run in {folder}; a run is a folder with a config.json, as `maple train` makes it")
-    evaluations = _without_others_sentences(_with_later_settings(evaluations), problems)
+    evaluations = _without_outdated(_with_later_settings(evaluations), problems)
     evaluations = _without_duplicates(evaluations, problems)
     if not evaluations and not costs:
         reasons = "; ".join(f"{problem.place}: {problem.reason}" for problem in [*problems, *without_evaluation][:5])
@@ -192,19 +192,28 @@ def _with_later_settings(evaluations: list[EvaluationRecord]) -> list[Evaluation
     ]
 
 
-def _without_others_sentences(evaluations: list[EvaluationRecord], problems: list[Problem]) -> list[EvaluationRecord]:
-    """The same, without those that read a data set with the sentences of another, where some read it with its own.
+def _without_outdated(evaluations: list[EvaluationRecord], problems: list[Problem]) -> list[EvaluationRecord]:
+    """The same, without those on other data sets that earlier versions made in another way, where there are both.
 
-    Earlier versions evaluated every data set with the sentences of the one that a run was trained on.
+    They evaluated every data set with the sentences of the one that a run was trained on, and methods that predict
+    trained names by a rule of their own had no rule for lists of other data sets.
     """
     with_own = {(evaluation.method, evaluation.row.dataset) for evaluation in evaluations if evaluation.row.sentences}
+    with_rule = {
+        (evaluation.method, evaluation.row.dataset) for evaluation in evaluations if evaluation.row.target_rule
+    }
     kept = []
     for evaluation in evaluations:
         row = evaluation.row
-        if evaluation.on_own_data or row.sentences or (evaluation.method, row.dataset) not in with_own:
+        key = evaluation.method, row.dataset
+        if not evaluation.on_own_data and key in with_own and not row.sentences:
+            reason = f"read this data set with the sentences of {row.source.dataset}"
+        elif not evaluation.on_own_data and key in with_rule and not row.target_rule:
+            reason = "predicted the names that were trained by another rule than the rest of the list"
+        else:
             kept.append(evaluation)
             continue
-        reason = f"an earlier version read this data set with the sentences of {row.source.dataset}; evaluate it again"
+        reason = f"an earlier version {reason}; evaluate it again"
         problems.append(Problem(f"{evaluation.run.name}, {row.dataset} {row.classes}", reason))
     return kept
 
@@ -216,8 +225,12 @@ def _without_duplicates(evaluations: list[EvaluationRecord], problems: list[Prob
         row = evaluation.row
         key = [evaluation.method, evaluation.settings, row.backbone.model_dump(), row.source.model_dump(), row.seed]
         key.append([row.dataset, evaluation.place or "", row.classes, row.part, row.class_names])
-        # Rows of earlier versions may have another one from before images were added.
-        by_run[json.dumps(key, sort_keys=True)][id(evaluation.run)] = evaluation
+        same = by_run[json.dumps(key, sort_keys=True)]
+        earlier = same.get(id(evaluation.run))
+        if earlier is not None and earlier.row.items != row.items:
+            reason = f"on other images than a later evaluation of this run ({100 * earlier.row.top1:.2f} %); left out"
+            problems.append(Problem(f"{evaluation.run.name}, {row.dataset} {row.classes}", reason))
+        same[id(evaluation.run)] = evaluation
     kept = []
     for first, *others in (tuple(same.values()) for same in by_run.values()):
         kept.append(first)

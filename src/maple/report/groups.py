@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -264,10 +263,13 @@ def variants_of(evaluations: Sequence[EvaluationRecord]) -> Callable[[Evaluation
     # Of every variant a label of its own: two methods may share a title, and two long values their beginning.
     variants = {(each.method, settings_of(each)): each for each in evaluations}
     labels = {variant: label_of(each, _LONGEST_VALUE) for variant, each in variants.items()}
-    for variant in _sharing_a_label(labels):
-        labels[variant] = label_of(variants[variant], sys.maxsize)
+    for longest in (2 * _LONGEST_VALUE, 4 * _LONGEST_VALUE):
+        for variant in _sharing_a_label(labels):
+            labels[variant] = label_of(variants[variant], longest)
     for variant in _sharing_a_label(labels):
         labels[variant] += f" [{variant[0]}]"
+    for number, variant in enumerate(sorted(_sharing_a_label(labels)), start=1):
+        labels[variant] += f" #{number}"
 
     def variant_of(evaluation: EvaluationRecord) -> Variant:
         method, settings = variant = evaluation.method, settings_of(evaluation)

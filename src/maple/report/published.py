@@ -207,24 +207,45 @@ def _is_comparable(evaluation: EvaluationRecord, result: PublishedResult) -> boo
     if not _has_settings(evaluation, required):
         return False
     source = evaluation.row.source
-    recipes = _recipes(result.method, result.protocol, source.dataset, source.shots)
+    recipes = recipes_of(result.method, result.protocol, source.dataset, source.shots)
     given = {key: value for key, value in evaluation.settings.items() if key not in required}
-    return not recipes or any(
-        all(recipe.get(key, value) == value for key, value in given.items()) for recipe in recipes
+    return not recipes or any(follows(given, recipe) for recipe in recipes)
+
+
+def follows(settings: Mapping[str, str], recipe: Mapping[str, str]) -> bool:
+    """Whether settings have the values of a recipe, where they have its keys; 1 and 1.0 are the same value."""
+    return all(
+        value == recipe[key] or _number(value) == _number(recipe[key])
+        for key, value in settings.items()
+        if key in recipe
     )
 
 
-_RECIPE_OF_TRAINING = ("optimizer", "lr", "batch_size", "momentum", "weight_decay", "crop_scale", "flip", "schedule")
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+_RECIPE_OF_TRAINING = (
+    *("optimizer", "lr", "batch_size", "momentum", "weight_decay", "crop_scale", "flip", "schedule", "warmup_epochs"),
+    *("warmup_lr", "drop_last", "views"),
+)
 
 
 @cache
-def _recipes(method: str, protocol: str, dataset: str, shots: int | None) -> list[dict[str, str]]:
-    """The settings of a method's presets for a published protocol that change its result, but for its epochs."""
+def _presets(suffix: str) -> list[dict[str, Any]]:
+    return [read_preset(name) for name in preset_names() if name.endswith(f"_{suffix}")]
+
+
+@cache
+def recipes_of(method: str, protocol: str, dataset: str, shots: int | None) -> list[dict[str, str]]:
+    """The settings that a method's presets for a published protocol name, and those of its training but its epochs."""
     suffixes = {"accuracy": ["few-shot"], "transfer": ["cross-dataset", "base-to-novel"]}.get(protocol, [protocol])
     for suffix in suffixes:
-        presets = [read_preset(name) for name in preset_names() if name.endswith(f"_{suffix}")]
         data = {"data": {"dataset": dataset, "shots": shots}, "backbone": {"name": "ViT-B-16"}}
-        settings = [resolve([preset, data]) for preset in presets if preset["method"]["name"] == method]
+        settings = [resolve([preset, data]) for preset in _presets(suffix) if preset["method"]["name"] == method]
         if settings:
             dumped = [each.model_dump(mode="json") for each in settings]
             return [

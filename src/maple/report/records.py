@@ -80,6 +80,7 @@ class Row(Stored):
     is_own: bool | None = None
     place: str | None = None
     sentences: dict[str, Any] = {}
+    target_rule: str = ""
 
     @field_validator("method")
     @classmethod
