@@ -61,6 +61,10 @@ class DataError(MapleError):
     """A data set, split file, folder or item list is missing or malformed."""
 
 
+class ColumnError(DataError):
+    """A table does not have the column that was named."""
+
+
 class ImageError(DataError):
     """One image cannot be used; the message begins with its path."""
 

@@ -35,7 +35,12 @@ def clean_class_names(names: Sequence[str]) -> tuple[str, ...]:
             raise ClassNamesError(
                 f"class name {index} is {shortened(repr(name))}; every name must be a string with a word in it"
             )
-    return tuple(unicodedata.normalize("NFC", name).replace("_", " ") for name in names)
+    return tuple(nfc(name).replace("_", " ") for name in names)
+
+
+def nfc(text: str) -> str:
+    """The text with accents as parts of their letters (Unicode's form NFC): file systems use different forms."""
+    return unicodedata.normalize("NFC", text)
 
 
 def names_in(text: str) -> list[str]:
@@ -85,7 +90,7 @@ def distinct(names: Sequence[str]) -> Sequence[str]:
 
 def words_of(name: str) -> str:
     """A key that is equal for names with the same words: lower case, single spaces, no underscores, form NFC."""
-    return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").lower().split())
+    return " ".join(nfc(name).replace("_", " ").lower().split())
 
 
 class NameRows:

@@ -306,6 +306,8 @@ def test_files_and_lists_are_used_where_items_are_these(place: Path, monkeypatch
     assert [read(part).images[0], read(renumbered).images[0]] == [folder.samples[11][0], folder.samples[0][0]]
     assert read(own_loader).images[0].size == (5, 5)
     assert read(renumbered).read_labels() == ["red"] * 4 + ["green"] * 4 + ["blue"] * 4
+    merged = torchvision.datasets.ImageFolder(place / "colours", target_transform=lambda label: label % 2)
+    assert read(merged).read_labels() == [0] * 4 + [1] * 4 + [0] * 4, "two labels are not the three classes"
     # Nothing else than the first item is read for the labels.
     monkeypatch.setattr(own_loader, "loader", lambda path: pytest.fail(path) if path != folder.samples[0][0] else path)
     assert read(own_loader).read_labels() == ["blue"] * 4 + ["green"] * 4 + ["red"] * 4

@@ -32,7 +32,7 @@ from maple.data.published.split_files import (
     write_drawn_split,
 )
 from maple.data.records import DRAWN, Dataset, Item
-from maple.data.sources.opening import absent_part, absolute_source, load_source, refuse_columns
+from maple.data.sources.opening import absent_part, absolute_source, load_source, warn_of_columns
 from maple.data.sources.rows import Columns
 from maple.errors import ConfigError, DataError, one_of
 from maple.files import on_disk
@@ -161,7 +161,7 @@ def load_dataset(
     among other names; each finding about images that are not read is passed to `on_finding`, by default to the log.
 
     Raises:
-        ConfigError: a fraction is out of range, or a column of class folders is named.
+        ConfigError: a fraction is out of range.
         DataError: the name is unknown and there is no such folder or file, `root` or a file under it is missing or
             malformed, or `class_names` names a class that does not exist.
 
@@ -190,13 +190,13 @@ def load_dataset(
         options |= {"image_column": image_column, "label_column": label_column}
         return load_manifest(path, **options, min_classes=min_classes)
     if domain := split_domain(name_or_path):
-        refuse_columns(columns, name_or_path)
+        warn_of_columns(columns, name_or_path)
         return load_domain(*domain, **options, on_finding=on_finding)
     if os.path.islink(path) and not os.path.exists(path):
         raise DataError(f"{path}: is a link to {path.readlink()}, which is not there; is the drive or share mounted?")
     if not path.is_dir():
         raise _unknown(name_or_path)
-    refuse_columns(columns, name_or_path)
+    warn_of_columns(columns, name_or_path)
     if detected := detect_domains(path):
         domains, shared = map(", ".join, detected)
         if all(split and split[0] != "train" for split in map(split_of, detected[0])):

@@ -10,10 +10,10 @@ from typing import Any
 from maple import files
 from maple.data.catalogue import load_dataset
 from maple.data.checks.findings import number_of
-from maple.data.folders.listing import nfc
 from maple.data.records import SPLIT_NAMES, Dataset, Item, items_hash
 from maple.data.sources.opening import names_source
 from maple.errors import ConfigError, DataError, shortened
+from maple.names import nfc
 
 SAVED_SPLIT = "images.json"
 """The file name in a run folder."""

@@ -15,7 +15,7 @@ from maple.data.folders.class_folders import (
     split_folders,
     split_of,
 )
-from maple.data.folders.listing import is_ignored, list_folder, nfc
+from maple.data.folders.listing import is_ignored, list_folder
 from maple.data.folders.manifests import SUFFIXES, is_manifest
 from maple.data.folders.unused import unread_images, unread_kind
 from maple.data.images.formats import has_image_name, is_image_file
@@ -23,7 +23,7 @@ from maple.data.records import Dataset
 from maple.data.sources.opening import names_source
 from maple.errors import DataError, shortened_list
 from maple.files import on_disk
-from maple.names import is_features
+from maple.names import is_features, nfc
 
 _FORM = "FOLDER/CLASS/image.jpg, one folder of images for each class"
 _ARCHIVES = (".rar", ".7z", ".gz", ".bz2", ".xz", ".zst")

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from maple.data.checks.findings import Finding
-from maple.data.folders.listing import list_folder, nfc, walk_files
+from maple.data.folders.listing import list_folder, walk_files
 from maple.data.folders.unused import nested_classes, unread_images
 from maple.data.images.formats import has_image_name, is_image_file
 from maple.data.records import SPLIT_NAMES, Dataset, Item
 from maple.errors import ConfigError, DataError, one_of, shortened_list
 from maple.files import on_disk
-from maple.names import has_lone_surrogate, words_of
+from maple.names import has_lone_surrogate, nfc, words_of
 
 logger = logging.getLogger(__name__)
 

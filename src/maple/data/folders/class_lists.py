@@ -3,21 +3,22 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from maple.data.folders.listing import nfc
 from maple.errors import DataError, shortened_list
-from maple.names import words_of
+from maple.names import nfc, words_of
 
-CLASS_LISTS = ("classnames.txt", "class_names.txt", "classes.txt", "labels.txt")
+CLASS_NAMES = ("classnames.txt", "class_names.txt")
+"""Files that name classes, and nothing else."""
+CLASS_LISTS = (*CLASS_NAMES, "classes.txt", "labels.txt")
 """Files next to the images that name the classes of numbered labels: one a line, the first for 0."""
 
 
-def read_class_list(folder: Path) -> list[str] | None:
-    """Return the names in the class list of a folder (`CLASS_LISTS`), in the order of their numbers; None without one.
+def read_class_list(folder: Path, files: Sequence[str] = CLASS_LISTS) -> list[str] | None:
+    """Return the names in the class list of a folder, one of `files`, in the order of their numbers; None without one.
 
     Raises:
         DataError: it cannot be read, names nothing, or names a class twice.
     """
-    path = next((folder / name for name in CLASS_LISTS if (folder / name).is_file()), None)
+    path = next((folder / name for name in files if (folder / name).is_file()), None)
     if path is None:
         return None
     try:

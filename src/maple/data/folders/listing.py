@@ -3,7 +3,6 @@
 import glob
 import logging
 import os
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -73,11 +72,6 @@ def list_folder(folder: Path) -> list[Path]:
 def is_ignored(name: str) -> bool:
     """Return whether a file or folder of this name is hidden or belongs to the system, and is always skipped."""
     return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
-
-
-def nfc(name: str) -> str:
-    """Normalise a name to Unicode NFC, in which names are compared: file systems use different forms."""
-    return unicodedata.normalize("NFC", name)
 
 
 def expand_pattern(pattern: str, *, recursive: bool = False) -> list[str]:

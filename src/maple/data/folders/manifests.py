@@ -10,12 +10,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from maple.data.folders.class_folders import SPLIT_FOLDERS, assemble, check_fractions, draw_split, rename_classes
-from maple.data.folders.class_lists import name_of_number, read_class_list
-from maple.data.folders.listing import nfc
+from maple.data.folders.class_lists import CLASS_NAMES, name_of_number, read_class_list
 from maple.data.records import SPLIT_NAMES, Dataset
-from maple.errors import DataError, one_of, pointer_in, shortened_list
+from maple.errors import ColumnError, DataError, one_of, pointer_in, shortened_list
 from maple.files import on_disk, parse_json, regular
-from maple.names import has_lone_surrogate
+from maple.names import has_lone_surrogate, nfc
 
 SUFFIXES = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": ""}
 """The file names of manifests, and the delimiter of each unless its header shows another."""
@@ -73,10 +72,11 @@ def load_manifest(
     if not rows:
         raise DataError(f"{path}: holds no rows below its header; give at least one image for each of two classes")
     labels = sorted({row.label for row in rows})
-    if all(_NUMBER.fullmatch(label) for label in labels) and (names := read_class_list(path.parent)):
+    if all(_NUMBER.fullmatch(label) for label in labels) and (names := read_class_list(path.parent, CLASS_NAMES)):
         named = [name_of_number(int(row.label), names, f"{path}: line {row.line}") for row in rows]
         rows = [replace(row, label=name) for row, name in zip(rows, named, strict=True)]
-        labels = sorted(set(named), key=names.index)
+        position = {name: number for number, name in enumerate(names)}
+        labels = sorted(set(named), key=position.__getitem__)
     if len(labels) < min_classes:
         raise DataError(f"{path}: has only one class, {labels[0]!r}, but a classifier needs at least two")
     images: dict[str, dict[str, list[str]]] = {}
@@ -222,7 +222,7 @@ def _choose_columns(names: Collection[str], given: Mapping[str, str | None], whe
     for role, usual in _USUAL.items():
         name = given.get(role)
         if name is not None and name.strip().casefold() not in names:
-            raise DataError(f"{where}: {one_of('column', name, names)}")
+            raise ColumnError(f"{where}: {one_of('column', name, names)}")
         wanted = usual if name is None else (name.strip().casefold(),)
         column = next((each for each in wanted if each in names), None)
         if column is not None and (role != "split" or column not in chosen.values()):

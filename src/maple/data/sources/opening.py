@@ -27,7 +27,7 @@ from maple.data.sources.shards import (
 )
 from maple.data.sources.tables import TableSource, is_saved_dataset, is_table
 from maple.data.sources.unpacked import IMAGES, is_unpacked, read_description, unpack_source
-from maple.errors import ConfigError, DataError
+from maple.errors import DataError
 from maple.files import on_disk
 
 logger = logging.getLogger(__name__)
@@ -84,20 +84,15 @@ def names_source(text: str) -> bool:
     return (os.path.isdir(path) and is_unpacked(path)) or find_source(text) is not None
 
 
-def has_columns(text: str) -> bool:
-    """Whether a data set is read from columns, or the parts of samples, that can be named: not class folders."""
-    source = find_source(text)
-    return isinstance(source, HubSource | ShardSource | TableSource) or is_manifest(on_disk(Path(text).expanduser()))
-
-
-def refuse_columns(columns: Columns, text: str) -> None:
-    """Raise ConfigError if a column is named, for class folders, which have none."""
+def warn_of_columns(columns: Columns, text: str) -> None:
+    """Warn if a column is named, for class folders, which have none: runs of earlier versions may name some."""
     named = {"image_column": columns.image, "label_column": columns.label}
     for setting, column in named.items():
         if column is not None:
-            raise ConfigError(
-                f"{text}: holds class folders, which have no column {column!r}; leave out data.{setting}, or give the "
-                "table that has this column"
+            logger.warning(
+                "%s: is read as class folders, which have no column %r: data.%s is not used; give the table that has "
+                "this column",
+                *(text, column, setting),
             )
 
 
@@ -133,7 +128,6 @@ def load_source(
     None for a text that does not name a source.
 
     Raises:
-        ConfigError: `columns` names one, but these are class folders.
         DataError: as `find_source` and `unpack_source`, or there are fewer than `min_classes` classes.
 
     Example:
@@ -163,7 +157,7 @@ def load_source(
                 return load_manifest(tables[0], **options, image_column=columns.image, label_column=columns.label)
             if (inner := find_source(str(root))) is not None:
                 return load_source(inner.text, columns=columns, drop_empty=drop_empty, on_finding=on_finding, **options)
-            refuse_columns(columns, text)
+            warn_of_columns(columns, text)
             return load_folder(root, name=content["name"], drop_empty=drop_empty, on_finding=on_finding, **options)
         except DataError as error:
             # The user knows the archive, and not the folder of the cache.

@@ -10,10 +10,9 @@ from typing import Any
 
 from maple.data.folders.class_folders import SPLIT_FOLDERS, split_of
 from maple.data.folders.class_lists import name_of_number
-from maple.data.folders.listing import nfc
 from maple.data.folders.manifests import MISSING_VALUES, SPLIT_FORM
-from maple.errors import DataError, one_of, shortened, shortened_list
-from maple.names import has_lone_surrogate, words_of
+from maple.errors import ColumnError, DataError, one_of, shortened, shortened_list
+from maple.names import has_lone_surrogate, nfc, words_of
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +144,7 @@ def no_labels(kinds: Mapping[str, str], columns: Columns, where: str) -> DataErr
 
 def _given(column: str, kinds: Mapping[str, str], where: str) -> str:
     if column not in kinds:
-        raise DataError(f"{where}: {one_of('column', column, kinds)}")
+        raise ColumnError(f"{where}: {one_of('column', column, kinds)}")
     return column
 
 

@@ -58,7 +58,16 @@ class TableSource(Source):
         files = [[str(file.resolve()), *_state(file)] for each in self._splits.values() for file in each]
         listed = read_class_list(self._folder)
         # Earlier versions did not note the files that images were copied from.
-        return {"files": files, "copied": "noted", **({"class_names": listed} if listed else {})}
+        copied = {"copied": "noted"} if self._holds_paths else {}
+        return {"files": files, **copied, **({"class_names": listed} if listed else {})}
+
+    @property
+    def _holds_paths(self) -> bool:
+        """Whether the images must be files that are named, as no column holds images themselves."""
+        file = next(file for files in self._splits.values() for file in files)
+        with _damage(file):
+            kinds, _, _ = _open(file)
+        return not {"image", "encoded", "bytes"} & set(kinds.values())
 
     @property
     def _folder(self) -> Path:

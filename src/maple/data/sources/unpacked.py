@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from maple import files
 from maple.data.folders.manifests import SPLIT_FORM
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 DESCRIPTION = "source.json"
 IMAGES = "images"
+_COPIED = "copied.jsonl"
 _FORMAT = 1
 _PER_FOLDER = 1000
 _EXTENSIONS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "TIFF": ".tif", "AVIF": ".avif"}
@@ -83,21 +84,23 @@ def unpack_source(source: Source, columns: Columns) -> Path:
     parent = sources_folder()
     identity = {"format": _FORMAT, **source.identity(), "image": columns.image, "label": columns.label}
     folder = parent / _hash_of(identity)
-    content = _complete(folder)
-    if content is not None:
-        copied = content.get("copied", [])
+    is_complete = _is_complete(folder)
+    if is_complete:
         listings: dict[Path, dict[str, list[str]]] = {}
-        states = [_state(files.on_disk(Path(path), listings)) for _target, _row, path, _state_then in copied]
-        if states != [state for *_, state in copied]:
+        states, noted = [], []
+        for copied in _read_copied(folder):
+            states.append(_state(files.on_disk(Path(copied.path), listings)))
+            noted.append(copied.state)
+        if states != noted:
             # Into another folder, since other processes may still read this one.
             folder = parent / _hash_of({**identity, "copied": states})
-            content = _complete(folder)
-    if content is not None:
+            is_complete = _is_complete(folder)
+    if is_complete:
         return folder
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with locked(parent / f"{folder.name}.lock"):
-            if _complete(folder) is None:
+            if not _is_complete(folder):
                 if folder.exists():
                     shutil.rmtree(folder)
                 logger.warning("%s: is unpacked into %s, once", source.text, folder)
@@ -125,7 +128,7 @@ def store_rows(source: Source) -> Path:
         with files.temporary_path(parent, folder=True) as temporary:
             folder = parent / _write(source, Columns(), temporary)[:32]
             with locked(parent / f"{folder.name}.lock"):
-                if _complete(folder) is None:
+                if not _is_complete(folder):
                     if folder.exists():
                         shutil.rmtree(folder)
                     _rename(temporary, folder)
@@ -196,7 +199,7 @@ def clear_sources(older_than: float = 0.0) -> tuple[int, int]:
 def name_row(error: ImageError, file: Path) -> ImageError:
     """Return the error of an image; of one that was copied from a path of a table it names the row and that path."""
     folder = file.parents[_DEPTH] if len(file.parents) > _DEPTH else file
-    if not is_unpacked(folder):
+    if not is_unpacked(folder) or not file.is_relative_to(folder / IMAGES):
         return error
     origin = _origins(folder).get(file.relative_to(folder / IMAGES).as_posix())
     return error if origin is None else ImageError(str(error).replace(str(file), origin, 1))
@@ -205,9 +208,23 @@ def name_row(error: ImageError, file: Path) -> ImageError:
 @lru_cache(maxsize=1)
 def _origins(folder: Path) -> dict[str, str]:
     """The row and the file that each image was copied from, by its path in the folder."""
-    with suppress(DataError):
-        return {target: f"{row} ({path})" for target, row, path, _ in read_description(folder).get("copied", [])}
-    return {}
+    return {copied.target: f"{copied.row} ({copied.path})" for copied in _read_copied(folder) if copied.target}
+
+
+class _Copied(NamedTuple):
+    """A file that a row names: where it was copied to, if it was there, and its size and time then."""
+
+    target: str | None
+    row: str
+    path: str
+    state: list[int] | None
+
+
+def _read_copied(folder: Path) -> Iterator[_Copied]:
+    """The files that the images of an unpacked folder were copied from; none, if its source held the images."""
+    with suppress(OSError, ValueError, TypeError), (folder / _COPIED).open(encoding="utf-8") as lines:
+        for line in lines:
+            yield _Copied(*json.loads(line))
 
 
 def _hash_of(identity: Mapping[str, Any]) -> str:
@@ -223,22 +240,22 @@ def _state(path: str | Path) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _complete(folder: Path) -> dict[str, Any] | None:
-    """The description of a folder that holds all that was unpacked into it, whose use is noted; None otherwise."""
+def _is_complete(folder: Path) -> bool:
+    """Whether a folder holds all that was unpacked into it; its use is then noted."""
     if not is_unpacked(folder):
-        return None
+        return False
     try:
         content = read_description(folder)
         items = (item for items in content["splits"].values() for item in items)
         if not all((folder / IMAGES / path).stat().st_size == size for path, _label, size in items):
-            return None
+            return False
         if content["layout"] == "folders" and content["files"] != sum(1 for _ in _walk(folder / IMAGES)):
-            return None
+            return False
     except (OSError, DataError, KeyError, TypeError, ValueError):
-        return None
+        return False
     with suppress(OSError):  # the cache of another user
         os.utime(folder / DESCRIPTION)
-    return content
+    return True
 
 
 def _rename(temporary: Path, folder: Path) -> None:
@@ -268,6 +285,9 @@ def _write(source: Source, columns: Columns, folder: Path) -> str:
             writer.add(row)
         content |= {"layout": "rows", "root": IMAGES, **writer.result(source)}
         digest = writer.digest
+        if writer.copied:
+            # A file of its own: there may be millions, and few readers of the description need them.
+            files.write_text(folder / _COPIED, "".join(f"{json.dumps(each)}\n" for each in writer.copied))
     files.write_json(folder / DESCRIPTION, content)
     return digest
 
@@ -281,7 +301,7 @@ class _Writer:
         self._items: dict[str, list[tuple[str, str | int, int]]] = defaultdict(list)
         self._left_out: dict[str, list[str]] = {"no label": [], "no image": [], "an image that is not there": []}
         self._numbers: dict[str, int] = defaultdict(int)
-        self._copied: list[tuple[str | None, str, str, list[int] | None]] = []
+        self._copied: list[_Copied] = []
         self._first: dict[str, str] = {}  # the name of a row of each split
         self._bytes = self._count = 0
         self._hash = hashlib.sha256()
@@ -289,6 +309,10 @@ class _Writer:
     @property
     def digest(self) -> str:
         return self._hash.hexdigest()
+
+    @property
+    def copied(self) -> list["_Copied"]:
+        return self._copied
 
     def add(self, row: Row) -> None:
         number = self._numbers[row.split]
@@ -303,7 +327,7 @@ class _Writer:
         state = None if file is None else _state(file)  # before it is read, so that no later change is missed
         if isinstance(content, Path):
             if not os.path.isfile(content):
-                self._copied.append((None, row.name, os.path.abspath(content), state))
+                self._copied.append(_Copied(None, row.name, os.path.abspath(content), state))
                 self._left_out["an image that is not there"].append(f"{row.name} ({content})")
                 return
             extension = extension_of(content.name) if has_image_name(content.name) else ""
@@ -332,7 +356,7 @@ class _Writer:
         self._first.setdefault(row.split, row.name)
         self._items[row.split].append((path, row.label, len(content)))
         if file is not None:
-            self._copied.append((path, row.name, file, state))
+            self._copied.append(_Copied(path, row.name, file, state))
         self._bytes, self._count = self._bytes + len(content), self._count + 1
 
     def result(self, source: Source) -> dict[str, Any]:
@@ -398,7 +422,6 @@ class _Writer:
             "class_names": [str(name) for name in names],
             "splits": splits,
             "findings": findings,
-            "copied": self._copied,
             "files": self._count,
             "bytes": self._bytes,
         }

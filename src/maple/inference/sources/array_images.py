@@ -1,7 +1,6 @@
 """Images and labels of a Python program, in any of their usual forms."""
 
 import threading
-import unicodedata
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -21,6 +20,7 @@ from maple.files import on_disk, sha256_of
 from maple.inference.sources.image_sources import ImageSource, download_image, find_images, is_address, is_collection
 from maple.inference.sources.python_data import InputError as InputError
 from maple.inference.sources.python_data import Lazy, is_frame, open_data
+from maple.names import nfc
 
 Array = np.ndarray[Any, Any]
 
@@ -177,7 +177,7 @@ def number_labels(labels: Any, count: int) -> "tuple[Array, np.ndarray[Any, np.d
 
 def _composed(labels: list[Any]) -> list[Any]:
     """Labels with accents as parts of their letters: in names of files on a Mac they are characters of their own."""
-    return [unicodedata.normalize("NFC", label) if isinstance(label, str) else label for label in labels]
+    return [nfc(label) if isinstance(label, str) else label for label in labels]
 
 
 def labels_of_names(labels: Any, classes: Array, class_names: Sequence[str]) -> Any:

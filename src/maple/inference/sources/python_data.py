@@ -306,6 +306,8 @@ def _names(data: Any, first: Mapping[Any, int]) -> list[str] | None:
     """
     classes = getattr(data, "classes", None)
     if classes is None and isinstance(data, torch.utils.data.Subset):
+        if len(data) != len(data.indices):
+            return None
         inner = {label: int(data.indices[number]) for label, number in first.items()}
         names = _names(data.dataset, inner)
         is_changed = _definition(data) != "torch.Subset" and any(
@@ -316,6 +318,13 @@ def _names(data: Any, first: Mapping[Any, int]) -> list[str] | None:
         classes = data.bin_classes
     if not isinstance(classes, Sequence) or isinstance(classes, str) or not classes:
         return None
+    candidates = (getattr(data, name, None) for name in dict.fromkeys(_LISTED.values()))
+    listed = next((each for each in candidates if each is not None and len(each) == len(data)), None)
+    if listed is not None and len(first) != len(classes):
+        own = {label: listed[number] for label, number in first.items()}
+        own = {label: each[-1] if isinstance(each, tuple) else each for label, each in own.items()}
+        if any(read_label(each, None, "a label") != label for label, each in own.items()):
+            return None  # the labels are made of others, as by target_transform
     return [str(name[0] if isinstance(name, tuple | list) else name) for name in classes]
 
 
