@@ -17,6 +17,7 @@ from maple.errors import CheckpointError, ClassNamesError, ConfigError, DataErro
 from maple.methods import Method
 from maple.metrics import Scores
 from maple.runs import content_name, evaluate_run, finished_prompts, read_settings, train_run
+from maple.runs.folder import evaluation_key
 
 Evaluate = Callable[..., tuple[Scores, dict[str, Any]]]
 
@@ -72,6 +73,12 @@ def test_an_evaluation_after_images_were_added_replaces_the_one_before(
     _, row = evaluate(dataset=str(other))
     assert row["images"] == 7
     assert [each["images"] for each in rows(run)] == [7]
+
+
+def test_two_versions_of_a_data_set_are_two_evaluations() -> None:
+    """As ImageNetV2, which has three, under one name."""
+    rows = [{"dataset": "imagenetv2", "place": "", "asked": {"root": root}} for root in (None, "/a", "/b")]
+    assert len({json.dumps(evaluation_key(each)) for each in rows}) == 3
 
 
 def test_the_method_is_loaded_when_none_is_given(evaluate: Evaluate, run: Path) -> None:
@@ -170,7 +177,7 @@ def test_a_published_list_is_predicted_by_the_published_rule(
     evaluate_run(folder, method=loaded, only=["balloon"])
     assert len(loaded.trained) == 1
     _, row = evaluate_run(folder, dataset="emoji-activities/lineart", method=loaded, only=["balloon"])
-    assert row["class_names"] == ["balloon"]
+    assert (row["class_names"], row["target_rule"]) == (["balloon"], "none")
     assert len(loaded.trained) == 0, "another published data set, which the authors treat as new"
     images = make_images(classes=("balloon", "cat"))
     _, row = evaluate_run(folder, dataset=str(images), method=loaded)

@@ -89,7 +89,14 @@ def test_batches_of_all_views(make_images: Callable[..., Path], backbone: Backbo
 
 
 def test_mixed_views_need_features(make_images: Callable[..., Path], backbone: Backbone) -> None:
-    _, _, material = made(make_images(), mix_views=True)
+    images = make_images()
+    for views in (0, 1):  # as for features, which have one view
+        _, _, plain = made(images, views=views)
+        _, _, material = made(images, views=views, mix_views=True)
+        material.fit_features(coop(backbone))
+        expected, mixed = (epochs(Trainer(coop(backbone), each.train), each, 1)[0] for each in (plain, material))
+        assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(expected, mixed, strict=True))
+    _, _, material = made(images, mix_views=True)
     with pytest.raises(ConfigError, match=r"train\.mix_views=true .* train\.views=None there are none"):
         material.fit_features(coop(backbone))
 

@@ -110,6 +110,8 @@ class Method(nn.Module):
         uses_features: whether `fit_features` and `select_hyperparameters` are called, before and after training.
         needs_frozen_features: whether `loss` takes a third argument, the raw features [B, D] of the frozen image tower,
             or None if they have not been computed beforehand.
+        target_rule: the published rule for the list of another data set (`set_target_class_names`): "each" name in it
+            that was trained counts as trained, or "all" of them if the list has no other names, or "none".
         uses_text_tower: whether a prediction encodes sentences, rather than using weights of each class.
 
     Example:
@@ -140,6 +142,7 @@ class Method(nn.Module):
     uses_features: ClassVar[bool] = False
     needs_frozen_features: bool = False
     uses_text_tower: ClassVar[bool] = True
+    target_rule: ClassVar[Literal["each", "all", "none"]] = "each"
 
     classes: PromptedClasses | TemplateClasses
 

@@ -1,7 +1,6 @@
 """Methods that predict the class names they were trained on by one rule, and other names by another."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +18,9 @@ class TrainedNamesMethod(Method):
 
     Attributes:
         trained, rows: the positions [n] int64 of the trained names among the current ones, and in the trained list.
-        target_rule: the published rule for the list of another data set (`set_target_class_names`): "each" trained name
-            in it counts as trained, or "all" of them if the list has no other names, or "none".
 
     A subclass calls `set_trained_names` before `set_class_names`, and overrides `text_features` and `embed_trained`.
     """
-
-    target_rule: ClassVar[Literal["each", "all", "none"]] = "each"
 
     trained: Tensor
     rows: Tensor

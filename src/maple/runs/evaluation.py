@@ -32,9 +32,8 @@ from maple.data import Dataset, Item, select_dataset
 from maple.data.catalogue import canonical_name, place_of_absent, require_images, template_of
 from maple.data.records import SPLIT_NAMES, items_hash
 from maple.data.saved_split import SavedImages, changes_since, keep_division
-from maple.data.sources.opening import has_columns
 from maple.distributed import this_process
-from maple.errors import ClassNamesError, ConfigError, DataError, one_of, shortened_list
+from maple.errors import ClassNamesError, ColumnError, ConfigError, DataError, one_of, shortened_list
 from maple.evaluation import predict
 from maple.feature_files import read_features
 from maple.methods import Method
@@ -102,15 +101,21 @@ def evaluate_run(
         changed["class_names"] = {}  # the words for the training classes do not apply to these
     data = settings.data.changed(**{key: value for key, value in changed.items() if value is not None})
     if not is_own:
-        # The columns of the training table are those of other tables, and of nothing else.
-        is_named = any(columns_of(data).values()) and not has_columns(data.dataset)
-        data = data.changed(listing=None, **(dict.fromkeys(columns_of(data)) if is_named else {}))
+        data = data.changed(listing=None)
     sentences = {} if is_own else target_sentences(settings, data.dataset)
     if sentences:
         method = with_settings(method, sentences, read_prompts(prompts).class_names)
     other_root = data.root if data.root != settings.data.root else None
     asked = evaluation_request(data.dataset, classes, part, names, only, class_names, other_root)
-    images = _open_images(folder, settings.changed(data=data), method, asked, is_own=is_own)
+    try:
+        images = _open_images(folder, settings.changed(data=data), method, asked, is_own=is_own)
+    except ColumnError as error:
+        if is_own:
+            raise
+        # Another table need not have the columns that are named for the training.
+        logger.warning("%s; its usual columns are read", error)
+        data = data.changed(**dict.fromkeys(columns_of(data)))
+        images = _open_images(folder, settings.changed(data=data), method, asked, is_own=is_own)
     shown = images.class_names if names is None else _in_label_order(names, images.class_names)
     is_target = not is_own and template_of(data.dataset) is not None
     (method.set_target_class_names if is_target else method.set_class_names)(shown)
@@ -134,6 +139,8 @@ def evaluate_run(
     }
     if sentences:
         row["sentences"] = sentences
+    if is_target and method.target_rule != "each":
+        row["target_rule"] = method.target_rule
     if method.backbone.computed_by:
         row["backbone"] |= {"computed_by": method.backbone.computed_by}
     if method.temperature != 1:

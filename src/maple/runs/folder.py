@@ -223,13 +223,15 @@ def start_of(folder: Path) -> float | None:
 def evaluation_key(row: dict[str, Any]) -> list[Any]:
     """The entries of a row that identify an evaluation of a run: one with an equal key replaces it.
 
-    The images are not among them: an evaluation after some were added replaces the one before.
+    The images are not among them: an evaluation after some were added replaces the one before. The root that was given
+    is: a data set may be there in two versions.
     """
     place, asked = row.get("place"), row.get("asked")
     if place is None and isinstance(asked, dict):  # of an earlier version
         place = place_of(str(asked.get("dataset", "")))
     key = [row.get(entry) for entry in ("dataset", "classes", "part", "class_names")]
-    return [*key, place] if place else key
+    root = asked.get("root") if isinstance(asked, dict) else None
+    return [*key, *([place] if place else []), *([root] if root else [])]
 
 
 def place_of(dataset: str) -> str:

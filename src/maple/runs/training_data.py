@@ -65,7 +65,7 @@ class TrainingData:
             ConfigError: the method needs validation images, and there are none; or `train.mix_views` does not fit it.
             ImageError: an image cannot be used.
         """
-        if self.train.mix_views and not (self.train.views and method.accepts_features):
+        if self.train.mix_views and (self.train.views is None or not method.accepts_features):
             raise ConfigError(
                 f"train.mix_views=true draws batches from views whose features are extracted once: with {method.title} "
                 f"and train.views={self.train.views} there are none; leave it out, or set train.views for a method on "

@@ -15,11 +15,12 @@ from maple import files
 from maple.checkpoint import load_prompts
 from maple.clip import Backbone
 from maple.data import load_dataset
-from maple.data.catalogue import CATALOGUE
+from maple.data.catalogue import CATALOGUE, template_of
 from maple.data.records import items_hash
 from maple.distributed import this_process
 from maple.errors import BusyError, CheckpointError, MapleError, first_line
 from maple.files import FAILURE, read_json
+from maple.methods import METHODS
 from maple.runs import Tracked, TrainProgress, evaluate_run, finished_prompts, read_rows, train_run, train_together
 from maple.runs.evaluation import evaluation_request
 from maple.runs.folder import start_of
@@ -295,9 +296,11 @@ def _planned_rows(run: PlannedRun, folder: Path) -> list[dict[str, Any] | None]:
         # The images may have moved since the training: then the sweep's own rows name their new root.
         requests = (request, {**request, "root": data.root})
         row = next((row for row in rows if row.get("asked") in requests), None)
-        if row is not None and planned.dataset is not None and planned.classes == "all":
-            listed = listed_images(planned.dataset, data.root)
-            row = row if listed in (None, row["items"]) else None
+        if row is not None and planned.dataset is not None and template_of(planned.dataset) is not None:
+            # Earlier versions had no rule of their own for lists of other data sets.
+            is_current = row.get("target_rule", "each") == METHODS[run.settings.method["name"]].target_rule
+            listed = listed_images(planned.dataset, data.root) if planned.classes == "all" else None
+            row = row if is_current and listed in (None, row.get("items")) else None
         planned_rows.append(row)
     return planned_rows
 

@@ -20,7 +20,7 @@ class SentenceTokenizer:
     """The tokenizer of a CLIP, of any kind that open_clip has, and its special tokens.
 
     Args:
-        tokenizer: sentences to padded ids [n, T]; one of open_clip's classes, or a callable that cannot truncate.
+        tokenizer: sentences to padded ids [n, T]; one of open_clip's classes, or `PublishedTokenizer`.
         name: of the backbone, for messages.
 
     Example:
