@@ -308,6 +308,11 @@ def test_files_and_lists_are_used_where_items_are_these(place: Path, monkeypatch
     assert read(renumbered).read_labels() == ["red"] * 4 + ["green"] * 4 + ["blue"] * 4
     merged = torchvision.datasets.ImageFolder(place / "colours", target_transform=lambda label: label % 2)
     assert read(merged).read_labels() == [0] * 4 + [1] * 4 + [0] * 4, "two labels are not the three classes"
+    few: Any = Listed(place)
+    few.classes, few.targets = ["blue", "green", "red"], torch.tensor([4, 5] * 6)
+    assert read(few).read_labels() == [0, 1] * 6, "made of the numbers in its list"
+    few.samples, few.targets = [(path, label) for path, _, label in few.samples], torch.tensor([4, 5] * 6)
+    assert read(few).read_labels() == ["blue", "green"] * 6
     # Nothing else than the first item is read for the labels.
     monkeypatch.setattr(own_loader, "loader", lambda path: pytest.fail(path) if path != folder.samples[0][0] else path)
     assert read(own_loader).read_labels() == ["blue"] * 4 + ["green"] * 4 + ["red"] * 4

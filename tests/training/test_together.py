@@ -278,7 +278,7 @@ def test_an_interrupt_while_a_computation_runs_ends_all_of_them(backbone: Backbo
     def interrupted() -> None:
         encode_image(backbone.image, image, [])
         signal.raise_signal(signal.SIGINT)
-        for _ in range(100):
+        for _ in range(3000):  # ended by the interrupt, which may be late on a busy machine
             time.sleep(0.01)
             encode_image(backbone.image, image, [])
 

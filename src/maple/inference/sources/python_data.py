@@ -291,27 +291,28 @@ def _open_numbered(data: Any) -> PythonData:
     def read_labels() -> list[Any]:
         listed = targets if targets is not None else [data[number][1] for number in range(len(data))]
         labels = [read_label(label, None, f"item {number}") for number, label in enumerate(listed)]
-        names = _names(data, {label: number for number, label in reversed(list(enumerate(labels)))})
+        names = _names(data, dict(enumerate(labels)))
         return [read_label(label, names, f"item {number}") for number, label in enumerate(labels)]
 
     get = (lambda number: paths[number]) if paths is not None else (lambda number: data[number][0])
     return PythonData(Lazy(len(data), get), read_labels)
 
 
-def _names(data: Any, first: Mapping[Any, int]) -> list[str] | None:
-    """The class names of a torchvision data set, or of what it is a part of, unless the part changes the labels.
+def _names(data: Any, labels: Mapping[int, Any]) -> list[str] | None:
+    """The class names of a torchvision data set, or of what it is a part of, unless the labels are not their numbers.
 
     Args:
-        first: the number of the first item of each label.
+        labels: the label of each item, by its number.
     """
     classes = getattr(data, "classes", None)
     if classes is None and isinstance(data, torch.utils.data.Subset):
         if len(data) != len(data.indices):
             return None
-        inner = {label: int(data.indices[number]) for label, number in first.items()}
+        inner = {int(data.indices[number]): label for number, label in labels.items()}
         names = _names(data.dataset, inner)
+        first = {label: number for number, label in reversed(inner.items())}
         is_changed = _definition(data) != "torch.Subset" and any(
-            read_label(data.dataset[number][1], None, f"item {number}") != label for label, number in inner.items()
+            read_label(data.dataset[number][1], None, f"item {number}") != label for label, number in first.items()
         )
         return None if is_changed else names
     if _definition(data) == "torchvision.OxfordIIITPet" and data._target_types == ["binary-category"]:
@@ -320,10 +321,9 @@ def _names(data: Any, first: Mapping[Any, int]) -> list[str] | None:
         return None
     candidates = (getattr(data, name, None) for name in dict.fromkeys(_LISTED.values()))
     listed = next((each for each in candidates if each is not None and len(each) == len(data)), None)
-    if listed is not None and len(first) != len(classes):
-        own = {label: listed[number] for label, number in first.items()}
-        own = {label: each[-1] if isinstance(each, tuple) else each for label, each in own.items()}
-        if any(read_label(each, None, "a label") != label for label, each in own.items()):
+    if listed is not None and len(set(labels.values())) != len(classes):
+        entries = ((label, _label_in(listed[number])) for number, label in labels.items())
+        if any(entry != label for label, entry in entries):
             return None  # the labels are made of others, as by target_transform
     return [str(name[0] if isinstance(name, tuple | list) else name) for name in classes]
 
@@ -348,9 +348,15 @@ def _stored(data: Any) -> tuple[list[str] | None, list[Any] | None]:
     listed = getattr(data, _LISTED.get(definition, ""), None)
     if listed is None or len(listed) != len(data) or getattr(data, "_target_types", ["category"]) != ["category"]:
         return None, None
-    paths, targets = None, [each.item() if hasattr(each, "item") else each for each in listed]
+    paths = None
     if definition == "torchvision.DatasetFolder" and data.loader.__module__ == _LOADERS:
-        paths = [str(path) for path, _ in targets]
+        paths = [str(path) for path, _ in listed]
     # A joint `transforms` may change the label, as target_transform does.
     changes = data.target_transform or type(data.transforms).__name__ not in ("NoneType", "StandardTransform")
-    return paths, None if changes else [each[1] if isinstance(each, tuple) else each for each in targets]
+    return paths, None if changes else list(map(_label_in, listed))
+
+
+def _label_in(entry: Any) -> Any:
+    """The label in an entry of a list of labels, or of paths and labels."""
+    label = entry[1] if isinstance(entry, tuple) else entry
+    return label.item() if hasattr(label, "item") else label
