@@ -473,6 +473,18 @@ def test_a_source_is_unpacked_once_and_again_when_it_changes(tmp_path: Path, mon
     assert sum(load_dataset(source, None).counts()[split] for split in ("train", "test")) == 6
 
 
+def test_tables_that_an_earlier_version_has_unpacked(tmp_path: Path) -> None:
+    """It did not note the files that images were copied from: tables of paths are unpacked once more."""
+    folder = Path(os.environ["MAPLE_CACHE"]) / "sources"
+    for source, folders in ((as_paths(tmp_path), 2), (table(tmp_path / "embedded.parquet"), 3)):
+        load_dataset(source, None)
+        for noted in folder.glob("*/copied.jsonl"):
+            noted.unlink()
+        for _ in range(2):
+            assert contents(load_dataset(source, None)) == EXPECTED
+            assert len(list(folder.glob("*/source.json"))) == folders
+
+
 def test_the_files_of_a_table_of_paths_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     source, photos = Path(as_paths(tmp_path)).name, tmp_path / "photos"

@@ -221,10 +221,7 @@ class Method(nn.Module):
         self.class_names = tuple(names)
 
     def set_target_class_names(self, names: Sequence[str]) -> None:
-        """Set the class names of a published data set other than that of the training, to evaluate on it.
-
-        A method whose published protocol predicts such lists by another rule than `set_class_names` overrides this.
-        """
+        """Set the class names of a published data set other than that of the training, by the rule `target_rule`."""
         self.set_class_names(names)
 
     def with_class_names(self, names: Sequence[str]) -> Self:

@@ -235,14 +235,12 @@ def _without_duplicates(evaluations: list[EvaluationRecord], problems: list[Prob
     for first, *others in (tuple(same.values()) for same in by_run.values()):
         kept.append(first)
         for other in others:
-            images = "" if other.row.items == first.row.items else ", on other images of this data set"
-            accuracies = f"{100 * other.row.top1:.2f} % here, {100 * first.row.top1:.2f} % there"
-            reason = f"{first.run.name} holds the same evaluation{images}: the settings and the seed are equal "
-            problems.append(
-                Problem(
-                    f"{other.run.name}, {other.row.dataset} {other.row.classes}", f"{reason}({accuracies}); left out"
-                )
-            )
+            row = other.row
+            images = "" if row.items == first.row.items else ", on other images of this data set"
+            accuracies = f"{100 * row.top1:.2f} % here, {100 * first.row.top1:.2f} % there"
+            reason = f"{first.run.name} holds the same evaluation{images}: the settings and the seed are equal"
+            place = f"{other.run.name}, {row.dataset} {row.classes}"
+            problems.append(Problem(place, f"{reason} ({accuracies}); left out"))
     return kept
 
 

@@ -118,7 +118,10 @@ def evaluate_run(
         images = _open_images(folder, settings.changed(data=data), method, asked, is_own=is_own)
     shown = images.class_names if names is None else _in_label_order(names, images.class_names)
     is_target = not is_own and template_of(data.dataset) is not None
-    (method.set_target_class_names if is_target else method.set_class_names)(shown)
+    if is_target:
+        method.set_target_class_names(shown)
+    else:
+        method.set_class_names(shown)
     sample = FeatureSample(len(images.items))
     logits, labels = _predict(method, settings, images, sample, on_images)
     scores = score(logits, labels, temperature=method.temperature)
@@ -214,11 +217,11 @@ def _in_label_order(names: Sequence[str], class_names: Sequence[str]) -> Sequenc
     """
     if len(names) != len(class_names):
         raise ClassNamesError(f"{len(names)} names were given for {len(class_names)} classes: {', '.join(class_names)}")
-    parts = [re.fullmatch(r"(\D*)(\d+)(.*)", name, re.DOTALL) for name in class_names]
-    if len({(part[1], part[3]) if part else None for part in parts} | {None}) != 2 or None in parts:
+    parts = [part for name in class_names if (part := re.fullmatch(r"(\D*)(\d+)(.*)", name, re.DOTALL))]
+    if len(parts) < len(class_names) or len({(part[1], part[3]) for part in parts}) > 1:
         return names
     # Labels are sorted as text, so that 10 comes before 2.
-    number_of = {part[0]: int(part[2]) for part in parts if part}
+    number_of = {part[0]: int(part[2]) for part in parts}
     in_order = dict(zip(sorted(class_names, key=number_of.__getitem__), names, strict=True))
     logger.warning("names by number: %s", ", ".join(f"{number} = {name}" for number, name in in_order.items()))
     return [in_order[number] for number in class_names]

@@ -299,7 +299,7 @@ def _planned_rows(run: PlannedRun, folder: Path) -> list[dict[str, Any] | None]:
         if row is not None and planned.dataset is not None and template_of(planned.dataset) is not None:
             # Earlier versions had no rule of their own for lists of other data sets.
             is_current = row.get("target_rule", "each") == METHODS[run.settings.method["name"]].target_rule
-            listed = listed_images(planned.dataset, data.root) if planned.classes == "all" else None
+            listed = listed_images(planned.dataset, data.root)
             row = row if is_current and listed in (None, row.get("items")) else None
         planned_rows.append(row)
     return planned_rows

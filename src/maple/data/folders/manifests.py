@@ -12,7 +12,7 @@ from typing import Any
 from maple.data.folders.class_folders import SPLIT_FOLDERS, assemble, check_fractions, draw_split, rename_classes
 from maple.data.folders.class_lists import CLASS_NAMES, name_of_number, read_class_list
 from maple.data.records import SPLIT_NAMES, Dataset
-from maple.errors import ColumnError, DataError, one_of, pointer_in, shortened_list
+from maple.errors import ColumnError, DataError, one_of, pointer_problem, shortened_list
 from maple.files import on_disk, parse_json, regular
 from maple.names import has_lone_surrogate, nfc
 
@@ -205,10 +205,11 @@ def _check_rows(manifest: Path, rows: list[_Row]) -> None:
 
 
 def _read_text(path: Path) -> str:
-    if problem := pointer_in(path):
-        raise DataError(f"{path}: is {problem}")
     try:
-        return regular(path).read_bytes().decode("utf-8-sig")
+        content = regular(path).read_bytes()
+        if problem := pointer_problem(content[:512]):
+            raise DataError(f"{path}: is {problem}")
+        return content.decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); make the file readable") from error
     except UnicodeDecodeError as error:

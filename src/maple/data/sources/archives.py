@@ -5,7 +5,7 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
@@ -21,7 +21,7 @@ from maple.data.images.formats import (
     why_unread,
 )
 from maple.data.published.unpack import DAMAGED, UNPUBLISHED, is_archive, unpack, zip_names
-from maple.data.sources.rows import MAX_IMAGE_BYTES, Columns, Row, Source
+from maple.data.sources.rows import MAX_IMAGE_BYTES, Columns, Row, Source, file_state
 from maple.errors import DataError, DownloadError, ImageError, pointer_in, shortened_list
 
 logger = logging.getLogger(__name__)
@@ -43,12 +43,11 @@ class ArchiveSource(Source):
         self.text, self.path, self.note = text, path, note
 
     def identity(self) -> Mapping[str, Any]:
-        status = self.path.stat()
         # Names of zip archives were once read in another encoding: what was unpacked then is not used.
         names = {"names": "UTF-8"} if self._is_zip else {}
-        return {"archive": [str(self.path.resolve()), status.st_size, status.st_mtime_ns], **names}
+        return {"archive": [str(self.path.resolve()), *file_state(self.path)], **names}
 
-    @property
+    @cached_property
     def _is_zip(self) -> bool:
         with self.path.open("rb") as file:
             return file.read(4) in (b"PK\3\4", b"PK\5\6")
@@ -101,9 +100,8 @@ class ArchiveSource(Source):
 
     def rows(self, columns: Columns, *, labelled: bool) -> Iterator[Row]:
         del columns
-        is_zip = self._is_zip
         try:
-            for name, size, open_member in _zip_members(self.path) if is_zip else _tar_members(self.path):
+            for name, size, open_member in _zip_members(self.path) if self._is_zip else _tar_members(self.path):
                 path = PurePosixPath(name.replace("\\", "/")).as_posix()  # without "./", as `tar -C FOLDER .` writes it
                 if any(map(is_ignored, path.split("/"))):
                     continue
@@ -113,10 +111,11 @@ class ArchiveSource(Source):
                 try:
                     with open_member() as file:
                         head = file.read(HEAD_BYTES)
-                        kind = kind or format_of(head)
+                        content_kind = format_of(head)
+                        kind = kind or content_kind
                         if not kind:
                             continue
-                        if not has_image_name(path) and not is_read(format_of(head)):
+                        if not has_image_name(path) and not is_read(content_kind):
                             raise ImageError(f"{where}: {why_unread(head, format_of(head, short=True), path)}")
                         if size > MAX_IMAGE_BYTES:
                             raise ImageError(f"{where}: has {size:,} bytes, too many for an image; remove it")
@@ -124,7 +123,7 @@ class ArchiveSource(Source):
                 except DataError as error:
                     content = error
                 except (*DAMAGED, NotImplementedError, RuntimeError) as error:
-                    if not is_zip:  # nothing after a damaged member of a tar archive can be found
+                    if not self._is_zip:  # nothing after a damaged member of a tar archive can be found
                         raise
                     if not kind:
                         continue

@@ -2,6 +2,7 @@
 
 import logging
 import numbers
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,11 @@ class Source(ABC):
         """
 
     @property
+    def copies_files(self) -> bool:
+        """Whether the images are files that the source only names, and which may change without it."""
+        return False
+
+    @property
     def name(self) -> str:
         """A short name, for reports."""
         return Path(self.text).stem
@@ -130,6 +136,12 @@ def choose_label_column(kinds: Mapping[str, str], image: str, columns: Columns, 
     if len(fitting) > 1:
         raise DataError(_unclear("labels", "label_column", kinds, columns, where))
     return fitting[0] if fitting else None
+
+
+def file_state(path: str | os.PathLike[str]) -> list[int]:
+    """Return the size and the time of a file, by which a source is identified, and a change is noticed."""
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
 
 
 def choose_split_column(columns: Iterable[str], *used: str | None) -> str | None:

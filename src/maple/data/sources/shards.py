@@ -21,6 +21,7 @@ from maple.data.sources.rows import (
     Label,
     Row,
     Source,
+    file_state,
     read_label,
 )
 from maple.data.sources.tables import splits_of_names
@@ -133,8 +134,7 @@ class ShardSource(Source):
         return (self.shards[0].parent.name if is_pattern_text else Path(self.text).name.partition(".")[0]) or "shards"
 
     def identity(self) -> Mapping[str, Any]:
-        states = ((shard, shard.stat()) for shard in self.shards)
-        files = [[str(shard.resolve()), state.st_size, state.st_mtime_ns] for shard, state in states]
+        files = [[str(shard.resolve()), *file_state(shard)] for shard in self.shards]
         listed = self._class_list()
         return {"shards": files, **({"class_names": listed} if listed else {})}
 

@@ -16,6 +16,7 @@ from maple.data.sources.rows import (
     choose_image_column,
     choose_label_column,
     choose_split_column,
+    file_state,
     no_labels,
     read_label,
     read_split,
@@ -55,15 +56,12 @@ class TableSource(Source):
         self._splits = _files_by_split(path)
 
     def identity(self) -> Mapping[str, Any]:
-        files = [[str(file.resolve()), *_state(file)] for each in self._splits.values() for file in each]
+        files = [[str(file.resolve()), *file_state(file)] for each in self._splits.values() for file in each]
         listed = read_class_list(self._folder)
-        # Earlier versions did not note the files that images were copied from.
-        copied = {"copied": "noted"} if self._holds_paths else {}
-        return {"files": files, **copied, **({"class_names": listed} if listed else {})}
+        return {"files": files, **({"class_names": listed} if listed else {})}
 
     @property
-    def _holds_paths(self) -> bool:
-        """Whether the images must be files that are named, as no column holds images themselves."""
+    def copies_files(self) -> bool:
         file = next(file for files in self._splits.values() for file in files)
         with _damage(file):
             kinds, _, _ = _open(file)
@@ -192,11 +190,6 @@ def _saved_files(folder: Path) -> list[Path]:
     if absent := [file.name for file in files if not file.is_file()]:
         raise DataError(f"{folder}: lacks {shortened_list(absent)}, which its {_SAVED[1]} lists; copy the folder again")
     return files
-
-
-def _state(file: Path) -> list[int]:
-    status = file.stat()
-    return [status.st_size, status.st_mtime_ns]
 
 
 @contextmanager

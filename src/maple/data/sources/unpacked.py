@@ -22,7 +22,7 @@ from maple import files
 from maple.data.folders.manifests import SPLIT_FORM
 from maple.data.images.formats import HEAD_BYTES, extension_of, format_of, has_image_name
 from maple.data.sources.archives import ArchiveSource
-from maple.data.sources.rows import Columns, Row, Source
+from maple.data.sources.rows import Columns, Row, Source, file_state
 from maple.errors import ConfigError, DataError, ImageError, shortened_list
 from maple.locks import locked
 from maple.places import CACHE_VARIABLE, cache_folder
@@ -83,20 +83,13 @@ def unpack_source(source: Source, columns: Columns) -> Path:
     """
     parent = sources_folder()
     identity = {"format": _FORMAT, **source.identity(), "image": columns.image, "label": columns.label}
-    folder = parent / _hash_of(identity)
-    is_complete = _is_complete(folder)
-    if is_complete:
-        listings: dict[Path, dict[str, list[str]]] = {}
-        states, noted = [], []
-        for copied in _read_copied(folder):
-            states.append(_state(files.on_disk(Path(copied.path), listings)))
-            noted.append(copied.state)
-        if states != noted:
-            # Into another folder, since other processes may still read this one.
-            folder = parent / _hash_of({**identity, "copied": states})
-            is_complete = _is_complete(folder)
-    if is_complete:
-        return folder
+    key = identity
+    while _is_complete(folder := parent / _hash_of(key)):
+        changed = _changed_files(folder, source)
+        if changed is None or changed == key.get("copied"):
+            return folder
+        # Into another folder, since other processes may still read this one.
+        key = {**identity, "copied": changed}
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with locked(parent / f"{folder.name}.lock"):
@@ -227,17 +220,28 @@ def _read_copied(folder: Path) -> Iterator[_Copied]:
             yield _Copied(*json.loads(line))
 
 
+def _changed_files(folder: Path, source: Source) -> list[list[int] | None] | str | None:
+    """The states of the files that the images were copied from; None if they are as they were then.
+
+    "noted" in their place if an earlier version, which did not note them, has copied files.
+    """
+    if not (folder / _COPIED).exists():
+        return "noted" if source.copies_files else None
+    listings: dict[Path, dict[str, list[str]]] = {}
+    copied = list(_read_copied(folder))
+    states = [_state(files.on_disk(Path(each.path), listings)) for each in copied]
+    return None if states == [each.state for each in copied] else states
+
+
 def _hash_of(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _state(path: str | Path) -> list[int] | None:
     """The size and the time of a file; None if it is not there."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return [status.st_size, status.st_mtime_ns]
+    with suppress(OSError, ValueError):
+        return file_state(path)
+    return None
 
 
 def _is_complete(folder: Path) -> bool:
@@ -285,9 +289,8 @@ def _write(source: Source, columns: Columns, folder: Path) -> str:
             writer.add(row)
         content |= {"layout": "rows", "root": IMAGES, **writer.result(source)}
         digest = writer.digest
-        if writer.copied:
-            # A file of its own: there may be millions, and few readers of the description need them.
-            files.write_text(folder / _COPIED, "".join(f"{json.dumps(each)}\n" for each in writer.copied))
+        # A file of its own: there may be millions, and few readers of the description need them.
+        files.write_text(folder / _COPIED, "".join(f"{json.dumps(each)}\n" for each in writer.copied))
     files.write_json(folder / DESCRIPTION, content)
     return digest
 
@@ -301,7 +304,7 @@ class _Writer:
         self._items: dict[str, list[tuple[str, str | int, int]]] = defaultdict(list)
         self._left_out: dict[str, list[str]] = {"no label": [], "no image": [], "an image that is not there": []}
         self._numbers: dict[str, int] = defaultdict(int)
-        self._copied: list[_Copied] = []
+        self.copied: list[_Copied] = []
         self._first: dict[str, str] = {}  # the name of a row of each split
         self._bytes = self._count = 0
         self._hash = hashlib.sha256()
@@ -309,10 +312,6 @@ class _Writer:
     @property
     def digest(self) -> str:
         return self._hash.hexdigest()
-
-    @property
-    def copied(self) -> list["_Copied"]:
-        return self._copied
 
     def add(self, row: Row) -> None:
         number = self._numbers[row.split]
@@ -327,7 +326,7 @@ class _Writer:
         state = None if file is None else _state(file)  # before it is read, so that no later change is missed
         if isinstance(content, Path):
             if not os.path.isfile(content):
-                self._copied.append(_Copied(None, row.name, os.path.abspath(content), state))
+                self.copied.append(_Copied(None, row.name, os.path.abspath(content), state))
                 self._left_out["an image that is not there"].append(f"{row.name} ({content})")
                 return
             extension = extension_of(content.name) if has_image_name(content.name) else ""
@@ -356,7 +355,7 @@ class _Writer:
         self._first.setdefault(row.split, row.name)
         self._items[row.split].append((path, row.label, len(content)))
         if file is not None:
-            self._copied.append(_Copied(path, row.name, file, state))
+            self.copied.append(_Copied(path, row.name, file, state))
         self._bytes, self._count = self._bytes + len(content), self._count + 1
 
     def result(self, source: Source) -> dict[str, Any]:
