@@ -259,7 +259,12 @@ def test_columns_of_a_table_in_an_archive_are_named(tmp_path: Path, caplog: pyte
     assert contents(load_dataset(source, None, label_column="species")) == EXPECTED
     folders = zipped(tmp_path / "pets2.zip", class_members())
     assert contents(load_dataset(folders, None, label_column="species")) == EXPECTED
-    assert "pets2.zip: is read as class folders, which have no column 'species'" in caplog.text
+    assert "pets2.zip: is not read as a table, and has no column 'species'" in caplog.text
+
+
+def test_a_column_of_a_bundled_data_set_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    load_dataset("emoji-food/lineart", None, label_column="species")
+    assert "emoji-food/lineart: is not read as a table, and has no column 'species'" in caplog.text
 
 
 def test_a_column_of_splits_is_used(tmp_path: Path) -> None:

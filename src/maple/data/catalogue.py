@@ -169,6 +169,9 @@ def load_dataset(
         >>> load_dataset("emoji-animals", None).counts()
         {'train': 5024, 'val': 628, 'test': 1570, 'classes': 157}
     """
+    columns = Columns(image_column, label_column)
+    if name_or_path in CATALOGUE or is_bundled(name_or_path) or is_features(name_or_path):
+        warn_of_columns(columns, name_or_path)
     if name_or_path in CATALOGUE:
         published = load_published(name_or_path, root)
         _warn_if_different(name_or_path, published)
@@ -181,7 +184,6 @@ def load_dataset(
         from maple.data.features import load_features  # imports torch, which images do not need
 
         return rename_classes(load_features(name_or_path, seed=seed, **fractions)[0], class_names)
-    columns = Columns(image_column, label_column)
     remaining: dict[str, Any] = {"drop_empty": drop_empty, "min_classes": min_classes, "on_finding": on_finding}
     if (unpacked := load_source(name_or_path, columns=columns, **options, **remaining)) is not None:
         return unpacked

@@ -85,13 +85,13 @@ def names_source(text: str) -> bool:
 
 
 def warn_of_columns(columns: Columns, text: str) -> None:
-    """Warn if a column is named, for class folders, which have none: runs of earlier versions may name some."""
+    """Warn if a column is named for a source that has none: runs of earlier versions may name some."""
     named = {"image_column": columns.image, "label_column": columns.label}
     for setting, column in named.items():
         if column is not None:
             logger.warning(
-                "%s: is read as class folders, which have no column %r: data.%s is not used; give the table that has "
-                "this column",
+                "%s: is not read as a table, and has no column %r: data.%s is not used; give the table that has this "
+                "column",
                 *(text, column, setting),
             )
 
