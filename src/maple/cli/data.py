@@ -110,7 +110,7 @@ def draw_command(
     class_name: Annotated[str | None, Option("--class", help='Only this class: "red apple".')] = None,
     data_root: options.DataRoot = None,
 ) -> None:
-    """Write some images of a data set as files, CLASS_NUMBER.png; the bundled emoji scenes are rendered."""
+    """Write some images of a data set as files, CLASS_NUMBER.png; the bundled emoji and icons are rendered."""
     from maple.data import write_images
 
     for path in write_images(_open(name, data_root), output, count=count, part=part, class_name=class_name):

@@ -73,7 +73,7 @@ Backbone = Annotated[
     str | None,
     Option(
         help="An open_clip architecture, hf-hub:OWNER/NAME, a folder, or a file. Default: maple-small (included) for "
-        "emoji data sets, otherwise OpenAI's ViT-B-16, downloaded on first use."
+        "emoji and icons, otherwise OpenAI's ViT-B-16, downloaded on first use."
     ),
 ]
 Pretrained = Annotated[

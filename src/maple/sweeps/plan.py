@@ -117,7 +117,7 @@ class PlannedRun:
     Example:
         >>> run = plan_sweep(SweepSettings(**read_sweep("demo")))[0]
         >>> run.label, [evaluation.classes for evaluation in run.evaluations]
-        ('zero_shot emoji-food/lineart', ['base', 'novel'])
+        ('zero_shot icons-objects/neon', ['base', 'novel'])
     """
 
     name: str
