@@ -9,6 +9,7 @@ from maple.clip import Backbone
 from maple.methods import METHODS, Method, build_method
 
 NAMES = ("cat", "dog", "fire_truck")
+_TWO_TEMPLATES = {"name": "promptsrc", "teacher_templates": ["a photo of a {}.", "a sketch of the {}!"]}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "zero_shot": {"name": "zero_shot"},
@@ -78,9 +79,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "prograd": {"name": "prograd", "prompt_length": 6},
     "prograd-words": {"name": "prograd", "prompt_length": 4, "temperature": 2.0, "strength": 0.5},
     "promptsrc": {"name": "promptsrc", "text_prompt_depth": 3, "vision_prompt_depth": 4},
-    "promptsrc-maple": {"name": "promptsrc", "prompts": {"name": "maple", "prompt_depth": 3}},
-    "promptsrc-class_specific": {"name": "promptsrc", "prompts": {"name": "coop", "class_specific": True}},
-    "promptsrc-vpt": {"name": "promptsrc", "prompts": {"name": "vpt", "vision_prompt_depth": 4}},
+    # "promptsrc" above has all sixty sentences of the teacher.
+    "promptsrc-maple": {**_TWO_TEMPLATES, "prompts": {"name": "maple", "prompt_depth": 3}},
+    "promptsrc-class_specific": {**_TWO_TEMPLATES, "prompts": {"name": "coop", "class_specific": True}},
+    "promptsrc-vpt": {**_TWO_TEMPLATES, "prompts": {"name": "vpt", "vision_prompt_depth": 4}},
     "dept": {"name": "dept", "prompt_length": 4},
     "dept-maple": {"name": "dept", "base_method": "maple", "prompt_depth": 3, "head_weight": 0.5},
     "dept-kgcoop": {"name": "dept", "base_method": "kgcoop", "film": False},

@@ -314,7 +314,12 @@ RESULTS = ("prompts.safetensors", "rows.jsonl", "predictions/*.npz", "items.json
         {"name": "coop", "prompt_length": 2},
         {"name": "cocoop"},
         {"name": "maple", "prompt_depth": 2},
-        {"name": "promptsrc", "text_prompt_depth": 2, "vision_prompt_depth": 2},
+        {
+            "name": "promptsrc",
+            "text_prompt_depth": 2,
+            "vision_prompt_depth": 2,
+            "teacher_templates": ["a photo of a {}.", "a sketch of the {}!"],
+        },
     ],
     ids=lambda method: method["name"],
 )
