@@ -1,9 +1,11 @@
 """Inspection of a user's own images: findings, and what is left out."""
 
+import json
 import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,18 @@ def test_duplicates_stay_in_one_split_of_a_drawn_division(draw: Draw, tmp_path: 
         pair = {f"dog/{number}.png", f"dog/small{number}.jpg"}
         assert pair <= train or pair <= test
     assert {Path(path).parts[0] for path in test} == {"cat", "dog"}
+    # Later divisions know the groups, also after the split was saved.
+    together = {frozenset(group) for group in found.dataset.near_copies}
+    assert together == {frozenset(group) for group in by_kind["near copies"].items if set(group) <= train}
+    write_saved_split(tmp_path / "images.json", found.dataset, "pets")
+    assert read_saved_split(tmp_path / "images.json").near_copies == found.dataset.near_copies
+    content = json.loads((tmp_path / "images.json").read_text())
+    content.pop("near_copies", None)  # as earlier versions wrote it
+    (tmp_path / "images.json").write_text(json.dumps(content))
+    assert read_saved_split(tmp_path / "images.json") == replace(found.dataset, near_copies=())
+    (tmp_path / "images.json").write_text(json.dumps({**content, "near_copies": [[1]]}))
+    with pytest.raises(DataError, match="is damaged"):
+        read_saved_split(tmp_path / "images.json")
 
 
 def test_a_given_division_loses_what_leaks(draw: Draw, tmp_path: Path) -> None:
@@ -163,6 +177,8 @@ def test_images_of_a_fixed_camera_are_tested(tmp_path: Path) -> None:
     assert finding.level == "warning"
     assert "all 4 test images look like training images" in finding.text
     assert "The division is kept" in finding.text
+    assert "the same holds for the choice of a method and for the temperature" in finding.text
+    assert found.dataset.near_copies == (), "they are divided later, as they are in the test"
     assert "untested classes" not in kinds(found)
     (tmp_path / "drawn").mkdir()
     for name in ("good", "bad"):
@@ -185,6 +201,8 @@ def test_near_copies_are_kept_on_request(tmp_path: Path) -> None:
     kept = looked_at(tmp_path / "parts", keep_near_copies=True)
     assert len(kept.dataset.test) == 20
     assert "2 of 20 test images look like training images, and are kept" in kinds(kept)["near copies"].text
+    assert "the same holds for the choice of a method" in kinds(kept)["near copies"].text
+    assert (len(found.dataset.near_copies), kept.dataset.near_copies) == (1, ())
 
 
 def test_small_drawings_are_not_copies_of_each_other() -> None:

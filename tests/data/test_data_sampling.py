@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from maple.data import Dataset, Item, base_novel_classes, hold_out, sample_few_shot, select_classes, select_dataset
 from maple.data.published.split_files import read_split
+from maple.data.sampling import separable_units
 from maple.errors import ConfigError, DataError
 
 SPLITS = {
@@ -138,3 +139,28 @@ def test_hold_out_of_one_class_does_not_depend_on_the_others() -> None:
     for fraction in (0.0, 1.0, -1.0):
         with pytest.raises(ConfigError, match="must be above 0 and below 1"):
             hold_out(items, fraction, 0)
+
+
+@given(item_lists, st.floats(0.01, 0.99), st.integers(0, 5), st.lists(st.integers(2, 6), max_size=6))
+def test_hold_out_keeps_near_copies_together(items: list[Item], fraction: float, seed: int, sizes: list[int]) -> None:
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    groups = [[f"{start + index}.jpg" for index in range(size)] for start, size in zip(starts, sizes, strict=True)]
+    remaining, taken = hold_out(items, fraction, seed, groups)
+    assert sorted([*remaining, *taken], key=items.index) == items
+    for group in groups:
+        assert not ({item.path for item in remaining} & set(group) and {item.path for item in taken} & set(group))
+    assert {item.label for item in remaining} == {item.label for item in items}
+    assert hold_out(items, fraction, seed, [["elsewhere.jpg", "0.jpg"]]) == hold_out(items, fraction, seed)
+
+
+def test_near_copies_that_cannot_be_set_apart() -> None:
+    items = make_items([0, 0, 0, 1, 1, 2, 2, 2, 2])
+    groups = [["0.jpg", "1.jpg", "2.jpg"], ["3.jpg", "5.jpg"], ["6.jpg", "7.jpg"]]
+    units = separable_units(items, groups)
+    assert units == {1: [[4]], 2: [[6, 7], [8]]}, "all of label 0 are alike, and two labels share a group"
+    assert hold_out(items, 0.25, 1, groups)[1] == [items[4], items[8]]
+    # As many as the fraction allows, and the smallest group where that is none.
+    alike = make_items([0] * 12)
+    pairs = [[f"{number}.jpg", f"{number + 1}.jpg"] for number in range(0, 12, 2)]
+    halves = [[f"{number}.jpg" for number in range(start, start + 6)] for start in (0, 6)]
+    assert [len(hold_out(alike, 0.4, 1, each)[1]) for each in (pairs, halves)] == [4, 6]

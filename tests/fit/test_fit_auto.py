@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import tomllib
 from collections import Counter
 from dataclasses import replace
@@ -34,7 +35,7 @@ from maple.fitting import (
 from maple.methods import METHODS, Features, Method
 from maple.runs import read_rows, selection, selection_plan
 from maple.runs.folder import read_settings
-from maple.runs.spec import cached_backbone, sample
+from maple.runs.spec import cached_backbone, sample, spare_items
 from maple.runs.training import fresh_method
 
 TINY = {"backbone": {"name": "maple-tiny", "pretrained": "random:1"}, "data": {"shots": 4}}
@@ -165,6 +166,26 @@ def test_folds_divide_each_class(images: Path) -> None:
         assert 0 in {item.label for item in fold.train.train}, "the only image of a class is always trained on"
 
 
+def test_near_copies_are_divided_together(images: Path) -> None:
+    """No image is predicted, chosen on or calibrated on where a near copy of it was trained on."""
+    dataset = load_dataset(str(images), None)
+    by_label = [[item.path for item in dataset.train if item.label == label] for label in range(4)]
+    groups = (*(tuple(paths[:2]) for paths in by_label), *(tuple(paths[2:5]) for paths in by_label))
+    dataset = replace(dataset, near_copies=groups)
+    tried = candidates(images, data={"shots": 2})
+    for number in range(selection_plan.FOLDS):
+        fold = selection_plan.make_fold(dataset, tried["tip_adapter"], "trained", number)
+        parts = [{item.path for item in part} for part in (fold.train.train, fold.train.val, fold.trained)]
+        assert all(parts[:2])
+        assert not any(sum(not part.isdisjoint(group) for part in parts) > 1 for group in groups)
+    trained, val, _ = sample(tried["clip_adapter"], dataset)
+    spare = {item.path for item in spare_items(tried["clip_adapter"], dataset, trained, val)}
+    learned = {item.path for item in trained}
+    assert spare == {item.path for item in dataset.train} - learned - {
+        path for group in groups if learned & set(group) for path in group
+    }
+
+
 def test_a_method_that_selects_a_setting_gets_validation_images_apart(images: Path) -> None:
     dataset = load_dataset(str(images), None)
     fold = selection_plan.make_fold(dataset, candidates(images)["tip_adapter"], "trained", 0)
@@ -222,8 +243,18 @@ def test_fewer_parts_then_fewer_steps_then_fewer_methods(images: Path, monkeypat
     assert plan(images, costs, 2.5, monkeypatch)["folds"] == 1
     short = plan(images, costs, 1.9, monkeypatch)
     assert (short["folds"], short["coop"]["changes"], short["maple"]["skipped"]) == (1, {}, "")
-    assert 66 < short["maple"]["changes"]["steps"] < 200
-    assert short["maple"]["remark"].endswith("of 200 steps, for want of time")
+    steps = short["maple"]["changes"]["steps"]
+    assert 66 < steps < 200
+    assert short["maple"]["remark"] == f"trained for {steps} of 200 steps, for want of time"
+    # As many as are then trained: whole epochs, and one more than the warm-up takes.
+    trained = candidates(images)["clip_adapter"].train.changed(steps=steps).with_epochs_for(4)
+    assert 4 * trained.epochs == steps
+    assert short["maple"]["seconds"] == pytest.approx(50 * steps / 200)
+    for warmup, skipped in ((45, False), (46, True)):
+        monkeypatch.setattr(sys.modules[__name__], "QUICK", [*QUICK[:2], f"train.warmup_epochs={warmup}"])
+        longer = plan(images, costs, 1.9, monkeypatch)
+        assert bool(longer["maple"]["skipped"]) == skipped, "184 steps are 46 epochs"
+    monkeypatch.undo()
     shorter = plan(images, costs, 0.9, monkeypatch)
     assert shorter["maple"]["skipped"] == "not enough time: it needs about 3 minutes in all"
     assert plan(images, costs, 0.001, monkeypatch)["zero_shot"]["skipped"] == "", "the fastest one is always tried"
@@ -257,6 +288,28 @@ def test_methods_that_are_fitted_take_their_time(images: Path, monkeypatch: pyte
     fold = selection_plan.make_fold(dataset, settings["gda"], "trained", 0)
     images_of_part = len(sample(settings["gda"], fold.train)[0])
     assert clock.seconds(settings["gda"], fold)[0] >= 1000 * images_of_part / 4, "of one image of each of four classes"
+
+
+@pytest.mark.parametrize("place", ["a folder", "off", "a file"])
+def test_features_are_counted_once_where_they_are_kept(
+    place: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MAPLE_CACHE", {"a folder": str(tmp_path / "new"), "off": "off"}.get(place, f"{tmp_path}/file"))
+    settings = candidates(images, ["tip_adapter", "gda", "taskres", "clip_adapter-own"], train={"views": 0})
+    dataset = load_dataset(str(images), None)
+    clock = selection_plan._Clock(dataset, tiny())
+    clock._image_seconds = 1000.0
+    counted = {}
+    for recipe, each in settings.items():
+        fold = selection_plan.make_fold(dataset, each, "trained", 0)
+        counted[recipe] = clock.seconds(each, fold)[0] // 1000
+    # Two lists are trained on: with and without images that are held out for validation.
+    first, other = 14 + 4 + 6, 16 + 6  # trained on, chosen on, scored
+    if place == "a folder":
+        assert counted == {"tip_adapter": first, "gda": 0, "taskres": 16, "clip_adapter-own": 0}
+    else:
+        assert counted == {"tip_adapter": first, "gda": first, "taskres": other, "clip_adapter-own": other}
 
 
 def test_zero_shot_that_wins_is_kept(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

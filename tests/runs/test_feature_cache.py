@@ -235,6 +235,18 @@ def test_a_full_disk_is_reported_once(
     assert list(own_cache.iterdir()) == []
 
 
+def test_an_entry_that_cannot_be_read_is_not_called_damaged(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    assert FeatureCache(own_cache, 1000).read("0" * 64) is None
+    assert "cannot be read (Permission denied), and is computed again" in caplog.text
+    assert "damaged" not in caplog.text
+
+
 def test_the_least_recently_used_go_first(own_cache: Path) -> None:
     features = torch.zeros(100, 32)
     cache = FeatureCache(own_cache, 3 * (features.nbytes + 1000))

@@ -48,7 +48,8 @@ class Dataset:
     a name, as in published lists. `read` returns the image of a path, for images that are rendered instead of stored,
     and `identify` a text that is equal for equal ones, or None; otherwise `root / item.path` is the file. `features`
     returns the features [n, D] of paths, for items that are rows of features; `identify` is then the SHA-256 (hex) of a
-    row. `drawn_split`: the splits were drawn at random, from undivided images.
+    row. `drawn_split`: the splits were drawn at random, from undivided images. `near_copies`: the paths of training
+    images that look nearly the same, group by group; no later division separates those of a group.
 
     Raises:
         DataError: no class names, no items at all, a label outside 0..C-1, an item whose name differs from that
@@ -71,6 +72,7 @@ class Dataset:
     drawn_split: bool = False
     identify: Callable[[str], str | None] | None = None
     features: Features | None = None
+    near_copies: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.class_names:

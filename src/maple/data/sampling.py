@@ -62,10 +62,14 @@ def val_shots(shots: int, validation: str) -> int:
     return shots if validation == "shots" else min(shots, MAX_VAL_SHOTS)
 
 
-def hold_out(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
+def hold_out(
+    items: Sequence[Item], fraction: float, seed: int, near_copies: Sequence[Sequence[str]] = ()
+) -> tuple[list[Item], list[Item]]:
     """Hold out a fraction of each class, chosen by `seed`: (the items that remain, the items held out), in order.
 
-    The fraction is rounded, but at least one item is held out and at least one remains; a single item remains.
+    The fraction is rounded, but at least one item is held out and at least one remains; a single item remains. Groups
+    of `near_copies`, given by their paths, are not separated: as many whole ones are held out as the fraction allows,
+    or else the smallest.
 
     Raises:
         ConfigError: the fraction is not above 0 and below 1.
@@ -76,10 +80,23 @@ def hold_out(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[It
     if not isinstance(fraction, int | float) or not 0 < fraction < 1:
         raise ConfigError(f"the fraction to hold out is {fraction!r}; it must be above 0 and below 1")
     held_out: set[int] = set()
-    for label, indices in indices_by_label(items).items():
-        count = min(max(round(len(indices) * fraction), 1), len(indices) - 1)
+    sizes = {label: len(indices) for label, indices in indices_by_label(items).items()}
+    for label, units in separable_units(items, near_copies).items():
+        count = min(max(round(sizes[label] * fraction), 1), sizes[label] - 1)
         # A generator per class: other classes do not change what is held out of this one.
-        held_out.update(random.Random(f"{seed}/{label}").sample(indices, count))
+        generator = random.Random(f"{seed}/{label}")
+        if len(units) == sizes[label]:
+            held_out.update(index for unit in generator.sample(units, count) for index in unit)
+            continue
+        left = count
+        order = generator.sample(units, len(units))
+        for unit in order:
+            if len(unit) <= left:
+                held_out.update(unit)
+                left -= len(unit)
+        if left == count:
+            smallest = min(order, key=len)
+            held_out.update(smallest)
     remaining = [item for index, item in enumerate(items) if index not in held_out]
     return remaining, [items[index] for index in sorted(held_out)]
 
@@ -150,6 +167,31 @@ def select_dataset(dataset: Dataset, which: Which) -> Dataset:
     chosen = {split: select_classes(getattr(dataset, split), which, dataset.class_names) for split in SPLIT_NAMES}
     splits: dict[str, Any] = {split: tuple(items) for split, (items, _) in chosen.items()}
     return replace(dataset, class_names=chosen["train"][1], **splits)
+
+
+def separable_units(items: Sequence[Item], near_copies: Sequence[Sequence[str]]) -> dict[int, list[list[int]]]:
+    """What can be set apart of each label: the indices of its items, near copies of each other in one list.
+
+    Near copies of several labels are in none, since they would take images from each; a label is missing where nothing
+    would remain of it.
+
+    Example:
+        >>> items = [Item(f"{name}.png", 0, "cat") for name in ("a", "b", "c")]
+        >>> separable_units(items, [("a.png", "c.png")])
+        {0: [[0, 2], [1]]}
+    """
+    group_of = {path: number for number, group in enumerate(near_copies) for path in group}
+    units: dict[int | str, list[int]] = {}
+    for index, item in enumerate(items):
+        units.setdefault(group_of.get(item.path, f"{index}"), []).append(index)
+    by_label: dict[int, list[list[int]]] = {}
+    mixed: set[int] = set()
+    for unit in units.values():
+        if len(labels := {items[index].label for index in unit}) == 1:
+            by_label.setdefault(min(labels), []).append(unit)
+        else:
+            mixed |= labels
+    return {label: each for label, each in by_label.items() if len(each) > 1 or label in mixed}
 
 
 def indices_by_label(items: Sequence[Item]) -> dict[int, list[int]]:

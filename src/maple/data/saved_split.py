@@ -42,6 +42,8 @@ def write_saved_split(path: Path, dataset: Dataset, source: str, left_out: Itera
     for split in SPLIT_NAMES:
         content[split] = [[item.path, item.label] for item in getattr(dataset, split)]
     content["left_out"] = sorted(left_out)
+    if dataset.near_copies:
+        content["near_copies"] = [list(group) for group in dataset.near_copies]
     content["sizes"] = _sizes(dataset)
     files.write_json(path, content)
     return str(content["hash"])
@@ -79,8 +81,12 @@ def read_saved_split(
             raise TypeError("an image is not a path and a label")
         if not all(isinstance(text, str) for text in (*names, content["name"], content["root"] or "")):
             raise TypeError("a name or the folder is not a text")
+        near_copies = tuple(tuple(group) for group in content.get("near_copies", ()))  # earlier versions have none
+        if not all(isinstance(image, str) for group in near_copies for image in group):
+            raise TypeError("a near copy is not a path")
         root, drawn = content["root"], bool(content["drawn_split"])
-        dataset = Dataset(content["name"], Path(root or "."), class_names=names, drawn_split=drawn, **splits)
+        options: dict[str, Any] = {"class_names": names, "drawn_split": drawn, "near_copies": near_copies, **splits}
+        dataset = Dataset(content["name"], Path(root or "."), **options)
         source = str(content["source"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(f"{path} is damaged: {error!r}; {_ADVICE}") from error

@@ -83,8 +83,17 @@ class FeatureCache:
             return None
         return cls(home / "features", _parse_size(os.environ.get(SIZE_VARIABLE, "")))
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether entries can be added, as far as the permissions of the folder, or of where it will be made, say."""
+        existing = next(place for place in (self.folder, *self.folder.absolute().parents) if place.exists())
+        return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+
     def read(self, key: str) -> Tensor | None:
-        """Return the features of an entry, and note its use; None, with a warning if it is damaged, without one."""
+        """Return the features of an entry, and note its use; None, with a warning, if it cannot be read or is damaged.
+
+        None without a warning if there is no such entry.
+        """
         path = self._path(key)
         try:
             # Read whole, as a file that another process removes meanwhile cannot be opened twice.
@@ -94,11 +103,13 @@ class FeatureCache:
             features = load(content)["features"].clone()
             if about["key"] != key or about["sha256"] != _digest(features):
                 raise ValueError("its content is not what was written")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # the latter is reported when it is written
             return None
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
-            if not isinstance(error, NotADirectoryError):  # which writing reports
-                logger.warning("%s is damaged, and is computed again: %s", path, error)
+        except OSError as error:
+            logger.warning("%s cannot be read (%s), and is computed again", path, error.strerror or error)
+            return None
+        except (SafetensorError, ValueError, KeyError) as error:
+            logger.warning("%s is damaged, and is computed again: %s", path, error)
             return None
         with suppress(OSError):  # the cache of another user, or removed by another process
             os.utime(path)

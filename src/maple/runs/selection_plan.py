@@ -17,11 +17,13 @@ from maple.clip import Backbone
 from maple.config import RunSettings, Settings
 from maple.data import Dataset, Item, eval_batches, hold_out, select_dataset
 from maple.data.batches import derive_seed, steps_per_epoch
-from maple.data.sampling import indices_by_label
+from maple.data.records import items_hash
+from maple.data.sampling import separable_units
 from maple.errors import ConfigError, MapleError
 from maple.methods import METHODS, ZERO_SHOT, Features, Method, method_settings
 from maple.methods.features import seconds_of
 from maple.prompts import encode_image
+from maple.runs.feature_cache import FeatureCache
 from maple.runs.frozen_features import require_features
 from maple.runs.spec import eval_transform, sample, spare_items
 from maple.runs.training import fresh_method
@@ -83,7 +85,7 @@ def with_validation(dataset: Dataset, settings: RunSettings) -> Dataset:
     """
     if not lacks_validation(dataset, settings):
         return dataset
-    train, val = hold_out(dataset.train, VALIDATION_FRACTION, settings.seed)
+    train, val = hold_out(dataset.train, VALIDATION_FRACTION, settings.seed, dataset.near_copies)
     return replace(dataset, train=tuple(train), val=tuple(val))
 
 
@@ -92,25 +94,27 @@ def with_changes(settings: RunSettings, changes: Mapping[str, Any]) -> RunSettin
     return settings.changed(train=settings.train.changed(**changes)) if changes else settings
 
 
-def _folds(items: Sequence[Item], seed: int) -> dict[str, int]:
-    """The part of each image by its path; a class's images are dealt in turn, and an only image is in none.
+def _folds(dataset: Dataset, seed: int) -> dict[str, int]:
+    """The part of each training image by its path; a class's images are dealt in turn, and an only image is in none.
 
-    Of few images, not all parts have some: the first ones do.
+    Near copies are dealt as one, the largest groups first. Of few images, not all parts have some: the first ones do.
     """
     parts: dict[str, int] = {}
-    for label, indices in indices_by_label(items).items():
-        if len(indices) == 1:
-            continue
+    for label, units in separable_units(dataset.train, dataset.near_copies).items():
         # A generator per class: other classes do not change how this one is divided.
-        order = random.Random(f"{derive_seed(seed, 'folds')}/{label}").sample(indices, len(indices))
-        parts |= {items[index].path: (label + position) % FOLDS for position, index in enumerate(order)}
+        order = random.Random(f"{derive_seed(seed, 'folds')}/{label}").sample(units, len(units))
+        sizes = {(label + position) % FOLDS: 0 for position in range(FOLDS)}
+        for unit in sorted(order, key=len, reverse=True):
+            part = min(sizes, key=sizes.__getitem__)  # of equal ones the next
+            sizes[part] += len(unit)
+            parts |= {dataset.train[index].path: part for index in unit}
     filled = sorted(set(parts.values()))
     return {path: filled.index(part) for path, part in parts.items()}
 
 
 def make_fold(dataset: Dataset, settings: RunSettings, goal: Goal, number: int) -> Fold:
     """The fold in which the part `number` of the training images, at most 1,000 of them, is scored."""
-    parts = _folds(dataset.train, settings.seed)
+    parts = _folds(dataset, settings.seed)
     train = tuple(item for item in dataset.train if parts.get(item.path) != number)
     scored = [item for item in dataset.train if parts.get(item.path) == number]
     if len(scored) > _MOST_SCORED:
@@ -124,20 +128,26 @@ def make_fold(dataset: Dataset, settings: RunSettings, goal: Goal, number: int) 
     return Fold(data, list(half.test), list(other.test), other.class_names)
 
 
+def require_choice(dataset: Dataset, seed: int, goal: Goal) -> None:
+    """Raise ConfigError if there are too few classes, or training images, to choose a method on."""
+    if goal == "new" and dataset.num_classes < 4:
+        raise ConfigError(
+            f"the goal `new` holds out half of the classes, and there are {dataset.num_classes}; it needs at least 4"
+        )
+    if not _folds(dataset, seed):
+        drawn = " (a quarter of each class, at least one image, is the test)" if dataset.drawn_split else ""
+        raise ConfigError(
+            f"a method is chosen by holding out training images, and no class has two that look different{drawn}; give "
+            "more images, or one method, as in method=NAME"
+        )
+
+
 def make_plan(
     candidates: Mapping[str, RunSettings], dataset: Dataset, backbone: Backbone, options: SelectionSettings
 ) -> dict[str, Any]:
     """Which candidates are tried, with which changes to their recipes, on how many parts."""
+    require_choice(dataset, next(iter(candidates.values())).seed, options.goal)
     budget, clock = 60 * options.minutes, _Clock(dataset, backbone)
-    if options.goal == "new" and dataset.num_classes < 4:
-        raise ConfigError(
-            f"the goal `new` holds out half of the classes, and there are {dataset.num_classes}; it needs at least 4"
-        )
-    if not _folds(dataset.train, next(iter(candidates.values())).seed):
-        raise ConfigError(
-            "a method is chosen on images that were held out, and no class has more than one image; give more, or name "
-            "one method"
-        )
     entries: list[dict[str, Any]] = []
     titles = [METHODS[settings.method["name"]].title for settings in candidates.values()]
     for (recipe, settings), title in zip(candidates.items(), titles, strict=True):
@@ -161,6 +171,8 @@ def make_plan(
             if settings.train.views and clock.extraction(settings, fold) * FOLDS > _EXTRACTION_SHARE * budget:
                 entry["changes"]["views"], entry["remark"] = 0, "one view of each image"
             entry["seconds"], entry["steps"] = clock.seconds(with_changes(settings, entry["changes"]), fold)
+            images, train = len(sample(settings, fold.train)[0]), settings.train
+            entry["epoch"] = steps_per_epoch(images, train.batch_size, train.drop_last)
         except (RuntimeError, MemoryError) as error:
             if settings.method["name"] == ZERO_SHOT or not is_out_of_memory(error):
                 raise
@@ -170,6 +182,28 @@ def make_plan(
         if entry["skipped"]:
             torch.cuda.empty_cache()  # not earlier: the traceback of an error holds tensors
     require_candidate(entries)
+    folds = _fit_into_time(entries, candidates, options)
+    for entry in entries:
+        entry["seconds"] *= folds
+        for estimate in ("steps", "epoch"):
+            entry.pop(estimate, None)
+    return {
+        "format": PLAN_FORMAT,
+        "goal": options.goal,
+        "minutes": options.minutes,
+        "folds": folds,
+        "candidates": entries,
+    }
+
+
+def _fit_into_time(
+    entries: Sequence[dict[str, Any]], candidates: Mapping[str, RunSettings], options: SelectionSettings
+) -> int:
+    """How many parts are scored in the time; candidates for which there is too little of it are cut short or skipped.
+
+    An entry has the `seconds` and `steps` of a trial, and the steps of an `epoch`.
+    """
+    budget = 60 * options.minutes
     usable = [entry for entry in entries if not entry["skipped"]]
     # Fewer parts for all before fewer methods; the last training is that of the chosen one.
     longest = max(entry["seconds"] for entry in usable)
@@ -182,25 +216,20 @@ def make_plan(
         cost = (folds + 1) * entry["seconds"]
         share = remaining / cost if cost else 1.0
         if share < 1 and entry["seconds"] > 1 and entry is not usable[0]:
-            if entry["steps"] < 2 or share < _FEWEST_STEPS:
+            train, epoch = candidates[entry["recipe"]].train, max(entry["epoch"], 1)
+            # Whole epochs are trained, and at least one after the warm-up: what is planned is what will be done.
+            wanted = max(int(share * entry["steps"]) // epoch, 1) * epoch
+            steps = train.changed(steps=wanted).with_epochs_for(epoch).epochs * epoch
+            if share < _FEWEST_STEPS or steps > share * entry["steps"]:
                 minutes = math.ceil(options.minutes + (cost - remaining) / 60)
                 entry["skipped"] = f"not enough time: it needs about {minutes} minutes in all"
                 continue
-            entry["changes"]["steps"] = max(int(share * entry["steps"]), 1)
-            remark = f"trained for {entry['changes']['steps']} of {entry['steps']} steps, for want of time"
+            entry["changes"]["steps"] = steps
+            remark = f"trained for {steps} of {entry['steps']} steps, for want of time"
             entry["remark"] = f"{entry['remark']}, {remark}" if entry["remark"] else remark
-            entry["seconds"] *= share
+            entry["seconds"] *= steps / entry["steps"]
         remaining -= folds * entry["seconds"]
-    for entry in entries:
-        entry["seconds"] *= folds
-        entry.pop("steps", None)
-    return {
-        "format": PLAN_FORMAT,
-        "goal": options.goal,
-        "minutes": options.minutes,
-        "folds": folds,
-        "candidates": entries,
-    }
+    return folds
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -220,7 +249,9 @@ class _Clock:
 
     def __init__(self, dataset: Dataset, backbone: Backbone) -> None:
         self._backbone = backbone
-        self._extracted: set[int | None] = set()  # numbers of views of the training images; None for those scored
+        cache = FeatureCache.open()
+        self._shares_features = cache is not None and cache.is_writable
+        self._extracted: set[tuple[int, str]] = set()  # the number of views, and the hash of the list of images
         self._read_seconds = self._image_seconds = 0.0
         self._on_rows = dataset.has_rows
         if self._on_rows:
@@ -251,21 +282,17 @@ class _Clock:
         train = settings.train
         steps = steps_per_epoch(len(items), train.batch_size, train.drop_last)
         steps *= train.with_epochs_for(steps).epochs
-        scored = len(fold.trained) + len(fold.new)
         seconds, features_suffice = (
             self._fitting(method, train.views, len(items), len(val)),
             method.accepts_features and (train.views is not None or not steps),
         )
         if method.accepts_features:
-            # Features are extracted once, by the first method that needs them.
             if train.views is not None or method.uses_features:
-                views = train.views or 0
-                seconds += 0.0 if views in self._extracted else self.extraction(settings, fold)
-                self._extracted.add(views)
-            seconds += 0.0 if None in self._extracted else scored * self._image_seconds
-            self._extracted.add(None)
+                seconds += self._first_extraction(items, train.views or 0)
+                seconds += self._first_extraction(val) if method.uses_features else 0.0
+            seconds += self._first_extraction(fold.trained) + self._first_extraction(fold.new)
         else:
-            seconds += scored * self._image_seconds
+            seconds += (len(fold.trained) + len(fold.new)) * self._image_seconds
         if method.parameter_count() and steps:
             count = min(train.batch_size, len(items))
             size = self._backbone.preprocessing.size
@@ -275,6 +302,14 @@ class _Clock:
             seconds += steps * seconds_of(lambda: trainer.step(*batch))
             seconds += 0.0 if features_suffice else steps * count * self._read_seconds
         return seconds, steps
+
+    def _first_extraction(self, items: Sequence[Item], views: int = 0) -> float:
+        """Seconds for the features of a list of images; none if an earlier method has left them in the cache."""
+        key = views, items_hash(items)
+        if self._shares_features and key in self._extracted:
+            return 0.0
+        self._extracted.add(key)
+        return len(items) * max(views, 1) * self._image_seconds
 
     def _fitting(self, method: Method, views: int | None, images: int, val_images: int) -> float:
         """Seconds in which a method is fitted to the features of its images: a few of them, which are made up."""

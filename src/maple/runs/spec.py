@@ -233,8 +233,8 @@ def spare_items(settings: RunSettings, dataset: Dataset, trained: Sequence[Item]
     """The images that a run is neither trained nor tested on, at most 1,000, evenly spread.
 
     Its best state is chosen on them, and it is calibrated on them. They are the run's validation images `val` and, of a
-    user's own images, those that it leaves over of the training and validation parts. Those of a published data set are
-    left alone, as its protocol counts images.
+    user's own images, those that it leaves over of the training and validation parts and that are not near copies of
+    those trained on. Those of a published data set are left alone, as its protocol counts images.
 
     Raises:
         DataError: an image is missing.
@@ -242,6 +242,8 @@ def spare_items(settings: RunSettings, dataset: Dataset, trained: Sequence[Item]
     items = list(val)
     if template_of(settings.data.dataset) is None:
         used = {item.path for item in (*trained, *val)}
+        learned = {item.path for item in trained}
+        used.update(path for group in dataset.near_copies if not learned.isdisjoint(group) for path in group)
         part = select_dataset(dataset, settings.data.classes)
         items += [item for item in (*part.val, *part.train) if item.path not in used]
     chosen = np.unique(np.linspace(0, len(items) - 1, min(len(items), _MOST_SPARE)).round().astype(int))

@@ -33,7 +33,8 @@ _SHADES = {10: 4, 12: 16, 14: 64}
 class Inspection:
     """The result of inspecting `images` images: everything odd, what was done about it, and what remains.
 
-    `dataset` has only readable images, none twice, none in both training and test.
+    `dataset` has only readable images, none twice, none in both training and test; it knows which training images look
+    nearly the same.
 
     Example:
         >>> dataset, remarks = open_source("pets")
@@ -252,11 +253,14 @@ def _drop_copies(images: list[_Image], findings: list[Finding], *, drawn: bool) 
 
 def _separate_near_duplicates(
     images: list[_Image], findings: list[Finding], *, drawn: bool, keep: bool
-) -> list[_Image]:
-    """Let no near duplicates be in different splits, unless `keep`, or unless most images are such."""
+) -> tuple[list[_Image], tuple[tuple[str, ...], ...]]:
+    """Let no near duplicates be in different splits, unless `keep`, or unless most images are such.
+
+    With the paths of those that no later division may separate either, group by group.
+    """
     groups = near_duplicate_groups([image.hash for image in images])
     if not groups:
-        return _refill(images, _TEST) if drawn else images
+        return (_refill(images, _TEST) if drawn else images), ()
     members = [[images[index] for index in group] for group in groups]
     moved: dict[int, int] = {}
     for group in members:
@@ -275,7 +279,8 @@ def _separate_near_duplicates(
     hardly_testable = 2 * left < tested and 2 * sum(map(len, members)) > len(images)
     mixed = sum(len({image.item.label for image in group}) > 1 for group in members)
     labels = f"; {number_of(mixed, 'group')} {'has' if mixed == 1 else 'have'} several classes: check the labels"
-    if leaking and (keep or hardly_testable):
+    stays_divided = bool(leaking and (keep or hardly_testable))
+    if stays_divided:
         which = f"all {tested:,}" if leaking == tested else f"{leaking:,} of {tested:,}"
         text += f"; {which} test images look like training images"
         if not keep:
@@ -283,6 +288,7 @@ def _separate_near_duplicates(
             text += "images, and says nothing about new scenes: to measure that, divide them by scene or by day"
         else:
             text += ", and are kept, so the accuracy is too high for images that are new"
+        text += "; the same holds for the choice of a method and for the temperature of the probabilities"
         separated, labels = images, ""
     elif keep:
         separated = images
@@ -291,7 +297,7 @@ def _separate_near_duplicates(
         text += "used for training instead" if drawn else "left out of the test (--keep-near-copies keeps them)"
     text += labels if mixed else ""
     findings.append(Finding("near copies", "warning" if moved or mixed else "note", text, _paths(members)))
-    return separated
+    return separated, (() if stays_divided else _paths(members))
 
 
 def _refill(images: list[_Image], split: int, excluded: Set[int] = frozenset()) -> list[_Image]:
