@@ -210,6 +210,8 @@ def test_new_names(images: Path, tmp_path: Path) -> None:
     fold = selection_plan.make_fold(load_dataset(str(images), None), candidates(images)["clip_adapter"], "new", 1)
     assert (fold.train.class_names, fold.new_names) == (("green", "grey", "red")[1:], ("blue", "green"))
     few = select_dataset(load_dataset(str(images), None), "base")
+    assert result.page is not None
+    assert result.page.read_text().count('<th scope="col">95 % interval</th>') == 2
     with pytest.raises(ConfigError, match="needs at least 4"):
         selection_plan.make_plan(
             candidates(images), few, cached_backbone("maple-tiny", "random:1", "fp32", "cpu"), options
@@ -322,6 +324,9 @@ def test_zero_shot_that_wins_is_kept(images: Path, tmp_path: Path, monkeypatch: 
     assert read_settings(tmp_path / "run").method["name"] == "zero_shot"
     assert not (tmp_path / "run" / "zero_shot").exists()
     assert (result.comparison, result.accuracy is not None) == (None, True)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Nothing was trained." in page
+    assert "training images, 3 of each class" not in page
     assert fit(settings, tmp_path / "run", device="cpu").was_finished
 
 
@@ -451,12 +456,29 @@ def test_equal_scores_take_the_simpler_one() -> None:
     assert reason.endswith("Next comes zero_shot with 50.0 % (sign test: p = 1.000, may be chance).")
 
 
+def test_the_reason_for_new_names() -> None:
+    """The harmonic mean may be higher where fewer images are predicted correctly in all."""
+    even = Candidate("even", "Even", (True,) * 60 + (False,) * 40, (True,) * 60 + (False,) * 40, 1.0)
+    odd = Candidate("odd", "Odd", (True,) * 100, (True,) * 40 + (False,) * 60, 1.0)
+    assert even.score > odd.score
+    chosen = Selection("new", 10, 4, (even, odd))
+    assert "over 100 training images of trained names and 100 of new names, none of which" in chosen.reason
+    assert chosen.reason.endswith("(sign test: p = 0.013, may be chance).")
+    assert "on 100 training images of trained names and 100 of new names, each" in chosen.conditions
+    assert "new names  60.0  (50.2 to 69.1)" in str(chosen)
+    entry = chosen.as_json()["candidates"][0]
+    assert (entry["images"], entry["new_images"], entry["new_interval"]) == (100, 100, even.new_interval)
+
+
 def test_candidates_and_folders(images: Path) -> None:
     assert CANDIDATES[0] == "zero_shot"
     settings = candidates(images)
     assert fit_folder(settings).name.startswith("fit_colours_auto_all_4shots_seed1_")
     others = [fit_folder(settings, SelectionSettings(goal="new")), fit_folder(candidates(images, ["coop"]))]
-    assert len({fit_folder(settings), *others}) == 3
+    others += [fit_folder(settings, keep_near_copies=True), fit_folder(settings["clip_adapter"])]
+    others += [fit_folder(settings["clip_adapter"], keep_near_copies=True)]
+    assert len({fit_folder(settings), *others}) == 6
+    assert others[-1].name == f"{others[-2].name}_near-copies"
     with pytest.raises(ConfigError, match="settings of a method need one method"):
         fit_candidates(str(images), overrides=["method.prompt_length=2"])
     with pytest.raises(ConfigError, match="name each once"):

@@ -65,10 +65,13 @@ class TrainBar(_Bars, TrainProgress):
 
     def ready(self, method: Method, items: list[Item]) -> None:
         backbone = method.backbone
+        learns = bool(method.saved_tensors())
+        parameters = f"{method.parameter_count():,} prompt parameters on " if learns else "nothing is trained; "
+        images = f"{len(items)} images of " if learns else ""
         text = (
-            f"{method.title}: {method.parameter_count():,} prompt parameters on {backbone.name} "
+            f"{method.title}: {parameters}{backbone.name} "
             f"({backbone.pretrained or 'own weights'}, {backbone.precision}, {backbone.device}); "
-            f"{len(items)} images of {len(method.class_names)} classes, seed {self._settings.seed}"
+            f"{images}{len(method.class_names)} classes, seed {self._settings.seed}"
         )
         self._console.print(visible(text))
         counts = Counter(name.replace("_", " ") for name in method.class_names)

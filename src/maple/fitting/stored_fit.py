@@ -105,6 +105,8 @@ def build_result(
 
 def _shots(folder: Path) -> str:
     """How many images of each class the run was trained on, in words."""
+    if read_settings(folder).method["name"] == ZERO_SHOT:
+        return "Nothing was trained."
     try:
         items: list[dict[str, Any]] = files.read_json(folder / "items.json", advice="")["items"]
         counts = Counter(item["label"] for item in items).values()
@@ -166,14 +168,16 @@ def _opening(
 def _leaderboard(selection: Selection) -> Chapter:
     """The candidates and the choice, for the page."""
     is_new = selection.goal == "new"
-    measures = ("Trained", "New", "Harmonic mean") if is_new else ("Accuracy", "95 % interval")
+    interval = "95 % interval"
+    measures = ("Trained", interval, "New", interval, "Harmonic mean") if is_new else ("Accuracy", interval)
     rows = []
     for place, candidate in enumerate(selection.tried):
-        if is_new:
-            measured = [f"{100 * value:.1f}" for value in (candidate.accuracy, candidate.new_accuracy, candidate.score)]
-        else:
-            low, high = (100 * bound for bound in candidate.interval)
-            measured = [f"{100 * candidate.accuracy:.1f}", f"{low:.1f} to {high:.1f}"]
+        intervals = [candidate.interval, *([candidate.new_interval] if is_new else [])]
+        values = [candidate.accuracy, *([candidate.new_accuracy] if is_new else [])]
+        measured = []
+        for value, (low, high) in zip(values, intervals, strict=True):
+            measured += [f"{100 * value:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"]
+        measured += [f"{100 * candidate.score:.1f}"] if is_new else []
         best = len(measured) - 1 if is_new else 0
         cells = [Cell(text, best=place == 0 and column == best) for column, text in enumerate(measured)]
         rows.append((candidate.title, (*cells, Cell(f"{candidate.seconds:.0f} s"))))

@@ -91,6 +91,11 @@ class Candidate:
         """Wilson's 95 % interval of the accuracy on trained names; without images it may be any."""
         return accuracy_interval(sum(self.right), len(self.right)) if self.right else (0.0, 1.0)
 
+    @property
+    def new_interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy on new names; without images it may be any."""
+        return accuracy_interval(sum(self.new), len(self.new)) if self.new else (0.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -119,25 +124,28 @@ class Selection:
     def conditions(self) -> str:
         """How the candidates were scored."""
         text = (
-            f"In per cent, on {len(self.chosen.right):,} training images, each predicted by a model that was not "
-            f"trained on it ({self.folds} of {FOLDS} parts)."
+            f"In per cent, on {self._images}, each predicted by a model that was not trained on it ({self.folds} of "
+            f"{FOLDS} parts)."
         )
         if self.goal == "new":
             text += " Each model was trained on half of the classes; new names are those of the other half."
         return text
 
     @property
+    def _images(self) -> str:
+        right, new = len(self.chosen.right), len(self.chosen.new)
+        return f"{right:,} training images" + (f" of trained names and {new:,} of new names" if new else "")
+
+    @property
     def reason(self) -> str:
         """The choice and its reason, in a sentence or two."""
         best, *others = self.tried
-        images = f"{len(best.right):,} training images"
-        measure = (
-            f"{100 * best.score:.1f} % of {images} are predicted correctly by a model that was not trained on them"
-        )
+        score, images = f"{100 * best.score:.1f} %", self._images
+        measure = f"{score} of {images} are predicted correctly by a model that was not trained on them"
         if self.goal == "new":
             measure = (
-                f"the harmonic mean of its accuracies on trained and on new names is {100 * best.score:.1f} %, over "
-                f"{images} that the model was not trained on"
+                f"the harmonic mean of its accuracies on trained and on new names is {score}, over {images}, none of "
+                "which the model was trained on"
             )
         text = f"{best.title[:1].upper()}{best.title[1:]} was chosen: {measure}."
         if best.recipe == ZERO_SHOT and others:
@@ -147,8 +155,11 @@ class Selection:
         second = others[0]
         text += f" Next comes {second.title} with {100 * second.score:.1f} %"
         pairs = list(zip(best.right + best.new, second.right + second.new, strict=True))
-        p = sign_test(sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs))
-        return f"{text} (sign test: {p_text(p)}{', may be chance' if p >= 0.05 else ''})."
+        only_best, only_second = (sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs))
+        p = sign_test(only_best, only_second)
+        # The harmonic mean may be higher where fewer images are predicted correctly in all.
+        may_be_chance = p >= 0.05 or only_best <= only_second
+        return f"{text} (sign test: {p_text(p)}{', may be chance' if may_be_chance else ''})."
 
     def __str__(self) -> str:
         """The candidates, a line each, with what each would cost, and the reason of the choice."""
@@ -157,7 +168,8 @@ class Selection:
         for candidate in self.tried:
             low, high = (100 * bound for bound in candidate.interval)
             trained = f"{100 * candidate.accuracy:5.1f}  ({low:.1f} to {high:.1f})"
-            new = f"  new names {100 * candidate.new_accuracy:5.1f}" if candidate.new else ""
+            low, high = (100 * bound for bound in candidate.new_interval)
+            new = f"  new names {100 * candidate.new_accuracy:5.1f}  ({low:.1f} to {high:.1f})" if candidate.new else ""
             remark = f"  {candidate.remark}" if candidate.remark else ""
             lines.append(f"  {candidate.title:<{width}}  {trained}{new}  {candidate.seconds:5.0f} s{remark}")
         skipped = (candidate for candidate in self.candidates if candidate.skipped)
@@ -173,7 +185,8 @@ class Selection:
                 return {**values, "skipped": candidate.skipped}
             measured = {"accuracy": candidate.accuracy, "images": len(candidate.right), "interval": candidate.interval}
             if candidate.new:
-                measured |= {"new_accuracy": candidate.new_accuracy, "harmonic_mean": candidate.score}
+                measured |= {"new_accuracy": candidate.new_accuracy, "new_images": len(candidate.new)}
+                measured |= {"new_interval": candidate.new_interval, "harmonic_mean": candidate.score}
             return {**values, **measured, "remark": candidate.remark}
 
         entries = [entry(candidate) for candidate in self.candidates]
