@@ -20,8 +20,9 @@ from maple.config import RunSettings
 from maple.data import load_dataset
 from maple.data.saved_split import SAVED_SPLIT, read_saved_split, write_saved_split
 from maple.errors import BackboneDownloadError, CheckpointError, ConfigError, DataError, MapleError
-from maple.fitting import FitProgress, fit, fit_folder, fit_settings, inspect_source, read_fit, workflow
-from maple.runs import evaluate_run, read_rows
+from maple.fitting import FitProgress, fit, fit_candidates, fit_folder, fit_settings, inspect_source, read_fit, workflow
+from maple.runs import complete, evaluate_run, read_rows
+from maple.runs.folder import refuse_other_run
 
 TINY = {"backbone": {"name": "maple-tiny", "pretrained": "random:1"}, "data": {"shots": 3}}
 QUICK = ["method.prompt_depth=2", "train.epochs=2", "train.batch_size=4"]
@@ -228,6 +229,64 @@ def test_other_settings_need_another_folder(folder: Path, fitted: Path, tmp_path
         fit(settings_for(folder), tmp_path / "foreign", device="cpu")
     with pytest.raises(CheckpointError, match="is not a run folder"):
         read_fit(tmp_path / "foreign")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        *(
+            (name, "[1]", f"did not make and would replace: {name}; choose another")
+            for name in ("items.json", "images.json")
+        ),
+        *(
+            (name, "x", f"would replace: {name};")
+            for name in ("report.html", "environment.json", "trained_images.json")
+        ),
+        ("data.json", '{"mine": 1}', "data.json is not a file of `maple fit`; choose another output"),
+    ],
+)
+def test_files_of_the_user_are_not_replaced(
+    name: str, content: str, message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(workflow, "inspect_dataset")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        fit(settings_for(folder), tmp_path, device="cpu")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == content
+
+
+def test_a_folder_of_runs_is_not_a_run(folder: Path, tmp_path: Path) -> None:
+    settings = complete(settings_for(folder))
+    for name in ("zero_shot", ".hidden", "first"):
+        refuse_other_run(settings, tmp_path)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(settings.model_dump_json())
+    (tmp_path / "a_model").mkdir()
+    (tmp_path / "a_model/config.json").write_text('{"hidden_size": 768}')
+    with pytest.raises(ConfigError, match="holds other runs, such as first; choose another output, or a folder in"):
+        refuse_other_run(settings, tmp_path)
+
+
+def test_a_fit_that_has_not_begun_may_be_changed(folder: Path, tmp_path: Path) -> None:
+    """Two images of each class train and test a named method, but none can be chosen on one of them."""
+    for name in ("cat", "dog"):
+        (tmp_path / "two" / name).mkdir(parents=True)
+        for number in range(2):
+            shutil.copy(folder / name / f"{number}.png", tmp_path / "two" / name)
+    output, source = tmp_path / "run", str(tmp_path / "two")
+    several = fit_candidates(source, ["zero_shot", "taskres"], layer=TINY)
+    with pytest.raises(ConfigError, match=r"no class has two that look different \(a quarter of each class, at least"):
+        fit(several, output, device="cpu")
+    assert not (output / "data.json").exists()
+    with pytest.raises(KeyboardInterrupt):
+        fit(settings_for(tmp_path / "two", seed=3), output, device="cpu", progress=_Interrupts("inspected", 1))
+    result = fit(settings_for(tmp_path / "two"), output, device="cpu")
+    assert result.accuracy is not None
+    with pytest.raises(
+        ConfigError, match=r"other settings \(it was given one method; now several are to be compared\)"
+    ):
+        fit(several, output, device="cpu")
 
 
 def test_a_damaged_folder_is_reported(folder: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_without_spare_images_a_part_is_predicted_by_another_model(
     train = len(read_saved_split(tmp_path / "run" / SAVED_SPLIT).train)
     assert found.info["calibration"]["cross_validated"] is True
     assert 20 <= found.info["calibration"]["images"] < train
-    assert not (tmp_path / "run" / workflow._TRIALS).exists()
+    assert not (tmp_path / "run" / workflow.TRIALS).exists()
     # Interrupted before the last training, it comes to the same bytes.
     train_run = workflow.train_run
 

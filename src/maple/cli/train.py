@@ -248,7 +248,7 @@ def fit_command(
         require_readable_names(settings, inspection.dataset.class_names)
         return
     fitted = candidates if selection else settings
-    folder = options.run_folder(output, fit_folder(fitted, selection))
+    folder = options.run_folder(output, fit_folder(fitted, selection, keep_near_copies=keep_near_copies))
     with FitBars(settings, folder) as progress:
         result = fit(
             fitted,

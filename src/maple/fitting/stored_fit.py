@@ -20,7 +20,7 @@ from maple.report import Chapter, Opening, Table, ThumbnailLoader, collect, writ
 from maple.report.comparison import MeasuredAccuracy, PairedAccuracy, held_out, paired_accuracy
 from maple.report.tables import Cell, Section
 from maple.runs import finished_prompts, read_rows
-from maple.runs.folder import differences, read_settings
+from maple.runs.folder import RUN_FILES, differences, read_settings
 from maple.runs.selection import Selection, read_selection
 from maple.runs.selection_plan import SelectionSettings
 from maple.runs.spec import absolute_backbone, relevant
@@ -29,6 +29,8 @@ from maple.train import describe_kept
 INSPECTION = "data.json"
 SELECTION = "selection.json"
 PAGE = "report.html"
+TRIALS = ".selection"
+"""The runs of a selection and of a calibration, in the folder of the fit until it is trained."""
 NO_TEXT = "no text features"
 """The kind of the finding that there are no text features of the classes, and so no zero-shot CLIP to compare with."""
 FORMAT = 1
@@ -223,11 +225,14 @@ def read_inspection(folder: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: there is none, or it is damaged.
+        ConfigError: it is a file of the user's own.
     """
     path = folder / INSPECTION
-    again = f"remove {folder} to start again"
+    again = f"choose another output, or remove {folder} to start again"
     missing = f"{folder} does not contain {INSPECTION}: it was not made by `maple fit`"
     content: dict[str, Any] = files.read_json(path, missing=missing, advice=again)
+    if content and not content.keys() & {"format", "request"}:
+        raise output_error(f"{path} is not a file of `maple fit`")
     lines = content.get("lines")
     complete = isinstance(content.get("request"), dict) and isinstance(lines, list)
     complete = complete and all(isinstance(line, str) for line in lines or ())
@@ -239,20 +244,48 @@ def read_inspection(folder: Path) -> dict[str, Any]:
 def load_previous(request: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     """Return the inspection of an earlier call with this request; None if this is the first call.
 
+    One with other settings counts only if it has begun to train.
+
     Raises:
-        ConfigError: the earlier call had other settings.
+        ConfigError: the earlier call had other settings, or the folder has files that `maple fit` did not make and
+            would replace.
     """
-    if not (folder / INSPECTION).exists() or not (folder / SAVED_SPLIT).exists():
+    if not (folder / INSPECTION).exists():
+        _refuse_other_files(folder)
         return None
     previous = read_inspection(folder)
     if isinstance(backbone := previous["request"].get("backbone"), dict):
         previous["request"]["backbone"] = absolute_backbone(backbone)
     request = json.loads(json.dumps(request))
+    has_begun = any((folder / name).exists() for name in ("config.json", SELECTION, TRIALS))
+    if not has_begun and (previous["request"] != request or not (folder / SAVED_SPLIT).exists()):
+        return None
     if previous["request"] != request:
         changes = differences(previous["request"], request)
+        chose = "candidates" in previous["request"]
+        if chose != ("candidates" in request):
+            several, given = "chose among several methods", "was given one method"
+            changes = f"it {several}; now one is named" if chose else f"it {given}; now several are to be compared"
         problem = f"{folder} belongs to a `maple fit` with other settings ({changes})"
         raise output_error(problem, ", or remove the folder")
     return previous
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """Raise ConfigError if a folder without an inspection has a file that a fit writes: it is not one of a fit's.
+
+    But for a saved split: a process that was killed may have left it.
+    """
+    names = [name for name in (*RUN_FILES, SELECTION, PAGE) if (folder / name).exists()]
+    if (folder / SAVED_SPLIT).exists():
+        try:
+            read_saved_split(folder / SAVED_SPLIT, look=False)
+        except DataError:
+            names.append(SAVED_SPLIT)
+    if {"prompts.safetensors", "resume.safetensors"} & {*names}:
+        raise output_error(f"{folder} holds a run that `maple fit` did not make")
+    if names:
+        raise output_error(f"{folder} holds files that `maple fit` did not make and would replace: {', '.join(names)}")
 
 
 def is_evaluated(run: Path, test: Sequence[Item]) -> bool:

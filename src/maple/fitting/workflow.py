@@ -39,11 +39,12 @@ from maple.data.sources.opening import absolute_source
 from maple.data.sources.rows import Columns
 from maple.descriptions import DEFAULT_METHOD
 from maple.distributed import this_process
-from maple.errors import BackboneDownloadError, ConfigError, output_error
+from maple.errors import BackboneDownloadError, ConfigError
 from maple.fitting.python_data import keep_data
 from maple.fitting.stored_fit import (
     NO_TEXT,
     SELECTION,
+    TRIALS,
     FitResult,
     build_result,
     fit_request,
@@ -59,14 +60,12 @@ from maple.runs import Tracked, TrainProgress, complete, content_name, evaluate_
 from maple.runs.cross_calibration import cross_calibrate
 from maple.runs.folder import lock_folder, read_settings, refuse_other_run
 from maple.runs.selection import AUTO, CANDIDATES, read_selection, select, trial_name
-from maple.runs.selection_plan import SelectionSettings, make_fold, with_validation
+from maple.runs.selection_plan import SelectionSettings, make_fold, require_choice, with_validation
 from maple.runs.spec import columns_of, folder_name, open_backbone, warn_if_images_changed
 from maple.runs.training import fresh_method
 from maple.sweeps.plan import recipe_of
 
 logger = logging.getLogger(__name__)
-
-_TRIALS = ".selection"  # the runs of a selection and of a calibration, in the folder of the fit until it is trained
 
 _LONGEST_NAME = 150
 
@@ -178,8 +177,13 @@ def fit_candidates(
     return {recipe: fit_settings(source, recipe, layer=layer, overrides=overrides) for recipe in recipes}
 
 
-def fit_folder(settings: RunSettings | Mapping[str, RunSettings], selection: SelectionSettings | None = None) -> Path:
-    """Return the default folder of a fit; equal settings, or candidates and selections, have the same folder.
+def fit_folder(
+    settings: RunSettings | Mapping[str, RunSettings],
+    selection: SelectionSettings | None = None,
+    *,
+    keep_near_copies: bool = False,
+) -> Path:
+    """Return the default folder of a fit; equal arguments of `fit` have the same folder.
 
     Example:
         >>> result = fit(settings, fit_folder(settings))
@@ -188,8 +192,9 @@ def fit_folder(settings: RunSettings | Mapping[str, RunSettings], selection: Sel
         # Fits made before they were calibrated keep their names.
         name = content_name(settings.changed(train=settings.train.changed(calibrate=False)))
         name += "" if settings.train.calibrate else "_uncalibrated"
+        name += "_near-copies" if keep_near_copies else ""
     else:
-        request = fit_request(settings, selection or SelectionSettings(), keep_near_copies=False)
+        request = fit_request(settings, selection or SelectionSettings(), keep_near_copies)
         name = folder_name(complete(next(iter(settings.values()))), AUTO, request)
     return Path("runs") / f"fit_{name.encode()[-_LONGEST_NAME:].decode(errors='ignore')}"
 
@@ -274,10 +279,8 @@ def fit(
     else:
         for candidate in candidates.values():
             refuse_other_run(candidate, folder)
-        if any((folder / name).exists() for name in ("prompts.safetensors", "resume.safetensors")):
-            raise output_error(f"{folder} holds a run that `maple fit` did not make")
         check_source(first.data.dataset)
-        backbone, findings = _inspect(candidates, folder, device, progress, request)
+        backbone, findings = _inspect(candidates, folder, device, progress, request, selection)
     progress.inspected(findings)
     run = first if selection is None else _select(candidates, folder, backbone, selection, device, progress)
     if (folder / "config.json").exists():  # a run that an earlier version began is not calibrated
@@ -291,7 +294,7 @@ def fit(
         name, parts = "calibration", 0
         if selection is not None and selection.goal == "trained":
             choice = read_selection(folder / SELECTION)
-            trial = folder / _TRIALS / trial_name(choice.chosen.recipe, 0)
+            trial = folder / TRIALS / trial_name(choice.chosen.recipe, 0)
             first_part = saved_split_hash(make_fold(split, run, "trained", 0).train)
             if (trial / "config.json").exists() and read_settings(trial).data.listing == first_part:
                 name, parts = choice.chosen.recipe, choice.folds
@@ -305,7 +308,7 @@ def fit(
         tracked = stack.enter_context(Tracked(tracker, folder, run, progress)) if tracker else None
         options: dict[str, Any] = {"device": device, "backbone": backbone, "calibration": calibration}
         train_run(run, folder, progress=tracked or progress, on_ready=progress.ready, **options)
-        shutil.rmtree(folder / _TRIALS, ignore_errors=True)
+        shutil.rmtree(folder / TRIALS, ignore_errors=True)
         runs = {folder: run}
         if split.test and run.method["name"] != ZERO_SHOT and backbone.has_text:
             shared = run.model_dump(include={"backbone", "data", "seed", "evaluate"})
@@ -333,6 +336,7 @@ def _inspect(
     device: str | None,
     progress: FitProgress,
     request: dict[str, Any],
+    selection: SelectionSettings | None,
 ) -> tuple[Backbone, list[str]]:
     """Inspect the images and keep the findings; the backbone is loaded first, so that errors do not cost an inspection.
 
@@ -358,6 +362,8 @@ def _inspect(
             keep_near_copies=keep_near_copies,
             on_images=progress.inspecting,
         )
+        if selection is not None:
+            require_choice(inspection.dataset, settings.seed, selection.goal)
         if not others:
             inspection = replace(inspection, dataset=with_validation(inspection.dataset, settings))
         if not backbone.has_text:
@@ -391,7 +397,7 @@ def _select(
         return _trial(name, settings, part, folder, backbone, device, progress)
 
     with lock_folder(folder):
-        dataset, path = read_saved_split(folder / SAVED_SPLIT), folder / SELECTION
+        dataset, path = read_saved_split(folder / SAVED_SPLIT, columns=columns_of(data)), folder / SELECTION
         settings, _ = select(candidates, dataset, backbone, train, selection, path=path, on_trial=progress.trying)
         left_out = read_saved_images(folder / SAVED_SPLIT).left_out
         write_saved_split(folder / SAVED_SPLIT, with_validation(dataset, settings), data.dataset, left_out)
@@ -408,7 +414,7 @@ def _trial(
     progress: TrainProgress,
 ) -> Method:
     """The method of a run on a part of the training images, which is kept in `folder` until the fit is trained."""
-    place = folder / _TRIALS / name
+    place = folder / TRIALS / name
     if not (place / SAVED_SPLIT).exists():
         write_saved_split(place / SAVED_SPLIT, part, settings.data.dataset)
     data = settings.data.changed(listing=saved_split_hash(part))

@@ -8,6 +8,7 @@ prompts.safetensors   the result; its presence means the run has finished
 rows.jsonl            one line per evaluation
 predictions/          the predictions of each evaluation: runs/evaluation.py
 tensorboard/          with --tracker: tracking.py
+trained_images.json   the sizes and hashes of the images trained on: trained_images.py
 .lock                 held by the process that trains
 .rows.lock            held by a process while it adds a row
 """
@@ -35,11 +36,16 @@ from maple.data.records import items_hash
 from maple.distributed import processor
 from maple.errors import BusyError, CheckpointError, ConfigError, MapleError, output_error, shortened
 from maple.locks import locked
+from maple.methods import ZERO_SHOT
 from maple.runs.spec import relevant
 from maple.train import EpochReport, Trainer
 
+TRAINED_IMAGES = "trained_images.json"
+"""The file in a run folder: the size and the SHA-256 of each image or row of features, by its path in the data set."""
+
 _LEARNED = ("metrics.jsonl", "resume.safetensors", "prompts.safetensors")
-_WRITTEN = ("config.json", "items.json", "environment.json", "rows.jsonl", *_LEARNED)
+RUN_FILES = ("config.json", "items.json", "environment.json", "rows.jsonl", TRAINED_IMAGES, *_LEARNED)
+"""The files that a run writes into its folder."""
 
 
 def read_settings(folder: Path) -> RunSettings:
@@ -106,6 +112,9 @@ def refuse_other_run(settings: RunSettings, folder: Path) -> None:
         if inside and not any(map(is_ignored, place.relative_to(images).parts)):
             problem = f"the run folder {folder} is among the images of {source}, where it would be taken for a class"
             raise output_error(problem, ", outside of them")
+        if run := next(filter(_is_run, sorted(folder.glob("*/config.json"))), None):
+            # They would be taken for parts of this run, and no report would show them.
+            raise output_error(f"{folder} holds other runs, such as {run.parent.name}", f", or a folder in {folder}")
         return
     try:
         stored = relevant(read_settings(folder))
@@ -115,6 +124,15 @@ def refuse_other_run(settings: RunSettings, folder: Path) -> None:
     if stored != wanted and any((folder / name).exists() for name in _LEARNED):
         problem = f"{folder} belongs to a run with other settings ({differences(stored, wanted)})"
         raise output_error(problem, ", or remove the folder")
+
+
+def _is_run(config: Path) -> bool:
+    """Whether a config.json is that of a run of its own: not of zero-shot CLIP of a fit, nor of another program."""
+    if config.parent.name == ZERO_SHOT or is_ignored(config.parent.name):
+        return False
+    with suppress(MapleError):
+        return bool(read_settings(config.parent).method)
+    return False
 
 
 def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -136,7 +154,7 @@ def flatten(settings: dict[str, Any]) -> dict[str, Any]:
 
 def write_beginning(folder: Path, settings: RunSettings, items: list[Item]) -> None:
     """Make the folder a run: its settings, its training items, its environment; one that is resumed keeps its start."""
-    for name in _WRITTEN:  # temporary files of a process that was killed while it wrote
+    for name in RUN_FILES:  # temporary files of a process that was killed while it wrote
         for leftover in folder.glob(f".{name}.*.tmp"):
             leftover.unlink(missing_ok=True)
     files.write_json(folder / "items.json", {"hash": items_hash(items), "items": [asdict(item) for item in items]})

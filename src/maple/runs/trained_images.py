@@ -12,10 +12,7 @@ from maple.data.folders.class_folders import split_domain
 from maple.data.saved_split import SAVED_SPLIT, read_saved_images
 from maple.errors import CheckpointError, DataError, shortened
 from maple.methods import ZERO_SHOT
-from maple.runs.folder import read_settings
-
-TRAINED_IMAGES = "trained_images.json"
-"""The file in a run folder: the size and the SHA-256 of each image or row of features, by its path in the data set."""
+from maple.runs.folder import TRAINED_IMAGES, read_settings
 
 _FORMAT = 1
 
