@@ -24,7 +24,7 @@ from maple.config import RunSettings
 from maple.data import inspect_dataset, load_features
 from maple.errors import BackboneError, ConfigError, DataError, UnsupportedTowerError
 from maple.feature_files import FeatureRows, read_features
-from maple.fitting import FitProgress, FitResult, SelectionSettings, fit, fit_candidates, fit_settings
+from maple.fitting import FitProgress, FitResult, SelectionSettings, fit, fit_candidates, fit_settings, inspect_source
 from maple.inference import load_predictor
 from maple.inference.sources.array_images import InputError, to_inputs
 from maple.inference.torch_predictor import TorchPredictor
@@ -133,6 +133,21 @@ def test_equal_rows_are_copies(write: Write) -> None:
     left_out = {"test/2", "train/9", "train/10", "train/5"}
     assert remaining == {f"{split}/{row}" for split in ("train", "test") for row in range(12)} - left_out
     assert {finding.kind for finding in inspection.findings} >= {"no pixels", "copies", "conflicts"}
+
+
+def test_rows_of_zeros_and_a_logarithmic_scale_are_reported(write: Write, tmp_path: Path) -> None:
+    tensors = tensors_of()
+    tensors["train"][3] = 0
+    del tensors["test"], tensors["test_labels"]
+    source = write(tensors, logit_scale="4.6052")
+    inspection = inspect_source(source)
+    findings = {finding.kind: finding for finding in inspection.findings}
+    assert findings["unreadable"].text == "1 row cannot be used and is left out: train/3 has only zeros"
+    assert "train/3" not in {item.path for item in inspection.dataset.train}
+    assert findings["logit scale"].text == "logit_scale is 4.61: is this the logarithm? Its exponential is 100"
+    assert "logit scale" not in {each.kind for each in inspect_source(write(tensors)).findings}
+    done = maple("fit", "--features", source, "--method", "taskres", "--output", tmp_path / "run")
+    assert "add test and test_labels, or store undivided features and labels" in done.stdout
 
 
 def test_fit_on_the_command_line(fitted: tuple[FitResult, str], tmp_path: Path) -> None:

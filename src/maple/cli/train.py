@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from maple.report.comparison import MeasuredAccuracy, PairedAccuracy
 
 _MOST_CHANGES = 5
+_TEST_ROWS = "test and test_labels, or store undivided features and labels, of which a quarter is held out"
 
 
 def train_command(
@@ -263,7 +264,7 @@ def fit_command(
     if as_json:
         typer.echo(json.dumps(_as_json(result), indent=1))
         return
-    _print_result(result)
+    _print_result(result, more="images unlike those for training" if features is None else _TEST_ROWS)
     if features is not None:
         options.echo(f"next:\n  maple predict {shlex.quote(str(folder))} --features more.safetensors")
         return
@@ -272,7 +273,8 @@ def fit_command(
         options.echo(f"  maple serve {shlex.quote(str(folder))}")
 
 
-def _print_result(result: "FitResult") -> None:
+def _print_result(result: "FitResult", more: str) -> None:
+    """Print a result; `more` is what to add where nothing is left to test on."""
     if result.was_finished:
         options.echo(f"already finished: {result.folder}")
         typer.echo(options.visible_lines(result.findings))

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from maple.names import absolute_features, feature_paths, is_features
 from maple.plugins import Registry
 
 logger = logging.getLogger(__name__)
+
+_LOWEST_SCALE = 10  # below it, a logit scale may be a logarithm: those of published CLIPs are about 100
 
 
 def _read_split_file(labels: Path, _images: Path) -> Contents:
@@ -183,7 +186,12 @@ def load_dataset(
     if is_features(name_or_path):
         from maple.data.features import load_features  # imports torch, which images do not need
 
-        return rename_classes(load_features(name_or_path, seed=seed, **fractions)[0], class_names)
+        rows, table = load_features(name_or_path, seed=seed, **fractions)
+        if on_finding and table.logit_scale < _LOWEST_SCALE:
+            scale = table.logit_scale
+            text = f"logit_scale is {scale:.3g}: is this the logarithm? Its exponential is {exp(scale):.0f}"
+            on_finding(Finding("logit scale", "warning", text))
+        return rename_classes(rows, class_names)
     remaining: dict[str, Any] = {"drop_empty": drop_empty, "min_classes": min_classes, "on_finding": on_finding}
     if (unpacked := load_source(name_or_path, columns=columns, **options, **remaining)) is not None:
         return unpacked

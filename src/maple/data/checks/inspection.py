@@ -105,13 +105,14 @@ def inspect_dataset(
 ) -> Inspection:
     """Decode every image of a data set; report what is wrong, and return the data set without it.
 
-    Rows of features have no pixels: of these only equal ones are found, as copies are.
+    Rows of features have no pixels: of these only equal ones, as copies are, and those of zeros are found.
 
     Unreadable images are left out. Of images with the same content one is kept, for training if one of them is there;
     none if their labels differ. Near duplicates (resized, converted, recompressed: see `near_duplicates`) do not end up
     in both training and test: in a drawn split they all go to training, in the user's own split those of the test or
-    validation split are left out. The split stays as it is with `keep_near_copies`, and where most images are alike and
-    most of the test would be lost, as with a fixed camera. Classes that lose all their training images are left out,
+    validation split are left out; and later divisions of the training images do not separate them. The split stays as
+    it is with `keep_near_copies`, and where most images are alike and most of the test would be lost, as with a fixed
+    camera; such near copies are then divided later, too. Classes that lose all their training images are left out,
     or, with `keep_classes`, kept as possible predictions.
 
     Args:
@@ -133,14 +134,18 @@ def inspect_dataset(
     findings = [*remarks, *([no_pixels] if dataset.has_rows else suspicious_names(dataset.class_names))]
     if unreadable:
         more = f"; and {len(unreadable) - 1:,} more" if len(unreadable) > 1 else ""
-        text = f"{number_of(len(unreadable), 'file')} cannot be read and {_are(len(unreadable))} left out: "
+        kind, be = ("row", "used") if dataset.has_rows else ("file", "read")
+        text = f"{number_of(len(unreadable), kind)} cannot be {be} and {_are(len(unreadable))} left out: "
         findings.append(Finding("unreadable", "warning", text + unreadable[0][1] + more, tuple(unreadable)))
     findings += _misread(images)
     images = _drop_copies(images, findings, drawn=dataset.drawn_split)
     if dataset.drawn_split:
         images = _refill(images, _TRAIN)
-    kept = _separate_near_duplicates(images, findings, drawn=dataset.drawn_split, keep=keep_near_copies)
+    kept, groups = _separate_near_duplicates(images, findings, drawn=dataset.drawn_split, keep=keep_near_copies)
     remaining = _remaining_dataset(dataset, kept, keep_classes, findings)
+    training = {item.path for item in remaining.train}
+    together = tuple(group for group in groups if sum(path in training for path in group) > 1)
+    remaining = replace(remaining, near_copies=together)
     return Inspection(remaining, total, (*findings, *_small_classes(remaining)))
 
 
@@ -149,13 +154,19 @@ def _read_all(
 ) -> tuple[list[_Image], list[tuple[str, str]]]:
     """The readable images in order, and (path, error) of the others."""
     listed = [(item, index) for index, split in enumerate(SPLIT_NAMES) for item in getattr(dataset, split)]
-    if dataset.has_rows:
+    if dataset.features is not None:
         unseen = ImageHash(b"", b"", plain=True)
         on_images(len(listed), len(listed))
+        has_values = dataset.features([item.path for item, _ in listed]).any(dim=1).tolist()
         return [
             _Image(item, split, str(dataset.digest_of(item)), unseen, (0, 0), 255, frozenset())
-            for item, split in listed
-        ], []
+            for (item, split), usable in zip(listed, has_values, strict=True)
+            if usable
+        ], [
+            (item.path, f"{item.path} has only zeros")
+            for (item, _), usable in zip(listed, has_values, strict=True)
+            if not usable
+        ]
 
     def read(entry: tuple[Item, int]) -> _Image | tuple[str, str]:
         item, split = entry
