@@ -503,8 +503,12 @@ def test_the_command(images: Path, tmp_path: Path) -> None:
     )
     assert {entry["recipe"] for entry in answer["selection"]["candidates"]} == {"zero_shot", "taskres"}
     assert answer["selection"]["chosen"] in ("zero_shot", "taskres")
-    printed = tomllib.loads(run("fit", images, *OPTIONS, "--print-config").stdout)
-    assert list(printed) == list(CANDIDATES)
+    text = run("fit", images, *OPTIONS, "--print-config").stdout
+    assert text.startswith("# The settings of 11 methods, of which fit tries each. For --preset: --method NAME.\n")
+    assert list(tomllib.loads(text)) == list(CANDIDATES)
+    (tmp_path / "all.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"all\.toml holds the settings of 11 methods, .* give those of one"):
+        run("fit", images, *OPTIONS, "--preset", tmp_path / "all.toml")
     one = tomllib.loads(
         run("fit", images, *OPTIONS, "--preset", "coop_few-shot", "--epochs", 3, "--print-config").stdout
     )
@@ -518,6 +522,7 @@ def test_the_command(images: Path, tmp_path: Path) -> None:
     [
         (["--method", "coop", "--goal", "new"], "--goal: only for --method auto"),
         (["--method", "coop", "--preset", "coop_few-shot"], "leave out --method coop"),
+        (["--methods", "coop,maple", "--set", "method.prompt_depth=3"], "settings of a method need one method"),
         (["--goal", "best"], "goal"),
         (["--minutes", "0"], "minutes"),
         (["--methods", "zero_shot,coup"], "coop"),

@@ -54,9 +54,7 @@ def train_command(
     output: options.RunOutput = None,
     device: options.Device = None,
     tracker: options.Tracker = None,
-    print_config: Annotated[
-        bool, Option("--print-config", help="Print the settings as TOML, for --preset, and stop.")
-    ] = False,
+    print_config: options.PrintConfig = False,
 ) -> None:
     """Learn prompts from a few images per class. Repeat the same command to resume an interrupted run."""
     from contextlib import ExitStack
@@ -163,7 +161,7 @@ def fit_command(
     device: options.Device = None,
     tracker: options.Tracker = None,
     print_config: Annotated[
-        bool, Option("--print-config", help="Print the settings as TOML, for --preset, and stop.")
+        bool, Option("--print-config", help="Print the settings as TOML, and stop; those of one --method for --preset.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -213,7 +211,8 @@ def fit_command(
         require_tracker(tracker)
     selection = None
     method = options.method_name(method)
-    if preset is None and method == AUTO and any(override.startswith("method.") for override in overrides or ()):
+    sets_method = any(override.startswith("method.") for override in overrides or ())
+    if preset is None and method == AUTO and sets_method and methods is None:
         method = DEFAULT_METHOD
         options.echo(f"settings of a method are given: fitting {method} alone (--method names another)", err=True)
     if preset is None and method == AUTO:
@@ -232,6 +231,8 @@ def fit_command(
         candidates = {"": settings}
     if print_config:
         shown = {recipe: complete(candidate) for recipe, candidate in candidates.items()}
+        if selection:
+            typer.echo(f"# The settings of {len(shown)} methods, of which fit tries each. For --preset: --method NAME.")
         typer.echo(to_toml(shown if selection else shown[""]).rstrip())
         return
     if check:
@@ -283,9 +284,7 @@ def _print_result(result: "FitResult", more: str) -> None:
         options.echo(str(result.selection))
     options.echo()
     if result.accuracy is None:
-        options.echo(
-            "trained, but not tested: no test images are left, see above; add images unlike those for training"
-        )
+        options.echo(f"trained, but not tested: nothing is left to test on, see above; add {more}")
     elif result.comparison is None:
         _print_accuracies(result.accuracy)
     else:

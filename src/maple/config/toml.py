@@ -90,7 +90,7 @@ def read_preset(name: str) -> dict[str, Any]:
     The list of images that a run of `maple fit` keeps is left out: it belongs to the folder of that run.
 
     Raises:
-        ConfigError: neither a preset nor a file, or not TOML or JSON.
+        ConfigError: neither a preset nor a file, not TOML or JSON, or the settings of several methods.
 
     Example:
         >>> read_preset("runs/maple_flowers_seed1")["train"]["lr"]
@@ -111,7 +111,14 @@ def read_preset(name: str) -> dict[str, Any]:
             if isinstance(data := content.get("data"), dict):
                 data.pop("listing", None)
             return content
-    return read_named_toml(name, "preset", PRESETS)
+    content = read_named_toml(name, "preset", PRESETS)
+    sections = content.values()
+    if content and all(isinstance(section, dict) and isinstance(section.get("method"), dict) for section in sections):
+        raise ConfigError(
+            f"{name} holds the settings of {len(content)} methods, among which `maple fit` chooses; give those of "
+            "one, as --print-config prints them with method=NAME"
+        )
+    return content
 
 
 def to_toml(settings: BaseModel | Mapping[str, BaseModel]) -> str:
