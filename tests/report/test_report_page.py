@@ -132,7 +132,7 @@ def test_without_features_there_is_no_plane(make_run: MakeRun, runs: Path) -> No
     make_run("zero_shot", base=0.5, novel=0.5, kept=both(10, 2, 5))
     make_run("cocoop", base=0.6, novel=0.6, kept=both(10, 2, 6, features=False))
     html = Report(runs, METHODS).text("html")
-    assert "Fixed by prompts" in html
+    assert "Fixed by the method" in html
     assert "Image features of" not in html
 
 

@@ -12,8 +12,8 @@ from maple.report.groups import Group, Variant
 from maple.report.records import EvaluationRecord, Problem
 
 OUTCOMES = {
-    "fixed": "Fixed by prompts",
-    "regressed": "Regressed with prompts",
+    "fixed": "Fixed by the method",
+    "regressed": "Regressed with the method",
     "both right": "Right both times",
     "both wrong": "Wrong both times",
 }
