@@ -276,7 +276,7 @@ def test_a_fit_that_has_not_begun_may_be_changed(folder: Path, tmp_path: Path) -
             shutil.copy(folder / name / f"{number}.png", tmp_path / "two" / name)
     output, source = tmp_path / "run", str(tmp_path / "two")
     several = fit_candidates(source, ["zero_shot", "taskres"], layer=TINY)
-    with pytest.raises(ConfigError, match=r"no class has two that look different \(a quarter of each class, at least"):
+    with pytest.raises(ConfigError, match=r"no class has more than one training image \(a quarter of each class"):
         fit(several, output, device="cpu")
     assert not (output / "data.json").exists()
     with pytest.raises(KeyboardInterrupt):

@@ -135,10 +135,13 @@ def require_choice(dataset: Dataset, seed: int, goal: Goal) -> None:
             f"the goal `new` holds out half of the classes, and there are {dataset.num_classes}; it needs at least 4"
         )
     if not _folds(dataset, seed):
-        drawn = " (a quarter of each class, at least one image, is the test)" if dataset.drawn_split else ""
+        image = (
+            "training image (a quarter of each class, at least one, is the test)" if dataset.drawn_split else "image"
+        )
+        alike = ", counting near copies as one" if dataset.near_copies else ""
         raise ConfigError(
-            f"a method is chosen by holding out training images, and no class has two that look different{drawn}; give "
-            "more images, or one method, as in method=NAME"
+            f"a method is chosen on images that were held out, and no class has more than one {image}{alike}; give "
+            "more, or name one method"
         )
 
 
