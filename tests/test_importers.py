@@ -17,6 +17,7 @@ from maple.checkpoint import put_parameters
 from maple.errors import CheckpointError, ConfigError, MapleError, UnsafeCheckpointError
 from maple.importers import import_checkpoint
 from maple.importers.convert import convert
+from maple.importers.frozen_parts import frozen_parts
 from maple.methods import METHODS, build_method
 
 HT, HV, D, LAYERS, CLASSES = 512, 768, 512, 12, 5
@@ -237,6 +238,46 @@ def test_prototypes_of_classes():
     assert torch.equal(got.parameters["prototypes"], clap()["prototypes"])
     with pytest.raises(CheckpointError, match=r"prototypes has shape \[4\]; one vector of each class"):
         convert(clap() | {"prototypes": draw(4)})
+
+
+def sentence(backbone, length):
+    states = backbone.text.embed(backbone.tokenize(["a photo of a cat.", "a photo of a big red dog."])).half()
+    prefix = {"token_prefix": states[:, :1], "token_suffix": states[:, 1 + length :]}
+    return states, {f"module.prompt_learner.{key}": value for key, value in prefix.items()}
+
+
+@pytest.mark.parametrize("kind", ["buffers", "embeddings", "table", "whole"])
+def test_frozen_parts_tell_backbones_apart(kind, backbone, other_backbone):
+    states, buffers = sentence(backbone, 4)
+    model = backbone.model
+    state = {
+        "buffers": buffers,
+        "embeddings": {"representation_learner.prompt_embeddings": states},
+        "table": {"adapter_learner.token_embedding.weight": model.token_embedding.weight.half()},
+        "whole": {
+            "text_encoder.text_projection": model.text_projection.bfloat16(),
+            "module.image_encoder.conv1.weight": model.visual.conv1.weight,
+        },
+    }[kind]
+    parts = frozen_parts({**state, "tokenized_prompts": torch.zeros(2, 77, dtype=torch.int64), "other": "text"})
+    parts.require_from(backbone)
+    with pytest.raises(CheckpointError, match=r"trained on another CLIP than other, which has other values of"):
+        parts.require_from(other_backbone)
+
+
+@pytest.mark.parametrize("length", [2, 4])
+def test_the_names_of_a_file_are_compared(length, backbone):
+    """Behind a prompt that is shorter than its sentence, fixed words precede the name."""
+    parts = frozen_parts(sentence(backbone, length)[1])
+    assert parts.unlike(backbone, ["cat", "big_red_dog"]) == []
+    assert parts.unlike(backbone, ["Cat", "big dog"]) == ["big dog"]
+    assert parts.unlike(backbone, ["big red dog", "cat"]) == ["big red dog", "cat"]
+    assert parts.unlike(backbone, ["dog"]) == []
+
+
+@pytest.mark.parametrize("state", [mma, mmrl, lambda: mmrl(plus=True)])
+def test_classes_are_counted_by_their_sentences(state):
+    assert convert(state()).info["class_count"] == CLASSES
 
 
 def test_a_numpy_result_is_left_out(tmp_path):

@@ -425,6 +425,48 @@ def test_an_import_has_the_shots_and_the_seed_of_the_published_folders(
         run("evaluate", "given")
 
 
+@pytest.fixture
+def coop_file(tmp_path: Path) -> Path:
+    """A checkpoint of CoOp on the tiny CLIP for "cat" and "red dog", with the embeddings of their sentences."""
+    backbone = load_clip(*TINY[1:4:2])
+    states = backbone.text.embed(backbone.tokenize(["X X X X cat.", "X X X X red dog."])).half()
+    file = tmp_path / "CoOp/tiny_4shots/nctx4_cscFalse_ctpmiddle/seed1/model.pth.tar-5"
+    file.parent.mkdir(parents=True)
+    torch.save({"ctx": torch.zeros(4, 128), "token_prefix": states[:, :1], "token_suffix": states[:, 5:]}, file)
+    return file
+
+
+def test_an_import_on_another_backbone_than_the_files_is_refused(coop_file: Path, tmp_path: Path) -> None:
+    known = ("--backbone", "maple-tiny", "--names", "cat,red_dog", "--output", tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"trained on another CLIP than maple-tiny / random:2, .* as --backbone"):
+        run("import", coop_file, "--pretrained", "random:2", *known)
+    assert not (tmp_path / "run").exists()
+    assert "other class names" not in run("import", coop_file, "--pretrained", "random:1", *known)
+
+
+def test_an_import_with_another_number_of_names_is_refused_and_other_names_are_reported(
+    coop_file: Path, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"was trained on 2 classes, but --names are 3; give"):
+        run("import", coop_file, *TINY[:4], "--names", "cat,dog,eel")
+    with pytest.raises(ConfigError, match=r"was trained on 2 classes, but --classes all of .* are 3; give .*--classes"):
+        run("import", coop_file, *TINY[:4], "--dataset", folder, "--classes", "all")
+    output = run("import", coop_file, *TINY[:4], "--names", "red_dog,cat", "--output", tmp_path / "run")
+    assert "other class names than red_dog, cat, or in another order" in output
+
+
+def test_an_import_has_the_class_token_position_of_the_published_folder(coop_file: Path, tmp_path: Path) -> None:
+    known = (*TINY[:4], "--names", "cat,red_dog", "--output")
+    assert "taken to follow" not in run("import", coop_file, *known, tmp_path / "middle")
+    front = ("--set", "method.class_token_position=front")
+    run("import", coop_file, *known, tmp_path / "front", *front)
+    shutil.copy(coop_file, tmp_path)
+    assert "taken to follow the prompt" in run("import", tmp_path / coop_file.name, *known, tmp_path / "end")
+    assert "taken to follow" not in run("import", tmp_path / coop_file.name, *known, tmp_path / "other", *front)
+    found = [read_settings(tmp_path / name).method["class_token_position"] for name in ("middle", "front", "end")]
+    assert found == ["middle", "front", "end"]
+
+
 def test_an_import_from_imagenet_with_all_classes_has_the_recipe_of_transfers(tmp_path: Path) -> None:
     settings = {"name": "mmapp", "adapter_start": 2, "adapter_end": 4}
     method = build_method(settings, load_clip(*TINY[1:4:2]), ["cat", "dog"])

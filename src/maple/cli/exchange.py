@@ -8,7 +8,7 @@ import typer
 from typer import Argument, Option
 
 from maple.cli import options
-from maple.errors import ConfigError
+from maple.errors import ConfigError, shortened_list
 from maple.names import names_in
 
 if TYPE_CHECKING:
@@ -42,8 +42,12 @@ def import_command(
     names the other one. The file is read without executing anything in it.
 
     What a file does not say, such as the sentence of a data set, is that of the method's preset for --dataset;
-    --set changes it. The seed and the shots are taken from the path of the file, where its folders are those that the
-    published code writes: shots_16/TRAINER/CONFIG/seed1, or CONFIG_16shots/seed1.
+    --set changes it. The seed, the shots and the place of the class name in CoOp's prompt are taken from the path of
+    the file, where its folders are those that the published code writes: shots_16/TRAINER/CONFIG/seed1, or
+    CONFIG_16shots/nctx16_cscFalse_ctpend/seed1.
+
+    A file that holds parts of its CLIP is refused on another backbone, and one with another number of classes than
+    the names.
     """
     from maple.config import resolve
     from maple.config.settings import BUNDLED_DATASET
@@ -53,11 +57,14 @@ def import_command(
     from maple.runs.training import write_imported
 
     imported = import_checkpoint(file, init_text=init_text, method=method)
-    shots = shots or _number_in_folder(file, r"shots_(\d+)|(?:.*_)?(\d+)shots") or "16"
+    shots = shots or _in_folder(file, r"shots_(\d+)|(?:.*_)?(\d+)shots") or "16"
     if seed is None:
-        seed = int(_number_in_folder(file, r"seed_?(\d+)") or 1)
+        seed = int(_in_folder(file, r"seed_?(\d+)") or 1)
+    position = {}
+    if "class_token_position" in imported.config and (place := _in_folder(file, r".*_ctp(end|middle|front)")):
+        position = {"class_token_position": place}
     layer: dict[str, Any] = {
-        "method": {"name": imported.method, **imported.config},
+        "method": {"name": imported.method, **imported.config, **position},
         "backbone": {"name": backbone, "pretrained": pretrained},
         "data": {"dataset": dataset or "", "root": data_root, "classes": classes, "shots": options.parse_shots(shots)},
         "seed": seed,
@@ -74,9 +81,24 @@ def import_command(
             "a checkpoint of the published code does not contain its class names: give --dataset (with --data-root), "
             "or --names 'cat,dog'"
         )
+    if (count := imported.info.get("class_count")) not in (None, len(class_names)):
+        given = "--names" if names is not None else f"--classes {classes} of {dataset}"
+        raise ConfigError(
+            f"{file} was trained on {count} classes, but {given} are {len(class_names)}; give the part that it was "
+            "trained on (--classes all, base or novel), or --names in the order of its training"
+        )
     folder = output or Path("runs") / f"imported_{file.name}_{content_name(settings)}"
     info = {"imported": {**imported.info, "file": file.name}, "dataset": dataset}
-    learned = write_imported(settings, imported.parameters, class_names, folder, info=info)
+    frozen = imported.frozen
+    learned = write_imported(settings, imported.parameters, class_names, folder, info=info, check=frozen.require_from)
+    if unlike := frozen.unlike(learned.backbone, class_names):
+        options.echo_note(
+            f"the file was trained on other class names than {shortened_list(unlike, 3)}, or in another order"
+        )
+    if not position and settings.method.get("class_token_position") == "end":
+        options.echo_note(
+            "class names are taken to follow the prompt; otherwise, --set method.class_token_position=middle or front"
+        )
     if method is None and (others := SAME_KEYS.get(imported.method)):
         options.echo(f"note: a file of {others} has the same keys; if it is one, import it with --method {others}")
     shots = "all" if settings.data.shots is None else str(settings.data.shots)
@@ -86,8 +108,8 @@ def import_command(
     )
 
 
-def _number_in_folder(file: Path, pattern: str) -> str | None:
-    """The number in the name of the nearest folder above a file that fits a pattern."""
+def _in_folder(file: Path, pattern: str) -> str | None:
+    """The last group of the nearest folder above a file whose name fits a pattern."""
     matches = (re.fullmatch(pattern, folder.name) for folder in file.absolute().parents)
     return next((match[match.lastindex or 0] for match in matches if match), None)
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from maple.archives.torch_file import read_with_ignored
 from maple.archives.unpickle import Placeholder
 from maple.errors import CheckpointError, ConfigError, UnsafeCheckpointError, one_of
+from maple.importers.frozen_parts import FrozenParts, frozen_parts
 from maple.importers.keys import Kind, LearnedTensors, sort_keys
 from maple.importers.whole_tensors import lora_tensors, rename_tensors, split_head
 
@@ -42,6 +43,7 @@ class ImportedPrompts:
         info: `text_width` Ht, `vision_width` Hv, `class_count` (each None where unknown), `dropped_keys` (a count),
             `dtypes` as stored, for CoCoOp `embedding_width` D; from a file also `epoch` and `val_result` where they are
             plain numbers, and `ignored_objects`, the sorted names of the classes and functions that were left out.
+        frozen: of a file, by which its backbone and its class names can be checked.
 
     Example:
         >>> method = build_method({"name": imported.method, **imported.config}, backbone, class_names)
@@ -51,6 +53,7 @@ class ImportedPrompts:
     config: dict[str, Any]
     parameters: dict[str, Tensor]
     info: dict[str, Any]
+    frozen: FrozenParts = field(default_factory=FrozenParts)
 
 
 def import_checkpoint(
@@ -91,7 +94,8 @@ def import_checkpoint(
     except CheckpointError as error:
         raise type(error)(f"{os.fspath(path)}: {error}") from error
     numbers = {key: checkpoint[key] for key in ("epoch", "val_result") if type(checkpoint.get(key)) in (int, float)}
-    return replace(imported, info={**imported.info, **numbers, "ignored_objects": list(ignored)})
+    info = {**imported.info, **numbers, "ignored_objects": list(ignored)}
+    return replace(imported, info=info, frozen=frozen_parts(state_dict))
 
 
 def convert(

@@ -17,6 +17,8 @@ from maple.importers.keys import FROZEN, TOKENS, learned_tensor
 
 _LORA_MATRICES = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "proj": "o"}
 _LORA_FACTORS = {"w_lora_A": "down", "w_lora_B": "up"}
+# Of the training sentences: tensors that are dropped, with a row for each class.
+_PER_CLASS = re.compile(r"(\w+\.)?(token_(prefix|suffix)|prompt_embeddings|tokenized_prompts)")
 _PUBLISHED_DEPTH = 12  # of the towers for which the published code names parts of a tower
 
 
@@ -185,7 +187,7 @@ def rename_tensors(
     if len(plain) != len(state_dict):
         raise CheckpointError("the state dict has a key twice, with and without `module.`; remove one of them")
     parameters: dict[str, Tensor] = {}
-    dropped, dtypes, depth = 0, set(), 0
+    dropped, dtypes, depth, class_count = 0, set(), 0, None
     for name, key in plain.items():
         if renamed := _renamed(name, renaming.names):
             parameters[renamed] = learned_tensor(key, state_dict[key])
@@ -194,6 +196,9 @@ def rename_tensors(
             dropped += 1
             block = re.match(r"image_encoder\.transformer\.resblocks\.(\d+)\.", name)
             depth = max(depth, int(block[1]) + 1 if block else 0)
+            value = state_dict[key]
+            if _PER_CLASS.fullmatch(name) and isinstance(value, Tensor) and value.ndim:
+                class_count = len(value)
         else:
             raise CheckpointError(
                 f"unknown key {key!r}: neither a learned parameter of {' or '.join(renaming.methods)}, nor part of the "
@@ -202,7 +207,9 @@ def rename_tensors(
     config = renaming.settings(parameters, depth or _PUBLISHED_DEPTH)
     info: dict[str, Any] = {"dropped_keys": dropped, "dtypes": sorted(dtypes)}
     if renaming.per_class:
-        info["class_count"] = len(parameters[renaming.per_class])
+        class_count = len(parameters[renaming.per_class])
+    if class_count is not None:
+        info["class_count"] = class_count
     return method or renaming.methods[0], config, parameters, info
 
 
