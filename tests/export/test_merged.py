@@ -18,6 +18,7 @@ from torch import Tensor
 
 from maple import build_method, load_prompts, save_prompts
 from maple.clip import Backbone, load_clip
+from maple.clip.backbone_names import ARCHITECTURES
 from maple.errors import ExportError
 from maple.export import ExportResult, export_run
 from maple.methods import Method
@@ -104,8 +105,10 @@ MLP = ("c_fc", "c_proj")
 
 
 def by_hand(folder: Path) -> Encode:
-    """OpenAI's layout, read by nothing but its file: sizes from shapes, heads of 64, QuickGELU."""
-    state = torch.load(folder / "clip.pt", weights_only=True)
+    """OpenAI's layout, read from an open file as `clip.load` does: sizes from shapes, heads of 64, QuickGELU."""
+    with warnings.catch_warnings(), open(folder / "clip.pt", "rb") as file:
+        warnings.simplefilter("ignore")  # torch announces the end of torch.jit
+        state = torch.jit.load(file, map_location="cpu").eval().state_dict()
     resolution, context = int(state["input_resolution"]), int(state["context_length"])
     assert int(state["vocab_size"]) == len(state["token_embedding.weight"])
 
@@ -180,6 +183,16 @@ def test_other_libraries_compute_the_same_features(
     head = load_file(folder / "zero_shot_head.safetensors")
     logits = head["logit_scale"] * F.normalize(image, dim=-1) @ head["class_embeddings"].T
     torch.testing.assert_close(logits, method.predict_logits(views) / method.temperature, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_open_clip_reads_openais_layout(made: dict[str, tuple[Path, Method]], export: Export, views: Tensor) -> None:
+    """With the settings of `create_model(NAME, pretrained=FILE, weights_only=False)`."""
+    model = open_clip.CLIP(**ARCHITECTURES["maple-tiny"]).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        open_clip.load_checkpoint(model, export("lora", "openai")[0] / "clip.pt", strict=True, weights_only=False)
+    close(model.encode_image(views), made["lora"][1].image_features_raw(views))
 
 
 @pytest.mark.parametrize("name", ["lora", "norms"])

@@ -7,6 +7,7 @@ merged into them. Learned tokens in the image tower, or a network after it, are 
 import io
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import open_clip
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from tokenizers.models import BPE
-from torch import Tensor
+from torch import Tensor, nn
 
 from maple import __version__
 from maple.checkpoint import save_safetensors
@@ -228,13 +229,34 @@ def _write_weights(
         sizes = (config["vision_cfg"]["image_size"], context_length, config["text_cfg"]["vocab_size"])
         extras = dict(zip(OPENAI_EXTRAS, map(torch.tensor, sizes), strict=True))
         buffer = io.BytesIO()  # an error of the disk is then Python's
-        torch.save({**state, **extras}, buffer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch announces the end of torch.jit
+            # As OpenAI publishes its models: `clip.load` cannot read a state dict (openai/CLIP#396).
+            torch.jit.save(torch.jit.script(_Tensors({**state, **extras}).eval()), buffer)
         (folder / OPENAI_FILE).write_bytes(buffer.getbuffer())
     else:
         _write_json(folder / "config.json", transformers_config(config, float(state["logit_scale"])))
         _write_json(folder / "preprocessor_config.json", image_processor_config(seen))
         save_safetensors(to_transformers(state), folder / "model.safetensors", {"format": "pt"})
         write_tokenizer(Path(open_clip.__file__).parent / MERGES, folder, context_length)
+
+
+class _Tensors(nn.Module):
+    """Modules that do nothing but own tensors under given names."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        below: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            first, _, rest = key.partition(".")
+            if rest:
+                below.setdefault(first, {})[rest] = value
+            elif value.is_floating_point():
+                self.register_parameter(first, nn.Parameter(value, requires_grad=False))
+            else:
+                self.register_buffer(first, value)
+        for name, inner in below.items():
+            self.add_module(name, _Tensors(inner))
 
 
 def _require_plain_clip(method: Method, kind: str) -> None:
