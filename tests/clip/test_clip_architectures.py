@@ -67,11 +67,37 @@ def test_other_tags_are_gelu(tags: list[Any], tag: str, state: files.State) -> N
 
 
 def test_tag_decides_over_the_name(tags: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    names = dict(published._PRETRAINED["ViT-B-16-quickgelu"], trained_with_gelu={"hf_hub": "lab/x/"})
+    said = {"trained_with_gelu": {"hf_hub": "lab/x/", "quick_gelu": False}, "silent": {"hf_hub": "lab/x/"}}
+    names = dict(published._PRETRAINED["ViT-B-16-quickgelu"], **said)
     monkeypatch.setitem(published._PRETRAINED, "ViT-B-16-quickgelu", names)
     assert activations(load_clip("ViT-B-16-quickgelu", "trained_with_gelu").model) == {nn.GELU}
     assert activations(load_clip("ViT-B-16-quickgelu", "dfn2b").model) == {QuickGELU}
-    assert len(tags) == 2
+    assert activations(load_clip("ViT-B-16-quickgelu", "silent").model) == {QuickGELU}
+    assert len(tags) == 3
+
+
+def test_every_tag_has_the_activation_that_it_or_its_architecture_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of roberta-ViT-B-32, the architecture alone says that it is QuickGELU."""
+    built: dict[tuple[str, str], bool] = {}
+
+    def build(architecture: str, *_: Any, quick_gelu: bool, **__: Any) -> Any:
+        built[architecture, tag] = quick_gelu
+        return nn.Module(), {}, None
+
+    monkeypatch.setattr(loading, "_published", build)
+    monkeypatch.setattr(loading, "_download_weights", lambda *_: tmp_path / "weights")
+    monkeypatch.setattr(loading.formats, "read_tensors", lambda _: {})
+    expected = {}
+    for architecture, tag in open_clip.list_pretrained():
+        loading.load_parts(architecture, tag, None)
+        config = open_clip.get_model_config(architecture)
+        says = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", config.get("quick_gelu", False))
+        expected[architecture, tag] = bool(says)
+    assert built == expected
+    assert built["roberta-ViT-B-32", "laion2b_s12b_b32k"]
+    assert len(built) > 150
 
 
 def test_preprocessing_is_the_tags(tags: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,6 +250,7 @@ def test_transformers_folders(state: files.State, tmp_path: Path) -> None:
         ({"text_config": {**text, "hidden_act": "quick_gelu"}}, r"both must be quick_gelu, or both gelu"),
         ({"text_config": {**text, "num_hidden_layers": 1}}, r"unknown: transformer.resblocks.1"),
         ({"text_config": {**text, "num_attention_heads": 7}}, r"does not describe a CLIP"),
+        ({"text_config": {**text, "intermediate_size": float("nan")}}, r"does not describe a CLIP"),
         ({"text_config": "none"}, r"config.json does not describe a CLIP"),
         ({"vision_config": {"hidden_size": 0, "hidden_act": "gelu"}}, r"does not describe a CLIP"),
     ):

@@ -150,7 +150,7 @@ def _from_architecture(name: str, pretrained: str | None, activation: str | None
     path = _download_weights(name, pretrained, tag) if tag else Path(pretrained).expanduser()
     state = formats.read_tensors(path)
     # The activation that the weights were trained with, where that is known; otherwise that of the configuration.
-    trained = {"quick_gelu": bool(tag.get("quick_gelu", False))} if tag else {}
+    trained = {"quick_gelu": bool({**config, **tag}.get("quick_gelu", False))} if tag else {}
     if not tag and formats.is_openai(state):
         trained = {"quick_gelu": True}
     is_unknown = not trained and "quick_gelu" not in config and has_clip_blocks(config) and activation != ASSUMED

@@ -61,7 +61,7 @@ def read_transformers_config(folder: Path) -> tuple[str, dict[str, Any]]:
         if model_type == "siglip":
             return model_type, siglip_format.siglip_config(text, vision, str(path))
         return model_type, _open_clip_config(model_type, config, text, vision, folder)
-    except (TypeError, ArithmeticError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise BackboneError(f"{path} does not describe a CLIP: {error}") from error
 
 
