@@ -308,6 +308,8 @@ def test_paths_are_absolute_and_names_are_kept(clip: Path, monkeypatch: pytest.M
         *((("ViT-B-32", "w.pt"), ("ViT-B-32", str(clip.parent / "w.pt"))), (("lab/tiny", None), ("lab/tiny", None))),
         *((("ViT-B-32", "openai"), ("ViT-B-32", "openai")), (("ViT-B-32", "random"), ("ViT-B-32", "random"))),
         (("link", None), (str(clip.parent / "link"), None)),
+        *((("local-dir:mine", None), (str(clip), None)), (("local-dir:nosuch", None), ("local-dir:nosuch", None))),
+        (("local-dir:ViT-B-16", None), (str(clip.parent / "ViT-B-16"), None)),
     ):
         assert with_absolute_paths(*given) == expected
 

@@ -18,7 +18,10 @@ def backbones_command(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """List the CLIPs that are known to work: their size, what each is for, and which methods run. Loads no weights."""
+    """List the CLIPs that are known to work: their size, what each is for, and which methods run.
+
+    No weights are loaded but those of a file.
+    """
     import json
 
     from maple.clip.describe import describe_backbone, describe_config

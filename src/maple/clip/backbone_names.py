@@ -37,6 +37,8 @@ ASSUMED = "assumed"
 """The activation of weights that were loaded before it was asked for: QuickGELU of a file, else the architecture's."""
 
 HUB = "hf-hub:"
+_FOLDER = "local-dir:"
+"""What open_clip writes before a folder; it may be left out here."""
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt")
 _MOST_REMEMBERED = 10_000
 _given: set[tuple[str, str]] = set()
@@ -122,7 +124,7 @@ def with_absolute_paths(name: str, pretrained: str | None) -> tuple[str, str | N
     """The same backbone, however a path is written and from which folder; links are kept."""
 
     def absolute(path: str) -> str:
-        full = os.path.abspath(os.path.expanduser(path))
+        full = os.path.abspath(os.path.expanduser(path.removeprefix(_FOLDER)))
         return full if os.path.exists(full) else path
 
     if not is_architecture(name):

@@ -1,4 +1,4 @@
-"""What a CLIP has and what it permits, from its configuration alone: no weights are read or made."""
+"""What a CLIP has and what it permits, from its configuration, or from the sizes of the tensors in a file."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -100,7 +100,7 @@ class BackboneDescription:
 def describe_backbone(name: str) -> BackboneDescription:
     """Describe a CLIP that `load_clip` knows by this name: an architecture, a folder, a repository or a file.
 
-    Of a repository, the description is downloaded; of a file, the sizes of its tensors are read.
+    Of a repository, the description is downloaded, without weights; a file, which has no other description, is read.
 
     Raises:
         BackboneError: it is unknown, or does not describe a CLIP.
