@@ -45,8 +45,8 @@ class FrozenParts:
 
     def require_from(self, backbone: Backbone) -> None:
         """Raise CheckpointError if a tensor is not this backbone's, but for rounding to half precision."""
-        own = backbone.model.state_dict()
-        differing = [name for name, weight in self.weights.items() if not _same(weight, own.get(name))]
+        state = backbone.model.state_dict()
+        differing = [name for name, weight in self.weights.items() if not _same(weight, state.get(name))]
         if self.sos is not None and backbone.text.obstacle is None:
             first = backbone.text.token_embeddings(backbone.tokenize(["a"])[0, :1].tolist())[0]
             differing += [] if _same(self.sos, first) else ["the embedding of the first token"]
