@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,18 @@ from PIL import Image
 from maple.clip import Backbone
 from maple.clip_tokenizer import ClipTokenizer
 from maple.config import resolve
-from maple.data import EvalTransform, EvalView
+from maple.data import EvalTransform, EvalView, load_dataset
+from maple.data.saved_split import SAVED_SPLIT, saved_split_hash, write_saved_split
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, ExportError, UnlearnedClassesError
-from maple.export import export_run, onnx_folder, parity_check
+from maple.export import export_run, export_source, onnx_folder, parity_check
+from maple.export.export_source import open_export_source
 from maple.inference import ImageSource, Prediction, TorchPredictor, find_images, load_predictor
 from maple.inference.manifest import MANIFEST, Slots
 from maple.inference.onnx_predictor import OnnxPredictor
 from maple.prompts import write_sentences
-from maple.runs import evaluate_run, train_run
+from maple.runs import evaluate_run, read_settings, train_run
+from maple.runs.spec import open_dataset
+from maple.runs.trained_images import TrainedImages
 from maple.serve.examples import trained_dataset
 
 MERGES = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
@@ -197,6 +202,51 @@ def test_8_bits_are_scored_on_held_out_images(make_images: Callable[..., Path], 
     right = [Path(one.source).parent.name == one.best[0].name for one in predictions if isinstance(one, Prediction)]
     assert result.scores["accuracy"] == sum(right) / len(right)
     assert json.loads((tmp_path / "out" / MANIFEST).read_text())["checked"]["scores"] == result.scores
+
+
+PROBE = {
+    "method": {"name": "linear_probe", "inverse_regularisation": 1.0},
+    "backbone": {"name": "maple-tiny", "pretrained": "random"},
+    "train": {"epochs": 1},
+}
+
+
+def test_the_sample_is_of_all_classes_and_without_broken_images(
+    make_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_images(classes=("ant", "bee", "cat"), train=1, test=4)
+    train_run(resolve([PROBE, {"data": {"dataset": str(folder), "shots": None}}]), tmp_path / "run")
+    (folder / "test" / "ant" / "0.png").write_bytes(b"broken")
+    monkeypatch.setattr(export_source, "_RUN_IMAGES", 7)  # of 12
+    labels = open_export_source(tmp_path / "run").labels.tolist()
+    assert len(labels) == 6
+    assert set(labels) == {0, 1, 2}
+
+
+def test_the_sample_is_of_the_runs_own_division(
+    make_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fit lists its images, some of which it may have left out; and others may have come to a folder since."""
+    folder = make_images(classes=("ant", "bee"), train=12, test=0) / "train"
+    whole = load_dataset(str(folder), None)
+    listed = replace(whole, test=whole.test[:1])
+    (tmp_path / "fitted").mkdir()
+    write_saved_split(tmp_path / "fitted" / SAVED_SPLIT, listed, str(folder))
+    data = {"dataset": str(folder), "shots": None}
+    train_run(resolve([PROBE, {"data": {**data, "listing": saved_split_hash(listed)}}]), tmp_path / "fitted")
+    train_run(resolve([PROBE, {"data": data}]), tmp_path / "trained")
+    assert len(open_export_source(tmp_path / "fitted").labels) == 1
+    assert len(open_export_source(tmp_path / "trained").labels) == len(whole.test)
+    for number in range(30):
+        Image.new("RGB", (40, 40), (number, 9, 9)).save(folder / "ant" / f"a{number}.png")
+    trained = TrainedImages(tmp_path / "trained")
+    redrawn = open_dataset(read_settings(tmp_path / "trained"))
+    held_out = [item for item in redrawn.test if not trained.contains(redrawn, item, is_own=True)]
+    assert 0 < len(held_out) < len(redrawn.test)
+    monkeypatch.setattr(export_source, "_RUN_IMAGES", 100)
+    labels = open_export_source(tmp_path / "trained").labels.tolist()
+    assert labels == [redrawn.class_names.index(item.class_name) for item in held_out]
+    assert len(open_export_source(tmp_path / "fitted").labels) == 1
 
 
 @pytest.mark.parametrize("name", ["clap", "lpplusplus", "gda"])

@@ -20,6 +20,7 @@ from maple.inference.torch_predictor import describe, prompts_file, zero_shot_te
 from maple.methods import ZERO_SHOT, Method, build_method
 from maple.runs import read_settings
 from maple.runs.spec import open_dataset
+from maple.runs.trained_images import TrainedImages
 
 _RANDOM_IMAGES = 4
 _RUN_IMAGES, _SCORED_IMAGES = 16, 100
@@ -53,7 +54,8 @@ def open_export_source(
 ) -> ExportSource:
     """Load what `maple predict` would, in float32 on the CPU; `clip` as in `maple.inference.load_predictor`.
 
-    With `scored`, there are up to 100 test images, of trained classes if there are any, and otherwise up to 16.
+    With `scored`, there are up to 100 test images, of trained classes if there are any, and otherwise up to 16; none
+    that the run was trained on.
 
     Raises:
         ConfigError: `run` is an export.
@@ -76,16 +78,21 @@ def open_export_source(
         settings = read_settings(path.parent)
         if data_root is not None:
             settings = settings.changed(data=settings.data.changed(root=data_root))
-        dataset = open_dataset(settings)
+        dataset, trained = open_dataset(settings, path.parent), TrainedImages(path.parent)
         store, preprocess = dataset.store(0), EvalView.from_preprocessing(preprocessing)
         items: Sequence[Item] = dataset.test
         if scored:
             items = [item for item in items if item.class_name in method.class_names] or items
         most = _SCORED_IMAGES if scored else _RUN_IMAGES
-        for item in items[:: max(1, len(items) // most)][:most]:
-            images = np.concatenate([images, preprocess(store.get(item.path))[None]])
-            name = item.class_name
-            labels.append(method.class_names.index(name) if name in method.class_names else -1)
+        # They are in the order of their classes: evenly spread, there are some of each.
+        for index in np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int):
+            item = items[index]
+            if trained.contains(dataset, item, is_own=True):  # the division was drawn of other images
+                continue
+            with suppress(MapleError):  # one image that cannot be read
+                images = np.concatenate([images, preprocess(store.get(item.path))[None]])
+                name = item.class_name
+                labels.append(method.class_names.index(name) if name in method.class_names else -1)
     about = describe(method, info)
     if isinstance(about["dataset"], str):
         # An export may be given away: it does not say in which folder the data set was.
