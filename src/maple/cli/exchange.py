@@ -46,8 +46,8 @@ def import_command(
     the file, where its folders are those that the published code writes: shots_16/TRAINER/CONFIG/seed1, or
     CONFIG_16shots/nctx16_cscFalse_ctpend/seed1.
 
-    A file that holds parts of its CLIP is refused on another backbone, and one with another number of classes than
-    the names.
+    A file that holds parts of its CLIP, or sentences of its classes, is compared with the backbone and the names; a
+    note says what differs.
     """
     from maple.config import resolve
     from maple.config.settings import BUNDLED_DATASET
@@ -81,17 +81,21 @@ def import_command(
             "a checkpoint of the published code does not contain its class names: give --dataset (with --data-root), "
             "or --names 'cat,dog'"
         )
-    if (count := imported.info.get("class_count")) not in (None, len(class_names)):
-        given = "--names" if names is not None else f"--classes {classes} of {dataset}"
-        raise ConfigError(
-            f"{file} was trained on {count} classes, but {given} are {len(class_names)}; give the part that it was "
-            "trained on (--classes all, base or novel), or --names in the order of its training"
-        )
     folder = output or Path("runs") / f"imported_{file.name}_{content_name(settings)}"
     info = {"imported": {**imported.info, "file": file.name}, "dataset": dataset}
-    frozen = imported.frozen
-    learned = write_imported(settings, imported.parameters, class_names, folder, info=info, check=frozen.require_from)
-    if unlike := frozen.unlike(learned.backbone, class_names):
+    learned = write_imported(settings, imported.parameters, class_names, folder, info=info)
+    if differing := imported.frozen.not_of(learned.backbone):
+        options.echo_note(
+            f"the file was trained on another CLIP than {learned.backbone.name}, which has other values of "
+            f"{shortened_list(differing)}; predictions are right only on its own (--backbone RN50, ViT-B-32, ...)"
+        )
+    if (count := imported.info.get("class_count")) not in (None, len(class_names)):
+        given = "--names has" if names is not None else f"--classes {classes} of {dataset} are"
+        options.echo_note(
+            f"the file was trained on {count} classes, and {given} {len(class_names)}, which the run now takes for "
+            "those that it was trained on; give them all, in the order of the training"
+        )
+    elif unlike := imported.frozen.unlike(learned.backbone, class_names):
         options.echo_note(
             f"the file was trained on other class names than {shortened_list(unlike, 3)}, or in another order"
         )

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from maple.clip import Backbone
 from maple.clip.checkpoints.formats import CLIP_VOCABULARY
-from maple.errors import CheckpointError, shortened_list
 
 # Embeddings of the training sentences [C, T, Ht], which begin with that of SOS; or the whole table [V, Ht].
 _FIRST_TOKENS = re.compile(r"(prompt_learner\.)?token_prefix|(representation_learner\.)?prompt_embeddings")
@@ -34,28 +33,22 @@ class FrozenParts:
 
     Example:
         >>> parts = frozen_parts(state_dict)
-        >>> parts.require_from(load_clip("ViT-B-16"))
-        >>> parts.unlike(load_clip("ViT-B-16"), ["cat", "dog"])
-        []
+        >>> parts.not_of(load_clip("ViT-B-16")), parts.unlike(load_clip("ViT-B-16"), ["cat", "dog"])
+        ([], [])
     """
 
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     sos: Tensor | None = None
     names: Tensor | None = None
 
-    def require_from(self, backbone: Backbone) -> None:
-        """Raise CheckpointError if a tensor is not this backbone's, but for rounding to half precision."""
+    def not_of(self, backbone: Backbone) -> list[str]:
+        """The names of the tensors that are not this backbone's, but for rounding to half precision."""
         state = backbone.model.state_dict()
         differing = [name for name, weight in self.weights.items() if not _same(weight, state.get(name))]
         if self.sos is not None and backbone.text.obstacle is None:
             first = backbone.text.token_embeddings(backbone.tokenize(["a"])[0, :1].tolist())[0]
             differing += [] if _same(self.sos, first) else ["the embedding of the first token"]
-        if differing:
-            given = " / ".join(filter(None, (backbone.name, backbone.pretrained)))
-            raise CheckpointError(
-                f"the checkpoint was trained on another CLIP than {given}, which has other values of "
-                f"{shortened_list(differing)}; give the one that it was trained on as --backbone (RN50, ViT-B-32, ...)"
-            )
+        return differing
 
     def unlike(self, backbone: Backbone, class_names: Sequence[str]) -> list[str]:
         """Those of the class names, in their order, that are not in the checkpoint's sentences of their classes.

@@ -391,12 +391,8 @@ def write_imported(
     folder: Path,
     *,
     info: Mapping[str, Any],
-    check: Callable[[Backbone], None],
 ) -> Method:
     """Put `parameters` on the run's backbone and write a finished run, if every parameter fits, for `maple evaluate`.
-
-    Args:
-        check: raises CheckpointError if the parameters were learned on another backbone.
 
     Raises:
         ConfigError: the folder exists already, or the settings do not fit the backbone.
@@ -406,7 +402,6 @@ def write_imported(
         raise output_error(f"{folder} is already a run")
     settings = complete(settings)
     backbone = open_backbone(settings, "cpu")
-    check(backbone)
     method = build_method(settings.method, backbone, class_names)
     put_parameters(method, parameters, source=f"the imported checkpoint on {backbone.name}")
     with lock_folder(folder):
