@@ -89,8 +89,17 @@ def test_all_paths_work_behind_a_proxy(start: Start, passed_on: str) -> None:
 
 def test_a_prefix_neither_opens_nor_doubles_a_path(start: Start) -> None:
     client = start(url_prefix=f"{PREFIX}/", token="a-token-of-the-test")
+    good = {"Authorization": "Bearer a-token-of-the-test"}
     assert client.get(f"{PREFIX}/v1/model").status_code == client.get(f"{PREFIX}/metrics").status_code == 401
-    assert client.get(f"{PREFIX}{PREFIX}/v1/model").status_code == 404
-    assert client.get("/maplev1/model").status_code == 404
+    for path in (f"{PREFIX}{PREFIX}/v1/model", "/maplev1/model"):
+        assert client.get(path).status_code == 401
+        assert client.get(path, headers=good).status_code == 404
     redirect = client.get(PREFIX, follow_redirects=False)
     assert (redirect.status_code, redirect.headers["location"]) == (308, f"{PREFIX}/")
+    redirect = client.get(f"{PREFIX}?x=%C3%BC&y", follow_redirects=False)
+    assert (redirect.status_code, redirect.headers["location"]) == (308, f"{PREFIX}/?x=%C3%BC&y")
+    refused = client.get(PREFIX, headers={"Host": "evil.example"}, follow_redirects=False)
+    assert refused.status_code == ERROR_CODES["wrong_host"]
+    counted = client.get("/metrics", headers=good).text
+    assert 'maple_requests_total{route="/",status="308"} 2.0' in counted
+    assert 'maple_requests_total{route="/",status="421"} 1.0' in counted

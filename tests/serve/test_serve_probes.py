@@ -103,19 +103,22 @@ PROBES: dict[str, tuple[bytes, list[int]]] = {
     ),
     "lower-case method": (b"get" + get(b"/healthz")[3:], [405]),
     "long method": (b"A" * 20_000 + get(b"/healthz"), [405]),
-    "OPTIONS *": (b"OPTIONS" + get(b"*")[3:], [404]),
-    "CONNECT": (b"CONNECT" + get(b"127.0.0.1:80")[3:], [404]),
+    "OPTIONS *": (b"OPTIONS" + get(b"*", SECRET)[3:], [404]),
+    "CONNECT": (b"CONNECT" + get(b"127.0.0.1:80", SECRET)[3:], [404]),
     **{
-        f"address {target!r}": (get(target), [status])
+        # What is nowhere is not there with the token either.
+        f"address {target!r}": (get(target, SECRET if status == 404 else b""), [status])
         for target, status in (
             (b"http://127.0.0.1/v1/model", 404),
             (b"http://example.org/healthz", 404),
             (b"//v1/model", 404),
+            (b"//metrics", 401),
+            (b"/metrics%0A", 400),
             (b"/%76%31/model", 401),
             (b"/v1/../v1/model", 401),
             (b"/page.css/../v1/model", 404),
-            (b"/page.css%00", 404),
-            (b"/%00", 404),
+            (b"/page.css%00", 400),
+            (b"/%00", 400),
             (b"/../../etc/passwd", 404),
             (b"/%2e%2e/%2e%2e/etc/passwd", 404),
             (b"/page.css/..%2f..%2fapi.py", 404),

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 from serve_helpers import NAMES, Colours, Start, expected, png
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from maple.errors import ConfigError
+from maple.serve.api import create_app
 from maple.serve.limits import Limits
 
 RED = (200, 30, 30)
@@ -272,13 +275,15 @@ def test_other_hosts_and_origins_are_refused(client: TestClient) -> None:
 
 def test_a_token_is_required_for_the_api(start: Start) -> None:
     client = start(token="0123456789abcdefXYZ")
-    for path in ("/", "/page.js", "/page.css", "/icon.svg", "/healthz", "/readyz", "/openapi.json"):
+    for path in ("/", "/page.js", "/page.css", "/icon.svg", "/healthz", "/readyz", "/openapi.json", "/docs"):
         assert client.get(path).status_code == 200
     for value in (None, "", "Bearer", "Bearer 0123456789abcdefXY", "Basic 0123456789abcdefXYZ", "Bearer \xff"):
         headers = {} if value is None else {"authorization": value.encode("latin-1")}
         for answer in (
             client.get("/v1/model", headers=headers),
             client.get("/v1/nothing", headers=headers),
+            client.get("/nothing", headers=headers),
+            client.get("/v1/model/", headers=headers),
             client.post(PREDICT, files=files(png()), headers=headers),
         ):
             refused(answer, 401, "unauthorized")
@@ -286,6 +291,46 @@ def test_a_token_is_required_for_the_api(start: Start) -> None:
     good = {"authorization": "bearer 0123456789abcdefXYZ"}
     assert client.get("/v1/model", headers=good).status_code == 200
     assert client.post(PREDICT, files=files(png()), headers=good).status_code == 200
+    refused(client.get("/nothing", headers=good), 404, "not_found")
+
+
+@pytest.mark.parametrize("token", [None, "0123456789abcdefXYZ"])
+def test_paths_with_control_characters_are_refused(start: Start, token: str | None) -> None:
+    """Patterns of routes end with $, which ignores a line feed."""
+    client = start(token=token)
+    for path in ("/metrics%0A", "/v1/model%0A", "/healthz%0A", "/page.css%00", "/v1/examples/%7F"):
+        assert "cannot be printed" in refused(client.get(path), 400, "malformed")
+
+
+@pytest.mark.parametrize("mounted", [True, False], ids=["mounted", "root_path of the server"])
+@pytest.mark.parametrize("url_prefix", ["", "/clip"])
+def test_the_token_is_required_below_another_application(mounted: bool, url_prefix: str) -> None:
+    app = create_app(Colours(), token="0123456789abcdefXYZ", url_prefix=url_prefix)
+    outer = Starlette(routes=[Mount("/maple", app)], lifespan=app.router.lifespan_context) if mounted else app
+    good = {"authorization": "Bearer 0123456789abcdefXYZ"}
+    with TestClient(outer, base_url="http://127.0.0.1", root_path="" if mounted else "/maple") as client:
+        for path in (f"/maple{url_prefix}{path}" for path in ("/v1/model", "/metrics", "/nothing")):
+            refused(client.get(path), 401, "unauthorized")
+        refused(client.post(f"/maple{url_prefix}{PREDICT}", files=files(png())), 401, "unauthorized")
+        assert client.post(f"/maple{url_prefix}{PREDICT}", files=files(png()), headers=good).status_code == 200
+        for path in ("/", "/page.js", "/docs", "/healthz"):
+            assert client.get(f"/maple{url_prefix}{path}").status_code == 200
+        counted = client.get(f"/maple{url_prefix}/metrics", headers=good).text
+        assert 'maple_requests_total{route="/v1/predict",status="401"} 1.0' in counted
+        if url_prefix:
+            redirect = client.get("/maple/clip", follow_redirects=False)
+            assert (redirect.status_code, redirect.headers["location"]) == (308, "/maple/clip/")
+
+
+def test_servers_may_leave_out_the_raw_path() -> None:
+    app = create_app(Colours())
+
+    async def without_raw_path(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "raw_path": None} if scope["type"] == "http" else scope, receive, send)
+
+    with TestClient(without_raw_path, base_url="http://127.0.0.1") as client:
+        assert client.get("/v1/model").status_code == 200
+        refused(client.get(f"/v1/{'x' * 9000}"), 414, "url_too_long")
 
 
 def test_every_response_has_security_headers(client: TestClient) -> None:

@@ -24,7 +24,7 @@ from maple.names import FEATURES
 from maple.serve.batching import Batcher, ClassProbabilities, Job
 from maple.serve.decoding import Decoder
 from maple.serve.limits import Limits
-from maple.serve.middleware import API_PREFIX, BEARER, Capacity, Exchange, GuardMiddleware
+from maple.serve.middleware import BEARER, Capacity, Exchange, GuardMiddleware
 from maple.serve.monitoring import METRICS_PATH, Metrics
 from maple.serve.request import PredictRequest, RequestParser
 from maple.serve.responses import (
@@ -52,7 +52,9 @@ _PREDICT_ERRORS = (
     *("unreadable_image", "internal", "model_failed", "busy", "not_ready", "timeout"),
 )
 _PAGE_PATHS = ("/", "/page.css", "/page.js", "/docs.css", "/docs.js", "/icon.svg")
-_DOCS_PATH, _OPENAPI_PATH = "/docs", "/openapi.json"
+_DOCS_PATH = "/docs"
+_PUBLIC_PATHS = (*_PAGE_PATHS, _DOCS_PATH, "/openapi.json", "/healthz", "/readyz")
+_API_PREFIX = "/v1"
 _DESCRIPTION = """\
 Classifies images with prompts trained by maple-clip. Class names that were not trained may be given at any time.
 
@@ -188,7 +190,7 @@ def create_app(
     """Create the server as an ASGI application.
 
     Args:
-        token: required from clients of the API; None for no token.
+        token: required for all but the page, `/docs`, `/openapi.json` and the health checks; None for no token.
         hosts: names by which requests may address the server; None for any.
         find_examples: called in a thread when the server starts; None for no examples.
         url_prefix: path under which a proxy offers the server, such as "/maple"; empty for none. Whether the proxy
@@ -235,9 +237,9 @@ def create_app(
         dependencies=dependencies,
         responses=token_responses,
     )
-    app.include_router(_api, prefix=API_PREFIX, dependencies=dependencies, responses=token_responses)
+    app.include_router(_api, prefix=_API_PREFIX, dependencies=dependencies, responses=token_responses)
     app.add_api_route(
-        f"{API_PREFIX}/predict",
+        f"{_API_PREFIX}/predict",
         predict,
         methods=["POST"],
         tags=["predict"],
@@ -251,10 +253,16 @@ def create_app(
     page = StaticFiles(packages=[("maple.serve", "page")], html=True)
     app.router.routes += [Route(path, page, include_in_schema=False) for path in _PAGE_PATHS]
     app.router.routes.append(Route(_DOCS_PATH, api_page, include_in_schema=False))
-    service.metrics.name_routes([*app.openapi()["paths"], *_PAGE_PATHS, _DOCS_PATH, _OPENAPI_PATH])
+    service.metrics.name_routes([*app.openapi()["paths"], *_PUBLIC_PATHS])
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_middleware(
-        GuardMiddleware, limits=limits, metrics=service.metrics, token=token, hosts=hosts, url_prefix=prefix
+        GuardMiddleware,
+        limits=limits,
+        metrics=service.metrics,
+        public=_PUBLIC_PATHS,
+        token=token,
+        hosts=hosts,
+        url_prefix=prefix,
     )
     return app
 
@@ -266,7 +274,7 @@ def _check_url_prefix(prefix: str) -> str:
         raise ConfigError(
             f"the URL prefix {prefix!r} is not a path of letters, digits and . _ ~ -; give one such as /maple"
         )
-    taken = ["v1", *(path[1:] for path in (*_PAGE_PATHS, _DOCS_PATH, _OPENAPI_PATH, METRICS_PATH)), "healthz", "readyz"]
+    taken = [path[1:] for path in (*_PUBLIC_PATHS, METRICS_PATH, _API_PREFIX)]
     if prefix and (first := prefix.split("/")[1]) in taken:
         raise ConfigError(
             f"the URL prefix {prefix!r} begins with {first!r}, a path of the server itself; choose another"

@@ -6,24 +6,24 @@ import hmac
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from itertools import chain
 from urllib.parse import urlsplit
 
 from fastapi.security import HTTPBearer
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from maple.serve.limits import Limits
-from maple.serve.monitoring import METRICS_PATH, Metrics
+from maple.serve.monitoring import Metrics
 from maple.serve.responses import ApiError
 
 logger = logging.getLogger(__name__)
 
-API_PREFIX = "/v1"
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 BEARER = HTTPBearer(scheme_name="token", auto_error=False)
 """Reads the token of a request; as a dependency of the routes, it describes the token in OpenAPI."""
@@ -75,7 +75,7 @@ class GuardMiddleware:
     `limit_concurrency` answer in plain text, with other statuses than the API documents.
 
     Args:
-        token: required for paths under /v1; None for no token.
+        token: required for every path that is not one of `public`; None for no token.
         hosts: names by which requests may address this server, against DNS rebinding; None for any.
         url_prefix: path under which a proxy offers the server, "/maple". Requests are accepted with and without it.
     """
@@ -86,6 +86,7 @@ class GuardMiddleware:
         limits: Limits,
         metrics: Metrics,
         *,
+        public: Collection[str],
         token: str | None = None,
         hosts: Iterable[str] | None = None,
         url_prefix: str = "",
@@ -93,6 +94,7 @@ class GuardMiddleware:
         self._app = app
         self._limits = limits
         self._metrics = metrics
+        self._public = public
         self._url_prefix = url_prefix
         self._token = None if token is None else _digest(token)
         self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
@@ -105,21 +107,24 @@ class GuardMiddleware:
             return
         started = time.monotonic()
         exchange = Exchange(scope, receive, send, self._limits, self._uploads, self._arriving)
-        # Removed here, not by ASGI's root_path, so that the path of the token's check is the one that is routed.
-        if self._url_prefix and scope["path"] == self._url_prefix:
+        # The path that is routed is the one that is checked and counted: without what another application mounts this
+        # one under, and without the prefix.
+        path, mounted, app = get_route_path(scope), scope.get("root_path", ""), self._app
+        if self._url_prefix and path == self._url_prefix:
             # The page's links are relative to its folder.
-            await RedirectResponse(f"{self._url_prefix}/", 308)(scope, receive, exchange.send)
-            return
-        if self._url_prefix and scope["path"].startswith(f"{self._url_prefix}/"):
-            scope = {**scope, "path": scope["path"].removeprefix(self._url_prefix)}
+            query = f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""
+            path, app = "/", RedirectResponse(f"{mounted}{self._url_prefix}/{query}", 308)
+        elif self._url_prefix and path.startswith(f"{self._url_prefix}/"):
+            path = path.removeprefix(self._url_prefix)
+            scope = {**scope, "path": mounted + path}
         # HEAD is answered as GET; uvicorn leaves out the body.
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         # Ranges are ignored, as a server may: Starlette would answer invalid ones itself, in plain text.
         lines = [line for line in scope["headers"] if line[0] != b"range"]
         inner = {**scope, "headers": lines, "method": method, "state": {**scope.get("state", {}), "exchange": exchange}}
         try:
-            await self._check(scope)
-            await self._app(inner, exchange.receive, exchange.send)
+            await self._check(scope, path)
+            await app(inner, exchange.receive, exchange.send)
         except ApiError as error:
             await error.response()(scope, receive, exchange.send)
         except Exception as error:
@@ -131,16 +136,20 @@ class GuardMiddleware:
             self._arriving.discard(exchange)
             self._uploads.release(exchange.held)
             if exchange.status is not None:
-                self._metrics.record(scope["path"], exchange.status, time.monotonic() - started)
+                self._metrics.record(path, exchange.status, time.monotonic() - started)
 
-    async def _check(self, scope: Scope) -> None:
-        """Check size, host, origin and token, before anything of the body is read.
+    async def _check(self, scope: Scope, path: str) -> None:
+        """Check size, path, host, origin and token, before anything of the body is read.
 
         A dependency of a FastAPI route could check the token only after the body has been read.
         """
         headers = Headers(scope=scope)
-        if len(scope["raw_path"]) + len(scope["query_string"]) > self._limits.url_bytes:
+        # Servers may leave out the raw path.
+        if len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"]) > self._limits.url_bytes:
             raise url_too_long(self._limits)
+        if not path.isprintable():
+            # Patterns of routes would ignore a line feed at the end.
+            raise ApiError("malformed", "the path contains a character that cannot be printed; leave it out")
         lines = scope["headers"]
         if len(lines) > self._limits.headers or sum(map(len, chain(*lines))) > self._limits.head_bytes:
             raise head_too_large(self._limits)
@@ -161,8 +170,7 @@ class GuardMiddleware:
         origin = headers.get("origin")
         if origin is not None and not self._is_same_origin(origin, host):
             raise ApiError("cross_origin", f"pages of {origin[:100]!r} may not use this server")
-        is_private = scope["path"] == METRICS_PATH or scope["path"].startswith(f"{API_PREFIX}/")
-        if self._token is not None and is_private:
+        if self._token is not None and path not in self._public:
             credentials = await BEARER(HTTPConnection(scope))
             if credentials is None or not hmac.compare_digest(_digest(credentials.credentials.strip()), self._token):
                 raise ApiError(
