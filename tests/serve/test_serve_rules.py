@@ -93,12 +93,16 @@ def test_a_form_may_hold_json(client: TestClient) -> None:
 
     one = send(' ["red car", "dog, small"]', "1").json()["predictions"][0]
     assert set(as_dict(one["best"])) == set(as_dict(one["zero_shot"])) == {"red car", "dog, small"}
-    one = send("[1],[2]").json()["predictions"][0]
-    assert set(as_dict(one["best"])) == {"[1]", "[2]"}, "no list of texts"
+    one = send('"[1]","{2}",[3]').json()["predictions"][0]
+    assert set(as_dict(one["best"])) == {"[1]", "{2}", "[3]"}, "names in double quotes"
     assert one["zero_shot"] is None
     assert "at least 1 item" in refused(send("[]"), 422, "invalid_request")
     assert "class_names[0]" in refused(send('["\\ud800", "b"]'), 422, "invalid_request")
     assert "class_names" in refused(send("[" * 100_000), 422, "invalid_request")
+    for text in ("['red car', 'blue car']", "[1, 2]", "[1],[2]", ' ["a", "b",]', '{"a": "b"}', '["a", 1]'):
+        answer = send(text)
+        assert "class_names: begins as JSON, but is not a list of texts" in refused(answer, 422, "invalid_request")
+        assert [one["where"] for one in answer.json()["error"]["details"]] == ["class_names"]
     assert "zero_shot: Input should be a valid boolean" in refused(send("a,b", "2"), 422, "invalid_request")
 
 
@@ -175,6 +179,20 @@ def test_duplicate_names_are_refused_by_the_method(client: TestClient) -> None:
 def test_wrong_fields_are_named(client: TestClient, fields: Any, message: str) -> None:
     answer = client.post(PREDICT, files=files(png()), data=fields)
     assert message in refused(answer, 422, "invalid_request")
+
+
+def test_images_of_a_form_need_a_file_name(client: TestClient) -> None:
+    head = b'--x\r\nContent-Disposition: form-data; name="images"'
+    parts = [head + b'; filename="a.png"\r\n\r\n' + png(), head + b"\r\n\r\n" + png()]
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = client.post(PREDICT, content=b"\r\n".join([*parts, b"--x--\r\n"]), headers=headers)
+    assert "images[1]: must be a file, with a file name" in refused(answer, 422, "invalid_request")
+
+
+def test_options_in_the_address_are_refused(client: TestClient) -> None:
+    answer = client.post(f"{PREDICT}?top=1&class_names=a", files=files(png()))
+    message = refused(answer, 422, "invalid_request")
+    assert message == "query: the address has the options 'top', 'class_names', which belong in the body"
 
 
 def test_too_many_images_in_a_form(start: Start) -> None:
@@ -371,11 +389,10 @@ def test_zero_shot_is_refused_where_it_is_not_available(start: Start) -> None:
 
 
 def test_errors_of_the_model_do_not_reveal_internals(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
-    assert "white is too bright" in refused(client.post(PREDICT, files=files(png((255,) * 3))), 500, "model_failed")
-    caplog.clear()
-    answer = client.post(PREDICT, files=files(png((0,) * 3)))
-    assert "secret" not in refused(answer, 500, "model_failed")
-    assert "black is secret" in caplog.text
+    for colour, secret in (((255,) * 3, "white is too bright"), ((0,) * 3, "black is secret")):
+        answer = client.post(PREDICT, files=files(png(colour)))
+        assert refused(answer, 500, "model_failed") == "the model failed: see the server's log"
+        assert secret in caplog.text
     answer = client.post(PREDICT, files=files(png()), data={"class_names": "nan,cat"})
     assert "not a number" in refused(answer, 500, "model_failed")
     assert client.post(PREDICT, files=files(png())).status_code == 200

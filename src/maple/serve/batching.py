@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from maple.errors import ClassNamesError, MapleError
+from maple.errors import ClassNamesError
 from maple.inference.predictor import EncodedClasses, Floats, Predictor
 from maple.serve.limits import Limits
 from maple.serve.responses import ApiError
@@ -98,11 +98,11 @@ class Batcher:
                     if not job.result.done():
                         self._attempt([job])
                 return
-            reason = str(error)
-            if not isinstance(error, MapleError):
+            if not isinstance(error, ApiError):
+                # The messages of other errors are not for clients: they may name folders of this machine.
                 logger.error("the model failed", exc_info=error)
-                reason = "see the server's log"  # only messages of this package are sent to clients
-            jobs[0].result.set_exception(ApiError("model_failed", f"the model failed: {reason}"))
+                error = ApiError("model_failed", "the model failed: see the server's log")
+            jobs[0].result.set_exception(error)
 
     def _next_batch(self) -> list[Job]:
         """Wait for a job, then add those that arrive within `wait` seconds and fit. Empty when closed."""
@@ -146,7 +146,7 @@ class Batcher:
             of_group, features = features[:count], features[count:]
             tuned, frozen = self._predictor.probabilities(of_group, classes)
             if not np.isfinite(tuned).all() or not (frozen is None or np.isfinite(frozen).all()):
-                raise MapleError("the model returned a probability that is not a number")
+                raise ApiError("model_failed", "the model failed: it returned a probability that is not a number")
             start = 0
             for job in groups[names]:
                 rows = slice(start, start := start + len(job.views))

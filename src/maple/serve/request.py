@@ -2,6 +2,7 @@
 
 import base64
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -22,12 +23,13 @@ _JSON = "application/json"
 _FORM = "multipart/form-data"
 _MAX_FILE_NAME = 255
 _MAX_SHOWN = 40
+_MAX_OPTIONS = 10
 _FORM_NAMES = {
     "type": "array",
     "items": {"type": "string", "minLength": 1},
     "minItems": 1,
     "description": "Class names: one in each of several fields, or all in one field, separated by commas or new lines; "
-    "there, a name that contains a comma is in double quotes. Or a JSON list in one field.",
+    "there, a name that contains a comma, or begins with [ or {, is in double quotes. Or a JSON list in one field.",
 }
 
 
@@ -83,7 +85,7 @@ class RequestParser:
             """Images, and how to classify them."""
 
             images: Annotated[
-                list[Annotated[UploadFile, BeforeValidator(_refuse_text)]],
+                list[UploadFile],
                 count,
                 Field(description="Encoded images, each a file with a file name."),
             ]
@@ -103,6 +105,9 @@ class RequestParser:
 
     async def parse(self, request: Request) -> PredictRequest:
         """Read the body, once, and check it; any problem of it is an ApiError."""
+        if request.query_params:
+            options = ", ".join(f"{name[:80]!r}" for name in [*request.query_params][:_MAX_OPTIONS])
+            raise _refused("query", f"the address has the options {options}, which belong in the body")
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise ApiError("unsupported_media_type", "compressed bodies are not supported; omit Content-Encoding")
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -165,6 +170,13 @@ class _InMemoryFormParser(MultiPartParser):
         # python-multipart does not report a missing last boundary.
         self.complete = True
 
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        part = self._current_part
+        if part.field_name == "images" and part.file is None:
+            index = sum(name == "images" for name, _ in self.items)
+            raise _refused(f"images[{index}]", "must be a file, with a file name (curl: -F images=@cat.jpg)")
+
     def on_part_end(self) -> None:
         part = self._current_part
         if part.file is None and self._charset == "utf-8":
@@ -181,8 +193,7 @@ def _form_values(form: FormData) -> dict[str, Any]:
     for key in form:
         values = form.getlist(key)
         if key == "class_names" and len(values) == 1 and isinstance(values[0], str):
-            names = _json_names(values[0])
-            fields[key] = names_in(values[0]) if names is None else names
+            fields[key] = _class_names(values[0])
         elif key in ("images", "class_names"):
             fields[key] = [value.strip() if isinstance(value, str) else value for value in values]
         else:
@@ -192,13 +203,19 @@ def _form_values(form: FormData) -> dict[str, Any]:
     return fields
 
 
-def _json_names(text: str) -> list[str] | None:
-    """The class names of a field that is a JSON list of texts; None for any other text."""
-    try:
-        names = json.loads(text) if text.lstrip().startswith("[") else None
-    except (ValueError, RecursionError):
-        return None
-    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+def _class_names(text: str) -> list[str]:
+    """The class names of one field: a JSON list of texts, or names separated by commas or new lines."""
+    if not text.lstrip().startswith(("[", "{")):
+        return names_in(text)
+    with suppress(ValueError, RecursionError):
+        names = json.loads(text)
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return names
+    forms = 'write a JSON list of texts (["red car", "blue car"]), or names with commas between them'
+    raise _refused(
+        "class_names",
+        f"begins as JSON, but is not a list of texts; {forms}; a name that begins with [ or {{ goes in double quotes",
+    )
 
 
 def _whole_number(value: Any) -> Any:
@@ -222,18 +239,16 @@ def _refuse_control_characters(name: str) -> str:
     return name
 
 
-def _refuse_text(value: Any) -> Any:
-    if isinstance(value, str):
-        raise PydanticCustomError("file", "must be a file, with a file name")
-    return value
-
-
 def _parse_json(text: Any) -> Any:
     """The value that a form field stands for, else its text."""
     try:
         return json.loads(text.strip().lower())
     except (AttributeError, ValueError, RecursionError):
         return text
+
+
+def _refused(where: str, message: str) -> ApiError:
+    return ApiError("invalid_request", f"{where}: {message}", [ErrorDetail(where=where, message=message)])
 
 
 def _invalid_request(error: ValidationError) -> ApiError:
