@@ -63,3 +63,13 @@ def test_images_are_built_from_files_that_are_sent_and_exist(name: str) -> None:
     (instructions,) = re.findall(r"^ENTRYPOINT (\[.*\])$", text, flags=re.MULTILINE)
     assert instructions.startswith('["maple"')
     assert "HEALTHCHECK" in text
+
+
+def test_the_processes_of_the_example_may_be_addressed_as_it_says() -> None:
+    """By the balancer's health checks, and by Prometheus, which reads each process."""
+    folder = ROOT / "examples" / "serve"
+    allowed = re.search(r"^  command: \[(.+)\]$", (folder / "compose.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert allowed is not None
+    names = set(re.findall(r'"--allow-host", "(\S+?)"', allowed[1]))
+    balancer = (folder / "Caddyfile").read_text(encoding="utf-8")
+    assert {*re.findall(r"(\S+):8000", balancer), *re.findall(r"Host (\S+)", balancer)} == names

@@ -42,7 +42,11 @@ def serve_command(
         bool, Option("--no-token", help="Let other machines that --host admits omit the token.")
     ] = False,
     allow_host: Annotated[
-        list[str] | None, Option(help="Another name of this server, as of a proxy; repeatable.")
+        list[str] | None,
+        Option(
+            help="Another name of this server, as of a proxy; repeatable. Given one, --host 0.0.0.0 no longer accepts "
+            "every name."
+        ),
     ] = None,
     url_prefix: Annotated[
         str, Option(help="Path under which a proxy offers this server: /maple. It may be passed on or removed.")
