@@ -79,7 +79,7 @@ def this_process(device: str | None = None) -> Processes:
     launch --cpu` is for MPI, and starts a single process where there is none.
 
     A group that is joined here is left when the interpreter exits; one that the caller has joined is not. The default
-    device is the first GPU, or the GPU of this process, or the CPU.
+    device is the first CUDA GPU, or the GPU of this process, or the CPU.
 
     Raises:
         ConfigError: there is no such device, the environment variables of a launcher are incomplete, or the other
@@ -139,7 +139,7 @@ def launched() -> tuple[int, int]:
 
 
 def choose_device(device: str | None = None) -> torch.device:
-    """The device of this name, or else the first GPU, or the CPU; of this process alone, whatever a launcher has set.
+    """The device of this name, or the first CUDA GPU, or the CPU; of this process alone, whatever a launcher has set.
 
     Raises:
         ConfigError: there is no such device.

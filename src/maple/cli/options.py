@@ -65,7 +65,7 @@ Features = Annotated[
 PrintConfig = Annotated[bool, Option("--print-config", help="Print the settings as TOML, for --preset, and stop.")]
 Device = Annotated[
     str | None,
-    Option(help="Where to compute: cpu, cuda, cuda:1, mps. Default: a GPU if there is one; for exports the CPU."),
+    Option(help="Where to compute: cpu, cuda, cuda:1, mps. Default: a CUDA GPU if there is one; for exports the CPU."),
 ]
 DataRoot = Annotated[str | None, Option(envvar="MAPLE_DATA", help="The folder with the folders of the data sets.")]
 Tracker = Annotated[str | None, Option(help="Also log to an experiment tracker: tensorboard, wandb or mlflow.")]

@@ -359,7 +359,7 @@ def load_predictor(source: str | Path, *, zero_shot: bool = False, device: str |
     """Load a finished run's folder, a prompts file, `hub:OWNER/NAME`, or the folder of an export to ONNX.
 
     PyTorch is imported for the first three only. `zero_shot` classifies with the frozen CLIP too; the default `device`
-    is a GPU if there is one, and the CPU for an export. `clip`: `precision`, `backbone`, `pretrained` and
+    is a CUDA GPU if there is one, and the CPU for an export. `clip`: `precision`, `backbone`, `pretrained` and
     `trust_backbone`, as in `maple.load_prompts`; not for an export.
 
     Raises:
