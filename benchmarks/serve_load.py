@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.serve_load RUN --server-core 0 --client-core 1
 
 Each request has another image and another list of class names. The response must equal that to the same request sent
-alone, within 1e-4; responses with status 503 are counted, and the request is repeated.
+alone, within 1e-4; responses with status 503 are counted, and the client sends another request after a moment.
 
 The work of a request is given in milliseconds of the processor, which other programs hardly change, and next to it what
 its image alone costs without a server: decoding, and encoding in batches as large as the server's were. Their inverse
@@ -198,6 +198,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 load = Load(port, queries, alone, zero_shot)
                 began = time.perf_counter()
                 load.run(options.clients, options.seconds)
+                if not load.seconds:
+                    raise SystemExit(f"no request succeeded: {dict(load.outcomes)}")
                 took = time.perf_counter() - began
                 times = np.array(load.seconds) * 1000
                 server, decoders = (
