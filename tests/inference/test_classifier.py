@@ -13,14 +13,15 @@ from inference_helpers import NAMES, QUICK, TINY, WORDS, pixels
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.metrics import get_scorer
 
-from maple import PromptClassifier, load_prompts
+from maple import PromptClassifier, build_method, load_prompts, save_prompts
 from maple.checkpoint import read_prompts
 from maple.clip import Backbone
 from maple.config import resolve
 from maple.errors import BackboneError, CheckpointError, ClassNamesError, ConfigError, DataError, ImageError, MapleError
 from maple.inference import TorchPredictor, find_images
-from maple.runs import train_run
+from maple.runs import eval_transform, train_run
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ def test_bad_labels_and_settings() -> None:
         (["a", 1] * 3, DataError, "label 1 is 1, int; give labels of one kind"),
         (["a", "b", float("nan")] * 2, DataError, "label 2 is nan, float; give labels of one kind"),
         (np.array([1.5, 2.5] * 3, dtype=object), DataError, "label 0 is 1.5, float; give labels of one kind"),
-        (np.array([labels]).T, DataError, r"labels of shape \[6, 1\]"),
+        (np.array([labels, labels]).T, DataError, r"labels of shape \[6, 2\]"),
         (None, DataError, "no labels are given, and ndarray has none; give y"),
     ):
         with pytest.raises(error, match=message):
@@ -327,6 +328,47 @@ def test_labels_and_new_names_are_kept(tmp_path: Path) -> None:
     assert {ranked.name for ranked in answer.best} == set(WORDS)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "maple", "prompt_depth": 2},
+        {"name": "coop", "class_specific": True},
+        {"name": "taskres"},
+        {"name": "tip_adapter"},
+    ],
+    ids=lambda method: method["name"],
+)
+def test_labels_of_a_run_are_sorted(tiny: Backbone, tmp_path: Path, method: dict[str, Any]) -> None:
+    """As scikit-learn's metrics expect; a run has its classes in the order of its data set."""
+    images, _ = pixels(9)
+    names = ("owl", "cat", "owl", "dog") if method["name"] == "taskres" else ("owl", "cat", "dog")
+    trained = build_method(method, tiny, names, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        for parameter in trained.prompt_parameters().values():
+            parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4))
+    save_prompts(tmp_path / "prompts.safetensors", trained)
+    loaded = PromptClassifier.from_pretrained(tmp_path, device="cpu")
+    assert loaded.classes_.tolist() == list(loaded.class_names_) == sorted(names)
+    in_order = PromptClassifier.from_pretrained(tmp_path, device="cpu").set_class_names
+    expected = load_prompts(tmp_path / "prompts.safetensors", tiny)
+    views = [eval_transform(tiny)(Image.fromarray(image)) for image in images]
+    with torch.no_grad():
+        columns = expected.eval().predict_logits(torch.stack(views)).softmax(dim=1).numpy()
+    order = np.argsort(names, kind="stable")
+    found = loaded.predict_proba(images)
+    np.testing.assert_allclose(found, columns[:, order], atol=1e-6)
+    labels = np.array(names)[columns.argmax(axis=1)]
+    assert loaded.predict(images).tolist() == labels.tolist()
+    if len(set(names)) == len(names):
+        losses = -np.log(columns[np.arange(9), np.arange(9) % 3])
+        assert get_scorer("neg_log_loss")(loaded, images, names * 3) == pytest.approx(-losses.mean(), abs=1e-4)
+        assert in_order(["owl", "cat", "dog"]).classes_.tolist() == ["owl", "cat", "dog"], "as given"
+    loaded.save_pretrained(tmp_path / "again")
+    again = PromptClassifier.from_pretrained(tmp_path / "again", device="cpu")
+    assert np.array_equal(again.predict_proba(images), found)
+    assert read_prompts(tmp_path / "again" / "prompts.safetensors").class_names == names
+
+
 def _file(folder: Path, image: np.ndarray) -> str:
     Image.fromarray(image).save(folder / "one.png")
     return str(folder / "one.png")
@@ -338,7 +380,7 @@ def test_the_backbone_may_lie_elsewhere_but_must_be_the_same(prompts: Path, tiny
     assert with_own.method_.backbone is tiny
     named = PromptClassifier.from_pretrained(prompts, backbone="maple-tiny", pretrained="random:1", device="cpu")
     assert np.array_equal(named.predict_proba(images), with_own.predict_proba(images))
-    assert with_own.class_names_ == NAMES
+    assert with_own.class_names_ == tuple(sorted(NAMES))
     with pytest.raises(CheckpointError, match="prompts do not work with other weights"):
         PromptClassifier.from_pretrained(prompts, backbone="maple-tiny", pretrained="random:2", device="cpu")
     with pytest.raises(CheckpointError, match="is not a run folder"):

@@ -1,17 +1,20 @@
 """PromptClassifier: images, labels, names and settings of unusual forms."""
 
 from enum import Enum
-from pathlib import Path
+from io import BytesIO
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
 import torch
-from inference_helpers import QUICK, pixels
+from inference_helpers import QUICK, TINY, pixels
 from PIL import Image
+from sklearn.exceptions import DataConversionWarning
 
 from maple import PromptClassifier
 from maple.data import read_image
 from maple.errors import ClassNamesError, DataError, ImageError
+from maple.inference.sources.array_images import to_images
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,54 @@ def test_tensors_of_types_that_numpy_lacks(fitted: PromptClassifier) -> None:
     expected = fitted.predict_proba(images.float())
     assert np.array_equal(fitted.predict_proba(images), expected)
     assert np.array_equal(fitted.predict_proba(images.float().to_sparse()), expected)
+
+
+def test_encoded_images_of_other_types(fitted: PromptClassifier, tmp_path: Path) -> None:
+    path = tmp_path / "one.png"
+    Image.fromarray(pixels(1)[0][0]).save(path)
+    content = path.read_bytes()
+    expected = fitted.predict_proba(content)
+    with path.open("rb") as file:
+        for image in (bytearray(content), memoryview(content), BytesIO(content), file, PurePath(path)):
+            assert np.array_equal(fitted.predict_proba(image), expected)
+            np.testing.assert_allclose(fitted.predict_proba([image, image]), [*expected, *expected], atol=1e-6)
+    with path.open(encoding="latin-1") as text:
+        for unread, problem in (
+            (file, "the file cannot"),
+            (text, "the file cannot"),
+            (BytesIO(b"x"), "is not an image"),
+        ):
+            with pytest.raises(ImageError, match=f"image 0: {problem}"):
+                fitted.predict(unread)
+
+
+def test_a_pattern_and_a_home_folder(fitted: PromptClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, image in enumerate(pixels(3)[0]):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    expected = fitted.predict_proba([str(tmp_path / f"{number}.png") for number in range(3)])
+    assert np.array_equal(fitted.predict_proba(str(tmp_path / "*.png")), expected)
+    np.testing.assert_allclose(fitted.predict_proba(tmp_path / "[12].png"), expected[1:], atol=1e-6)
+    with pytest.raises(ImageError, match=r"\*\.jpg: there is no such file"):
+        fitted.predict(str(tmp_path / "*.jpg"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    for source in ("~/2.png", ["~/2.png"], "~/[2].png"):
+        np.testing.assert_allclose(fitted.predict_proba(source), expected[2:], atol=1e-6)
+    assert to_images(["~/2.png"])[0].content_id() == to_images(str(tmp_path / "2.png"))[0].content_id() is not None
+
+
+def test_labels_in_one_column(fitted: PromptClassifier) -> None:
+    """As scikit-learn's classifiers take them, with its warning."""
+    images, labels = pixels(6)
+    pandas = pytest.importorskip("pandas")
+    quick = PromptClassifier("zero_shot", **TINY, calibrate=False)
+    for column in (labels[:, None], labels[:, None].tolist(), pandas.DataFrame({"label": labels})):
+        with pytest.warns(DataConversionWarning, match="column-vector"):
+            assert quick.fit(images, column).classes_.tolist() == ["cat", "dog", "owl"]
+        with pytest.warns(DataConversionWarning, match="column-vector"):
+            assert fitted.score(images, column) == fitted.score(images, labels)
+    with pytest.raises(DataError, match=r"labels of shape \[6, 2\]"):
+        quick.fit(images, np.stack([labels, labels], axis=1))
 
 
 class Kind(str, Enum):  # noqa: UP042 - NumPy takes such words for others

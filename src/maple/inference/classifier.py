@@ -64,9 +64,7 @@ class PromptClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):  # typ
     Args:
         method, preset, epochs, lr, batch_size: as in `maple train`; the preset is METHOD_base-to-novel by default. The
             method "auto" tries several by cross-validation on the images that `fit` is given, with their few-shot
-            presets, and trains the best one on all of them, as `maple fit` does. It is not the default: which methods
-            fit into the minutes depends on the speed of the machine, and each call of `fit` takes the time anew, also
-            within `cross_val_score` or `GridSearchCV`.
+            presets, and trains the best one on all of them, as `maple fit` does; each call of `fit` takes its minutes.
         minutes, goal, methods: of "auto" alone. The time that it may take, as estimated before; to be best on the
             "trained" names, or also on "new" ones that were not trained; the methods to try, from simple to costly
             ("zero_shot", "tip-adapter-f", ...), by default `maple.runs.selection.CANDIDATES`.
@@ -83,10 +81,10 @@ class PromptClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):  # typ
             methods that choose a setting on validation images (Tip-Adapter's alpha and beta, the linear probe's
             regularisation), unless that setting is given; at most four images of a class where `shots` is set. Also for
             `settings={"train": {"keep": "best"}}`, unless `shots` leaves images over.
-        device: cpu, cuda, cuda:1, mps; by default a GPU if there is one.
+        device: cpu, cuda, cuda:1, mps; by default a CUDA GPU if there is one.
 
     Attributes:
-        classes_, class_names_: labels [C], sorted (after `set_class_names`: its names), and CLIP's words for them.
+        classes_, class_names_: labels [C], sorted (after `set_class_names`: as given), and CLIP's words for them.
         method_: the `torch.nn.Module` with the prompts; its `backbone` is the frozen CLIP.
         history_: the reports of the epochs.
         selection_: with "auto" and after `fit`, the methods tried with their scores, a
@@ -187,12 +185,9 @@ class PromptClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):  # typ
             verbose=verbose,
             callbacks=followers,
         )
-        info = trained.info
-        if trained.selection is not None:
-            info = {**info, "selection": trained.selection.as_json()}
-        self._set_method(trained.method, classes, info)
-        self.history_ = trained.history
-        self.selection_ = trained.selection
+        selected = {} if trained.selection is None else {"selection": trained.selection.as_json()}
+        self._set_method(trained.method, classes, {**trained.info, **selected})
+        self.history_, self.selection_ = trained.history, trained.selection
         return self
 
     def predict(self, X: Any, *, reject: float | None = None, rejected_label: Any = None) -> Labels:  # noqa: N803
@@ -261,7 +256,9 @@ class PromptClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):  # typ
         return np.asarray([f"promptclassifier{i}" for i in range(self._fitted().backbone.embed_dim)], dtype=object)
 
     def set_class_names(self, names: Sequence[str]) -> Self:
-        """Set the class names to predict, without training; they become the labels too.
+        """Set the class names to predict, without training; they become the labels too, in the order given.
+
+        scikit-learn's metrics of probabilities take columns for sorted labels: give sorted names for these.
 
         Raises:
             ClassNamesError: an empty list or name, the same words twice, or a name too long for the text tower.
@@ -320,7 +317,7 @@ class PromptClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):  # typ
                 backbone or name, pretrained, stored.backbone["precision"], choose_device(device), stored.activation
             )
         method = load_prompts(path, backbone, trust_code=trust_code)
-        # A file of `maple train` has no section of a classifier: its labels are the class names.
+        # A file of `maple train` has no section of a classifier.
         trained = {"labels": list(stored.class_names), "names": list(stored.class_names)}
         current = stored.info.get("classifier", trained)
         try:
@@ -329,6 +326,8 @@ class PromptClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):  # typ
             pairs = dict(zip(labels, names, strict=True))
         except (ClassNamesError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is damaged: its labels and names do not fit together ({error})") from error
+        if labels == names == trained["names"]:  # in the order of the training, not of `set_class_names`
+            labels = names = sorted(names)
         classifier = cls(
             stored.method["name"],
             backbone=backbone.name,
@@ -342,8 +341,7 @@ class PromptClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):  # typ
         if tuple(names) != method.class_names:
             method.set_class_names(names)
             classifier.class_names_ = tuple(names)
-        classifier.history_ = ()
-        classifier.selection_ = None
+        classifier.history_, classifier.selection_ = (), None
         return classifier
 
     def save_pretrained(
@@ -409,8 +407,7 @@ class PromptClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):  # typ
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
-        tags.input_tags.three_d_array = True
+        tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
         return tags
 
     def _columns(self) -> Columns:

@@ -1,5 +1,6 @@
 """Images and labels of a Python program, in any of their usual forms."""
 
+import os
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -25,15 +26,17 @@ from maple.names import nfc
 Array = np.ndarray[Any, Any]
 
 _FORMS = (
-    "one image or a list of them: paths, addresses, bytes, PIL images, arrays [H, W, 3] or tensors [3, H, W]; an array "
-    "[n, H, W, 3]; or a tensor [n, 3, H, W]; values are bytes 0 to 255, or floats 0 to 1"
+    "one image or a list of them: paths, addresses, bytes, binary files, PIL images, arrays [H, W, 3] or tensors "
+    "[3, H, W]; an array [n, H, W, 3]; or a tensor [n, 3, H, W]; values are bytes 0 to 255, or floats 0 to 1"
 )
 
 _CHANNELS_FIRST = "; it looks like channels first: give a torch tensor, or move the axis"
 _LISTED = "OUST"
 """The kinds of NumPy's arrays that are lists of paths, bytes or other objects."""
 
-# Two threads that decode one PIL image disturb each other, and a list may hold an image twice.
+_ENCODED = (bytes, bytearray, memoryview)
+
+# Two threads that decode one PIL image, or read one file, disturb each other, and a list may hold an image twice.
 _DECODING = [threading.Lock() for _ in range(16)]
 
 
@@ -45,12 +48,12 @@ def to_images(images: Any) -> Sequence[ImageSource] | Iterator[ImageSource]:
     """Return images as image sources, which are read and converted one by one, when their turn comes.
 
     Args:
-        images: one image: a path, an http(s) address, encoded bytes, a PIL image, an array [H, W, 3], [H, W, 1] or
-            [H, W, 4] (transparency becomes white), or a tensor [3, H, W] or [1, H, W]. Or n of them: in any sequence,
-            where an array may also be [H, W]; in an iterator, which is read as images are needed; or as one array or
-            tensor with a leading n. Values are uint8, 0 to 255, or floats, 0 to 1, not normalised. Or the path of a
-            folder, whose folders are included, an archive, a table or another source of `find_images`; or a data set of
-            another library (`open_data`).
+        images: one image: a path, an http(s) address, encoded bytes, a binary file that can be read from its beginning,
+            a PIL image, an array [H, W, 3], [H, W, 1] or [H, W, 4] (transparency becomes white), or a tensor [3, H, W]
+            or [1, H, W]. Or n of them: in any sequence, where an array may also be [H, W]; in an iterator, which is
+            read as images are needed; or as one array or tensor with a leading n. Values are uint8, 0 to 255, or
+            floats, 0 to 1, not normalised. Or the path of a folder, whose folders are included, a pattern ("*.jpg"), an
+            archive, a table or another source of `find_images`; or a data set of another library (`open_data`).
 
     Raises:
         InputError: neither an image nor images. An error in a single image is raised, with its number, when it is read.
@@ -60,11 +63,12 @@ def to_images(images: Any) -> Sequence[ImageSource] | Iterator[ImageSource]:
         >>> [image.name for image in to_images([np.zeros((8, 8, 3), np.uint8), "cat.jpg"])]
         ['image 0', 'image 1']
     """
-    if isinstance(images, str | Path):
-        if not is_address(str(images)) and is_collection(str(images)):
-            return find_images([str(images)], recursive=True)
+    if isinstance(images, str | os.PathLike):
+        path = os.fsdecode(images)
+        if not is_address(path) and is_collection(path):
+            return find_images([path], recursive=True)
         images = [images]
-    elif isinstance(images, bytes | Image.Image) or _is_one_image(images):
+    elif _is_one_image(images):
         images = [images]
     elif (data := open_data(images)) is not None:
         images = data.images
@@ -95,8 +99,9 @@ def to_images(images: Any) -> Sequence[ImageSource] | Iterator[ImageSource]:
 def _is_one_image(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         return value.ndim == 3 and value.shape[0] in (1, 3)
-    is_array = isinstance(value, np.ndarray) and value.dtype.kind not in _LISTED
-    return is_array and value.ndim == 3 and value.shape[2] in (1, 3, 4)
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind not in _LISTED and value.ndim == 3 and value.shape[2] in (1, 3, 4)
+    return isinstance(value, (*_ENCODED, Image.Image)) or hasattr(value, "read")
 
 
 def _source(image: Any, name: str) -> ImageSource:
@@ -148,6 +153,7 @@ def number_labels(labels: Any, count: int) -> "tuple[Array, np.ndarray[Any, np.d
     Raises:
         InputError: not one label for each image, a single class, or labels that are neither strings nor integers.
     """
+    labels = _column(labels)
     values = np.asarray(labels)
     if values.dtype.kind == "T":
         values = values.astype(object)
@@ -175,6 +181,16 @@ def number_labels(labels: Any, count: int) -> "tuple[Array, np.ndarray[Any, np.d
     return classes, indices
 
 
+def _column(labels: Any) -> Any:
+    """Labels [n] of a column [n, 1], such as a frame of one column, with scikit-learn's warning; others as they are."""
+    shape = np.asarray(labels, object).shape
+    if len(shape) != 2 or shape[1] != 1:
+        return labels
+    from sklearn.utils import column_or_1d
+
+    return column_or_1d(labels, warn=True)
+
+
 def _composed(labels: list[Any]) -> list[Any]:
     """Labels with accents as parts of their letters: in names of files on a Mac they are characters of their own."""
     return [nfc(label) if isinstance(label, str) else label for label in labels]
@@ -188,6 +204,7 @@ def labels_of_names(labels: Any, classes: Array, class_names: Sequence[str]) -> 
     Raises:
         InputError: none is a class or a class name.
     """
+    labels = _column(labels)
     values = np.asarray(labels, object)
     if values.ndim == 1 and any(isinstance(label, str) for label in values):
         labels = _composed(values.tolist())
@@ -261,15 +278,17 @@ def _read(image: Any, name: str) -> Image.Image:
         image = image.get("bytes") if image.get("bytes") is not None else image.get("path")
     if isinstance(image, str) and is_address(image):
         image = download_image(image)
-    if isinstance(image, bytes | bytearray):
+    if isinstance(image, str | os.PathLike):
+        return read_image(os.path.expanduser(os.fsdecode(image)))
+    if hasattr(image, "read"):
+        image = _read_stream(image, name)
+    if isinstance(image, _ENCODED):
         try:
             return read_image(bytes(image))
         except ImageError as error:
             raise ImageError(str(error).replace("<bytes>", name, 1)) from error
-    if isinstance(image, str | Path):
-        return read_image(image)
     if isinstance(image, Image.Image):
-        with _DECODING[id(image) // 16 % len(_DECODING)]:
+        with _lock_of(image):
             return to_rgb(image, name)
     if isinstance(image, torch.Tensor):
         if image.ndim != 3 or image.shape[0] not in (1, 3):
@@ -290,15 +309,30 @@ def _read(image: Any, name: str) -> Image.Image:
     raise ImageError(f"{name}: is {type(image).__name__}, not an image; give {_FORMS}")
 
 
+def _lock_of(image: Any) -> threading.Lock:
+    return _DECODING[id(image) // 16 % len(_DECODING)]
+
+
+def _read_stream(stream: Any, name: str) -> bytes:
+    """The content of a binary file, from its beginning: an image may be read more than once."""
+    try:
+        with _lock_of(stream):
+            stream.seek(0)
+            return memoryview(stream.read()).tobytes()
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        advice = "give its bytes, its path, or a file that was opened with mode 'rb'"
+        raise ImageError(f"{name}: the file cannot be read ({error}); {advice}") from error
+
+
 def _content_id(image: Any, name: str) -> str | None:
     """The hash of an image file, or of the pixels of an image in memory; None if it cannot be read."""
     try:
         if isinstance(image, str) and is_address(image):
             return None
-        if isinstance(image, bytes):
+        if isinstance(image, _ENCODED):
             return f"file:{sha256(image).hexdigest()}"
-        if isinstance(image, str | Path):
-            return f"file:{sha256_of(on_disk(Path(image)))}"
+        if isinstance(image, str | os.PathLike):
+            return f"file:{sha256_of(on_disk(Path(os.path.expanduser(os.fsdecode(image)))))}"
         rgb = _read(image, name)
     except (OSError, ValueError, DataError):
         return None

@@ -97,10 +97,8 @@ def find_images(
                 yield ImageSource(source, partial(_decode, read, source, partial(download_image, source)))
             else:
                 paths = [source]
-                # A pattern that no shell has expanded, unless a file has this very name.
-                expanded = os.path.expanduser(source)
-                if glob.has_magic(source) and not os.path.exists(expanded) and not _names_shards(source):
-                    paths = expand_pattern(expanded, recursive=True) or paths
+                if _is_pattern(source) and not _names_shards(source):
+                    paths = expand_pattern(os.path.expanduser(source), recursive=True) or paths
                 for path in paths:
                     try:
                         rows = _find_rows(path)
@@ -118,9 +116,11 @@ def find_images(
 
 
 def is_collection(source: str) -> bool:
-    """Whether a path names more than one image: a folder, a pattern of shards, or a source of `find_source`."""
+    """Whether a path may name more than one image: a folder, a pattern, or a source of `find_source`."""
     if _is_image(source):
         return False
+    if _is_pattern(source):
+        return True
     from maple.data.sources.hub import PREFIX
 
     return source.startswith(PREFIX) or _is_folder(source) or _find_rows(source) is not None
@@ -153,6 +153,11 @@ def _names_shards(source: str) -> bool:
     from maple.data.sources.shards import is_pattern
 
     return is_pattern(source)
+
+
+def _is_pattern(source: str) -> bool:
+    """Whether a source is a pattern that no shell has expanded; a file may have this very name."""
+    return glob.has_magic(source) and not os.path.exists(os.path.expanduser(source))
 
 
 def _is_image(path: str) -> bool:
