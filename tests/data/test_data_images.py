@@ -276,7 +276,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "corrupt.png": (_corrupt_png, "damaged"),
     "head.jpg": (lambda path: path.write_bytes(b"\xff\xd8\xff"), "is damaged"),
     "head.png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "damaged"),
-    "text.jpg": (lambda path: path.write_text("these are words\n" * 50), "is not an image that Pillow"),
+    "text.jpg": (
+        lambda path: path.write_text("these are words\n" * 50),
+        "is not an image that Pillow can read, despite its name",
+    ),
     "page.png": (
         lambda path: path.write_text("<!DOCTYPE html><html>404</html>"),
         "is not an image that Pillow",
@@ -432,8 +435,21 @@ def test_deep_grey_is_converted_in_bands(values: np.ndarray) -> None:
 
 
 def test_a_short_text_is_no_damaged_image() -> None:
-    with pytest.raises(ImageError, match="<bytes>: is not an image that Pillow can read"):
+    with pytest.raises(ImageError, match="<bytes>: is not an image that Pillow can read; convert"):
         read_image(b"x\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG; convert it to JPEG or PNG"),
+        (b"<!DOCTYPE html><body><svg></svg>", "HTML; give the image that the page shows"),
+        (b"<HTML><p>Not found", "HTML"),
+    ],
+)
+def test_a_page_and_a_drawing_are_named(content: bytes, kind: str) -> None:
+    with pytest.raises(ImageError, match=f"<bytes>: is not an image that Pillow can read, but {kind}"):
+        read_image(content)
 
 
 TOO_MUCH = 3_000_000

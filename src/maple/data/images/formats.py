@@ -84,6 +84,8 @@ _SHORT_MARKS: dict[str, tuple[bytes, ...]] = {
     "SGI": (b"\x01\xda",),
     "XBM": (b"#define",),
 }
+# In this order: a page may hold an SVG.
+_MARKUP = {b"<html": "HTML", b"<!doctype html": "HTML", b"<svg": "SVG"}
 _ISO_BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
     **dict.fromkeys((b"crx ",), CAMERA_RAW),
@@ -92,6 +94,7 @@ _ISO_BRANDS = {
 _ADVICE = {
     "DVC pointer": "fetch the files themselves with `dvc pull`",
     "HEIC": "convert to JPEG, or install a decoder (pip install pillow-heif)",
+    "HTML": "give the image that the page shows",
     "video": "save single frames as JPEG",
     "DICOM": "convert to PNG with the window (the range of values to see) applied",
     "NIfTI": "convert to PNG, one for each slice, with the window (the range of values to see) applied",
@@ -173,7 +176,9 @@ def why_unread(head: bytes, kind: str, name: str) -> str:
     if kind:
         readable = "JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF or binary PNM"
         return f"is not an image of a format that is read here ({readable}), but {kind}; {unread_advice(kind)}"
-    return "is not an image that Pillow can read, despite its name; convert it to JPEG or PNG, or remove it"
+    kind = next((markup for mark, markup in _MARKUP.items() if mark in head.lower()), "")
+    but = f", but {kind}" if kind else ", despite its name" if extension_of(name) in _FORMATS else ""
+    return f"is not an image that Pillow can read{but}; {_ADVICE.get(kind, 'convert it to JPEG or PNG, or remove it')}"
 
 
 def extension_of(name: str) -> str:
