@@ -54,6 +54,14 @@ def test_another_class_and_new_names(run: Path, pictures: Path, tmp_path: Path) 
     assert not (run / "explanation").exists()
 
 
+@pytest.mark.parametrize("target", ["Red_CUP", "cafe\u0301"])
+def test_the_class_is_found_by_its_words(run: Path, pictures: Path, tmp_path: Path, target: str) -> None:
+    """As the class names of a list are: capital letters, underscores and the form of accents aside."""
+    explain(run, pictures / "a.png", "--classes", "red cup,caf\u00e9", "--for", target, "--output", tmp_path / "out")
+    (one,) = maps_of(tmp_path / "out")
+    assert one["class"] == ("red cup" if "C" in target else "caf\u00e9")
+
+
 def test_json_is_what_is_written(run: Path, pictures: Path) -> None:
     result = explain(run, pictures / "a.png", "--words", "--json")
     words, picture = (json.loads(line) for line in result.stdout.splitlines())

@@ -11,6 +11,7 @@ from maple.explain.relevance import relevance
 from maple.inference import ImageSource, Prediction, TorchPredictor, UnreadableImage
 from maple.inference.predictor import ClassProbability, Floats
 from maple.methods import Method
+from maple.names import NameRows
 
 SHOWN = 3
 """The number of predicted classes shown below a map."""
@@ -78,13 +79,12 @@ class Explainer:
         self._predictor = predictor
         self._target: int | None = None
         if target is not None:
-            words = [name.replace("_", " ").strip() for name in predictor.class_names]
-            wanted = target.replace("_", " ").strip()
-            if wanted not in words:
+            (self._target,) = NameRows(predictor.class_names).find([target])
+            if self._target is None:
+                words = [name.replace("_", " ").strip() for name in predictor.class_names]
                 raise ClassNamesError(
                     f"{target!r} is not one of the classes ({shortened_list(words, 10)}); add it to the list too"
                 )
-            self._target = words.index(wanted)
 
     def explain(self, images: Iterable[ImageSource]) -> Iterator[Explanation | UnreadableImage]:
         """Explain images one by one, in their order; one that cannot be read is reported in its place.
