@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import open_clip
 import pytest
 import torch
@@ -306,6 +307,27 @@ def test_damaged_exports_are_named(exported: Path, tmp_path: Path) -> None:
         (folder / MANIFEST).write_text(text)
         with pytest.raises(CheckpointError, match=message):
             OnnxPredictor.load(folder)
+
+
+def test_a_gpu_that_cannot_be_used_is_not_replaced(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the libraries of CUDA, onnxruntime computes on the CPU, and says so in its log alone."""
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    opened = []
+
+    class Session:
+        def __init__(self, _path: str, _options: object, *, providers: list[object]) -> None:
+            opened.append(providers)
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(ConfigError, match=rf"device '{device}': onnxruntime cannot use it.*cuDNN"):
+            OnnxPredictor.load(exported, device=device)
+    assert opened == [["CUDAExecutionProvider"], [("CUDAExecutionProvider", {"device_id": "1"})]]
 
 
 def test_the_text_side_is_opened_when_new_names_need_it(exported: Path, tmp_path: Path) -> None:

@@ -321,9 +321,15 @@ def _session(path: Path, device: str | None) -> Any:
     options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     provider = (_PROVIDERS[kind], {"device_id": number}) if number else _PROVIDERS[kind]
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:
         raise CheckpointError(f"{path} cannot be opened ({first_line(error)[:200]}); {_AGAIN}") from error
+    if _PROVIDERS[kind] not in session.get_providers():
+        # onnxruntime lists what it was built for, and computes on the CPU where it cannot load that.
+        problem = "onnxruntime cannot use it, and would compute on the CPU"
+        advice = "install the versions of CUDA and cuDNN that it was built for, or choose cpu"
+        raise ConfigError(f"device {device!r}: {problem}; {advice}")
+    return session
 
 
 def _check_graph(path: Path, values: Sequence[Any], expected: Mapping[str, list[int | None]]) -> dict[str, list[int]]:
