@@ -1,9 +1,11 @@
 """Reading JSON: what is missing, damaged or of another kind is reported with the path and the advice."""
 
+import errno
 import io
 import os
 import signal
 import socket
+import stat
 import sys
 import zipfile
 from collections.abc import Callable
@@ -99,6 +101,36 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
         path.write_text("half, and then \ud800", encoding="utf-8")
     assert list(tmp_path.iterdir()) == []
     write_text(tmp_path / ("a" * 255), "the longest name there can be")
+
+
+@pytest.mark.parametrize("reason", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_files_are_written_where_permissions_and_flushes_of_folders_are_refused(
+    reason: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = os.fsync
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def flush_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(reason, os.strerror(reason))
+        flush(descriptor)
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    monkeypatch.setattr(os, "fsync", flush_files)
+    write_text(tmp_path / "a.txt", "whole")
+    assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_a_disk_that_fails_to_flush_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_text(tmp_path / "a.txt", "whole")
+    assert list(tmp_path.iterdir()) == []
 
 
 def _special(folder: Path) -> dict[str, Path]:

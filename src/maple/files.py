@@ -60,15 +60,20 @@ def replacing(path: str | os.PathLike[str], *, flush: bool = True) -> Iterator[P
     try:
         with temporary_path(target.parent) as temporary:
             yield temporary
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
+            make_public(temporary)
             (move if flush else os.replace)(temporary, target)
     except OSError as error:
         name = None if error.filename is None else Path(os.fsdecode(error.filename)).name
         if error.errno is not None and (name is None or _TEMPORARY.fullmatch(name)):
             error.filename = str(target)
         raise
+
+
+def make_public(path: Path) -> None:
+    """Give a temporary file or folder, which is private, the permissions of a new one, where there are permissions."""
+    os.umask(umask := os.umask(0))
+    with suppress(OSError):  # a mounted bucket, say
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 @contextmanager
@@ -199,9 +204,7 @@ def read_arrays(path: str | os.PathLike[str], kinds: str = "biuf") -> "dict[str,
     try:
         size = regular(path, most=_MOST_ARRAYS).stat().st_size
         with ZipBytes(path, records=_MOST_RECORDS, largest=_MOST_ARRAYS) as file:
-            start = file.read(4)
-            file.seek(0)
-            if start != b"PK\3\4":
+            if file.peek(4)[:4] != b"PK\3\4":
                 return {"": read(file, size)}
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
@@ -212,15 +215,7 @@ def read_arrays(path: str | os.PathLike[str], kinds: str = "biuf") -> "dict[str,
                     with archive.open(member) as content:
                         arrays[member.filename.removesuffix(".npy")] = read(content, member.file_size)
                 return arrays
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        OverflowError,
-        MemoryError,
-    ) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OverflowError, MemoryError) as error:
         raise ValueError(first_line(error)) from error
 
 
@@ -396,9 +391,14 @@ def move(source: Path, target: Path) -> None:
 
 
 def _flush(path: Path) -> None:
+    if sys.platform == "win32" and path.is_dir():  # which cannot be opened there
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # shared folders and older network mounts cannot flush a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF):
+            raise
     finally:
         os.close(descriptor)
 

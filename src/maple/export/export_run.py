@@ -1,6 +1,5 @@
 """Export a run: one entry for every format, which leaves a checked folder or nothing."""
 
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,11 +108,8 @@ def export_run(
             from maple.export.plain_clip import write_plain_clip
 
             difference, refusal, notes = write_plain_clip(source, temporary, format)
-        umask = os.umask(0)
-        os.umask(umask)
-        for path in temporary.iterdir():
-            path.chmod(0o666 & ~umask)
-        temporary.chmod(0o777 & ~umask)
+        for path in (*temporary.iterdir(), temporary):
+            files.make_public(path)
         with files.output_errors(target, "cannot be made"):
             temporary.rename(target)
     return ExportResult(target, difference, len(source.run_images), refusal, tuple(notes), scores)

@@ -263,9 +263,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _rename(temporary: Path, folder: Path) -> None:
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o777 & ~umask)  # temporary folders are private
+    files.make_public(temporary)
     os.rename(temporary, folder)
 
 
