@@ -13,6 +13,7 @@ import pytest
 from maple.config import RunSettings
 from maple.errors import ConfigError
 from maple.runs import Tracked, TrainProgress, evaluate_run, read_history, train_run
+from maple.train import StepReport
 
 Make = Callable[..., RunSettings]
 
@@ -145,6 +146,44 @@ def test_weights_and_biases(
     assert other != opened["id"], "a run in another folder of the same name"
 
 
+class StoppedError(Exception):
+    """The tracker's server is gone."""
+
+
+def test_a_tracker_that_fails_does_not_end_the_run(
+    stand_in: Callable[..., Recorder],
+    make_images: Callable[..., Path],
+    settings_for: Make,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(_: Recorder) -> None:
+        raise StoppedError("the disk of the server is full")
+
+    def run(recorder: Recorder) -> SimpleNamespace:
+        return SimpleNamespace(log=recording("log", fail)(recorder), finish=recording("finish", fail)(recorder))
+
+    configured = lambda recorder: SimpleNamespace(update=recording("config")(recorder))  # noqa: E731
+    recorder = stand_in("wandb", init=recording("init", run), config=configured)
+    settings, folder = settings_for(make_images()), tmp_path / "run"
+    train_tracked("wandb", folder, settings)
+    assert (folder / "rows.jsonl").is_file()
+    assert len(recorder.named("log")) == len(recorder.named("finish")) == 1
+    assert caplog.text.count("wandb fails (StoppedError: the disk of the server is full); the run continues") == 1
+
+
+def test_only_the_main_process_logs(
+    stand_in: Callable[..., Recorder], settings_for: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = stand_in("wandb", init=recording("init"))
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    with Tracked("wandb", tmp_path, settings_for(tmp_path)) as tracked:
+        tracked.start(1, 1, 0)
+        tracked.step(StepReport(0, 0, 1, 0.1, 0.5, {}))
+    assert recorder.calls == []
+
+
 def test_mlflow_goes_on_with_its_run(
     stand_in: Callable[..., Recorder], make_images: Callable[..., Path], settings_for: Make, tmp_path: Path
 ) -> None:
@@ -169,6 +208,7 @@ def test_mlflow_goes_on_with_its_run(
     with Tracked("mlflow", folder, settings, TrainProgress()) as tracked:
         tracked.row(json.loads((folder / "rows.jsonl").read_text()))
     assert recorder.named("start")[1][1]["run_id"] == "r17"
+    assert len(recorder.named("params")) == 1, "it refuses settings that differ from those of its run"
     assert len(recorder.named("end")) == 2
 
 

@@ -96,9 +96,7 @@ def train_command(
     is_main = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
     with ExitStack() as stack:
         bar = stack.enter_context(TrainBar(settings, folder, quiet=not is_main))
-        tracked = None
-        if tracker is not None and is_main:
-            tracked = stack.enter_context(Tracked(tracker, folder, settings, bar))
+        tracked = stack.enter_context(Tracked(tracker, folder, settings, bar)) if tracker else None
         result = train_run(settings, folder, device=device, progress=tracked or bar, on_ready=bar.ready)
     if not is_main:
         return

@@ -1,21 +1,28 @@
 """Experiment trackers: TensorBoard, Weights & Biases and MLflow, through accelerate's wrappers of them.
 
-Runs do not depend on them: their own files are complete without, and a resumed run continues in the same place.
+Runs do not depend on them: their own files are complete without, and a resumed run continues in the same place. A
+tracker that cannot start is an error; one that fails later is left, with a warning. Of several processes that train one
+run, the main one alone logs.
 """
 
 import json
+import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from maple import files
 from maple.config import RunSettings
-from maple.errors import ConfigError, one_of
+from maple.distributed import launched
+from maple.errors import ConfigError, first_line, one_of
 from maple.runs.folder import flatten, read_history
 from maple.runs.training import TrainProgress
 from maple.train import EpochReport, StepReport
+
+logger = logging.getLogger(__name__)
 
 PROJECT = "maple"
 """The name of the project of Weights & Biases and of the experiment of MLflow."""
@@ -45,6 +52,7 @@ class Tracked(TrainProgress):
         self._name, self._folder, self._settings = name, folder, settings
         self._progress = progress or TrainProgress()
         self._tracker: Any = None
+        self._logs = launched()[0] == 0  # the main process
         self._step = 0
 
     def __enter__(self) -> "Tracked":
@@ -52,7 +60,8 @@ class Tracked(TrainProgress):
 
     def __exit__(self, *_: object) -> None:
         if self._tracker is not None:
-            self._tracker.finish()
+            with self._leaving():
+                self._tracker.finish()
             self._tracker = None
 
     def start(self, epochs: int, steps: int, finished_epochs: int) -> None:
@@ -78,11 +87,24 @@ class Tracked(TrainProgress):
 
     def _log(self, group: str, values: Mapping[str, float]) -> None:
         self._open()
-        self._tracker.log({f"{group}/{name}": value for name, value in values.items()}, step=self._step)
+        if self._logs:
+            with self._leaving():
+                self._tracker.log({f"{group}/{name}": value for name, value in values.items()}, step=self._step)
+
+    @contextmanager
+    def _leaving(self) -> Iterator[None]:
+        """Leave a tracker that fails, a server that is gone, say: the run continues without it."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever it is, the run does not depend on it
+            if self._logs:
+                problem = f"{type(error).__name__}: {first_line(error)}"
+                logger.warning("%s fails (%s); the run continues, and is no longer logged there", self._name, problem)
+            self._logs = False
 
     def _open(self, purge_step: int | None = None) -> None:
         """Open the tracker, if it is not; TensorBoard forgets what was logged from `purge_step` on."""
-        if self._tracker is not None:
+        if self._tracker is not None or not self._logs:
             return
         from accelerate import PartialState, tracking
 
@@ -100,24 +122,24 @@ class Tracked(TrainProgress):
             tracker = tracking.WandBTracker(PROJECT, name=folder.name, id=run_id, resume="allow", dir=str(folder))
         else:
             tracker = tracking.MLflowTracker(PROJECT, run_id=run_id, run_name=folder.name)
-        tracker.main_process_only = False  # only the main process logs
+        tracker.main_process_only = False  # that is decided here
+        settings = self._settings.model_dump(mode="json")
         try:
             if hasattr(tracker, "start"):  # before accelerate 1.8 it started when it was made
                 tracker.start()
+            if name == "tensorboard":
+                # Its own method for settings would write another run for each time that this one is resumed.
+                tracker.log({"settings": f"```\n{json.dumps(settings, indent=1)}\n```"}, step=self._step)
+            elif name != "mlflow" or run_id is None:  # MLflow refuses settings that differ from those of its run
+                items = flatten(settings).items()
+                tracker.store_init_configuration(
+                    {key: json.dumps(value) if isinstance(value, list | dict) else value for key, value in items}
+                )
         except Exception as error:
             raise ConfigError(
                 f"{name} cannot start: {type(error).__name__}: {error}; check its settings, or leave the "
                 "tracker out: training is resumed"
             ) from error
-        settings = self._settings.model_dump(mode="json")
-        if name == "tensorboard":
-            # Its own method for settings would write another run for each time that this one is resumed.
-            tracker.log({"settings": f"```\n{json.dumps(settings, indent=1)}\n```"}, step=self._step)
-        else:
-            items = flatten(settings).items()
-            tracker.store_init_configuration(
-                {key: json.dumps(value) if isinstance(value, list | dict) else value for key, value in items}
-            )
         if name == "mlflow":
             run_id = tracker.tracker.info.run_id
         if run_id is not None:
