@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from maple.errors import ConfigError, MapleError, first_line
+from maple.machine import memory_limit
 
 logger = logging.getLogger(__name__)
 
 _JOIN_TIMEOUT = timedelta(minutes=30)
 _SILENCE = 5.0
 """Seconds of waiting for other processes until they are named."""
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
@@ -171,16 +171,13 @@ def _leave() -> None:
 
 @lru_cache
 def device_memory(device: torch.device) -> int:
-    """The total memory of a device in bytes; of a CPU, of the machine, or the limit of this container."""
+    """The total memory of a device in bytes; of a CPU, of the machine, or what this process may use of it."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory())
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30
-    try:
-        return min(physical, int(_CGROUP.read_text()))
-    except (OSError, ValueError):  # no control group, or no limit in it
-        return physical
+    return int(min(physical, memory_limit()))
 
 
 def processor() -> str:

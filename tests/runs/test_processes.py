@@ -1,5 +1,6 @@
 """Several processes, as `accelerate launch` starts them: the same prompts as one, and one that writes."""
 
+import math
 import os
 import shutil
 import socket
@@ -22,6 +23,7 @@ from maple.config import TrainSettings
 from maple.data import Batch
 from maple.distributed import Processes, choose_device, this_process
 from maple.errors import ConfigError, ImageError, MapleError
+from maple.machine import memory_limit
 from maple.methods import build_method
 from maple.runs import read_history
 from maple.sweeps import SweepSettings, on_ray, plan_sweep, run_sweep
@@ -209,6 +211,32 @@ def test_processes_that_do_not_come(
     for executor in (partial(in_processes, jobs=2), on_ray):
         with pytest.raises(ConfigError, match="WORLD_SIZE is 2, and this sweep starts its processes itself"):
             list(executor([], tmp_path, run_group, lambda *_: None))
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected"),
+    [
+        ("0::/slurm/job_7/step_0\n", {"slurm/memory.max": "max", "slurm/job_7/memory.max": "300"}, 300),
+        ("0::/\n", {"memory.max": "200\n"}, 200),
+        ("0::/elsewhere\n", {"memory.max": "200"}, 200),
+        ("0::/a\n", {"memory.max": "200", "a/memory.max": "max"}, 200),
+        ("9:cpu:/a\n8:memory:/a\n0::/\n", {"memory/a/memory.limit_in_bytes": "400", "cpu/a/memory.max": "1"}, 400),
+        (None, {"memory.max": "200"}, 200),
+        (None, {}, math.inf),
+    ],
+)
+def test_memory_of_control_groups(
+    groups: str | None, limits: dict[str, str], expected: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maple.machine._GROUP_OF_THIS", tmp_path / "groups")
+    monkeypatch.setattr("maple.machine._GROUPS", tmp_path / "cgroup")
+    if groups is not None:
+        (tmp_path / "groups").write_text(groups)
+    for name, limit in limits.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(limit)
+    assert memory_limit() == expected
 
 
 @pytest.mark.parametrize("size", ["", "0", "1", " 1 "])

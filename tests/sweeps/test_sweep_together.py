@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from sweep_tools import RecordedProgress, rows_below, small_sweep
 from typer.testing import CliRunner
 
 from maple.cli import app
 from maple.errors import ConfigError
+from maple.methods import METHODS
+from maple.plugins import trust_code
 from maple.runs.folder import lock_folder
 from maple.sweeps import PlannedRun, RunOutcome, in_processes, run_sweep, runner
 from maple.sweeps.executors import ATTEMPTS
@@ -130,6 +133,40 @@ def test_a_run_whose_process_dies_fails_alone(make_images: Callable[..., Path], 
     assert statuses == {1: "failed", 2: "finished", 3: "finished"}
     assert [path.parent.name for path in tmp_path.glob("*/failure.json")] == [runs[0].name]
     assert len((tmp_path / "starts").read_text()) == 1 + ATTEMPTS, "once beside others, the rest alone"
+
+
+def says_what_it_has(group: Group, *_: Any) -> list[RunOutcome]:
+    """Reports the title of the run's method and the number of threads, as its error."""
+    (run,) = group
+    title = METHODS.find(run.settings.method["name"]).title
+    return [RunOutcome(run.name, "failed", error=f"{title}, {torch.get_num_threads()} threads")]
+
+
+METHOD = """
+from maple.methods import METHODS
+
+class Renamed(METHODS["zero_shot"]):
+    title = "renamed"
+"""
+
+
+def test_processes_get_code_and_their_share_of_the_usable_cores(
+    make_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))  # where no state can be kept
+    (tmp_path / "renamed.py").write_text(METHOD)
+    name = trust_code(f"{tmp_path / 'renamed.py'}:Renamed")
+    runs = small_sweep(make_images(), methods=[name])
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+
+    def outcome_of(jobs: int) -> str | None:
+        ((_, outcome),) = in_processes([(runs[0],)], tmp_path, says_what_it_has, lambda *_: None, jobs=jobs)
+        return outcome.error
+
+    assert outcome_of(3) == "renamed, 2 threads"
+    assert outcome_of(1) == "renamed, 3 threads", "no more than PyTorch may use"
 
 
 def test_impossible_values_are_refused(make_images: Callable[..., Path], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typer import Option
 from maple.cli import options
 from maple.cli.cache import size_text
 from maple.errors import first_line
+from maple.machine import usable_cores
 
 _PACKAGE = "maple-clip"
 _SHOWN = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "onnxruntime", "huggingface_hub", "ray")
@@ -80,7 +81,7 @@ def _version(distribution: str) -> str | None:
 
 def _devices() -> list[dict[str, str]]:
     """The CPU and the accelerators; only the number of cores where PyTorch is not installed."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     try:
         import torch
 

@@ -17,6 +17,7 @@ from typer import Option
 from maple.cli import options
 from maple.cli.predict_output import check_executor, predict_on_cluster
 from maple.errors import ClassNamesError, ConfigError, visible
+from maple.machine import usable_cores
 from maple.names import names_in
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def predict_command(
         )
         options.echo_note(note)
     show = _show_json if as_json else _csv_printer(zero_shot, reject is not None) if as_csv else _show_text
-    workers = min(4, os.cpu_count() or 1)
+    workers = min(4, usable_cores())
     read = unreadable = 0
 
     def classify(images: "Iterable[ImageSource]") -> None:

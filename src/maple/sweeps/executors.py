@@ -21,6 +21,8 @@ from maple import files
 from maple.clip.backbone_names import remember
 from maple.distributed import launched, this_process
 from maple.errors import ConfigError
+from maple.machine import usable_cores
+from maple.plugins import accept_code, code_of
 from maple.runs.spec import joint_training_key, warn_if_split_was_drawn
 from maple.sweeps.plan import PlannedRun
 from maple.sweeps.runner import (
@@ -159,7 +161,9 @@ def in_processes(
     listener.start()
     attempts = dict.fromkeys((run.name for group in groups for run in group), 0)
     waiting, interrupted = list(groups), list[Group]()
-    worker_arguments = (messages, device, max(1, (os.cpu_count() or 1) // jobs), work)
+    # Of PyTorch's number, which OMP_NUM_THREADS sets, no process takes more.
+    threads = max(1, min(torch.get_num_threads(), usable_cores() // jobs))
+    worker_arguments = (messages, device, threads, work, accepted_code(groups))
     try:
         while waiting or interrupted:
             # A process that dies breaks its whole pool. Which group it died of is known only where there is one.
@@ -185,6 +189,17 @@ def in_processes(
     finally:
         messages.put(None)
         listener.join(timeout=5)
+
+
+def accepted_code(groups: Sequence[Group]) -> tuple[bytes, ...]:
+    """The files of the methods of these runs, which were accepted here: workers accept them, too.
+
+    Example:
+        >>> for content in accepted_code(groups):
+        ...     accept_code(content)
+    """
+    named = {run.settings.method["name"] for group in groups for run in group}
+    return tuple(content for content in map(code_of, sorted(named)) if content is not None)
 
 
 def refuse_launcher() -> None:
@@ -236,13 +251,23 @@ _worker: dict[str, Any] = {}
 """The arguments of a worker process."""
 
 
-def _start_worker(numbers: Any, alive: Any, messages: Any, device: str | None, threads: int, work: Work) -> None:
+def _start_worker(
+    numbers: Any,
+    alive: Any,
+    messages: Any,
+    device: str | None,
+    threads: int,
+    work: Work,
+    code: tuple[bytes, ...],
+) -> None:
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
     os.environ.pop("WORLD_SIZE", None)  # a worker trains alone
     number = numbers.get()
     if device is None and torch.cuda.is_available():
         device = f"cuda:{number % torch.cuda.device_count()}"
     torch.set_num_threads(threads)
+    for content in code:
+        accept_code(content)
     _worker.update(device=device, messages=messages, work=work)
 
 

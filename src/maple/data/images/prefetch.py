@@ -1,12 +1,13 @@
 """Threads that read images, ahead of their use and in order."""
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
+
+from maple.machine import usable_cores
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
@@ -64,7 +65,7 @@ def map_with_progress(
 
     `on_done` is called after each chunk of results with (keys done, keys in all).
     """
-    with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 16)) as pool:
+    with ThreadPoolExecutor(workers or min(usable_cores(), 16)) as pool:
         for start in range(0, len(keys), chunk):
             yield from pool.map(function, keys[start : start + chunk])
             on_done(min(start + chunk, len(keys)), len(keys))
@@ -74,5 +75,5 @@ def reading_threads(workers: int | None, most: int = 4) -> int:
     """The number of threads that read ahead: `workers`, or, if None, one per core up to `most` (none on one core)."""
     if workers is not None:
         return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return min(most, cores) if cores > 1 else 0
