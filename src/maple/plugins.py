@@ -84,7 +84,7 @@ class Registry(MutableMapping[str, T], Generic[T]):
         return self._known[name]
 
     def __setitem__(self, name: str, value: T) -> None:
-        self._known[name] = value
+        self._known[name] = self._check(f"the {self.noun} {name}", value)
 
     def __delitem__(self, name: str) -> None:
         del self._known[name]
@@ -153,8 +153,8 @@ def is_code_path(name: str) -> bool:
         >>> is_code_path("methods/shift.py:Shift"), is_code_path("maple")
         (True, False)
     """
-    path, separator, attribute = name.partition("@")[0].rpartition(":")
-    return bool(separator) and path.endswith(".py") and attribute.isidentifier()
+    path, _, attribute = name.rpartition(":")
+    return path.endswith(".py") and attribute.partition("@")[0].isidentifier()
 
 
 def code_file(name: str) -> str | None:
@@ -185,9 +185,9 @@ def trust_code(name: str) -> str:
         >>> trust_code("methods/shift.py:Shift")
         'shift.py:Shift@5f0a6c1d8be24d0c9a77e1f20f6a3b52'
     """
-    if "@" in name or not is_code_path(name):
-        return name
     path_text, _, attribute = name.rpartition(":")
+    if "@" in attribute or not is_code_path(name):
+        return name
     path = Path(path_text).expanduser()
     try:
         content = files.regular(path).read_bytes()

@@ -100,6 +100,11 @@ def test_a_damaged_copy_is_not_run(shift: Path, tmp_path: Path, monkeypatch: pyt
         ("x = 1\nclass Other: ...", "Shift", r"unknown class of wrong\.py 'Shift'; choose one of: Other"),
         ("class Shift: ...", "Shift", r"must be a class derived from maple\.Method"),
         ("from maple import Method\nclass Shift(Method): ...", "Shift", "has no title"),
+        (
+            "from maple import Method\nclass Shift(Method): title = paper = summary = ''; Settings = dict",
+            "Shift",
+            r"the Settings of .* are <class 'dict'>; they must be a class derived from MethodSettings",
+        ),
         ("import no_such_module", "Shift", "ModuleNotFoundError.*a file is imported alone"),
         ("def f(:", "Shift", "cannot be imported: SyntaxError"),
         ("1 / 0", "Shift", "cannot be imported: ZeroDivisionError"),
@@ -110,6 +115,23 @@ def test_what_is_no_method_is_refused(shift: Path, code: str, attribute: str, me
     path.write_text(code, encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         METHODS.find(plugins.trust_code(f"{path}:{attribute}"))
+
+
+def test_a_class_that_is_assigned_is_checked_too() -> None:
+    with pytest.raises(ConfigError, match=r"the method wrong is <class 'dict'>; it must be a class derived from"):
+        METHODS["wrong"] = dict  # type: ignore[assignment]
+    assert "wrong" not in METHODS
+
+
+def test_folders_may_have_an_at_sign(shift: Path) -> None:
+    path = shift.parent / "ada@example.org" / "shift.py"
+    path.parent.mkdir()
+    shift.rename(path)
+    name = plugins.trust_code(f"{path}:Shift")
+    assert (METHODS.find(name).title, plugins.trust_code(name)) == ("shift", name)
+    for other in ("0" * 32, "5f0a"):
+        with pytest.raises(UntrustedCodeError):
+            METHODS.find(plugins.trust_code(f"{path}:Shift@{other}"))
 
 
 def test_files_that_cannot_be_named(shift: Path) -> None:

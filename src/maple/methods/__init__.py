@@ -47,6 +47,10 @@ def _outside_method(source: str, loaded: object) -> type[Method]:
     for attribute in ("title", "paper", "summary", "Settings"):
         if not hasattr(loaded, attribute):
             raise ConfigError(f'{source} has no {attribute}; the page "Add a method" says what a method needs')
+    if not isinstance(loaded.Settings, type) or not issubclass(loaded.Settings, MethodSettings):
+        raise ConfigError(
+            f"the Settings of {source} are {loaded.Settings!r:.80}; they must be a class derived from MethodSettings"
+        )
     return loaded
 
 
