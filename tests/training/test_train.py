@@ -1,5 +1,6 @@
 """The training loop: its rates, its sums, its precisions, and what it does when a number is not finite."""
 
+import json
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maple.clip import Backbone
 from maple.clip.load import backbone_from_state_dict
 from maple.config import TrainSettings
 from maple.data import Batch
 from maple.errors import CheckpointError, ConfigError, TrainingDivergedError
-from maple.methods import Method, build_method
-from maple.train import StepReport, Trainer, learning_rate
+from maple.methods import Method, MethodSettings, build_method
+from maple.prompts import TemplateClasses, l2_normalize
+from maple.train import EpochReport, StepReport, Trainer, learning_rate
 from maple.train.gradients import accumulate_gradients
 
 NAMES = ["cat", "dog", "owl"]
@@ -327,6 +329,94 @@ def test_a_restored_trainer_goes_on_to_the_same_bits(
         assert ended[1] == straight.state()[1]
         assert all(torch.equal(value, straight.state()[0][name]) for name, value in ended[0].items())
     assert all(torch.equal(value, kept[name]) for name, value in tensors.items()), "a state is a copy"
+
+
+class Centred(Method):
+    """Images are centred by a running mean, which is not learned by gradients but changes in each step."""
+
+    title, paper, summary, Settings = "centred CLIP", "none", "a running mean of image features", MethodSettings
+
+    mean: Tensor
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(MethodSettings(), backbone)
+        self.strength = nn.Parameter(torch.ones(()))
+        self.register_buffer("mean", torch.zeros(backbone.embed_dim))
+        self.classes = TemplateClasses(backbone, ["a photo of a {}."])
+        self.set_class_names(NAMES)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        features = super().encode_images(images)
+        if self.training:
+            self.mean.lerp_(features.detach().mean(dim=0), 0.1)
+        return l2_normalize(features - self.strength * self.mean)
+
+
+def test_buffers_that_training_changes_are_resumed(backbone: Backbone) -> None:
+    straight, first, second = (Trainer(Centred(backbone), TrainSettings(lr=0.01, epochs=3)) for _ in range(3))
+    for _ in range(3):
+        straight.run_epoch(batches())
+    first.run_epoch(batches())
+    tensors, plain = first.state()
+    second.restore(tensors, plain)
+    for _ in range(2):
+        second.run_epoch(batches())
+    assert straight.method.mean.abs().sum() > 0
+    close(second.method.saved_tensors(), straight.method.saved_tensors(), 0)
+    earlier = {name: value for name, value in tensors.items() if not name.startswith("buffers/")}
+    Trainer(Centred(backbone), TrainSettings()).restore(earlier, plain)
+    for damaged in ({"buffers/mean": torch.zeros(2)}, {"buffers/variance": torch.zeros(2)}):
+        with pytest.raises(CheckpointError, match=r"does not fit: buffer (mean|variance) is unknown"):
+            second.restore({**tensors, **damaged}, plain)
+
+
+def test_buffers_are_those_of_the_best_state_and_of_the_last_whole_epoch(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = Centred(backbone)
+    trainer = Trainer(method, TrainSettings(lr=0.01, epochs=3))
+    trainer.run_epoch(batches())
+    trainer.record_validation(3, 3, 0.1)
+    best = method.mean.clone()
+    trainer.run_epoch(batches())
+    last = method.mean.clone()
+    assert not torch.equal(best, last)
+    monkeypatch.setattr(method, "loss", Diverging(method, 2, "loss"))
+    with pytest.raises(TrainingDivergedError):
+        trainer.run_epoch(batches())
+    assert torch.equal(method.mean, last)
+    tensors, plain = trainer.state()
+    trainer.load_best()
+    assert torch.equal(method.mean, best)
+    earlier = {name: value for name, value in tensors.items() if "buffers/" not in name}
+    again = Trainer(Centred(backbone), TrainSettings(lr=0.01, epochs=3))
+    again.restore(earlier, plain)
+    again.load_best()
+
+
+def test_logs_of_a_loss_may_be_plain_numbers_and_are_named_in_log_names(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = Centred(backbone)
+    plain = method.loss
+
+    def logged(**logs: float) -> EpochReport:
+        monkeypatch.setattr(method, "loss", lambda images, labels: (plain(images, labels)[0], logs))
+        return Trainer(method, TrainSettings(epochs=1)).run_epoch(batches())
+
+    assert logged(cross_entropy=2.0, accuracy=1).logs == {"cross_entropy": 2.0, "accuracy": 1.0}
+    written = logged(cross_entropy=math.nan, accuracy=0.5).as_json()
+    assert written["logs"] == {"accuracy": 0.5, "cross_entropy": None}
+    assert EpochReport.from_json(json.loads(json.dumps(written, allow_nan=False))).as_json() == written
+    with pytest.raises(ConfigError, match=r"returns the logs margin, and its log_names are cross_entropy, accuracy; "):
+        logged(margin=1.0)
+
+
+def test_parameters_without_a_gradient_are_refused(backbone: Backbone) -> None:
+    method = Centred(backbone)
+    method.frozen = nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(ConfigError, match=r"without a gradient \(frozen.weight, frozen.bias\).*make what is frozen"):
+        Trainer(method, TrainSettings())
 
 
 def test_a_state_of_another_method_is_refused(backbone: Backbone) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from maple.data import Batch
+from maple.errors import ConfigError, shortened_list
 from maple.prompts import share_passes
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ def accumulate_gradients(steps: Sequence[Step]) -> None:
 
     Every micro-batch of every process is weighted by its part of the whole batch, so the sum is the same however the
     batch is divided. Steps share no parameter, so their gradients do not mix.
+
+    Raises:
+        ConfigError: a loss returns other logs than the `log_names` of its method.
     """
     for number in range(max(len(step.micro_batches) for step in steps)):
         current = [step for step in steps if number < len(step.micro_batches)]
@@ -49,8 +53,13 @@ def accumulate_gradients(steps: Sequence[Step]) -> None:
             losses.append(step.trainer.seeded(compute, number))
         terms: list[dict[str, Tensor]] = []
         for step, (loss, logs) in zip(current, share_passes(losses), strict=True):
-            weight = len(step.micro_batches[number]) / step.images
-            terms.append({name: value * weight for name, value in {**logs, "loss": loss}.items()})
+            method, weight = step.trainer.method, len(step.micro_batches[number]) / step.images
+            if logs.keys() != set(method.log_names):
+                raise ConfigError(
+                    f"the loss of {method.title} returns the logs {shortened_list(logs)}, and its log_names are "
+                    f"{shortened_list(method.log_names)}; make log_names = {tuple(logs)!r:.200}"
+                )
+            terms.append({name: torch.as_tensor(value) * weight for name, value in {**logs, "loss": loss}.items()})
             for name, value in terms[-1].items():
                 step.sums[name] += value.detach()
         for auxiliary in dict.fromkeys(name for step in current for name in step.auxiliary):

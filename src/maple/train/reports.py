@@ -1,6 +1,7 @@
 """What a training reports of a step, and of an epoch."""
 
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any, Self
 
 
@@ -25,7 +26,8 @@ class StepReport:
 class EpochReport:
     """One epoch: means over its images; `losses` of each step, in order.
 
-    `validation` holds the accuracy and the loss on validation images after the epoch, where these were measured.
+    `validation` holds the accuracy and the loss on validation images after the epoch, where these were measured. A log
+    that is not finite is null in JSON.
 
     Example:
         >>> [report.loss for report in trainer.history]
@@ -41,7 +43,9 @@ class EpochReport:
 
     def as_json(self) -> dict[str, Any]:
         """A plain dictionary, for metrics.jsonl and the resume state; a resumed run writes the same text again."""
-        values = {**asdict(self), "logs": dict(sorted(self.logs.items())), "losses": list(self.losses)}
+        # JSON has no other numbers than finite ones; a log that is None was read from it.
+        logs = {name: value if value is not None and isfinite(value) else None for name, value in self.logs.items()}
+        values = {**asdict(self), "logs": dict(sorted(logs.items())), "losses": list(self.losses)}
         if self.validation is None:
             del values["validation"]
         return values

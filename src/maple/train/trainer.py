@@ -17,7 +17,7 @@ from maple.config import TrainSettings
 from maple.data import Batch
 from maple.data.batches import derive_seed
 from maple.distributed import Processes
-from maple.errors import CheckpointError, ConfigError, MapleError, TrainingDivergedError
+from maple.errors import CheckpointError, ConfigError, MapleError, TrainingDivergedError, shortened_list
 from maple.methods import Method
 from maple.train.best_state import BestState
 from maple.train.gradients import Step, accumulate_gradients
@@ -65,6 +65,12 @@ class Trainer:
         self.processes = processes or Processes(0, 1, method.backbone.device)
         method.limit_text_memory(None if settings.text_memory is None else int(settings.text_memory * 2**30))
         self.parameters = method.prompt_parameters()
+        if frozen := [name for name, parameter in self.parameters.items() if not parameter.requires_grad]:
+            # An optimizer would change them, too: by the weight decay.
+            raise ConfigError(
+                f"{method.title} has parameters without a gradient ({shortened_list(frozen)}), and parameters() are "
+                "those that are learned: make what is frozen a buffer, or keep it in a tuple, outside of the module"
+            )
         self._stages = stages_of(method, settings.epochs, steps_per_epoch)
         self.epochs = self._stages[-1].end_epoch
         self.epoch = 0
@@ -265,6 +271,7 @@ class Trainer:
             return
         for name, parameter in self.parameters.items():
             parameter.copy_(self.best.tensors[f"prompts/{name}"])
+        self._restore_buffers(self.best.tensors)
         self.method.load_training_state(below("method/", self.best.tensors))
 
     def steps_of_epoch(
@@ -319,9 +326,22 @@ class Trainer:
         return on_cpu(tensors), values
 
     def _learned_state(self) -> dict[str, Tensor]:
-        """What decides the predictions: the prompts, and what the method has in addition to them."""
-        prompts: dict[str, Tensor] = {f"prompts/{name}": value for name, value in self.parameters.items()}
-        return prompts | {f"method/{name}": value for name, value in self.method.training_state().items()}
+        """What decides the predictions: the prompts, saved buffers, and what the method has in addition to them."""
+        saved = self.method.saved_tensors()
+        return {
+            **{f"prompts/{name}": value for name, value in self.parameters.items()},
+            **{f"buffers/{name}": value for name, value in saved.items() if name not in self.parameters},
+            **{f"method/{name}": value for name, value in self.method.training_state().items()},
+        }
+
+    def _restore_buffers(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set those of `_learned_state`; earlier versions stored none, and then they are left alone."""
+        buffers = self.method.saved_tensors()
+        for name, saved in below("buffers/", tensors).items():
+            buffer = buffers.get(name)
+            if buffer is None or (saved.shape, saved.dtype) != (buffer.shape, buffer.dtype):
+                raise CheckpointError(f"the resume state does not fit: buffer {name} is unknown or of another kind")
+            buffer.copy_(saved)
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -349,11 +369,14 @@ class Trainer:
                     key: value.to("cpu" if key == "step" else parameter.device, copy=True)
                     for key, value in state.items()
                 }
+        self._restore_buffers(tensors)
         self.method.load_training_state(below("method/", tensors))
         self.best = None
         if "best" in values:
             best = below("best/", tensors)
             expected = {name: value.shape for name, value in self._learned_state().items()}
+            if not below("buffers/", best):  # of an earlier version
+                expected = {name: shape for name, shape in expected.items() if not name.startswith("buffers/")}
             if {name: value.shape for name, value in best.items()} != expected:
                 raise CheckpointError("the resume state does not fit: the best state has other tensors or shapes")
             self.best = BestState.from_json(values["best"], best)
