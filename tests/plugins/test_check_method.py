@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from test_outside_methods import source_of_the_page
+from torch import nn
 
 from maple.errors import ConfigError
 from maple.methods import METHODS
@@ -49,6 +50,45 @@ def mixes_images(self: Any, images: Any) -> Any:
     return torch.nn.functional.normalize(features + features.mean(dim=0), dim=-1)
 
 
+def sums(self: Any, images: Any, labels: Any) -> Any:
+    loss, logs = type(self).__mro__[1].loss(self, images, labels)
+    return loss * len(labels), logs
+
+
+def adapted(self: Any, settings: Any, backbone: Any, names: Any, generator: Any) -> None:
+    """A bottleneck whose last layer and biases start at zero, and a table that is computed again when it is loaded."""
+    type(self).__mro__[1].__init__(self, settings, backbone, names, generator)
+    width = backbone.embed_dim
+    self.down, self.up = (nn.utils.skip_init(nn.Linear, *shape) for shape in ((width, 8), (8, width)))
+    nn.init.normal_(self.down.weight, std=0.1, generator=generator)
+    for start in (self.down.bias, self.up.weight, self.up.bias):
+        nn.init.zeros_(start)
+    self.register_buffer("table", torch.zeros(3), persistent=False)
+
+
+def adapts(self: Any) -> Any:
+    features = type(self).__mro__[1].encode_classes(self)
+    return nn.functional.normalize(features + self.up(self.down(features).relu()), dim=-1)
+
+
+def test_an_adapter_that_starts_at_zero_keeps_all_promises(shift_class: Any, backbone: Any) -> None:
+    adapter = type("Adapter", (shift_class,), {"__init__": adapted, "encode_classes": adapts})
+    check_method(adapter)
+    method = adapter(adapter.Settings(), backbone, ["cat"], torch.Generator().manual_seed(1))
+    assert method.saved_tensors().keys() == method.prompt_parameters().keys(), "what is not persistent is not saved"
+
+
+def keeps_a_count(self: Any, names: Any) -> None:
+    type(self).__mro__[1].set_class_names(self, names)
+    self.register_buffer("count", torch.tensor(len(names)))
+
+
+def test_a_copy_for_other_names_has_buffers_of_its_own(shift_class: Any, backbone: Any) -> None:
+    counting = type("Counting", (shift_class,), {"set_class_names": keeps_a_count})
+    method = counting(counting.Settings(), backbone, ["cat", "dog"], torch.Generator())
+    assert (int(method.with_class_names(["cat"]).count), int(method.count)) == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("changes", "promise"),
     [
@@ -57,6 +97,7 @@ def mixes_images(self: Any, images: Any) -> Any:
         ({"saved_tensors": forgets}, r"loaded again|saved"),
         ({"encode_images": mixes_images}, "."),
         ({"log_names": ("nothing",)}, "log_names"),
+        ({"loss": sums}, "the loss is a mean over images"),
         ({"supports_new_classes": property(lambda _: False)}, "settings alone|UnlearnedClassesError"),
     ],
 )

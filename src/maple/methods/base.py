@@ -190,11 +190,13 @@ class Method(nn.Module):
         return [TrainingStage(1.0, tuple(self.prompt_parameters()))]
 
     def saved_tensors(self) -> dict[str, Tensor]:
-        """The tensors of a prompts file: the parameters, and buffers that were fitted without a training step.
+        """The tensors of a prompts file: the parameters, and persistent buffers, which change without a gradient.
 
-        What is computed from the backbone, such as a teacher, must not be a buffer.
+        What is computed from the backbone, such as a teacher, must not be one of them.
         """
-        return {**self.prompt_parameters(), **dict(self.named_buffers())}
+        persistent = self.state_dict().keys()
+        buffers = {name: buffer for name, buffer in self.named_buffers() if name in persistent}
+        return {**self.prompt_parameters(), **buffers}
 
     def resize_for(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Resize tensors whose shape depends on the training set, before a checkpoint is loaded."""
@@ -232,6 +234,7 @@ class Method(nn.Module):
         """
         other = copy(self)
         other._embeddings = None
+        other._buffers = dict(self._buffers)  # a shallow copy of a module shares this
         other.classes = copy(self.classes)
         other.set_class_names(names)
         return other
@@ -383,10 +386,7 @@ class Method(nn.Module):
         """Fit to features. Called before the first epoch, and before a resumed one, if `uses_features`."""
 
     def fit_seconds(self, features: Features) -> float:
-        """Estimate how long `fit_features` and `select_hyperparameters` take with such features, by doing a part of it.
-
-        The method is changed, and not to be used afterwards.
-        """
+        """Estimate how long fitting and selecting take, by doing a part of it; do not use the method afterwards."""
         del features  # by default they take no time that matters
         return 0.0
 
@@ -430,16 +430,14 @@ def check_depth(depth: int, available: int, *, setting: str, tower: str) -> None
 def require_both_towers(method: Method, depth: int, setting: str) -> None:
     """Refuse a backbone that prompts cannot enter, or of which a tower has fewer than `depth` blocks."""
     backbone = method.backbone
-    backbone.text.require_promptable(method.title)
-    backbone.image.require_promptable(method.title)
-    check_depth(depth, backbone.text.depth, setting=setting, tower="text")
-    check_depth(depth, backbone.image.depth, setting=setting, tower="image")
+    for name, tower in (("text", backbone.text), ("image", backbone.image)):
+        tower.require_promptable(method.title)
+        check_depth(depth, tower.depth, setting=setting, tower=name)
 
 
 def hidden_width(backbone: Backbone, reduction: int, setting: str) -> int:
     """The width D / `reduction` of a hidden layer; ConfigError if nothing is left of it."""
-    hidden = backbone.embed_dim // reduction
-    if hidden < 1:
+    if (hidden := backbone.embed_dim // reduction) < 1:
         raise ConfigError(
             f"{setting}={reduction} is larger than the {backbone.embed_dim} dimensions of this CLIP's features, so the "
             f"hidden layer would be empty; choose 1 to {backbone.embed_dim}"

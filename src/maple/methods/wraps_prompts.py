@@ -148,7 +148,8 @@ class WrapsPrompts(Method):
     def with_class_names(self, names: Sequence[str]) -> Self:
         other = copy(self)
         other._embeddings = None
-        # A shallow copy of a module shares the dictionary of its submodules.
+        # A shallow copy of a module shares the dictionaries of its buffers and submodules.
+        other._buffers = dict(self._buffers)
         other._modules = {**self._modules, "prompts": self.prompts.with_class_names(names)}
         other.classes = other.prompts.classes
         other.class_names = other.prompts.class_names
