@@ -424,13 +424,8 @@ def check_description(case: MethodCase) -> None:
     _promise(supports == method.supports_new_classes, "the settings alone say whether new classes are supported")
 
 
-METHOD_CHECKS: tuple[Callable[[MethodCase], None], ...] = (
-    *(check_description, check_shapes_and_unit_norms, check_only_learned_parameters_receive_gradients),
-    *(check_training_saving_and_loading, check_loss_is_a_mean_over_images, check_new_class_names),
-    *(check_refused_class_names_change_nothing, check_names, check_randomness, check_loss_falls, check_resuming),
-    *(check_predictions, check_features_in_place_of_images, check_images_do_not_see_each_other),
-    *(check_class_embeddings_are_cached, check_inference_before_training, check_copies_for_other_names),
-    check_full_precision_outside_the_towers,
+METHOD_CHECKS: tuple[Callable[[MethodCase], None], ...] = tuple(
+    value for name, value in list(globals().items()) if name.startswith("check_") and name != check_method.__name__
 )
 """All checks, for `pytest.mark.parametrize("check", METHOD_CHECKS)`."""
 
