@@ -264,6 +264,15 @@ def test_frozen_parts_tell_backbones_apart(kind, backbone, other_backbone):
     assert len(parts.not_of(other_backbone)) == (2 if kind == "whole" else 1)
 
 
+@pytest.mark.parametrize("template", ["X X X X {}, a type of pet.", "X X X X {} texture.", "X X X X {}, a type of car"])
+def test_names_of_published_sentences_are_found(template, backbone):
+    names = ["cat", "red_dog"]
+    states = backbone.text.embed(backbone.tokenize([template.format(name.replace("_", " ")) for name in names])).half()
+    parts = frozen_parts({"token_prefix": states[:, :1], "token_suffix": states[:, 5:]})
+    assert parts.unlike(backbone, names) == []
+    assert parts.unlike(backbone, names[::-1]) == names[::-1]
+
+
 @pytest.mark.parametrize("length", [2, 4])
 def test_the_names_of_a_file_are_compared(length, backbone):
     """Behind a prompt that is shorter than its sentence, fixed words precede the name."""

@@ -362,7 +362,10 @@ def test_labels_of_a_run_are_sorted(tiny: Backbone, tmp_path: Path, method: dict
     if len(set(names)) == len(names):
         losses = -np.log(columns[np.arange(9), np.arange(9) % 3])
         assert get_scorer("neg_log_loss")(loaded, images, names * 3) == pytest.approx(-losses.mean(), abs=1e-4)
-        assert in_order(["owl", "cat", "dog"]).classes_.tolist() == ["owl", "cat", "dog"], "as given"
+        given = in_order(["owl", "cat", "dog"])
+        given.save_pretrained(tmp_path / "given")
+        for classifier in (given, PromptClassifier.from_pretrained(tmp_path / "given", device="cpu")):
+            assert classifier.classes_.tolist() == ["owl", "cat", "dog"], "as given"
     loaded.save_pretrained(tmp_path / "again")
     again = PromptClassifier.from_pretrained(tmp_path / "again", device="cpu")
     assert np.array_equal(again.predict_proba(images), found)

@@ -57,6 +57,20 @@ def test_encoded_images_of_other_types(fitted: PromptClassifier, tmp_path: Path)
                 fitted.predict(unread)
 
 
+def test_a_data_set_with_a_method_read_is_no_file() -> None:
+    class Stored(torch.utils.data.Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+            return self.read(index), index
+
+        def read(self, index: int) -> Image.Image:
+            return Image.fromarray(pixels(2)[0][index])
+
+    assert len(list(to_images(Stored()))) == 2
+
+
 def test_a_pattern_and_a_home_folder(fitted: PromptClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, image in enumerate(pixels(3)[0]):
         Image.fromarray(image).save(tmp_path / f"{number}.png")

@@ -235,6 +235,17 @@ def test_a_full_disk_is_reported_once(
     assert list(own_cache.iterdir()) == []
 
 
+def test_a_cache_below_a_folder_that_cannot_be_searched_is_not_writable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, **_: object) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refused)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert not FeatureCache(tmp_path / "home/features", 1000).is_writable
+
+
 def test_an_entry_that_cannot_be_read_is_not_called_damaged(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

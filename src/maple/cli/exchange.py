@@ -99,7 +99,8 @@ def import_command(
         options.echo_note(
             f"the file was trained on other class names than {shortened_list(unlike, 3)}, or in another order"
         )
-    if not position and settings.method.get("class_token_position") == "end":
+    is_given = position or any(override.startswith("method.class_token_position=") for override in overrides or ())
+    if not is_given and settings.method.get("class_token_position") == "end":
         options.echo_note(
             "class names are taken to follow the prompt; otherwise, --set method.class_token_position=middle or front"
         )

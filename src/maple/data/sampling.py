@@ -172,8 +172,8 @@ def select_dataset(dataset: Dataset, which: Which) -> Dataset:
 def separable_units(items: Sequence[Item], near_copies: Sequence[Sequence[str]]) -> dict[int, list[list[int]]]:
     """What can be set apart of each label: the indices of its items, near copies of each other in one list.
 
-    Near copies of several labels are in none, since they would take images from each; a label is missing where nothing
-    would remain of it.
+    Near copies are divided where a label has nothing else. Those of several labels are in none, since they would take
+    images from each; a label is missing where nothing would remain of it.
 
     Example:
         >>> items = [Item(f"{name}.png", 0, "cat") for name in ("a", "b", "c")]
@@ -191,6 +191,9 @@ def separable_units(items: Sequence[Item], near_copies: Sequence[Sequence[str]])
             by_label.setdefault(min(labels), []).append(unit)
         else:
             mixed |= labels
+    for label, each in by_label.items():
+        if len(each) == 1 and label not in mixed:
+            by_label[label] = [[index] for index in each[0]]
     return {label: each for label, each in by_label.items() if len(each) > 1 or label in mixed}
 
 

@@ -59,8 +59,8 @@ class FrozenParts:
             return []
 
         def is_in(name: str, states: Tensor) -> bool:
-            words = backbone.text.token_embeddings(backbone.word_ids(f"{name.replace('_', ' ')}.")).cpu()
-            # Fixed words of the sentence may stand between the prompt and the name.
+            words = backbone.text.token_embeddings(backbone.word_ids(name.replace("_", " "))).cpu()
+            # Fixed words of the sentence may stand before and after the name.
             return any(_same(states[start : start + len(words)], words) for start in range(len(states)))
 
         return [name for name, states in zip(class_names, self.names, strict=True) if not is_in(name, states.float())]

@@ -326,7 +326,7 @@ class PromptClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):  # typ
             pairs = dict(zip(labels, names, strict=True))
         except (ClassNamesError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is damaged: its labels and names do not fit together ({error})") from error
-        if labels == names == trained["names"]:  # in the order of the training, not of `set_class_names`
+        if "classifier" not in stored.info:  # in the order of the training, not of a classifier
             labels = names = sorted(names)
         classifier = cls(
             stored.method["name"],

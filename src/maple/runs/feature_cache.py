@@ -86,8 +86,8 @@ class FeatureCache:
     @property
     def is_writable(self) -> bool:
         """Whether entries can be added, as far as the permissions of the folder, or of where it will be made, say."""
-        existing = next(place for place in (self.folder, *self.folder.absolute().parents) if place.exists())
-        return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+        existing = next(place for place in (self.folder, *self.folder.absolute().parents) if os.path.exists(place))
+        return os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK)
 
     def read(self, key: str) -> Tensor | None:
         """Return the features of an entry, and note its use; None, with a warning, if it cannot be read or is damaged.

@@ -33,6 +33,7 @@ from maple.data.catalogue import canonical_name, template_of
 from maple.data.folders.class_folders import split_domain
 from maple.data.folders.listing import is_ignored
 from maple.data.records import items_hash
+from maple.data.saved_split import SAVED_SPLIT
 from maple.distributed import processor
 from maple.errors import BusyError, CheckpointError, ConfigError, MapleError, output_error, shortened
 from maple.locks import locked
@@ -112,7 +113,10 @@ def refuse_other_run(settings: RunSettings, folder: Path) -> None:
         if inside and not any(map(is_ignored, place.relative_to(images).parts)):
             problem = f"the run folder {folder} is among the images of {source}, where it would be taken for a class"
             raise output_error(problem, ", outside of them")
-        if run := next(filter(_is_run, sorted(folder.glob("*/config.json"))), None):
+        others = (
+            () if (folder / SAVED_SPLIT).exists() else sorted(folder.glob("*/config.json"))
+        )  # it is a fit's already
+        if run := next(filter(_is_run, others), None):
             # They would be taken for parts of this run, and no report would show them.
             raise output_error(f"{folder} holds other runs, such as {run.parent.name}", f", or a folder in {folder}")
         return

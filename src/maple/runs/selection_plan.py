@@ -128,28 +128,29 @@ def make_fold(dataset: Dataset, settings: RunSettings, goal: Goal, number: int) 
     return Fold(data, list(half.test), list(other.test), other.class_names)
 
 
-def require_choice(dataset: Dataset, seed: int, goal: Goal) -> None:
-    """Raise ConfigError if there are too few classes, or training images, to choose a method on."""
+def require_choice(dataset: Dataset, seed: int, goal: Goal) -> int:
+    """The number of parts that have images to score; ConfigError if there are too few classes, or training images."""
     if goal == "new" and dataset.num_classes < 4:
         raise ConfigError(
             f"the goal `new` holds out half of the classes, and there are {dataset.num_classes}; it needs at least 4"
         )
-    if not _folds(dataset, seed):
+    parts = len(set(_folds(dataset, seed).values()))
+    if not parts:
         image = (
             "training image (a quarter of each class, at least one, is the test)" if dataset.drawn_split else "image"
         )
-        alike = ", counting near copies as one" if dataset.near_copies else ""
         raise ConfigError(
-            f"a method is chosen on images that were held out, and no class has more than one {image}{alike}; give "
-            "more, or name one method"
+            f"a method is chosen on images that were held out, and no class has more than one {image}; give more, or "
+            "name one method"
         )
+    return parts
 
 
 def make_plan(
     candidates: Mapping[str, RunSettings], dataset: Dataset, backbone: Backbone, options: SelectionSettings
 ) -> dict[str, Any]:
     """Which candidates are tried, with which changes to their recipes, on how many parts."""
-    require_choice(dataset, next(iter(candidates.values())).seed, options.goal)
+    parts_with_images = require_choice(dataset, next(iter(candidates.values())).seed, options.goal)
     budget, clock = 60 * options.minutes, _Clock(dataset, backbone)
     entries: list[dict[str, Any]] = []
     titles = [METHODS[settings.method["name"]].title for settings in candidates.values()]
@@ -185,7 +186,7 @@ def make_plan(
         if entry["skipped"]:
             torch.cuda.empty_cache()  # not earlier: the traceback of an error holds tensors
     require_candidate(entries)
-    folds = _fit_into_time(entries, candidates, options)
+    folds = _fit_into_time(entries, candidates, options, parts_with_images)
     for entry in entries:
         entry["seconds"] *= folds
         for estimate in ("steps", "epoch"):
@@ -200,9 +201,12 @@ def make_plan(
 
 
 def _fit_into_time(
-    entries: Sequence[dict[str, Any]], candidates: Mapping[str, RunSettings], options: SelectionSettings
+    entries: Sequence[dict[str, Any]],
+    candidates: Mapping[str, RunSettings],
+    options: SelectionSettings,
+    most: int,
 ) -> int:
-    """How many parts are scored in the time; candidates for which there is too little of it are cut short or skipped.
+    """How many parts, of `most`, are scored; candidates for which there is too little time are cut short or skipped.
 
     An entry has the `seconds` and `steps` of a trial, and the steps of an `epoch`.
     """
@@ -210,7 +214,7 @@ def _fit_into_time(
     usable = [entry for entry in entries if not entry["skipped"]]
     # Fewer parts for all before fewer methods; the last training is that of the chosen one.
     longest = max(entry["seconds"] for entry in usable)
-    choices = (FOLDS, FOLDS // 2) if options.goal == "new" else (FOLDS, FOLDS // 2, 1)
+    choices = (FOLDS, FOLDS // 2) if options.goal == "new" else (min(FOLDS, most), min(FOLDS // 2, most), 1)
     total = sum(entry["seconds"] for entry in usable)
     folds = next((number for number in choices if number * total + longest <= budget), choices[-1])
     remaining = budget

@@ -308,7 +308,7 @@ def _separate_near_duplicates(
         text += "used for training instead" if drawn else "left out of the test (--keep-near-copies keeps them)"
     text += labels if mixed else ""
     findings.append(Finding("near copies", "warning" if moved or mixed else "note", text, _paths(members)))
-    return separated, (() if stays_divided else _paths(members))
+    return separated, (() if keep or stays_divided else _paths(members))
 
 
 def _refill(images: list[_Image], split: int, excluded: Set[int] = frozenset()) -> list[_Image]:

@@ -101,7 +101,12 @@ def _is_one_image(value: Any) -> bool:
         return value.ndim == 3 and value.shape[0] in (1, 3)
     if isinstance(value, np.ndarray):
         return value.dtype.kind not in _LISTED and value.ndim == 3 and value.shape[2] in (1, 3, 4)
-    return isinstance(value, (*_ENCODED, Image.Image)) or hasattr(value, "read")
+    return isinstance(value, (*_ENCODED, Image.Image)) or _is_stream(value)
+
+
+def _is_stream(value: Any) -> bool:
+    """Whether a value is a file; a data set or a frame may have something called `read`, too, but is indexed."""
+    return hasattr(value, "read") and hasattr(value, "seek") and not hasattr(value, "__getitem__")
 
 
 def _source(image: Any, name: str) -> ImageSource:
@@ -280,7 +285,7 @@ def _read(image: Any, name: str) -> Image.Image:
         image = download_image(image)
     if isinstance(image, str | os.PathLike):
         return read_image(os.path.expanduser(os.fsdecode(image)))
-    if hasattr(image, "read"):
+    if _is_stream(image):
         image = _read_stream(image, name)
     if isinstance(image, _ENCODED):
         try:
