@@ -94,7 +94,7 @@ def test_the_packaged_clip_has_its_rule_at_any_number_of_shots(preset: str, shot
 
 def test_these_are_shipped() -> None:
     assert {*RECIPES, *ADAPTERS, "zero_shot_base-to-novel"} <= set(preset_names())
-    assert {read_preset(name)["method"]["name"] for name in preset_names()} == METHODS.keys()
+    assert {read_preset(name)["method"]["name"] for name in preset_names()} == set(METHODS)
 
 
 @pytest.mark.parametrize("preset", ADAPTERS)
