@@ -155,6 +155,9 @@ def test_processes_get_code_and_their_share_of_the_usable_cores(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))  # where no state can be kept
+    monkeypatch.setattr("maple.plugins._accepted", {})
+    monkeypatch.setattr("maple.config.toml._added", {})
+    monkeypatch.setattr(METHODS, "_known", dict(METHODS._known))
     (tmp_path / "renamed.py").write_text(METHOD)
     name = trust_code(f"{tmp_path / 'renamed.py'}:Renamed")
     runs = small_sweep(make_images(), methods=[name])
