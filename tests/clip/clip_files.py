@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from maple.clip.initialisation import uninitialised
+from maple.export.plain_clip import TensorTree
 
 State = dict[str, Tensor]
 
@@ -84,23 +85,7 @@ def expected_logits(state: State, *, quick_gelu: bool, config: Mapping[str, Any]
     return result
 
 
-class _Tree(nn.Module):
-    """Modules that do nothing but own parameters under given names."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        below: dict[str, State] = {}
-        for key, value in tensors.items():
-            first, _, rest = key.partition(".")
-            if rest:
-                below.setdefault(first, {})[rest] = value
-            elif value.is_floating_point():
-                self.register_parameter(first, nn.Parameter(value, requires_grad=False))
-            else:
-                self.register_buffer(first, value)
-        for name, inner in below.items():
-            self.add_module(name, _Tree(inner))
-
+class _Tree(TensorTree):
     def forward(self, numbers: Tensor) -> Tensor:
         return numbers * self.logit_scale
 

@@ -226,8 +226,9 @@ def plan(images: Path, seconds: dict[str, tuple[float, int]], minutes: float, mo
         def extraction(self, *_: object) -> float:
             return 0.0
 
-        def seconds(self, settings: RunSettings, _fold: object) -> tuple[float, int]:
-            return seconds[settings.method["name"]]
+        def costs(self, settings: RunSettings, _fold: object) -> dict[str, float]:
+            taken, steps = seconds[settings.method["name"]]
+            return {"seconds": taken, "steps": steps, "epoch": 4}
 
     monkeypatch.setattr(selection_plan, "_Clock", Clock)
     backbone = tiny()
@@ -277,7 +278,7 @@ def test_methods_that_are_fitted_take_their_time(images: Path, monkeypatch: pyte
     seconds = {}
     for recipe, each in settings.items():
         fold = selection_plan.make_fold(dataset, each, "trained", 0)
-        seconds[recipe], _ = clock.seconds(each, fold)
+        seconds[recipe] = clock.costs(each, fold)["seconds"]
         if features := seen.get(METHODS[each.method["name"]].title):
             train, val, names = sample(each, fold.train)
             views = max(each.train.views or 0, 1)
@@ -289,7 +290,8 @@ def test_methods_that_are_fitted_take_their_time(images: Path, monkeypatch: pyte
     monkeypatch.setattr(selection_plan, "_MOST_TIMED", 1)
     fold = selection_plan.make_fold(dataset, settings["gda"], "trained", 0)
     images_of_part = len(sample(settings["gda"], fold.train)[0])
-    assert clock.seconds(settings["gda"], fold)[0] >= 1000 * images_of_part / 4, "of one image of each of four classes"
+    cost = clock.costs(settings["gda"], fold)["seconds"]
+    assert cost >= 1000 * images_of_part / 4, "of one image of each of four classes"
 
 
 @pytest.mark.parametrize("place", ["a folder", "off", "a file"])
@@ -305,7 +307,7 @@ def test_features_are_counted_once_where_they_are_kept(
     counted = {}
     for recipe, each in settings.items():
         fold = selection_plan.make_fold(dataset, each, "trained", 0)
-        counted[recipe] = clock.seconds(each, fold)[0] // 1000
+        counted[recipe] = clock.costs(each, fold)["seconds"] // 1000
     # Two lists are trained on: with and without images that are held out for validation.
     first, other = 14 + 4 + 6, 16 + 6  # trained on, chosen on, scored
     if place == "a folder":

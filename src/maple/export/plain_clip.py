@@ -232,7 +232,7 @@ def _write_weights(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch announces the end of torch.jit
             # As OpenAI publishes its models: `clip.load` cannot read a state dict (openai/CLIP#396).
-            torch.jit.save(torch.jit.script(_Tensors({**state, **extras}).eval()), buffer)
+            torch.jit.save(torch.jit.script(TensorTree({**state, **extras}).eval()), buffer)
         (folder / OPENAI_FILE).write_bytes(buffer.getbuffer())
     else:
         _write_json(folder / "config.json", transformers_config(config, float(state["logit_scale"])))
@@ -241,8 +241,13 @@ def _write_weights(
         write_tokenizer(Path(open_clip.__file__).parent / MERGES, folder, context_length)
 
 
-class _Tensors(nn.Module):
-    """Modules that do nothing but own tensors under given names."""
+class TensorTree(nn.Module):
+    """Modules that do nothing but own tensors under given names.
+
+    Example:
+        >>> list(TensorTree({"visual.proj": torch.zeros(768, 512)}).state_dict())
+        ['visual.proj']
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -256,7 +261,7 @@ class _Tensors(nn.Module):
             else:
                 self.register_buffer(first, value)
         for name, inner in below.items():
-            self.add_module(name, _Tensors(inner))
+            self.add_module(name, TensorTree(inner))
 
 
 def _require_plain_clip(method: Method, kind: str) -> None:

@@ -78,9 +78,8 @@ class PromptClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):  # typ
         class_names: {label: words that CLIP reads}, or a list in the order of the sorted labels; required where labels
             are not strings.
         validation_fraction: the part of each class that `fit` holds out, chosen with `seed` and not trained on, for
-            methods that choose a setting on validation images (Tip-Adapter's alpha and beta, the linear probe's
-            regularisation), unless that setting is given; at most four images of a class where `shots` is set. Also for
-            `settings={"train": {"keep": "best"}}`, unless `shots` leaves images over.
+            methods that choose a setting on validation images (Tip-Adapter, GDA, the linear probe, LP++), unless it is
+            given; also for `settings={"train": {"keep": "best"}}`, unless `shots` leaves images over.
         device: cpu, cuda, cuda:1, mps; by default a CUDA GPU if there is one.
 
     Attributes:
@@ -187,7 +186,8 @@ class PromptClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):  # typ
         )
         selected = {} if trained.selection is None else {"selection": trained.selection.as_json()}
         self._set_method(trained.method, classes, {**trained.info, **selected})
-        self.history_, self.selection_ = trained.history, trained.selection
+        self.history_ = trained.history
+        self.selection_ = trained.selection
         return self
 
     def predict(self, X: Any, *, reject: float | None = None, rejected_label: Any = None) -> Labels:  # noqa: N803

@@ -90,9 +90,9 @@ class FeatureCache:
         return os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK)
 
     def read(self, key: str) -> Tensor | None:
-        """Return the features of an entry, and note its use; None, with a warning, if it cannot be read or is damaged.
+        """Return the features of an entry, and note its use; None if there is none.
 
-        None without a warning if there is no such entry.
+        One that cannot be read, or is damaged, counts as none, with a warning.
         """
         path = self._path(key)
         try:

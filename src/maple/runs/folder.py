@@ -113,11 +113,9 @@ def refuse_other_run(settings: RunSettings, folder: Path) -> None:
         if inside and not any(map(is_ignored, place.relative_to(images).parts)):
             problem = f"the run folder {folder} is among the images of {source}, where it would be taken for a class"
             raise output_error(problem, ", outside of them")
-        others = (
-            () if (folder / SAVED_SPLIT).exists() else sorted(folder.glob("*/config.json"))
-        )  # it is a fit's already
+        # They would be taken for parts of this run, and no report would show them. A fit that has begun may end there.
+        others = () if (folder / SAVED_SPLIT).exists() else sorted(folder.glob("*/config.json"))
         if run := next(filter(_is_run, others), None):
-            # They would be taken for parts of this run, and no report would show them.
             raise output_error(f"{folder} holds other runs, such as {run.parent.name}", f", or a folder in {folder}")
         return
     try:

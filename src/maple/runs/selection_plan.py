@@ -174,9 +174,7 @@ def make_plan(
             fold = parts[0]
             if settings.train.views and clock.extraction(settings, fold) * FOLDS > _EXTRACTION_SHARE * budget:
                 entry["changes"]["views"], entry["remark"] = 0, "one view of each image"
-            entry["seconds"], entry["steps"] = clock.seconds(with_changes(settings, entry["changes"]), fold)
-            images, train = len(sample(settings, fold.train)[0]), settings.train
-            entry["epoch"] = steps_per_epoch(images, train.batch_size, train.drop_last)
+            entry |= clock.costs(with_changes(settings, entry["changes"]), fold)
         except (RuntimeError, MemoryError) as error:
             if settings.method["name"] == ZERO_SHOT or not is_out_of_memory(error):
                 raise
@@ -280,15 +278,15 @@ class _Clock:
         train, val, _ = sample(settings, fold.train)
         return (len(train) * max(settings.train.views or 0, 1) + len(val)) * self._image_seconds
 
-    def seconds(self, settings: RunSettings, fold: Fold) -> tuple[float, int]:
-        """Seconds and steps of one trial. Raises what building the method raises."""
+    def costs(self, settings: RunSettings, fold: Fold) -> dict[str, Any]:
+        """Seconds and steps of one trial, and steps of an epoch of it. Raises what building the method raises."""
         items, val, class_names = sample(settings, fold.train)
         method = fresh_method(settings, self._backbone, class_names)
         if self._on_rows:
             require_features(method, self._backbone.embed_dim)
         train = settings.train
-        steps = steps_per_epoch(len(items), train.batch_size, train.drop_last)
-        steps *= train.with_epochs_for(steps).epochs
+        epoch = steps_per_epoch(len(items), train.batch_size, train.drop_last)
+        steps = epoch * train.with_epochs_for(epoch).epochs
         seconds, features_suffice = (
             self._fitting(method, train.views, len(items), len(val)),
             method.accepts_features and (train.views is not None or not steps),
@@ -308,7 +306,7 @@ class _Clock:
             trainer = Trainer(method, train)
             seconds += steps * seconds_of(lambda: trainer.step(*batch))
             seconds += 0.0 if features_suffice else steps * count * self._read_seconds
-        return seconds, steps
+        return {"seconds": seconds, "steps": steps, "epoch": epoch}
 
     def _first_extraction(self, items: Sequence[Item], views: int = 0) -> float:
         """Seconds for the features of a list of images; none if an earlier method has left them in the cache."""

@@ -151,9 +151,8 @@ def _from_architecture(name: str, pretrained: str | None, activation: str | None
     state = formats.read_tensors(path)
     # The activation that the weights were trained with, where that is known; otherwise that of the configuration.
     trained = {"quick_gelu": bool({**config, **tag}.get("quick_gelu", False))} if tag else {}
-    if (
-        tag and "quick_gelu" not in tag and activation in (QUICKGELU, GELU)
-    ):  # prompts that were trained on the other one
+    if tag and "quick_gelu" not in tag and activation in (QUICKGELU, GELU):
+        # Prompts that were trained on the other one keep it.
         trained = {"quick_gelu": activation == QUICKGELU}
     if not tag and formats.is_openai(state):
         trained = {"quick_gelu": True}

@@ -63,7 +63,11 @@ _WHITE_IS_ZERO, _UNSIGNED, _SIGNED = 0, (1,), (2,)
 
 
 def read_image(
-    source: str | Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS, least_side: int | None = None
+    source: str | Path | bytes | BinaryIO,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    least_side: int | None = None,
+    name: str | None = None,
 ) -> Image.Image:
     """Read an image file, encoded bytes or a binary stream as RGB: decoded, upright by its EXIF data, first frame.
 
@@ -81,7 +85,8 @@ def read_image(
     Raises:
         ImageError: the source is missing, a folder, empty, not an image of these formats, a pointer of git-lfs,
             git-annex or DVC, damaged, truncated, or has more than `max_pixels` pixels, or more than its format can
-            decode in about 1 GB. The message begins with the path ("<bytes>" or "<stream>" if there is none).
+            decode in about 1 GB. The message begins with the path, or with `name`, which bytes or a stream may be given
+            ("<bytes>" or "<stream>" if there is none).
         ConfigError: `max_pixels` or `least_side` is below 1.
 
     Source: departs from KaiyangZhou/Dassl.pytorch@c61a1b5 dassl/data/data_manager.py and dassl/utils/tools.py
@@ -97,13 +102,14 @@ def read_image(
     if least_side is not None and least_side < 1:
         raise ConfigError(f"least_side is {least_side}; it must be at least 1, or None for the whole size")
     if isinstance(source, bytes):
+        name = name or "<bytes>"
         if not source:
-            raise ImageError("<bytes>: is empty (0 bytes); give an encoded image")
-        return _read(io.BytesIO(source), "<bytes>", max_pixels, least_side)
+            raise ImageError(f"{name}: is empty (0 bytes); give an encoded image")
+        return _read(io.BytesIO(source), name, max_pixels, least_side)
     if isinstance(source, str | Path):
         with _open_file(Path(source)) as file:
             return _read(file, str(source), max_pixels, least_side)
-    name = getattr(source, "name", None)
+    name = name or getattr(source, "name", None)
     stream = source if source.seekable() else io.BytesIO(source.read())
     return _read(stream, name if isinstance(name, str) else "<stream>", max_pixels, least_side)
 

@@ -288,10 +288,7 @@ def _read(image: Any, name: str) -> Image.Image:
     if _is_stream(image):
         image = _read_stream(image, name)
     if isinstance(image, _ENCODED):
-        try:
-            return read_image(bytes(image))
-        except ImageError as error:
-            raise ImageError(str(error).replace("<bytes>", name, 1)) from error
+        return read_image(bytes(image), name=name)
     if isinstance(image, Image.Image):
         with _lock_of(image):
             return to_rgb(image, name)

@@ -33,7 +33,7 @@ MAX_BYTES = 64 * 1024**2
 TIMEOUT = 30.0
 """The time limit of a download, in seconds."""
 
-Read = Callable[[Path | bytes], Image.Image]
+Read = Callable[..., Image.Image]
 """Reads an image, as `read_image` does."""
 
 _STDIN_NAME = "<stdin>"
@@ -226,11 +226,7 @@ def _folder_images(source: str, recursive: bool, read: Read) -> Iterator[ImageSo
 
 def _decode(read: Read, name: str, load: Callable[[], bytes]) -> Image.Image:
     """Decode bytes; an error names where they came from."""
-    content = load()
-    try:
-        return read(content)
-    except ImageError as error:
-        raise ImageError(str(error).replace("<bytes>", name, 1)) from error
+    return read(load(), name=name)
 
 
 def _read_stdin(stream: BinaryIO | None) -> bytes:
