@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maple.clip import cpu_linear
 from maple.clip.cpu_linear import FLOPS, frozen_linear
+from maple.clip.plain_model import QuickGELU
+from maple.clip.towers.block_parts import quick_gelu
 
 elsewhere = pytest.mark.skipif(cpu_linear._OPERATOR is None, reason="this PyTorch has no oneDNN beside MKL")
 
@@ -66,6 +68,28 @@ def test_the_same_call_gives_the_same_bits() -> None:
         assert torch.equal(frozen_linear(states.clone(), weight.clone(), bias), frozen_linear(states, weight, bias))
         found = [gradient_of(frozen_linear, part.clone(), weight, bias, upstream) for part in (states, states)]
         assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("rows", [cpu_linear._MANY_ROWS - 1, cpu_linear._MANY_ROWS])
+@pytest.mark.parametrize("part", [slice(None), slice(16, 48)], ids=["weight", "part of a packed weight"])
+def test_gradients_of_many_rows_are_those_of_linear(rows: int, part: slice) -> None:
+    """Where the transposed weight is copied, and just before."""
+    states, weight, _, upstream = material((rows, 24), 64)
+    weight, upstream = weight[part], upstream[:, part]
+    exact = gradient_of(F.linear, states.double(), weight.double(), None, upstream.double())
+    found = gradient_of(frozen_linear, states, weight, None, upstream)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+def test_quick_gelu_and_its_derivatives() -> None:
+    states = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    kept = states.detach().clone()
+    torch.testing.assert_close(quick_gelu(states), QuickGELU()(states))
+    assert torch.autograd.gradcheck(quick_gelu, states)
+    assert torch.autograd.gradgradcheck(quick_gelu, states)
+    slopes = torch.func.vmap(torch.func.grad(lambda number: quick_gelu(number).sum()))(kept)
+    torch.testing.assert_close(slopes, torch.autograd.grad(quick_gelu(states).sum(), states)[0])
+    assert torch.equal(states, kept), "its input is left as it is"
 
 
 @elsewhere

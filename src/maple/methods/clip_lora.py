@@ -87,7 +87,24 @@ class LowRankUpdates(nn.ModuleDict):
     def drop(self, name: str) -> Callable[[Tensor], Tensor] | None:
         """The dropout of the input of one update; None for none. Each update has its own."""
         del name
-        return partial(F.dropout, p=self.dropout) if self.training and self.dropout else None
+        return partial(dropout, rate=self.dropout) if self.training and self.dropout else None
+
+
+def dropout(inputs: Tensor, rate: float) -> Tensor:
+    """`torch.nn.functional.dropout` in training, of a `rate` rounded to 16 bits: [...] -> [...].
+
+    On a CPU, PyTorch draws a float from each pair of random numbers; here 64 random bits decide for four inputs, which
+    takes a sixth of the time.
+    """
+    if inputs.device.type != "cpu":
+        return F.dropout(inputs, rate)
+    count, dropped = inputs.numel(), min(round(rate * _STEPS), _STEPS - 1)
+    bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    kept = (bits[:count].view(inputs.shape) >= dropped - _STEPS // 2).to(inputs.dtype)
+    return inputs * kept.mul_(_STEPS / (_STEPS - dropped))
+
+
+_STEPS = 2**16
 
 
 class CLIPLoRA(Method):

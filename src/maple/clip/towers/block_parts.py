@@ -9,10 +9,11 @@ timm/models/vision_transformer.py `Block`, timm/models/eva.py `EvaBlock`, timm/l
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maple.clip.cpu_linear import frozen_linear
+from maple.clip.cpu_linear import frozen_linear, is_exporting_or_compiling, is_transforming
 from maple.clip.plain_model import PlainBlock, is_quick_gelu
 
 LinearWeights = tuple[Tensor, Tensor | None]
@@ -63,10 +64,36 @@ class OpenClipParts:
             return cast(Tensor, self.module.mlp(hidden))
         first, activation, second = self.module.mlp
         hidden = frozen_linear(hidden, first.weight, first.bias)
-        # QuickGELU is x * sigmoid(a x). As SiLU it is one kernel that keeps one tensor for the gradient.
-        quick = is_quick_gelu(activation)
-        hidden = F.silu(1.702 * hidden) / 1.702 if quick else activation(hidden)
+        hidden = quick_gelu(hidden) if is_quick_gelu(activation) else activation(hidden)
         return frozen_linear(hidden, second.weight, second.bias)
+
+
+def quick_gelu(states: Tensor) -> Tensor:
+    """QuickGELU, x * sigmoid(a x), as SiLU: silu(a x) / a.
+
+    Its gradient is that of SiLU at a x, without the two products with a and 1 / a that the chain rule would compute.
+    """
+    if is_exporting_or_compiling() or is_transforming():
+        return F.silu(_STEEPNESS * states) / _STEEPNESS
+    return cast(Tensor, _QuickGELU.apply(states))
+
+
+_STEEPNESS = 1.702
+
+
+class _QuickGELU(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, states: Tensor) -> Tensor:
+        context.save_for_backward(states)
+        return F.silu(_STEEPNESS * states, inplace=True).div_(_STEEPNESS)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        scaled = _STEEPNESS * context.saved_tensors[0]
+        if torch.is_grad_enabled():  # for a second derivative, which the operator below does not have
+            share = scaled.sigmoid()
+            return cast(Tensor, gradient * share * (1 + scaled * (1 - share)))
+        return cast(Tensor, torch.ops.aten.silu_backward(gradient, scaled))
 
 
 def parts_of(module: Any) -> OpenClipParts | str:
