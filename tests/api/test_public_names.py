@@ -18,11 +18,13 @@ reveal_type(evaluate)
 reveal_type(METHODS["maple"])
 load_clip(3)
 """
-# Types of PyTorch and of other libraries do not matter here, and reading them takes most of a minute.
+# Types of PyTorch and of other libraries do not matter here, and reading them takes
+# longer than reading this package.
 CONFIGURATION = """
 [mypy]
 strict = true
-[mypy-torch.*,torchvision.*,open_clip.*,transformers.*,accelerate.*,numpy.*,sklearn.*,scipy.*,pandas.*,matplotlib.*,PIL.*]
+[mypy-torch.*,torchvision.*,open_clip.*,transformers.*,accelerate.*,numpy.*,sklearn.*,scipy.*,pandas.*,matplotlib.*,\
+PIL.*,pydantic.*,typer.*,rich.*,fastapi.*,starlette.*,safetensors.*,huggingface_hub.*,ray.*,onnx.*,datasets.*,fsspec.*]
 follow_imports = skip
 ignore_missing_imports = true
 """
