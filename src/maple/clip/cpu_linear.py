@@ -9,6 +9,7 @@ Source: torch/_inductor/mkldnn_lowerings.py calls the same operator for the line
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -44,9 +45,9 @@ def _load_operator() -> Any:
 _OPERATOR = _load_operator()
 # oneDNN supports bfloat16 on processors with AVX-512 only.
 _BFLOAT16 = _OPERATOR is not None and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-_MANY_ROWS = 512
-"""From this number of rows on, a transposed weight is copied in the order of the product."""
 _DTYPES = (torch.float32, torch.bfloat16) if _BFLOAT16 else (torch.float32,)
+_MANY_ROWS = 512 if torch.backends.cpu.get_cpu_capability() == "AVX2" else sys.maxsize
+"""From this number of rows on, a transposed weight is copied in the order of the product; measured with AVX2 alone."""
 
 
 def frozen_linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -90,7 +91,7 @@ class _FrozenLinear(torch.autograd.Function):
         weight = context.saved_tensors[0].t()
         # oneDNN rearranges a transposed weight again for each part of the rows. For those of ViT-B/16 that takes up to
         # as long as the product itself, and a copy takes 5 of 30 ms (788 rows, two cores with AVX2).
-        if gradient.device.type == "cpu" and gradient.numel() // gradient.shape[-1] >= _MANY_ROWS:
+        if gradient.numel() // gradient.shape[-1] >= _MANY_ROWS:
             weight = weight.contiguous()
         return frozen_linear(gradient, weight), None, None
 
