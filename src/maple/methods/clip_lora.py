@@ -21,6 +21,9 @@ from maple.methods.base import Method, MethodSettings
 from maple.prompts import PromptedClasses, TemplateClasses
 from maple.prompts.coupling import seeded_weight
 
+_STEPS = 2**16
+"""How many rates of dropout there are."""
+
 
 class CLIPLoRASettings(MethodSettings):
     """`encoder` names the towers that are updated, and the layers their blocks, from 0; None for all of them.
@@ -94,7 +97,7 @@ def dropout(inputs: Tensor, rate: float) -> Tensor:
     """`torch.nn.functional.dropout` in training, of a `rate` rounded to 16 bits: [...] -> [...].
 
     On a CPU, PyTorch draws a float from each pair of random numbers; here 64 random bits decide for four inputs, which
-    takes a sixth of the time.
+    takes a third of the time, gradient included.
     """
     if inputs.device.type != "cpu":
         return F.dropout(inputs, rate)
@@ -102,9 +105,6 @@ def dropout(inputs: Tensor, rate: float) -> Tensor:
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     kept = (bits[:count].view(inputs.shape) >= dropped - _STEPS // 2).to(inputs.dtype)
     return inputs * kept.mul_(_STEPS / (_STEPS - dropped))
-
-
-_STEPS = 2**16
 
 
 class CLIPLoRA(Method):

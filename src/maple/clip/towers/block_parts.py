@@ -19,6 +19,9 @@ from maple.clip.plain_model import PlainBlock, is_quick_gelu
 LinearWeights = tuple[Tensor, Tensor | None]
 """Weight [H_out, H_in] and bias [H_out] of a linear layer."""
 
+_STEEPNESS = 1.702
+"""QuickGELU's a."""
+
 
 class OpenClipParts:
     """Where open_clip's residual attention block has its parts."""
@@ -76,9 +79,6 @@ def quick_gelu(states: Tensor) -> Tensor:
     if is_exporting_or_compiling() or is_transforming():
         return F.silu(_STEEPNESS * states) / _STEEPNESS
     return cast(Tensor, _QuickGELU.apply(states))
-
-
-_STEEPNESS = 1.702
 
 
 class _QuickGELU(torch.autograd.Function):
