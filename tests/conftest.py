@@ -163,6 +163,20 @@ def own_record(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(state) / "maple" / "backbones.json"
 
 
+@pytest.fixture(scope="session")
+def real_data() -> Callable[..., Path]:
+    """Return the root of the real data sets; the test is skipped where what it names is not below it."""
+
+    def root_of(*names: str) -> Path:
+        root = Path(os.environ.get("MAPLE_DATA", "MAPLE_DATA, which is not set"))
+        for name in names:
+            if not (root / name).exists():
+                pytest.skip(f"needs {name} of the unpacked data sets below {root}")
+        return root
+
+    return root_of
+
+
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
     """A Ray cluster on this machine, of a module's own: a longer one would leak warnings into other tests."""

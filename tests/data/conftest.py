@@ -34,12 +34,3 @@ def published_numbers() -> Path:
     if not folder.is_dir():
         pytest.skip("set MAPLE_NUMBERS to the folder of published numbers")
     return folder
-
-
-@pytest.fixture(scope="session")
-def data_root() -> Path:
-    """Return the root of the unpacked data sets."""
-    root = os.environ.get("MAPLE_DATA")
-    if not root:
-        pytest.skip("set MAPLE_DATA to the folder of unpacked data sets")
-    return Path(root)

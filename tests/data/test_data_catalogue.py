@@ -181,7 +181,7 @@ def test_counts_are_the_published_ones(name: str, tmp_path: Path, split_files: P
     assert found == {key: int(stats[key]) for key in found}
 
 
-def test_eurosat_is_complete_on_disk(data_root: Path) -> None:
-    dataset = load_dataset("eurosat", data_root)
+def test_eurosat_is_complete_on_disk(real_data: Callable[..., Path]) -> None:
+    dataset = load_dataset("eurosat", real_data("eurosat/split_zhou_EuroSAT.json"))
     assert dataset.counts() == {"train": 13500, "val": 5400, "test": 8100, "classes": 10}
     assert all(dataset.file(item).is_file() for item in dataset.train[::50] + dataset.test[::50])

@@ -1,6 +1,7 @@
 """Folders of domains."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -92,10 +93,9 @@ def test_one_name_for_each_data_set(root: Path, monkeypatch: pytest.MonkeyPatch)
     assert canonical_name("nowhere") == "nowhere"
 
 
-def test_real_domains(data_root: Path) -> None:
-    if not (data_root / "pacs").is_dir():
-        pytest.skip("MAPLE_DATA has no pacs")
-    domains = [load_dataset(f"{data_root / 'pacs'}:{name}", None) for name in ("photo", "art_painting", "cartoon")]
+def test_real_domains(real_data: Callable[..., Path]) -> None:
+    pacs = real_data("pacs") / "pacs"
+    domains = [load_dataset(f"{pacs}:{name}", None) for name in ("photo", "art_painting", "cartoon")]
     assert {domain.class_names for domain in domains} == {
         ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
     }

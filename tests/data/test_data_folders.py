@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -350,7 +351,8 @@ def test_impossible_fractions_are_refused(tmp_path: Path, val: float, test: floa
         load_folder(tmp_path, val_fraction=val, test_fraction=test)
 
 
-def test_real_folders(data_root: Path) -> None:
+def test_real_folders(real_data: Callable[..., Path]) -> None:
+    data_root = real_data("pets", "pacs")
     pets = load_dataset(str(data_root / "pets"), None)
     assert pets.num_classes == 37
     assert len(pets.train) + len(pets.test) == 370

@@ -1,6 +1,7 @@
 """Counts and class names against the published ones, and images one by one."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import layouts
@@ -128,8 +129,8 @@ def test_bundled_images_are_drawn() -> None:
     assert list(verify_images(small)) == []
 
 
-def test_a_real_data_set(data_root: Path) -> None:
-    dataset = load_dataset("eurosat", data_root)
+def test_a_real_data_set(real_data: Callable[..., Path]) -> None:
+    dataset = load_dataset("eurosat", real_data("eurosat/split_zhou_EuroSAT.json"))
     assert verify_counts(dataset) == []
     part = Dataset("eurosat", dataset.root, dataset.train[::100], (), dataset.test[::100], dataset.class_names)
     assert list(verify_images(part)) == []

@@ -251,10 +251,10 @@ def test_an_unfinished_run(run: Path) -> None:
         evaluate_run(run)
 
 
-@pytest.mark.skipif("MAPLE_DATA" not in os.environ, reason="set MAPLE_DATA to the folder of unpacked data sets")
-def test_real_images(settings_for: Callable[..., RunSettings], tmp_path: Path) -> None:
+def test_real_images(settings_for: Callable[..., RunSettings], real_data: Callable[..., Path], tmp_path: Path) -> None:
+    root = str(real_data("eurosat/split_zhou_EuroSAT.json"))
     settings = settings_for(Path("eurosat"), epochs=1)
-    data = settings.data.changed(dataset="eurosat", root=os.environ["MAPLE_DATA"], shots=1, classes="base")
+    data = settings.data.changed(dataset="eurosat", root=root, shots=1, classes="base")
     folder = train_run(settings.changed(data=data), tmp_path / "run").folder
     assert len(json.loads((folder / "items.json").read_text())["items"]) == 5
     _, row = evaluate_run(folder, classes="novel", only=["River", "Pasture Land"], part="val")
