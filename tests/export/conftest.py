@@ -1,5 +1,6 @@
 """An export that several modules read: making one takes longer than any test of it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,24 @@ from export_helpers import write_prompts
 
 from maple import load_clip
 from maple.clip import Backbone
+from maple.clip.backbone_names import ARCHITECTURES
 from maple.export import export_run
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Backbone:
     return load_clip("maple-tiny", "random:1")
+
+
+@pytest.fixture(scope="session")
+def shallow() -> Iterator[Backbone]:
+    """Two blocks in each tower: torch.onnx takes seconds for each block."""
+    config = dict(ARCHITECTURES["maple-tiny"])
+    for tower in ("vision_cfg", "text_cfg"):
+        config[tower] = {**config[tower], "layers": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "maple-shallow", config)
+        yield load_clip("maple-shallow", "random:1")
 
 
 @pytest.fixture(scope="session")

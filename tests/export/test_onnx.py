@@ -81,10 +81,10 @@ def test_answers_are_pytorchs(exported: Path, maple_file: Path, names: tuple[str
             assert [r.probability for r in mine] == pytest.approx([r.probability for r in theirs], abs=1e-5)
 
 
-def test_sentences_of_each_class_are_exported_for_trained_names(tiny: Backbone, tmp_path: Path) -> None:
+def test_sentences_of_each_class_are_exported_for_trained_names(shallow: Backbone, tmp_path: Path) -> None:
     sentences = {name: [f"a {name}.", f"{name} twice."] for name in NAMES}
-    sizes = {"adapter_start": 2, "adapter_end": 3, "adapter_width": 8}
-    file = write_prompts(tmp_path, tiny, {"name": "mmapp", **sizes, "sentences": sentences})
+    sizes = {"adapter_start": 1, "adapter_end": 2, "adapter_width": 8}
+    file = write_prompts(tmp_path, shallow, {"name": "mmapp", **sizes, "sentences": sentences})
     assert export_run(file, tmp_path / "export").difference < 1e-3
     with pytest.raises(ClassNamesError, match="has the sentences of trained names alone; use PyTorch"):
         load_predictor(tmp_path / "export").set_class_names(["red thing", "grey thing"])
@@ -93,15 +93,15 @@ def test_sentences_of_each_class_are_exported_for_trained_names(tiny: Backbone, 
 @pytest.mark.parametrize(
     "description",
     [
-        {"name": "mmrl", "layers": [2, 3], "tokens": 2, "token_width": 16},
-        {"name": "two_stage", "vision_start": 2},
+        {"name": "mmrl", "layers": [1, 2], "tokens": 2, "token_width": 16},
+        {"name": "two_stage", "vision_start": 1},
         {"name": "dept", "base_method": "maple", "prompt_depth": 2},
         {"name": "dept", "base_method": "cocoop", "meta_net_reduction": 4},
-        {"name": "mma", "adapter_start": 2, "adapter_end": 3, "adapter_width": 8, "adapter_scale": 0.5},
+        {"name": "mma", "adapter_start": 1, "adapter_end": 2, "adapter_width": 8, "adapter_scale": 0.5},
         {
             "name": "mmapp",
-            "adapter_start": 2,
-            "adapter_end": 3,
+            "adapter_start": 1,
+            "adapter_end": 2,
             "adapter_width": 8,
             "adapter_test_scale": 0.5,
             "templates": ["a photo of a {}.", "a sketch of the {}!"],
@@ -110,9 +110,9 @@ def test_sentences_of_each_class_are_exported_for_trained_names(tiny: Backbone, 
     ids=lambda description: description["name"],
 )
 def test_changed_towers_with_trained_and_new_names(
-    description: dict[str, object], tiny: Backbone, tmp_path: Path
+    description: dict[str, object], shallow: Backbone, tmp_path: Path
 ) -> None:
-    file = write_prompts(tmp_path, tiny, description)
+    file = write_prompts(tmp_path, shallow, description)
     assert export_run(file, tmp_path / "export", zero_shot=True).difference < 1e-3
     one = load_predictor(tmp_path / "export", zero_shot=True)
     other = TorchPredictor.load(file, zero_shot=True, device="cpu")
@@ -163,9 +163,9 @@ def test_bad_names_are_refused_as_by_pytorch(exported: Path) -> None:
     assert answerer.class_names == NAMES
 
 
-def test_votes_of_known_classes_in_8_bits(tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_votes_of_known_classes_in_8_bits(shallow: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits of the method's own, a part of the classes, and what 8-bit weights are allowed to do."""
-    file = write_prompts(tmp_path, tiny, {"name": "tip_adapter", "learn_keys": True, "alpha": 2.0, "beta": 3.0})
+    file = write_prompts(tmp_path, shallow, {"name": "tip_adapter", "learn_keys": True, "alpha": 2.0, "beta": 3.0})
     export_run(file, tmp_path / "plain")
     monkeypatch.setattr(onnx_folder, "INLINE_BYTES", 1000)  # weights beside the graph
     rough = export_run(file, tmp_path / "rough", int8=True)
@@ -251,8 +251,8 @@ def test_the_sample_is_of_the_runs_own_division(
 
 
 @pytest.mark.parametrize("name", ["clap", "lpplusplus", "gda"])
-def test_classifiers_of_known_classes(tiny: Backbone, tmp_path: Path, name: str) -> None:
-    file = write_prompts(tmp_path, tiny, {"name": name})
+def test_classifiers_of_known_classes(shallow: Backbone, tmp_path: Path, name: str) -> None:
+    file = write_prompts(tmp_path, shallow, {"name": name})
     assert export_run(file, tmp_path / "out").difference < 1e-4
     one, other = OnnxPredictor.load(tmp_path / "out"), TorchPredictor.load(file, device="cpu")
     views = np.stack([one.preprocess(picture.read()) for picture in pictures()])
@@ -262,8 +262,8 @@ def test_classifiers_of_known_classes(tiny: Backbone, tmp_path: Path, name: str)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_classes_that_depend_on_the_image(tiny: Backbone, tmp_path: Path) -> None:
-    file = write_prompts(tmp_path, tiny, {"name": "cocoop"})
+def test_classes_that_depend_on_the_image(shallow: Backbone, tmp_path: Path) -> None:
+    file = write_prompts(tmp_path, shallow, {"name": "cocoop"})
     assert export_run(file, tmp_path / "out").difference < 1e-4
     with pytest.raises(ConfigError, match="is an export already"):
         export_run(tmp_path / "out", tmp_path / "again")
