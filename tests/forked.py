@@ -5,7 +5,6 @@ and refused by the disk just as well. What depends on the interpreter (the modul
 streams) needs a new one.
 """
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -13,11 +12,22 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 # What training, evaluation and prediction import, and pytest, for functions that are in a module of tests.
-IMPORTED_ONCE = ["pytest", "maple.cli", "maple.fitting", "maple.inference.torch_predictor", "maple.train.trainer"]
+IMPORTED_ONCE = [
+    *("pytest", "maple.cli", "maple.fitting", "maple.inference.torch_predictor", "maple.train.trainer"),
+    *("open_clip", "sklearn.linear_model"),
+]
+
+
+def forking_context() -> Any:
+    """A context of multiprocessing whose processes are forks of one that has imported what they need."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED_ONCE)
+    return context
 
 
 class ForkedProcess:
@@ -37,15 +47,13 @@ class ForkedProcess:
         environment: Mapping[str, str] | None = None,
         largest_file: int | None = None,
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(IMPORTED_ONCE)
         folder = tempfile.mkdtemp(prefix="maple-forked-")
         weakref.finalize(self, shutil.rmtree, folder)
         self._streams = [Path(folder) / name for name in ("stdout", "stderr")]
         for stream in self._streams:
             stream.touch()
         variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-        self._process = context.Process(
+        self._process = forking_context().Process(
             target=_run, args=(function, arguments, self._streams, variables, os.getcwd(), largest_file)
         )
         self._process.start()

@@ -38,7 +38,7 @@ def noting(pids: Path) -> Callable[..., list[RunOutcome]]:
             (pids / f"{run.name}.{os.getpid()}").touch()
 
         def slow(*progress: Any) -> None:
-            time.sleep(0.3)
+            time.sleep(0.2)
             report(*progress)
 
         return run_group(group, root, device, slow)
@@ -51,29 +51,12 @@ def tries(pids: Path, name: str) -> list[int]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_two_workers_give_the_rows_of_one_process(make_images: Callable[..., Path], tmp_path: Path) -> None:
-    runs, pids = runs_of(make_images()), tmp_path / "pids"
+def test_two_workers_one_of_which_is_killed_give_the_rows_of_one_process(
+    make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    runs, pids = runs_of(make_images(), epochs=4), tmp_path / "pids"
     pids.mkdir()
     alone = run_sweep(runs, tmp_path / "alone", device="cpu", progress=RecordedProgress())
-    progress = RecordedProgress()
-    outcomes = run_sweep(runs, tmp_path / "ray", executor=on_ray, work=noting(pids), progress=progress)
-    assert [outcome.status for outcome in outcomes] == ["finished"] * 3
-    assert len({pid for run in runs for pid in tries(pids, run.name)}) == 2, "two cores, two workers"
-    assert rows_below(tmp_path / "ray") == rows_below(tmp_path / "alone")
-    assert len(rows_below(tmp_path / "alone")) == 3
-    assert [len(outcome.rows) for outcome in outcomes] == [len(outcome.rows) for outcome in alone] == [2, 2, 2]
-    assert {name for name, _ in progress.activities} == {run.name for run in runs}, "workers report their progress"
-    kept = RecordedProgress()
-    assert run_sweep(runs, tmp_path / "ray", executor=on_ray, progress=kept)[0].rows == outcomes[0].rows
-    assert kept.activities == []
-    assert len(list((tmp_path / "ray").glob(".sweep-*"))) == 1
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_worker_killed_during_a_run_is_replaced(make_images: Callable[..., Path], tmp_path: Path) -> None:
-    runs, pids = runs_of(make_images(), epochs=6)[:2], tmp_path / "pids"
-    pids.mkdir()
-    run_sweep(runs, tmp_path / "alone", device="cpu", progress=RecordedProgress())
     killed: list[int] = []
 
     class Killer(RecordedProgress):
@@ -86,19 +69,32 @@ def test_a_worker_killed_during_a_run_is_replaced(make_images: Callable[..., Pat
 
     killer = Killer()
     outcomes = run_sweep(runs, tmp_path / "ray", executor=on_ray, work=noting(pids), progress=killer)
-    assert [outcome.status for outcome in outcomes] == ["finished"] * 2
+    assert [outcome.status for outcome in outcomes] == ["finished"] * 3
     assert len(killed) == 1
     assert len(tries(pids, killer.victim)) == 2, "another process took over"
+    # Two cores, two workers, and usually a third; the one that is left may be done before that has started.
+    assert len({pid for run in runs for pid in tries(pids, run.name)}) in (2, 3)
     assert rows_below(tmp_path / "ray") == rows_below(tmp_path / "alone")
+    assert len(rows_below(tmp_path / "alone")) == 3
+    assert [len(outcome.rows) for outcome in outcomes] == [len(outcome.rows) for outcome in alone] == [2, 2, 2]
+    assert {name for name, _ in killer.activities} == {run.name for run in runs}, "workers report their progress"
+    kept = RecordedProgress()
+    assert run_sweep(runs, tmp_path / "ray", executor=on_ray, progress=kept)[0].rows == outcomes[0].rows
+    assert kept.activities == []
+    assert len(list((tmp_path / "ray").glob(".sweep-*"))) == 1
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_failures_are_recorded_and_dying_workers_are_given_up(make_images: Callable[..., Path], tmp_path: Path) -> None:
+def test_failures_are_recorded_and_dying_workers_are_given_up(
+    make_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = make_images()
     deep = small_sweep(images, methods=["vpt"])  # VPT's recipe prompts 12 layers; this CLIP has 4
     (outcome,) = run_sweep(deep, tmp_path, executor=on_ray, progress=RecordedProgress())
     assert outcome.status == "failed"
     assert "the image tower has 4 blocks" in str(outcome.error)
+
+    monkeypatch.setattr(ray_executor, "ATTEMPTS", 2)
 
     def dies(*_: Any) -> list[RunOutcome]:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -107,7 +103,7 @@ def test_failures_are_recorded_and_dying_workers_are_given_up(make_images: Calla
     other = small_sweep(images, methods=["zero_shot"])
     (outcome,) = run_sweep(other, tmp_path, executor=on_ray, work=dies, progress=RecordedProgress())
     assert outcome.status == "failed"
-    assert "its Ray worker died 3 times" in str(outcome.error)
+    assert "its Ray worker died 2 times" in str(outcome.error)
     assert (tmp_path / other[0].name / "failure.json").is_file()
 
 

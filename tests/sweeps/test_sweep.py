@@ -278,11 +278,11 @@ def test_killed_sweeps_end_in_the_same_rows(make_images: Callable[..., Path], tm
     command = [*COMMAND, "--set", "train.epochs=12", "--datasets", make_images()]
     straight = run_maple(*command, "--output", tmp_path / "straight")
     assert straight.returncode == 0, straight.stderr
-    command += ["--jobs", 2, "--output", tmp_path / "killed"]
+    command += ["--output", tmp_path / "killed"]
     moments = random.Random(3)
     for file in ("config.json", "metrics.jsonl"):
         before = {path: path.read_bytes() for path in (tmp_path / "killed").glob(f"*/{file}")}
-        process, limit = start_maple(*command), time.monotonic() + 100
+        process, limit = start_maple(*command, "--jobs", 2), time.monotonic() + 100
         while process.returncode is None and time.monotonic() < limit:
             if any(path.read_bytes() != before.get(path) for path in (tmp_path / "killed").glob(f"*/{file}")):
                 break

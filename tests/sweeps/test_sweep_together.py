@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import forking_context
 from sweep_tools import RecordedProgress, rows_below, small_sweep
 from typer.testing import CliRunner
 
@@ -19,11 +20,17 @@ from maple.errors import ConfigError
 from maple.methods import METHODS
 from maple.plugins import trust_code
 from maple.runs.folder import lock_folder
-from maple.sweeps import PlannedRun, RunOutcome, in_processes, run_sweep, runner
-from maple.sweeps.executors import ATTEMPTS
+from maple.sweeps import PlannedRun, RunOutcome, executors, in_processes, run_sweep, runner
+from maple.sweeps.executors import ATTEMPTS, accepted_code
 from maple.sweeps.runner import run_group
 
 Group = tuple[PlannedRun, ...]
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start workers as forks: new interpreters, which `test_killed_sweeps_end_in_the_same_rows` has, take seconds."""
+    monkeypatch.setattr(executors.multiprocessing, "get_context", lambda _: forking_context())
 
 
 def runs_of(images: Path, seeds: int = 3, **grid: list[Any]) -> list[PlannedRun]:
@@ -101,6 +108,7 @@ def dies_unless_alone(group: Group, *_: Any) -> list[RunOutcome]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+@pytest.mark.usefixtures("forked_workers")
 def test_a_group_whose_process_dies_continues_run_by_run(make_images: Callable[..., Path], tmp_path: Path) -> None:
     first, second, third = runs_of(make_images())
     ends = list(in_processes([(first, second), (third,)], tmp_path, dies_unless_alone, lambda *_: None, jobs=1))
@@ -126,6 +134,7 @@ def dies_if_first(group: Group, root: Path, *_: Any) -> list[RunOutcome]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+@pytest.mark.usefixtures("forked_workers")
 def test_a_run_whose_process_dies_fails_alone(make_images: Callable[..., Path], tmp_path: Path) -> None:
     runs = runs_of(make_images() / "train")  # undivided: a run for each seed
     ends = list(in_processes([(run,) for run in runs], tmp_path, dies_if_first, lambda *_: None, jobs=2))
@@ -145,11 +154,12 @@ def says_what_it_has(group: Group, *_: Any) -> list[RunOutcome]:
 METHOD = """
 from maple.methods import METHODS
 
-class Renamed(METHODS["zero_shot"]):
+class Renamed(METHODS["coop"]):
     title = "renamed"
 """
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_processes_get_code_and_their_share_of_the_usable_cores(
     make_images: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +180,9 @@ def test_processes_get_code_and_their_share_of_the_usable_cores(
 
     assert outcome_of(3) == "renamed, 2 threads"
     assert outcome_of(1) == "renamed, 3 threads", "no more than PyTorch may use"
+    for method, setting in {"dept": {"base_method": [name]}, "promptsrc": {"prompts": [{"name": name}]}}.items():
+        over_it = small_sweep(tmp_path / "pictures", methods=[method], grid=setting)
+        assert accepted_code([tuple(over_it)]) == (METHOD.encode(),), "a method may train the prompts of another one"
 
 
 def test_impossible_values_are_refused(make_images: Callable[..., Path], tmp_path: Path) -> None:

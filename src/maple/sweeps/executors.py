@@ -198,8 +198,17 @@ def accepted_code(groups: Sequence[Group]) -> tuple[bytes, ...]:
         >>> for content in accepted_code(groups):
         ...     accept_code(content)
     """
-    named = {run.settings.method["name"] for group in groups for run in group}
+    named = {text for group in groups for run in group for text in _texts(run.settings.method)}
     return tuple(content for content in map(code_of, sorted(named)) if content is not None)
+
+
+def _texts(settings: Any) -> Iterator[str]:
+    """The texts in a method's settings, some of which name another method whose prompts it trains."""
+    if isinstance(settings, str):
+        yield settings
+    elif isinstance(settings, dict):
+        for value in settings.values():
+            yield from _texts(value)
 
 
 def refuse_launcher() -> None:
