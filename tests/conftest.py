@@ -168,7 +168,10 @@ def real_data() -> Callable[..., Path]:
     """Return the root of the real data sets; the test is skipped where what it names is not below it."""
 
     def root_of(*names: str) -> Path:
-        root = Path(os.environ.get("MAPLE_DATA", "MAPLE_DATA, which is not set"))
+        if not (folder := os.environ.get("MAPLE_DATA")):
+            pytest.skip("set MAPLE_DATA to the folder of unpacked data sets")
+        root = Path(folder)
+        assert root.is_dir(), f"MAPLE_DATA is {root}, which is not a folder"
         for name in names:
             if not (root / name).exists():
                 pytest.skip(f"needs {name} of the unpacked data sets below {root}")
