@@ -2,8 +2,8 @@
 
 Usage: python -m benchmarks.pipeline [--folder FOLDER] [--images 200] [--backbone maple-small] [--device cpu]
                                      [--rounds 5] [--output FOLDER]
-Without --folder it draws images of its own (JPEG, about 500 x 375). Compares reading ahead in threads ("ours") with
-reading in the caller's thread ("plain"), in alternation in one process; prints medians and ratios; writes JSON.
+Without --folder it draws images of its own (JPEG, about 500 x 375). Compares reading in threads, ahead or while nothing
+is encoded, with reading in the caller's thread, in alternation in one process; prints medians and ratios; writes JSON.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from maple.clip import load_clip
 from maple.data import Batch, EvalTransform, ImageStore, Item, TrainTransform, eval_batches
 from maple.data.batches import view_batches
 from maple.data.folders.listing import walk_files
-from maple.data.images.prefetch import reading_threads
+from maple.data.images.prefetch import overlaps, reading_threads
 from maple.evaluation import predict
 from maple.methods import Method, build_method
 
@@ -95,29 +95,39 @@ def exhaust(batches: Iterator[Batch]) -> None:
         pass
 
 
-def evaluation(method: Method, items: list[Item], folder: Path, batch: int, rounds: int) -> dict[str, float]:
-    """Evaluate files: read in between ("plain"), and as `maple evaluate` does ("ours")."""
+def evaluation(method: Method, items: list[Item], folder: Path, batch: int, rounds: int) -> dict[str, object]:
+    """Evaluate files as `maple evaluate` does, and in the other ways: seconds, ratios, shares spent on waiting."""
     device = method.backbone.device
     seen = method.backbone.preprocessing
     transform = EvalTransform(seen.size, seen.mean, seen.std, seen.interpolation)
-    shares: dict[str, list[float]] = {"ours": [], "plain": []}
+    threads = reading_threads(None)
+    names = {False: f"{threads} threads, batch by batch", True: f"{threads} threads, ahead"}
+    ours = overlaps(device.type, threads)  # as `maple evaluate` does
+    ways = {names[overlap]: (threads, overlap) for overlap in (ours, not ours)}
+    ways["the caller's thread"] = (0, True)
+    shares: dict[str, list[float]] = {name: [] for name in ways}
 
-    def run(name: str, workers: int) -> None:
-        batches = Waiting(eval_batches(items, folder, transform, batch_size=batch, num_workers=workers))
+    def run(name: str) -> None:
+        workers, overlap = ways[name]
+        loader = eval_batches(items, folder, transform, batch_size=batch, num_workers=workers, overlap=overlap)
+        batches = Waiting(loader)
         start = time.perf_counter()
         predict(method, batches)
         synchronise(device)
         shares[name].append(batches.seconds / (time.perf_counter() - start))
 
-    threads = reading_threads(None)
-    timed = alternate(partial(run, "ours", threads), partial(run, "plain", 0), rounds)
-    waited = {f"waiting_{name}": float(np.median(values[1:])) for name, values in shares.items()}
-    print(
-        f"evaluation: read in between {len(items) / timed['plain']:.1f} images/s, {waited['waiting_plain']:.0%} of it "
-        f"waiting for images; {threads} threads ahead {len(items) / timed['ours']:.1f} images/s, "
-        f"{waited['waiting_ours']:.0%}; {timed['ratio']:.2f}x [{timed['ratio_min']:.2f}, {timed['ratio_max']:.2f}]"
-    )
-    return {**timed, **waited, "threads": threads}
+    timed = common.alternate({name: partial(run, name) for name in ways}, rounds)
+    waited = {name: float(np.median(values[1:])) for name, values in shares.items()}
+    for name, seconds in timed["seconds"].items():
+        ratio = ""
+        if name in timed["ratio"]:
+            low, high = timed["ratio_range"][name]
+            ratio = f"; the first is {timed['ratio'][name]:.2f}x as fast [{low:.2f}, {high:.2f}]"
+        print(
+            f"evaluation, {name}: {len(items) / seconds:.1f} images/s, {waited[name]:.0%} of it waiting for images"
+            f"{ratio}"
+        )
+    return {**timed, "waiting": waited}
 
 
 class Waiting:

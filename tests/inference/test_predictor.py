@@ -3,8 +3,9 @@
 import copy
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 from maple import build_method, load_prompts
 from maple.clip import Backbone
 from maple.data import EvalTransform
-from maple.data.images.prefetch import map_in_order
+from maple.data.images.prefetch import map_in_order, overlaps
 from maple.errors import BackboneError, ClassNamesError, ConfigError, DataError, ImageError, UnlearnedClassesError
 from maple.inference import ImageSource, Prediction, TorchPredictor, UnreadableImage, find_images
 from maple.inference.sources.image_sources import cache_downloads
@@ -98,8 +99,12 @@ def test_unreadable_pictures_stand_in_their_place(prompts: Path) -> None:
         assert found[0].reason == "x.png: is damaged"
 
 
-def test_an_endless_stream_is_read_no_more_than_two_batches_ahead(prompts: Path) -> None:
-    """What is listed and decoded ahead, and so what is in memory, has a bound."""
+@pytest.mark.parametrize(("cores", "ahead"), [(8, 2), (2, 0)])
+def test_an_endless_stream_is_read_no_more_than_two_batches_ahead(
+    cores: int, ahead: int, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is listed and decoded ahead, and so what is in memory, has a bound: none if that takes all cores."""
+    monkeypatch.setattr("maple.data.images.prefetch.usable_cores", lambda: cores)
     listed = 0
     image = Image.new("RGB", (20, 20))
 
@@ -112,7 +117,7 @@ def test_an_endless_stream_is_read_no_more_than_two_batches_ahead(prompts: Path)
     stream = TorchPredictor.load(prompts, device="cpu").stream(pictures(), batch_size=4, workers=2)  # type: ignore[arg-type]
     found = list(islice(stream, 9))
     assert [one.source for one in found] == [str(number) for number in range(9)]
-    assert listed <= 12 + 2 * 4
+    assert listed == (3 + ahead) * 4
     stream.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("maple-images")]
 
@@ -336,7 +341,30 @@ def test_in_order_takes_keys_in_the_callers_thread() -> None:
             assert threading.get_ident() == here
             yield number
 
-    assert list(map_in_order(lambda key: 2 * key, keys(), 2, ahead=2)) == [0, 2, 4, 6, 8]  # type: ignore[arg-type]
+    assert list(map_in_order(lambda key: 2 * key, keys(), 2, 1)) == [0, 2, 4, 6, 8]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("overlap", "begun"), [(True, 9), (False, 3)])
+def test_without_overlap_nothing_is_read_before_all_of_a_batch_is_taken(overlap: bool, begun: int) -> None:
+    taken: list[int] = []
+
+    def keys() -> Iterator[int]:
+        for number in range(10):
+            taken.append(number)
+            yield number
+
+    with closing(map_in_order(str, keys(), 2, 3, overlap=overlap)) as results:
+        assert list(islice(results, 3)) == ["0", "1", "2"]
+        assert len(taken) == begun
+        assert list(results) == [str(number) for number in range(3, 10)]
+
+
+@pytest.mark.parametrize(("device", "threads", "reads_on"), [("cpu", 2, False), ("cpu", 1, True), ("cuda", 2, True)])
+def test_reading_and_encoding_overlap_where_they_do_not_share_all_cores(
+    device: str, threads: int, reads_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maple.data.images.prefetch.usable_cores", lambda: 2)
+    assert overlaps(device, threads) == reads_on
 
 
 @pytest.mark.parametrize(("size", "at_once"), [(64, 100), (112, 41), (224, 32)])

@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from maple import build_method, load_clip
 from maple.checkpoint import load_prompts
 from maple.config import RunSettings
+from maple.data import batches, load_dataset
+from maple.data.images.prefetch import map_in_order
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, DataError
 from maple.methods import Method
 from maple.metrics import Scores
 from maple.runs import content_name, evaluate_run, finished_prompts, read_settings, train_run
 from maple.runs.folder import evaluation_key
+from maple.runs.frozen_features import prediction_batches
 
 Evaluate = Callable[..., tuple[Scores, dict[str, Any]]]
 
@@ -53,6 +57,30 @@ def test_parts_of_the_classes(evaluate: Evaluate, run: Path) -> None:
         assert (row["seed"], row["method"]["name"], row["source"]["classes"]) == (1, "maple", "base")
     assert [row["classes"] for row in rows(run)] == ["base", "novel", "all"]
     assert evaluate(part="train")[0].images == 16
+
+
+@pytest.mark.parametrize(("cores", "overlap"), [(2, False), (8, True)])
+@pytest.mark.parametrize("method", [{"name": "maple", "prompt_depth": 1}, {"name": "zero_shot"}])
+def test_images_are_read_ahead_where_cores_are_left(
+    method: dict[str, Any],
+    cores: int,
+    overlap: bool,
+    make_images: Callable[..., Path],
+    settings_for: Callable[..., RunSettings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where only the frozen features of the images are needed."""
+    folder = make_images()
+    settings = settings_for(folder)
+    settings = settings.changed(evaluate=settings.evaluate.changed(workers=2))
+    built = build_method(method, load_clip("maple-tiny", "random"), ["bird", "cat", "dog", "eel"])
+    dataset, asked = load_dataset(str(folder), None), []
+    monkeypatch.setattr("maple.data.images.prefetch.usable_cores", lambda: cores)
+    monkeypatch.setattr(
+        batches, "map_in_order", lambda *given, overlap: (asked.append(overlap), map_in_order(*given))[1]
+    )
+    assert sum(map(len, prediction_batches(built, dataset.test, dataset.store(), settings))) == 12
+    assert asked == [overlap]
 
 
 def test_rows_are_idempotent(evaluate: Evaluate, run: Path) -> None:

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -76,8 +75,6 @@ def predict_command(
 
     Exit status: 0 all were read, 1 some were not, 2 none was, or wrong use.
     """
-    # Before PyTorch is loaded: its threads would spin while they wait, on the cores that the readers of images need.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from maple.inference import UnreadableImage, find_images, load_predictor
     from maple.inference.manifest import is_export
     from maple.inference.prediction_tables import write_predictions

@@ -193,7 +193,7 @@ class EvaluateSettings(Settings):
     batch_size: Positive = 100
     """Images that pass through the tower at once."""
     workers: Threads = None
-    """Threads that read images ahead; None: up to four, by the number of cores."""
+    """Threads that read images; None: up to four, by the number of cores."""
     images: ImagePlace = "auto"
     """Has no effect, as in training."""
 

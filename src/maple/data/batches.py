@@ -115,7 +115,7 @@ def train_batches(
     def batches() -> Iterator[tuple[Batch, int]]:
         positions = (position for share, _ in shares for position in share)
         sizes = [len(share) for share, _ in shares]
-        with closing(_read_batches(view, positions, sizes, transform.size, num_workers, 2 * batch_size)) as read:
+        with closing(_read_batches(view, positions, sizes, transform.size, num_workers, batch_size)) as read:
             for batch, (_, length) in zip(read, shares, strict=True):
                 yield batch, length
 
@@ -131,6 +131,7 @@ def view_batches(
     seed: int,
     batch_size: int = 100,
     num_workers: int = 0,
+    overlap: bool = True,
 ) -> Iterator[Batch]:
     """Iterate over view number `view` of all items in order, the same views as `train_batches(..., views=...)`.
 
@@ -142,7 +143,7 @@ def view_batches(
         generator = _generator("augment", seed, "view", view, index)
         return transform(store.get(items[index].path), generator), items[index].label
 
-    return _read_batches(read, range(len(items)), sizes, transform.size, num_workers, 2 * batch_size)
+    return _read_batches(read, range(len(items)), sizes, transform.size, num_workers, batch_size, overlap)
 
 
 def eval_batches(
@@ -152,11 +153,13 @@ def eval_batches(
     *,
     batch_size: int = 100,
     num_workers: int = 0,
+    overlap: bool = True,
 ) -> Iterator[Batch]:
     """Iterate over all items in order; the last batch may be short.
 
     `source` is a store, or the root of the data set, whose images are then not kept in memory. `num_workers` threads
-    read ahead, at most two batches; with 0 the caller's thread reads.
+    read ahead, at most two batches, or one and then wait without `overlap` (see `maple.data.images.prefetch.overlaps`);
+    with 0 the caller's thread reads.
 
     Raises:
         ConfigError: a number is out of its range (at the call).
@@ -172,7 +175,7 @@ def eval_batches(
     def read(item: Item) -> tuple[Tensor, int]:
         return transform(store.get(item.path)), item.label
 
-    return _read_batches(read, items, sizes, transform.size, num_workers, 2 * batch_size)
+    return _read_batches(read, items, sizes, transform.size, num_workers, batch_size, overlap)
 
 
 def feature_batches(
@@ -246,10 +249,11 @@ def _read_batches(
     sizes: Sequence[int],
     image_size: int,
     num_workers: int,
-    ahead: int,
+    batch_size: int,
+    overlap: bool = True,
 ) -> Generator[Batch, None, None]:
     """Stack what `read` returns (an image [3, R, R] and its label) for the next `size` keys, for each of `sizes`."""
-    with closing(map_in_order(read, keys, num_workers, ahead)) as pairs:
+    with closing(map_in_order(read, keys, num_workers, batch_size, overlap=overlap)) as pairs:
         for size in sizes:
             chosen = list(islice(pairs, size))
             images = [image for image, _ in chosen]

@@ -443,8 +443,9 @@ class PromptClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):  # typ
         if isinstance(inputs, Tensor):
             require_features(method, inputs.shape[1])
         transform = EvalTransform.from_preprocessing(method.backbone.preprocessing)
-        with closing(read_inputs(inputs, transform, ahead=2 * _BATCH)) as rows:
+        device = method.backbone.device
+        with closing(read_inputs(inputs, transform, batch_size=_BATCH, device=device.type)) as rows:
             while batch := list(islice(rows, _BATCH)):
-                stacked = torch.stack(batch).to(method.backbone.device)
+                stacked = torch.stack(batch).to(device)
                 results.append(finite(getattr(method, function)(stacked).float().cpu(), method.backbone))
         return torch.cat(results) if results else torch.empty(0, width)  # features may have another width than D

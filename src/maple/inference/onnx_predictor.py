@@ -59,7 +59,9 @@ class OnnxPredictor(Predictor):
         self._opened: _TextSide | None = None
         import onnxruntime
 
-        computed_by = f"onnxruntime {onnxruntime.__version__} ({', '.join(self._image.get_providers())})"
+        providers = self._image.get_providers()
+        self.device_type = "cpu" if providers == [_PROVIDERS["cpu"]] else "cuda"
+        computed_by = f"onnxruntime {onnxruntime.__version__} ({', '.join(providers)})"
         super().__init__(
             manifest.class_names,
             preprocess=EvalView.from_preprocessing(manifest.preprocess),

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maple.data.images.eval_transform import EvalView
-from maple.data.images.prefetch import map_in_order
+from maple.data.images.prefetch import map_in_order, overlaps
 from maple.errors import ConfigError, DataError, shortened
 from maple.inference.sources.image_sources import ImageSource
 from maple.inference.trained_names import TrainedNames
@@ -158,6 +158,8 @@ class Predictor(ABC):
 
     batch_size = 32
     """The number of images that `stream` encodes at once, if none is given."""
+    device_type = "cpu"
+    """Where images are encoded: "cpu", "cuda" or another type of device of PyTorch."""
 
     def __init__(
         self,
@@ -280,7 +282,8 @@ class Predictor(ABC):
         """Classify images in their order, `batch_size` at a time; one that cannot be read is reported in its place.
 
         Without a `batch_size`, it is that of the predictor. A prediction has at most `top` classes. `workers` threads
-        read at most two batches ahead; no image is kept.
+        read at most two batches ahead, or one and then wait, where they need all cores of a CPU that encodes, too. No
+        image is kept.
         Images whose greatest probability is below `reject` are marked as rejected.
 
         Raises:
@@ -298,7 +301,8 @@ class Predictor(ABC):
                 return image.name, UnreadableImage(image.name, str(error))
 
         def predict() -> Iterator[Prediction | UnreadableImage]:
-            with closing(map_in_order(read, images, workers, ahead=2 * batch_size)) as results:
+            overlap = overlaps(self.device_type, workers)
+            with closing(map_in_order(read, images, workers, batch_size, overlap=overlap)) as results:
                 while batch := list(islice(results, batch_size)):
                     readable = [(name, pixels) for name, pixels in batch if not isinstance(pixels, UnreadableImage)]
                     names, encoded = [name for name, _ in readable], []

@@ -44,7 +44,7 @@ _BLOCK_BYTES = 8 * 1024**2
 """The size of the blocks of encoded images that reading tasks pass to the actors."""
 _READING_TASKS = 2
 _BATCHES_PER_CALL = 4
-"""How many batches an actor gets at once: it reads ahead in them while it computes."""
+"""How many batches an actor gets at once: it may read ahead in them while it computes."""
 _DIGEST = 16
 
 

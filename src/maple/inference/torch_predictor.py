@@ -65,6 +65,7 @@ class TorchPredictor(Predictor):
         )
         # Of small images more at once, so that the time of a call does not matter: 100 of 64 pixels, 32 of 224.
         self.batch_size = min(100, max(32, 2**19 // backbone.preprocessing.size**2))
+        self.device_type = backbone.device.type
         settings = {"name": ZERO_SHOT, "templates": [template]}
         self._frozen = build_method(settings, backbone, method.class_names) if zero_shot else None
 

@@ -20,7 +20,7 @@ from maple.clip.features import require_features_of
 from maple.config import RunSettings
 from maple.data import Batch, EvalTransform, ImageStore, Item, TrainTransform, eval_batches
 from maple.data.batches import view_batches
-from maple.data.images.prefetch import map_in_order, reading_threads
+from maple.data.images.prefetch import map_in_order, overlaps, reading_threads
 from maple.distributed import processor
 from maple.errors import ConfigError
 from maple.methods import Method
@@ -29,7 +29,7 @@ from maple.runs.feature_cache import FeatureCache
 from maple.runs.spec import eval_transform
 
 _FORMAT = 1
-_HASHED_AHEAD = 64
+_HASHED_AT_ONCE = 32
 
 
 def frozen_batches(
@@ -66,7 +66,8 @@ def frozen_batches(
             require_features_of(backbone, rows.shape[1], "", part[0].path)
             yield Batch(rows.to(backbone.device), torch.tensor([item.label for item in part], dtype=torch.int64))
         return
-    numbers = {"batch_size": batch_size, "num_workers": num_workers}
+    overlap = overlaps(backbone.device.type, num_workers)
+    numbers: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "overlap": overlap}
     if isinstance(transform, EvalTransform):
         batches = eval_batches(items, store, transform, **numbers)
         seen: dict[str, Any] = {"view": "evaluation"}
@@ -131,10 +132,11 @@ def prediction_batches(
         >>> logits, labels = predict(method, prediction_batches(method, dataset.test, dataset.store(), settings))
     """
     transform, size = eval_transform(method.backbone), settings.evaluate.batch_size
-    numbers = {"batch_size": size, "num_workers": reading_threads(settings.evaluate.workers)}
+    threads = reading_threads(settings.evaluate.workers)
+    numbers = {"batch_size": size, "num_workers": threads}
     if method.accepts_features:
         return frozen_batches(method.backbone, items, store, transform, **numbers)
-    return eval_batches(items, store, transform, **numbers)
+    return eval_batches(items, store, transform, **numbers, overlap=overlaps(method.backbone.device.type, threads))
 
 
 def _key(
@@ -143,7 +145,7 @@ def _key(
     """The SHA-256 of all that decides the features; None if an image cannot be identified."""
     paths = [item.path for item in items]
     images: list[str] = []
-    with closing(map_in_order(store.content_id, paths, num_workers, _HASHED_AHEAD)) as identified:
+    with closing(map_in_order(store.content_id, paths, num_workers, _HASHED_AT_ONCE)) as identified:
         for content in identified:
             if content is None:
                 return None

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from maple.data import EvalTransform
-from maple.data.images.prefetch import map_in_order
+from maple.data.images.prefetch import map_in_order, overlaps
 from maple.data.images.reading import read_image, to_rgb
 from maple.errors import ClassNamesError, DataError, ImageError, shortened_list
 from maple.files import on_disk, sha256_of
@@ -142,13 +142,18 @@ def to_inputs(images: Any) -> Sequence[ImageSource] | Iterator[ImageSource] | to
 
 
 def read_inputs(
-    inputs: Iterable[ImageSource] | torch.Tensor, transform: EvalTransform, *, ahead: int
+    inputs: Iterable[ImageSource] | torch.Tensor, transform: EvalTransform, *, batch_size: int, device: str
 ) -> Generator[torch.Tensor, None, None]:
-    """Iterate over transformed images, which two threads read up to `ahead` of them ahead; or over rows of features."""
+    """Iterate over images, which two threads read and transform, to be encoded on a device of this type; or over rows
+    of features."""
     if isinstance(inputs, torch.Tensor):
         yield from inputs
         return
-    with closing(map_in_order(lambda image: transform(image.read()), inputs, 2, ahead=ahead)) as images:
+
+    def read(image: ImageSource) -> torch.Tensor:
+        return transform(image.read())
+
+    with closing(map_in_order(read, inputs, 2, batch_size, overlap=overlaps(device, 2))) as images:
         yield from images
 
 
