@@ -147,8 +147,13 @@ def image_costs(options: argparse.Namespace) -> dict[str, float]:
     from maple.inference import load_predictor
 
     predictor = load_predictor(options.run, zero_shot=options.frozen, device="cpu")
+    least_side = predictor.preprocess.least_side if options.draft else None
     images = [image for image, _ in make_queries(options.questions, options.lists, options.side)]
-    batch = np.stack([predictor.preprocess(read_image(image)) for image in images[: options.costs]])
+
+    def decode(image: bytes) -> np.ndarray:
+        return predictor.preprocess(read_image(image, least_side=least_side))
+
+    batch = np.stack([decode(image) for image in images[: options.costs]])
 
     def milliseconds(work: Callable[[], object], count: int) -> float:
         taken = []
@@ -159,7 +164,7 @@ def image_costs(options: argparse.Namespace) -> dict[str, float]:
         return round(sorted(taken)[len(taken) // 2], 2)
 
     return {
-        "decode": milliseconds(lambda: [predictor.preprocess(read_image(image)) for image in images], len(images)),
+        "decode": milliseconds(lambda: [decode(image) for image in images], len(images)),
         "encode": milliseconds(lambda: [predictor.encode_images(batch) for _ in range(4)], 4 * len(batch)),
     }
 
@@ -173,6 +178,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Start a server, send every query alone, then from many clients at once in several rounds, and stop it."""
     maple = [*on_core(options.server_core), sys.executable, "-m"]
     command = [*maple, "maple", "serve", options.run, "--port", "0", "--no-examples"]
+    command += ["--draft"] if options.draft else []
     if options.client_core is not None:
         os.sched_setaffinity(0, [options.client_core])
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
@@ -222,13 +228,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             running.terminate()
     batch = max(1, round(float(np.median([row["images_per_batch"] for row in rows]))))
     costs = [*maple, "benchmarks.serve_load", options.run, "--costs", str(batch), "--side", str(options.side)]
-    costs += ["--frozen"] if zero_shot else []
+    costs += [*(["--frozen"] if zero_shot else []), *(["--draft"] if options.draft else [])]
     alone_costs = json.loads(subprocess.run(costs, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return {
         "model": title.removeprefix("maple: "),
         "clients": options.clients,
         "class_lists": options.lists,
         "picture_side": options.side,
+        "draft": options.draft,
         "one_client_requests_per_second": round(one_by_one, 1),
         "rounds": rows,
         "image_alone_processor_milliseconds": alone_costs,
@@ -253,6 +260,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=60)
     parser.add_argument("--lists", type=int, default=12, help="number of different lists of class names")
     parser.add_argument("--side", type=int, default=640, help="size of the images, in pixels")
+    parser.add_argument("--draft", action="store_true", help="decode large JPEGs at a part of their size")
     parser.add_argument("--server-core", type=int, help="the core that the server and its decoders share")
     parser.add_argument("--client-core", type=int, help="the core of the clients")
     parser.add_argument("--costs", type=int, help="only print what an image costs in batches of this size")
