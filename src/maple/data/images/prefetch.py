@@ -90,8 +90,8 @@ def map_with_progress(
 def overlaps(device: str, num_workers: int) -> bool:
     """Whether threads read on while images are encoded on a device of this type ("cpu", "cuda", ...).
 
-    Not where they read with all cores and these encode, too: both at once take longer than one after the other, by 1.15
-    times for two threads on two cores and the packaged CLIP.
+    Not where they read with all cores and these encode, too: both at once take longer than one after the other, 1.4
+    times as long in an evaluation with the packaged CLIP on two cores (`benchmarks.pipeline`).
     """
     return device != "cpu" or num_workers < usable_cores()
 
