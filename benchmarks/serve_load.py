@@ -177,8 +177,8 @@ def on_core(core: int | None) -> list[str]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Start a server, send every query alone, then from many clients at once in several rounds, and stop it."""
     maple = [*on_core(options.server_core), sys.executable, "-m"]
-    command = [*maple, "maple", "serve", options.run, "--port", "0", "--no-examples"]
-    command += ["--draft"] if options.draft else []
+    draft = ["--draft"] if options.draft else []
+    command = [*maple, "maple", "serve", options.run, "--port", "0", "--no-examples", *draft]
     if options.client_core is not None:
         os.sched_setaffinity(0, [options.client_core])
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
@@ -228,7 +228,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             running.terminate()
     batch = max(1, round(float(np.median([row["images_per_batch"] for row in rows]))))
     costs = [*maple, "benchmarks.serve_load", options.run, "--costs", str(batch), "--side", str(options.side)]
-    costs += [*(["--frozen"] if zero_shot else []), *(["--draft"] if options.draft else [])]
+    costs += [*(["--frozen"] if zero_shot else []), *draft]
     alone_costs = json.loads(subprocess.run(costs, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return {
         "model": title.removeprefix("maple: "),

@@ -114,9 +114,8 @@ def test_the_image_tower_runs_once_for_each_view(
     assert sum(seen) == 2 * len(items)
 
 
-@pytest.mark.parametrize(
-    ("views", "prompts"), [(0, {}), (2, {}), (4, {"prompts": {"name": "maple", "prompt_depth": 2}})]
-)
+@pytest.mark.parametrize("views", [0, 2, 4])
+@pytest.mark.parametrize("prompts", [{}, {"prompts": {"name": "maple", "prompt_depth": 2}}], ids=["own", "maple"])
 def test_a_teacher_sees_each_view_once(
     views: int,
     prompts: dict[str, Any],

@@ -135,7 +135,7 @@ def view_batches(
 ) -> Iterator[Batch]:
     """Iterate over view number `view` of all items in order, the same views as `train_batches(..., views=...)`.
 
-    Raises as `eval_batches`.
+    `num_workers` and `overlap` are those of `eval_batches`. Raises as `eval_batches`.
     """
     sizes = _batch_sizes(len(items), batch_size, num_workers)
 

@@ -144,8 +144,10 @@ def to_inputs(images: Any) -> Sequence[ImageSource] | Iterator[ImageSource] | to
 def read_inputs(
     inputs: Iterable[ImageSource] | torch.Tensor, transform: EvalTransform, *, batch_size: int, device: str
 ) -> Generator[torch.Tensor, None, None]:
-    """Iterate over images, which two threads read and transform, to be encoded on a device of this type; or over rows
-    of features."""
+    """Iterate over transformed images, which two threads read, or over rows of features.
+
+    `device` is the type of that which encodes them, `batch_size` at once (see `overlaps`).
+    """
     if isinstance(inputs, torch.Tensor):
         yield from inputs
         return
