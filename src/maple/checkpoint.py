@@ -21,7 +21,7 @@ from maple.clip.load import load_given
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, shortened
 from maple.methods import METHODS, Method, build_method
 from maple.names import clean_class_names
-from maple.plugins import code_file, code_of, require_code
+from maple.plugins import code_file, code_names, code_of, require_code
 
 FORMAT = 1
 _TYPES = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
@@ -108,10 +108,11 @@ def save_prompts(path: str | Path, method: Method, info: Mapping[str, Any] | Non
         "info": {**info, "versions": versions()},
     }
     write_tensors(path, tensors, content)
-    file, code = code_file(described["name"]), code_of(described["name"])
-    if file is not None and code is not None:  # so that the folder can be given to others
-        with files.replacing(Path(path).parent / file) as temporary:
-            temporary.write_bytes(code)
+    for name in code_names(described):
+        file, code = code_file(name), code_of(name)
+        if file is not None and code is not None:  # so that the folder can be given to others
+            with files.replacing(Path(path).parent / file) as temporary:
+                temporary.write_bytes(code)
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], content: Mapping[str, Any]) -> None:
@@ -226,7 +227,7 @@ def load_prompts(
 
     Raises:
         UntrustedBackboneError: the file names an unknown CLIP.
-        UntrustedCodeError: its method is defined by a file that was never named here.
+        UntrustedCodeError: its method, or one that it trains, is defined by a file that was never named here.
         CheckpointError: unreadable file, another backbone than it was learned on, or parameters that are missing,
             unknown or of another shape.
 
@@ -234,7 +235,8 @@ def load_prompts(
         >>> method = load_prompts("prompts.safetensors", device="cuda")
     """
     stored = read_prompts(path)
-    require_code(stored.method["name"], Path(path).parent, str(path), trust=trust_code)
+    for code_name in code_names(stored.method):
+        require_code(code_name, Path(path).parent, str(path), trust=trust_code)
     name, weights, learned_precision, fingerprint = (stored.backbone[key] for key in _BACKBONE)
     if not isinstance(backbone, Backbone):
         if backbone is None and pretrained is None:

@@ -9,7 +9,7 @@ Wherever such a name is read from, it can only refer to code that was accepted.
 import logging
 import re
 import sys
-from collections.abc import Callable, ItemsView, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
@@ -162,6 +162,23 @@ def code_file(name: str) -> str | None:
     return name.partition(":")[0] if is_code_name(name) else None
 
 
+def code_names(settings: Mapping[str, Any]) -> list[str]:
+    """Every FILE.py:CLASS@HASH in a method's settings: its own name, and those of methods whose prompts it trains.
+
+    Example:
+        >>> code_names({"name": "dept", "base_method": "shift.py:Shift@5f0a6c1d8be24d0c9a77e1f20f6a3b52"})
+        ['shift.py:Shift@5f0a6c1d8be24d0c9a77e1f20f6a3b52']
+    """
+    names, tables = set(), [settings]
+    while tables:  # files of others may nest them deeper than Python calls may be
+        for value in tables.pop().values():
+            if isinstance(value, Mapping):
+                tables.append(value)
+            elif isinstance(value, str) and is_code_name(value):
+                names.add(value)
+    return sorted(names)
+
+
 def short_code_name(name: str) -> str:
     """FILE.py:CLASS of FILE.py:CLASS@HASH; any other name as it is."""
     return name.partition("@")[0] if is_code_name(name) else name
@@ -217,6 +234,17 @@ def code_of(name: str) -> bytes | None:
             if _digest(content) == digest:
                 _accepted[digest] = content
     return _accepted.get(digest)
+
+
+def accepted_code(methods: Iterable[Mapping[str, Any]]) -> tuple[bytes, ...]:
+    """The files that methods with these settings need, as far as they were accepted here, for another process.
+
+    Example:
+        >>> for content in accepted_code([settings.method]):  # there
+        ...     accept_code(content)
+    """
+    names = sorted({name for settings in methods for name in code_names(settings)})
+    return tuple(content for content in map(code_of, names) if content is not None)
 
 
 def require_code(name: str, folder: Path, source: str, *, trust: bool) -> None:

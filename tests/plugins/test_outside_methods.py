@@ -18,7 +18,10 @@ from maple.cli import app
 from maple.clip import Backbone
 from maple.config import read_preset, resolve, toml
 from maple.errors import CheckpointError, ConfigError, UntrustedCodeError
+from maple.inference import ray_predict
+from maple.inference.sharing import model_card, share_run
 from maple.methods import METHODS, build_method, method_settings, recipe_of
+from maple.plugins import accepted_code
 from maple.runs import complete, content_name
 
 PAGE = Path(__file__).parents[2] / "docs" / "new-method.md"
@@ -40,6 +43,14 @@ def shift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.parent.mkdir()
     path.write_text(source_of_the_page(), encoding="utf-8")
     return path
+
+
+TRAINABLE = """
+from maple.methods import METHODS
+
+class Trainable(METHODS["coop"]):
+    title = "trainable"
+"""
 
 
 def forget(monkeypatch: pytest.MonkeyPatch, state: Path) -> None:
@@ -83,6 +94,29 @@ def test_a_file_is_run_only_after_it_was_named(
     again = load_prompts(path, backbone, trust_code=True)
     assert torch.equal(again.predict_logits(images), method.predict_logits(images))
     assert type(load_prompts(path, backbone)).__name__ == "Shift"  # once accepted, it is known
+
+
+@pytest.mark.parametrize("method", ["dept", "promptsrc"])
+def test_a_file_whose_prompts_another_method_trains(
+    shift: Path, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    shift.write_text(TRAINABLE, encoding="utf-8")
+    key = {"dept": "method.base_method", "promptsrc": "method.prompts.name"}[method]
+    settings = resolve([{"method": {"name": method}}], [f"{key}={shift}:Trainable"])  # as --set gives it
+    learned = build_method(complete(settings).method, backbone, NAMES)
+    path = tmp_path / "run" / "prompts.safetensors"
+    save_prompts(path, learned)
+    assert accepted_code([settings.method]) == ray_predict._accepted_code(str(path)) == (TRAINABLE.encode(),)
+    shared = share_run(path, tmp_path / "shared")
+    assert (shared / "shift.py").read_text() == TRAINABLE
+    assert "`shift.py`" in model_card(read_prompts(path))
+
+    forget(monkeypatch, tmp_path / "of another user")
+    with pytest.raises(UntrustedCodeError, match=r"needs code that was never named here: .*shift\.py; read it"):
+        load_prompts(shared / path.name, backbone)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    again = load_prompts(shared / path.name, backbone, trust_code=True)
+    assert torch.equal(again.predict_logits(images), learned.predict_logits(images))
 
 
 def test_a_damaged_copy_is_not_run(shift: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from maple.methods import METHODS
 from maple.plugins import trust_code
 from maple.runs.folder import lock_folder
 from maple.sweeps import PlannedRun, RunOutcome, executors, in_processes, run_sweep, runner
-from maple.sweeps.executors import ATTEMPTS, accepted_code
+from maple.sweeps.executors import ATTEMPTS
 from maple.sweeps.runner import run_group
 
 Group = tuple[PlannedRun, ...]
@@ -180,9 +180,6 @@ def test_processes_get_code_and_their_share_of_the_usable_cores(
 
     assert outcome_of(3) == "renamed, 2 threads"
     assert outcome_of(1) == "renamed, 3 threads", "no more than PyTorch may use"
-    for method, setting in {"dept": {"base_method": [name]}, "promptsrc": {"prompts": [{"name": name}]}}.items():
-        over_it = small_sweep(tmp_path / "pictures", methods=[method], grid=setting)
-        assert accepted_code([tuple(over_it)]) == (METHOD.encode(),), "a method may train the prompts of another one"
 
 
 def test_impossible_values_are_refused(make_images: Callable[..., Path], tmp_path: Path) -> None:

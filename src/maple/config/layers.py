@@ -14,6 +14,7 @@ from maple.config.settings import (
 )
 from maple.config.toml import parse_toml
 from maple.errors import ConfigError, one_of
+from maple.plugins import trust_code
 
 
 def resolve(layers: Sequence[Mapping[str, Any]], overrides: Sequence[str] = ()) -> RunSettings:
@@ -132,8 +133,11 @@ def _merge(base: dict[str, Any], layer: Mapping[str, Any]) -> None:
 
 
 def parse_value(text: str) -> Any:
-    """A TOML value; anything that is not one is taken as a string, so that names need no quotes."""
+    """A TOML value; anything that is not one is taken as a string, so that names need no quotes.
+
+    The file of a method, PATH/FILE.py:CLASS, is accepted by naming it (`trust_code`).
+    """
     try:
         return parse_toml(f"value = {text}")["value"]
     except ValueError:
-        return text
+        return trust_code(text)

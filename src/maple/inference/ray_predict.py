@@ -30,7 +30,7 @@ from maple.inference.predictor import check_reject, load_predictor
 from maple.inference.sources.bulk_sources import EncodedImage, Unit, list_units, read_unit
 from maple.inference.sources.image_sources import ImageSource
 from maple.names import clean_class_names, repository_of
-from maple.plugins import accept_code, code_of
+from maple.plugins import accept_code, accepted_code
 from maple.ray_cluster import connection, require_ray, reserved_gpus
 
 _STATE = "_maple.json"  # readers of Parquet folders skip names that begin with _ or a dot
@@ -258,11 +258,11 @@ class _Classifier:
         draft: bool,
         zero_shot: bool,
         clip: dict[str, Any],
-        code: bytes | None,
+        code: tuple[bytes, ...],
     ) -> None:
         os.environ.pop("WORLD_SIZE", None)  # of the machine; an actor works alone
-        if code is not None:
-            accept_code(code)
+        for content in code:
+            accept_code(content)
         if not is_export(run):
             import torch
 
@@ -304,14 +304,14 @@ def _model_digest(run: str) -> str:
     return hashlib.sha256("".join(map(files.sha256_of, paths)).encode()).hexdigest()
 
 
-def _accepted_code(run: str) -> bytes | None:
-    """The file that defines the method of a run, which was accepted when the run was loaded here; None without one."""
+def _accepted_code(run: str) -> tuple[bytes, ...]:
+    """The files that define the method of a run, which were accepted when the run was loaded here."""
     if is_export(run):
-        return None
+        return ()
     from maple.checkpoint import read_prompts
     from maple.inference.torch_predictor import prompts_file
 
-    return code_of(str(read_prompts(prompts_file(run)).method["name"]))
+    return accepted_code([read_prompts(prompts_file(run)).method])
 
 
 class SourceSet:

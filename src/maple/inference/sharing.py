@@ -12,7 +12,7 @@ from maple import files
 from maple.checkpoint import PromptsFile, read_prompts, write_tensors
 from maple.data.catalogue import short_name
 from maple.methods import METHODS, ZERO_SHOT
-from maple.plugins import code_file, code_of, code_title
+from maple.plugins import code_file, code_names, code_of, code_title
 from maple.runs import read_rows
 
 PROMPTS = "prompts.safetensors"
@@ -28,16 +28,17 @@ def model_card(stored: PromptsFile, repository: str | None = None) -> str:
     """
     name, pretrained = stored.backbone["name"], stored.backbone["pretrained"]
     base = name.removeprefix("hf-hub:") if name.startswith("hf-hub:") else None
-    code = code_file(stored.method["name"])
+    file = code_file(stored.method["name"])
+    code = " and ".join(f"`{code_file(name)}`" for name in code_names(stored.method))
     front_matter = ModelCardData(
         library_name="maple-clip",
         pipeline_tag="zero-shot-image-classification",
         base_model=base,
-        tags=["clip", "prompt-learning", "few-shot", *([] if code else [stored.method["name"]])],
+        tags=["clip", "prompt-learning", "few-shot", *([] if file else [stored.method["name"]])],
     )
     settings = ", ".join(f"`{key}={value}`" for key, value in stored.method.items() if key != "name")
     # Code that was never accepted here is not needed to describe what it has learned.
-    kind = None if code and code_of(stored.method["name"]) is None else METHODS.get(stored.method["name"])
+    kind = None if file and code_of(stored.method["name"]) is None else METHODS.get(stored.method["name"])
     title = kind.title if kind else code_title(stored.method["name"])
     paper = f" ({kind.paper})" if kind else ""
     count = sum(tensor.numel() for tensor in stored.tensors.values())
@@ -82,7 +83,7 @@ This CLIP was a folder or file on the machine of the training. Elsewhere, give i
 
 
 _OWN_CODE = """
-The method is defined by `{code}`, next to the prompts. Read it before you accept it: it can do whatever you can.
+The method needs {code}, next to the prompts. Read it before you accept it: it can do whatever you can.
 """
 
 
@@ -167,7 +168,7 @@ def share_run(path: Path, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     content = {"method": stored.method, "backbone": stored.backbone, "class_names": list(stored.class_names)}
     write_tensors(folder / PROMPTS, stored.tensors, {**content, "info": info})
-    if (code := code_file(stored.method["name"])) is not None:
+    for code in filter(None, map(code_file, code_names(stored.method))):
         shutil.copy(path.parent / code, folder / code)
     return folder
 

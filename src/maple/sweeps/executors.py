@@ -22,7 +22,7 @@ from maple.clip.backbone_names import remember
 from maple.distributed import launched, this_process
 from maple.errors import ConfigError
 from maple.machine import usable_cores
-from maple.plugins import accept_code, code_of
+from maple.plugins import accept_code, accepted_code
 from maple.runs.spec import joint_training_key, warn_if_split_was_drawn
 from maple.sweeps.plan import PlannedRun
 from maple.sweeps.runner import (
@@ -163,7 +163,8 @@ def in_processes(
     waiting, interrupted = list(groups), list[Group]()
     # Of PyTorch's number, which OMP_NUM_THREADS sets, no process takes more.
     threads = max(1, min(torch.get_num_threads(), usable_cores() // jobs))
-    worker_arguments = (messages, device, threads, work, accepted_code(groups))
+    code = accepted_code(run.settings.method for group in groups for run in group)
+    worker_arguments = (messages, device, threads, work, code)
     try:
         while waiting or interrupted:
             # A process that dies breaks its whole pool. Which group it died of is known only where there is one.
@@ -189,26 +190,6 @@ def in_processes(
     finally:
         messages.put(None)
         listener.join(timeout=5)
-
-
-def accepted_code(groups: Sequence[Group]) -> tuple[bytes, ...]:
-    """The files of the methods of these runs, which were accepted here: workers accept them, too.
-
-    Example:
-        >>> for content in accepted_code(groups):
-        ...     accept_code(content)
-    """
-    named = {text for group in groups for run in group for text in _texts(run.settings.method)}
-    return tuple(content for content in map(code_of, sorted(named)) if content is not None)
-
-
-def _texts(settings: Any) -> Iterator[str]:
-    """The texts in a method's settings, some of which name another method whose prompts it trains."""
-    if isinstance(settings, str):
-        yield settings
-    elif isinstance(settings, dict):
-        for value in settings.values():
-            yield from _texts(value)
 
 
 def refuse_launcher() -> None:

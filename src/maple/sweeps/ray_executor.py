@@ -23,9 +23,9 @@ import torch
 from maple import files
 from maple.errors import ConfigError, first_line
 from maple.files import FAILURE
-from maple.plugins import accept_code
+from maple.plugins import accept_code, accepted_code
 from maple.ray_cluster import connection, require_ray, reserved_gpus
-from maple.sweeps.executors import ATTEMPTS, Completed, Group, Work, accepted_code, refuse_launcher
+from maple.sweeps.executors import ATTEMPTS, Completed, Group, Work, refuse_launcher
 from maple.sweeps.plan import PlannedRun
 from maple.sweeps.runner import Report, RunOutcome, finished_outcome, record_failure, status_of
 
@@ -164,7 +164,8 @@ def on_ray(
     with connection(address):
         gpus = reserved_gpus(gpus_per_run, cpus_per_run, default=_DEFAULT_GPUS, user="run")
         device, threads = device or (None if gpus else "cpu"), max(1, int(cpus_per_run))
-        code, command = accepted_code(groups), tuple(sys.argv)
+        code = accepted_code(run.settings.method for group in groups for run in group)
+        command = tuple(sys.argv)
         config = WorkerConfig(root.resolve(), Path.cwd(), marker, storage, device, threads, command, work, code)
         board = _start_progress_board()
         options = {"num_cpus": cpus_per_run, "num_gpus": gpus, "max_retries": ATTEMPTS - 1}
