@@ -355,14 +355,13 @@ def test_published_numbers_only_beside_the_recipe(
 
 def test_runs_of_the_presets_follow_the_recipes_of_published_results() -> None:
     """Whatever a preset does not name is completed, and numbers are written in another form then: 25 as 25.0."""
-    checked = set()
+    checked, presets = set(), {name: read_preset(name) for name in preset_names()}
     for result in published_results():
         if result.method == "zero_shot":
             continue
         source = result.source_dataset or (result.dataset if result.dataset in ELEVEN else "eurosat")
         recipes = recipes_of(result.method, result.protocol, source, 16)
-        for name in preset_names():
-            preset = read_preset(name)
+        for name, preset in presets.items():
             suffix = {"transfer": "_cross-dataset", "accuracy": "_few-shot"}.get(result.protocol, f"_{result.protocol}")
             if preset["method"]["name"] != result.method or not name.endswith(suffix):
                 continue
