@@ -379,7 +379,8 @@ def check_inference_before_training(case: MethodCase) -> None:
         loss.backward()
         alone.loss(case.images, labels)[0].backward()
         for name, parameter in method.prompt_parameters().items():
-            assert_close(parameter.grad, alone.prompt_parameters()[name].grad)
+            # Sentence by sentence, sums are rounded otherwise than together.
+            assert_close(parameter.grad, alone.prompt_parameters()[name].grad, rtol=1e-5, atol=1e-5)
     method.predict_logits(case.images)
 
 

@@ -1,6 +1,6 @@
 """Products with frozen weights: those of PyTorch's own frozen_linear, by whichever library."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -16,7 +16,16 @@ from maple.clip.cpu_linear import FLOPS, frozen_linear
 from maple.clip.plain_model import QuickGELU
 from maple.clip.towers.block_parts import quick_gelu
 
+WHERE = pytest.mark.parametrize("avx2", [False, True], ids=["AVX-512", "AVX2"])
 elsewhere = pytest.mark.skipif(cpu_linear._OPERATOR is None, reason="this PyTorch has no oneDNN beside MKL")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def whatever_their_size() -> Iterator[None]:
+    """Small products show what large ones do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_linear, "_LEAST", 1)
+        yield
 
 
 def material(shape: tuple[int, ...], out: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -37,12 +46,21 @@ def gradient_of(product: object, states: Tensor, weight: Tensor, bias: Tensor | 
     out=st.integers(1, 70),
     bias=st.booleans(),
     form=st.sampled_from(["plain", "strided", "sliced weight", "expanded"]),
+    least=st.sampled_from([1, 2**10, 2**24]),
+    avx2=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_values_and_gradients_are_those_of_linear(
-    lead: list[int], width: int, out: int, bias: bool, form: str, seed: int
+    lead: list[int], width: int, out: int, bias: bool, form: str, least: int, avx2: bool, seed: int
 ) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_linear, "_LEAST", least)
+        patch.setattr(cpu_linear, "_AVX2", avx2)
+        check_values_and_gradients(lead, width, out, bias, form, seed)
+
+
+def check_values_and_gradients(lead: list[int], width: int, out: int, bias: bool, form: str, seed: int) -> None:
     states, weight, offset, upstream = material((*lead, width), out, seed)
     if form == "strided":
         states = torch.stack([states, states], dim=-1)[..., 0]
@@ -61,8 +79,10 @@ def test_values_and_gradients_are_those_of_linear(
 
 
 @elsewhere
-def test_the_same_call_gives_the_same_bits() -> None:
+@WHERE
+def test_the_same_call_gives_the_same_bits(avx2: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resumed runs end in the same bytes."""
+    monkeypatch.setattr(cpu_linear, "_AVX2", avx2)
     states, weight, bias, upstream = material((5, 33, 64), 48)
     for _ in range(3):
         assert torch.equal(frozen_linear(states.clone(), weight.clone(), bias), frozen_linear(states, weight, bias))
@@ -70,16 +90,36 @@ def test_the_same_call_gives_the_same_bits() -> None:
         assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("rows", [511, 512])
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """The calls of the operator."""
+    calls, operator = [], cpu_linear._OPERATOR
+
+    def counted(*arguments: object) -> Tensor:
+        calls.append(arguments)
+        result: Tensor = operator(*arguments)
+        return result
+
+    monkeypatch.setattr(cpu_linear, "_OPERATOR", counted)
+    return calls
+
+
+@elsewhere
+@WHERE
 @pytest.mark.parametrize("part", [slice(None), slice(16, 48)], ids=["weight", "part of a packed weight"])
-def test_gradients_of_many_rows_are_those_of_linear(rows: int, part: slice, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the transposed weight is copied, and just before."""
-    monkeypatch.setattr(cpu_linear, "_MANY_ROWS", 512)
+@pytest.mark.parametrize("rows", [15, 16])
+def test_small_products_are_pytorchs(
+    rows: int, part: slice, avx2: bool, calls: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     states, weight, _, upstream = material((rows, 24), 64)
     weight, upstream = weight[part], upstream[:, part]
+    monkeypatch.setattr(cpu_linear, "_LEAST", 16 * 24 * len(weight))
+    monkeypatch.setattr(cpu_linear, "_AVX2", avx2)
     exact = gradient_of(F.linear, states.double(), weight.double(), None, upstream.double())
     found = gradient_of(frozen_linear, states, weight, None, upstream)
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
+    expected = 0 if rows == 15 else 1 if avx2 else 2
+    assert len(calls) == expected, "forwards, and backwards too where MKL does not use AVX-512"
 
 
 def test_quick_gelu_and_its_derivatives() -> None:
@@ -94,16 +134,8 @@ def test_quick_gelu_and_its_derivatives() -> None:
 
 
 @elsewhere
-def test_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    operator = cpu_linear._OPERATOR
-
-    def counted(*arguments: object) -> Tensor:
-        calls.append(arguments)
-        result: Tensor = operator(*arguments)
-        return result
-
-    monkeypatch.setattr(cpu_linear, "_OPERATOR", counted)
+def test_it_is_used(calls: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_linear, "_AVX2", False)
     states, weight, bias, upstream = material((3, 8), 6)
     gradient_of(frozen_linear, states, weight, bias, upstream)
     assert len(calls) == 2
