@@ -55,7 +55,8 @@ def test_a_fit_is_calibrated_on_spare_images(images: Path, tmp_path: Path) -> No
         row["calibration_error"],
         row["uncalibrated_error"],
     )
-    arrays = np.load(tmp_path / "run" / row["predictions"])
+    with np.load(tmp_path / "run" / row["predictions"]) as file:
+        arrays = dict(file)
     for each in result.reliability.coverage:
         kept = arrays["probabilities"][:, 0] >= each.threshold
         right = kept & (arrays["top"][:, 0] == arrays["labels"])

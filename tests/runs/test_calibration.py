@@ -151,7 +151,10 @@ def test_a_run_that_does_not_ask_for_it_is_what_it_was(images: Path, tmp_path: P
     assert rows["asked"]["uncalibrated_error"] == rows["plain"]["calibration_error"]
     for key in ("top1", "top5", "macro_f1", "confusion"):
         assert rows["asked"][key] == rows["plain"][key]
-    both = [np.load(tmp_path / name / rows[name]["predictions"]) for name in stored]
+    both = []
+    for name in stored:
+        with np.load(tmp_path / name / rows[name]["predictions"]) as file:
+            both.append(dict(file))
     assert (both[0]["top"] == both[1]["top"]).all()
     assert not np.allclose(both[0]["probabilities"], both[1]["probabilities"])
     assert read_rows(tmp_path / "asked")[0]["temperature"] == stored["asked"].temperature
