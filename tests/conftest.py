@@ -6,7 +6,6 @@ pytest-xdist reads this file too, and the workers wait for it.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import tempfile
@@ -42,13 +41,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
         # The CLIPs of the tests are too small to share among threads, and pytest-xdist already uses the cores.
         torch.set_num_threads(1)
-
-
-def pytest_collection_finish() -> None:
-    # What was imported stays: looking through it again and again takes a tenth of the time of small tests.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000)
 
 
 def pytest_runtest_setup() -> None:
