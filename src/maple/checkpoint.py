@@ -21,7 +21,7 @@ from maple.clip.load import load_given
 from maple.errors import CheckpointError, ClassNamesError, ConfigError, shortened
 from maple.methods import METHODS, Method, build_method
 from maple.names import clean_class_names
-from maple.plugins import code_file, code_names, code_of, require_code
+from maple.plugins import code_files, code_of, require_code
 
 FORMAT = 1
 _TYPES = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
@@ -108,9 +108,8 @@ def save_prompts(path: str | Path, method: Method, info: Mapping[str, Any] | Non
         "info": {**info, "versions": versions()},
     }
     write_tensors(path, tensors, content)
-    for name in code_names(described):
-        file, code = code_file(name), code_of(name)
-        if file is not None and code is not None:  # so that the folder can be given to others
+    for name, file in code_files(described).items():
+        if (code := code_of(name)) is not None:  # so that the folder can be given to others
             with files.replacing(Path(path).parent / file) as temporary:
                 temporary.write_bytes(code)
 
@@ -235,7 +234,7 @@ def load_prompts(
         >>> method = load_prompts("prompts.safetensors", device="cuda")
     """
     stored = read_prompts(path)
-    for code_name in code_names(stored.method):
+    for code_name in code_files(stored.method):
         require_code(code_name, Path(path).parent, str(path), trust=trust_code)
     name, weights, learned_precision, fingerprint = (stored.backbone[key] for key in _BACKBONE)
     if not isinstance(backbone, Backbone):

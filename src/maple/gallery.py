@@ -14,7 +14,7 @@ from maple.inference.sharing import measured_text, measurements_of
 from maple.inference.torch_predictor import prompts_file
 from maple.methods import describe_methods
 from maple.names import repository_of, without_folders
-from maple.plugins import code_names, code_title
+from maple.plugins import code_files, code_title
 
 _ENTRY = ("source", "note")
 _SHOWN = 12
@@ -124,7 +124,7 @@ def _describe(source: str, note: str, path: Path, titles: Mapping[str, str]) -> 
         shots="all" if shots is None else str(shots),
         parameters=sum(tensor.numel() for tensor in stored.tensors.values()),
         measured=tuple(map(measured_text, measurements_of(info, path.parent))),
-        own_code=bool(code_names(stored.method)),
+        own_code=bool(code_files(stored.method)),
     )
 
 

@@ -157,17 +157,12 @@ def is_code_path(name: str) -> bool:
     return path.endswith(".py") and attribute.partition("@")[0].isidentifier()
 
 
-def code_file(name: str) -> str | None:
-    """FILE.py of FILE.py:CLASS@HASH; None for any other name."""
-    return name.partition(":")[0] if is_code_name(name) else None
-
-
-def code_names(settings: Mapping[str, Any]) -> list[str]:
-    """Every FILE.py:CLASS@HASH in a method's settings: its own name, and those of methods whose prompts it trains.
+def code_files(settings: Mapping[str, Any]) -> dict[str, str]:
+    """{FILE.py:CLASS@HASH: FILE.py} of a method's settings: of its own name, and of methods whose prompts it trains.
 
     Example:
-        >>> code_names({"name": "dept", "base_method": "shift.py:Shift@5f0a6c1d8be24d0c9a77e1f20f6a3b52"})
-        ['shift.py:Shift@5f0a6c1d8be24d0c9a77e1f20f6a3b52']
+        >>> code_files({"name": "dept", "base_method": "shift.py:Shift@5f0a6c1d8be24d0c9a77e1f20f6a3b52"})
+        {'shift.py:Shift@5f0a6c1d8be24d0c9a77e1f20f6a3b52': 'shift.py'}
     """
     names, tables = set(), [settings]
     while tables:  # files of others may nest them deeper than Python calls may be
@@ -176,7 +171,7 @@ def code_names(settings: Mapping[str, Any]) -> list[str]:
                 tables.append(value)
             elif isinstance(value, str) and is_code_name(value):
                 names.add(value)
-    return sorted(names)
+    return {name: name.partition(":")[0] for name in sorted(names)}
 
 
 def short_code_name(name: str) -> str:
@@ -243,7 +238,7 @@ def accepted_code(methods: Iterable[Mapping[str, Any]]) -> tuple[bytes, ...]:
         >>> for content in accepted_code([settings.method]):  # there
         ...     accept_code(content)
     """
-    names = sorted({name for settings in methods for name in code_names(settings)})
+    names = sorted({name for settings in methods for name in code_files(settings)})
     return tuple(content for content in map(code_of, names) if content is not None)
 
 

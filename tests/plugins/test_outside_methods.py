@@ -21,7 +21,6 @@ from maple.errors import CheckpointError, ConfigError, UntrustedCodeError
 from maple.inference import ray_predict
 from maple.inference.sharing import model_card, share_run
 from maple.methods import METHODS, build_method, method_settings, recipe_of
-from maple.plugins import accepted_code
 from maple.runs import complete, content_name
 
 PAGE = Path(__file__).parents[2] / "docs" / "new-method.md"
@@ -103,10 +102,11 @@ def test_a_file_whose_prompts_another_method_trains(
     shift.write_text(TRAINABLE, encoding="utf-8")
     key = {"dept": "method.base_method", "promptsrc": "method.prompts.name"}[method]
     settings = resolve([{"method": {"name": method}}], [f"{key}={shift}:Trainable"])  # as --set gives it
+    assert resolve([{"method": {"name": method}}], [f'{key}="{shift}:Trainable"']) == settings, "quoted, too"
     learned = build_method(complete(settings).method, backbone, NAMES)
     path = tmp_path / "run" / "prompts.safetensors"
     save_prompts(path, learned)
-    assert accepted_code([settings.method]) == ray_predict._accepted_code(str(path)) == (TRAINABLE.encode(),)
+    assert plugins.accepted_code([settings.method]) == ray_predict._accepted_code(str(path)) == (TRAINABLE.encode(),)
     shared = share_run(path, tmp_path / "shared")
     assert (shared / "shift.py").read_text() == TRAINABLE
     assert "`shift.py`" in model_card(read_prompts(path))

@@ -138,6 +138,7 @@ def parse_value(text: str) -> Any:
     The file of a method, PATH/FILE.py:CLASS, is accepted by naming it (`trust_code`).
     """
     try:
-        return parse_toml(f"value = {text}")["value"]
+        value = parse_toml(f"value = {text}")["value"]
     except ValueError:
-        return trust_code(text)
+        value = text
+    return trust_code(value) if isinstance(value, str) else value

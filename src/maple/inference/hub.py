@@ -10,7 +10,7 @@ from maple.checkpoint import read_prompts
 from maple.errors import CheckpointError, first_line
 from maple.hub_client import is_network_error, offline_if_unreachable
 from maple.inference.sharing import PROMPTS, write_card
-from maple.plugins import code_file, code_names, code_of
+from maple.plugins import code_files, code_of
 
 
 def fetch_prompts(repository: str, **options: Any) -> Path:
@@ -24,8 +24,8 @@ def fetch_prompts(repository: str, **options: Any) -> Path:
     try:
         with offline_if_unreachable():
             path = Path(hf_hub_download(repository, PROMPTS, **options))
-            for name in code_names(read_prompts(path).method):
-                if (file := code_file(name)) is not None and code_of(name) is None:
+            for name, file in code_files(read_prompts(path).method).items():
+                if code_of(name) is None:
                     hf_hub_download(repository, file, **options)
             return path
     except Exception as error:

@@ -12,7 +12,7 @@ from maple import files
 from maple.checkpoint import PromptsFile, read_prompts, write_tensors
 from maple.data.catalogue import short_name
 from maple.methods import METHODS, ZERO_SHOT
-from maple.plugins import code_file, code_names, code_of, code_title
+from maple.plugins import code_files, code_of, code_title, is_code_name
 from maple.runs import read_rows
 
 PROMPTS = "prompts.safetensors"
@@ -28,17 +28,17 @@ def model_card(stored: PromptsFile, repository: str | None = None) -> str:
     """
     name, pretrained = stored.backbone["name"], stored.backbone["pretrained"]
     base = name.removeprefix("hf-hub:") if name.startswith("hf-hub:") else None
-    file = code_file(stored.method["name"])
-    code = " and ".join(f"`{code_file(name)}`" for name in code_names(stored.method))
+    is_own = is_code_name(stored.method["name"])
+    code = " and ".join(f"`{file}`" for file in sorted({*code_files(stored.method).values()}))
     front_matter = ModelCardData(
         library_name="maple-clip",
         pipeline_tag="zero-shot-image-classification",
         base_model=base,
-        tags=["clip", "prompt-learning", "few-shot", *([] if file else [stored.method["name"]])],
+        tags=["clip", "prompt-learning", "few-shot", *([] if is_own else [stored.method["name"]])],
     )
     settings = ", ".join(f"`{key}={value}`" for key, value in stored.method.items() if key != "name")
     # Code that was never accepted here is not needed to describe what it has learned.
-    kind = None if file and code_of(stored.method["name"]) is None else METHODS.get(stored.method["name"])
+    kind = None if is_own and code_of(stored.method["name"]) is None else METHODS.get(stored.method["name"])
     title = kind.title if kind else code_title(stored.method["name"])
     paper = f" ({kind.paper})" if kind else ""
     count = sum(tensor.numel() for tensor in stored.tensors.values())
@@ -168,8 +168,8 @@ def share_run(path: Path, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     content = {"method": stored.method, "backbone": stored.backbone, "class_names": list(stored.class_names)}
     write_tensors(folder / PROMPTS, stored.tensors, {**content, "info": info})
-    for code in filter(None, map(code_file, code_names(stored.method))):
-        shutil.copy(path.parent / code, folder / code)
+    for file in {*code_files(stored.method).values()}:
+        shutil.copy(path.parent / file, folder / file)
     return folder
 
 
