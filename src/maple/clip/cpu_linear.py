@@ -1,10 +1,11 @@
 """Linear layers with frozen weights on CPUs, computed by oneDNN.
 
 PyTorch sends float32 products to its BLAS: on x86 that is MKL, which stays below AVX-512 on processors not made by
-Intel. oneDNN, which PyTorch also ships, only checks what the processor supports. Measured on an AMD EPYC, it does twice
-the operations per second, forward and backward, from a hundred rows on. PyTorch already uses oneDNN for bfloat16; here
-the bias is added in the same call, which is a tenth faster. On one with AVX2 alone both libraries do as many operations
-per second: oneDNN gains by the bias where products are large, and MKL by shorter calls where they are small.
+Intel. oneDNN, which PyTorch also ships, only checks what the processor supports. Measured on an AMD EPYC, it does
+twice the operations per second, forward and backward, from a hundred rows on. On one with AVX2 alone both libraries
+do as many operations per second: oneDNN gains by the bias where products are large, and MKL by shorter calls where
+they are small. On an Intel Xeon with AVX-512 oneDNN gains nothing in float32, and its gradients take up to twice as
+long. PyTorch already uses oneDNN for bfloat16; here the bias is added in the same call, which is a tenth faster.
 
 Source: torch/_inductor/mkldnn_lowerings.py calls the same operator for the linear layers of compiled models.
 """
@@ -45,7 +46,9 @@ def _load_operator() -> Any:
 _OPERATOR = _load_operator()
 # oneDNN supports bfloat16 on processors with AVX-512 only.
 _BFLOAT16 = _OPERATOR is not None and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-_DTYPES = (torch.float32, torch.bfloat16) if _BFLOAT16 else (torch.float32,)
+# Empty in versions of PyTorch that do not name the processor; those compute float32 as for other makes.
+_PROCESSOR = str(getattr(torch.cpu, "get_capabilities", dict[str, Any])().get("cpu_name", ""))
+_DTYPES = (*(() if _PROCESSOR.startswith("Intel") else (torch.float32,)), *((torch.bfloat16,) if _BFLOAT16 else ()))
 _AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
 _LEAST = 2**24 if _AVX2 else 1
 """From this number of multiply-adds on, oneDNN is used; its calls take 40 microseconds longer (measured with AVX2)."""
