@@ -103,7 +103,7 @@ def read_vocabulary(merges: Path, ends: tuple[str, str]) -> tuple[dict[str, int]
     try:
         with gzip.open(files.regular(merges)) as file:
             text = file.read(_MOST_BYTES)
-        lines = text.decode("utf-8").split("\n")[1 : _MERGES + 1]
+        lines = text.decode("utf-8").split("\n", _MERGES + 1)[1 : _MERGES + 1]
     except (OSError, EOFError, ValueError, zlib.error) as error:
         problem = f"is not a readable file of CLIP's merges: {error}"
         raise CheckpointError(f"{merges} {problem}; {_AGAIN}") from error

@@ -28,9 +28,7 @@ class Settings(BaseModel):
     """Base of all settings: unknown names are refused, instances are immutable."""
 
     section: ClassVar[str] = ""
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=False, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
