@@ -174,6 +174,22 @@ def code_files(settings: Mapping[str, Any]) -> dict[str, str]:
     return {name: name.partition(":")[0] for name in sorted(names)}
 
 
+def require_other_file_names(settings: Mapping[str, Any]) -> None:
+    """Require that the files of a method's settings can be kept in one folder, next to its prompts.
+
+    Raises:
+        ConfigError: two of them have the same name and other content.
+    """
+    kept: dict[str, str] = {}
+    for name, file in code_files(settings).items():
+        first = kept.setdefault(file.casefold(), name)
+        if first.partition("@")[2] != name.partition("@")[2]:
+            raise ConfigError(
+                f"{short_code_name(first)} and {short_code_name(name)} are from different files of one name, and both "
+                f"are kept next to the prompts; rename one of them"
+            )
+
+
 def short_code_name(name: str) -> str:
     """FILE.py:CLASS of FILE.py:CLASS@HASH; any other name as it is."""
     return name.partition("@")[0] if is_code_name(name) else name

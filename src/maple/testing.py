@@ -238,7 +238,8 @@ def check_new_class_names(case: MethodCase) -> None:
     _promise(method.class_names == tuple(names), "class_names are those that were set")
     new = logits_of(method, case.images)
     _promise(new.shape == (6, len(names)), "there is a logit for each name")
-    assert_close(new[:, names.index("cat")], old[:, 0])
+    # Sums over another number of rows are rounded otherwise, and logits are up to a hundred times a cosine.
+    assert_close(new[:, names.index("cat")], old[:, 0], rtol=1e-5, atol=3e-5)
     method.set_class_names(NAMES)
     _promise(torch.equal(logits_of(method, case.images), old), "with its old names it has the old logits")
 

@@ -28,7 +28,7 @@ def test_an_image_may_stand_in_a_list_twice(fitted: PromptClassifier, tmp_path: 
     for _ in range(4):
         lazy = Image.open(tmp_path / "noise.png")  # decoded by whichever thread comes first
         rows = fitted.predict_proba([lazy] * 6)
-        assert (rows == rows[0]).all()
+        np.testing.assert_allclose(rows, rows[:1].repeat(6, axis=0), rtol=1e-5)  # MKL rounds the last rows otherwise
 
 
 def test_tensors_of_types_that_numpy_lacks(fitted: PromptClassifier) -> None:

@@ -119,6 +119,21 @@ def test_a_file_whose_prompts_another_method_trains(
     assert torch.equal(again.predict_logits(images), learned.predict_logits(images))
 
 
+def test_two_files_of_one_name_are_refused(shift: Path) -> None:
+    """Next to the prompts one would replace the other."""
+    shift.write_text(TRAINABLE, encoding="utf-8")
+    wrapper = shift.parent / "other" / "Shift.py"
+    wrapper.parent.mkdir()
+    wrapper.write_text('from maple.methods import METHODS\nclass Wrapper(METHODS["dept"]): title = "wrapper"')
+    settings = {"method.name": f"{wrapper}:Wrapper", "method.base_method": f"{shift}:Trainable"}
+    with pytest.raises(ConfigError, match=r"Shift\.py:Wrapper and shift\.py:Trainable are from different files of one"):
+        complete(resolve([], [f"{key}={value}" for key, value in settings.items()]))
+    renamed = wrapper.rename(wrapper.with_name("wrapper.py"))
+    settings["method.name"] = f"{renamed}:Wrapper"
+    completed = complete(resolve([], [f"{key}={value}" for key, value in settings.items()]))
+    assert sorted(plugins.code_files(completed.method).values()) == ["shift.py", "wrapper.py"]
+
+
 def test_a_damaged_copy_is_not_run(shift: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = plugins.trust_code(f"{shift}:Shift")
     (kept,) = (tmp_path / "state" / "maple" / "code").iterdir()
