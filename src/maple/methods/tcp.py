@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from maple.clip import Backbone, LayerEdit
+from maple.clip.plain_model import QuickGELU
 from maple.descriptions import PlotStyle
 from maple.errors import ConfigError
 from maple.methods.base import (
@@ -97,7 +97,7 @@ class TCP(Method):
     def text_edits(self) -> list[LayerEdit]:
         with full_precision(self._taught):
             hidden = self.meta_net[0](self._taught)
-            tokens = self.meta_net[1](hidden * torch.sigmoid(1.702 * hidden))
+            tokens = self.meta_net[1](QuickGELU()(hidden))
         layer = self.settings.class_prompt_layer
         edits = [LayerEdit(prompt=self.text_prompt[0]), *[LayerEdit()] * layer]
         # In the first block, too, class tokens come after positions: nothing is left of the learned tokens there.
