@@ -11,7 +11,7 @@ Source: torch/_inductor/mkldnn_lowerings.py calls the same operator for the line
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -30,6 +30,12 @@ def is_transforming() -> bool:
     return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
+def processor_facts() -> Mapping[str, Any]:
+    """What `torch.cpu.get_capabilities` says; nothing in PyTorch 2.6, which does not have it."""
+    facts: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return facts
+
+
 def _load_operator() -> Any:
     """The oneDNN operator; None if this PyTorch does not have it, or uses a BLAS other than MKL."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
@@ -46,9 +52,9 @@ def _load_operator() -> Any:
 _OPERATOR = _load_operator()
 # oneDNN supports bfloat16 on processors with AVX-512 only.
 _BFLOAT16 = _OPERATOR is not None and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-# Empty in versions of PyTorch that do not name the processor; those compute float32 as for other makes.
-_PROCESSOR = str(getattr(torch.cpu, "get_capabilities", dict[str, Any])().get("cpu_name", ""))
-_DTYPES = (*(() if _PROCESSOR.startswith("Intel") else (torch.float32,)), *((torch.bfloat16,) if _BFLOAT16 else ()))
+# Where PyTorch does not name the processor, float32 is computed as for other makes.
+_INTEL = str(processor_facts().get("cpu_name", "")).startswith("Intel")
+_DTYPES = (*(() if _INTEL else (torch.float32,)), *((torch.bfloat16,) if _BFLOAT16 else ()))
 _AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
 _LEAST = 2**24 if _AVX2 else 1
 """From this number of multiply-adds on, oneDNN is used; its calls take 40 microseconds longer (measured with AVX2)."""

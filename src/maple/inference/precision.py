@@ -6,10 +6,8 @@ depend on the processor that it was computed on.
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
-from typing import Any
 
-import torch
-
+from maple.clip.cpu_linear import processor_facts
 from maple.inference.predictor import Prediction, Predictor
 from maple.inference.sources.image_sources import ImageSource, cache_downloads
 from maple.inference.torch_predictor import TorchPredictor
@@ -24,9 +22,7 @@ LARGEST_DIFFERENCE = 0.02
 
 def has_bfloat16_units() -> bool:
     """Whether this processor multiplies matrices of bfloat16 in units made for it (AMX), several times as fast."""
-    # PyTorch 2.6 cannot say.
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16"))
+    return bool(processor_facts().get("amx_bf16"))
 
 
 def in_fastest_precision(
