@@ -28,12 +28,26 @@ def test_formats_go_where_they_are_asked_for(make_run: MakeRun, runs: Path, tmp_
     assert written == [tmp_path / "folder" / "report.tex", tmp_path / "folder" / "report.md"]
 
 
+@pytest.mark.parametrize(
+    ("name", "start"), [("t.html", "<!DOCTYPE"), ("t.md", "MaPLe"), ("t.tex", "%"), ("t.csv", "run,"), ("t", None)]
+)
+def test_without_a_format_the_name_of_the_file_says_it(
+    name: str, start: str | None, make_run: MakeRun, runs: Path, tmp_path: Path
+) -> None:
+    make_run("maple", base=0.5, novel=0.5)
+    _, (written,) = write_report(runs, output=tmp_path / name, methods=METHODS)
+    assert written == (tmp_path / name if start else tmp_path / name / "report.html")
+    assert written.read_text().startswith(start or "<!DOCTYPE")
+
+
 def test_refused_without_writing(make_run: MakeRun, runs: Path, tmp_path: Path) -> None:
     make_run("maple", base=0.5, novel=0.5)
     with pytest.raises(ConfigError, match="unknown format 'pdf'; choose one of: html, markdown, latex, csv"):
         write_report(runs, ["markdown", "pdf"], methods=METHODS)
     with pytest.raises(ConfigError, match="is one file, but 2 formats"):
         write_report(runs, ["markdown", "csv"], tmp_path / "table.md", methods=METHODS)
+    with pytest.raises(ConfigError, match=r"a file of latex that ends as one of markdown; name it table\.tex, or"):
+        write_report(runs, ["latex"], tmp_path / "table.md", methods=METHODS)
     (tmp_path / "taken").write_text("")
     with pytest.raises(ConfigError, match="taken is a file; name a folder"):
         write_report(runs, ["markdown"], tmp_path / "taken", methods=METHODS)

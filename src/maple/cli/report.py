@@ -32,7 +32,10 @@ def report_command(
     ] = None,
     formats: Annotated[
         list[str] | None,
-        Option("--format", help="html, markdown, latex, csv; repeatable, or several with commas. Default: html."),
+        Option(
+            "--format",
+            help="html, markdown, latex, csv; repeatable, or several with commas. Default: that of --output, or html.",
+        ),
     ] = None,
     data_root: options.DataRoot = None,
 ) -> None:
@@ -43,7 +46,7 @@ def report_command(
     from maple.methods import describe_methods
     from maple.report import write_report
 
-    kinds = [kind for given in formats or ["html"] for kind in options.comma_list(given) or []]
+    kinds = [kind for given in formats for kind in options.comma_list(given) or []] if formats else None
     loader = thumbnail_loader(data_root)
     report, written = write_report(folder, kinds, output, methods=describe_methods(), load_thumbnail=loader)
     console = Console()

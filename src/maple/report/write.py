@@ -92,7 +92,7 @@ class Report:
 
 def write_report(
     folder: Path,
-    formats: Sequence[str] = ("html",),
+    formats: Sequence[str] | None = None,
     output: Path | None = None,
     *,
     methods: Mapping[str, MethodDescription],
@@ -102,7 +102,8 @@ def write_report(
     """Report on the runs below `folder`; nothing is written unless every format can be made.
 
     Args:
-        formats: of html, markdown, latex, csv; with csv, the costs of methods get a file of their own.
+        formats: of html, markdown, latex, csv; with csv, the costs of methods get a file of their own. None: the one
+            that the ending of `output` says, otherwise html.
         output: a folder for report.html, report.md, ...; or, for one format, a file. Default: `folder`.
         methods: from `maple.methods.describe_methods()`.
         load_thumbnail: gives the images of the page; without it their names are shown.
@@ -110,20 +111,28 @@ def write_report(
 
     Raises:
         DataError: there is nothing to report.
-        ConfigError: an unknown format, or one file for several formats.
+        ConfigError: an unknown format, one file for several formats, or a file with the ending of another one.
 
     Example:
         >>> report, paths = write_report(Path("runs"), ["html", "latex"], methods=describe_methods())
     """
+    target = output or folder
+    named = {ending: kind for kind, ending in FORMATS.items()}.get(target.suffix) if output is not None else None
+    is_file = named is not None and not target.is_dir()
+    if formats is None:
+        formats = [named] if is_file and named else ["html"]
     for kind in formats:
         if kind not in FORMATS:
             raise ConfigError(one_of("format", kind, FORMATS))
     formats = list(dict.fromkeys(formats))
-    target = output or folder
-    is_file = output is not None and output.suffix in FORMATS.values() and not output.is_dir()
     if is_file and len(formats) > 1:
         raise ConfigError(
             f"{output} is one file, but {len(formats)} formats were requested ({', '.join(formats)}); name a folder"
+        )
+    if is_file and formats != [named]:
+        raise ConfigError(
+            f"{output} would be a file of {formats[0]} that ends as one of {named}; name it "
+            f"{target.with_suffix(FORMATS[formats[0]]).name}, or leave out the format"
         )
     if not is_file and target.is_file():
         raise ConfigError(f"{target} is a file; name a folder, or a file that ends in {', '.join(FORMATS.values())}")
