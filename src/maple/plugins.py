@@ -174,7 +174,7 @@ def code_files(settings: Mapping[str, Any]) -> dict[str, str]:
     return {name: name.partition(":")[0] for name in sorted(names)}
 
 
-def require_other_file_names(settings: Mapping[str, Any]) -> None:
+def require_distinct_files(settings: Mapping[str, Any]) -> None:
     """Require that the files of a method's settings can be kept in one folder, next to its prompts.
 
     Raises:
@@ -186,7 +186,7 @@ def require_other_file_names(settings: Mapping[str, Any]) -> None:
         if first.partition("@")[2] != name.partition("@")[2]:
             raise ConfigError(
                 f"{short_code_name(first)} and {short_code_name(name)} are from different files of one name, and both "
-                f"are kept next to the prompts; rename one of them"
+                "are kept next to the prompts; rename one of them"
             )
 
 

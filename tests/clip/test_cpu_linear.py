@@ -25,7 +25,7 @@ def whatever_their_size_and_the_processor() -> Iterator[None]:
     """Small products show what large ones do; oneDNN computes float32 on every processor."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu_linear, "_LEAST", 1)
-        patch.setattr(cpu_linear, "_DTYPES", (torch.float32, torch.bfloat16)[: 1 + cpu_linear._BFLOAT16])
+        patch.setattr(cpu_linear, "_DTYPES", [torch.float32, *cpu_linear._DTYPES])
         yield
 
 
@@ -138,7 +138,7 @@ def test_quick_gelu_and_its_derivatives() -> None:
 def test_float32_is_pytorchs_where_mkl_uses_all_of_the_processor(
     calls: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_linear, "_DTYPES", (torch.bfloat16,))
+    monkeypatch.setattr(cpu_linear, "_DTYPES", [torch.bfloat16])
     states, weight, bias, upstream = material((3, 8), 6)
     assert torch.equal(frozen_linear(states, weight, bias), F.linear(states, weight, bias))
     assert torch.equal(gradient_of(frozen_linear, states, weight, bias, upstream), upstream @ weight)

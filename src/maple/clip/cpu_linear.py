@@ -54,7 +54,7 @@ _OPERATOR = _load_operator()
 _BFLOAT16 = _OPERATOR is not None and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 # Where PyTorch does not name the processor, float32 is computed as for other makes.
 _INTEL = str(processor_facts().get("cpu_name", "")).startswith("Intel")
-_DTYPES = (*(() if _INTEL else (torch.float32,)), *((torch.bfloat16,) if _BFLOAT16 else ()))
+_DTYPES = [dtype for dtype, used in ((torch.float32, not _INTEL), (torch.bfloat16, _BFLOAT16)) if used]
 _AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
 _LEAST = 2**24 if _AVX2 else 1
 """From this number of multiply-adds on, oneDNN is used; its calls take 40 microseconds longer (measured with AVX2)."""

@@ -34,7 +34,7 @@ from maple.methods.tcp import TCP
 from maple.methods.tip_adapter import TipAdapter
 from maple.methods.two_stage import TwoStage
 from maple.methods.zero_shot import ZeroShot
-from maple.plugins import Registry, require_other_file_names, short_code_name
+from maple.plugins import Registry, require_distinct_files, short_code_name
 
 ZERO_SHOT = "zero_shot"
 """The method that learns nothing: the frozen CLIP, with which every other is compared."""
@@ -120,7 +120,7 @@ def method_settings(description: Mapping[str, Any]) -> tuple[str, MethodSettings
         >>> method_settings({"name": "coop", "prompt_length": 4})[1].prompt_length
         4
     """
-    require_other_file_names(description)
+    require_distinct_files(description)
     values = dict(description)
     name = values.pop("name", None)
     return name, METHODS.find(name, ", or PATH/FILE.py:CLASS for one of your own").Settings(**values)

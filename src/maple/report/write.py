@@ -117,22 +117,21 @@ def write_report(
         >>> report, paths = write_report(Path("runs"), ["html", "latex"], methods=describe_methods())
     """
     target = output or folder
-    named = {ending: kind for kind, ending in FORMATS.items()}.get(target.suffix) if output is not None else None
-    is_file = named is not None and not target.is_dir()
-    if formats is None:
-        formats = [named] if is_file and named else ["html"]
+    by_ending = {ending: kind for kind, ending in FORMATS.items()}
+    file_format = by_ending.get(target.suffix) if output is not None and not target.is_dir() else None
+    is_file = file_format is not None
+    formats = list(dict.fromkeys([file_format or "html"] if formats is None else formats))
     for kind in formats:
         if kind not in FORMATS:
             raise ConfigError(one_of("format", kind, FORMATS))
-    formats = list(dict.fromkeys(formats))
     if is_file and len(formats) > 1:
         raise ConfigError(
             f"{output} is one file, but {len(formats)} formats were requested ({', '.join(formats)}); name a folder"
         )
-    if is_file and formats != [named]:
+    if is_file and (others := [kind for kind in formats if kind != file_format]):
         raise ConfigError(
-            f"{output} would be a file of {formats[0]} that ends as one of {named}; name it "
-            f"{target.with_suffix(FORMATS[formats[0]]).name}, or leave out the format"
+            f"{output} would be a file of {others[0]} that ends as one of {file_format}; name it "
+            f"{target.with_suffix(FORMATS[others[0]]).name}, or leave out the format"
         )
     if not is_file and target.is_file():
         raise ConfigError(f"{target} is a file; name a folder, or a file that ends in {', '.join(FORMATS.values())}")
